@@ -94,7 +94,7 @@ def deploy_leak_checked(request, deploy, deployment):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One Chromium per test module, which cannot use `asyncio.run` meanwhile."""
+    """One Chromium per test module. The module cannot use `asyncio.run`."""
     with open_chromium() as chromium:
         yield chromium
 

@@ -314,7 +314,7 @@ def test_denial_events_have_destination_and_reason(results):
     reasons = [denial["reason"] for denial in results["denied"]]
     for reason, times in (
         ("its TLS names another server", 2),
-        ("Host header names another", 2),
+        ("Host header names a different host", 2),
         ("the Host header and the target name different hosts", 1),
         ("is not an address of its name", 1),
         ("resolves to no public address", 4),

@@ -1,4 +1,4 @@
-"""What an agent cannot reach from its sandbox, and the legitimate twin of each attempt."""
+"""Attempts of an agent to reach beyond its sandbox, and the legitimate twin of each."""
 
 import contextlib
 import json

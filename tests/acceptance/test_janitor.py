@@ -21,7 +21,7 @@ STEPS = {
     "the control group": lambda files_: any(files_.root.name in one for one in cgroups(files_.root.parents[3])),
     "a process": lambda files_: any(f"sandbox:{files_.root.name}" in words for words in command_lines()),
 }
-"""What an attempt creates, in order; the runner is killed after each."""
+"""The objects that an attempt creates, in order; the runner is killed after each."""
 
 RUNTIME_STEPS = ("the handle", "the control group", "a process")
 """The steps in which the runner has used its runtime."""

@@ -1,4 +1,4 @@
-"""After a reboot: all processes have ended, and the journals have another boot id."""
+"""After a reboot: all processes have ended, and the journals have a different boot id."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def reboot(deployment):
 
 
 def with_other_boot_id(line):
-    """The record with another boot id of the same length, and its checksum."""
+    """The record with a different boot id of the same length, and its checksum."""
     payload = re.sub(rb'"boot_id":"[0-9a-f]', b'"boot_id":"g', line[9:-1])
     return b"%08x %b\n" % (crc32(payload), payload)
 

@@ -128,7 +128,7 @@ def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkey
 
 def test_shutdown_during_a_later_probe_leaves_nothing(deploy, tmp_path):
     deployment = deploy("1 hangs", pause="0.2")
-    wait_until((tmp_path / "made").exists, 10, "the second probe to be under way")
-    assert "a probe is under way" in deployment.http.get("/api/v1/health/ready").json()["message"]
+    wait_until((tmp_path / "made").exists, 10, "the second probe to run")
+    assert "a probe is running" in deployment.http.get("/api/v1/health/ready").json()["message"]
     assert deployment.server.stop() < 5
     check_no_leftovers(tmp_path)

@@ -21,7 +21,7 @@ COMMON_OPTIONS = ("--server", "--token", "--no-color", "--format", "--help", "--
 
 
 def generated() -> dict[str, str]:
-    """The expected content of each generated file."""
+    """Return the expected content of each generated file."""
     schema = create_api_schema_app(__version__).openapi()
     return {
         "openapi.json": schema_text(),
@@ -44,21 +44,21 @@ def _operations(schema: dict[str, Any]) -> Iterator[str]:
             yield f"{operation['description']}\n"
             parameters = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "path"]
             if parameters:
-                yield "| parameter | in | what it is |\n| --- | --- | --- |"
+                yield "| parameter | in | description |\n| --- | --- | --- |"
                 yield from (
                     f"| `{parameter['name']}` | {parameter['in']} | {_purpose(parameter)} |" for parameter in parameters
                 )
                 yield ""
             if "requestBody" in operation:
                 yield f"{_body(operation['requestBody'])}\n"
-            yield f"Answers: {', '.join(_responses(operation))}\n"
+            yield f"Responses: {', '.join(_responses(operation))}\n"
 
 
 def _body(body: dict[str, Any]) -> str:
-    """The description of a request body. Lists the fields of a plain object."""
+    """Describe a request body in Markdown, with its fields if it is a plain object."""
     media_types = ", ".join(f"`{media_type}`" for media_type in body["content"])
     fields = [f"`{name}`" for media in body["content"].values() for name in media["schema"].get("properties", ())]
-    description = f"Body ({media_types}{'' if body['required'] else '; may be left out'}): {body['description']}"
+    description = f"Body ({media_types}{'' if body['required'] else '; optional'}): {body['description']}"
     return f"{description} Fields: {', '.join(fields)}." if fields else description
 
 
@@ -88,7 +88,7 @@ def _cell(text: str) -> str:
 
 
 def commands(command: click.Command = command_line, name: str = "sandbox") -> Iterator[tuple[str, click.Command]]:
-    """Each leaf command with its full name."""
+    """Yield each leaf command with its full name."""
     if not isinstance(command, click.Group):
         yield name, command
         return
@@ -111,7 +111,7 @@ def _commands() -> Iterator[str]:
         ]
         specific = [option for option in options if not {*option.opts} & {*COMMON_OPTIONS}]
         if specific:
-            yield "| option | what it does |\n| --- | --- |"
+            yield "| option | description |\n| --- | --- |"
             yield from (f"| {_names(option, context)} | {_option_purpose(option)} |" for option in specific)
             yield ""
         if command.epilog:
@@ -128,7 +128,7 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _option_purpose(option: click.Option) -> str:
-    """The help of an option, with the range that click shows."""
+    """Return the help of an option, with the range that click shows."""
     description = (option.help or "").removesuffix(".")
     if isinstance(option.type, click.IntRange) and option.type.min:
         minimum, maximum = option.type.min, option.type.max

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# The agent's home is a path inside sandboxes, not of a machine; `me` and `user` are placeholders. `/root` alone is a
-# path that sandboxes must not see.
+# The agent's home is a path inside sandboxes, not of a machine; `me` and `user` are placeholders. `/root` itself is
+# allowed: tests check that sandboxes cannot see it.
 MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/")
 # Split, so that this line does not match.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]

@@ -1,4 +1,4 @@
-"""The deployment under test: a real server, an agent that logs what it prints, and a throttled git server."""
+"""The deployment under test: a real server, an agent that logs its output, and a throttled git server."""
 
 import json
 import os
@@ -80,6 +80,6 @@ class ChaosDeployment(Deployment):
         return journal_file.state_of(self.records(task_id))
 
     def agent_starts(self, task_id):
-        """How many agents have reported to the model that they start this task."""
+        """Number of agents that have reported to the model that they start this task."""
         message = json.dumps(f"begin {task_id}")
         return sum(message in request["body"] for request in self.model_requests())

@@ -131,7 +131,7 @@ class StateDriver:
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
-        """None if the runner has ended meanwhile."""
+        """None if the runner has already ended."""
         wait_until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
         while (pid := find_runner(self._machine.data_dir, task_id)) is None:

@@ -24,7 +24,7 @@ KILLED = 128 + signal.SIGKILL
 ALLOWED_ENDS = {
     # The runner continues without the server.
     "server": {state: {COMPLETED} for state in STATES},
-    # An attempt whose agent had not started is retried; otherwise it is not. A recorded outcome stands.
+    # An attempt whose agent had not started is retried; otherwise it is not. A recorded outcome is final.
     "runner": {**{state: {COMPLETED} for state in STATES}, "running": {LOST_RUNNER}},
     "sandbox": {
         "provisioning": {COMPLETED},
@@ -90,7 +90,7 @@ class TaskRecord:
 
     @property
     def written(self):
-        """The agent's log of what it printed, if it was collected."""
+        """The agent's log of its output, if it was collected."""
         return next((artifact.content for artifact in self.artifacts if artifact.name == MARK), None)
 
     @property
@@ -209,7 +209,7 @@ def _state_at_kill(task: TaskRecord) -> str:
 
 
 def check_output_lines(task: TaskRecord) -> Iterator[str]:
-    """The journal has what the agent printed.
+    """The journal has the agent's output.
 
     All of it if the runner survives; a prefix of whole lines if it was killed. A killed agent may have logged its last
     line without printing it. Output that was readable once stays readable.

@@ -20,7 +20,7 @@ class Client:
 
     @staticmethod
     def is_delivered(frame):
-        """Whether clients of this kind receive the event: output and log events."""
+        """Whether clients of this kind receive the event. By default: output and log events."""
         return log_stream_of(frame) is not None
 
     def __init__(self, deployment, task_id):

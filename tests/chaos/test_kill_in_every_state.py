@@ -1,4 +1,4 @@
-"""The guarantees of oracle.py hold, whatever is killed in whatever state.
+"""The guarantees of oracle.py hold for any kill target in any state.
 
 One random kill target per state here; `script/chaos` tests all of them in many rounds. Set SANDBOX_TEST_SEED to the
 printed seed to repeat a choice.
@@ -25,7 +25,7 @@ def one_target_per_state(rng):
 
 
 def gvisor_cells(rng):
-    """What depends on gVisor: sandboxes end, and another process can end them and collect the work."""
+    """Guarantees that depend on gVisor: sandboxes end, and another process can end them and collect the work."""
     return {rng.choice(sorted(cells("sandbox"))), ("runner", "running")}
 
 

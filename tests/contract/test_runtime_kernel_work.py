@@ -1,4 +1,4 @@
-"""The uninterrupted kernel work of one system call is bounded."""
+"""One system call cannot occupy the kernel without preemption for an unbounded time."""
 
 import asyncio
 from pathlib import Path

@@ -103,13 +103,13 @@ def run_tasks(deployment):
     deployment.wait("upgrade-build", 60)
     submit(deployment, "audit-payments", "Security audit of the payment service", team="security")
     deployment.wait("audit-payments", 120)
-    submit(deployment, "rename-api", "Rename the API to what it does", team="platform")
+    submit(deployment, "rename-api", "Rename the API", team="platform")
     deployment.wait_for_state("running", "rename-api")
     deployment.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
     deployment.wait("rename-api", 60)
     submit(deployment, "import-data", "Import the large data set", cpus=14)
     wait_until(lambda: deployment.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
-    submit(deployment, "train-model", "Train the model anew", cpus=14)
+    submit(deployment, "train-model", "Retrain the model", cpus=14)
     wait_until(lambda: "CPUs" in deployment.status("train-model")["state_message"], 20, "the task to be pending")
 
 

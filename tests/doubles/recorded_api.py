@@ -1,4 +1,4 @@
-"""A small HTTP server with recorded responses of the API, which records requests."""
+"""A small HTTP server that returns canned API responses and records the requests."""
 
 import json
 import threading

@@ -43,7 +43,7 @@ def _is_runner(directory):
 def _has_open(directory, file):
     with contextlib.suppress(OSError):
         for descriptor in (directory / "fd").iterdir():
-            # A descriptor that was closed meanwhile does not affect the others.
+            # A descriptor that was closed in the meantime does not affect the others.
             with contextlib.suppress(OSError):
                 yield os.path.samestat(descriptor.stat(), file)
 

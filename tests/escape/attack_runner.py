@@ -76,7 +76,7 @@ class AttackRun:
 
     user: uid of the server, root by default; an ordinary user cannot enforce limits, so resource attacks are skipped.
     attacks: by kind; all by default.
-    has_stand_in: use a Python program instead of the agent, which takes minutes to start in an emulated guest.
+    has_fake_agent: use a Python program instead of the agent, which takes minutes to start in an emulated guest.
     evidence: of the attacks from inside.
     sent_packets, allowed_packets: packets on the wire, and the expected ones · host_requests: received by the host.
     """

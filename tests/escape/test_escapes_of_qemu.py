@@ -40,7 +40,7 @@ SAMPLE = {
 @pytest.fixture(scope="module")
 def attack_run(tmp_path_factory):
     require_qemu_components()
-    sample = {} if RUN_ALL_QEMU_TESTS else {"attacks": SAMPLE, "has_stand_in": True}
+    sample = {} if RUN_ALL_QEMU_TESTS else {"attacks": SAMPLE, "has_fake_agent": True}
     with AttackRun(tmp_path_factory.mktemp("qemu"), "qemu", **sample) as run:
         yield run
 

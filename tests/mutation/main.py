@@ -257,7 +257,7 @@ def _baseline(copy: Copy, files: list[str], own_files: list[str], measured: list
         cpu_seconds=BASELINE_SECONDS,
     )
     outcome.lines = {paths[path]: lines for path, lines in outcome.lines.items()}
-    # All mutants share what is compiled now.
+    # All mutants share the code that is compiled now.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     return outcome

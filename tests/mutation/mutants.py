@@ -254,7 +254,7 @@ def _other_constants(value: object) -> Iterator[str]:
 
 
 def _elements(node: ast.Dict | ast.Set | ast.Tuple | ast.List) -> Iterator[Change]:
-    """Remove one element. The lines of the others stay as they are."""
+    """Remove one element. The lines of the others do not change."""
     if isinstance(node, ast.Tuple | ast.List) and not isinstance(node.ctx, ast.Load):
         return
     if isinstance(node, ast.Dict):

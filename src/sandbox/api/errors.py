@@ -76,7 +76,7 @@ class RequestTimeoutError(SandboxError):
 
 
 class RangeNotSatisfiableError(SandboxError):
-    """The range begins after the end of the file; `size_bytes` is the file's size."""
+    """The range starts after the end of the file; `size_bytes` is the file's size."""
 
     code = "range_not_satisfiable"
 

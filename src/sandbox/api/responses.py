@@ -51,7 +51,7 @@ def problem_response(
     fields: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Create an error response. code: for programs; message: for users; fields: further top-level members."""
+    """Create an error response. code: for programs; message: for users; fields: additional top-level members."""
     identity = get_request_id(connection)
     body = {
         "error": code,

@@ -10,13 +10,13 @@ from sandbox.model.task_state import TaskState
 
 
 class Body(BaseModel):
-    """No answer has a key that its schema does not name."""
+    """Base class: a response contains no undeclared keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class LinksBody(Body):
-    """Where to go on."""
+    """Links to related resources."""
 
     self: str
     logs: str
@@ -24,7 +24,7 @@ class LinksBody(Body):
 
 
 class SubmittedBody(Body):
-    """The task was taken and will survive a crash of the server."""
+    """The task was accepted. It is durable: it survives a crash of the server."""
 
     task_id: str
     state: Literal["pending"]
@@ -34,7 +34,7 @@ class SubmittedBody(Body):
 
 
 class DryRunBody(Body):
-    """The server would take this manifest now; nothing was submitted."""
+    """The server would accept this manifest now; nothing was submitted."""
 
     dry_run: Literal[True]
     message: str
@@ -42,14 +42,14 @@ class DryRunBody(Body):
 
 
 class FailureBody(Body):
-    """Why the task failed: a stable code and a sentence that says what to do."""
+    """Why the task failed: a stable code, and a message that says what to do."""
 
     code: str
     message: str
 
 
 class VmBody(Body):
-    """The sandbox. `runtime`, `tier`, `image`, and `isolates` (what the tier is) are null until it is known."""
+    """The sandbox. `isolates` describes the tier. `runtime`, `tier`, `isolates` and `image` are null until known."""
 
     runtime: str | None
     tier: str | None
@@ -63,7 +63,7 @@ class VmBody(Body):
 
 
 class ProgressBody(Body):
-    """Counters of the work so far; tokens, cost and refusals as counted at the gateway."""
+    """Counters of the work so far. Tokens, cost and denied connections are counted by the gateway."""
 
     output_bytes: int
     tool_calls: int
@@ -77,9 +77,9 @@ class ProgressBody(Body):
 
 
 class FollowUp(StrEnum):
-    """Why an attempt follows another; the first one that may be is taken.
+    """Why another attempt follows; the first applicable kind is used.
 
-    again: the agent had not begun. resume: a lost agent goes on in its session, on its disk. retry: from the beginning.
+    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: from the beginning.
     """
 
     AGAIN = "again"
@@ -88,7 +88,7 @@ class FollowUp(StrEnum):
 
 
 class AttemptBody(Body):
-    """One try at carrying the task out. followed_by: why another one came after it."""
+    """One attempt to run the task. followed_by: why another attempt followed."""
 
     number: int
     id: str
@@ -107,7 +107,7 @@ class SecretBody(Body):
 
 
 class DefinitionBody(Body):
-    """What was asked for, with the defaults filled in."""
+    """The submitted manifest, with the defaults filled in."""
 
     repository: dict[str, Any]
     claude: dict[str, Any]
@@ -139,7 +139,7 @@ class TaskItemBody(Body):
 
 
 class TaskBody(TaskItemBody):
-    """A task. sandbox_kept: it has failed, and its sandbox is there until it is released or its time is over."""
+    """A task. sandbox_kept: the task failed, and its sandbox is preserved until it is released or expires."""
 
     definition: DefinitionBody
     sandbox_kept: bool
@@ -157,7 +157,7 @@ class TaskListBody(Body):
 
 
 class CancelledBody(Body):
-    """The wish is recorded; the task ends soon."""
+    """The cancel request is stored. The task ends shortly."""
 
     success: Literal[True]
     task_id: str
@@ -168,7 +168,7 @@ class CancelledBody(Body):
 
 
 class ReleasedBody(Body):
-    """The preserved sandbox is gone."""
+    """The preserved sandbox was removed."""
 
     success: Literal[True]
     task_id: str
@@ -176,7 +176,7 @@ class ReleasedBody(Body):
 
 
 class PrunedTaskBody(Body):
-    """A task that is gone, or would be."""
+    """A task that was removed, or would be removed with `dry_run`."""
 
     id: str
     state: TaskState
@@ -185,7 +185,7 @@ class PrunedTaskBody(Body):
 
 
 class PrunedBody(Body):
-    """What was removed, or would be with `dry_run`; the oldest end first."""
+    """The tasks that were removed, or would be removed with `dry_run`; those that ended first come first."""
 
     dry_run: bool
     tasks: list[PrunedTaskBody]
@@ -216,20 +216,20 @@ class ArtifactListBody(Body):
 
 
 class AliveBody(Body):
-    """The server answers."""
+    """The server responds."""
 
     status: Literal["ok"]
     version: str
 
 
 class ReadyBody(Body):
-    """The server takes tasks and runs them."""
+    """The server accepts and runs tasks."""
 
     status: Literal["ready"]
 
 
 class RuntimeBody(Body):
-    """What a runtime can do on this machine; `mend` says what to do when it does not work."""
+    """Capabilities of a runtime on this host. `mend`: how to fix the runtime if it does not work."""
 
     name: str
     works: bool
@@ -247,7 +247,7 @@ class StoreBody(Body):
 
 
 class OccupancyBody(Body):
-    """What may be promised to unfinished tasks, what is, and how many tasks wait for more."""
+    """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
 
     cpus: int
     cpus_promised: int
@@ -266,7 +266,7 @@ class DiskBody(Body):
 
 
 class HealthBody(Body):
-    """How the server is. `next_probe_at`: while no runtime works, when they are probed again."""
+    """Health of the server. `next_probe_at`: the time of the next probe of the runtimes, while none of them works."""
 
     status: Literal["ok", "degraded"]
     ready: bool
@@ -283,7 +283,7 @@ class HealthBody(Body):
 
 
 class DrainBody(Body):
-    """How far a drain is. `running` tasks go on; those `waiting` begin once the drain is undone."""
+    """Progress of a drain. `running` tasks continue; `waiting` tasks start once the drain is undone."""
 
     draining: bool
     since: datetime | None
@@ -292,7 +292,7 @@ class DrainBody(Body):
 
 
 class DetailBody(Body):
-    """One mistake. `field` is its path, `line` and `column` its place in a YAML manifest."""
+    """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
 
     field: str
     rule: str
@@ -302,7 +302,7 @@ class DetailBody(Body):
 
 
 class ExistingTaskBody(Body):
-    """The task that has the id already."""
+    """The existing task with the same id."""
 
     id: str
     state: TaskState
@@ -310,7 +310,7 @@ class ExistingTaskBody(Body):
 
 
 class ProblemBody(Body):
-    """Every error answer; RFC 9457 with more."""
+    """An error response: problem details (RFC 9457) with additional members."""
 
     error: str
     message: str
@@ -331,7 +331,7 @@ class ProblemBody(Body):
 
 
 class SessionBody(BaseModel):
-    """Who the session is."""
+    """Role and name of the session's token."""
 
     role: Literal["viewer", "operator"]
     name: str

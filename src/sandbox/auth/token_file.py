@@ -76,7 +76,7 @@ NAME_CHARACTERS_MAX = 64
 """Maximum length of a token's name; a longer one is rejected."""
 
 LOCK_SECONDS = 5.0
-"""How long a change waits for a concurrent one; then it fails."""
+"""How long a change waits for a concurrent change. After that it fails."""
 
 _LOCK_POLL_SECONDS = 0.02
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class TokenFile:
     """Implements `interfaces.auth.TokenStore`, and changes the tokens.
 
     Once a token existed, the server never returns to open access by itself: the file stays when the last token is
-    revoked, and an unreadable file rejects everybody.
+    revoked, and with an unreadable file every request is rejected.
     """
 
     def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -199,7 +199,8 @@ class TokenFile:
             self._records = {record.id: record for record in self.list()}
         except TokenFileError as error:
             _log.error("All requests are denied: %s", error)
-        # The stamp is older than the content: a file replaced in between has another stamp and is read again.
+        # The stamp was read before the content. If the file is replaced in between, the next stamp differs and the file
+        # is read again.
         self._stamp = stamp
 
     def _read_stamp(self) -> FileStamp | None:

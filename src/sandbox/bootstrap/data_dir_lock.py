@@ -28,9 +28,9 @@ class DataDirBusyError(SandboxError):
 def lock_data_dir(data_dir: Path) -> Iterator[None]:
     """Lock a data directory exclusively; the lock ends with the process.
 
-    The directory itself is locked, under whatever path: unlike a file, it cannot be removed by a cleaner of temporary
-    files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is rejected: it
-    names the same attempts as the original and would end those that run there. Raises DataDirBusyError,
+    The directory itself is locked, independent of its path: unlike a file, it cannot be removed by a cleaner of
+    temporary files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is
+    rejected: it names the same attempts as the original and would end those that run there. Raises DataDirBusyError,
     UnsafeDirectoryError if another user owns it, OSError.
     """
     check_owner(data_dir)

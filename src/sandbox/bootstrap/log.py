@@ -35,7 +35,7 @@ _EXTRA_FIELDS = (
     "data_dir",
     "kind",
 )
-"""Further fields of a line, set by `extra` of the call."""
+"""Additional fields of a line, set by `extra` of the call."""
 
 
 def configure_logging(log_format: str, level: str) -> "LogFormatter":
@@ -61,7 +61,7 @@ class LogFormatter(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one line; in text format a traceback follows on further lines."""
+        """Format one line; in text format a traceback follows on additional lines."""
         fields = {name: value for name, value in self._collect_fields(record).items() if value is not None}
         return self._render(
             {

@@ -48,10 +48,10 @@ def make_data_dir(directory: Path) -> Path:
 
 
 def check_usable_data_dir(directory: Path) -> None:
-    """Check whether a server may use this data directory, without changes. Raises UnsafeDirectoryError, OSError.
+    """Require that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
 
-    Making a shared directory private would lock others out, so it is accepted only if it is empty or already has a
-    server's data.
+    A directory that others can access is accepted only if it is not sticky (like /tmp) and is empty or already contains
+    a server's data, because the server will make it private.
     """
     try:
         check_owner(directory)

@@ -92,7 +92,7 @@ def _read_order() -> LaunchOrder:
 
 
 def _startup_timeout_seconds(order: LaunchOrder) -> int:
-    """Allow time to read the whole journal: a busy host is no reason to lose the work in it."""
+    """Allow time to read the whole journal: its work must not be lost because the host is busy."""
     size_bytes = FileJournals(Path(order.data_dir)).size_bytes(order.task_id)
     return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
@@ -204,7 +204,7 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
 
 
 def choose_disks(order: LaunchOrder) -> Disks:
-    """Choose the kind that an earlier process of the attempt used, regardless of what the host supports by now."""
+    """Choose the kind that an earlier process of the attempt used, regardless of what the host supports now."""
     is_loop, data_dir = order.disks == "loop", Path(order.data_dir)
     if order.finish or order.visit or order.resumes:
         is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())

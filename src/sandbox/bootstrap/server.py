@@ -93,7 +93,7 @@ from sandbox.system.files import fsync_path
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's rights.
 
-    On a busy host the answer is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
+    On a busy host the result is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
     can be created, because a finisher of an earlier attempt still reads its workspace.
     """
     try:
@@ -144,7 +144,7 @@ class ServerDirectories:
 def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
-    announce: how the addresses are printed once the server is ready: for people, or as one JSON line.
+    announce: how the addresses are printed once the server is ready: as text, or as one JSON line.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)
@@ -389,9 +389,9 @@ def _announce(
             json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(directories.data_dir)}), flush=True
         )
     else:
-        print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {directories.data_dir}", flush=True)
+        print(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {directories.data_dir}", flush=True)
     _log.info(
-        "The server answers", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
+        "The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
     )
     for reason in blockers:
         _log.warning("The server does not accept tasks. %s", reason)

@@ -109,7 +109,7 @@ class MethodNotAllowedError(InvalidRequestError):
 
 
 class RangeNotSatisfiableError(InvalidRequestError):
-    """The range begins after the end of the file."""
+    """The range starts after the end of the file."""
 
     code = "range_not_satisfiable"
 
@@ -201,7 +201,7 @@ class RateLimitError(ClientError):
 
 
 class ResponseMemoryError(RateLimitError):
-    """Too much of the responses to this token is unread; read or close them, then retry."""
+    """Too much data of responses to this token is unread; read or close them, then retry."""
 
     code = "response_memory_exceeded"
 
@@ -338,7 +338,7 @@ def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
     """
     if error.code != NotFoundError.code or path.endswith("/vm"):
         return error
-    message = f"{server} has no such endpoint: it is not a Sandbox server, or has another version."
+    message = f"{server} has no such endpoint: it is not a Sandbox server, or has a different version."
     advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
     return UnexpectedAnswerError(f"{message} {advice}", status=error.status, body=error.body)
 

@@ -1,6 +1,6 @@
 """Events of a task, as the dictionaries that the server sends; `type` distinguishes them.
 
-A newer server may send further types: ignore them.
+A newer server may send additional types: ignore them.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Connection:
         return cast("ResponseT", response)
 
     def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
-        """Convert an error response to an exception. body: the beginning of the response body."""
+        """Convert an error response to an exception. body: the first part of the response body."""
         error = error_from_response(self.server, response.status_code, body, response.headers.get("Retry-After"))
         return refine_not_found(error, self.server, response.url.path)
 
@@ -128,7 +128,10 @@ def authorization_header(token: str | None) -> dict[str, str]:
     if not token:
         return {}
     if not _TOKEN_PATTERN.fullmatch(token):
-        message = "The token (--token, SANDBOX_TOKEN) must be visible ASCII without spaces and line ends."
+        message = (
+            "The token (--token, SANDBOX_TOKEN) must consist of visible ASCII characters, "
+            "without spaces or line breaks."
+        )
         raise InvalidParameterError(message)
     return {"Authorization": f"Bearer {token}"}
 

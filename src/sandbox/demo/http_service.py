@@ -69,7 +69,7 @@ class HttpConnection:
         await self._write(h11.EndOfMessage())
 
     async def start_response(self, status: int, headers: Sequence[tuple[str, str]], part: bytes = b"") -> None:
-        """Send the head of a response and the beginning of its body."""
+        """Send the head of a response and the first part of its body."""
         await self._write(h11.Response(status_code=status, headers=list(headers)))
         await self._write(h11.Data(data=part))
 
@@ -131,7 +131,7 @@ class HttpService:
             while (request := await channel.receive()) is not None:
                 await self._handler(request, channel)
         except (OSError, h11.ProtocolError):
-            pass  # the client has disconnected, speaks no HTTP, or is to be cut off
+            pass  # the client has disconnected, does not use HTTP, or must be disconnected
         finally:
             writer.close()
             with contextlib.suppress(OSError):

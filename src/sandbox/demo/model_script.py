@@ -32,7 +32,7 @@ class Fault(msgspec.Struct, frozen=True):
 
     kind: Literal["error", "hang", "cut"] = "error"
     status: int = 500
-    message: str = "The script wants this request to fail."
+    message: str = "The script makes this request fail."
     times: int = 1
 
 

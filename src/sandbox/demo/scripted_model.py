@@ -148,7 +148,9 @@ class ScriptedModel:
         elif request.method == "HEAD":
             await channel.send(200, (), ())
         else:
-            await channel.send(404, _JSON_HEADERS, [error_body(404, f"{request.method} {request.path} is not played.")])
+            await channel.send(
+                404, _JSON_HEADERS, [error_body(404, f"{request.method} {request.path} is not supported.")]
+            )
 
     def _record_request(self, request: HttpRequest) -> None:
         self.requests.append(request)
@@ -206,10 +208,10 @@ def _read_body(request: HttpRequest) -> dict[str, Any]:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; print the URL as one JSON line."""
-    parser = argparse.ArgumentParser(description="Play the Anthropic Messages API from a script.")
+    parser = argparse.ArgumentParser(description="Serve the Anthropic Messages API from a script.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")
-    parser.add_argument("--script", type=Path, help="JSON file; the example's script when absent")
+    parser.add_argument("--script", type=Path, help="JSON file; default: the script of the example")
     parser.add_argument("--record", type=Path, help="append every request to this file, one JSON line each")
     options = parser.parse_args()
     script = load_script(options.script) if options.script else example_script()

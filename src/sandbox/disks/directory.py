@@ -64,7 +64,7 @@ def _descendants(ancestor: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     children: dict[int, list[int]] = {}
     for pid in pids:
-        if pid == ancestor:  # otherwise ids that are reused meanwhile could form a cycle
+        if pid == ancestor:  # otherwise ids that are reused during the walk could form a cycle
             continue
         children.setdefault(_parent_pid(pid), []).append(pid)
     found = [*children.get(ancestor, ())]
@@ -83,7 +83,7 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""Charged per file: an empty file takes no block, but one of the file system's inodes."""
+"""Charged per file: an empty file uses no block, but one inode of the file system."""
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 
@@ -104,7 +104,7 @@ class DirectoryDisks:
     async def usage(self, files: AttemptLayout) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
-        A file removed meanwhile counts nothing, and a file unlinked meanwhile is not counted twice.
+        A file that is removed during the measurement counts nothing, and one that is unlinked is not counted twice.
         """
         deleted_usage = await _measure_deleted(files.disk)
         used_bytes = deleted_usage.size_bytes + await _run_du(files.disk, "--block-size=1")

@@ -1,7 +1,7 @@
 """Releases leftover disks: those that are still mounted although no process runs their attempts.
 
 A disk's mount is in its runner's mount namespace, which exists as long as any process in it. That can be a process that
-the runner started outside of the sandbox and that did not die with it.
+the runner started outside of the sandbox and that did not end with the runner.
 """
 
 import asyncio

@@ -60,7 +60,7 @@ _DELETED = " (deleted)"
 
 
 def find_devices(image: Path) -> Sequence[Path]:
-    """Return the loop devices in /sys/block for this file, by whatever path it was opened."""
+    """Return the loop devices in /sys/block for this file, independent of the path by which it was opened."""
     path = str(image.parent.resolve() / image.name)
     return [device for device, file in list_devices() if file == path or _is_same(file, image)]
 
@@ -80,7 +80,7 @@ def _is_same(file: str, image: Path) -> bool:
 
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: after a power loss the disk is only collected from, after a check that repairs what it can."""
+"""No journal: after a power loss, files are only collected from the disk, after fsck repaired it as far as possible."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk free
 _POLL_SECONDS = 0.01
@@ -130,7 +130,7 @@ class LoopDisks:
     async def verify(self, files: AttemptLayout) -> None:
         """Flush the disk and raise the first write error.
 
-        An agent's data is written to memory first, and no process inside learns that the host could not store it.
+        An agent's data is written to memory first, and no process inside gets an error if the host cannot store it.
         """
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)

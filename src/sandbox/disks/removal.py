@@ -1,4 +1,4 @@
-"""Removes what sandboxes left on disk."""
+"""Removes files that sandboxes left on disk."""
 
 import asyncio
 import os

@@ -209,7 +209,7 @@ class ModelConnection(ConnectionHandler):
             failed = self._model_protocol.upstream_failed(error.status, error.message)
             failed.to_client[:0] = effects.to_client
             return failed
-        if not self._model_protocol.is_in_flight:  # the client disconnected meanwhile
+        if not self._model_protocol.is_in_flight:  # the client has disconnected
             line.abort()
             return Effects()
         self._upstream = line

@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address, spelled as it was queried; redaction needs the original spelling."""
+        """Return the name of an address, in the spelling of the query; redaction needs the original spelling."""
         return self._names.get(IPv4Address(address))
 
 
@@ -60,7 +60,7 @@ class DnsResponse(msgspec.Struct, frozen=True):
 
 
 def respond(query: bytes, resolve: AddressLookup) -> DnsResponse:
-    """Answer one DNS message. Never raises. The response is at most one address record longer than the query."""
+    """Respond to one DNS message. Never raises. The response is at most one address record longer than the query."""
     if len(query) < _HEADER_BYTES:
         return DnsResponse(None)
     flags = int.from_bytes(query[2:4])

@@ -47,11 +47,11 @@ class EventReporter:
         self._report(usage)
 
     def report_budget_reached(self, message: str) -> None:
-        """Report that the budget is spent and no further model request is forwarded."""
+        """Report that the budget is spent and no more model requests are forwarded."""
         self._report(BudgetExhausted(message))
 
     def report_key_refused(self, message: str) -> None:
-        """Report that the model rejected the server's key and no further model request is forwarded."""
+        """Report that the model rejected the server's key and no more model requests are forwarded."""
         self._report(KeyRejected(message))
 
     def report_denied(self, host: str, port: int, reason: str) -> None:

@@ -32,12 +32,12 @@ _ODD = re.compile(rb"[^a-z0-9]")
 
 
 def client_side() -> h11.Connection:
-    """Create the server side of a connection from the sandbox."""
+    """Create the h11 state for a connection from the sandbox, in which the gateway is the server."""
     return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
 
 
 def upstream_side() -> h11.Connection:
-    """Create the client side of a connection to the upstream."""
+    """Create the h11 state for a connection to the upstream, in which the gateway is the client."""
     return h11.Connection(h11.CLIENT)
 
 

@@ -19,25 +19,25 @@ WIDE_CONNECTIONS_MAX = 16
 """Connections with full-size buffers at once; applies to hosts, to the model and to the sandbox separately."""
 
 NARROW_BUFFER_BYTES = 128 * 1024
-"""Receive and send buffer of each further connection; the kernel allocates the same amount for itself."""
+"""Receive and send buffer of each additional connection; the kernel allocates the same amount for itself."""
 
 CONNECTIONS_MAX = 128
-"""Open connections to the model listener, to hosts and for DNS, each; further ones wait."""
+"""Open connections to the model listener, to hosts and for DNS, each; additional ones wait."""
 
 HOST_CONNECTIONS_AT_ONCE = 1024
 """New connections to hosts without waiting. Each closed one occupies a local port for a minute."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
-"""Rate of new connections to hosts after that burst; further ones wait."""
+"""Rate of new connections to hosts after that burst; additional ones wait."""
 
 MODEL_CONNECTIONS_AT_ONCE = 256
 """New connections to the model's address without waiting. All tasks share its ports."""
 
 MODEL_CONNECTIONS_PER_SECOND = 4
-"""Rate of new connections to the model's address after that burst; further ones wait."""
+"""Rate of new connections to the model's address after that burst; additional ones wait."""
 
 NEW_MODEL_DEBT_SECONDS = 1.0
-"""CPU debt in seconds up to which new model connections are served; other traffic waits meanwhile."""
+"""CPU debt in seconds up to which new model connections are served; other traffic waits until the debt is paid."""
 
 MODEL_DEBT_SECONDS = 3.0
 """CPU debt in seconds for model connections whose last request was forwarded."""
@@ -46,34 +46,34 @@ MODEL_PRIORITY_CPU_SECONDS = 0.02
 """CPU seconds of a model connection without a forwarded request; above it the connection waits with other traffic."""
 
 HEAD_SECONDS = 10.0
-"""From the first byte of a request (or the connection's start) to the end of its head; above it the connection ends."""
+"""Time from the first byte of a request (or the connection's start) to its head's end; above it the connection ends."""
 
 BODY_SECONDS = 60.0
-"""Between two reads of a request body; above it the connection ends."""
+"""Time between two reads of a request body; above it the connection ends."""
 
 KEEP_ALIVE_SECONDS = 300.0
-"""Between a response and the next request; above it the connection ends."""
+"""Time between a response and the next request; above it the connection ends."""
 
 RESPONSE_SECONDS = 900.0
-"""Without data sent to a client that waits for its response; above it the connection ends."""
+"""Time without data sent to a client that waits for its response; above it the connection ends."""
 
 CLIENT_STALL_SECONDS = 60.0
 """Total time a client may stall a budgeted response; after that the response is read to its end without the client."""
 
 LINGER_SECONDS = 1.0
-"""Between the gateway's EOF and the client's, to deliver the last response; then the connection is aborted."""
+"""Time between the gateway's EOF and the client's, to deliver the last response; then the connection is aborted."""
 
 CONNECT_SECONDS = 10.0
-"""To reach the upstream, including DNS and TLS; above it: 504."""
+"""Time to reach the upstream, including DNS and TLS; above it: 504."""
 
 UPSTREAM_SECONDS = 600.0
-"""Between two reads from an upstream that owes a response; above it: 504, or a truncated response."""
+"""Time between two reads from an upstream that owes a response; above it: 504, or a truncated response."""
 
 UPSTREAM_IDLE_SECONDS = 30.0
 """How long an idle upstream connection is kept for the same client's next request."""
 
 HOLD_SECONDS = 120.0
-"""How long a model request waits for the agent check; above it: 503. Silence counts as a hang meanwhile."""
+"""How long a model request waits for the agent check; above it: 503. During this time, silence counts as a hang."""
 
 REQUEST_JSON_VALUES_MAX = 500_000
 """Commas, colons and brackets in a decoded model request, which limits the memory for decoding; above it: 413."""
@@ -106,16 +106,16 @@ PARTIAL_HELLOS_MAX = 16
 """Incomplete ClientHello candidates at once in such a protocol; above it the connection ends."""
 
 TUNNEL_IDLE_SECONDS = 300.0
-"""Without data in either direction between the sandbox and a host; above it the connection ends."""
+"""Time without data in either direction between the sandbox and a host; above it the connection ends."""
 
 HALF_OPEN_SECONDS = 60.0
-"""Without data on a half-closed connection between the sandbox and a host; above it the connection ends."""
+"""Time without data on a half-closed connection between the sandbox and a host; above it the connection ends."""
 
 LOOKUP_SECONDS = 5.0
-"""To resolve the name of a host; above it: 504."""
+"""Time to resolve the name of a host; above it: 504."""
 
 LOOKUPS_MAX = 8
-"""Concurrent name lookups; further ones wait within LOOKUP_SECONDS."""
+"""Concurrent name lookups; additional ones wait within LOOKUP_SECONDS."""
 
 ADDRESSES_MAX = 4
 """Addresses of one host that are tried, within CONNECT_SECONDS in total."""
@@ -124,19 +124,19 @@ MODEL_LOOKUP_SECONDS = 30.0
 """How often the model's addresses, which no other host may have, are looked up again."""
 
 SYNTHETIC_IPS_MAX = 4096
-"""Names of one sandbox with a synthetic address; further names do not resolve."""
+"""Names of one sandbox with a synthetic address; additional names do not resolve."""
 
 DNS_DATAGRAM_BYTES_MAX = 2048
 """A DNS query over UDP; longer queries are truncated."""
 
 DENIALS_REPORTED_MAX = 100_000
-"""Denials of an attempt that are reported individually; further ones are only counted, which is reported once."""
+"""Denials of an attempt that are reported individually; additional ones are only counted, which is reported once."""
 
 DENIALS_PER_SECOND_MAX = 20
 """Denials reported individually per second; the rest is counted in one report."""
 
 DROPPED_HEADERS_REPORTED_MAX = 20
-"""Dropped header names that are reported per attempt; further ones are only counted."""
+"""Dropped header names that are reported per attempt; additional ones are only counted."""
 
 ERROR_REPORT_INTERVAL_SECONDS = 10.0
 """Minimum time between two reports of the same error."""

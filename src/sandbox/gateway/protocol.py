@@ -7,7 +7,7 @@ import msgspec
 
 
 class Phase(Enum):
-    """What a client connection waits for; determines its timeout."""
+    """The event that a client connection waits for; determines its timeout."""
 
     HEAD = "head"
     BODY = "body"
@@ -37,7 +37,7 @@ class SansIOProtocol(Protocol):
 
     @property
     def phase(self) -> Phase:
-        """What the connection waits for now."""
+        """The event that the connection waits for now."""
         ...
 
     def client_data_received(self, data: bytes) -> Effects:

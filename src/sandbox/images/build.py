@@ -21,7 +21,7 @@ from sandbox.images.rootfs import RootFs
 class Component:
     """Files that are copied into an image.
 
-    paths: host file or directory to path inside. links: path to target. versions: for the image's metadata.
+    paths: paths inside by host file or directory. links: targets by path. versions: for the image's metadata.
     """
 
     paths: Mapping[Path, str]

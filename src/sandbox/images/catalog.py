@@ -44,7 +44,7 @@ class ProfileCatalog:
         return sorted({*shipped_profiles(), *filter(is_profile_name, imported)})
 
     def remove_stale_builds(self) -> None:
-        """Remove what killed builds left. Blocks. Raises OSError."""
+        """Remove leftovers of killed builds. Blocks. Raises OSError."""
         root = profiles_root(self._data_dir)
         for directory in root.iterdir() if root.is_dir() else ():
             ImageStore(self._data_dir, directory.name).remove_stale_build()
@@ -64,7 +64,7 @@ class ProfileCatalog:
         return ProfileEntry(name, definition is not None, description, tier, record)
 
     def entries(self) -> list[ProfileEntry]:
-        """Return all profiles, without those that are removed meanwhile."""
+        """Return all profiles, without those that are removed during the call."""
         entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):
@@ -94,6 +94,6 @@ class ProfileCatalog:
         if record.layout != IMAGE_LAYOUT:
             remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
-                f"The image of the profile {profile} was built by another version of Sandbox; {remedy}"
+                f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"
             )
         return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))

@@ -16,7 +16,7 @@ IMAGE_BYTES_MAX = 16 * 1024**3
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.
 
-Directories that only the path of another entry requires count too, and so do names that opaque whiteouts look at.
+Directories that only the path of another entry requires count too, and so do names that opaque whiteouts check.
 """
 
 IMAGE_LAYERS_MAX = 128
@@ -57,7 +57,7 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the definition file.
 
     date: timestamps in the image are set to it. packages: of the distribution, in addition to its essential ones.
-    parts: components that Sandbox provides, by name. files: absolute path to text. minimum_tier: the weakest allowed
+    parts: components that Sandbox provides, by name. files: text by absolute path. minimum_tier: the weakest allowed
     tier.
     """
 

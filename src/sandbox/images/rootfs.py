@@ -1,7 +1,7 @@
 """Writes an image's files without ever leaving the image's directory.
 
 The content may come from hostile archives. Paths are resolved from the image's root, link by link as in the sandbox, so
-a link to /etc means the image's own /etc. Nothing else writes to the directory meanwhile.
+a link to /etc means the image's own /etc. Nothing else writes to the directory at the same time.
 """
 
 import os
@@ -27,7 +27,7 @@ _NAME_BYTES_MAX = 255  # limit of common file systems
 
 
 class RootFs:
-    """A directory that is filled. Its files are readable by everybody and belong to this process's user."""
+    """The directory to fill. Its files are readable by everybody and belong to this process's user."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -37,7 +37,7 @@ class RootFs:
         self._added_in_layer: set[str] = set()
 
     def start_layer(self) -> None:
-        """Start a layer. Whiteouts do not apply to files of their own layer."""
+        """Start a layer. Whiteouts do not apply to files of the same layer."""
         self._added_in_layer.clear()
 
     def add_directory(self, name: str) -> None:
@@ -91,14 +91,14 @@ class RootFs:
             _remove(path)
 
     def apply_whiteout(self, name: str) -> None:
-        """Remove what earlier layers have at this name. Raises ImageRefusedError."""
+        """Remove entries of earlier layers at this name. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
             self._remove_earlier(path)
 
     def apply_opaque_whiteout(self, name: str) -> None:
-        """Remove what earlier layers have in this directory. Raises ImageRefusedError."""
+        """Remove entries of earlier layers in this directory. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):

@@ -15,7 +15,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     """Everything that a sandbox needs to run the agent.
 
     programs: as in SandboxSpec.
-    home_files: path relative to the home directory to content; written before the start.
+    home_files: contents by path relative to the home directory; written before the agent starts.
     """
 
     command: Command
@@ -90,7 +90,7 @@ class AgentDriver(Protocol):
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Return command, environment and files. `secrets` (name to value) become environment variables of the agent.
+        """Return command, environment and files. `secrets` (values by name) become environment variables of the agent.
 
         resumes: the agent continues the session with this id, which its home directory contains.
         """

@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """`now` is for people, `monotonic` for every time limit."""
+    """`now` is for display, `monotonic` for every time limit."""
 
     def now(self) -> datetime:
         """Return the UTC wall clock time, with time zone."""

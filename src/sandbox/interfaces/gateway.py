@@ -37,7 +37,7 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the gateway of one task allows.
 
-    hold_model_requests: model requests wait, unanswered, until `release_model_requests`.
+    hold_model_requests: model requests wait without a response until `release_model_requests`.
     """
 
     egress: EgressRules = EgressRules()
@@ -46,13 +46,13 @@ class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BudgetExhausted(msgspec.Struct, frozen=True):
-    """The budget is spent; no further model request is forwarded. `message` says which limit, for people."""
+    """The budget is spent; no more model requests are forwarded. `message`: which limit, human-readable."""
 
     message: str
 
 
 class KeyRejected(msgspec.Struct, frozen=True):
-    """The model API rejects the server's key; no further model request is forwarded. `message` is for people."""
+    """The model API rejects the server's key; no more model requests are forwarded. `message`: human-readable."""
 
     message: str
 

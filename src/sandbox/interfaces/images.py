@@ -22,7 +22,7 @@ They must exist because the image is read-only. /etc has no passwords, and /var/
 """
 
 IMAGE_LAYOUT = 1
-"""Version of the two lists above. An image with another version has to be rebuilt."""
+"""Version of the two lists above. An image with a different version must be rebuilt."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class ImageUnusableError(SandboxError):
-    """The profile's image cannot be used: it is damaged, missing, from another Sandbox, or needs a stronger tier."""
+    """The profile's image is damaged, missing, from a different version of Sandbox, or needs a stronger tier."""
 
     code = "image_unusable"
 

@@ -62,7 +62,7 @@ class JournalWriter(Protocol):
         ...
 
     def sync(self) -> None:
-        """Flush what was appended since the last call; cheap if there is nothing."""
+        """Flush the records appended since the last call; cheap if there are none."""
         ...
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     resumes: the attempt takes over an earlier attempt's disk.
     auto: the server chose the runtime itself, so emulation is excluded.
     agent_program: host path of the agent's executable.
-    follow_redirects: git may follow a redirect to another host than the manifest's when it starts to clone.
+    follow_redirects: git may follow a redirect to a different host than the manifest's when it starts to clone.
     disks: the kind of disk that this host supports.
     image: the image of the manifest's profile, None for the host's own /usr.
     confines: host programs that read untrusted data can be confined on this host.
@@ -63,7 +63,7 @@ class Placement(Protocol):
 
 
 class RunnerUnreachableError(SandboxError):
-    """No runner answers for this attempt: its socket is not open yet, or the runner is gone."""
+    """No runner responds for this attempt: its socket is not open yet, or the runner has exited."""
 
     code = "runner_unreachable"
     retryable = True
@@ -107,7 +107,7 @@ class RunnerClient(Protocol):
     """Sends requests to runners by attempt id."""
 
     async def is_responsive(self, attempt_id: str) -> bool:
-        """Return False if a process listens at the runner's socket and does not answer within 5 s.
+        """Return False if a process listens at the runner's socket and does not respond within 5 s.
 
         Returns True if no process listens, or if this process lacks the resources to ask, which is not the runner's
         fault.

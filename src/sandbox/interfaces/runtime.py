@@ -24,10 +24,10 @@ from sandbox.model.limits import (
 class ConfinedCommand(msgspec.Struct, frozen=True):
     """A program to run to completion in a confinement.
 
-    directory: of the host; one of the confinement's directories or below one.
-    stdin, stdout, stderr: descriptors; the caller keeps ownership.
-    descriptors: further ones, numbered from FIRST_EXTRA_DESCRIPTOR.
-    files: path to content, read-only.
+    directory: working directory; a host path in one of the confinement's directories.
+    stdin, stdout, stderr: file descriptors, which the caller keeps.
+    descriptors: additional ones to pass, numbered from FIRST_EXTRA_DESCRIPTOR.
+    files: contents by path, read-only.
     """
 
     argv: Sequence[str]
@@ -48,7 +48,7 @@ FIRST_EXTRA_DESCRIPTOR = 3
 
 
 class ConfinementLostError(OSError):
-    """The confinement and the programs in it were ended from outside."""
+    """The confinement and its programs were killed from outside."""
 
 
 class Confinement(Protocol):
@@ -94,11 +94,11 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     """What a runtime can do on this host, determined by trying.
 
     strength: a larger number means stronger isolation.
-    isolates, gaps: sentences for people.
+    isolates, gaps: human-readable sentences.
     limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
     remedy: what to do if the runtime does not work.
     is_explicit_only: the runtime works, but `auto` never selects it because it is too slow.
-    is_final: the runtime does not work, and no later probe by this process can have another result.
+    is_final: the runtime does not work, and no later probe by this process can have a different result.
     """
 
     runtime: str
@@ -120,7 +120,7 @@ HANDLE_VERSION = 1
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     """Enough data to end a sandbox from another process; stored before anything of the sandbox is created.
 
-    details: runtime-specific (text to text): kernel uid, cgroup directories, process ids with start times.
+    details: runtime-specific: kernel uid, cgroup directories, process ids with start times.
     """
 
     runtime: str
@@ -138,7 +138,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
     disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
         /tmp. The runtime gives it to the sandbox's kernel uid, and `destroy` gives it back to the caller.
-    programs: host file to absolute path inside; executable, and not readable if the runtime supports that.
+    programs: absolute paths inside by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk; hard links in it are its own.
@@ -159,7 +159,7 @@ class ConfinementSpec(msgspec.Struct, frozen=True):
     """Resources and directories of host programs that run for an attempt.
 
     directories: writable; the confinement's uid becomes their owner.
-    read_only: readable as far as their modes let everybody read.
+    read_only: readable as far as their modes allow everybody to read.
     """
 
     cpus: int
@@ -222,7 +222,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     udp_sockets_on_port: int | None = None
 
     def find_violation(self) -> str:
-        """Return why the sandbox must end, for people; empty while all is within limits."""
+        """Return why the sandbox must end (human-readable); empty while everything is within limits."""
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
                 f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close unused "
@@ -270,7 +270,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     was_cut_short: bool = False
 
     def find_violation(self) -> str:
-        """Return why the sandbox must end, for people; empty while all is within limits."""
+        """Return why the sandbox must end (human-readable); empty while everything is within limits."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
                 f"The sandbox's processes had {self.open_files} open files, and the limit is "
@@ -294,7 +294,7 @@ class Listeners(msgspec.Struct, frozen=True):
 
     model, proxy: TCP on 127.0.0.1, ports as in `interfaces.layout`.
     dns_udp, dns_tcp: port 53 on every address.
-    transparent: port to TCP socket on every address of 198.18.0.0/15.
+    transparent: TCP sockets by port, on every address of 198.18.0.0/15.
     """
 
     model: socket
@@ -356,7 +356,7 @@ class Sandbox(Protocol):
 
     @property
     def slow_reason(self) -> str | None:
-        """Why the sandbox is slower than necessary, for people; None if it is not."""
+        """Why the sandbox is slower than necessary (human-readable); None if it is not."""
         ...
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
@@ -367,7 +367,7 @@ class Sandbox(Protocol):
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run a further process inside, with the same confinement and limits as the command; `stdin` is unused.
+        """Run an additional process inside, with the same confinement and limits as the command; `stdin` is unused.
 
         Only between `start` and the end. Raises AttemptError (sandbox_lost).
         """
@@ -384,7 +384,7 @@ class Sandbox(Protocol):
     async def wait(self) -> ExitStatus:
         """Return how the command ended, once no process is left inside, or 10 s later. May be called many times.
 
-        Processes that are left then were sent KILL and execute no further instruction; `destroy` reports them.
+        Processes that are left then were sent KILL and execute no more instructions; `destroy` reports them.
         """
         ...
 
@@ -440,7 +440,7 @@ class Runtime(Protocol):
         ...
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """End whatever exists of the sandbox. Idempotent, from any process, even after a crash or a reboot.
+        """Remove everything that exists of the sandbox. Idempotent, from any process, even after a crash or a reboot.
 
         On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller. Pass None for
         `disk` if it is removed next, which saves changing the owner of a million files. Raises AttemptError

@@ -89,7 +89,7 @@ def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
 
 
 class SecretUnavailableError(SandboxError):
-    """A secret has no usable value. The message is for everybody, `detail` (source, key, remedy) for operators.
+    """A secret has no usable value. Everybody may see the message, only operators `detail` (source, key, remedy).
 
     Neither contains a value.
     """

@@ -1,4 +1,4 @@
-"""The index of tasks, which answers the server's queries. It can be rebuilt from the journals."""
+"""The index of tasks, which serves the server's queries. It can be rebuilt from the journals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,7 +45,7 @@ class InvalidCursorError(SandboxError):
     code = "invalid_parameter"
 
     def __init__(self) -> None:
-        super().__init__("This cursor belongs to a list in another order; start without one.")
+        super().__init__("This cursor belongs to a list in a different order; start without one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Store(Protocol):
         ...
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Return the tasks indexed with another PROJECTION_VERSION, and those whose row is damaged."""
+        """Return the tasks indexed with a different PROJECTION_VERSION, and those whose row is damaged."""
         ...
 
     def load(self, task_id: str) -> IndexedTask | None:

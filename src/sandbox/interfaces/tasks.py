@@ -76,7 +76,7 @@ class InsufficientResourcesError(SandboxError):
         requested_memory_bytes: int,
         available_memory_bytes: int,
     ) -> None:
-        """shortages: the missing resources with requested and available amounts, for people."""
+        """shortages: the missing resources with requested and available amounts, human-readable."""
         super().__init__(
             f"The task requests {' and '.join(shortages)}, more than this machine has. "
             "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
@@ -88,7 +88,7 @@ class InsufficientResourcesError(SandboxError):
 
 
 class UnavailableError(SandboxError):
-    """The server cannot take tasks at the moment."""
+    """The server cannot accept tasks at the moment."""
 
     code = "service_unavailable"
     retryable = True
@@ -110,12 +110,12 @@ class ArtifactNotFoundError(SandboxError):
 
 
 class IdempotencyKeyReusedError(SandboxError):
-    """The key was used before with another body."""
+    """The key was used before with a different body."""
 
     code = "idempotency_key_reused"
 
     def __init__(self) -> None:
-        super().__init__("This Idempotency-Key was used with another body; use a new key for a new task.")
+        super().__init__("This Idempotency-Key was used with a different body; use a new key for a new task.")
 
 
 class SandboxNotPreservedError(SandboxError):
@@ -132,7 +132,7 @@ class SandboxNotPreservedError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted task, as it was at that time. is_replayed: the same submission had been accepted before."""
+    """An accepted task, in its state at that time. is_replayed: the same submission had been accepted before."""
 
     task: Task
     is_replayed: bool = False
@@ -140,7 +140,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A durable cancel request. `task` is as it was before the request; `message` is for people."""
+    """A durable cancel request. `task`: its state before the request. `message`: human-readable."""
 
     task: Task
     at: datetime
@@ -171,9 +171,9 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health of the server. `reasons` say why it cannot take and run tasks; empty if `is_ready`.
+    """Health of the server. `reasons` say why it cannot accept and run tasks; empty if `is_ready`.
 
-    next_probe_at: the next probe of the runtimes; None during a probe, or if no further probe is planned.
+    next_probe_at: the next probe of the runtimes; None during a probe, or if no other probe is planned.
     retry_after_seconds: when to retry if no runtime works.
     """
 
@@ -219,7 +219,7 @@ class Tasks(Protocol):
         ...
 
     async def check_admission(self, manifest: Manifest) -> None:
-        """Check whether `submit` would accept the task now. Raises what `submit` would, and changes nothing."""
+        """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
         ...
 
     async def status(self, task_id: str) -> Task:
@@ -281,7 +281,7 @@ class Tasks(Protocol):
         ...
 
     async def drain(self) -> DrainStatus:
-        """Stop accepting and starting tasks until it is undone, even across restarts. Raises UnavailableError."""
+        """Stop accepting and starting tasks until `undo_drain`, even across restarts. Raises UnavailableError."""
         ...
 
     async def undo_drain(self) -> DrainStatus:

@@ -29,7 +29,7 @@ class RoleFrame(msgspec.Struct, frozen=True, tag="role"):
 class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
     """The last frame. exit_code: of the terminal's process, None if it still runs or the code is unknown.
 
-    message: why the connection ended, for people, if the reason is not the process's own exit.
+    message: why the connection ended (human-readable), if the reason is not the exit of the process.
     """
 
     exit_code: int | None = None
@@ -67,7 +67,7 @@ class TerminalConnection(Protocol):
         ...
 
     async def send(self, frame: ClientFrame) -> None:
-        """Type or resize; blocks while the runner accepts no more. Does nothing after the end."""
+        """Send input or a window size. Blocks while the runner accepts no data; does nothing after the end."""
         ...
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from sandbox.model.manifest.schema import Repository
 
 
 class SkippedFile(msgspec.Struct, frozen=True):
-    """A file that matched but was not collected, and why, for people."""
+    """A file that matched but was not collected, and the human-readable reason."""
 
     path: str
     reason: str
@@ -21,7 +21,7 @@ class SkippedFile(msgspec.Struct, frozen=True):
 class PatchResult(msgspec.Struct, frozen=True):
     """The result of making a patch.
 
-    incomplete_reason: why the patch does not contain everything, for people; None if it does.
+    incomplete_reason: why the patch does not contain everything (human-readable); None if it does.
     contains_secret: the content of a file in it contains a secret value. The patch itself may hold it in git's binary
         encoding.
     """
@@ -59,7 +59,7 @@ class Workspaces(Protocol):
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of the files that the agent created or changed to `target`, for a patch that lacks them.
 
-        Returns why some are missing, for people; None if all are in it. Raises AttemptError (collect_failed).
+        Returns why some are missing (human-readable), or None if all are in it. Raises AttemptError (collect_failed).
         """
         ...
 

@@ -14,7 +14,7 @@ _BUFFER_BYTES = 1024 * 1024
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """The last record (None if there is none) and the byte offset after it. Any data behind it is a torn tail."""
+    """The last record (None if there is none) and the byte offset after it. Any data after it is a torn tail."""
 
     last: Record | None
     end: int

@@ -63,7 +63,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """Try a few times, because `is_locked` in another process takes the lock for an instant."""
+    """Try a few times, because `is_locked` in another process holds the lock for an instant."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
@@ -124,8 +124,8 @@ def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_
     """Check the descriptor itself, not only its fdinfo.
 
     fdinfo shows the file system's device, which no file has on overlayfs and btrfs. It is read for the lock's own file
-    only: a process of a sandbox can have a runner's argument, and files of which the kernel tells 100 MB each. A
-    descriptor that is closed in the meantime does not count; the other ones are checked too.
+    only: a process of a sandbox can have a runner's argument, and files for which the kernel returns 100 MB of fdinfo
+    each. A descriptor that is closed in the meantime does not count; the other ones are checked too.
     """
     try:
         if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):

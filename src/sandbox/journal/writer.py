@@ -19,7 +19,7 @@ class FileJournalWriter:
     """Appends records to a journal whose lock it holds. For one thread; `sync` may run in another one."""
 
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
-        """Continue after `extent` and drop what is behind it. Takes ownership of `lock_fd` on success."""
+        """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
         self._lock_fd = lock_fd
         self._records = records
         self._end = extent.end
@@ -61,9 +61,9 @@ class FileJournalWriter:
         return record
 
     def sync(self) -> None:
-        """Flush what was appended since the last call."""
+        """Flush the records appended since the last call."""
         if self._is_dirty:
-            # Reset the flag before the flush, which may miss what is appended during it.
+            # Reset the flag before the flush, which may miss records that are appended during it.
             self._is_dirty = False
             self._flush()
 

@@ -12,7 +12,7 @@ from sandbox.model.manifest.schema import Vm
 
 DEFAULT_PORTS = (443, 80)
 TRANSPARENT_PORTS_MAX = 64
-"""Maximum number of ports at which programs without proxy support reach hosts. Further ports need the proxy."""
+"""Maximum number of ports at which programs without proxy support reach hosts. Additional ports need the proxy."""
 
 _SSH_PORT = 22
 _GATEWAY_PORTS = frozenset({53, 3128, 8123})
@@ -44,7 +44,7 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """All egress rules of a task. Without rules nothing is allowed.
 
     is_unrestricted: every public name is allowed, at every port.
-    is_outbound: the manifest asks for `network_mode: outbound`, even if it lists no hosts.
+    is_outbound: the manifest has `network_mode: outbound`, even if it lists no hosts.
     """
 
     rules: tuple[EgressRule, ...] = ()

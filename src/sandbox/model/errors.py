@@ -77,7 +77,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SandboxError(Exception):
-    """Base class of errors with a stable code. `message` is one sentence for people.
+    """Base class of errors with a stable code. `message` is one human-readable sentence.
 
     `retryable` says whether the same request may succeed later.
     """

@@ -193,7 +193,7 @@ class ToolCall(_EventBase, frozen=True, tag="tool_call"):
 class Usage(_EventBase, frozen=True, tag="usage"):
     """Tokens of one model request, counted by the gateway; `cost_usd` is null if the model has no known price.
 
-    model: the model that answered. If several did, one without a price takes precedence.
+    model: the model that responded. If several did, one without a price takes precedence.
     """
 
     model: str
@@ -260,7 +260,7 @@ class ErrorReported(_EventBase, frozen=True, tag="error"):
 
 
 class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
-    """A cancel request, not a state. It is durable before the caller gets an answer."""
+    """A cancel request, not a state. It is durable before the caller gets a response."""
 
     reason: str = ""
     force: bool = False
@@ -273,9 +273,9 @@ class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
 
 
 class RetryKind(StrEnum):
-    """Why an attempt follows another; the first one that may be is taken.
+    """Why another attempt follows; the first applicable kind is used.
 
-    again: the agent had not begun. resume: a lost agent goes on in its session, on its disk. retry: from the beginning.
+    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: from the beginning.
     """
 
     RESTART = "again"
@@ -284,11 +284,11 @@ class RetryKind(StrEnum):
 
 
 class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
-    """A failed attempt was torn down completely; another one may begin."""
+    """A failed attempt was torn down completely; another one may start."""
 
 
 class RetrySkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
-    """A possible follow-up of a failed attempt does not happen. `reason` is for people."""
+    """A possible follow-up of a failed attempt does not happen. `reason`: human-readable."""
 
     follow_up: RetryKind
     reason: str
@@ -357,7 +357,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     seq: 1, 2, 3 … without gaps; defines the order.
     epoch: the number of the writer.
-    at: UTC wall clock, for people.
+    at: UTC wall clock, for display only.
     """
 
     seq: int

@@ -1,4 +1,4 @@
-"""Formats sizes, durations and costs for people, the same on the command line and in the dashboard."""
+"""Formats human-readable sizes, durations and costs, the same on the command line and in the dashboard."""
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024

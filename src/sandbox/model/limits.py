@@ -16,7 +16,7 @@ LABELS_MAX = 64
 """Labels of a task; more get 400. A list query with more labels matches no task."""
 
 MANIFEST_ERRORS_MAX = 100
-"""Errors of a manifest that are listed; further ones are only counted."""
+"""Errors of a manifest that are listed; additional ones are only counted."""
 
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output that is kept whole; a longer one is split and marked."""
@@ -25,7 +25,7 @@ PARSED_LINE_BYTES_MAX = 16 * 1024 * 1024
 """A line of agent output that the runner parses. A longer line is not buffered and yields no event."""
 
 OUTPUT_BYTES_MAX = 1024**3
-"""Recorded output of a task; further output is dropped, and a `gap` event says so."""
+"""Recorded output of a task; additional output is dropped, and a `gap` event says so."""
 
 OUTPUT_BYTES_PER_SECOND = 8 * 1024 * 1024
 OUTPUT_BURST_BYTES = 64 * 1024 * 1024
@@ -47,25 +47,25 @@ PROGRESS_INTERVAL_SECONDS = 1.0
 """Minimum interval of progress snapshots that are caused only by output bytes."""
 
 TOOL_CALL_EVENTS_MAX = 100_000
-"""Tool calls and retries of one agent with an event each; further ones are counted, and a `gap` event says so."""
+"""Tool calls and retries of one agent with an event each; additional ones are counted, and a `gap` event says so."""
 
 OPEN_TOOL_CALLS_MAX = 1000
-"""Tool calls of one agent that are timed concurrently; further ones are counted without a duration."""
+"""Tool calls of one agent that are timed concurrently; additional ones are counted without a duration."""
 
 SANDBOX_START_SECONDS = 60.0
-"""Until the agent starts in its sandbox; then the attempt ends with `provision_failed`."""
+"""Time until the agent starts in its sandbox; then the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0
-"""For ending a sandbox and removing its files; then an event says what is left."""
+"""Time to end a sandbox and remove its files. After that, an event says what is left."""
 
 DEBUG_SESSION_END_SECONDS = 10.0
-"""For a debug session to end when its preserved sandbox is released; then the release is refused."""
+"""Time for a debug session to end when its preserved sandbox is released; then the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
-"""For one command that creates, checks, mounts, unmounts or measures a disk, or one scan for open files on it."""
+"""Time for one command that creates, checks, mounts, unmounts or measures a disk, or one scan for open files on it."""
 
 DISK_RELEASE_SECONDS = 10.0
-"""Until no process holds a task's disk; then the attempt ends with `sandbox_lost`, or is not provisioned."""
+"""Time until no process holds a task's disk; then the attempt ends with `sandbox_lost`, or is not provisioned."""
 
 DISK_CHECK_SECONDS = 2.0
 DISK_CHECK_SECONDS_MAX = 60.0
@@ -88,7 +88,7 @@ No control group is charged for their memory.
 
 UDP_SOCKETS_ON_PORT_MAX = 256
 """UDP sockets of one sandbox that share a port. One datagram of 128 segments to a broadcast address takes the kernel
-0.5 s for 8000 of them, and meanwhile nothing else runs on that processor."""
+0.5 s for 8000 of them, during which nothing else runs on that processor."""
 
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
@@ -122,20 +122,20 @@ GIT_KILLED_GRACE_SECONDS = 1.0
 """Delay before a clone with a possibly killed git is reported as failed, because the runner may be killed as well."""
 
 METADATA_SECONDS = 10.0
-"""For storing the metadata of a task whose collection did not finish."""
+"""Time to store the metadata of a task whose collection did not finish."""
 
 OUTPUT_DRAIN_SECONDS = 5.0
 OUTPUT_DRAIN_SECONDS_MAX = 60.0
 """Draining the pipes after all processes died: the maximum without new data, and the maximum in total."""
 
 CONTROL_SECONDS = 5.0
-"""For one request on a runner's control socket."""
+"""Time for one request on a runner's control socket."""
 
 TERM_GRACE_SECONDS = 30.0
-"""Between TERM to the agent and KILL of everything in the sandbox."""
+"""Time between TERM to the agent and KILL of everything in the sandbox."""
 
 KILL_SECONDS = 10.0
-"""Until all processes are gone after KILL; then the attempt ends with `sandbox_lost`."""
+"""Time until all processes are gone after KILL; then the attempt ends with `sandbox_lost`."""
 
 SANDBOX_PROCESSES_MAX = 512
 """Processes and threads of a sandbox; beyond it fork fails inside."""
@@ -161,7 +161,7 @@ JANITOR_INTERVAL_SECONDS = 300.0
 """Interval of the janitor, which removes expired preserved sandboxes and leftovers of crashes."""
 
 PERIODIC_JOB_SECONDS = 240.0
-"""For one periodic job in one run; then the next job runs, and the next run does the rest."""
+"""Time of one periodic job per run. Then the next job runs, and the next run does the rest."""
 
 CLOCK_TRUST_SECONDS = 3600.0
 """How long the wall clock must run evenly before anything with at least this retention time is removed by age."""
@@ -173,16 +173,16 @@ PROBE_WAIT_SECONDS = 60.0
 """How long a probe waits until a server has cleaned up what earlier probes left."""
 
 PROBE_BACKOFF_SECONDS = 5.0
-"""Before the runtimes are probed again if none works; each further pause is twice as long."""
+"""Pause before the runtimes are probed again if none works; each later pause is twice as long."""
 
 PROBE_BACKOFF_SECONDS_MAX = 300.0
-"""Longest pause between probes, however often none worked."""
+"""Maximum pause between probes, however often none worked."""
 
 PROBE_JITTER = 0.25
 """Up to this fraction of such a pause is skipped at random."""
 
 JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
-"""From a task's end until its journal is compressed."""
+"""Time from a task's end until its journal is compressed."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long an idempotency key is remembered; later it creates a new task."""
@@ -197,7 +197,7 @@ The tar of changed files has a separate limit of half of it; patch and transcrip
 """
 
 SHUTDOWN_SECONDS = 2.0
-"""From SIGTERM to the server's end, including open event streams."""
+"""Time from SIGTERM to the exit of the server, including open event streams."""
 
 LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a stopping server waits for running launches; then it cancels pending secret lookups."""
@@ -227,11 +227,11 @@ LOSS_CHECK_SECONDS = 1.0
 JOURNAL_SCANS_MAX = 2
 """Unlocked journals that are scanned from start to end concurrently, per kind of reader (launchers, tailers).
 
-Further scans wait.
+Additional scans wait.
 """
 
 RETRY_SECONDS = 1.0
-"""Between two tries of the server after the host refused: full disk, broken index, no more processes."""
+"""Pause of the server before a retry after an error of the host: full disk, damaged index, process limit."""
 
 ATTEMPTS_MAX = 3
 """Consecutive attempts whose agent never started because of a lost machine or a failed clone; then the task fails."""
@@ -248,17 +248,17 @@ FINISHERS_MAX = 4
 
 FINISHER_BACKOFF_SECONDS = 4.0
 FINISHER_BACKOFF_FACTOR = 8
-"""From the start of a finisher that died to the next one, multiplied by the factor each time."""
+"""Time from the start of a finisher that died to the next one, multiplied by the factor each time."""
 
 SUBSCRIBER_EVENTS_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 """Events buffered for a slow subscriber to all tasks; beyond it a `gap` event says which ones it missed."""
 
 CANCEL_SECONDS = 10.0
-"""For recording a cancel request, including a runner that is just starting; then the request gets 503."""
+"""Time to record a cancel request, including a runner that is just starting; then the request gets 503."""
 
 CANCEL_SECONDS_MIN = 1.0
-"""Minimum for asking a runner whose start took all of that, and for waiting for the journal's writer."""
+"""Minimum time to ask a runner whose start took all of that, and for waiting for the journal's writer."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
 """Bytes of a journal that are read at a time for one subscriber."""
@@ -294,7 +294,7 @@ BACKUP_MANIFEST_BYTES_MAX = 256 * 1024**2
 """Manifest of a backup, enough for more than a million files. Restoring reads it into memory."""
 
 BUFFERED_OUTPUT_BYTES_MAX = 1024**2
-"""Output that a runner buffers while the disk rejects writes; further output is dropped, and a `gap` event says so."""
+"""Output that a runner buffers while the disk rejects writes; more output is dropped, and a `gap` event says so."""
 
 JOURNAL_WRITE_RETRY_SECONDS = 24 * 3600.0
 """How long a runner retries to record the end of its task; then it gives up, and the server continues."""
@@ -315,7 +315,7 @@ DEBUG_SESSION_SECONDS_MAX = 24 * 3600.0
 """Maximum lifetime of the sandbox of a debug session; then its shells end."""
 
 DEBUG_SESSION_START_SECONDS = 60.0
-"""Until a debug shell is ready; then the request gets 503."""
+"""Time until a debug shell is ready; then the request gets 503."""
 
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """Recent output of the agent's terminal that is kept for clients that connect later."""

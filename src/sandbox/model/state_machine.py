@@ -36,7 +36,7 @@ Effect = StopAttempt | FinishTask
 
 
 class AdvanceResult(msgspec.Struct, frozen=True):
-    """The task after an event, the effects to carry out, and the change of state, if any."""
+    """The task after an event, the effects to run, and the change of state, if any."""
 
     task: Task
     effects: tuple[Effect, ...] = ()
@@ -123,7 +123,7 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
     """
     before, repository = task.attempt, task.manifest.repository
     if task.cancel is not None or task.failure is not None:
-        raise IllegalEventError(f"Task {task.id} is to end; no attempt begins.")
+        raise IllegalEventError(f"Task {task.id} must end; no attempt starts.")
     if before is not None and before.follow_up is None and task.attempt_state is not TaskState.STAGING:
         raise IllegalEventError(f"Attempt {before.id} of task {task.id} was not cleared away.")
     attempt = Attempt(

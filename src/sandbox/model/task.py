@@ -173,7 +173,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_preserved(self) -> bool:
-        """Whether a failure keeps the sandbox's files: the manifest asks for it, and a sandbox left files."""
+        """Whether a failure keeps the sandbox's files: the manifest requests it, and a sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

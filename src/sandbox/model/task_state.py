@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class TaskState(StrEnum):
-    """Where a task is in its life."""
+    """The states of a task."""
 
     PENDING = "pending"
     STAGING = "staging"

@@ -142,9 +142,9 @@ class AttemptRunner:
         await self._finalize()
 
     async def _destroy_sandbox(self) -> None:
-        """Runs before anything that the sandbox wrote is read. Raises only while something is not collected yet.
+        """Called before files of the sandbox are read. Raises only while something is not collected yet.
 
-        Raises what `Runtime.destroy` does, OSError.
+        Raises like `Runtime.destroy`, and OSError.
         """
         handle = read_handle(self._attempt.files.handle)
         if handle is None:

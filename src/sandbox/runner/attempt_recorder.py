@@ -47,7 +47,7 @@ class AttemptRecorder:
         return self._recorder.task
 
     def set_effect_handler(self, handler: Callable[[Effect], None]) -> None:
-        """Set the handler that carries out effects."""
+        """Set the handler of effects."""
         self._recorder.on_effect = handler
 
     def record(self, event: e.Event) -> None:

@@ -19,7 +19,7 @@ def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
 
 
 def files_for_resume(files: AttemptLayout) -> list[Path]:
-    """Return the files that a resumed attempt needs: what the agent wrote, and what the host compares it with."""
+    """Return the files that a resumed attempt needs: the agent's, and those that the host compares them with."""
     return [files.disk_image, files.disk, files.repository, files.secret_fingerprint]
 
 

@@ -46,9 +46,9 @@ class RunnerDependencies(msgspec.Struct, frozen=True):
 class AttemptContext(msgspec.Struct, frozen=True):
     """The current attempt: its id, files and recorder.
 
-    secrets: name to value.
-    redaction: keeps those values out of everything that is written, None without secrets.
-    image: what becomes the sandbox's /, None for the host's own /usr.
+    secrets: values by name.
+    redaction: removes those values from all output; None without secrets.
+    image: becomes the sandbox's /; None for the host's own /usr.
     """
 
     id: str

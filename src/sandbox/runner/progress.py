@@ -123,7 +123,7 @@ def remaining_seconds(task: Task, clock: Clock) -> float:
 
 
 def remaining_budget(task: Task) -> Budget:
-    """Return the task's budget and what the gateways of earlier attempts counted of it."""
+    """Return the task's budget and the usage that the gateways of earlier attempts counted."""
     lifecycle, spent = task.manifest.lifecycle, task.spent
     tokens = spent.input_tokens + spent.output_tokens
     return Budget(lifecycle.budget_usd, lifecycle.budget_tokens, spent_usd=spent.usd, spent_tokens=tokens)

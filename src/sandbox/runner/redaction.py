@@ -15,7 +15,7 @@ _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
     Artifact: frozenset({"name", "content_type", "checksum"}),
     ErrorReported: frozenset({"error"}),
 }
-"""Codes and lookup names that Sandbox defines. They are never redacted, whatever a secret's value is."""
+"""Codes and lookup names that Sandbox defines. They are never redacted, even if a secret has such a value."""
 
 
 def redact_event(event: Event, redaction: Redactor) -> Event:

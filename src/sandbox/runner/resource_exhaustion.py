@@ -78,7 +78,7 @@ class ExhaustionDetector:
 
     @property
     def disk_full_message(self) -> str:
-        """The message about a full disk, for people."""
+        """The human-readable message about a full disk."""
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
     def explain_failure(self, outcome: AgentOutcome) -> Failure | None:

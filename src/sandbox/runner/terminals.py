@@ -161,11 +161,11 @@ class TerminalServer:
             self._sandbox = sandbox
 
     def disable(self) -> None:
-        """Open no more terminals; open ones end with the sandbox."""
+        """Stop opening terminals; open ones end with the sandbox."""
         self._is_closed, self._sandbox = True, None
 
     def close_shells(self, message: str) -> None:
-        """Open no more terminals, and send the reason to the clients of shells."""
+        """Stop opening terminals, and send the reason to the clients of shells."""
         self.disable()
         for client in tuple(self._shell_clients):
             client.send(EndFrame(message=message))

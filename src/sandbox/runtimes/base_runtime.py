@@ -324,8 +324,8 @@ def _kill_by_marker(marker: str) -> Set[int]:
 def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:
     """Move the launcher into its group and chown the disk.
 
-    The launcher does not join the group itself: the kernel takes 10 ms for the move, and the launcher starts up
-    meanwhile.
+    The launcher does not join the group itself: the kernel takes 10 ms for the move, during which the launcher starts
+    up.
     """
     with suppress(ProcessLookupError):
         group.add(launcher_pid)

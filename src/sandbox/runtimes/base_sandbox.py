@@ -27,7 +27,7 @@ KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class ReadySandbox(msgspec.Struct, frozen=True):
-    """The parts of a sandbox whose launcher reported `ready`. program: what the launcher will exec."""
+    """The parts of a sandbox whose launcher reported `ready`. program: the program that the launcher will exec."""
 
     handle: SandboxHandle
     spec: SandboxSpec
@@ -60,8 +60,9 @@ class BaseSandbox(ABC):
 
     @abstractmethod
     def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
-        """Return what the launcher execs. `reports`: descriptor for the program's reports; ownership passes to this
-        method.
+        """Return the program that the launcher execs.
+
+        reports: descriptor for the program's reports; ownership passes to this method.
         """
 
     async def _execute(self, command: Command) -> asyncio.StreamReader:

@@ -1,4 +1,4 @@
-"""Runs further commands in a sandbox of namespaces, each on its own pty. Client of programs/exec_command.py."""
+"""Runs additional commands in a sandbox of namespaces, each on its own pty. Client of programs/exec_command.py."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import exec_comma
 
 
 class ExecTerminal:
-    """A further command in a sandbox. Implements `Terminal`."""
+    """An additional command in a sandbox. Implements `Terminal`."""
 
     def __init__(
         self, process: "ExecProcess", terminal_fd: int, command_pidfd: int, is_out_of_memory: Callable[[], bool]

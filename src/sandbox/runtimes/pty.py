@@ -44,7 +44,7 @@ class PtyMaster(asyncio.ReadTransport):
             self._loop.add_reader(self._descriptor, self._read)
 
     async def write(self, data: bytes) -> None:
-        """Write all data, however long nobody reads it. Does nothing if the master is closed."""
+        """Write all data; waits as long as nobody reads it. Does nothing if the master is closed."""
         async with self._write_lock:
             while data and self._descriptor >= 0:
                 try:
@@ -76,7 +76,7 @@ class PtyMaster(asyncio.ReadTransport):
             chunk = os.read(self._descriptor, _CHUNK_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # EIO: nobody has the slave open any more
+        except OSError:  # EIO: no process has the slave open
             chunk = b""
         if chunk:
             self.output.feed_data(chunk)

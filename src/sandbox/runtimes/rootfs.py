@@ -26,10 +26,10 @@ class RootFsSpec(msgspec.Struct, frozen=True):
         `IMAGE_FILES` of interfaces/images.py). None: / starts empty, and paths are created as needed.
     tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, for creating files in it.
     directories: created, readable by everybody.
-    links: path to target.
+    links: targets by path.
     host_paths: host paths that are mounted at the same path if they exist.
-    files: path to content, readable by everybody.
-    mounts: host path to path inside.
+    files: contents by path, readable by everybody.
+    mounts: paths inside by host path.
     """
 
     image: Path | None

@@ -89,10 +89,10 @@ class DecodedLayer:
 def decode_layers(data: bytes) -> list[DecodedLayer]:
     """Return all layers, each after the one below it, the original bytes first.
 
-    Where there are terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
+    At terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
     character between the letters of a value consumes the letter after it. A terminal escape in the original bytes may
-    end with a backslash, which consumes the letter after it too: there the layers fork once more. They also fork where
-    escapes have another length in other languages.
+    end with a backslash, which consumes the letter after it too: there the layers fork once more. They also fork at
+    escapes that have a different length in other languages.
     """
     layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
     first: list[DecodedLayer] = []
@@ -112,7 +112,7 @@ def _decode_escapes(
 
 
 def _long_layers(layers: list[DecodedLayer]) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first one in which escapes may have another length."""
+    """Yield the layers above the first one in which escapes may have a different length."""
     for depth, layer in enumerate(layers):
         if may_hold_long_escapes(layer.data):
             rounds = REDACTED_LAYERS_MAX - depth
@@ -123,7 +123,7 @@ def _long_layers(layers: list[DecodedLayer]) -> Iterator[DecodedLayer]:
 
 
 def _first_stripped(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first one with terminal escapes, which may be part of what an escape encodes."""
+    """Yield the layers above the first one with terminal escapes, which may be inside an encoded escape."""
     for depth, layer in enumerate(layers):
         if (above := layer.decode(find_terminal_escapes)) is not None:
             yield from _strip_terminal_escapes(above, rounds - depth)
@@ -216,4 +216,4 @@ CODE_NORMALIZER = Normalizer(
 """Base64 and hex: drops line breaks and blanks, and unifies both base64 alphabets."""
 
 EXACT_NORMALIZER = Normalizer({}, (b"", b""), b"")
-"""Every byte counts. For values that consist of what the other normalizers drop."""
+"""Keep every byte. For values that consist of bytes that the other normalizers drop."""

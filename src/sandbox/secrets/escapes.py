@@ -139,7 +139,7 @@ _LONG_SYNTAX = (
     (rb"(?P<character> [0-9a-fA-F]{4} )", rb"(?P<character> [0-9a-fA-F]{1,4}+ )"),
     (rb"(?P<long> [0-9a-fA-F]{8} )", rb"(?P<long> [0-9a-fA-F]{1,8}+ )"),
 )
-r"""Escapes that have another length elsewhere: `\0163` in `echo` and `printf %b`, `\x0073` in C, `\u73` in shells."""
+r"""Escapes whose length depends on the language: `\0163` in `echo` and `printf %b`, `\x0073` in C, `\u73` in shells."""
 
 _HAS_LONG_ESCAPE = re.compile(
     rb"\\(?:0[0-3][0-7]{2}|x0[0-9a-fA-F]{2}|u[0-9a-fA-F]{1,3}(?![0-9a-fA-F])|U[0-9a-fA-F]{1,7}(?![0-9a-fA-F]))"

@@ -40,4 +40,4 @@ RESCAN_BYTES_MAX = 16 * 1024
 """If more than this is held back of a stream, it is rescanned only after growing by a quarter, or at a pause."""
 
 VAULT_REQUESTS_MAX = 8
-"""Maximum of concurrent requests to Vault. Further ones wait, within their time limit."""
+"""Maximum of concurrent requests to Vault. Additional ones wait, within their time limit."""

@@ -81,7 +81,7 @@ def _survives_normalization(value: str) -> bool:
 
 
 _ESCAPE_PREFIXES = (b"\x1b[", b"\x1b", b"\\", b"%", b"&", b"&#", b"&#x")
-"""Bytes that, before a value, turn its beginning into an escape."""
+"""Bytes that, before a value, turn its first bytes into an escape."""
 
 _OPEN_ESCAPE_BYTES_MAX = 2
 """Maximum length of an incomplete escape at the end of a value, which following bytes may complete.

@@ -1,6 +1,6 @@
 """Replaces the values of secrets by `[REDACTED:NAME]`, in all common encodings.
 
-Pure: no I/O. Finds a value as it is; escaped for JSON, JavaScript, C, shells, HTML or URLs, also partly and nested; in
+Pure: no I/O. Finds a value unchanged; escaped for JSON, JavaScript, C, shells, HTML or URLs, also partly and nested; in
 base64 (both alphabets, any alignment, wrapped) and in hex, also of an escaped value; and interspersed with terminal
 escapes, carriage returns and zero-width characters.
 """

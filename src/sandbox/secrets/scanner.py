@@ -1,4 +1,4 @@
-"""Finds the spans of values in bytes, and how much of a stream's beginning is settled."""
+"""Finds the spans of values in bytes, and the length of a stream's settled prefix."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Scanner:
                 yield PatternMatch(positions[hit.start], positions[hit.end - 1] + 1, hit.name)
 
     def safe_length(self, layers: list[DecodedLayer]) -> int:
-        """Return how much of layer 0's beginning no continuation can make part of an unfinished value."""
+        """Return the length of the prefix of layer 0 that no continuation can make part of an unfinished value."""
         length = len(layers[0].data)
         if not self._searches:
             return length

@@ -81,12 +81,12 @@ class FileSource:
 
 
 def _real_path(descriptor: int) -> Path:
-    """Return the real path of an open file, whatever links led to it."""
+    """Return the real path of an open file, with all links resolved."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 SERVER_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
-"""Prefixes of the server's own variables. They never enter a sandbox, whatever the configuration says."""
+"""Prefixes of the server's own variables. They never enter a sandbox, even if the configuration allows it."""
 
 
 class EnvironmentSource:

@@ -1,4 +1,4 @@
-"""Delivers a cancel request to the holder of the task's journal: the server, a runner, or nobody."""
+"""Delivers a cancel request to the holder of the task's journal: the server or a runner, if there is one."""
 
 import asyncio
 from collections.abc import AsyncIterator

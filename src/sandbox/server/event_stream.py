@@ -20,7 +20,7 @@ _DECODED_FACTOR = 5
 
 
 class EventStream:
-    """Each reader has its own journal offset, and sees nothing beyond what is indexed."""
+    """Each reader has its own journal offset, and reads only indexed records."""
 
     def __init__(self, journals: Journals, store: Store, journal_tailer: JournalTailer, broadcast: Broadcast) -> None:
         self._journals = journals

@@ -227,7 +227,7 @@ class DebugSessions:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
 
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
-        """Resolve secrets for redaction only. Without them nobody may see what the agent left."""
+        """Resolve secrets for redaction only. Without them, the agent's files must not be shown."""
         try:
             return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
         except SecretUnavailableError as error:

@@ -16,7 +16,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index tasks that are missing in the store or were indexed by another version; returns as `index_journals`."""
+    """Index tasks that are missing in the store or were indexed by a different version; returns as `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 
@@ -62,7 +62,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
 
     The server takes the journal of a pending task, to launch it. All other tasks are followed: a live runner holds its
     journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the index
-    row is damaged as well, the task is not found any more.
+    row is damaged as well, the task can no longer be found.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})

@@ -311,7 +311,7 @@ class Launcher:
         image: Image | None = None,
         finish: bool = False,
     ) -> None:
-        """A finisher does not access the model. It gets the secrets to redact what it collects."""
+        """A finisher does not access the model. It gets the secrets in order to redact the collected files."""
         attempt = recorder.task.attempt
         template = self._prober.result.order_template
         order = msgspec.structs.replace(
@@ -328,7 +328,7 @@ class Launcher:
 
 
 def new_attempt_id() -> str:
-    """Return twelve random base32 characters."""
+    """Return a random attempt id: twelve base32 characters (60 bits)."""
     return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 

@@ -27,7 +27,7 @@ class ProbeResult:
     order_template: template of every runner's launch order.
     tier: of the sandboxes.
     failure: why no sandbox can be created, and what to do; None if one can.
-    is_final: no later probe of this process can have another result.
+    is_final: no later probe of this process can have a different result.
     """
 
     probes: Sequence[RuntimeProbe]
@@ -54,11 +54,11 @@ class RuntimeProber:
 
     @property
     def blocked_reason(self) -> str | None:
-        """Why no task can start, and when the next probe is, for people; None if tasks can start."""
+        """Why no task can start, and when the next probe is (human-readable); None if tasks can start."""
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
-        when = "a probe is under way" if at is None else f"the next probe is at {format_timestamp(at)}"
+        when = "a probe is running" if at is None else f"the next probe is at {format_timestamp(at)}"
         return f"No sandbox can be created; {when}. {self.result.failure}"
 
     @property

@@ -35,7 +35,7 @@ class Resources:
         )
 
     def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
-        """Return the missing resources, for people; empty if all are available."""
+        """Return the missing resources (human-readable); empty if all are available."""
         shortfall = []
         if self.cpus > available.cpus:
             shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
@@ -182,7 +182,7 @@ class Scheduler:
 
 
 def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
-    """Return the memory that the host itself lacks now, for people; empty if it lacks none."""
+    """Return the memory that the host itself lacks now (human-readable); empty if it lacks none."""
     required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or required_bytes <= available_bytes:
         return []

@@ -366,7 +366,7 @@ class TaskService:
             self._schedule()
 
     def _launch_admitted(self) -> Mapping[str, str]:
-        """Launch the admitted tasks; return what the other ones wait for."""
+        """Launch the admitted tasks; return the reasons why the others wait."""
         available_bytes = self._memory_available_bytes()
         while (task_id := self.dependencies.scheduler.admit_next(available_bytes)) is not None:
             tracked = self.dependencies.journal_tailer.tracked_tasks[task_id]

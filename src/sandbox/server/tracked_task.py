@@ -19,7 +19,7 @@ class TrackedTask:
     """A task, the offset up to which its journal was read, and an event for waiters.
 
     recorder: set while the server itself holds the journal (until launch); its users hold `write_lock`.
-    status_message: what the task waits for, or what blocks it; empty if neither.
+    status_message: the reason why the task waits or is blocked; empty if neither.
     published_seq: the last record that this server published to subscribers of all tasks; 0 for none.
     """
 

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Silence:
-    """The last record, when the silence or the last ping began, and the number of unanswered pings."""
+    """The last record, when the silence or the last ping started, and the number of unanswered pings."""
 
     seq: int
     started_at: float

@@ -11,7 +11,7 @@ from pathlib import Path
 from sandbox.interfaces.store import StoreError
 
 _FREE_BYTES_MIN = 64 * 1024
-"""SQLite needs about half of it, in addition to the database, to open one."""
+"""Minimum free space to open a database. SQLite needs about half of it, in addition to the database."""
 
 
 def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
@@ -28,7 +28,7 @@ def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
 
 
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for that of another process; then it fails with StoreError."""
+"""How long a transaction waits for a transaction of another process. After that it fails with StoreError."""
 
 IDLE_READERS_MAX = 4
 """Idle reader connections that are kept open."""

@@ -89,7 +89,7 @@ class SqliteStore:
             connection.execute(self._sql["forget_task"], {"id": task_id})
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Return the tasks indexed with another PROJECTION_VERSION, and those whose row is damaged."""
+        """Return the tasks indexed with a different PROJECTION_VERSION, and those whose row is damaged."""
         with self._connections.read_transaction() as connection:
             rows = connection.execute(self._sql["every_task"])
             return [

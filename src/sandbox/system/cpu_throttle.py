@@ -45,7 +45,7 @@ class CpuThrottle:
         self.start()
 
     def start(self) -> None:
-        """Begin with a full budget: what the process used until now was not caused by a sandbox."""
+        """Start with a full budget: the CPU time used until now was not caused by a sandbox."""
         self._budget = CpuBudget(self._monotonic(), self._cpu_seconds())
 
     def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
@@ -72,7 +72,7 @@ class CpuQueue:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether any work waits or runs in it."""
+        """Whether any work is waiting or running."""
         return self._turn.locked()
 
     async def __aenter__(self) -> None:

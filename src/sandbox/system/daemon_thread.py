@@ -16,7 +16,7 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
 
     On cancellation or program exit the thread is abandoned.
 
-    on_exit: called once the thread has ended, even if no caller waits for it any more.
+    on_exit: called once the thread has ended, even if no caller waits for it.
 
     Raises OSError (EAGAIN) if the host has no more threads.
     """

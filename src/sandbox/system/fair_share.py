@@ -17,7 +17,7 @@ MESSAGES_PER_TURN_MAX = 64
 """Messages of up to 4 KiB that are encoded or sent for one client per iteration of the event loop."""
 
 THREADS_AT_ONCE_MAX = 2
-"""Threads that read for one client at once; its further requests wait for them, and others find a thread free."""
+"""Threads that read for one client at once; its other requests wait, so threads stay free for other clients."""
 
 _UNIT_BYTES = 4 * 1024
 _Result = TypeVar("_Result")
@@ -87,7 +87,7 @@ def set_current_share(share: FairShare) -> None:
 
 @contextmanager
 def shared_work() -> Iterator[None]:
-    """What is done in here is for several clients, so it is part of no share: one client must not delay it."""
+    """Work in this context serves several clients, so it is not charged to any share: one client must not delay it."""
     token = _SHARE.set(None)
     try:
         yield
@@ -102,14 +102,14 @@ async def acquire(size_bytes: int) -> None:
 
 
 def current_memory() -> MemoryShare:
-    """Return the memory of the current share; memory without a bound where there is no share."""
+    """Return the memory of the current share; unlimited memory without a share."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)
 
 
 @asynccontextmanager
 async def thread_slot() -> AsyncIterator[None]:
-    """Holds one of the threads of the share under way for several steps, so that few hold what the first one loads."""
+    """Keep one of the current share's threads for several steps, which bounds how many requests hold loaded data."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -122,6 +122,6 @@ async def thread_slot() -> AsyncIterator[None]:
 async def to_thread(
     function: Callable[_Parameters, _Result], *arguments: _Parameters.args, **options: _Parameters.kwargs
 ) -> _Result:
-    """As `asyncio.to_thread`, when the share under way has a thread free; at once where there is none."""
+    """Like `asyncio.to_thread`, once the current share has a free thread; immediately without a share."""
     async with thread_slot():
         return await asyncio.to_thread(function, *arguments, **options)

@@ -17,7 +17,8 @@ def open_restricted(
 
     Agents may remove permissions from files that the caller owns.
 
-    access_mode: further access(2) rights that a directory is opened for; if one is missing, its owner gets all rights.
+    access_mode: additional access(2) rights that are needed for a directory; if one is missing, its owner gets all
+    rights.
 
     Raises OSError.
     """
@@ -57,7 +58,7 @@ def fsync_path(path: Path) -> None:
 
 
 def replace_durably(source: Path, target: Path) -> None:
-    """Flush a written file and rename it to its target, replacing what was there. Raises OSError."""
+    """Flush a written file and rename it to its target, replacing an existing file. Raises OSError."""
     fsync_path(source)
     source.rename(target)
     fsync_path(target.parent)

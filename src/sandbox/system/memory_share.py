@@ -31,7 +31,7 @@ class MemoryShare:
 
     @contextmanager
     def holding(self, size_bytes: int) -> Iterator[None]:
-        """Count memory that is in use already, even above the maximum."""
+        """Count memory that is already in use for the duration of the context, even above the maximum."""
         self.hold(size_bytes)
         try:
             yield
@@ -40,7 +40,7 @@ class MemoryShare:
 
     @asynccontextmanager
     async def reserved(self, size_bytes: int) -> AsyncIterator[None]:
-        """Count memory that will be used, once there is room for it."""
+        """Wait for room, then count memory for the duration of the context."""
         await self._wait_for_room(size_bytes)
         try:
             yield
@@ -57,17 +57,17 @@ class MemoryShare:
         return True
 
     def hold(self, size_bytes: int) -> None:
-        """Count memory that is in use already, until it is released."""
+        """Count memory that is already in use, until `release`."""
         self.held_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
-        """Count this memory no longer."""
+        """Stop counting this memory."""
         self.held_bytes -= size_bytes
         self._admit_waiting()
 
     @contextmanager
     def sending(self, close: Callable[[], None]) -> Iterator[None]:
-        """Mark a connection whose client is to take something. `close` closes it."""
+        """Mark a connection with data for its client. `close` closes it."""
         key = object()
         self._sending[key] = (self._monotonic(), close)
         try:

@@ -1,4 +1,4 @@
-"""An attempt with a faulty runtime: it ends with the right code, and waiting is bounded."""
+"""Attempts on a faulty runtime end with the correct failure code, within a bounded time."""
 
 import asyncio
 from pathlib import Path

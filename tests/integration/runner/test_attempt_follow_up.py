@@ -1,4 +1,4 @@
-"""An attempt with a follow-up: only what the next attempt needs is left, and then the end is recorded."""
+"""An attempt with a follow-up leaves only the files that the next attempt needs, and then records its end."""
 
 import asyncio
 import errno
@@ -40,7 +40,7 @@ def remaining_files(harness, attempt_id=ATTEMPT_ID):
 
 
 def kill_after(harness, *events):
-    """Creates what a runner leaves that is killed after these events."""
+    """Creates the leftovers of a runner that is killed after these events."""
     for event in events:
         harness.recorder.record(event)
     for directory in (harness.attempt.files.workspace, harness.attempt.files.home, harness.attempt.files.repository):

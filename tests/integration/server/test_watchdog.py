@@ -120,12 +120,12 @@ def test_runner_is_found_on_an_overlay_file_system(tmp_path):
 
 LISTENER = """
 import os, socket, sys, time
-ear = socket.socket(socket.AF_UNIX)
-ear.bind(sys.argv[1] + ".part")
-ear.listen(8)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1] + ".part")
+listener.listen(8)
 os.rename(sys.argv[1] + ".part", sys.argv[1])
 while True:
-    caller = ear.accept()[0]
+    caller = listener.accept()[0]
     caller.recv(100)
     caller.sendall(b'{"done":false}\\n')
 """
@@ -145,7 +145,7 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
 
 
 def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
-    """With a full backlog, the connection seems established and writes fail."""
+    """If the backlog is full, asyncio reports the connection as established, but writes to it fail."""
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))

@@ -64,7 +64,7 @@ def test_longest_file_name_works(tmp_path):
 
 @pytest.fixture
 def pipe(tmp_path):
-    """A path that is not a regular file (like /dev/null), and a reader of what was written to it."""
+    """A path that is not a regular file (like /dev/null), and a reader of the data written to it."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)

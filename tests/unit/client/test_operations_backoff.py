@@ -1,4 +1,4 @@
-"""How long a client retries."""
+"""The retry duration of a client."""
 
 import pytest
 

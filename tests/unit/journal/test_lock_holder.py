@@ -1,4 +1,4 @@
-"""Who holds a journal's lock is looked up in /proc, where processes of sandboxes are as well."""
+"""The holder of a journal's lock is found in /proc, which also shows the processes of sandboxes."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_the_holder_of_the_lock_is_found(tmp_path: Path):
     assert not lock._descriptor_holds_lock(process_with(tmp_path / "2", journal, "pos:\t0\n"), "3", journal.stat())
 
 
-def test_what_the_kernel_tells_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
+def test_fdinfo_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
     journal, other = tmp_path / "journal", tmp_path / "other"
     journal.touch()
     other.touch()

@@ -96,4 +96,4 @@ def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
     asyncio.run(prober.run())
-    assert reports == [("No sandbox can be created; a probe is under way. It does not work.", None)]
+    assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]

@@ -1,4 +1,4 @@
-"""What responses to one client hold is bounded, and room is made by closing what takes nothing."""
+"""Memory of responses to one client is bounded; closing stalled connections makes room."""
 
 import asyncio
 

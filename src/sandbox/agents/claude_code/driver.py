@@ -34,7 +34,7 @@ PLAIN_TEXT_PREFIX = "Task:\n"
 """Prefix of a prompt that would otherwise be interpreted as a command."""
 
 _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
-"""What JavaScript trims. That includes a byte order mark, which is not white space in Python."""
+"""The characters that JavaScript trims. They include the byte order mark, which is not white space in Python."""
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
@@ -59,7 +59,7 @@ def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, .
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Return files of the home: answers to the questions of Claude Code about a new home, API key or folder."""
+    """Return files of the home that answer the questions of Claude Code about a new home, API key or folder."""
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
@@ -253,7 +253,7 @@ def encode_prompt(prompt: str) -> bytes:
     """Encode the prompt for stdin, where Claude Code must not interpret it as a command.
 
     Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. White space before them would be
-    safe only until somebody trims it, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
+    safe only as long as no code trims it, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
@@ -276,9 +276,9 @@ def _headless_options(claude: Claude) -> tuple[str, ...]:
 
 
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
-    # No setting source and `--strict-mcp-config` exclude the settings, hooks, skills and MCP servers of the repository
-    # and of the home: they take effect as soon as they are written, so any program inside could redirect the agent to
-    # another model. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
+    # An empty `--setting-sources` and `--strict-mcp-config` disable the settings, hooks, skills and MCP servers of the
+    # repository and of the home directory. Otherwise, any program in the sandbox could write such a file and redirect
+    # the agent to another model. `--add-dir` (with its variable in the environment) enables CLAUDE.md files and rules.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")
     return (
         *tool_options(claude),

@@ -38,7 +38,7 @@ _SYNTHETIC_MODEL = "<synthetic>"
 
 
 class ClaudeOutputParser:
-    """Parses stream-json. Never raises and uses bounded memory, whatever the input.
+    """Parses stream-json. Never raises and uses bounded memory, for any input.
 
     There can be several rounds, each with an init and a result (a background command that ends starts one). Only the
     last result counts, and only if the main conversation did not continue after it.

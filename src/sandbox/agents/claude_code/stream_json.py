@@ -1,4 +1,4 @@
-"""Decodes lines of Claude Code's stream-json output. They are untrusted: data of another shape is ignored."""
+"""Decodes lines of Claude Code's stream-json output. They are untrusted: data of a different shape is ignored."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def read_blocks(message: Message) -> list[ContentBlock]:
 
 
 def read_init(line: bytes) -> InitEvent:
-    """Decode an `init` event; fields of another shape are empty."""
+    """Decode an `init` event; fields of a different shape are empty."""
     return _decode_if_sparse(_INIT, line) or InitEvent()
 
 

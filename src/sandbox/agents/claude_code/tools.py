@@ -79,7 +79,7 @@ def _tool_name(entry: str) -> str:
 
 
 def _permission_rule(entry: str) -> str:
-    """Return the entry as a permission rule. Rules for writable paths are `Edit` rules, whatever the tool."""
+    """Return the entry as a permission rule. Rules for writable paths are `Edit` rules, for any tool."""
     name, bracket, rest = entry.partition("(")
     return f"Edit({rest}" if bracket and name in _EDIT_TOOLS else entry
 
@@ -93,5 +93,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Deny whatever needs permission; the run continues."""
+    """Deny every action that needs permission; the run continues."""
     return ("--permission-mode", "dontAsk")

@@ -85,7 +85,7 @@ def check_host(host: str | None, origin: str | None, *, names: Collection[str], 
     ports: the ports on which it listens.
     """
     if host is None or _parse_origin(f"http://{host}", names) is None:
-        return "The Host header names another server; use this server's address or a name from server.host_names."
+        return "The Host header names a different server; use this server's address or a name from server.host_names."
     return check_origin(host, origin, names=names, ports=ports)
 
 
@@ -95,18 +95,18 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
         return None
     place = _parse_origin(origin, names)
     if place is None or place[1] not in ports:
-        return "The Origin header names another site."
+        return "The Origin header names a different site."
     return None
 
 
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
-    """Return why a request without `Origin` from another site's page is denied, or None. Links are allowed."""
+    """Return why a request without `Origin` from a page of another site is denied, or None. Links are allowed."""
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
     if method == "GET" and is_link:
         return None
-    return "The Sec-Fetch-Site header names another site."
+    return "The Sec-Fetch-Site header names a different site."
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
@@ -133,10 +133,10 @@ LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 """The principal of every client of a server without tokens."""
 
 REQUESTS_AT_ONCE_MAX = 1000
-"""Concurrent requests per token, including streams; a further one gets 429."""
+"""Concurrent requests per token, including streams; an additional one gets 429."""
 
 STREAMS_OF_ALL_MAX = 100
-"""Concurrent streams of all tasks per token; a further one gets 429. Each stream costs work for every event."""
+"""Concurrent streams of all tasks per token; an additional one gets 429. Each stream costs work for every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
@@ -212,7 +212,7 @@ class Authenticator:
 
     @contextmanager
     def count_request(self, caller: Caller) -> Iterator[None]:
-        """Count a request while it is being answered. Does nothing on a server without tokens."""
+        """Count a request while it is being processed. Does nothing on a server without tokens."""
         name = caller.principal.id if caller.principal else ""
         self._requests_in_progress[name] += bool(name)
         try:

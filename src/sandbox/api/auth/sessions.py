@@ -13,10 +13,10 @@ SESSION_SECONDS = 12 * 3600
 """Lifetime of a session; after that the token must be presented again."""
 
 SESSIONS_MAX = 1000
-"""Maximum number of open sessions; a further one ends the oldest."""
+"""Maximum number of open sessions; an additional one ends the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Open sessions per token; a further one ends that token's oldest, so one token cannot end the sessions of others."""
+"""Open sessions per token; an additional one ends that token's oldest, so a token cannot end the sessions of others."""
 
 _SECRET_BYTES = 32
 

@@ -32,7 +32,7 @@ _Fields = Sequence[tuple[bytes, bytes]]
 
 
 class _FramingError(Exception):
-    """The bytes are no valid request. The text is for users."""
+    """The bytes are not a valid request. The text is for users."""
 
 
 class RequestFraming:
@@ -56,7 +56,7 @@ class RequestFraming:
     def feed(self, data: bytes) -> bytes:
         """Add received bytes; return the bytes that may be parsed, up to the end of a request.
 
-        A client may send thousands of requests at once; to look at them all would delay everybody else.
+        A client may send thousands of requests at once; parsing all of them at once would delay other clients.
         """
         self._buffer += data
         passed = bytearray()
@@ -70,12 +70,12 @@ class RequestFraming:
         return bytes(passed)
 
     def keep(self, data: bytes) -> None:
-        """Add received bytes to look at them later."""
+        """Add received bytes for later parsing."""
         self._buffer += data
 
     @property
     def has_more(self) -> bool:
-        """Whether there are bytes behind the end of the last request that was passed on."""
+        """Whether there are bytes after the end of the last request that was passed on."""
         return self._has_request_ended and bool(self._buffer)
 
     def _read_head(self) -> bytes | None:
@@ -98,7 +98,7 @@ class RequestFraming:
         is_old = lines[0].endswith(b"HTTP/1.0")
         length, is_chunked = _body_framing(fields, is_old=is_old)
         if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
-            raise _FramingError("The WebSocket handshake has a body, or is one of HTTP/1.0.")
+            raise _FramingError("The WebSocket handshake has a body, or uses HTTP/1.0.")
         self._is_last_request = is_old or b"close" in _list_values(fields, b"connection")
         self._body_bytes_left = length
         if is_chunked:
@@ -200,7 +200,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """h11 connection with strict framing. The error is raised where the rejected request would begin or continue."""
+    """h11 connection with strict framing. The error is raised where the rejected request would start or continue."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)
@@ -219,7 +219,7 @@ class FramedConnection(h11.Connection):
             super().receive_data(framed)
 
     def next_event(self) -> Any:
-        """Return h11's next event. Requests before a rejected one are answered first."""
+        """Return h11's next event. Requests before a rejected one get their responses first."""
         if self._framing.has_more and self.their_state is h11.IDLE:
             self.receive_data(b"")
         event = super().next_event()

@@ -118,7 +118,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         super().connection_lost(exc)
 
     def _update_head_timer(self) -> None:
-        # DONE: the request has been answered while its body is still arriving.
+        # DONE: the response was sent while the request body is still arriving.
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._cancel_head_timer()
         elif self._head_timer is None:
@@ -138,7 +138,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400, unless a response has begun, and close. `msg` is uvicorn's own text and is not used."""
+        """Respond with 400, unless a response has started, and close. `msg` is uvicorn's own text and is not used."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
             head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
@@ -157,13 +157,13 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
     A response that rejects the handshake completes it; uvicorn logs that as an application error. Only the latest ping
-    of a client that does not read is answered (RFC 6455 §5.5.3); uvicorn buffers all pongs.
+    of a client that does not read gets a pong (RFC 6455 §5.5.3); uvicorn buffers all pongs.
     """
 
     _pending_pong = b""
 
     def data_received(self, data: bytes) -> None:
-        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never answers it."""
+        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never responds to it."""
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(_bad_handshake_response(self.client))

@@ -23,16 +23,16 @@ CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; above it the connection is closed."""
 
 UNREAD_BYTES_MAX = 32 * 1024
-"""What the kernel buffers of requests that the server has not read; the kernel doubles it for its own overhead."""
+"""Bytes that the kernel buffers of requests that the server has not read; the kernel doubles it for overhead."""
 
 UNSENT_BYTES_MAX = 128 * 1024
-"""What the kernel buffers of a response to a client that does not read, for which it would take megabytes."""
+"""Bytes that the kernel buffers of a response to a client that does not read. The default is megabytes."""
 
 PING_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""
 
 PONG_SECONDS = 20.0
-"""A client that has not answered a ping by then is disconnected."""
+"""A client that has not replied to a ping by then is disconnected."""
 
 
 async def serve(

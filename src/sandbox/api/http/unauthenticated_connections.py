@@ -9,10 +9,10 @@ from typing import Protocol
 from uvicorn.server import ServerState
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
-"""Such connections per port; a further one closes the oldest."""
+"""Maximum number of such connections per port; an additional one closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""They may use at most 1/N of the server's file descriptors."""
+"""Such connections use at most 1/N of the server's file descriptors."""
 
 
 class Connection(Protocol):
@@ -23,7 +23,7 @@ class Connection(Protocol):
         """Whether an authenticated request is in progress."""
 
     def abort(self) -> None:
-        """Close it immediately."""
+        """Close the connection immediately."""
 
 
 class UnauthenticatedConnections:

@@ -23,7 +23,7 @@ RECHECK_SECONDS = 5.0
 """How long a stream may continue after its token was revoked or has expired."""
 
 _REQUEST_BYTES = 16 * 1024
-"""What a request costs of the client's share of a turn, also one that is refused, by the work of answering it."""
+"""Cost of a request in the client's share, including rejected requests."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is no longer valid."}
@@ -39,7 +39,7 @@ class CredentialsRevokedError(OSError):
 
 
 class AuthenticationMiddleware:
-    """Lets requests pass or rejects them with 401, 403 or 429. `get_caller` returns the caller of a request."""
+    """Passes requests on, or rejects them with 401, 403 or 429. `get_caller` returns the caller of a request."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app

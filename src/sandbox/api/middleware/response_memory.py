@@ -18,14 +18,14 @@ PIECE_BYTES = 64 * 1024
 """A body is handed to the connection in pieces of this size, so that most of it stays counted until it is read."""
 
 _SOCKET_BYTES = 2 * PIECE_BYTES
-"""What a connection buffers while it waits for its client: a piece above the mark at which it stops taking more."""
+"""Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
-_MESSAGE = "The responses of this token that are not read yet take all memory that it may use; read or close some."
+_MESSAGE = "Unread responses of this token use all the memory that it may use; read or close some."
 
 
 class ResponseRefusedError(OSError):
-    """There is no memory for the response, and the client has been told so."""
+    """There is no memory for the response; an error response was sent to the client."""
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:

@@ -20,12 +20,12 @@ def add_drain_routes(app: FastAPI) -> None:
 
 
 async def read_drain(context: ContextDep) -> JsonResponse:
-    """Whether the server is being drained, and how far that is."""
+    """Whether the server is draining, and the progress of the drain."""
     return _drain_response(await context.tasks.drain_status())
 
 
 async def begin_drain(context: ContextDep) -> JsonResponse:
-    """Take no tasks and begin none, across restarts too, until it is undone; those that run go on."""
+    """Reject new tasks and start none, also after a restart, until the drain is undone. Running tasks continue."""
     return _drain_response(await context.tasks.drain())
 
 
@@ -63,11 +63,13 @@ async def prune_tasks(
     keep: Annotated[
         int | None, Query(ge=1, le=_COUNT_MAX, description="Number of tasks to keep; the oldest are removed")
     ] = None,
-    max_bytes: Annotated[int | None, Query(ge=0, le=_BYTES_MAX, description="Disk space that all may use")] = None,
+    max_bytes: Annotated[
+        int | None, Query(ge=0, le=_BYTES_MAX, description="Disk space that all finished tasks may use")
+    ] = None,
     *,
     dry_run: Annotated[bool, Query(description="Only list what would be removed")] = False,
 ) -> JsonResponse:
-    """Remove finished tasks with all that is kept of them; without bounds by those of the server's configuration."""
+    """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply."""
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)
     pruned = await context.tasks.prune(retention, dry_run=dry_run)

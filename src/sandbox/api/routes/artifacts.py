@@ -97,7 +97,7 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
 
 
 async def download_artifact(request: Request, context: ContextDep, task_id: paths.TaskId, name: str) -> Response:
-    """Download an artifact by its name, else by its path. One that contains a secret is for operators."""
+    """Download an artifact by its name, else by its path. Artifacts that contain a secret require the role operator."""
     async with fair_share.thread_slot():
         stored = await context.tasks.artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
@@ -154,7 +154,7 @@ def content_disposition(name: str) -> str:
 def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
     """Return the single range to serve, or None for the whole file, which RFC 9110 allows for any range.
 
-    Raises RangeNotSatisfiableError if the range begins after the end.
+    Raises RangeNotSatisfiableError if the range starts after the end.
     """
     match = _SINGLE_RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", etag) != etag:

@@ -76,17 +76,17 @@ def add_docs_routes(app: FastAPI) -> None:
 
 
 async def read_schema(request: Request) -> JsonResponse:
-    """The schema of the API."""
+    """The OpenAPI schema."""
     return JsonResponse(request.app.openapi())
 
 
 async def read_docs() -> HTMLResponse:
-    """The page."""
+    """The documentation page."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
 async def read_asset(name: str) -> Response:
-    """What the page loads."""
+    """A file that the documentation page loads."""
     if name in _INLINE_ASSETS:
         text, media_type = _INLINE_ASSETS[name]
         return Response(text, headers=_HEADERS, media_type=media_type)

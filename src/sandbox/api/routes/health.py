@@ -29,17 +29,17 @@ def add_health_routes(app: FastAPI) -> None:
 
 
 async def read_basic_health(context: ContextDep) -> JsonResponse:
-    """The server answers."""
+    """Whether the server responds."""
     return JsonResponse({"status": "ok", "version": context.settings.version})
 
 
 async def read_liveness(context: ContextDep) -> JsonResponse:
-    """The server is alive: its event loop turns."""
+    """Liveness: the event loop responds."""
     return await read_basic_health(context)
 
 
 async def read_health(context: ContextDep) -> JsonResponse:
-    """How the server is, in detail."""
+    """Health of the server, in detail."""
     health = await context.tasks.health()
     reasons = not_ready_reasons(health, context)
     body: dict[str, Any] = {
@@ -60,7 +60,7 @@ async def read_health(context: ContextDep) -> JsonResponse:
 
 
 async def read_readiness(request: Request, context: ContextDep) -> Response:
-    """Whether the server can take and run tasks; 503 when it cannot."""
+    """Readiness: whether the server can accept and run tasks; 503 if it cannot."""
     health = await context.tasks.health()
     reasons = not_ready_reasons(health, context)
     if not reasons:
@@ -98,7 +98,7 @@ def add_metrics_route(app: FastAPI) -> None:
 
 
 async def read_metrics(context: ContextDep) -> Response:
-    """How the server is, in figures for Prometheus."""
+    """Metrics in Prometheus format."""
     health = await context.tasks.health()
     is_ready = not not_ready_reasons(health, context)
     return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

@@ -70,7 +70,7 @@ _TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
 
 
 class LogQuery(BaseModel):
-    """What the logs are asked for with."""
+    """Query parameters of the logs."""
 
     stream: LogStream = "all"
     since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_TIME_SCHEMA)
@@ -105,7 +105,7 @@ async def read_logs(
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
 ) -> Response:
-    """What the agent printed and what happened, in the order of `seq`."""
+    """The agent's output and the events of the task, in the order of `seq`."""
     task = await context.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
     view = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
@@ -164,7 +164,7 @@ async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, vie
 
 
 async def _seq_behind(tasks: Tasks, task: Task, seq: int, skipped: int, view: LogEncoder) -> int:
-    """The seq of the line that is `skipped` lines behind the one with `seq`."""
+    """Return the seq of the line that is `skipped` lines after the line with `seq`."""
     if skipped == 0:
         return seq
     async for found in _matching_seqs(tasks, task, seq, view):

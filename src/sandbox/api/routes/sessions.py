@@ -18,7 +18,7 @@ def add_session_routes(app: FastAPI) -> None:
 
 
 async def open_session(request: Request, context: ContextDep) -> JsonResponse:
-    """Begin a session: the token of this request is good for a cookie. Without tokens there is nothing to prove."""
+    """Start a session: exchange the request's token for a cookie. Not needed on a server without tokens."""
     caller = get_caller(request)
     assert caller.principal is not None
     principal = caller.principal

@@ -38,7 +38,7 @@ _STATE_ALTERNATIVES = "|".join(TaskState)
 
 
 class ListQuery(BaseModel):
-    """What a list is asked for with."""
+    """Query parameters of a list."""
 
     state: str = Field(
         "",
@@ -69,7 +69,7 @@ def add_list_routes(app: FastAPI) -> None:
 
 
 async def list_tasks(request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]) -> JsonResponse:
-    """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
+    """List tasks. `label.KEY=VALUE` selects tasks by label; if it is repeated, a task must have all of the labels."""
     task_query = parse_query(query, request.query_params)
     async with fair_share.thread_slot():
         page = await query_page(context.tasks, task_query, request.query_params)

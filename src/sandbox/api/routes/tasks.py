@@ -120,7 +120,7 @@ def add_task_routes(app: FastAPI) -> None:
 
 
 async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> JsonResponse:
-    """Submit a task. It is durable once the answer is sent."""
+    """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
         return await _submit(request, context, dry_run=dry_run)
 
@@ -177,9 +177,9 @@ async def wait_for_task(
     request: Request,
     context: ContextDep,
     task_id: paths.TaskId,
-    timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds")] = 60,  # noqa: ASYNC109
+    timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Maximum time to wait, in seconds")] = 60,  # noqa: ASYNC109
 ) -> JsonResponse:
-    """The status of a task once it is terminal, or as it is when the time is over."""
+    """Wait until a task is terminal, or for the timeout; returns its status."""
     waiting = asyncio.create_task(context.tasks.wait(task_id, timeout))
     interruptions = [
         asyncio.create_task(context.shutting_down.wait()),
@@ -203,7 +203,7 @@ async def _wait_result(waiting: asyncio.Task[Task], tasks: Tasks, task_id: str) 
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse:
-    """Cancel a task. Again before the end: `force` hurries it."""
+    """Cancel a task. May be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
@@ -224,7 +224,7 @@ def add_preserved_routes(app: FastAPI) -> None:
 
 
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
-    """Release the preserved sandbox of a task, and the disk that it takes."""
+    """Remove the preserved sandbox of a task and free its disk space."""
     await context.tasks.release(task_id)
     body = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
     return JsonResponse(body)

@@ -92,7 +92,7 @@ class HistoryCache:
 class StreamBuffer:
     """The latest batches of one task.
 
-    frames: begins with the current state, as `Tasks.follow` without `after` does.
+    frames: starts with the current state, as `Tasks.follow` without `after` does.
     """
 
     def __init__(self, frames: AsyncIterator[WireEvent]) -> None:

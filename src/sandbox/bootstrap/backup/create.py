@@ -77,7 +77,7 @@ class BackupWriter:
 
 
 def create_backup(data_dir: Path, target: Path) -> BackupManifest:
-    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may run meanwhile.
+    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may be running.
 
     Each task is consistent with one moment of its journal. Raises BackupExistsError, BackupTooLargeError, OSError.
     """
@@ -136,7 +136,7 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
     manifest = BackupManifest(BACKUP_VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     if len(content) > BACKUP_MANIFEST_BYTES_MAX:
-        problem = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
+        problem = f"{len(backup.files)} files need a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
         raise BackupTooLargeError(f"{problem}; remove finished tasks with sandbox admin prune, and try again.")
     backup.tar.addfile(_tar_info(MANIFEST_NAME, len(content)), io.BytesIO(content))
     return manifest
@@ -202,7 +202,7 @@ def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) 
 def _add(backup: BackupWriter, name: str, file: _HashingReader, size_bytes: int) -> BackupEntry:
     backup.tar.addfile(_tar_info(name, size_bytes), file)
     if file.failure is not None:
-        backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): zeros fill its place")
+        backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): the rest is zeros")
     entry = backup.files[name] = BackupEntry(size_bytes, file.digest.hexdigest())
     return entry
 

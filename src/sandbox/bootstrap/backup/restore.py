@@ -95,9 +95,9 @@ def restore(source: Path, data_dir: Path) -> RestoreResult:
 
 def _check_target(data_dir: Path) -> None:
     if data_dir.is_symlink():
-        raise RestoreTargetUnusableError(f"{data_dir} is a symbolic link; name the directory that it leads to.")
+        raise RestoreTargetUnusableError(f"{data_dir} is a symbolic link; name its target directory.")
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
-        raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
+        raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that does not exist yet.")
     if os.path.ismount(data_dir):
         raise RestoreTargetUnusableError(
             f"{data_dir} is a mount point and cannot be replaced; restore into a directory below it."
@@ -244,7 +244,7 @@ def _end_task(journals: FileJournals, task: Task) -> None:
 class _BoundedReader(io.BufferedReader):
     """A bounded file for `tarfile`, which trusts the headers of a hostile archive.
 
-    tarfile reads a header in one piece, whatever length it claims, and seeks to wherever it claims the next one is.
+    tarfile reads a header of any claimed length in one piece, and seeks to any claimed position of the next one.
     """
 
     def read(self, size: int | None = -1) -> bytes:

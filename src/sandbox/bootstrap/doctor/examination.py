@@ -77,7 +77,7 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
     check_usable_data_dir(directory)
     nearest = _nearest_existing(directory)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        message = f"{directory} cannot be used: {nearest} is no directory that this user may write to"
+        message = f"{directory} cannot be used: {nearest} is not a directory that this user may write to"
         return [Finding("data directory", False, message, "Choose another --data-dir.")]
     space = measure_disk_space(nearest)
     is_new = "" if nearest == directory else ", created at the first start"

@@ -17,7 +17,7 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: the state; mend: what to do, empty if nothing.
+    """The result of one check. message: the state; mend: how to fix it, or empty.
 
     is_needed: no task can run without it; otherwise tasks run, but something is weaker.
     """
@@ -44,7 +44,8 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
         "then only root can open files"
     )
     remedy = (
-        f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; what files take of a task's memory bounds them then."
+        f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; "
+        "then the memory limit of each task bounds its open files."
     )
     return [Finding("limits", False, message, remedy, is_needed=False)]
 
@@ -126,7 +127,9 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
         remedy = "Start the kernel without nosocket in cgroup.memory."
         findings.append(Finding("limits", False, message, remedy, is_needed=False))
     if missing:
-        advice = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
+        advice = (
+            "Run as root, or start the server in a separate control group: systemd-run --user --scope sandbox serve"
+        )
         remedy = "Mount cgroups writable." if os.getuid() == 0 else advice
         message = f"on {', '.join(missing.values())} are not enforced: no cgroup is writable"
         findings.append(Finding("limits", False, message, remedy, is_needed=False))

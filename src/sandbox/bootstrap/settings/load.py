@@ -58,11 +58,9 @@ def find_config_file(option: str | None, environment: Mapping[str, str]) -> tupl
 
 
 def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
-    """Load the settings from all sources.
+    """Load the settings from all sources. Raises a ConfigurationError that lists every error.
 
-    options: command-line values by key name, None if not given; `config` is the file.
-
-    Raises ConfigurationError with all errors.
+    options: command-line values by key; None means not given. The key `config` is the path of the configuration file.
     """
 
     file, is_asked = find_config_file(options.get("config"), environment)
@@ -168,7 +166,8 @@ _ERROR_MESSAGES = (
     (r"greater_than_equal", "must be at least {ge:g}"),
     (r"less_than_equal", "must be at most {le:g}"),
     (r"string_too_short|too_short", "must not be empty"),
-    (r"string_too_long|too_long", "must have at most {max_length} parts or characters"),
+    (r"string_too_long", "must have at most {max_length} characters"),
+    (r"too_long", "must have at most {max_length} entries"),
     (r"format|range", "{complaint}"),
 )
 

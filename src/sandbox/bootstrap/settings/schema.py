@@ -136,7 +136,7 @@ def _user_directory(variable: str, otherwise: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSection:
-    """Where the server listens, keeps its data and makes its sandboxes."""
+    """Address and data directory of the server, and runtime of the sandboxes."""
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
@@ -159,7 +159,7 @@ class ServerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class CapacitySection:
-    """How many times the machine may be promised to tasks."""
+    """Overcommit factors for the resources of the machine."""
 
     __pydantic_config__ = _FORBID_EXTRA
     cpus: Annotated[Factor, Description("Overcommit factor for CPUs.")] = OVERCOMMIT_CPUS
@@ -169,7 +169,7 @@ class CapacitySection:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskSection:
-    """What must be free on the file system of the data directory."""
+    """Minimum free space on the file system of the data directory."""
 
     __pydantic_config__ = _FORBID_EXTRA
     new_tasks_percent: Annotated[
@@ -199,7 +199,7 @@ class DiskSection:
 
 @dataclass(frozen=True, kw_only=True)
 class GitSection:
-    """Where repositories come from."""
+    """Restrictions on repositories."""
 
     __pydantic_config__ = _FORBID_EXTRA
     allowed_hosts: Annotated[
@@ -211,7 +211,7 @@ class GitSection:
 
 @dataclass(frozen=True, kw_only=True)
 class VaultSection:
-    """HashiCorp Vault, KV version 2. Its token is `VAULT_TOKEN` of the server's environment, nowhere else."""
+    """HashiCorp Vault, KV version 2. Its token is read only from `VAULT_TOKEN` in the server's environment."""
 
     __pydantic_config__ = _FORBID_EXTRA
     address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Description("Address of Vault.")] | None = None
@@ -220,7 +220,7 @@ class VaultSection:
 
 @dataclass(frozen=True, kw_only=True)
 class SecretsSection:
-    """What secrets of tasks may be taken from."""
+    """Sources of the secrets of tasks."""
 
     __pydantic_config__ = _FORBID_EXTRA
     directory: Annotated[DirectoryPath, Description("Directory of secrets with `source: file`.")] | None = None
@@ -234,7 +234,7 @@ class SecretsSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PreserveSection:
-    """What is kept of failed tasks with `failure_action: preserve`."""
+    """Preserved sandboxes of failed tasks with `failure_action: preserve`."""
 
     __pydantic_config__ = _FORBID_EXTRA
     time_to_live: Annotated[str, DURATION, Description("How long a preserved sandbox is kept, from 1s to 168h.")] = (
@@ -249,7 +249,7 @@ class PreserveSection:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionSection:
-    """How long finished tasks are kept; those that ended first go first."""
+    """Retention of finished tasks. Those that ended first are removed first."""
 
     __pydantic_config__ = _FORBID_EXTRA
     older_than: Annotated[
@@ -277,7 +277,7 @@ class RetentionSection:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessSection:
-    """How much one client may ask for."""
+    """Limits per client."""
 
     __pydantic_config__ = _FORBID_EXTRA
     requests_per_minute: Annotated[
@@ -290,7 +290,7 @@ class AccessSection:
 
 @dataclass(frozen=True, kw_only=True)
 class LogSection:
-    """What the server and its runners write to their logs."""
+    """Logs of the server and its runners."""
 
     __pydantic_config__ = _FORBID_EXTRA
     format: Annotated[str, _LOG_FORMAT, Description("Log format: text or json.")] = "text"

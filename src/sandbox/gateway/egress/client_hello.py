@@ -23,8 +23,9 @@ class ClientHello(msgspec.Struct, frozen=True):
     is_complete: more bytes cannot change the result.
     server_name: None in a complete hello without a name, in bytes that are no hello, and if other data shares its
     record.
-    has_encrypted_name: contains an encrypted hello (ECH) that may name another server; browsers put random bytes there.
-    has_early_data: the client may send data before the server has answered (RFC 8446 §4.2.10).
+    has_encrypted_name: contains an encrypted hello (ECH) that may name a different server; browsers put random bytes
+    there.
+    has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
     byte_count: length of the records that hold the hello, or of the first ones: some servers may find a hello in
     malformed records.
     """
@@ -93,7 +94,7 @@ def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
     server_names = parse_server_names(body)
     if server_names is None:
         return ClientHello(True, byte_count=byte_count)
-    # Several names violate the RFC, and the server might select another one than the gateway.
+    # Several names violate the RFC, and the server might select a different one than the gateway.
     name = server_names.names[0] if len(server_names.names) == 1 else None
     return ClientHello(True, name, server_names.has_encrypted_name, server_names.has_early_data, byte_count)
 
@@ -210,7 +211,7 @@ class ClientHelloSearch:
 
 
 def _read_partial_hello(received: bytearray, offset: int) -> _PartialHello | None:
-    """Return the ClientHello whose first record begins at `offset`, or None if there is none."""
+    """Return the ClientHello whose first record starts at `offset`, or None if there is none."""
     message = bytearray()
     while len(header := bytes(received[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
         if _RECORD_HEADER.match(header) is None:

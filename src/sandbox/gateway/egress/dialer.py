@@ -80,7 +80,7 @@ class HostUnreachableError(Exception):
 
 
 def is_dialable(address: Address) -> bool:
-    """Whether this is a public address of another machine. Only tests use another policy."""
+    """Whether this is a public address of another machine. Only tests use a different policy."""
     return is_global(address) and not _is_local_address(address)
 
 

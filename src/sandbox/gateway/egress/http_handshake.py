@@ -55,7 +55,7 @@ class HttpHandshake:
         if self._name is None:
             return f"{self._address} is not an address of its name."
         if (normalize_host(requested.host), requested.port) != (normalize_host(self._name), self._port):
-            return f"the connection is to {self._name}, but its Host header names another."
+            return f"the connection is to {self._name}, but its Host header names a different host."
         if not request.target.startswith(b"/") and request.target != b"*":
             return "the target of a direct request must start with a slash."
         return None
@@ -66,7 +66,7 @@ class HttpHandshake:
 
 
 class SingleRequestFilter:
-    """Forwards one request, framed anew, and nothing after it."""
+    """Forwards one request with new framing, and nothing after it."""
 
     is_passthrough = False
 

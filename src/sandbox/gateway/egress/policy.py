@@ -76,16 +76,16 @@ class Denial(msgspec.Struct, frozen=True):
 
 
 class StreamFilter(Protocol):
-    """Inspects what the client sends to the host for as long as the protocol requires it."""
+    """Inspects the client's data for the host as long as the protocol requires it."""
 
     @property
     def is_done(self) -> bool:
-        """Whether no further client data goes to the host."""
+        """Whether the rest of the client's data is dropped."""
         ...
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether all further data goes to the host unread."""
+        """Whether the rest of the client's data is forwarded without inspection."""
         ...
 
     def start(self) -> bytes | Denial:

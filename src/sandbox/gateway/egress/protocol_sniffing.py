@@ -1,9 +1,9 @@
-"""Forwards a protocol that begins neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
+"""Forwards a protocol that starts neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
 
 Lenient servers skip or accept bytes that a strict parser takes for another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
 line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
-server never speaks first, and closes after answering bytes that it cannot parse. TLS may begin later (STARTTLS).
+server never speaks first, and closes after its response to bytes that it cannot parse. TLS may start later (STARTTLS).
 """
 
 import re
@@ -38,7 +38,7 @@ class HttpRequestSearch:
     """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
 
     is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers take two words
-    for a request without a version (HTTP/0.9), answer it, and read another one.
+    for a request without a version (HTTP/0.9), respond to it, and read another request.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -94,7 +94,7 @@ class HttpRequestSearch:
             normalize_host(self._name),
             self._port,
         )
-        return None if is_right else f"the connection is to {self._name}, but its Host header names another."
+        return None if is_right else f"the connection is to {self._name}, but its Host header names a different host."
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
@@ -169,7 +169,7 @@ _TLS_PREFIX = b"\x16\x03"
 _TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers take for a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes this is no line, and its client may wait for a response
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes this is not a line, and its client may wait for a response
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(
     rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE

@@ -46,7 +46,7 @@ class ProxyHandshake:
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         target = parse_authority(request.target, default_port=HTTPS_PORT)
         if target is None or http.has_body(request):
-            return self._deny("CONNECT requires a host and a port, and no body.", status=400)
+            return self._deny("A CONNECT request must have a host and a port, and must not have a body.", status=400)
         self._target = target
         reason = self._policy.deny_reason(target.host, target.port)
         if reason is not None:

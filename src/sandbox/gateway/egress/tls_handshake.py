@@ -62,10 +62,10 @@ _HEADER_BYTES = 5
 
 
 class HelloRetryFilter:
-    """Forwards everything except a second ClientHello that names another server.
+    """Forwards everything except a second ClientHello that names a different server.
 
     A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might serve the name in it. After that hello all
-    data is encrypted. Early data, sent before the server has answered, may also lie between the two hellos.
+    data is encrypted. Early data, sent before the server has responded, may also lie between the two hellos.
     """
 
     is_done = False
@@ -94,7 +94,7 @@ class HelloRetryFilter:
         return output if isinstance(output, Denial) else self._first_hello_bytes + output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return the data as soon as it is known to be no denied hello."""
+        """Return the data once it cannot be a denied hello."""
         if self._is_passthrough:
             return data
         self._pending += data
@@ -111,7 +111,7 @@ class HelloRetryFilter:
         return output
 
     def host_data_received(self) -> None:
-        """Do nothing: a second hello is looked for whether or not the host has answered."""
+        """Do nothing: the search for a second hello does not depend on the responses of the host."""
 
     def _read_skippable(self) -> bytes:
         """Remove and return the received bytes of skippable records. The last record's header is complete."""

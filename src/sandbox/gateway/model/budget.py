@@ -174,11 +174,11 @@ class Spending:
         costs = [self._finished, *self._running.values()]
         tokens = sum(cost[0] for cost in costs)
         usd = round(sum(cost[1] for cost in costs), 6)
-        end = "no further model request is forwarded"
+        end = "no more model requests are forwarded"
         if self._budget.usd is not None and self._unpriced is not None:
             model = self._reporter.sanitize(self._unpriced)
             return (
-                f"The model {model} responded, which has no known price, so lifecycle.budget_usd cannot be "
+                f"A response is from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
                 f"enforced; {end}."
             )
         if self._budget.usd is not None and usd >= self._budget.usd:

@@ -1,6 +1,6 @@
 """One connection to the model listener: check each request, replace the key, forward both bodies.
 
-Pipelined requests are not answered; the connection ends after the current response. A client that closes its side
+Pipelined requests get no response; the connection ends after the current response. A client that closes its side
 before its response is complete counts as gone: its request is aborted upstream too. With a budget, the response is read
 to its end instead, because it reports its cost at the end. A client that does not read its response for too long counts
 as gone in that case.
@@ -27,7 +27,7 @@ class InflightRequest(msgspec.Struct):
     """A forwarded request.
 
     cost_bound: set if the response must be metered.
-    meter: set once a response has begun whose usage is to be read.
+    meter: set once a response has started whose usage must be read.
     """
 
     is_metered: bool
@@ -105,7 +105,7 @@ class ModelProtocol:
 
     @property
     def phase(self) -> Phase:
-        """What the client connection waits for."""
+        """The event that the client connection waits for."""
         if self._is_closed or self._is_client_gone:
             return Phase.CLOSING
         if self._client_side.their_state is h11.SEND_BODY:
@@ -304,12 +304,12 @@ class ModelProtocol:
         elif self._inflight is not None:
             self._send_to_upstream(effects, h11.EndOfMessage())
         else:
-            # The request was answered before its body ended, so bytes that follow may belong to a legitimate next
-            # request.
+            # The response was sent before the body of the request ended, so bytes that follow may belong to a
+            # legitimate next request.
             self._finish_cycle(effects, has_next_request=True)
 
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
-        """Answer now; discard the rest of the request's body. Closing earlier could lose the response."""
+        """Respond now; discard the rest of the request's body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
         # Read no more than necessary of data that does not look like Claude Code's HTTP.
         is_last = rejected.status in (400, 413)
@@ -381,7 +381,7 @@ class ModelProtocol:
             self._finish_cycle(effects)
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
-        """Send an error if the response has not begun; otherwise close, so the client sees a truncated response."""
+        """Send an error if the response has not started; otherwise close, so the client sees a truncated response."""
         self._reporter.report_error("upstream_unreachable", message)
         if self._inflight is not None and self._inflight.has_response:
             self._close(effects)
@@ -389,7 +389,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, "timeout_error" if status == 504 else "api_error", message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response in place of the upstream's, which has not begun for the client."""
+        """Send a local response in place of the upstream's, which has not started for the client."""
         if self._is_client_gone:
             self._close(effects)
             return
@@ -420,7 +420,7 @@ class ModelProtocol:
             self._budget_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
-        """Start the next cycle once the request is read and answered, or close.
+        """Start the next cycle once the request is read and its response sent, or close.
 
         has_next_request: bytes after this request may be the next one.
         """

@@ -45,7 +45,7 @@ _CALL_DATA = frozenset({"caller", "input"})
 _TOOL_DATA = frozenset({"input_examples", "input_schema", "output_schema"})
 """Fields of a request, a tool call and a tool definition whose content the model's servers treat as data.
 
-Such content is neither a tool nor an address, whatever it looks like.
+Such content is neither a tool nor an address, even if it looks like one.
 """
 
 _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
@@ -65,7 +65,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return the beginning of a sentence about the part of the request that accesses external resources, or None.
+    """Return the start of a sentence about the part of the request that accesses external resources, or None.
 
     sanitize: makes untrusted text safe to report.
     """
@@ -86,7 +86,7 @@ def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str])
 
 
 def additional_models(document: dict[str, Any]) -> Iterator[str]:
-    """Yield the further models that may answer the request, besides the one it names; "" for an invalid name."""
+    """Yield the additional models that may serve the request; "" for an invalid name."""
     for path, value in _iter_objects(document):
         kind = _get_field(value, "type")
         if path == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):

@@ -24,8 +24,8 @@ _DELTA_OVERHEAD_BYTES = 80
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
 
-Not included are the input that is read again after an advisor's message, and output begun by another model. All other
-iterations (compaction, an advisor) are billed in addition.
+Not included are the input that is read again after an advisor's message, and output that another model started. All
+other iterations (compaction, an advisor) are billed in addition.
 """
 
 _GLOBAL_REGIONS = ("", "global", "not_available")

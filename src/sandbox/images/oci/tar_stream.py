@@ -40,11 +40,11 @@ class HeaderLimit:
         self._bytes_left: int | None = IMAGE_METADATA_BYTES_MAX
 
     def end_header(self) -> None:
-        """Further reads belong to an entry's content and are not counted."""
+        """From now on, reads belong to an entry's content and are not counted."""
         self._bytes_left = None
 
     def start_header(self) -> None:
-        """Further reads belong to the next header."""
+        """From now on, reads belong to the next header."""
         self._bytes_left = IMAGE_METADATA_BYTES_MAX
 
     def _count(self, size: int) -> None:

@@ -81,7 +81,7 @@ def _task_id(value: str) -> str | None:
     if value == "stream":
         return "'stream' is reserved; choose another id"
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", value) or ".." in value:
-        return "must be 1 to 128 letters, digits, '.', '_' or '-', begin and end with a letter or digit, without '..'"
+        return "must be 1 to 128 letters, digits, '.', '_' or '-', start and end with a letter or digit, without '..'"
     return None
 
 

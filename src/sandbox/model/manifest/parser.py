@@ -223,7 +223,7 @@ def _decode_text(body: bytes) -> str:
     except UnicodeDecodeError as error:
         reject("must be UTF-8 text", location=_location_of_byte(body, error.start))
     if text.startswith("\ufeff"):
-        reject("must begin with one byte order mark at most; save it as plain UTF-8", location=SourceLocation(1, 1))
+        reject("must start with at most one byte order mark; save it as plain UTF-8", location=SourceLocation(1, 1))
     if "\x00" in text:
         reject("must not contain NUL characters", location=_location_of_byte(body, body.index(0)))
     if not text.strip():

@@ -35,7 +35,7 @@ _FORBID_EXTRA = {"extra": "forbid"}
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """Who the task is."""
+    """Name, id and labels of the task."""
 
     __pydantic_config__ = _FORBID_EXTRA
     name: Annotated[str, Len(1, 256), VISIBLE]
@@ -47,7 +47,7 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """What is cloned into the workspace."""
+    """The repository to clone into the workspace."""
 
     __pydantic_config__ = _FORBID_EXTRA
     url: Annotated[str, REPOSITORY_URL]
@@ -80,7 +80,7 @@ class McpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Claude:
-    """What Claude Code is told and how it runs."""
+    """Prompt and settings of Claude Code."""
 
     __pydantic_config__ = _FORBID_EXTRA
     prompt: Annotated[str, PROMPT]
@@ -95,7 +95,7 @@ class Claude:
 
 @dataclass(frozen=True, kw_only=True)
 class Vm:
-    """What the sandbox is made of and what it may reach."""
+    """Profile, resources and network access of the sandbox."""
 
     __pydantic_config__ = _FORBID_EXTRA
     profile: Annotated[str, Len(1, 64), VISIBLE] = "agentic-dev"
@@ -118,7 +118,7 @@ class Vm:
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """Where the value of an environment variable of the agent comes from."""
+    """An environment variable of the agent, and the source of its value."""
 
     __pydantic_config__ = _FORBID_EXTRA
     name: Annotated[str, ENVIRONMENT_NAME]
@@ -128,7 +128,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class Lifecycle:
-    """How long things may take and what is kept."""
+    """Timeouts, budgets, retries, and what to keep."""
 
     __pydantic_config__ = _FORBID_EXTRA
     timeout: Annotated[str, DURATION] = "24h"
@@ -145,17 +145,17 @@ class Lifecycle:
 
     @property
     def timeout_seconds(self) -> int:
-        """How long the agent may run, in seconds."""
+        """Time limit for the agent, in seconds."""
         return parse_duration(self.timeout)
 
     @property
     def stage_timeout_seconds(self) -> int:
-        """How long cloning may take, in seconds."""
+        """Time limit for cloning, in seconds."""
         return parse_duration(self.stage_timeout)
 
     @property
     def provision_timeout_seconds(self) -> int:
-        """How long making the sandbox may take, in seconds."""
+        """Time limit for creating the sandbox, in seconds."""
         return parse_duration(self.provision_timeout)
 
     @property
@@ -165,13 +165,13 @@ class Lifecycle:
 
     @property
     def collect_timeout_seconds(self) -> int:
-        """How long collecting artifacts may take, in seconds."""
+        """Time limit for collecting artifacts, in seconds."""
         return parse_duration(self.collect_timeout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One task, as its user asked for it, with the defaults filled in."""
+    """One task as submitted, with the defaults filled in."""
 
     __pydantic_config__ = _FORBID_EXTRA
     version: Literal["1"]

@@ -53,7 +53,7 @@ def end_event(task: Task) -> WireEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> WireEvent:
-    """Return an error that ends the event stream early. It takes the number of the last record, which is not sent."""
+    """Return an error that ends the event stream early. It has the number of the last record, which is not sent."""
     return {
         "type": "error",
         "task_id": task.id,

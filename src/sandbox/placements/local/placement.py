@@ -133,7 +133,7 @@ class SocketLeftovers:
         self._run_dir = run_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts with a socket, whoever listens there, except probes.
+        """Return the attempts with a socket, whichever process listens, except probes.
 
         A probe's directory exists before its socket.
         """

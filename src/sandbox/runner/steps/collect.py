@@ -199,7 +199,7 @@ def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Art
 
 
 def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Whether the name contains a secret value or a part of one that begins before it, or may contain one.
+    """Whether the name contains a secret value or a part of one that starts before it, or may contain one.
 
     Names may be cut, and a value may contain slashes.
     """

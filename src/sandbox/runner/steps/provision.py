@@ -32,7 +32,7 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 
 
 def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their relative paths, replacing what has the name. No link is followed. Raises OSError."""
+    """Write files by their relative paths, replacing existing entries. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
         directory_fd = _open_directory(home)
@@ -83,7 +83,7 @@ class HandleTooNewError(SandboxError):
 
 
 class ProvisionedSandbox(msgspec.Struct, frozen=True):
-    """A sandbox that is ready, and what will run in it."""
+    """A ready sandbox, and the agent that will run in it."""
 
     sandbox: Sandbox
     start: AgentLaunchSpec

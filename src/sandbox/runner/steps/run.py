@@ -334,7 +334,7 @@ class _AgentRun:
         await self._kill()
 
     async def _watch_kernel_use(self) -> None:
-        """Kill a sandbox that exceeds a limit on what the kernel holds for it."""
+        """Kill a sandbox that exceeds a limit on kernel objects and buffers."""
         failure = await self._exhaustion.watch_kernel_use(self._sandbox)
         self._record_failure(failure.code, failure.message)
         await self._kill()

@@ -15,7 +15,7 @@ from sandbox.runner.dependencies import AttemptContext
 
 
 async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:
-    """Destroy the sandbox and remove its files. Never raises: an event says what is left."""
+    """Destroy the sandbox and remove its files. Never raises: an event lists what is left."""
     try:
         preserved = _preserved_paths(attempt)
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -45,8 +45,10 @@ async def verify_disk(attempt: AttemptContext) -> None:
     try:
         await attempt.dependencies.disks.verify(attempt.files)
     except OSError as error:
-        what = f"The server's disk could not store all that the agent wrote ({error.strerror})"
-        raise AttemptError(FailureCode.DISK_FULL, f"{what}; free space there and submit the task again.") from error
+        what = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
+        raise AttemptError(
+            FailureCode.DISK_FULL, f"{what}; free space on that disk and submit the task again."
+        ) from error
 
 
 async def _destroy_and_remove(

@@ -130,7 +130,7 @@ class BubblewrapSandbox(BaseSandbox):
         return build_exec_spec(self._program, self._spec, command, reports)
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run a further command in the sandbox's namespaces, on a pty. Raises AttemptError (sandbox_lost)."""
+        """Run an additional command in the sandbox's namespaces, on a pty. Raises AttemptError (sandbox_lost)."""
         init_pid = self._reports.get(_CHILD_PID_KEY)
         # Until the command has started, the sandbox is incomplete and the host's files may still be visible in it.
         if init_pid is None or await self._find_command(init_pid) is None or self._init_pidfd is None:

@@ -28,7 +28,7 @@ StagedEntry = tuple[str, str, str]
 
 
 def staged_entries(spec: SandboxSpec) -> Iterator[StagedEntry]:
-    """Yield what the launcher stages in addition to the disk's directories: runsc's directories and the sandbox's /."""
+    """Yield additional entries for the launcher to stage: runsc's directories and the sandbox's /."""
     yield ("own", "state", "")
     yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
     yield from _rootfs_entries(describe_rootfs(spec))
@@ -70,7 +70,7 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
 
 
 def encode_process(command: Command) -> bytes:
-    """Encode process.json for a further command on a pty. Raises AttemptError (provision_failed) for NUL characters."""
+    """Encode process.json for another command on a pty. Raises AttemptError (provision_failed) for NUL characters."""
     return msgspec.json.encode({**_process_config(command), "terminal": True})
 
 
@@ -162,6 +162,6 @@ def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:
 
 
 def exec_arguments(program: str, attempt_id: str, process: int, log: int, started: int) -> list[str]:
-    """Return the argv that runs a further command on runsc's own terminal. The numbers are descriptors of memfds."""
+    """Return the argv that runs another command on runsc's own terminal. The numbers are descriptors of memfds."""
     files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{started}"]
     return [program, *_RUNSC_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]

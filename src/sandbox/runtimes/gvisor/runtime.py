@@ -33,7 +33,7 @@ _GAPS = (
     "the agent's own programs can read its environment, because gVisor runs only programs that can be read",
     "TCP and UDP are the host kernel's, in the sandbox's own network namespace",
     "running out of memory ends the whole sandbox, not one process",
-    "reaching the process limit is visible to the agent, but not reported in the task",
+    "reaching the process limit is visible to the agent, but not shown in the task's status",
     "each start takes about 0.2 s, and calls to files take longer than on the host's kernel",
 )
 

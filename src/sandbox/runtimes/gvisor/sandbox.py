@@ -116,7 +116,7 @@ class GvisorSandbox(BaseSandbox):
             raise AttemptError(code, f"gVisor did not start: {self._failure_reason}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run a further command with another runsc, on a pty in the launcher's mounts. Raises AttemptError
+        """Run an additional command with another runsc, on a pty in the launcher's mounts. Raises AttemptError
         (sandbox_lost).
         """
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():

@@ -1,7 +1,8 @@
 """One control group per attempt: limits, counts and kills its processes. Supports cgroup v1 and v2.
 
 Only writable hierarchies are used. A group is one directory in v2 and one per hierarchy in v1. The files in its
-directories show what a group can do, so the same code serves both versions: it tries the file names of both.
+directories show which operations a group supports, so the same code serves both versions: it tries the file names of
+both.
 """
 
 import errno

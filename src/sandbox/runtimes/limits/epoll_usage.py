@@ -1,6 +1,6 @@
 """Counts the entries of a sandbox's epoll instances.
 
-An event wakes all epoll entries of its file at once, with interrupts off: about 0.12 µs for each. Where a timer is the
+An event wakes all epoll entries of its file at once, with interrupts off: about 0.12 µs for each. If a timer is the
 cause, this happens in an interrupt, which is charged to nobody. Files can have more entries than there are descriptors,
 because each pair of epoll instance and descriptor is one. The kernel's bound (`fs.epoll.max_user_watches`) is millions.
 """

@@ -38,7 +38,7 @@ class KernelUidPool:
         self._allocations: dict[str, tuple[int, int]] = {}
 
     def allocate(self, attempt_id: str) -> int:
-        """Allocate a uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
+        """Allocate a uid that is unclaimed and that no process has. Raises AttemptError (provision_failed)."""
         if attempt_id in self._allocations:
             return self._allocations[attempt_id][0]
         try:
@@ -60,9 +60,9 @@ class KernelUidPool:
     def lock_if_unallocated(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
-        An unclaimed uid cannot be claimed in the meantime. A claim of another living process can end and the uid go to
-        another attempt. So open a pidfd of the process first, call the function again, and only then signal the
-        process.
+        An unclaimed uid cannot be claimed in the meantime. A claim of another living process can end and the uid be
+        given to another attempt. So open a pidfd of the process first, call the function again, and only then signal
+        the process.
         """
         if attempt_id in self._allocations:
             yield lambda: True

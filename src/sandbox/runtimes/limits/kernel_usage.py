@@ -1,4 +1,4 @@
-"""Counts what the kernel holds for a sandbox's open files, from outside in /proc.
+"""Counts the kernel objects behind a sandbox's open files, from outside in /proc.
 
 Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
 they belong to: /proc/locks names the process that took a lock, but that process may have ended and its id been reused.
@@ -188,7 +188,7 @@ _ANSWER_SECONDS = 2.0
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Received data that nobody has read.
+    """Received data that no program has read.
 
     received_bytes: bytes in receive queues. half_open: connections that only the listener has.
     udp_sockets_on_port: UDP sockets of the port that has the most. One broadcast is copied to each of them at once.
@@ -262,7 +262,7 @@ def refuse(messages: bytes, at: int, length: int) -> None:
 
 
 def read_port(messages: bytes, at: int) -> int:
-    """The own port of the socket that an answer is about."""
+    """The local port of the socket that a reply describes."""
     return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 

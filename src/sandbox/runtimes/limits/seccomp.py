@@ -66,7 +66,7 @@ ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
 Not allowed, among others: filters (SO_ATTACH_FILTER and similar), UDP_CORK, memberships of IPv6 and of sources (no
 limit per socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP,
 TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: received data is then in pages that TCP_ZEROCOPY_RECEIVE can map. IP_MINTTL,
-IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the peer's connection half-open for hours.
+IPV6_MINHOPCOUNT: a socket that drops replies unseen keeps the peer's connection half-open for hours.
 """
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
@@ -123,9 +123,9 @@ _SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
 _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
-One event signals every process of the owner's group for each open file, in one go and at the expense of whoever causes
-the event: the host, which reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds without
-effect, because nginx insists on it.
+One event signals every process of the owner's group for each open file, in one go and at the expense of the event's
+cause: a process of the host that reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds
+without effect, because nginx insists on it.
 """
 
 _IDLE_POLICIES = (5, 0x40000005)
@@ -162,7 +162,7 @@ _SEMAPHORE_OPERATIONS_MAX = 32
 """Maximum in one semop. One call retries those of all waiting threads in one go: 80 ms for 500 operations each."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread looks for equal pages, at 64 bytes for each page, charged to nobody."""
+"""MADV_MERGEABLE: a kernel thread searches for equal pages, at 64 bytes for each page, charged to nobody."""
 
 _PR_SET_SECCOMP = 22
 
@@ -262,8 +262,8 @@ ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
     """Assemble the seccomp filter for a machine as named by `os.uname`.
 
-    allows_filters: whether programs can install further filters. QEMU and virtiofsd do so; a guest has its own kernel.
-    Raises KeyError for an unknown architecture.
+    allows_filters: whether programs can install additional filters. QEMU and virtiofsd do so; a guest has its own
+    kernel. Raises KeyError for an unknown architecture.
     """
     architecture = ARCHITECTURES[machine]
     program = [

@@ -1,4 +1,4 @@
-"""Runs a further command in a sandbox of namespaces. A separate program, like the launcher.
+"""Runs an additional command in a sandbox of namespaces. A separate program, like the launcher.
 
 It enters the namespaces of the sandbox's init by a pidfd, so it depends on no path and no process id that a process
 inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the sandbox's

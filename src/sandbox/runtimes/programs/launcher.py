@@ -3,7 +3,7 @@
 It creates the network namespace, opens the gateway's listeners in it, stages the host files that the sandbox may see
 below one path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the
 listeners. Then it waits for one message with the command and execs it. It is generic: the message says what to exec
-(bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and goes on waiting.
+(bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
@@ -30,7 +30,7 @@ DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
 """Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
 PTYS_MAX = 256
-"""Maximum of terminals open in it at once. The machine's limit for all is kernel.pty.max."""
+"""Maximum number of open terminals of the devpts. The machine's limit for all is kernel.pty.max."""
 
 NETWORK_SETTINGS = {
     "ipv4/tcp_rmem": "4096 32768 1048576",
@@ -48,7 +48,7 @@ queued with its timestamp.
 
 HOST_PATH_KINDS = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
-"""The message's descriptors get numbers from here on, beginning with its third descriptor."""
+"""The message's descriptors get numbers from here on, starting with its third descriptor."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -272,7 +272,7 @@ def switch_to_uid(uid: int) -> None:
 
 
 def install_seccomp_filter(instructions: bytes) -> None:
-    """Filter all further system calls of this process and its descendants."""
+    """Filter all later system calls of this process and its descendants."""
     check_errno(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     program = struct.pack("H", len(instructions) // 8) + bytes(6) + struct.pack("P", _pointer(instructions))
     check_errno(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_pointer(program)), 0, 0), "seccomp")

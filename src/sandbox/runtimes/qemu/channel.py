@@ -135,7 +135,7 @@ class GuestStream(asyncio.ReadTransport):
         return bool(data)
 
     def finish(self) -> None:
-        """End the stream: the guest sends no further data."""
+        """End the stream: the guest sends no more data."""
         if not self._has_ended:
             self._has_ended = True
             self.reader.feed_eof()

@@ -14,7 +14,7 @@ import struct
 import sys
 
 SELFTEST_CPU_SECONDS = 0.5
-"""Thirty times what a CPU needs that executes the loop itself."""
+"""Thirty times the duration on a CPU that executes the loop directly."""
 
 _COUNTDOWN_CODE = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
 _MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000

@@ -42,7 +42,8 @@ _GAPS = (
     "a task needs 544 MiB more of the host's memory than it requests",
 )
 _EMULATION_GAP = (
-    "no KVM: everything is emulated, five to twenty times slower, and QEMU does not guarantee isolation by its emulator"
+    "no KVM: everything is emulated, five to twenty times slower, and for the QEMU project emulation (TCG) is no "
+    "security boundary"
 )
 
 
@@ -120,7 +121,7 @@ class QemuDriver:
         return kernel_uid
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """Return the number of the jail's threads, whatever runs inside."""
+        """Return the number of the jail's threads, independent of the programs inside."""
         return command_lines.JAIL_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:

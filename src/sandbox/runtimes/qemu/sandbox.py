@@ -81,7 +81,7 @@ class QemuSandbox:
         self.slow_reason: str | None = None
 
     async def boot(self, within_seconds: float) -> None:
-        """Boot until the agent answers. Raises BootError, and AttemptError (provision_failed) if nothing starts."""
+        """Boot until the agent responds. Raises BootError, and AttemptError (provision_failed) if nothing starts."""
         try:
             async with asyncio.timeout(within_seconds):
                 reports = await self._execute()
@@ -117,7 +117,7 @@ class QemuSandbox:
         return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run a further command on a terminal, through the guest agent. Raises AttemptError (sandbox_lost)."""
+        """Run an additional command on a terminal, through the guest agent. Raises AttemptError (sandbox_lost)."""
         if self._started is None or not self._is_running() or len(self._terminals) >= GUEST_TERMINALS_MAX:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended, or has too many terminals.")
         number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
@@ -150,7 +150,7 @@ class QemuSandbox:
         return await asyncio.shield(self._watch_exit())
 
     async def kernel_usage(self) -> KernelUsage:
-        """Return the usage of QEMU and virtiofsd. What the guest's kernel holds is in the guest's memory."""
+        """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
         launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter)
 

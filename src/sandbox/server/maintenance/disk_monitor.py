@@ -23,7 +23,7 @@ class DiskMonitor:
     def __init__(self, data_dir: Path, measure: MeasureDiskSpace, watermark: Watermark, reserve: DiskReserve) -> None:
         self.space = _UNKNOWN_SPACE
         self.shortage: str | None = None
-        """Why new tasks wait, for people; set by `check`."""
+        """Why new tasks wait (human-readable); set by `check`."""
         self.on_space_freed: Callable[[], None] = lambda: None
         self._data_dir = data_dir
         self._measure = measure

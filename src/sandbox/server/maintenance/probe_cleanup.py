@@ -1,4 +1,4 @@
-"""Removes what killed probes left. A probe is a sandbox without a task that tests what the host supports."""
+"""Removes leftovers of killed probes. A probe is a sandbox without a task that tests what the host supports."""
 
 import asyncio
 import fcntl
@@ -39,7 +39,7 @@ async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
 
 
 def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
-    """Yield before each further try; end once the lock is held."""
+    """Yield before each retry; end once the lock is held."""
     deadline = time.monotonic() + PROBE_WAIT_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:

@@ -32,7 +32,7 @@ HELPER_COMMAND = (
 """Credential helper of the confined git. It forwards requests and responses; nothing is stored or erased."""
 
 CREDENTIAL_REQUESTS_MAX = 8
-"""Maximum per clone. Further requests get no response."""
+"""Maximum per clone. Additional requests get no response."""
 
 _REQUEST_BYTES_MAX = 16 * 1024
 

@@ -1,7 +1,7 @@
 """The only network access of a confined clone: a SOCKS proxy in the runner, on the confinement's proxy listener.
 
-git resolves no name and dials nothing. It asks for a host, and is connected only to the remote that it was told to
-clone from. Bytes are relayed unchanged; TLS ends in the confinement.
+git resolves no name and dials nothing. It requests a host, and is connected only to the remote of the clone. Bytes are
+relayed unchanged; TLS ends in the confinement.
 """
 
 import asyncio
@@ -14,12 +14,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 CLONE_CONNECT_SECONDS = 30.0
-"""Time for the remote's name to resolve and one of its addresses to answer; then the clone fails."""
+"""Time for the remote's name to resolve and one of its addresses to respond. After that the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
-"""Maximum at once. Each takes two descriptors of the runner; git itself needs a handful. Further ones wait in the
-backlog.
-"""
+"""Maximum at once. Each takes two descriptors of the runner; git needs a handful. More wait in the backlog."""
 
 _ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
@@ -33,8 +31,8 @@ _NAT64_PREFIX = IPv6Network("64:ff9b::/96")
 class DialPolicy(NamedTuple):
     """Which addresses a clone may connect to.
 
-    is_public: returns whether an address is a public one of another host. follows_redirects: whether a clone may follow
-    redirects.
+    is_public: returns whether an address is public and belongs to another host. follows_redirects: whether a clone may
+    follow redirects.
     """
 
     is_public: Callable[[IPv4Address | IPv6Address], bool]
@@ -120,7 +118,7 @@ class SocksProxy:
             writer.transport.abort()
 
     async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
-        """Speak SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
+        """Serve SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
         async with asyncio.timeout(CLONE_CONNECT_SECONDS):
             _, methods = await reader.readexactly(2)
             await reader.readexactly(methods)
@@ -139,8 +137,8 @@ class SocksProxy:
     async def _dial(self, address: HostPort) -> "StreamPair":
         is_wanted = self._is_target(address)
         if not is_wanted and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
-            # Refuse before resolving: a DNS name could exfiltrate what a clone has read, and the answer shows which
-            # names exist.
+            # Refuse before resolving: a DNS name could exfiltrate data that a clone has read, and the response shows
+            # which names exist.
             raise _not_allowed_error()
         loop = asyncio.get_running_loop()
         resolved = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)

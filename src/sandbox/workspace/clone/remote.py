@@ -1,4 +1,4 @@
-"""Resolves what a confined clone connects to, and the parts of the server user's configuration that it needs.
+"""Resolves the remote of a confined clone, and the parts of the server user's configuration that the clone needs.
 
 Settings for other hosts stay outside: a repository that takes over git could read their tokens.
 """

@@ -118,7 +118,7 @@ class WorkspaceStaging:
         bytes_max: int,
         dial_policy: DialPolicy,
     ) -> None:
-        """Initialize. bytes_max: limit for each file of the clone, and for the commit's files together."""
+        """bytes_max: limit for each file of the clone, and for the commit's files together."""
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
@@ -166,7 +166,7 @@ class WorkspaceStaging:
         return commit
 
     def _reset_directories(self) -> None:
-        """Remove what an interrupted earlier run left, and create both directories empty."""
+        """Remove leftovers of an interrupted earlier run, and create both directories empty."""
         self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self._attempt.repository, self._attempt.workspace):
             if path.is_symlink() or path.is_file():

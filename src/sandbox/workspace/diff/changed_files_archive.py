@@ -78,7 +78,7 @@ def _decode_path(path: bytes) -> str:
 async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
     """Write the tar completely and flushed, up to half of ARTIFACT_BYTES_MAX. Raises AttemptError.
 
-    Returns why not every changed file is in it, or None.
+    Returns why some changed files are missing, or None.
     """
     try:
         return await _write(git, attempt, base_commit, target)

@@ -42,7 +42,7 @@ class ChangeSink(Protocol):
         ...
 
     def put(self, entry: Entry) -> None:
-        """Record that a file or symbolic link is new or has another content or mode."""
+        """Record that a file or symbolic link is new or has a different content or mode."""
         ...
 
 
@@ -133,7 +133,7 @@ class TreeComparison:
             target = self._files.read_link(entry.path)
             return _blob_id(base, len(target), [target]) == base.object_id
         with self._files.open_file(entry.path) as (file, size):
-            # Compare sizes first: a file of another size, for example a huge sparse file, is not read at all.
+            # Compare sizes first: a file of a different size, for example a huge sparse file, is not read at all.
             return (
                 size == base.size_bytes and _blob_id(base, size, read_chunks(file, size, self._stop)) == base.object_id
             )

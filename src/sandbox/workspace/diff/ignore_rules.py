@@ -86,10 +86,10 @@ class IgnoreRules:
 
 
 class NoIgnoreRules:
-    """Rules of a base commit without a `.gitignore`. git is not needed, because it would read no other rules either."""
+    """Used if the base commit has no `.gitignore`: git reads no other ignore rules, so it need not run."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """Return the empty set."""
+        """Nothing is ignored."""
         return frozenset()
 
 

@@ -152,7 +152,7 @@ class GitError(Exception):
 
     @property
     def is_inconclusive(self) -> bool:
-        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then answers nothing."""
+        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then means nothing."""
         is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
         return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
 
@@ -170,10 +170,10 @@ class Git:
         files: Mapping[str, bytes] | None = None,
         descriptors: Sequence[int] = (),
     ) -> None:
-        """Initialize. path: PATH for programs. variables: None removes a variable.
+        """Without a confinement, git runs unconfined.
 
-        Without a confinement git runs unconfined. `files` and `descriptors` are for a confinement, as in
-        `ConfinedCommand`.
+        path: value of PATH. variables: environment variables; a None value removes the variable. files, descriptors: as
+        in `ConfinedCommand`; used only with a confinement.
         """
         git_settings = {
             "PATH": path,

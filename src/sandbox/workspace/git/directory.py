@@ -75,7 +75,7 @@ def _write_attributes(directory: Path, attributes: str) -> None:
 
 
 def _replace_file(files: RootedFiles, parent: bytes, name: str, text: str) -> None:
-    """Replace a file without writing through a link. git, which has another uid, can read the new file."""
+    """Replace a file without writing through a link. git, which runs with a different uid, can read the new file."""
     with files.open_directory(parent) as directory:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)

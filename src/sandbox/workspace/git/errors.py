@@ -85,7 +85,7 @@ _TRANSIENT = re.compile(
 )
 """The connection was established and broke, or the host reports its own failure.
 
-A name or an address that does not answer at all is as often a mistake in the manifest.
+A name or an address that does not respond at all is as often an error in the manifest.
 """
 
 

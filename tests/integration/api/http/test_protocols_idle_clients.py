@@ -27,7 +27,7 @@ def test_incomplete_request_head_times_out(running_api, payload):
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             writer.write(payload)
             try:
-                # The keep-alive timeout is five seconds.
+                # Shorter than the keep-alive timeout (5 s), which would also close the connection.
                 response = await asyncio.wait_for(reader.read(), 4)
             except ConnectionResetError:
                 response = None

@@ -75,7 +75,7 @@ def test_reused_task_id_streams_only_the_new_events(running_api, until):
 
 
 class RecordingTransport(asyncio.Transport):
-    """A transport that records what is written."""
+    """A transport that records written data."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})

@@ -1,4 +1,4 @@
-"""Shutdown closes streams in a bounded time, whatever the clients do."""
+"""Shutdown closes streams in a bounded time, independent of the clients."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def test_shutdown_closes_twenty_streams_in_time(running_api, until):
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.wait_for(api.serving, 10)
                 assert time.monotonic() - started < limits.SHUTDOWN_SECONDS
-            # Complete responses without an end event: the task continues, and the client may reconnect.
+            # The responses are complete but have no `end` event: the task continues, and clients may reconnect.
             for text in await asyncio.gather(*logs):
                 assert "event: state_change" in text
                 assert "event: end" not in text

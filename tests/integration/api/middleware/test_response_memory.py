@@ -1,4 +1,4 @@
-"""What a token does not read holds a bounded part of the server's memory; who reads gets everything."""
+"""Unread responses of a token use a bounded part of the server's memory; clients that read get everything."""
 
 import asyncio
 import hashlib

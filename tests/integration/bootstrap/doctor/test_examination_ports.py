@@ -29,4 +29,4 @@ def test_data_directory_below_a_file_is_rejected(tmp_path):
     (tmp_path / "foreign.txt").touch()
     finding = find_finding("data directory", tmp_path / "foreign.txt" / "data")
     assert (finding.ok, finding.is_needed) == (False, True)
-    assert f"{tmp_path / 'foreign.txt'} is no directory that this user may write to" in finding.message
+    assert f"{tmp_path / 'foreign.txt'} is not a directory that this user may write to" in finding.message

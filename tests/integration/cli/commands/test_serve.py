@@ -87,7 +87,7 @@ def test_stopped_server_logs_a_message(environment, tmp_path):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        assert b"Sandbox answers at" in server.stdout.readline()
+        assert b"Sandbox is listening at" in server.stdout.readline()
     finally:
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=20)

@@ -1,4 +1,4 @@
-"""What the janitor removes and what it keeps, with simulated leftovers of attempts."""
+"""The janitor removes leftovers of attempts (simulated here) and keeps everything else."""
 
 import asyncio
 import errno

@@ -235,7 +235,7 @@ PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
 )
-"""The latter translate to an arbitrary IPv4 address on some networks, or are not public."""
+"""NAT64 and 6to4 addresses translate to an arbitrary IPv4 address on some networks; the others are not public."""
 
 
 @pytest.mark.parametrize("policy", [LENIENT, STRICT])
@@ -248,12 +248,12 @@ def test_other_private_addresses_are_unreachable(banner_server, host, policy):
 
 
 PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
-"""The former represents the public address of another host: it has no listener."""
+"""PUBLIC represents the public address of another host: it has no listener."""
 
 
 @pytest.fixture
 def resolve(monkeypatch):
-    """Sets the addresses of every name."""
+    """A function that sets the addresses to which every name resolves."""
 
     def set_addresses(*addresses):
         results = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]

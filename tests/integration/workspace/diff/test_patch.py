@@ -344,7 +344,7 @@ def changed_files(env, base):
     return members, contents, reason
 
 
-def test_changed_files_are_archived_unmodified(env):
+def test_changed_files_are_archived_byte_for_byte(env):
     long_name = "/".join(["deep" * 20] * 5)
     base = env.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
     env.stage()

@@ -34,7 +34,7 @@ def test_command_has_session_model_and_max_turns():
     assert "--max-turns" not in prepare().command.argv
 
 
-def test_model_name_like_an_option_is_not_an_option():
+def test_model_name_that_looks_like_an_option_is_passed_as_a_value():
     assert "--model=--settings=evil" in prepare(model="--settings=evil").command.argv
     assert "--settings=evil" not in prepare(model="--settings=evil").command.argv
 

@@ -1,4 +1,4 @@
-"""With tokens, the server answers requests with a valid token, as the role allows."""
+"""With tokens, the server accepts requests with a valid token, as the role allows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Wrapping of text to a window. What a user may copy stays in one piece."""
+"""Wrapping of text to a window. Text that a user may copy is not split."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The dialer connects only to public addresses, whatever a name resolves to."""
+"""The dialer connects only to public addresses, even if a name resolves to others."""
 
 from ipaddress import ip_address
 

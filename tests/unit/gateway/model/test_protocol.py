@@ -412,7 +412,7 @@ def test_endpoints_of_claude_code_are_forwarded(target):
         b"hello\r\n\r\n",
     ],
 )
-def test_malformed_request_closes_the_connection_without_a_dial(malformed):
+def test_malformed_request_closes_the_connection_before_dialing(malformed):
     protocol, events = create_protocol()
     effects = protocol.client_data_received(malformed)
     assert effects.to_client.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")), bytes(effects.to_client)

@@ -28,7 +28,7 @@ def outside(tmp_path):
 
 @pytest.fixture
 def tree(tmp_path, outside):
-    """A tree with a method that applies layers to it."""
+    """A RootFs with an `apply` method for layers. Afterwards, checks that nothing outside it changed."""
     root = tmp_path / "root"
     root.mkdir()
     tree = RootFs(root)

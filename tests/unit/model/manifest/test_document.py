@@ -99,7 +99,7 @@ def test_error_of_an_anchored_value_has_its_position():
         (b"a: &x y\n*x : 1", 2, 1, "name is not text"),
         (b"a: \x07", 1, 4, "U+0007"),
         (b"a: b\x00", 1, 5, "NUL"),
-        (b"\xef\xbb\xbf\xef\xbb\xbfa: 1", 1, 1, "one byte order mark at most"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfa: 1", 1, 1, "at most one byte order mark"),
         (b"a: 1\n\xef\xbb\xbfb: 1", 2, 2, "not valid YAML"),
         (b"\xef\xbb\xbfa: \xff", 1, 4, "must be UTF-8 text"),
         (b"\xef\xbb\xbfa: \x00", 1, 4, "NUL"),

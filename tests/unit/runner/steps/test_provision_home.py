@@ -1,4 +1,4 @@
-"""The agent's files are written to its home, whatever an earlier agent left there."""
+"""The agent's files are written to its home, even over files of an earlier agent."""
 
 import os
 from pathlib import Path

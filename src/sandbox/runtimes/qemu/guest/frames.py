@@ -14,7 +14,7 @@ COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3
 # From the host.
 START, INPUT, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, GET_STATS = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
 
-# From the guest. EXIT of the command means that nothing is left inside and no further output follows.
+# From the guest. EXIT of the command means that nothing is left inside and no more output follows.
 READY, DATA, CLOSED, INPUT_WRITTEN, EXIT, STATS, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
 
 EXIT_BODY = struct.Struct("<i?")

@@ -1,6 +1,6 @@
 """Prepares the guest before a command may run: mounts, network, control group.
 
-The root is the host's tree of tools, mounted over virtiofs. COMMAND_ROOT in it is what the command sees as its root.
+The root is the host's tree of tools, mounted over virtiofs. COMMAND_ROOT in it is the root of the command.
 """
 
 import _socket
@@ -84,7 +84,7 @@ def mount_proc() -> None:
 
 
 def drop_file_caches(files_max: int) -> None:
-    """Drop cached files that nobody uses once there are more than `files_max`: the host keeps each of them open."""
+    """Drop cached files that are not in use once there are more than `files_max`: the host keeps each of them open."""
     if int(read("/proc/sys/fs/inode-nr").split()[0]) > files_max:
         write("/proc/sys/vm/drop_caches", "3")
 

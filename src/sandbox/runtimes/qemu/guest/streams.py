@@ -79,7 +79,7 @@ class Streams:
             data = os.read(descriptor, _CHUNK_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # a terminal that nobody has open any more
+        except OSError:  # a terminal that no process has open
             data = b""
         if data:
             self._send(frames.DATA, number, data)
