@@ -30,8 +30,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def profile() -> None:
     """Manage the images of the sandboxes.
 
-    Which profiles there are, and their images. Works on the data directory, on the server's machine; no server has to
-    run, and a running one notices at once.
+    Works on the data directory, on the server's machine. No server has to run; a running server uses changes
+    immediately.
     """
 
 
@@ -65,7 +65,7 @@ def show(*, name: str, **options: Any) -> None:
 @profile.command()
 @click.argument("name")
 @click.option("--from-file", type=_FILE, help="A definition file, for a profile that is not included in Sandbox.")
-@click.option("--from-oci", type=_FILE, help="An OCI archive, as 'docker save' or 'skopeo copy' write it.")
+@click.option("--from-oci", type=_FILE, help="An OCI archive, as written by 'docker save' or 'skopeo copy'.")
 @click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum tier of its runtime.")
 @data_dir_options
 @output_options("text", "json")
@@ -74,7 +74,8 @@ def build(
 ) -> None:
     """Build the image of a profile, or import one.
 
-    Tasks that run keep the image that they began with. Building takes root, mmdebstrap, and this machine's apt sources.
+    Running tasks keep the image with which they started. Building requires root and mmdebstrap, and uses this machine's
+    apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):
         raise click.UsageError("Give --from-file or --from-oci; --minimum-tier requires --from-oci.")

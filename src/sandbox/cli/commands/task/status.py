@@ -33,7 +33,7 @@ _LABEL_CELLS = 12
 
 @click.command()
 @task_argument
-@click.option("--watch", "-w", "watches", is_flag=True, help="Keep showing events until the task ends.")
+@click.option("--watch", "-w", "watches", is_flag=True, help="Show events until the task ends.")
 @common_options
 def status(task_id: str, watches: bool) -> None:
     """Show a task."""
