@@ -179,7 +179,7 @@ def _profile_json(entry: ProfileEntry) -> dict[str, Any]:
 def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     yield "profile", entry.name
     if entry.description:
-        yield "has", entry.description
+        yield "description", entry.description
     if entry.minimum_tier:
         yield "minimum tier", entry.minimum_tier
     if entry.problem:
@@ -189,7 +189,7 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     else:
         image = _image_json(entry.metadata)
         yield "image", image["name"]
-        yield "made", f"{image['created_at']} from {entry.metadata.source}"
+        yield "created", f"{image['created_at']} from {entry.metadata.source}"
         yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entries, 'file')}"
         yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
 
@@ -202,8 +202,8 @@ def _print_table(entries: list[ProfileEntry]) -> None:
     options = current_options()
     rows = [[Text(escape_text(cell)) for cell in _cells(entry)] for entry in entries]
     console = stdout_console(has_color=options.has_color)
-    columns = ("NAME", "IMAGE", "SIZE", "MADE", "TIER", "HAS")
-    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("HAS",))
+    columns = ("NAME", "IMAGE", "SIZE", "CREATED", "TIER", "DESCRIPTION")
+    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("DESCRIPTION",))
 
 
 def _cells(entry: ProfileEntry) -> tuple[str, ...]:

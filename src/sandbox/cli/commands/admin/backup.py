@@ -25,8 +25,9 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 def backup(file: Path, **options: Any) -> None:
     """Back up tasks and tokens to a file.
 
-    Works while a server runs. Each task is backed up to its last complete record. Damaged data is copied unchanged and
-    reported (exit code 1). Preserved sandboxes, images and the workspaces of running tasks are not included.
+    Works while a server runs. The backup of each task ends with its last complete record. Damaged data is copied
+    unchanged and reported (exit code 1). Preserved sandboxes, images and the workspaces of running tasks are not
+    included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import require_data_dir

@@ -48,6 +48,6 @@ def check(*, deep: bool, **options: Any) -> None:
 
 
 def print_discrepancies(discrepancies: Sequence[Discrepancy]) -> None:
-    """Print one discrepancy per line: the task, what is wrong, what to do."""
+    """Print one discrepancy per line: task, kind, and a message with the remedy."""
     for each in discrepancies:
         click.echo(f"{escape_text(each.task_id or '-')}  {each.kind}  {escape_text(each.message)}")

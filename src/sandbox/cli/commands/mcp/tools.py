@@ -52,15 +52,15 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
     """Return the last lines, within the size limit."""
     kept_lines: list[str] = []
-    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as by_name:
-        async for line in by_name:
+    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as log_lines:
+        async for line in log_lines:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
     omitted_count = 0
     while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
         kept_lines.pop(0)
         omitted_count += 1
-    fields = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
-    return "\n".join([*fields, *kept_lines]) or "Nothing yet."
+    notice = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
+    return "\n".join([*notice, *kept_lines]) or "Nothing yet."
 
 
 async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
