@@ -9,7 +9,7 @@ from doubles.browser import open_chromium
 from doubles.live_server import ORGANISATION, Deployment, make_repository, wait_until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
-VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network")
+VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network")
 LAYOUTS = (
     ("light", 1120, 700, VIEWS),
     ("dark", 1120, 700, ("conversation", "changes")),
@@ -103,13 +103,13 @@ def run_tasks(machine):
     machine.wait("upgrade-build", 60)
     submit(machine, "audit-payments", "Security audit of the payment service", team="security")
     machine.wait("audit-payments", 120)
-    submit(machine, "rename-api", "Rename the API to what it does", team="platform")
+    submit(machine, "rename-api", "Rename the API after its purpose", team="platform")
     machine.wait_for_state("running", "rename-api")
     machine.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
     machine.wait("rename-api", 60)
     submit(machine, "import-data", "Import the large data set", cpus=14)
     wait_until(lambda: machine.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
-    submit(machine, "train-model", "Train the model anew", cpus=14)
+    submit(machine, "train-model", "Train the model again", cpus=14)
     wait_until(lambda: "CPUs" in machine.status("train-model")["state_message"], 20, "the task to be pending")
 
 
