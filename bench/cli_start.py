@@ -1,4 +1,4 @@
-"""CPU time of `sandbox --help` beside that of a bare interpreter. Run: python bench/cli_start.py [runs]"""
+"""Measures the CPU time of `sandbox --help` and of a bare interpreter. Run: python bench/cli_start.py [RUNS]"""
 
 import os
 import statistics
@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def cpu_ms(command: tuple[str, ...]) -> float:
-    """User and system time of one run, in milliseconds."""
+    """Return the user and system time of one run, in milliseconds."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -26,7 +26,7 @@ def cpu_ms(command: tuple[str, ...]) -> float:
 
 
 def main() -> None:
-    """Print the median and the worst of each."""
+    """Print the median and the maximum for each command."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     for name, command in COMMANDS.items():
         times = sorted(cpu_ms(command) for _ in range(runs))

@@ -1,10 +1,10 @@
-"""What an open page bears, and what many cost: `python bench/dashboard.py [SECONDS] [PAGES]`.
+"""Measures one dashboard page under load, and the cost of many pages: `python bench/dashboard.py [SECONDS] [PAGES]`.
 
-A task has 1,000 events a second (for 60 s without SECONDS) in a real journal: lines of output, a tenth of them the
-agent's messages, tool calls and their answers, some refusals and figures. A page in Chromium is open on it, first at
-the conversation, then at the output. Printed: its long tasks (the browser's own measure of what keeps a page from
-answering), its memory, and whether it had all events. Then PAGES (200 without) read the same task as pages do; printed:
-what the server's memory grew by.
+A task has 1,000 events per second (for SECONDS, default 60) in a real journal: lines of output, a tenth of them the
+agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the page of the
+task, first the conversation, then the output. Prints the page's long tasks (as the browser defines them: the page does
+not respond), its memory, and whether it received all events. Then PAGES (default 200) clients read the same task as a
+page does. Prints the growth of the server's memory.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ WATCH = """window.longTasks = [];
 const note = (list) => window.longTasks.push(...list.getEntries().map((entry) => Math.round(entry.duration)));
 new PerformanceObserver(note)
   .observe({ type: "longtask", buffered: true });"""
-LINE = b"a line of output as programs print it, \x1b[32mwith colours\x1b[0m: %d\n"
-SAID = "I looked at `module_{0}` and found **one** more place:\n\n- it reads the file twice\n- it never closes it\n"
+LINE = b"a line of output as programs print it, \x1b[32mwith colors\x1b[0m: %d\n"
+MESSAGE = "I looked at `module_{0}` and found **one** more place:\n\n- it reads the file twice\n- it never closes it\n"
 
 
 def main(seconds: int = 60, pages: int = 200) -> None:
-    """One page for so many seconds, then many."""
+    """Measure one page for `seconds`, then many."""
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there,))
@@ -46,7 +46,7 @@ def main(seconds: int = 60, pages: int = 200) -> None:
 
 
 def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
-    """The longest tasks and the memory of a page on the busy task."""
+    """Print the longest tasks and the memory of the page of a busy task."""
     from doubles.browser import open_chromium
 
     with open_chromium() as program, program.browser() as browser:
@@ -67,18 +67,16 @@ def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
         tally = page.locator("#tally-output").inner_text()
         at_output = page.evaluate("window.longTasks")
         elements = page.evaluate("document.querySelectorAll('*').length")
-        print(
-            f"one page, {EVENTS_PER_SECOND} events/s for {seconds} s: {events} events, {tally} lines told on the page"
-        )
+        print(f"one page, {EVENTS_PER_SECOND} events/s for {seconds} s: {events} events, {tally} lines on the page")
         for view, longs in (("conversation", at_conversation), ("output", at_output)):
             print(f"at the {view}: {len(longs)} tasks over 50 ms, the longest {sorted(longs)[-3:]} ms")
         halves = max(heaps[: seconds // 2]), max(heaps[seconds // 2 :])
         print(f"memory of its scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second")
-        print(f"elements at the end: {elements}; complaints of the browser: {browser.console_errors}")
+        print(f"elements at the end: {elements}; errors in the browser's console: {browser.console_errors}")
 
 
 async def open_many_pages(server: Connection, port: int, pages: int) -> None:
-    """What the server's memory grows by while so many pages follow the task."""
+    """Print the growth of the server's memory while `pages` pages follow the task."""
     server.send("memory")
     before = await asyncio.to_thread(server.recv)
     readers = [asyncio.create_task(be_a_page(port)) for _ in range(pages)]
@@ -96,7 +94,7 @@ async def open_many_pages(server: Connection, port: int, pages: int) -> None:
 
 
 async def be_a_page(port: int) -> None:
-    """Ask for the page, then for the story as its module does, and read."""
+    """Request the page, then read the event stream, as the page's script does."""
     head = f"Host: 127.0.0.1:{port}\r\nAccept: text/html\r\n"
     for path, close in ((f"/tasks/{TASK}", "Connection: close\r\n"), (f"/tasks/{TASK}/story?after=0", "")):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -109,13 +107,13 @@ async def be_a_page(port: int) -> None:
 
 
 def serve_one_task(parent: Connection) -> None:
-    """The server's process; the task's runner is a part of it."""
+    """Run the server's process, which includes the task's runner."""
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(serve_and_play(Path(directory), parent))
 
 
 async def serve_and_play(data_dir: Path, parent: Connection) -> None:
-    """Play so many seconds as asked for, or tell the memory, until nobody asks."""
+    """Handle orders: a number of seconds of events to record, "memory" to report it, None to stop."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
@@ -126,12 +124,12 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     from sandbox.dashboard.routes import add_dashboard
     from sandbox.store.sqlite import SqliteStore
 
-    rooms = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
+    components = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     settings = ApiSettings("bench", frozenset({port}))
     shutting_down = asyncio.Event()
-    async with rooms.server() as service:
+    async with components.server() as service:
         app = create_app(
             service, settings=settings, shutting_down=shutting_down, authenticator=Authenticator(FakeAccess(), settings)
         )
@@ -140,22 +138,22 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest(TASK))
-        await rooms.wait_for_launch(TASK)
-        rooms.runners.record(TASK, *TO_RUNNING)
+        await components.wait_for_launch(TASK)
+        components.runners.record(TASK, *TO_RUNNING)
         parent.send(port)
         while (order := await asyncio.to_thread(parent.recv)) is not None:
-            parent.send(memory_megabytes() if order == "memory" else await play(rooms, order))
-        rooms.runners.record(TASK, *TO_END)
+            parent.send(memory_megabytes() if order == "memory" else await play(components, order))
+        components.runners.record(TASK, *TO_END)
         shutting_down.set()
         await serving
 
 
-async def play(rooms, seconds: int) -> int:
-    """Let the task be busy; gives how many events it had."""
+async def play(components, seconds: int) -> int:
+    """Record events for `seconds`; return their number."""
     began = time.monotonic()
     per_tick = EVENTS_PER_SECOND // TICKS_PER_SECOND
     for tick in range(seconds * TICKS_PER_SECOND):
-        rooms.runners.record(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
+        components.runners.record(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
         await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
     return seconds * EVENTS_PER_SECOND
 
@@ -165,13 +163,13 @@ def an_event(number: int):
 
     match number % 30:
         case 0:
-            return told("assistant", {"type": "text", "text": SAID.format(number)})
+            return agent_output("assistant", {"type": "text", "text": MESSAGE.format(number)})
         case 10:
             use = {"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {"command": f"make part-{number}"}}
-            return told("assistant", use)
+            return agent_output("assistant", use)
         case 11:
-            answer = {"type": "tool_result", "tool_use_id": f"t{number - 1}", "content": "done\n" * 20}
-            return told("user", answer | {"is_error": number % 90 == 11})
+            result = {"type": "tool_result", "tool_use_id": f"t{number - 1}", "content": "done\n" * 20}
+            return agent_output("user", result | {"is_error": number % 90 == 11})
         case 12:
             return e.ToolCall("Bash", f"t{number - 2}", 25)
         case 20 if number % 300 == 20:
@@ -179,19 +177,17 @@ def an_event(number: int):
         case 21 if number % 300 == 21:
             return e.Metrics(cpu_percent=number % 100, memory_used_bytes=10**8 + number)
         case _:
-            return e.Output.from_bytes(
-                "stdout", b"a line of output as programs print it, \x1b[32mwith colours\x1b[0m: %d\n" % number
-            )
+            return e.Output.from_bytes("stdout", LINE % number)
 
 
-def told(kind: str, block: dict[str, object]):
+def agent_output(kind: str, block: dict[str, object]):
     from sandbox.model.events import Output
 
     return Output.from_bytes("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
 
 
 def memory_megabytes() -> float:
-    """What the server's process has resident."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -1,9 +1,9 @@
-"""What followers of a busy task cost, and how late they hear: `python bench/followers.py [N] [SECONDS] [SEED]`.
+"""Measures the cost and delay of followers of a busy task: `python bench/followers.py [N] [SECONDS] [SEED]`.
 
-The task prints 1,000 lines a second (for 30 s without SECONDS) into a real journal; N followers (200 without) read them
-by SSE, lose their connections at random and come back. Printed: the server's CPU time with none and with N of them,
-whether each had every event exactly once and in order, p50 and p99 of the time from a record to a reader that was
-connected when it was made, and the load of the machine before and after.
+The task prints 1,000 lines per second (for SECONDS, default 30) into a real journal. N followers (default 200) read
+them by SSE, lose their connections at random and reconnect. Prints the server's CPU time without and with followers,
+whether each follower received every event exactly once and in order, p50 and p99 of the delay from a record to a
+follower that was connected at that time, and the machine's load before and after.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
 SAMPLED_EVERY = 20
 LIFETIME_LOG10 = (4.0, 7.0)
-"""A connection is good for 10 kB to 10 MB: one in five seconds is lost."""
+"""A connection is closed after 10 kB to 10 MB: one every five seconds."""
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 
 
@@ -40,9 +40,7 @@ def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> No
     same = len({reader.digest for reader in readers}) == 1
     print(f"{followers} followers, {LINES_PER_SECOND} lines/s for {seconds} s, {last} events each")
     print(f"connections lost and resumed: {sum(reader.reconnects for reader in readers)}")
-    print(
-        f"whole, in order, exactly once: {whole} of {followers}, {'the same' if same else 'NOT the same'} to the byte"
-    )
+    print(f"whole, in order, exactly once: {whole} of {followers}, {'identical' if same else 'NOT identical'} bytes")
     print(f"server CPU: {alone / seconds:.1%} of a core alone, {cost / seconds:.1%} with them")
     print(f"a follower: {(cost - alone) / followers / seconds:.2%} of a core")
     print(f"delay: p50 {delays[len(delays) // 2]:.0f} ms, p99 {delays[len(delays) * 99 // 100]:.0f} ms")
@@ -52,7 +50,7 @@ def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> No
 
 
 def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[ReconnectingClient], list[float]]:
-    """CPU seconds of the server, each follower, and the sorted delays of a sample of all events in milliseconds."""
+    """Return the server's CPU seconds, the followers, and the sorted delays (ms) of a sample of the events."""
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there, seconds))
     server.start()
@@ -63,17 +61,19 @@ def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[Reconn
 
 
 async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[ReconnectingClient], list[float]]:
-    """Follow until the end; the server's clock starts when each has begun."""
+    """Follow until the end; the measurement starts when all followers have started."""
     delays: list[float] = []
 
-    def heard(seqs: list[int], text: bytes, connected_at: float) -> None:
+    def record_delays(seqs: list[int], text: bytes, connected_at: float) -> None:
         now = time.time()
         for seq in seqs:
             if seq % SAMPLED_EVERY == 0 and (at := recorded_at(seq, text)) >= connected_at:
                 delays.append((now - at) * 1000)
 
     port = await asyncio.to_thread(server.recv)
-    readers = make_clients(followers, port, "task-001", seed=seed, mean_lifetime_log10=LIFETIME_LOG10, on_events=heard)
+    readers = make_clients(
+        followers, port, "task-001", seed=seed, mean_lifetime_log10=LIFETIME_LOG10, on_events=record_delays
+    )
     tasks = [asyncio.create_task(reader.follow()) for reader in readers]
     for reader in readers:
         await reader.started.wait()
@@ -84,19 +84,19 @@ async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[
 
 
 def recorded_at(seq: int, text: bytes) -> float:
-    """When the event was written down, in seconds since 1970."""
+    """Return the time at which the event was recorded, in seconds since 1970."""
     begin = text.index(b'"timestamp":"', text.index(b"id: %d\n" % seq)) + len(b'"timestamp":"')
     return datetime.fromisoformat(text[begin : text.index(b'"', begin)].decode()).timestamp()
 
 
 def serve_one_task(parent: Connection, seconds: int) -> None:
-    """The server's process; the task's runner is a part of it, so its cost is in both figures."""
+    """Run the server's process, which includes the task's runner; both measurements include its cost."""
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(serve_and_play(Path(directory), parent, seconds))
 
 
 async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> None:
-    """Until the task has ended and its followers are gone."""
+    """Serve until the task has ended and its followers have disconnected."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
@@ -107,30 +107,30 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     from sandbox.model.events import Output
     from sandbox.store.sqlite import SqliteStore
 
-    rooms = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
+    components = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     settings = ApiSettings("bench", frozenset({port}))
     shutting_down = asyncio.Event()
-    async with rooms.server() as service:
-        guard = Authenticator(FakeAccess(), settings)
-        app = create_app(service, settings=settings, shutting_down=shutting_down, authenticator=guard)
+    async with components.server() as service:
+        authenticator = Authenticator(FakeAccess(), settings)
+        app = create_app(service, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
         serving = asyncio.create_task(
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest("task-001"))
-        await rooms.wait_for_launch("task-001")
-        rooms.runners.record("task-001", *TO_RUNNING)
+        await components.wait_for_launch("task-001")
+        components.runners.record("task-001", *TO_RUNNING)
         parent.send(port)
         await asyncio.to_thread(parent.recv)
         cpu_before, began = time.process_time(), time.monotonic()
         per_tick = LINES_PER_SECOND // TICKS_PER_SECOND
         for tick in range(seconds * TICKS_PER_SECOND):
             lines = [Output.from_bytes("stdout", (TEXT % (tick * per_tick + n)).encode()) for n in range(per_tick)]
-            rooms.runners.record("task-001", *lines)
+            components.runners.record("task-001", *lines)
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before
-        rooms.runners.record("task-001", *TO_END)
+        components.runners.record("task-001", *TO_END)
         await asyncio.to_thread(parent.recv)
         shutting_down.set()
         await serving

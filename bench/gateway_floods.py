@@ -1,8 +1,8 @@
-"""What floods from inside cost the process of a gateway, and its model requests: `python bench/gateway_floods.py`.
+"""Measures the cost of floods from the sandbox for the gateway and model requests: `python bench/gateway_floods.py`.
 
-Each flood goes on for `--seconds`; `--only TEXT` chooses floods by their names. Printed: the processor time that the
-gateway took, in cores, in all and in the last half; milliseconds of model requests meanwhile, over a kept connection
-and over fresh ones, median and longest (60000: it failed); events that the gateway reported; its memory.
+Each flood lasts `--seconds`; `--only TEXT` selects floods by name. Prints the CPU usage of the gateway in cores, in
+total and in the second half; the duration of model requests during the flood in milliseconds, over a kept connection
+and over new ones, median and maximum (60000: it failed); the number of events that the gateway reported; its memory.
 """
 
 import argparse
@@ -19,21 +19,21 @@ from doubles.flood_bench import FloodBench, flood_bench, send_model_request
 
 
 def main() -> None:
-    """One flood after the other, each at a gateway of its own."""
+    """Run the floods one after the other, each against a new gateway."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     parser.add_argument("--seconds", type=float, default=20)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     print(f"{'flood':<36} {'cores':>6} {'later':>6}   kept: median, max ms   fresh: median, max ms   events  MiB")
     for name in floods.flood_names():
-        if chosen.only in name:
+        if options.only in name:
             with flood_bench() as bench:
-                measured = measure(bench, name, chosen.seconds)
+                measured = measure(bench, name, options.seconds)
             print(f"{measured} {bench.end['events']:>6} {bench.end['peak_memory_bytes'] >> 20:>4}", flush=True)
 
 
 def measure(bench: FloodBench, name: str, seconds: float) -> str:
-    """The beginning of a line."""
+    """Run one flood; return the start of its result line."""
     asked: dict[str, list[float]] = {"kept": [], "fresh": []}
     looks = [(time.monotonic(), bench.cpu_seconds)]
     with bench.connected() as kept, bench.flooded(name):
@@ -52,7 +52,7 @@ def measure(bench: FloodBench, name: str, seconds: float) -> str:
 
 
 def timed(connection: HTTPConnection) -> float:
-    """Milliseconds."""
+    """Return the duration of a model request in milliseconds."""
     began = time.perf_counter()
     try:
         send_model_request(connection)

@@ -1,10 +1,11 @@
-"""Four tasks attack the machine at once; does the server answer, does another task work, does a new sandbox start?
+"""Measures the server, another task and the start of a sandbox while four tasks attack the machine.
 
-Run as root with the project's Python: python bench/hostile_neighbours.py [SECONDS [RUNTIME]]    (120, bubblewrap)
+Run as root with the project's Python: python bench/hostile_neighbours.py [SECONDS [RUNTIME]]
+(defaults: 120, bubblewrap)
 
-Real server, runners, sandboxes and Claude Code; the model is scripted. Every hostile task has its attack: buffers of
-sockets that nobody reads, filters on sockets and on system calls, floods of the gateway, and all of it together. The
-baseline is the same ordinary task on the same server, before. docs/benchmarks.md has the last results.
+Server, runners, sandboxes and Claude Code are real; the model is scripted. Each hostile task has a different attack:
+unread socket buffers, filters on sockets and system calls, floods of the gateway, and all of these. The baseline is the
+same ordinary task on the same server before the attacks. The latest results are in docs/benchmarks.md.
 """
 
 import json
@@ -66,7 +67,7 @@ time.sleep(600)
 
 
 def work(seconds: float) -> dict[str, str]:
-    """What each task's repository has as work.sh."""
+    """Return the content of work.sh for each task's repository."""
     ports = json.dumps({**PORTS, "host": 443})
     flood = "\n".join(f"setsid python3 -I -S floods.py '{name}' '{ports}' >/dev/null 2>&1 &" for name in FLOODS)
     buffers, filters = (f"setsid python3 -I -S {name}.py >/dev/null 2>&1 &" for name in ("buffers", "filters"))
@@ -75,96 +76,100 @@ def work(seconds: float) -> dict[str, str]:
     return {**hostile, "ordinary": "echo done > done.txt\n"}
 
 
-def host_figures() -> dict[str, int]:
-    """In MiB: buffers of all TCP and UDP sockets, and compiled filters."""
+def host_memory() -> dict[str, int]:
+    """Return the MiB of all TCP and UDP socket buffers, and of compiled filters."""
     pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", Path("/proc/net/sockstat").read_text())
     lines = [line for line in Path("/proc/vmallocinfo").read_text().splitlines() if "bpf" in line]
     return {"buffers": sum(map(int, pages)) >> 8, "filters": sum(int(line.split()[1]) for line in lines) >> 20}
 
 
 class Watch:
-    """Asks for the health five times a second, and reads what the host's kernel holds."""
+    """Requests the server's health five times per second, and reads the host kernel's memory."""
 
     def __init__(self, url):
-        self.url, self.health, self.most, self._over = url, [], {}, threading.Event()
-        self._thread = threading.Thread(target=self._ask)
+        self.url, self.health, self.peak, self._stopped = url, [], {}, threading.Event()
+        self._thread = threading.Thread(target=self._poll)
 
     def __enter__(self):
         self._thread.start()
         return self
 
     def __exit__(self, *_):
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _ask(self):
+    def _poll(self):
         import httpx
 
         with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not self._over.wait(0.2):
+            while not self._stopped.wait(0.2):
                 began = time.monotonic()
                 assert client.get("/api/v1/health").status_code == 200
                 self.health.append(time.monotonic() - began)
-                for name, figure in host_figures().items():
-                    self.most[name] = max(figure, self.most.get(name, 0))
+                for name, mebibytes in host_memory().items():
+                    self.peak[name] = max(mebibytes, self.peak.get(name, 0))
 
 
-def ordinary_task(world, task_id):
-    """Seconds until its sandbox runs, and until it is completed."""
+def ordinary_task(deployment, task_id):
+    """Run a task; return the seconds until its sandbox runs, and until it is completed."""
     began = time.monotonic()
-    world.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
-    wait_until(lambda: world.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox")
+    deployment.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
+    wait_until(
+        lambda: deployment.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox"
+    )
     started = time.monotonic() - began
-    status = world.wait(task_id, 120)
-    assert status["state"] == "completed", world.diagnostics(task_id)
+    status = deployment.wait(task_id, 120)
+    assert status["state"] == "completed", deployment.diagnostics(task_id)
     return started, time.monotonic() - began
 
 
 def main(seconds=120.0, runtime="bubblewrap"):
     with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
-        world = Deployment(directory)
-        world.runtime = runtime
+        deployment = Deployment(directory)
+        deployment.runtime = runtime
         try:
             flooding = Path(floods.__file__).read_text()
             for name, script in work(seconds).items():
                 files = {"work.sh": script, "floods.py": flooding, "buffers.py": BUFFERS, "filters.py": FILTERS}
-                make_repository(world.repositories / f"{name}.git", files)
-            world.start_git()
-            world.start_model(bash("sh work.sh"), reply())
-            world.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
-            before = host_figures()
-            alone = ordinary_task(world, "alone")
+                make_repository(deployment.repositories / f"{name}.git", files)
+            deployment.start_git()
+            deployment.start_model(bash("sh work.sh"), reply())
+            deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
+            before = host_memory()
+            alone = ordinary_task(deployment, "alone")
             for number in range(1, HOSTILE + 1):
                 repository = {"url": f"{ORGANISATION}hostile-{number}.git"}
-                world.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
+                deployment.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
             hostile = [f"hostile-{number}" for number in range(1, HOSTILE + 1)]
-            wait_until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
+            wait_until(
+                lambda: all(deployment.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks"
+            )
             time.sleep(5)
-            with Watch(world.server.ready_message["http"]) as watch:
-                attacked = [ordinary_task(world, f"neighbour-{number}") for number in range(3)]
-                statuses = {one: world.status(one) for one in hostile}
+            with Watch(deployment.server.ready_message["http"]) as watch:
+                attacked = [ordinary_task(deployment, f"neighbour-{number}") for number in range(3)]
+                statuses = {one: deployment.status(one) for one in hostile}
                 states = {one: (status["state"], status["error"]) for one, status in statuses.items()}
                 time.sleep(max(0.0, 10 - sum(whole for _, whole in attacked)))
-            tell(before, alone, attacked, states, watch)
+            print_results(before, alone, attacked, states, watch)
             for one in hostile:
-                if world.status(one)["state"] not in TERMINAL:
-                    world.http.delete(f"/api/v1/tasks/{one}", params={"force": "true"})
+                if deployment.status(one)["state"] not in TERMINAL:
+                    deployment.http.delete(f"/api/v1/tasks/{one}", params={"force": "true"})
             for one in hostile:
-                print(f"{one}: {world.wait(one, 60)['state']} after a cancel")
+                print(f"{one}: {deployment.wait(one, 60)['state']} after cancellation")
         finally:
-            world.close()
+            deployment.close()
     return int(max(watch.health) > 1.0)
 
 
-def tell(before, alone, attacked, states, watch):
-    """The figures."""
+def print_results(before, alone, attacked, states, watch):
+    """Print the results."""
     median, longest = statistics.median(watch.health) * 1000, max(watch.health) * 1000
-    print(f"health: p50 {median:.0f} ms, at most {longest:.0f} ms, of {len(watch.health)}")
-    print(f"ordinary task alone: sandbox after {alone[0]:.1f} s, completed after {alone[1]:.1f} s")
+    print(f"health: p50 {median:.0f} ms, at most {longest:.0f} ms, of {len(watch.health)} requests")
+    print(f"ordinary task before the attacks: sandbox after {alone[0]:.1f} s, completed after {alone[1]:.1f} s")
     for started, whole in attacked:
-        print(f"ordinary task next to four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")
-    print(f"hostile tasks meanwhile: {states}")
-    print(f"host, MiB: before {before}, at most {watch.most}")
+        print(f"ordinary task during four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")
+    print(f"hostile tasks: {states}")
+    print(f"host, MiB: before {before}, peak {watch.peak}")
 
 
 if __name__ == "__main__":

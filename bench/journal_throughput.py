@@ -1,6 +1,6 @@
-"""Appends per second of 200-byte output lines against bare writes of the same bytes; then opening and reading 100 MB.
+"""Measures appends per second of 200-byte output lines against plain writes; then opening and reading 100 MB.
 
-Run: python bench/journal_throughput.py [DIRECTORY]    (the directory decides which disk is measured)
+Run: python bench/journal_throughput.py [DIRECTORY]    (the directory selects the disk)
 """
 
 import os
@@ -22,26 +22,26 @@ DATA = b"x" * 199 + b"\n"
 
 
 def seconds(action: Callable[[], None]) -> float:
-    """How long it takes."""
+    """Return the duration of `action`."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
 
 
 def append(writer: FileJournalWriter) -> None:
-    """Through the journal."""
+    """Append the lines to a journal."""
     for _ in range(APPENDS):
         writer.append(Output.from_bytes("stdout", DATA), at=datetime.now(UTC))
 
 
 def write(bare_fd: int, lines: list[bytes]) -> None:
-    """Without it."""
+    """Write the lines without a journal."""
     for line in lines:
         os.write(bare_fd, line)
 
 
 def compare_with_bare_writes(directory: Path) -> None:
-    """The same bytes once through the journal and once through `os.write`, three rounds, the best of each."""
+    """Write the same bytes through the journal and with `os.write`; print the best of three rounds."""
     journal_seconds, bare_seconds = [], []
     for number in range(3):
         writer = FileJournals(directory).create(f"round-{number}")
@@ -57,7 +57,7 @@ def compare_with_bare_writes(directory: Path) -> None:
 
 
 def measure_long_journal(directory: Path) -> None:
-    """Opening checks every line; reading decodes every record."""
+    """Measure opening, which checks every line, and reading, which decodes every record."""
     journals = FileJournals(directory)
     writer = journals.create("long")
     records = directory / "tasks" / "long" / "journal" / "records"

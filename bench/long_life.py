@@ -1,10 +1,10 @@
-"""Thousands of short tasks on one server: does anything grow beyond what is kept?
+"""Runs thousands of short tasks on one server, and checks that its resource usage does not grow.
 
-Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (2000, 200 and no drawing without)
+Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (defaults: 2000, 200, no drawing)
 
-Real runners and sandboxes, a stand-in for the agent; after each KEPT tasks all but the KEPT youngest are pruned. Prints
-the server's memory, descriptors, threads and files along the way, draws them as SVG, and exits with 1 when the second
-half needs more than the first. docs/benchmarks.md has the last results.
+Runners and sandboxes are real; the agent is a stand-in. After every KEPT tasks, all but the latest KEPT are pruned.
+Prints the server's memory, descriptors, threads and files, and draws them as SVG. Exits with 1 if the second half needs
+more than the first. The latest results are in docs/benchmarks.md.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of the server, after so many tasks."""
+    """Resource usage of the server after `tasks` tasks."""
 
     tasks: int
     memory_mb: float
@@ -42,54 +42,54 @@ class Sample:
     files: int
 
 
-def sample(world, tasks):
-    """What it has now."""
-    process = Path(f"/proc/{world.server.ready_message['pid']}")
+def sample(deployment, tasks):
+    """Measure the server's current resource usage."""
+    process = Path(f"/proc/{deployment.server.ready_message['pid']}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Sample(
         tasks,
         int(status["VmRSS"].split()[0]) / 1024,
         len(list((process / "fd").iterdir())),
         int(status["Threads"]),
-        sum(1 for path in world.data_dir.rglob("*") if not path.is_dir()),
+        sum(1 for path in deployment.data_dir.rglob("*") if not path.is_dir()),
     )
 
 
-def play(world, first, count):
-    """Some at once, until all have ended well."""
-    waiting, under_way = [f"short-{number}" for number in range(first, first + count)], {}
-    while waiting or under_way:
-        while waiting and len(under_way) < AT_ONCE:
+def play(deployment, first, count):
+    """Run tasks, AT_ONCE at a time; each must complete."""
+    waiting, running = [f"short-{number}" for number in range(first, first + count)], {}
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
             name = waiting.pop(0)
-            world.submit(name, vm={"cpus": 1, "memory": "64M", "disk": "64M"})
-            under_way[name] = time.monotonic()
-        for name, began in list(under_way.items()):
-            status = world.status(name)
+            deployment.submit(name, vm={"cpus": 1, "memory": "64M", "disk": "64M"})
+            running[name] = time.monotonic()
+        for name, began in list(running.items()):
+            status = deployment.status(name)
             if status["state"] in TERMINAL:
-                assert status["state"] == "completed", world.diagnostics(name)
-                del under_way[name]
-            assert time.monotonic() - began < TASK_SECONDS, world.diagnostics(name)
+                assert status["state"] == "completed", deployment.diagnostics(name)
+                del running[name]
+            assert time.monotonic() - began < TASK_SECONDS, deployment.diagnostics(name)
         time.sleep(0.02)
 
 
-def prune(world, kept):
-    """All but the youngest."""
+def prune(deployment, kept):
+    """Prune all tasks except the latest `kept`."""
     command = [sys.executable, "-m", "sandbox", "admin", "prune", "--keep", str(kept)]
-    command += ["--server", world.server.ready_message["http"]]
+    command += ["--server", deployment.server.ready_message["http"]]
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 
 def grown(samples):
-    """What the later half has at most, where that is more than the slack over the earlier half."""
+    """Yield each measure whose maximum in the second half exceeds that of the first half by more than the slack."""
     early, late = samples[1 : len(samples) // 2 + 1], samples[len(samples) // 2 + 1 :]
     for name, factor in SLACK.items():
         before, after = (max(getattr(each, name) for each in half) for half in (early, late))
         if after > before * factor:
-            yield f"{TITLES[name]}: {before:.0f} at most in the first half, {after:.0f} in the second"
+            yield f"{TITLES[name]}: maximum {before:.0f} in the first half, {after:.0f} in the second"
 
 
 def draw(samples):
-    """Four curves, each from zero to its largest value."""
+    """Draw four curves, each from zero to its maximum."""
     width, height, gap = 340, 90, 44
     parts = []
     for number, (name, title) in enumerate(TITLES.items()):
@@ -100,7 +100,7 @@ def draw(samples):
             for each in samples
         )
         parts += [
-            f'<text x="{left}" y="{top - 8}">{title}: at most {most:.0f}</text>',
+            f'<text x="{left}" y="{top - 8}">{title}: peak {most:.0f}</text>',
             f'<path d="M{left},{top} v{height} h{width}"/>',
             f'<polyline points="{points}"/>',
             f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">{samples[-1].tasks} tasks</text>',
@@ -112,34 +112,34 @@ def draw(samples):
 
 
 def main():
-    """Print the samples."""
+    """Run the benchmark and print the samples."""
     tasks, kept = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 2000), (2, 200)))
     with tempfile.TemporaryDirectory(prefix="long-life-") as directory:
-        world = Deployment(Path(directory), forks=False)
+        deployment = Deployment(Path(directory), forks=False)
         try:
-            make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
-            world.start_git()
-            world.start_model(reply())
-            make_fake_agent(world.directory / "agent", [("at work", 0.05)] * 4)
-            world.start_server(
-                PYTHONPATH=str(world.directory / "agent"),
+            make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
+            deployment.start_git()
+            deployment.start_model(reply())
+            make_fake_agent(deployment.directory / "agent", [("at work", 0.05)] * 4)
+            deployment.start_server(
+                PYTHONPATH=str(deployment.directory / "agent"),
                 SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0",
                 SANDBOX_LOG_LEVEL="error",
             )
-            begin, samples = time.monotonic(), [sample(world, 0)]
+            begin, samples = time.monotonic(), [sample(deployment, 0)]
             for first in range(0, tasks, kept):
-                play(world, first, kept)
-                prune(world, kept)
-                samples.append(sample(world, first + kept))
+                play(deployment, first, kept)
+                prune(deployment, kept)
+                samples.append(sample(deployment, first + kept))
                 print(f"{time.monotonic() - begin:6.0f} s  {samples[-1]}", flush=True)
-            wait_until(lambda: not find_leftovers(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
+            wait_until(lambda: not find_leftovers(deployment.data_dir), QUIET_SECONDS, "all leftovers to be removed")
         finally:
-            world.close()
+            deployment.close()
     if len(sys.argv) > 3:
         Path(sys.argv[3]).write_text(draw(samples))
     if growth := list(grown(samples)):
         sys.exit("\n".join(growth))
-    print("nothing has grown, and nothing is left")
+    print("no growth, no leftovers")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What it costs to read a compressed journal, and what it saves: 100 MB of what an agent says, plain and then packed.
+"""Measures the cost and the saved space of compressed journals: 100 MB of agent output, plain and compressed.
 
-Run: python bench/packed_journals.py [DIRECTORY]    (the directory decides which disk is measured)
+Run: python bench/packed_journals.py [DIRECTORY]    (the directory selects the disk)
 """
 
 import json
@@ -23,14 +23,14 @@ CHANCE = random.Random(1)
 
 
 def line(number: int) -> bytes:
-    """Like a line of Claude Code's: the same keys again and again, an id, and words."""
+    """Create a line like those of Claude Code: the same keys, an id, and words."""
     text = " ".join(CHANCE.choices(WORDS, k=60))
     message = {"type": "assistant", "uuid": CHANCE.randbytes(16).hex(), "message": {"text": text, "turn": number}}
     return json.dumps(message).encode() + b"\n"
 
 
 def write(journals: FileJournals) -> int:
-    """Gives the number of records."""
+    """Write a journal; return the number of records."""
     writer = journals.create("long")
     while journals.size_bytes("long") < JOURNAL_BYTES:
         for number in range(500):
@@ -42,14 +42,14 @@ def write(journals: FileJournals) -> int:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Return the duration of `action`."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
 
 
 def measure(name: str, journals: FileJournals, records: int) -> None:
-    """All of it in order, and 200 records somewhere."""
+    """Read all records in order, then 200 random ones."""
 
     def read_all() -> None:
         offset = 0
@@ -60,18 +60,18 @@ def measure(name: str, journals: FileJournals, records: int) -> None:
         journals.read("long", journals.find_offset("long", CHANCE.randrange(1, records)), bytes_max=1)
 
     scanned = records / seconds(read_all)
-    print(
-        f"{name:8}{scanned:12,.0f} records/s {median(seconds(read_one) for _ in range(200)) * 1000:10.2f} ms a record"
-    )
+    print(f"{name:12}{scanned:12,.0f} records/s {median(seconds(read_one) for _ in range(200)) * 1000:10.2f} ms each")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as place:
-        journals = FileJournals(Path(place))
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as directory:
+        journals = FileJournals(Path(directory))
         records = write(journals)
         size_bytes = journals.size_bytes("long")
         measure("plain", journals, records)
         took = seconds(lambda: journals.compress("long"))
-        packed_bytes = (Path(place) / "tasks" / "long" / "journal" / "records.gz").stat().st_size
-        print(f"packing {size_bytes / took / 1024**2:12,.0f} MiB/s    {size_bytes / packed_bytes:10.1f} times smaller")
-        measure("packed", journals, records)
+        packed_bytes = (Path(directory) / "tasks" / "long" / "journal" / "records.gz").stat().st_size
+        print(
+            f"compressing {size_bytes / took / 1024**2:12,.0f} MiB/s    {size_bytes / packed_bytes:10.1f} times smaller"
+        )
+        measure("compressed", journals, records)

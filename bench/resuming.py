@@ -1,7 +1,7 @@
-"""What it costs to go on reading a long story near its end: `python bench/resuming.py [RECORDS]` (30,000 without).
+"""Measures resuming an event stream near the end of a long journal: `python bench/resuming.py [RECORDS]` (30000).
 
-Two ways in turns over one journal: as the server does, and the baseline, which reads the journal from its beginning and
-leaves out what the reader has had. Printed: the median of each, their ratio, and the same for the last ten lines.
+Compares the server's implementation with a baseline, which reads the journal from the start and skips the events that
+the reader already has. Prints the median of each, their ratio, and the same for the last ten lines.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ VIEW = LogEncoder("all", "", _format_ndjson, is_following=False)
 Read = Callable[[], Awaitable[int]]
 
 
-class Story:
-    """A journal, and the room that tells of it."""
+class LongTask:
+    """A task with a long journal, and its event stream."""
 
     def __init__(self, data_dir: Path, records: int) -> None:
         self.journals = FileJournals(data_dir)
@@ -50,53 +50,53 @@ class Story:
         self.task = reading.task
         store.save(IndexedTask(reading.task, reading.offset))
         follower = JournalTailer(self.journals, store, SystemClock(), Broadcast())
-        self.telling = EventStream(self.journals, store, follower, Broadcast())
+        self.stream = EventStream(self.journals, store, follower, Broadcast())
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """As `Tasks.replay`."""
-        return self.telling.replay(task_id, after=after)
+        """Like `Tasks.replay`."""
+        return self.stream.replay(task_id, after=after)
 
     async def resume(self) -> int:
-        """The frames that are left."""
-        return len([shown async for shown in self.replay("task-1", after=self.task.last_seq - LEFT)])
+        """Return the number of remaining frames."""
+        return len([frame async for frame in self.replay("task-1", after=self.task.last_seq - LEFT)])
 
-    async def resume_from_beginning(self) -> int:
-        """The baseline."""
+    async def resume_from_start(self) -> int:
+        """Return the number of remaining frames; reads the journal from the start."""
         after = self.task.last_seq - LEFT
         records = (record for record in read_records(self.journals, "task-1") if record.seq > after)
-        return len([shown for record in records if (shown := to_wire_event("task-1", record)) is not None])
+        return len([frame for record in records if (frame := to_wire_event("task-1", record)) is not None])
 
     async def tail(self) -> int:
-        """Where the last ten lines begin."""
+        """Return the position of the last ten lines."""
         return await _find_tail_start(self, self.task, 0, 10, VIEW)
 
-    async def tail_from_beginning(self) -> int:
-        """The baseline."""
-        shown = [told["seq"] async for told in self.replay("task-1") if VIEW.includes(told)]
-        return shown[-11]
+    async def tail_from_start(self) -> int:
+        """Return the position of the last ten lines; reads the journal from the start."""
+        seqs = [frame["seq"] async for frame in self.replay("task-1") if VIEW.includes(frame)]
+        return seqs[-11]
 
 
 async def compare(name: str, read: Read, baseline: Read) -> None:
-    """Print the medians of both, taken in turns."""
+    """Run both alternately; print their medians."""
     assert await read() == await baseline()
     seconds: dict[Read, list[float]] = {read: [], baseline: []}
     for _ in range(ROUNDS):
-        for way, found in seconds.items():
+        for function, durations in seconds.items():
             begin = time.perf_counter()
-            await way()
-            found.append(time.perf_counter() - begin)
-    ours, theirs = (statistics.median(found) * 1000 for found in seconds.values())
-    print(f"{name:20} {ours:8.2f} ms   from the beginning {theirs:8.2f} ms   {theirs / ours:6.0f} times less")
+            await function()
+            durations.append(time.perf_counter() - begin)
+    ours, theirs = (statistics.median(durations) * 1000 for durations in seconds.values())
+    print(f"{name:20} {ours:8.2f} ms   from the start {theirs:8.2f} ms   {theirs / ours:6.0f} times faster")
 
 
 async def main() -> None:
-    """Write, measure, print."""
+    """Write a journal, measure, and print the results."""
     records = int(sys.argv[1]) if len(sys.argv) > 1 else 30_000
     with tempfile.TemporaryDirectory() as directory:
-        story = Story(Path(directory), records)
-        print(f"{records:,} records, the last {LEFT} of them not read yet")
-        await compare("the rest", story.resume, story.resume_from_beginning)
-        await compare("the last ten lines", story.tail, story.tail_from_beginning)
+        task = LongTask(Path(directory), records)
+        print(f"{records:,} records; the last {LEFT} of them are unread")
+        await compare("the unread records", task.resume, task.resume_from_start)
+        await compare("the last ten lines", task.tail, task.tail_from_start)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long a sandbox takes in each runtime: planned, created, `true` run in it, destroyed; beside a bare `true`.
+"""Measures the lifetime of a sandbox in each runtime: prepare, create, run `true`, destroy; and a bare `true`.
 
 Usage: python bench/sandbox_latency.py [RUNS] [RUNTIME ...]
 """
@@ -21,14 +21,14 @@ RUNTIMES = ("bubblewrap", "gvisor")
 
 
 def time_bare() -> float:
-    """Milliseconds of a `true` of its own."""
+    """Return the milliseconds of a `true` without a sandbox."""
     began = time.perf_counter()
     subprocess.run(["/usr/bin/true"], check=True, timeout=10)
     return (time.perf_counter() - began) * 1000
 
 
 async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float, float]:
-    """Milliseconds to the first byte of a command, and of the sandbox's whole life."""
+    """Return the milliseconds until the first byte of a command, and until the sandbox is destroyed."""
     attempt_id = f"bench{os.getpid() % 1000:03}{number:04}"
     disk.mkdir()
     began = time.perf_counter()
@@ -37,20 +37,20 @@ async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float
         sandbox = await runtime.create(handle, SandboxSpec(attempt_id, disk, 2, MEMORY_BYTES, 64))
         output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, SANDBOX_WORKSPACE))
         await output.readexactly(1)
-        said = time.perf_counter()
+        first_byte = time.perf_counter()
         assert (await sandbox.wait()).code == 0
     finally:
         await runtime.destroy(handle, disk)
-    return (said - began) * 1000, (time.perf_counter() - began) * 1000
+    return (first_byte - began) * 1000, (time.perf_counter() - began) * 1000
 
 
 def describe(times: list[float]) -> str:
-    """Median and 99th percentile."""
+    """Format the median and the 99th percentile."""
     return f"{statistics.median(times):.0f} ms (p99 {statistics.quantiles(times, n=100, method='inclusive')[98]:.0f})"
 
 
 async def measure(runs: int, names: list[str]) -> None:
-    """Print a line a runtime."""
+    """Print one line per runtime."""
     bare = [time_bare() for _ in range(runs)]
     print(f"bare true: {statistics.median(bare):.2f} ms (median of {runs})")
     for name in names:
@@ -62,7 +62,7 @@ async def measure(runs: int, names: list[str]) -> None:
                 continue
             times = [await time_sandbox(runtime, Path(folder, str(number)), number) for number in range(runs)]
         first, whole = zip(*times, strict=True)
-        print(f"{name}: first byte {describe(list(first))}, with its end {describe(list(whole))}")
+        print(f"{name}: first byte {describe(list(first))}, until destroyed {describe(list(whole))}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How long the list takes with many tasks in the store: p50 and p99 of each kind of page, and the size per task.
+"""Measures list queries on a store with many tasks: p50 and p99 of each kind of page, and the size per task.
 
-Run: python bench/store_list.py [TASKS]    (100,000 without)
+Run: python bench/store_list.py [TASKS]    (default: 100000)
 """
 
 import random
@@ -33,7 +33,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def task(number: int) -> Task:
-    """Nearly all are finished, a few of the newest are not."""
+    """Create a task. Nearly all are finished; one in 10,000 is running."""
     state = STATES[number % len(STATES)] if number % 10_000 else TaskState.RUNNING
     at = BEGIN + timedelta(seconds=60 * number)
     labels = {"team": f"team-{number % 10}", "ticket": str(number // 2), "all": "yes"}
@@ -42,10 +42,10 @@ def task(number: int) -> Task:
         kind="Task",
         metadata=Metadata(name=f"task {number % 1000}", id=f"task-{number:06}", labels=labels),
         repository=Repository(url="https://git.example.org/team/repository.git", branch="main"),
-        claude=Claude(prompt="Mend the failing test, and say in one paragraph why it failed. " * 8),
+        claude=Claude(prompt="Fix the failing test, and explain in one paragraph why it failed. " * 8),
     )
     states = LIFE[:1] if state is TaskState.CANCELLED else LIFE
-    history = [StateHistoryEntry(entered, at + timedelta(seconds=place)) for place, entered in enumerate(states)]
+    history = [StateHistoryEntry(entered, at + timedelta(seconds=index)) for index, entered in enumerate(states)]
     if state is not history[-1].state:
         history.append(StateHistoryEntry(state, at + timedelta(seconds=500 + number % 997)))
     attempt = Attempt("abcdefghijkl", "bubblewrap", "host", "sandbox-abcdefghijkl", "bubblewrap", "host", "c" * 40, "s")
@@ -54,7 +54,7 @@ def task(number: int) -> Task:
 
 
 def fill(path: Path, count: int) -> SqliteStore:
-    """Without waiting for the disk, which is not what is measured here."""
+    """Create a store with `count` tasks, without fsync, which is not measured here."""
     store = SqliteStore(path)
     store._connections.writer.execute("PRAGMA synchronous = OFF")
     for number in range(count):
@@ -62,29 +62,29 @@ def fill(path: Path, count: int) -> SqliteStore:
     return store
 
 
-def measure(name: str, ask: Callable[[], object]) -> None:
-    """Print the p50 and p99 of many calls, and the p99 of the processor time, which a busy machine leaves as it is."""
+def measure(name: str, query: Callable[[], object]) -> None:
+    """Print p50 and p99 of many calls, and p99 of their CPU time, which does not depend on the machine's load."""
     seconds, work_seconds = [], []
     for _ in range(ROUNDS):
         begin, work_begin = time.perf_counter(), time.thread_time()
-        ask()
+        query()
         seconds.append(time.perf_counter() - begin)
         work_seconds.append(time.thread_time() - work_begin)
     seconds.sort()
     work_seconds.sort()
     middle, late = ROUNDS // 2, ROUNDS * 99 // 100
     wall = f"p50 {seconds[middle] * 1000:7.2f} ms   p99 {seconds[late] * 1000:7.2f} ms"
-    print(f"{name:34} {wall}   of a processor {work_seconds[late] * 1000:7.2f} ms")
+    print(f"{name:34} {wall}   CPU time p99 {work_seconds[late] * 1000:7.2f} ms")
 
 
 def main() -> None:
-    """Fill, measure, print."""
+    """Fill a store, measure, and print the results."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "index.sqlite")
         store = fill(path, count)
         store.close()
-        print(f"{count:,} tasks, {path.stat().st_size / count:,.0f} bytes a task")
+        print(f"{count:,} tasks, {path.stat().st_size / count:,.0f} bytes per task")
         store = SqliteStore(path)
         dice = random.Random(1)
         measure("plain", lambda: store.query(TaskQuery()))

@@ -1,7 +1,7 @@
-"""How long from a submission to `running`, and what an idle runner weighs.
+"""Measures the time from a submission to `running`, and the memory of an idle runner.
 
 Run with the project's Python: python bench/submit_to_running.py [ROUNDS]
-The baseline in the same run is the bare start of `claude --version` as a process.
+The baseline is `claude --version` as a plain process, in the same run.
 """
 
 import json
@@ -21,13 +21,13 @@ from sandbox.demo.processes import start_module, start_server
 
 
 def seconds_between(status, first, last):
-    """From one state to another, by the times that the journal has."""
+    """Return the time from one state to another, by the timestamps in the journal."""
     at = {entry["new_state"]: datetime.fromisoformat(entry["timestamp"]) for entry in status}
     return (at[last] - at[first]).total_seconds()
 
 
 def run_task(client, url, number):
-    """Submit, wait, and give the state changes."""
+    """Submit a task and wait for it; return the state changes."""
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -40,21 +40,21 @@ def run_task(client, url, number):
 
 
 def runner_memory():
-    """Resident and proportional memory in MB of each runner."""
-    found = []
+    """Return the resident and proportional memory of each runner, in MB."""
+    runners = []
     for directory in Path("/proc").iterdir():
         try:
             if directory.name.isdigit() and b"sandbox.bootstrap.runner" in (directory / "cmdline").read_bytes():
                 rollup = (directory / "smaps_rollup").read_text()
                 fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-                found.append(tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")))
+                runners.append(tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")))
         except OSError:
             continue
-    return found
+    return runners
 
 
 def main():
-    """Print the figures."""
+    """Run the benchmark and print the results."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -79,27 +79,27 @@ def main():
 
 
 def measure_speed(server, url, rounds):
-    """Tasks one after the other, each beside a bare start of the agent."""
-    figures = {"submit to running": [], "clone": [], "sandbox": [], "whole task": [], "bare claude --version": []}
+    """Run tasks one after the other, each after a plain start of the agent."""
+    timings = {"submit to running": [], "clone": [], "sandbox": [], "whole task": [], "bare claude --version": []}
     with Client(server) as client:
         run_task(client, url, "warm-up")
         for number in range(rounds):
             begin = time.perf_counter()
             subprocess.run([find_binary(), "--version"], check=True, capture_output=True)
-            figures["bare claude --version"].append(time.perf_counter() - begin)
+            timings["bare claude --version"].append(time.perf_counter() - begin)
             states = run_task(client, url, number)
-            figures["submit to running"].append(seconds_between(states, "pending", "running"))
-            figures["clone"].append(seconds_between(states, "staging", "provisioning"))
-            figures["sandbox"].append(seconds_between(states, "provisioning", "running"))
-            figures["whole task"].append(seconds_between(states, "pending", "completed"))
-    baseline = statistics.median(figures["bare claude --version"])
-    for name, values in figures.items():
+            timings["submit to running"].append(seconds_between(states, "pending", "running"))
+            timings["clone"].append(seconds_between(states, "staging", "provisioning"))
+            timings["sandbox"].append(seconds_between(states, "provisioning", "running"))
+            timings["whole task"].append(seconds_between(states, "pending", "completed"))
+    baseline = statistics.median(timings["bare claude --version"])
+    for name, values in timings.items():
         median = statistics.median(values)
         print(f"{name:24} median {median * 1000:7.1f} ms  max {max(values) * 1000:7.1f} ms  x{median / baseline:.1f}")
 
 
 def measure_memory(server, url):
-    """One task whose model never answers: its runner waits."""
+    """Run a task whose model never responds, so its runner is idle."""
     with Client(server) as client:
         manifest = {
             "version": "1",

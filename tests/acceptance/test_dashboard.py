@@ -56,15 +56,15 @@ def assert_applies(patch, repository, directory):
 def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, dashboard_url, tmp_path):
     deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
-    page.get_by_role("link", name="Hand in the first one").click()
+    page.get_by_role("link", name="Submit your first task").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
-    errors = page.get_by_role("list", name="Mistakes").get_by_role("button")
-    page.get_by_text("2 mistakes").wait_for()
+    errors = page.get_by_role("list", name="Errors").get_by_role("button")
+    page.get_by_text("2 errors").wait_for()
     details = deployment.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
     assert [detail["message"] in errors.nth(at).inner_text() for at, detail in enumerate(details)] == [True, True]
     editor.fill(MANIFEST)
-    page.get_by_text("The server would take this manifest.").wait_for()
+    page.get_by_text("This manifest is valid.").wait_for()
     assert errors.count() == 0
     browser.ignore_errors("status of 400")
     page.get_by_role("button", name="Submit task").click()
@@ -183,7 +183,7 @@ def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
     reason.fill("not needed <b>any</b> more")
     reason.press("Enter")
     # Claude Code may end immediately, or only when forced.
-    stop_button, ended = page.get_by_role("button", name="Stop at once"), page.locator("#head .pill.ended")
+    stop_button, ended = page.get_by_role("button", name="Stop now"), page.locator("#head .pill.ended")
     stop_button.or_(ended).wait_for()
     if stop_button.is_visible():
         stop_at_once(page, stop_button)
@@ -198,4 +198,4 @@ def stop_at_once(page, stop_button):
     """Force the cancellation, unless the task ends first."""
     with suppress(PageTimeoutError):
         stop_button.click(timeout=5000)
-        page.get_by_role("dialog").get_by_role("button", name="Stop at once").click()
+        page.get_by_role("dialog").get_by_role("button", name="Stop now").click()

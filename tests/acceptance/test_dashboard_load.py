@@ -172,7 +172,7 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
     lines = page.locator(".line-text")
     rendered = next(text for text in lines.all_inner_texts() if text.startswith("green"))
     assert rendered == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
-    page.get_by_role("button", name=f"all {len(LONG_LINE)} characters").click()
+    page.get_by_role("button", name=f"Show all {len(LONG_LINE)} characters").click()
     page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="stderr").click()
@@ -209,7 +209,7 @@ def test_malformed_output_does_not_stop_the_page(base_url, browser):
 def test_failing_view_does_not_block_other_views(base_url, browser):
     failing = """const parse = Date.parse;
         Date.parse = (text) => {
-            if (new Error().stack.includes("figures.js")) throw new Error("of the test");
+            if (new Error().stack.includes("metrics.js")) throw new Error("of the test");
             return parse(text);
         };"""
     page = browser.open(f"{base_url}/tasks/hostile#output", before=failing)
@@ -298,7 +298,7 @@ def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser)
     assert slowest_milliseconds < 1000, "the page was blocked"
 
 
-VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest")
+VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network", "manifest")
 VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
@@ -338,11 +338,11 @@ def test_conversation_comes_from_the_transcript_without_stream_json(base_url, br
     page = browser.open(f"{base_url}/tasks/plain")
     page.locator(".says em").wait_for()
     assert page.locator(".says").inner_text() == "Said afterwards."
-    assert page.get_by_text("Something is missing here").count() == 0
+    assert page.get_by_text("Some entries are missing").count() == 0
     page.goto(f"{base_url}/tasks/talkative")
     page.locator(".says em").wait_for()
     assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
-    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
+    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Some entries are missing").inner_text()
     (request,) = browser.requests_to("talkative/artifacts/transcript.ndjson")
     assert request.headers["range"] == f"bytes=-{4 * 1024**2}"
 

@@ -135,7 +135,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     row.wait_for()
     before = row.bounding_box()["y"]
     stream.send(*output_lines(200_000, 210_001))
-    page.get_by_text("The first 10001 lines are not kept here").wait_for()
+    page.get_by_text("This page no longer has the first 10001 lines").wait_for()
     row.wait_for()
     assert abs(row.bounding_box()["y"] - before) < 40
     page.get_by_role("button", name="Events", exact=True).click()
@@ -148,7 +148,7 @@ def test_page_of_a_removed_task_stops_requesting(open_task, base_url, browser):
     page.get_by_text("Here.").wait_for()
     page.route(f"{base_url}/tasks/chat", lambda route: route.fulfill(status=404, body="gone"))
     stream.is_missing = True
-    page.get_by_text("This task is kept no longer.").wait_for()
+    page.get_by_text("This task has been removed.").wait_for()
     assert page.locator("#live").inner_text() == ""
     request_count = len(stream.requests)
     page.evaluate("dispatchEvent(new Event('online')); fetch('/assets/icon.svg').then((answer) => answer.text())")
@@ -159,7 +159,7 @@ def test_page_of_a_removed_task_stops_requesting(open_task, base_url, browser):
 
 def test_patch_with_many_files_is_truncated_with_a_count(open_task):
     page, _ = open_task("many#changes")
-    page.get_by_text("and 44000 more; the download has them all.").wait_for()
+    page.get_by_text("and 44000 more; download the patch to see all.").wait_for()
     page.get_by_text("45000 files changed").wait_for()
     assert (page.locator(".file").count(), page.locator(".file[open]").count()) == (1000, 800)
 
@@ -170,7 +170,7 @@ LONG_CONVERSATION = """async ([use, answer]) => {
     for (let at = 0; at < 60; at++) {
         for (const frame of [use, answer]) {
             const data = frame.data.replaceAll("ID", at).replace("MUCH", "much ".repeat(200_000));
-            conversation.take({ ...frame, data });
+            conversation.handle({ ...frame, data });
         }
     }
     do conversation.show(true); while (conversation.hasMore);
@@ -188,7 +188,7 @@ def test_end_of_a_long_conversation_is_retained(open_task):
 
 
 PAUSED_FOLLOW = """async () => {
-    const { follow } = await import("/assets/story.js");
+    const { follow } = await import("/assets/event_stream.js");
     const lines = [];
     const over = (following) => new Promise((done) => {
         following.made = follow("/tasks/large/story", 0, (frames) => {
@@ -251,7 +251,7 @@ def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
     page.unroute(f"{base_url}/")
     page.route(f"{base_url}/", lambda route: route.fulfill(status=503, body="busy"))
     page.evaluate(REFRESH)
-    page.get_by_text("The server answered 503; what is shown may be old.").wait_for()
+    page.get_by_text("The server responded with 503; this page may be outdated.").wait_for()
     assert page.locator("#task-chat").is_visible()
     page.unroute(f"{base_url}/")
     page.evaluate(REFRESH)

@@ -115,13 +115,13 @@ def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, br
     assert accessibility_violations(page) == []
     page.get_by_label("Token").fill("sbx_wrong")
     page.get_by_role("button", name="Sign in").click()
-    page.get_by_text("This token is not known here.").wait_for()
+    page.get_by_text("Invalid token.").wait_for()
     assert accessibility_violations(page) == []
     browser.ignore_errors("status of 401")
     page.get_by_label("Token").fill(token_machine.viewer)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{base_url}/?state=completed")
-    page.get_by_text("No task fits these filters").wait_for()
+    page.get_by_text("No tasks match these filters").wait_for()
     assert page.get_by_role("link", name="New task").count() == 0
     assert token_machine.viewer not in page.content() + str(page.context.cookies())
     page.get_by_role("button", name="Sign out").click()
@@ -143,7 +143,7 @@ def test_form_draft_survives_an_expired_session(token_machine, browser):
     page = sign_in(token_machine, browser, token_machine.bearer)
     page.goto(f"{token_machine.server.ready_message['http']}/submit")
     editor = page.get_by_label("Manifest, YAML")
-    page.get_by_text("The server would take this manifest.").wait_for()
+    page.get_by_text("This manifest is valid.").wait_for()
     page.context.clear_cookies()
     draft = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
     editor.fill(draft)

@@ -9,7 +9,7 @@ from doubles.browser import open_chromium
 from doubles.live_server import ORGANISATION, Deployment, make_repository, wait_until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
-VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network")
+VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network")
 LAYOUTS = (
     ("light", 1120, 700, VIEWS),
     ("dark", 1120, 700, ("conversation", "changes")),
@@ -103,13 +103,13 @@ def run_tasks(deployment):
     deployment.wait("upgrade-build", 60)
     submit(deployment, "audit-payments", "Security audit of the payment service", team="security")
     deployment.wait("audit-payments", 120)
-    submit(deployment, "rename-api", "Rename the API", team="platform")
+    submit(deployment, "rename-api", "Rename the API after its purpose", team="platform")
     deployment.wait_for_state("running", "rename-api")
     deployment.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
     deployment.wait("rename-api", 60)
     submit(deployment, "import-data", "Import the large data set", cpus=14)
     wait_until(lambda: deployment.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
-    submit(deployment, "train-model", "Retrain the model", cpus=14)
+    submit(deployment, "train-model", "Train the model again", cpus=14)
     wait_until(lambda: "CPUs" in deployment.status("train-model")["state_message"], 20, "the task to be pending")
 
 

@@ -42,7 +42,7 @@ class ManifestFile:
         return "application/json" if self.is_json else "application/yaml"
 
     def parse(self) -> Manifest:
-        """Validate it as the server does, except for what only a server knows.
+        """Parse and validate the manifest as the server does, except for the server's profiles.
 
         Raises the model's InvalidManifestError.
         """
@@ -110,7 +110,7 @@ def field_error_lines(file_name: str, field_errors: object) -> list[str]:
 def fail_with_field_errors(file_name: str, message: str, field_errors: object) -> NoReturn:
     """Print the errors of a manifest and exit."""
     lines = field_error_lines(file_name, field_errors)
-    summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'mistake')}." if lines else escape_text(message)
+    summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'error')}." if lines else escape_text(message)
     fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
 

@@ -56,7 +56,7 @@ def server_options(command: _Decorated) -> _Decorated:
     """Add `--server` and `--token`."""
     token = _stored_option("--token", metavar="TOKEN", help="Token for the server (SANDBOX_TOKEN).")
     server = _stored_option(
-        "--server", metavar="URL", help=f"The server's address (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]"
+        "--server", metavar="URL", help=f"The server's URL (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]"
     )
     return server(token(command))
 
@@ -122,10 +122,10 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Parse `90s`, `15m`, `2h` or `1d` to seconds."""
+    """Parse a duration such as `90s`, `15m`, `2h` or `1d`; return it in seconds."""
     seconds = _parse_duration(value or "")
     if value is not None and seconds is None:
-        raise click.BadParameter(f"{value!r} must be a whole number and a unit, such as 90s, 15m or 2h")
+        raise click.BadParameter(f"{value!r} is not a duration; use a whole number and a unit, such as 90s, 15m or 2h")
     return seconds
 
 
@@ -138,8 +138,8 @@ def parse_past_time_option(ctx: click.Context, parameter: click.Parameter, value
         now = datetime.now(UTC)
         at = datetime.fromisoformat(value).astimezone(UTC) if seconds is None else now - timedelta(seconds=seconds)
     except (ValueError, OverflowError):
-        example = "2026-01-29T10:10:15Z, or a time span such as 10m"
-        raise click.BadParameter(f"{value!r} must be a time such as {example}") from None
+        message = "use RFC 3339, such as 2026-01-29T10:10:15Z, or a duration before now, such as 10m"
+        raise click.BadParameter(f"{value!r} is not a time; {message}") from None
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

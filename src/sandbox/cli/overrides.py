@@ -51,7 +51,7 @@ class Override:
         elif step == len(parent):
             parent.append(value)
         else:
-            raise OverrideError(f"{self.text}: the list has {len(parent)} so far, so the next one is [{len(parent)}]")
+            raise OverrideError(f"{self.text}: the next index of this list is [{len(parent)}]")
 
 
 def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
@@ -72,7 +72,7 @@ def parse_override(text: str) -> Override:
         path += [int(index) for index in re.findall("[0-9]+", step["indices"])]
         position = step.end()
     if not equals or not path or position < len(written):
-        raise click.BadParameter(f"{text!r} must be PATH=VALUE, such as vm.cpus=16 or secrets[0].key=TOKEN")
+        raise click.BadParameter(f"{text!r} is not PATH=VALUE, such as vm.cpus=16 or secrets[0].key=TOKEN")
     return Override(tuple(path), _parse_scalar(value), f"--set {text}")
 
 

@@ -51,7 +51,7 @@ def _key_code(match: re.Match[str]) -> int | None:
     return ord(key.upper()) & 0x1F if key.isalpha() or key in "@[]\\^_" else None
 
 
-_ROLE_MESSAGES = {True: b"", False: b"[You look on: somebody else types, or you asked to.]\r\n"}
+_ROLE_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or you used --watch.]\r\n"}
 
 
 class DetachKeyDetector:
@@ -76,7 +76,7 @@ class DetachKeyDetector:
 def run_terminal(options: CliOptions, task_id: str, keys: bytes, **parameters: Any) -> Exit | None:
     """Run until the terminal ends; return None if the user detached. Raises ClientError."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fail("Error: This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
+        fail("Error: This command needs a terminal as stdin and stdout.", ExitCode.USAGE)
     size = os.get_terminal_size()
     parameters |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
     parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}

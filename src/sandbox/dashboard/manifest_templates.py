@@ -72,7 +72,7 @@ claude:
   prompt: |
     Audit this repository for security:
     1. Run a static analysis
-    2. Look at the dependencies
+    2. Check the dependencies
     3. Write security-report.md
   allowed_tools: ["Read", "Bash", "Grep", "Write"]
 vm:

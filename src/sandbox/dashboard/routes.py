@@ -64,4 +64,4 @@ def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable
 
 
 def _error_page(request: Request, status: int, message: str) -> Response:
-    return render_page(request, "trouble", status, title=reason_phrase(status), code=status, message=message)
+    return render_page(request, "error", status, title=reason_phrase(status), code=status, message=message)

@@ -19,7 +19,7 @@ FILES: Mapping[str, str] = {
 
 
 def total_cents(prices):
-    """What the prices (in cents) come to."""
+    """Return the sum of the prices, in cents."""
     total = 0
     for index in range(len(prices) - 1):
         total += prices[index]

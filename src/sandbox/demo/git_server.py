@@ -32,11 +32,11 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
 async def _handle(root: Path, request: HttpRequest) -> _Response:
     path, _, query = request.path.partition("?")
     if not _READ_PATHS.fullmatch(path) or "git-receive-pack" in query:
-        return 403, [], b"This server only lets repositories be cloned and fetched.\n"
+        return 403, [], b"This server is read-only: repositories can only be cloned and fetched.\n"
     try:
         return _parse_cgi(await _run_backend(root, request))
     except (TimeoutError, ValueError):
-        return 500, [], b"git http-backend did not answer.\n"
+        return 500, [], b"git http-backend returned no valid response.\n"
 
 
 async def _run_backend(root: Path, request: HttpRequest) -> bytes:

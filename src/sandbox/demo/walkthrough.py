@@ -73,7 +73,7 @@ def _exit_on_signals() -> Iterator[None]:
 def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
     """Return the environment variables that configure the server's model."""
     if any(os.environ.get(name) for name in _MODEL_VARIABLES):
-        console.print("This task uses the real model and costs a few cents on the account of your ANTHROPIC_API_KEY.")
+        console.print("This task uses the real model and costs a few cents, charged to your ANTHROPIC_API_KEY.")
         return {}
     console.print(
         "No ANTHROPIC_API_KEY is set: a scripted model is used.\nEverything else is real: Claude Code, the "
@@ -107,8 +107,8 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
             return 1
         _print_patch(client, console)
     console.print(
-        "\nThe demo's server has stopped and its files are removed. Next, docs/tutorial.md:\nten minutes, no "
-        "key. Or run your own tasks with your own key:\n\n"
+        "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
+        "key). Or run your own tasks with your own key:\n\n"
         f"  export PATH={shlex.quote(str(_COMMANDS))}:$PATH\n"
         "  export ANTHROPIC_API_KEY=…\n"
         "  sandbox serve"

@@ -51,7 +51,7 @@ def test_dot_in_a_name_is_escaped_with_a_backslash():
 
 def test_new_list_starts_at_index_0():
     assert apply_override("lifecycle.artifact_patterns[0]=*.md") == {"lifecycle": {"artifact_patterns": ["*.md"]}}
-    with pytest.raises(OverrideError, match=r"so the next one is \[0\]"):
+    with pytest.raises(OverrideError, match=r"the next index of this list is \[0\]"):
         apply_override("lifecycle.artifact_patterns[1]=*.md")
 
 

@@ -115,11 +115,11 @@ class ApplyPrompt:
         elif changed:
             click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self._apply_command(task_id)}", err=True)
         elif is_empty:
-            click.echo("It changed nothing.", err=True)
+            click.echo("The task changed nothing.", err=True)
 
 
 def _diff_hint(task_id: str) -> str:
-    return f"Look at it: sandbox task diff {escape_text(task_id)}"
+    return f"View it:    sandbox task diff {escape_text(task_id)}"
 
 
 def _describe_head(head: Head) -> str:

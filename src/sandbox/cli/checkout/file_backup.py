@@ -14,7 +14,7 @@ from tempfile import mkdtemp
 from typing import NamedTuple
 
 _DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-_DEFERRED_MESSAGE = b"\nInterrupted; this ends once git has written the files.\n"
+_DEFERRED_MESSAGE = b"\nInterrupted; the command ends when git has written the files.\n"
 
 
 class _FileState(NamedTuple):
@@ -52,7 +52,7 @@ class FileBackup:
     def restore(self) -> list[str]:
         """Restore all paths as far as possible; return the paths that failed, whose copies are kept.
 
-        Files found there, whoever wrote them, are moved to `replaced` and never lost.
+        Other files at these paths, for example new changes of the user, are moved to `replaced` and never lost.
         """
         failed = []
         for path in self._absent:

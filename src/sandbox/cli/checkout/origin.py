@@ -61,7 +61,7 @@ def _choose_remote(checkout: Checkout) -> str:
         if name in names:
             return str(name)
     if not names:
-        _fail("This checkout has no remote, and a task starts from a clone.", "Add one: git remote add origin URL")
+        _fail("This checkout has no remote to clone from.", "Add one: git remote add origin URL")
     if len(names) > 1:
         _fail(f"This checkout has several remotes: {', '.join(names)}.", "Choose one: add --remote NAME")
     return names[0]
@@ -77,7 +77,7 @@ def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     good = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
     if good is None:
         url_error = REPOSITORY_URL.find_error(addresses[0][0])
-        _fail(f"The address of {remote} {url_error}.", f"Fix it: git remote set-url {remote} URL")
+        _fail(f"The URL of {remote} {url_error}.", f"Fix it: git remote set-url {remote} URL")
     return good
 
 

@@ -120,10 +120,10 @@ class Checkout:
 
     def changed_submodules(self) -> list[str]:
         """Return the submodules with uncommitted changes inside."""
-        completed_runs = self._list_entries(
+        lines = self._list_entries(
             "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
         )
-        entries = [os.fsdecode(entry).split(" ", 8) for entry in completed_runs if entry.startswith(b"1 ")]
+        entries = [os.fsdecode(line).split(" ", 8) for line in lines if line.startswith(b"1 ")]
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
@@ -141,8 +141,8 @@ class Checkout:
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.pathsep.join(filter(None, others)),
         }
         difference = ("diff", "--cached", *_DIFF_OPTIONS, f"--output={target}", commit, "--")
-        begin = () if self._copy_index(scratch / "index") else (("read-tree", "HEAD"),)
-        for arguments in (*begin, ("add", "--all"), difference):
+        read_tree = () if self._copy_index(scratch / "index") else (("read-tree", "HEAD"),)
+        for arguments in (*read_tree, ("add", "--all"), difference):
             done = self._git(*arguments, environment=environment)
             if done.returncode:
                 _fail("git could not collect the local changes.", done.stderr)
@@ -267,9 +267,9 @@ def _restore_backup(backup: FileBackup) -> str:
 def _fail(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
-    completed_runs = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
+    shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []
-    fail("\n".join([f"Error: {sentence}", *completed_runs, *more, *advised]), ExitCode.CONFLICT)
+    fail("\n".join([f"Error: {sentence}", *shown, *more, *advised]), ExitCode.CONFLICT)
 
 
 def _parse_numstat(entry: bytes) -> ChangedFile:

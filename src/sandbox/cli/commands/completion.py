@@ -18,7 +18,7 @@ fish:  sandbox completion fish > ~/.config/fish/completions/sandbox.fish"""
 def completion(shell: str) -> None:
     """Print a shell completion script.
 
-    It completes commands, options, and the ids of the server's latest tasks.
+    The script completes commands, options, and the ids of the server's latest tasks.
     """
     from click.shell_completion import get_completion_class
 

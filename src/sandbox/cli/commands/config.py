@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def config() -> None:
     """Show the server's configuration and its origin.
 
-    An option wins over the environment, that over sandbox.toml, that over the default.
+    Options take precedence over environment variables, these over sandbox.toml, and that over the defaults.
     """
 
 
@@ -34,9 +34,9 @@ def config() -> None:
 @settings_options
 @output_options("text", "json")
 def show(*, shows_origin: bool, **options: Any) -> None:
-    """Print what sandbox serve would go by, as a sandbox.toml.
+    """Print the configuration that `sandbox serve` would use, as a sandbox.toml.
 
-    With --format json as one JSON document; with --origin each value then is {value, origin}.
+    With --format json, print one JSON document; with --origin, each of its values is {value, origin}.
     """
     configuration = load_configuration(options)
     from sandbox.bootstrap.settings.keys import setting_keys
@@ -50,7 +50,7 @@ def show(*, shows_origin: bool, **options: Any) -> None:
 @config.command()
 @click.option("--config", "file", metavar="FILE", help="The file sandbox.toml.  [env var: SANDBOX_CONFIG]")
 def path(file: str | None) -> None:
-    """Print where sandbox.toml is looked for."""
+    """Print the path of sandbox.toml."""
     from sandbox.bootstrap.settings.load import ConfigurationError, find_config_file
 
     try:
@@ -59,7 +59,7 @@ def path(file: str | None) -> None:
         fail(f"Error: {error.message}", ExitCode.USAGE)
     click.echo(escape_text(str(config_path)))
     if not config_path.exists():
-        click.echo("No such file; without one the defaults apply.", err=True)
+        click.echo("This file does not exist; the defaults apply.", err=True)
 
 
 def _document(configuration: Configuration, selected: Iterable[SettingKey], *, shows_origin: bool) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import click
 def demo() -> None:
     """Run an example task from manifest to patch.
 
-    Starts a server of its own on free ports, and stops it. Without ANTHROPIC_API_KEY a scripted model plays the API.
+    Starts a separate server on free ports and stops it at the end. Without ANTHROPIC_API_KEY, a scripted model replaces
+    the API.
     """
     # Import by name: the demo package is layered above the CLI, which must not import it statically.
     code = import_module("sandbox.demo.walkthrough").run()

@@ -46,12 +46,12 @@ _HEADER = """\
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
-    help="Set a field, such as claude.prompt=...; may be repeated. Fields that are set are not prompted for.",
+    help="Set a field, such as claude.prompt=...; may be repeated. The command does not prompt for these fields.",
 )
 def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
     """Create a manifest for the current git checkout.
 
-    FILE is task.yaml when it is left out; '-' stands for stdout.
+    FILE defaults to task.yaml; '-' means stdout.
     """
     from sandbox.model.manifest.yaml import write_yaml
 

@@ -30,8 +30,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def profile() -> None:
     """Manage the images of the sandboxes.
 
-    Which profiles there are, and their images. Works on the data directory, on the server's machine; no server has to
-    run, and a running one notices at once.
+    Works on the data directory, on the server's machine. No server has to run; a running server uses changes
+    immediately.
     """
 
 
@@ -65,7 +65,7 @@ def show(*, name: str, **options: Any) -> None:
 @profile.command()
 @click.argument("name")
 @click.option("--from-file", type=_FILE, help="A definition file, for a profile that is not included in Sandbox.")
-@click.option("--from-oci", type=_FILE, help="An OCI archive, as 'docker save' or 'skopeo copy' write it.")
+@click.option("--from-oci", type=_FILE, help="An OCI archive, as written by 'docker save' or 'skopeo copy'.")
 @click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum tier of its runtime.")
 @data_dir_options
 @output_options("text", "json")
@@ -74,7 +74,8 @@ def build(
 ) -> None:
     """Build the image of a profile, or import one.
 
-    Tasks that run keep the image that they began with. Building takes root, mmdebstrap, and this machine's apt sources.
+    Running tasks keep the image with which they started. Building requires root and mmdebstrap, and uses this machine's
+    apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):
         raise click.UsageError("Give --from-file or --from-oci; --minimum-tier requires --from-oci.")
@@ -178,7 +179,7 @@ def _profile_json(entry: ProfileEntry) -> dict[str, Any]:
 def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     yield "profile", entry.name
     if entry.description:
-        yield "has", entry.description
+        yield "description", entry.description
     if entry.minimum_tier:
         yield "minimum tier", entry.minimum_tier
     if entry.problem:
@@ -188,7 +189,7 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     else:
         image = _image_json(entry.metadata)
         yield "image", image["name"]
-        yield "made", f"{image['created_at']} from {entry.metadata.source}"
+        yield "created", f"{image['created_at']} from {entry.metadata.source}"
         yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entries, 'file')}"
         yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
 
@@ -201,8 +202,8 @@ def _print_table(entries: list[ProfileEntry]) -> None:
     options = current_options()
     rows = [[Text(escape_text(cell)) for cell in _cells(entry)] for entry in entries]
     console = stdout_console(has_color=options.has_color)
-    columns = ("NAME", "IMAGE", "SIZE", "MADE", "TIER", "HAS")
-    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("HAS",))
+    columns = ("NAME", "IMAGE", "SIZE", "CREATED", "TIER", "DESCRIPTION")
+    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("DESCRIPTION",))
 
 
 def _cells(entry: ProfileEntry) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ NAME_CHARACTERS_MAX = 72
 
 _EXIT_CODES = """\
 Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not
-pushed, the id is taken, the patch does not apply or has only remarks, or another commit is checked out; 5 a secret was
-found in the patch; 9 the manifest is invalid."""
+pushed, the id is in use, the patch does not apply or has only remarks, or a different commit is checked out; 5 a secret
+was found in the patch; 9 the manifest is invalid."""
 
 
 @click.command(epilog=_EXIT_CODES)
@@ -46,7 +46,7 @@ found in the patch; 9 the manifest is invalid."""
     help="Include uncommitted and unpushed changes and new files, or start without them.",
 )
 @click.option("--remote", metavar="NAME", help="The remote to clone from [default: the upstream of the branch].")
-@click.option("--id", "task_id", metavar="ID", help="The task's id.")
+@click.option("--id", "task_id", metavar="ID", help="The task's id [default: generated].")
 @click.option(
     "--set",
     "settings",
@@ -59,7 +59,7 @@ found in the patch; 9 the manifest is invalid."""
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
-    help="The checkout [default: the current one].",
+    help="The checkout [default: the current directory].",
 )
 @allow_secrets_option
 @common_options
@@ -73,8 +73,8 @@ def run(
 ) -> None:
     """Run a task from this checkout and apply its changes.
 
-    PROMPT says what to do; '-' reads it from stdin. The task clones the remote of the git checkout that you are in, at
-    the commit that you have, and begins in the directory that you are in.
+    PROMPT describes the work; '-' reads it from stdin. The task clones the remote of the current git checkout at its
+    commit, and starts in the current directory.
     """
     from sandbox.model.manifest.document import write_json
 

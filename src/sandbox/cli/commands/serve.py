@@ -17,8 +17,8 @@ from sandbox.cli.startup import gc_frozen
 def serve(**options: Any) -> None:
     """Run the server.
 
-    It goes on until it is told to stop. With --format json the addresses are printed as one JSON line as soon as it
-    answers. What has no option stands in sandbox.toml or the environment: see sandbox config show.
+    Runs until it is stopped (SIGINT or SIGTERM). With --format json, it prints its addresses as one JSON line when it
+    is ready. Set everything else in sandbox.toml or in the environment; see `sandbox config show`.
     """
     settings = load_configuration(options).settings
     with gc_frozen():

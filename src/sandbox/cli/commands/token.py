@@ -40,21 +40,21 @@ def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str |
 def token() -> None:
     """Manage access tokens.
 
-    Without tokens whoever reaches the port is the operator, and the server listens on this machine only. With the
-    first token it answers nobody without one. A running server notices changes at once.
+    Without tokens, anyone who can reach the port is an operator, and the server listens on loopback only. Once a token
+    exists, every request needs one. A running server uses changes immediately.
     """
 
 
 @token.command()
-@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="Its role.")
-@click.option("--name", default="", help="Its purpose; shown in lists.")
+@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="Role of the token.")
+@click.option("--name", default="", help="Purpose of the token; shown in lists.")
 @click.option(
     "--expires-in", "lifetime", metavar="DURATION", callback=_parse_lifetime, help="Lifetime, such as 12h or 90d."
 )
 @data_dir_options
 @output_options("text", "json")
 def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
-    """Make a token and print it, this once."""
+    """Create a token and print it; it is not shown again."""
     from sandbox.auth.token_file import InvalidTokenNameError
 
     expires_at = datetime.now(UTC) + lifetime if lifetime is not None else None
@@ -96,7 +96,7 @@ def list_tokens(**options: Any) -> None:
 @click.argument("token_id", metavar="ID")
 @data_dir_options
 def revoke(token_id: str, **options: Any) -> None:
-    """End a token, and the sessions that it opened."""
+    """Revoke a token and end its sessions."""
     from sandbox.auth.token_file import TokenNotFoundError
     from sandbox.bootstrap.private_directory import check_owner
 

@@ -35,7 +35,7 @@ TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
 OPEN_TOOL_CALLS_MAX = 100
-"""Tool calls without an end that are tracked; of more, the oldest are printed without a summary."""
+"""Number of unfinished tool calls to track; above it, the oldest are printed without a summary."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class EventPrinter:
     def _on_attempt(self, frame: Mapping[str, Any]) -> None:
         """Tool calls of the previous agent have no end event."""
         self._open_calls.clear()
-        how = "continues where the previous one was lost" if frame.get("resumes") else "begins anew"
+        how = "continues where the previous one was lost" if frame.get("resumes") else "starts over"
         self._layout.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_output(self, frame: Mapping[str, Any]) -> None:
@@ -239,7 +239,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""The status line does not update meanwhile; without a response it shows the previous reason."""
+"""The status line is not updated during a poll; without a response, it keeps the previous reason."""
 
 
 class PendingReason:

@@ -106,7 +106,7 @@ def _parse_message(message: dict[str, Any]) -> Iterator[TranscriptItem]:
         case {"type": "user", "message": {"content": list(blocks)}}:
             yield from filter(None, map(_parse_tool_block, blocks))
         case {"type": "system", "subtype": "api_retry"}:
-            reason = message.get("error") or message.get("error_status") or "no answer"
+            reason = message.get("error") or message.get("error_status") or "no response"
             yield ApiRetry(_int_or_zero(message.get("attempt")), _int_or_zero(message.get("max_retries")), str(reason))
 
 

@@ -1,7 +1,7 @@
-// Previews of artifacts: images as images, Markdown as Markdown, everything else as text if it is text.
-import { ask, h, size } from "/assets/page.js";
+// Previews of artifacts: images, Markdown and other text.
+import { h, request, size } from "/assets/page.js";
 import { markdown } from "/assets/markdown.js";
-import { put } from "/assets/plain.js";
+import { appendText } from "/assets/plain.js";
 
 const BYTES_MAX = 256 * 1024;
 const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml", "image/avif"]);
@@ -10,37 +10,37 @@ const SUFFIXES = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif:
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-preview]");
   if (!button) return;
-  const place = button.closest("li").querySelector(".preview");
+  const container = button.closest("li").querySelector(".preview");
   const isOpen = button.getAttribute("aria-expanded") === "true";
   button.setAttribute("aria-expanded", String(!isOpen));
-  place.hidden = isOpen;
-  if (isOpen || place.childElementCount) return;
+  container.hidden = isOpen;
+  if (isOpen || container.childElementCount) return;
   try {
-    place.replaceChildren(...(await preview(button)));
+    container.replaceChildren(...(await preview(button)));
   } catch (error) {
-    place.replaceChildren(h("p", { class: "muted" }, error.message));
+    container.replaceChildren(h("p", { class: "muted" }, error.message));
   }
 });
 
 async function preview(button) {
-  const { preview: address, type, size: bytes } = button.dataset;
+  const { preview: url, type, size: bytes } = button.dataset;
   const name = button.textContent;
   const kind = type.split(";")[0];
-  if (IMAGES.has(kind)) return [await image(address, kind, name)];
-  if (Number(bytes) === 0) return [h("p", { class: "muted" }, "An empty file.")];
+  if (IMAGES.has(kind)) return [await image(url, kind, name)];
+  if (Number(bytes) === 0) return [h("p", { class: "muted" }, "This file is empty.")];
   const suffix = SUFFIXES[name.split(".").pop().toLowerCase()];
-  if (suffix) return [await image(address, suffix, name)];
-  const answer = await ask(address, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
-  const text = new TextDecoder().decode(await answer.arrayBuffer());
-  if (text.slice(0, 4096).includes("\0")) return [h("p", { class: "muted" }, "A binary file; download it to look inside.")];
-  const shown = /\.(md|markdown)$/i.test(name) || type.startsWith("text/markdown") ? markdown(text) : put(h("pre", { tabindex: "0" }), text);
-  const more = Number(bytes) > BYTES_MAX ? h("p", { class: "muted" }, `The first ${size(BYTES_MAX)} of ${size(Number(bytes))}.`) : null;
-  return more ? [more, shown] : [shown];
+  if (suffix) return [await image(url, suffix, name)];
+  const response = await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
+  const text = new TextDecoder().decode(await response.arrayBuffer());
+  if (text.slice(0, 4096).includes("\0")) return [h("p", { class: "muted" }, "This is a binary file; download it to view it.")];
+  const content = /\.(md|markdown)$/i.test(name) || type.startsWith("text/markdown") ? markdown(text) : appendText(h("pre", { tabindex: "0" }), text);
+  const more = Number(bytes) > BYTES_MAX ? h("p", { class: "muted" }, `Only the first ${size(BYTES_MAX)} of ${size(Number(bytes))} are content.`) : null;
+  return more ? [more, content] : [content];
 }
 
-// The server lets no page load an artifact as an image, since an SVG is also a document: its bytes are fetched.
-async function image(address, type, name) {
-  const blob = new Blob([await (await ask(address)).arrayBuffer()], { type });
+// Fetch the bytes: the Content Security Policy does not allow artifacts as image sources, since an SVG is also a document.
+async function image(url, type, name) {
+  const blob = new Blob([await (await request(url)).arrayBuffer()], { type });
   const reader = new FileReader();
   await new Promise((done, failed) => {
     reader.onload = done;

@@ -1,5 +1,5 @@
-// On every page: times that go on, parts that are kept fresh, copying, and leaving.
-import { $, ask, banner, leaveToSignIn, longSpan, refresh, toast } from "/assets/page.js";
+// On every page: running clocks, periodic refresh, copying, menus, signing out.
+import { $, banner, longSpan, redirectToSignIn, refresh, request, toast } from "/assets/page.js";
 
 function tick() {
   const now = Date.now();
@@ -17,46 +17,46 @@ function tick() {
 tick();
 setInterval(tick, 1000);
 
-// Parts marked with data-refresh (seconds, else 2) are asked for again while somebody can see them.
-const asked = new Map();
+// Reload parts with data-refresh (interval in seconds, 2 if empty) while the page is visible.
+const refreshedAt = new Map();
 setInterval(() => {
   if (document.hidden) return;
   for (const part of document.querySelectorAll("[data-refresh]")) {
-    const due = (asked.get(part.id) ?? performance.now()) + (Number(part.dataset.refresh) || 2) * 1000;
-    if (!asked.has(part.id)) asked.set(part.id, performance.now());
+    const due = (refreshedAt.get(part.id) ?? performance.now()) + (Number(part.dataset.refresh) || 2) * 1000;
+    if (!refreshedAt.has(part.id)) refreshedAt.set(part.id, performance.now());
     else if (performance.now() >= due) {
-      asked.set(part.id, performance.now());
+      refreshedAt.set(part.id, performance.now());
       refresh(part.id);
     }
   }
 }, 500);
-document.addEventListener("visibilitychange", () => asked.clear());
+document.addEventListener("visibilitychange", () => refreshedAt.clear());
 
-// What has not changed stays as it is, so that nobody loses a selection; an open menu, a filter that is being typed and what
-// a pointer is down on are not pulled away, and only a page takes a page's place.
-const last = new Map();
+// Do not replace unchanged content, so that selections survive. Do not replace an open menu, a focused input or an element
+// under a pressed pointer. Accept only HTML as a replacement.
+const lastResponses = new Map();
 let pressed = null;
 document.addEventListener("pointerdown", (event) => (pressed = event.button === 0 ? event.target : null));
 document.addEventListener("pointermove", (event) => event.buttons === 0 && (pressed = null));
-// A menu of the browser's, a drag or another window may take the pointer's end away.
+// The pointerup event may be missing after a context menu, a drag or a change of windows.
 for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur", "visibilitychange"]) window.addEventListener(kind, () => (pressed = null));
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse, xhr } = event.detail;
   if (xhr.responseURL && new URL(xhr.responseURL).pathname === "/sign-in") {
     event.detail.shouldSwap = false;
-    leaveToSignIn();
+    redirectToSignIn();
     return;
   }
   if (!target.id) return;
   const isPage = xhr.getResponseHeader("Content-Type")?.startsWith("text/html");
-  const isSame = last.get(target.id) === serverResponse;
+  const isSame = lastResponses.get(target.id) === serverResponse;
   const isInUse = target.contains(pressed) || target.querySelector("details.menu[open], input:focus") !== null;
   if (!isPage || isSame || isInUse) event.detail.shouldSwap = false;
-  else last.set(target.id, serverResponse);
+  else lastResponses.set(target.id, serverResponse);
 });
 document.addEventListener("htmx:afterSwap", tick);
-document.addEventListener("htmx:sendError", () => banner("The server does not answer; this page goes on when it is back."));
-document.addEventListener("htmx:responseError", (event) => banner(`The server answered ${event.detail.xhr.status}; what is shown may be old.`));
+document.addEventListener("htmx:sendError", () => banner("The server does not respond. The page reconnects automatically."));
+document.addEventListener("htmx:responseError", (event) => banner(`The server responded with ${event.detail.xhr.status}; this page may be outdated.`));
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) banner(null);
 });
@@ -72,7 +72,7 @@ async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Pages of plain HTTP that are not on loopback have no clipboard of their own.
+    // The clipboard API is missing on pages over plain HTTP, except on loopback.
     const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
     document.body.append(area);
     area.select();
@@ -91,7 +91,7 @@ document.addEventListener("click", (event) => {
   if (button.dataset.copy) copy(button.dataset.copy);
   if (button.dataset.copyManifest) copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
   if (button.dataset.action === "sign-out") {
-    ask("/api/v1/session", { method: "DELETE" }).then(() => location.assign("/sign-in"), (error) => toast(error.message));
+    request("/api/v1/session", { method: "DELETE" }).then(() => location.assign("/sign-in"), (error) => toast(error.message));
   }
 });
 document.addEventListener("keydown", (event) => {

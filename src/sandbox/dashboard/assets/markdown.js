@@ -1,4 +1,4 @@
-// Markdown as elements. It makes no HTML text, so what is not Markdown here is shown as it stands, tags included.
+// Renders Markdown as elements, not as HTML text: anything else, including HTML tags, is shown literally.
 import { h } from "/assets/page.js";
 import { visible } from "/assets/plain.js";
 
@@ -6,14 +6,14 @@ const LENGTH_MAX = 200_000;
 const DEPTH_MAX = 8;
 
 export function markdown(text) {
-  const said = h("div", { class: "said", dir: "auto" });
-  const shown = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
-  blocks(said, shown.split("\n"), 0);
-  if (text.length > LENGTH_MAX) said.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} characters more`));
-  return said;
+  const root = h("div", { class: "said", dir: "auto" });
+  const escaped = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
+  blocks(root, escaped.split("\n"), 0);
+  if (text.length > LENGTH_MAX) root.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} more characters`));
+  return root;
 }
 
-// In none of these can two repetitions share a character: an agent's line of 200,000 spaces must not freeze the page.
+// Two adjacent repetitions must not match the same character: a line of 200,000 spaces must not freeze the page.
 const FENCE = /^( {0,3})(`{3,}(?!`)|~{3,}(?!~))[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})(?!\S)(.*)$/;
 const HEADING_END = /(?:^|\s)#+$/;
@@ -52,18 +52,18 @@ function fence(parent, lines, at) {
 
 function heading(parent, lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]);
-  const place = h(`h${Math.min(6, marks.length + 2)}`);
-  inline(place, text.trim().replace(HEADING_END, "").trim(), 0);
-  parent.append(place);
+  const element = h(`h${Math.min(6, marks.length + 2)}`);
+  inline(element, text.trim().replace(HEADING_END, "").trim(), 0);
+  parent.append(element);
   return at + 1;
 }
 
 function quote(parent, lines, at, depth) {
   const body = [];
   for (let match; at < lines.length && (match = QUOTE.exec(lines[at])); at++) body.push(match[1]);
-  const place = h("blockquote");
-  blocks(place, body, depth + 1);
-  parent.append(place);
+  const element = h("blockquote");
+  blocks(element, body, depth + 1);
+  parent.append(element);
   return at;
 }
 
@@ -71,7 +71,7 @@ function list(parent, lines, at, depth) {
   const first = ITEM.exec(lines[at]);
   const isOrdered = /\d/.test(first[2]);
   const indent = first[1].length;
-  const place = h(isOrdered ? "ol" : "ul", isOrdered && parseInt(first[2], 10) !== 1 ? { start: String(parseInt(first[2], 10)) } : {});
+  const element = h(isOrdered ? "ol" : "ul", isOrdered && parseInt(first[2], 10) !== 1 ? { start: String(parseInt(first[2], 10)) } : {});
   while (at < lines.length) {
     const match = ITEM.exec(lines[at]);
     if (!match || match[1].length !== indent || /\d/.test(match[2]) !== isOrdered) break;
@@ -79,27 +79,27 @@ function list(parent, lines, at, depth) {
     const body = [match[4]];
     for (at++; at < lines.length; at++) {
       const line = lines[at];
-      const begins = line.length - line.trimStart().length;
+      const lineIndent = line.length - line.trimStart().length;
       if (!line.trim()) {
         const next = lines[at + 1] ?? "";
         if (!next.trim() || next.length - next.trimStart().length < inside) break;
         body.push("");
-      } else if (begins >= Math.min(inside, indent + 2)) body.push(line.slice(Math.min(begins, inside)));
-      else if (ITEM.test(line) || begins < indent || FENCE.test(line) || HEADING.test(line)) break;
+      } else if (lineIndent >= Math.min(inside, indent + 2)) body.push(line.slice(Math.min(lineIndent, inside)));
+      else if (ITEM.test(line) || lineIndent < indent || FENCE.test(line) || HEADING.test(line)) break;
       else body.push(line);
     }
-    place.append(item(body, depth));
+    element.append(item(body, depth));
     while (at < lines.length && !lines[at].trim() && ITEM.exec(lines[at + 1] ?? "")?.[1].length === indent) at++;
   }
-  parent.append(place);
+  parent.append(element);
   return at;
 }
 
 function item(body, depth) {
-  const place = h("li");
+  const element = h("li");
   const task = /^\[([ xX])\]\s+(.*)$/.exec(body[0]);
   if (task) {
-    place.append(task[1] === " " ? "☐ " : "☑ ");
+    element.append(task[1] === " " ? "☐ " : "☑ ");
     body[0] = task[2];
   }
   const isTight = !body.includes("");
@@ -107,9 +107,9 @@ function item(body, depth) {
   if (isTight) lead = body.findIndex((line, at) => at > 0 && (ITEM.test(line) || FENCE.test(line) || QUOTE.test(line)));
   if (!isTight) lead = 0;
   if (lead < 0) lead = body.length;
-  inline(place, body.slice(0, lead).join("\n"), 0);
-  blocks(place, body.slice(lead), depth + 1);
-  return place;
+  inline(element, body.slice(0, lead).join("\n"), 0);
+  blocks(element, body.slice(lead), depth + 1);
+  return element;
 }
 
 function cells(line) {
@@ -118,13 +118,13 @@ function cells(line) {
 
 function table(parent, lines, at) {
   const row = (kind, line) => {
-    const place = h("tr");
+    const rowElement = h("tr");
     for (const cell of cells(line)) {
-      const made = h(kind, kind === "th" ? { scope: "col" } : {});
-      inline(made, cell, 0);
-      place.append(made);
+      const element = h(kind, kind === "th" ? { scope: "col" } : {});
+      inline(element, cell, 0);
+      rowElement.append(element);
     }
-    return place;
+    return rowElement;
   };
   const body = h("tbody");
   const made = h("table", { tabindex: "0" }, h("thead", {}, row("th", lines[at])), body);
@@ -141,18 +141,18 @@ function paragraph(parent, lines, at) {
     body.push(line);
     at++;
   }
-  const place = h("p");
-  inline(place, body.map((line) => line.trim()).join("\n"), 0);
-  parent.append(place);
+  const element = h("p");
+  inline(element, body.map((line) => line.trim()).join("\n"), 0);
+  parent.append(element);
   return at;
 }
 
-// Each part is bounded, so that no text makes it slow.
+// Every repetition is bounded, to bound the time for any text.
 const INLINE = new RegExp(
   [
     /(?<!`)(?<ticks>`{1,10})(?!`)[\s\S]{1,1000}?(?<!`)\k<ticks>(?!`)/,
     /\\[!-/:-@[-`{-~]/,
-    /!?\[(?<name>(?:[^[\]\\]|\\.){0,500})\]\(<?(?<address>[^\s()<>]{1,2000}(?:\([^\s()]{0,200}\)[^\s()]{0,200})?)>?(?:\s+"[^"]{0,200}")?\)/,
+    /!?\[(?<name>(?:[^[\]\\]|\\.){0,500})\]\(<?(?<url>[^\s()<>]{1,2000}(?:\([^\s()]{0,200}\)[^\s()]{0,200})?)>?(?:\s+"[^"]{0,200}")?\)/,
     /(?<bare>https?:\/\/[^\s<>"'`]{1,2000}[^\s<>"'`.,:;!?)\]*_])/,
     /(?<two>\*\*|__)(?=\S)(?<strong>[\s\S]{0,1000}?\S)\k<two>/,
     /~~(?=\S)(?<struck>[\s\S]{0,1000}?\S)~~/,
@@ -169,37 +169,37 @@ function inline(parent, text, depth) {
   let end = 0;
   const pattern = new RegExp(INLINE);
   for (let match; (match = pattern.exec(text)); end = pattern.lastIndex) {
-    if (match.index > end) words(parent, text.slice(end, match.index));
-    put(parent, match, depth);
+    if (match.index > end) appendWords(parent, text.slice(end, match.index));
+    appendMatch(parent, match, depth);
   }
-  if (end < text.length) words(parent, text.slice(end));
+  if (end < text.length) appendWords(parent, text.slice(end));
 }
 
-function put(parent, match, depth) {
+function appendMatch(parent, match, depth) {
   const [all] = match;
-  const { ticks, name, address, bare, strong, struck, soft } = match.groups;
+  const { ticks, name, url, bare, strong, struck, soft } = match.groups;
   if (ticks) {
     const code = all.slice(ticks.length, -ticks.length);
     parent.append(h("code", {}, /^ .*\S.* $/s.test(code) ? code.slice(1, -1) : code));
   } else if (all[0] === "\\") parent.append(all[1]);
-  else if (address !== undefined) link(parent, name, address, depth);
+  else if (url !== undefined) link(parent, name, url, depth);
   else if (bare) parent.append(h("a", { href: bare, rel: "noreferrer noopener nofollow", target: "_blank" }, bare));
   else {
-    const place = h(strong ? "strong" : struck ? "del" : "em");
-    inline(place, strong ?? struck ?? soft, depth + 1);
-    parent.append(place);
+    const element = h(strong ? "strong" : struck ? "del" : "em");
+    inline(element, strong ?? struck ?? soft, depth + 1);
+    parent.append(element);
   }
 }
 
-// Only to the web and to mail; whatever else an address may do, it does not do from here.
-function link(parent, name, address, depth) {
-  const isSafe = /^(https?:\/\/|mailto:)/i.test(address);
-  const place = isSafe ? h("a", { href: address, rel: "noreferrer noopener nofollow", target: "_blank", title: address }) : h("span", { title: address });
-  inline(place, name || address, depth + 1);
-  parent.append(place);
+// Allow only web and mail links, no other schemes.
+function link(parent, name, url, depth) {
+  const isSafe = /^(https?:\/\/|mailto:)/i.test(url);
+  const element = isSafe ? h("a", { href: url, rel: "noreferrer noopener nofollow", target: "_blank", title: url }) : h("span", { title: url });
+  inline(element, name || url, depth + 1);
+  parent.append(element);
 }
 
-function words(parent, text) {
+function appendWords(parent, text) {
   const lines = text.split(/(?<! ) {2,}\n/);
   lines.forEach((line, at) => {
     if (at) parent.append(h("br"));

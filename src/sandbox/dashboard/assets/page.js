@@ -1,4 +1,4 @@
-// What all modules build pages with. Text goes in as text nodes only: nothing that an agent said is ever parsed as HTML.
+// Helpers of all modules. Text is added only as text nodes: output of an agent is never parsed as HTML.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -14,29 +14,29 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 export function toast(text) {
-  const shown = h("div", { class: "toast" }, text);
-  $("toasts").append(shown);
-  setTimeout(() => shown.remove(), 5000);
+  const element = h("div", { class: "toast" }, text);
+  $("toasts").append(element);
+  setTimeout(() => element.remove(), 5000);
 }
 
 export function banner(text) {
-  const place = $("banner");
-  place.textContent = text ?? "";
-  place.hidden = !text;
+  const element = $("banner");
+  element.textContent = text ?? "";
+  element.hidden = !text;
 }
 
-export function leaveToSignIn() {
+export function redirectToSignIn() {
   location.assign(`/sign-in?to=${encodeURIComponent(location.pathname + location.search + location.hash)}`);
 }
 
-// An answer, or an Error whose message is the server's own. Mistakes of a manifest are in `details`.
-export async function ask(address, options = {}) {
-  const answer = await fetch(address, options);
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({}));
-  // Whoever asked has their turn before the page is left.
-  if (answer.status === 401) leaveToSignIn();
-  throw Object.assign(new Error(told.message ?? `The server answered ${answer.status}.`), told, { status: answer.status });
+// Return the response, or throw an Error with the server's message. `details` lists the errors of a manifest.
+export async function request(url, options = {}) {
+  const response = await fetch(url, options);
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  // The browser leaves the page only after the caller has handled the error.
+  if (response.status === 401) redirectToSignIn();
+  throw Object.assign(new Error(body.message ?? `The server responded with ${response.status}.`), body, { status: response.status });
 }
 
 export function refresh(id) {
@@ -58,7 +58,7 @@ export function span(milliseconds) {
   return seconds < 10 ? `${seconds.toFixed(1)} s` : longSpan(Math.round(seconds));
 }
 
-// Whole seconds, for a running clock.
+// Format whole seconds, for a running clock.
 export function longSpan(seconds) {
   seconds = Math.max(0, Math.floor(seconds));
   if (seconds < 60) return `${seconds} s`;

@@ -1,4 +1,4 @@
-// What was refused to the sandbox, by host.
+// Refused connections of the sandbox, by host.
 import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/plain.js";
 
@@ -6,24 +6,24 @@ const HOSTS_MAX = 500;
 
 export class Refusals {
   #hosts = new Map();
-  #told = 0;
-  #counted = 0;
+  #eventCount = 0;
+  #reportedCount = 0;
   #isStale = false;
 
-  take(frame) {
-    if (frame.type === "progress") this.#counted = Math.max(this.#counted, frame.progress.egress_denied);
+  handle(frame) {
+    if (frame.type === "progress") this.#reportedCount = Math.max(this.#reportedCount, frame.progress.egress_denied);
     else if (frame.type === "egress_denied") {
-      this.#told++;
+      this.#eventCount++;
       const key = `${frame.host}:${frame.port} ${frame.reason}`;
-      const known = this.#hosts.get(key);
-      if (known) Object.assign(known, { count: known.count + 1, last: frame.timestamp });
+      const entry = this.#hosts.get(key);
+      if (entry) Object.assign(entry, { count: entry.count + 1, last: frame.timestamp });
       else if (this.#hosts.size < HOSTS_MAX) this.#hosts.set(key, { ...frame, count: 1, last: frame.timestamp });
     } else return;
     this.#isStale = true;
   }
 
   get total() {
-    return Math.max(this.#told, this.#counted);
+    return Math.max(this.#eventCount, this.#reportedCount);
   }
 
   show() {
@@ -35,7 +35,7 @@ export class Refusals {
     const rows = [...this.#hosts.values()].map(({ host, port, reason, count, last }) =>
       h("tr", {}, h("td", { class: "mono" }, visible(`${host}:${port}`)), h("td", {}, visible(reason)), h("td", { class: "number" }, String(count)), h("td", { class: "number muted" }, clock(last))),
     );
-    const head = h("tr", {}, ...["Host", "Why", "Times", "Last"].map((name, at) => h("th", { scope: "col", class: at > 1 ? "number" : false }, name)));
+    const head = h("tr", {}, ...["Host", "Reason", "Count", "Last"].map((name, at) => h("th", { scope: "col", class: at > 1 ? "number" : false }, name)));
     $("refusals").replaceChildren(h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)));
   }
 }

@@ -1,5 +1,5 @@
-// The editor for a manifest: painted as one types, and held against the server's own rules.
-import { $, ask, h, toast } from "/assets/page.js";
+// The manifest editor: highlights and validates the manifest while the user types. The server validates it.
+import { $, h, request, toast } from "/assets/page.js";
 
 const PAUSE_MILLISECONDS = 250;
 const PAINTED_MAX = 60_000;
@@ -11,8 +11,8 @@ const sheet = $("manifest");
 const paint = document.querySelector(".editor-paint");
 const gutter = document.querySelector(".editor-gutter");
 const verdict = $("verdict");
-let mistakes = [];
-let asking = null;
+let fieldErrors = [];
+let validation = null;
 let timer = 0;
 
 const LINE = /^(\s*(?:- )?)([\w.$-]+|"[^"]*")(:)(?=\s|$)|(#.*$)|("(?:[^"\\]|\\.)*"?|'[^']*'?)|(?<![\w.-])(\d[\w.]*|true|false|null)(?![\w.-])/g;
@@ -34,7 +34,7 @@ function painted(line) {
 
 function show() {
   const lines = sheet.value.split("\n");
-  const bad = new Set(mistakes.map((mistake) => mistake.line).filter(Boolean));
+  const bad = new Set(fieldErrors.map((fieldError) => fieldError.line).filter(Boolean));
   if (sheet.value.length > PAINTED_MAX) paint.replaceChildren(sheet.value);
   else {
     const rows = lines.map((line, at) => {
@@ -45,35 +45,35 @@ function show() {
     paint.replaceChildren(...rows.flat());
   }
   gutter.replaceChildren(...lines.flatMap((_, at) => [h("span", { class: bad.has(at + 1) ? "at-fault" : "" }, String(at + 1)), "\n"]));
-  along();
+  syncScroll();
 }
 
-function along() {
+function syncScroll() {
   paint.scrollTop = gutter.scrollTop = sheet.scrollTop;
   paint.scrollLeft = sheet.scrollLeft;
 }
 
-function tell(text, look) {
+function showVerdict(text, style) {
   verdict.textContent = text;
-  verdict.className = `verdict ${look}`;
+  verdict.className = `verdict ${style}`;
 }
 
-function judge(error) {
-  mistakes = error?.details ?? [];
-  if (!error) tell("The server would take this manifest.", "good");
-  else if (mistakes.length) tell(mistakes.length === 1 ? "1 mistake" : `${mistakes.length} mistakes`, "ill");
-  else tell(error.message, "ill");
-  $("mistakes").replaceChildren(
-    ...mistakes.map((mistake) =>
+function showResult(error) {
+  fieldErrors = error?.details ?? [];
+  if (!error) showVerdict("This manifest is valid.", "good");
+  else if (fieldErrors.length) showVerdict(fieldErrors.length === 1 ? "1 error" : `${fieldErrors.length} errors`, "ill");
+  else showVerdict(error.message, "ill");
+  $("errors").replaceChildren(
+    ...fieldErrors.map((fieldError) =>
       h(
         "li",
         {},
         h(
           "button",
-          { type: "button", onclick: () => go(mistake) },
-          h("span", { class: "mono" }, mistake.field || "manifest"),
-          h("span", {}, mistake.message),
-          mistake.line ? h("span", { class: "end" }, `line ${mistake.line}`) : null,
+          { type: "button", onclick: () => goTo(fieldError) },
+          h("span", { class: "mono" }, fieldError.field || "manifest"),
+          h("span", {}, fieldError.message),
+          fieldError.line ? h("span", { class: "end" }, `line ${fieldError.line}`) : null,
         ),
       ),
     ),
@@ -81,7 +81,7 @@ function judge(error) {
   show();
 }
 
-function go({ line, column }) {
+function goTo({ line, column }) {
   if (!line) return sheet.focus();
   const lines = sheet.value.split("\n");
   const at = lines.slice(0, line - 1).reduce((sum, each) => sum + each.length + 1, 0) + Math.max(0, (column ?? 1) - 1);
@@ -90,28 +90,28 @@ function go({ line, column }) {
   sheet.scrollTop = Math.max(0, (line - 6) * 20);
 }
 
-// What was typed outlives the way to the sign-in page and back.
-function keepIfSignedOut(error) {
+// Keep the text while the user signs in again.
+function saveDraftIfSignedOut(error) {
   if (error.status === 401) window.addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, sheet.value), { once: true });
 }
 
-function takeDraft() {
+function restoreDraft() {
   sheet.value = sessionStorage.getItem(DRAFT) ?? sheet.value;
   sessionStorage.removeItem(DRAFT);
 }
 
 async function check() {
-  asking?.abort();
-  asking = new AbortController();
-  const { signal } = asking;
+  validation?.abort();
+  validation = new AbortController();
+  const { signal } = validation;
   try {
-    await ask(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: sheet.value, signal });
-    judge(null);
+    await request(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: sheet.value, signal });
+    showResult(null);
   } catch (error) {
-    keepIfSignedOut(error);
+    saveDraftIfSignedOut(error);
     if (signal.aborted) return;
-    if (error.status) judge(error);
-    else tell("The server does not answer.", "ill");
+    if (error.status) showResult(error);
+    else showVerdict("The server does not respond.", "ill");
   }
 }
 
@@ -121,7 +121,7 @@ function changed() {
   timer = setTimeout(check, PAUSE_MILLISECONDS);
 }
 
-// One key for one text: a second click, or a retry after a lost answer, hands in nothing twice.
+// One idempotency key per text: a second click, or a retry after a lost response, does not submit a second task.
 let key = { text: null, value: "" };
 
 async function submit() {
@@ -129,19 +129,19 @@ async function submit() {
   const button = document.querySelector("#submit [type=submit]");
   button.disabled = true;
   try {
-    const answer = await ask(TASKS, { method: "POST", headers: { ...YAML, "idempotency-key": key.value }, body: sheet.value });
-    location.assign(`/tasks/${encodeURIComponent((await answer.json()).task_id)}`);
+    const response = await request(TASKS, { method: "POST", headers: { ...YAML, "idempotency-key": key.value }, body: sheet.value });
+    location.assign(`/tasks/${encodeURIComponent((await response.json()).task_id)}`);
   } catch (error) {
-    keepIfSignedOut(error);
-    if (error.status) judge(error);
-    else tell("The server does not answer; nothing is lost, try again.", "ill");
+    saveDraftIfSignedOut(error);
+    if (error.status) showResult(error);
+    else showVerdict("The server does not respond. Your text is not lost; try again.", "ill");
     if (!error.details) toast(error.message);
     button.disabled = false;
   }
 }
 
 sheet.addEventListener("input", changed);
-sheet.addEventListener("scroll", along);
+sheet.addEventListener("scroll", syncScroll);
 sheet.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
   else if (event.key === "Enter") {
@@ -158,7 +158,7 @@ $("submit").addEventListener("submit", (event) => {
 });
 for (const button of document.querySelectorAll("[data-pattern]")) {
   button.addEventListener("click", () => {
-    // As if it were typed, so that it can be undone.
+    // Insert it as typed text, so that undo works.
     sheet.focus();
     sheet.select();
     document.execCommand("insertText", false, button.dataset.pattern);
@@ -167,8 +167,8 @@ for (const button of document.querySelectorAll("[data-pattern]")) {
     changed();
   });
 }
-// A gutter has the height of its text, whatever size the reader pulls that to.
+// Keep the height of the gutter when the user resizes the text area.
 new ResizeObserver(() => (gutter.style.height = `${sheet.offsetHeight}px`)).observe(sheet);
-takeDraft();
+restoreDraft();
 show();
 check();

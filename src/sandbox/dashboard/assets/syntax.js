@@ -1,4 +1,4 @@
-// Colours for lines of programs, by what most languages have in common: comments, texts, numbers, keywords.
+// Syntax highlighting of single lines, for what most languages have in common: comments, strings, numbers, keywords.
 
 const HASH = new Set("py rb sh bash zsh yml yaml toml pl r mk cmake dockerfile makefile conf ini tf nix ex exs".split(" "));
 const SLASH = new Set("js mjs cjs ts tsx jsx c h cc cpp hpp cs java kt go rs swift scala php css scss less dart proto sol zig json jsonc".split(" "));
@@ -33,8 +33,8 @@ function kindOf(path) {
   return DASH.has(ending) ? "dash" : null;
 }
 
-// Pieces of a line: [text, class].
-export function colours(path) {
+// Return a function that splits a line into [text, class].
+export function highlighter(path) {
   const kind = kindOf(path);
   if (!kind) return (line) => [[line, ""]];
   return (line) => {
@@ -44,9 +44,9 @@ export function colours(path) {
     let end = 0;
     search.lastIndex = 0;
     for (let match; (match = search.exec(line)); end = search.lastIndex) {
-      const look = match[1] ? "s-c" : match[2] ? "s-s" : match[3] ? "s-n" : WORDS.has(match[4]) ? "s-k" : "";
+      const style = match[1] ? "s-c" : match[2] ? "s-s" : match[3] ? "s-n" : WORDS.has(match[4]) ? "s-k" : "";
       if (match.index > end) pieces.push([line.slice(end, match.index), ""]);
-      pieces.push([match[0], look]);
+      pieces.push([match[0], style]);
     }
     if (end < line.length) pieces.push([line.slice(end), ""]);
     return pieces;

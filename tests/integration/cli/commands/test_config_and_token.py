@@ -48,7 +48,7 @@ def test_each_value_has_its_origin(sandbox, write_config, environment):
 def test_config_path_is_printed_even_if_missing(sandbox, write_config):
     missing = sandbox("config", "path", "--config", "/nowhere/sandbox.toml")
     assert (missing.returncode, missing.stdout) == (0, b"/nowhere/sandbox.toml\n")
-    assert b"No such file" in missing.stderr
+    assert b"This file does not exist" in missing.stderr
     file = write_config("")
     existing = sandbox("config", "path")
     assert (existing.stdout.decode(), existing.stderr) == (f"{file}\n", b"")

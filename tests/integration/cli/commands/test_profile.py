@@ -90,7 +90,7 @@ def test_unknown_profile_is_valid_without_a_server(sandbox, tmp_path):
         "claude: {prompt: Do it.}\nvm: {profile: %s}\n"
     )
     for name, note in (
-        ("my-tools", ("Only the server can check whether it offers the profile my-tools.")),
+        ("my-tools", ("Only the server can check whether the profile my-tools exists.")),
         ("basic", ""),
     ):
         (tmp_path / "task.yaml").write_text(text % name)

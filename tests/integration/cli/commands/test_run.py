@@ -189,7 +189,7 @@ def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
     assert result.returncode == 9
     assert result.stderr.decode().splitlines()[1:] == [
         "--set vm.cpus=many: vm.cpus: must be a whole number",
-        "Error: sandbox run has 1 mistake.",
+        "Error: sandbox run has 1 error.",
     ]
 
 
@@ -380,7 +380,7 @@ def test_conflicting_patch_is_not_partially_applied(api, completed_task, sandbox
     result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
-    assert result.stderr.decode().endswith(f"  Look at it: sandbox task diff {TASK_ID}\n")
+    assert result.stderr.decode().endswith(f"  View it:    sandbox task diff {TASK_ID}\n")
 
 
 def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, sandbox, checkout):
@@ -442,7 +442,7 @@ def test_failed_task_applies_nothing(api, completed_task, sandbox, checkout):
 def test_empty_patch_is_reported(api, sandbox, checkout):
     serve_task(api, b"")
     result = sandbox("run", "Look.", "--apply", cwd=checkout)
-    assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "It changed nothing.")
+    assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "The task changed nothing.")
 
 
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
@@ -521,7 +521,7 @@ def add_second_remote(directory):
         (lambda commit_id: git("remote", "remove", "origin", cwd=commit_id), "git remote add origin URL"),
         (
             lambda commit_id: git("remote", "set-url", "origin", "/srv/app.git", cwd=commit_id),
-            "The address of origin must be https://",
+            "The URL of origin must be https://",
         ),
         (delete_tracking_branch, "git push -u origin main"),
         (add_second_remote, "--remote NAME"),

@@ -146,10 +146,10 @@ def test_failure_of_a_waited_task_fits_the_window(full_api, screen, width):
 
 @WIDTHS
 def test_invalid_manifest_errors_fit_the_window(full_api, screen, width):
-    full_api.on("POST", "/tasks", error_response(400, "invalid_manifest", "It has 3 mistakes.", FIELD_ERRORS))
+    full_api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 3 errors.", FIELD_ERRORS))
     lines = screen("task", "submit", "task.yaml", width=width, codes=(9,))
     assert sum(line.startswith("task.yaml:9:5: lifecycle.artifact_patterns[") for line in lines) == 3
-    assert lines[-1] == "Error: task.yaml has 3 mistakes."
+    assert lines[-1] == "Error: task.yaml has 3 errors."
 
 
 @WIDTHS

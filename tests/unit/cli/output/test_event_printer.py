@@ -253,4 +253,4 @@ def test_new_attempt_is_printed():
     ]
     text = print_to_text(events)
     assert "Attempt 2 continues where the previous one was lost" in text
-    assert "Attempt 3 begins anew" in text
+    assert "Attempt 3 starts over" in text

@@ -17,4 +17,4 @@ def test_truncated_statistics_are_marked(pages, monkeypatch, count, is_marked_pa
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
     text = pages.get("/server").text
     assert "<dd>2</dd>" in text
-    assert ("the last 2 of them" in text) == is_marked_partial
+    assert ("only the latest 2" in text) == is_marked_partial

@@ -24,7 +24,7 @@ def test_list_is_filtered_by_states_and_labels(pages_with_tasks):
     assert rows(pages_with_tasks.get("/?state=completed")) == ["done"]
     assert rows(pages_with_tasks.get("/?label.team=a%26b&label.kind=bug")) == ["done"]
     assert rows(pages_with_tasks.get("/?state=failed")) == []
-    assert "No task fits these filters" in pages_with_tasks.get("/?state=failed").text
+    assert "No tasks match these filters" in pages_with_tasks.get("/?state=failed").text
 
 
 def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
@@ -87,4 +87,4 @@ def test_pagination_has_no_overlap(pages):
 
 
 def test_empty_list_invites_to_submit(pages):
-    assert "Hand in the first one" in pages.get("/").text
+    assert "Submit your first task" in pages.get("/").text

@@ -25,9 +25,9 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 def backup(file: Path, **options: Any) -> None:
     """Back up tasks and tokens to a file.
 
-    While a server works, too: each task is kept as it is at one moment, up to its last whole record. What was damaged
-    before is kept as it is and told (exit code 1). Preserved sandboxes, images and the workspaces of tasks that run are
-    left out.
+    Works while a server runs. The backup of each task ends with its last complete record. Damaged data is copied
+    unchanged and reported (exit code 1). Preserved sandboxes, images and the workspaces of running tasks are not
+    included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import require_data_dir
@@ -54,8 +54,8 @@ def backup(file: Path, **options: Any) -> None:
 def restore(file: Path, **options: Any) -> None:
     """Restore a backup to a new data directory.
 
-    The directory must not be there yet, or be empty. Everything is verified first: it is there whole or not at all.
-    Tasks that had begun end with host_lost; those that had not are begun by the next server.
+    The directory must be empty, or must not exist. The whole backup is verified first; the restore either completes or
+    leaves nothing behind. Tasks that had started end with host_lost; the next server starts the others.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.backup import restore as backup_restore

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def check(*, deep: bool, **options: Any) -> None:
     """Check that index, journals and artifacts are consistent.
 
-    Works on the data directory itself, beside a running server too, and changes nothing. Exit code: 0 when all is
-    well, 1 when something does not agree.
+    Reads the data directory directly, also while a server runs, and changes nothing. Exit code: 0 if everything is
+    consistent, else 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import check_data_dir
@@ -48,6 +48,6 @@ def check(*, deep: bool, **options: Any) -> None:
 
 
 def print_discrepancies(discrepancies: Sequence[Discrepancy]) -> None:
-    """Print one discrepancy per line: the task, what is wrong, what to do."""
+    """Print one discrepancy per line: task, kind, and a message with the remedy."""
     for each in discrepancies:
         click.echo(f"{escape_text(each.task_id or '-')}  {each.kind}  {escape_text(each.message)}")

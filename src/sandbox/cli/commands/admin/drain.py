@@ -38,8 +38,8 @@ _POLL_SECONDS = 0.5
 def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
     """Let running tasks finish, and start no new ones.
 
-    New tasks are refused, and those that wait stay where they are, until --undo; a server that is started again goes
-    on being drained. Exit code: 0 done, 7 when tasks still run at the end of --timeout.
+    Until --undo, the server rejects new tasks, and pending tasks stay pending. A restarted server stays drained. Exit
+    code: 0 done, 7 if tasks are still running at the end of --timeout.
     """
     if undo and (wait or timeout_seconds is not None):
         raise click.UsageError("--undo cannot be combined with --wait")
@@ -81,4 +81,5 @@ def _drain_message(status: Draining) -> str:
     if not status["draining"]:
         return "The server accepts and starts tasks again."
     running, waiting = pluralize(status["running"], "task"), pluralize(status["waiting"], "task")
-    return f"The server is drained since {escape_text(str(status['since']))}: running {running}, waiting {waiting}."
+    since = escape_text(str(status["since"]))
+    return f"The server has been draining since {since}: {running} running, {waiting} waiting."

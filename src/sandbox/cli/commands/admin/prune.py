@@ -44,10 +44,10 @@ def _check_bound(value: str, error: str | None, unlimited: str) -> str:
 )
 @click.option("--keep", type=click.IntRange(min=1), help="Number of finished tasks to keep; the oldest are removed.")
 @click.option(
-    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="Disk space that all may use, such as 20G."
+    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="Disk space for all finished tasks, such as 20G."
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@click.option("--offline", is_flag=True, help="Work on the data directory directly, while no server uses it.")
+@click.option("--offline", is_flag=True, help="Work on the data directory directly; no server may use it.")
 @data_dir_options
 @server_options
 @output_options("text", "json")
@@ -56,9 +56,9 @@ def prune(
 ) -> None:
     """Remove finished tasks and all their data.
 
-    The oldest go first; never one that is unfinished, nor one whose preserved sandbox is still there. Without a bound
-    those of [retention] in sandbox.toml count, by which a server also removes tasks by itself. The server does it;
-    with --offline this command does.
+    The oldest tasks are removed first. Unfinished tasks and tasks with a preserved sandbox are never removed. Without
+    limits, those of [retention] in sandbox.toml apply, which a server also applies by itself. The server removes the
+    tasks; with --offline, this command does.
     """
     if not offline and any(value is not None for value in options.values()):
         message = "--data-dir and --config require --offline; add --offline, or set a server with --server."
@@ -74,8 +74,8 @@ def prune(
         return
     for task in result["tasks"]:
         click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
-    verb = "would go" if dry_run else "gone"
-    click.echo(f"{pluralize(result['total_count'], 'task')} {verb}, {result['total_size_bytes']} bytes.", err=True)
+    verb = "Would remove" if dry_run else "Removed"
+    click.echo(f"{verb} {pluralize(result['total_count'], 'task')}, {result['total_size_bytes']} bytes.", err=True)
 
 
 def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:

@@ -19,7 +19,7 @@ Error: This command speaks the Model Context Protocol on stdin and stdout, and i
 def mcp() -> None:
     """Serve Sandbox as MCP tools over stdio.
 
-    Tools: submit, status, logs, diff, artifacts, cancel. Each asks the server that --server and --token name.
+    Tools: submit, status, logs, diff, artifacts, cancel. They use the server given by --server and --token.
     """
     if sys.stdin.isatty():
         fail(_ADVICE, ExitCode.USAGE)

@@ -60,23 +60,23 @@ class TaskTools:
         self._token = token
 
     async def submit(self, manifest: Annotated[dict[str, Any] | str, Field(description=_MANIFEST)]) -> str:
-        """Submit a task: Claude Code works on a clone of a repository, in a sandbox. Gives the task's id at once."""
+        """Submit a task: Claude Code works on a clone of a repository, in a sandbox. Returns the task's id at once."""
         async with self._client() as client:
             return await tools.submit(client, manifest)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
-        """The state of a task, its counters, cost and error. It has ended once the state is completed, failed,
+        """Get the state of a task, its counters, cost and error. The task has ended if the state is completed, failed,
         failed_preserved or cancelled."""
         async with self._client() as client:
             return await tools.status(client, task_id, wait_seconds)
 
     async def logs(self, task_id: _TaskId, stream: _Stream = "events", lines: _Lines = 100) -> str:
-        """The last lines of what a task printed, or of what happened to it."""
+        """Get the last lines of a task's output or events."""
         async with self._client() as client:
             return await tools.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
-        """What an ended task changed, as a patch that git apply takes."""
+        """Get the changes of an ended task, as a patch for git apply."""
         async with self._client() as client:
             return await tools.diff(client, task_id, offset)
 
@@ -86,7 +86,7 @@ class TaskTools:
         name: Annotated[str | None, Field(description="The artifact to read; without it, all are listed.")] = None,
         offset: _Offset = 0,
     ) -> str:
-        """The files that were kept of a task: a list, or the text of one of them."""
+        """List the files that were stored of a task, or read the text of one of them."""
         async with self._client() as client:
             return await tools.artifacts(client, task_id, name, offset)
 
@@ -96,7 +96,7 @@ class TaskTools:
         reason: Annotated[str | None, Field(description="Stored with the task.")] = None,
         force: Annotated[bool, Field(description="Do not wait for the agent to exit on its own.")] = False,
     ) -> str:
-        """Cancel a task. What it made until then is kept."""
+        """Cancel a task. The results so far are kept."""
         async with self._client() as client:
             return await tools.cancel(client, task_id, reason, force=force)
 

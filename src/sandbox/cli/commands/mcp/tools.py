@@ -32,17 +32,17 @@ _ARTIFACT_FIELDS = ("name", "path", "size_bytes", "content_type", "contains_secr
 
 
 class ToolFailedError(Exception):
-    """A tool that cannot do what it was asked for; a code and a sentence."""
+    """A tool call failed; the message is an error code and a sentence."""
 
 
 async def submit(client: AsyncClient, manifest: dict[str, Any] | str) -> str:
-    """Ask for a task."""
+    """Submit a task."""
     response = await client.submit(manifest)
     return _json({"task_id": response["task_id"], "state": response["state"], "message": response["message"]})
 
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
-    """The task, once it has ended or the time is over."""
+    """Return the task when it ends, or at the timeout."""
     task: TaskSummary = await client.wait(task_id, timeout_seconds=wait_seconds)
     result = (task["result"] or {}).get("result")
     fields = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
@@ -50,31 +50,31 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
-    """The last lines, as many as fit."""
+    """Return the last lines, within the size limit."""
     kept_lines: list[str] = []
-    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as by_name:
-        async for line in by_name:
+    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as log_lines:
+        async for line in log_lines:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
     omitted_count = 0
     while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
         kept_lines.pop(0)
         omitted_count += 1
-    fields = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
-    return "\n".join([*fields, *kept_lines]) or "Nothing yet."
+    notice = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
+    return "\n".join([*notice, *kept_lines]) or "Nothing yet."
 
 
 async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
-    """A part of the patch."""
+    """Return one page of the patch."""
     path = f".sandbox/{task_id}.patch"
     entry = await _find_artifact(client, task_id, path)
     has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
     if has_ended:
         entry = await _find_artifact(client, task_id, path)  # the task may have ended, with a patch, since the listing
     if entry is None:
-        ended = "The task ended without a patch; its status says why."
+        ended = "The task ended without a patch; see its status for the reason."
         message = ended if has_ended else "There is no patch yet; it is created when the agent has ended."
         raise ToolFailedError(f"artifact_not_found: {message}")
-    return await _artifact_text(client, task_id, entry, offset) or "It changed nothing."
+    return await _artifact_text(client, task_id, entry, offset) or "The task changed nothing."
 
 
 async def _find_artifact(client: AsyncClient, task_id: str, path: str) -> Artifact | None:
@@ -83,7 +83,7 @@ async def _find_artifact(client: AsyncClient, task_id: str, path: str) -> Artifa
 
 
 async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset: int) -> str:
-    """The list, or a part of one."""
+    """Return the list, or one page of an artifact."""
     listed = (await client.artifacts(task_id))["artifacts"]
     if name is None:
         rows = [{field: value for field, value in entry.items() if field in _ARTIFACT_FIELDS} for entry in listed]
@@ -96,7 +96,7 @@ async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset:
 
 
 async def cancel(client: AsyncClient, task_id: str, reason: str | None, *, force: bool) -> str:
-    """Wish for the end."""
+    """Cancel a task."""
     return _json(await client.cancel(task_id, reason=reason, force=force))
 
 

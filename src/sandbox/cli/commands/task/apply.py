@@ -27,13 +27,13 @@ METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@click.command(epilog="Without --beside-changes the changes are staged; undo them with: git reset --hard")
+@click.command(epilog="Without --beside-changes, the changes are staged; undo them with: git reset --hard")
 @task_argument
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
-    help="The checkout [default: the current one].",
+    help="The checkout [default: the current directory].",
 )
 @click.option(
     "--beside-changes",
@@ -44,10 +44,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 @allow_secrets_option
 @common_options
 def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) -> None:
-    """Apply what a task changed to a git checkout.
+    """Apply a task's changes to a git checkout.
 
-    The checkout must have no uncommitted changes, unless --beside-changes is there. All of the patch is applied, or
-    nothing.
+    The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
+    not at all.
     """
     options, checkout = current_options(), Checkout(directory)
     if not is_beside:

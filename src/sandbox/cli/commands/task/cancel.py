@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     """Cancel a task and wait for its end.
 
-    What it made until then is kept.
+    The results so far are kept.
     """
     options = current_options()
     should_confirm = not yes and sys.stdin.isatty() and sys.stderr.isatty()

@@ -83,9 +83,9 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
 @allow_secrets_option
 @common_options
 def diff(task_id: str, allows_secrets: bool) -> None:
-    """Show what a task changed, as a patch.
+    """Show a task's changes as a patch.
 
-    On a terminal in colour and in git's pager, elsewhere as the bytes that git apply takes.
+    On a terminal, the patch is colored and shown in git's pager. Otherwise, it is printed unchanged, for git apply.
     """
     options = current_options()
     with TemporaryDirectory() as directory:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Artifact
 
 
-@click.command(epilog="Every file is verified with its SHA-256 and written atomically.")
+@click.command(epilog="Every file is verified by its SHA-256 and written atomically.")
 @task_argument
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 def download(
     task_id: str, name: str | None, takes_all: bool, output: str | None, verifies: bool, allows_secrets: bool
 ) -> None:
-    """Download artifacts, verified.
+    """Download artifacts and verify their checksums.
 
-    NAME is one artifact's name, or its path in the workspace.
+    NAME is the name of one artifact, or its path in the workspace.
     """
     if takes_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")

@@ -32,7 +32,7 @@ def _parse_labels(ctx: click.Context, parameter: click.Parameter, values: tuple[
         if not key or not equals:
             raise click.BadParameter("must be KEY=VALUE, such as team=platform")
         if labels.setdefault(key, value) != value:
-            raise click.BadParameter(f"{key} has one value per task; give it once")
+            raise click.BadParameter(f"{key} can have only one value; give it once")
     return labels
 
 
@@ -40,7 +40,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     states = [state.strip() for value in values for state in value.split(",")]
     for state in states:
         if state not in set(TaskState):
-            raise click.BadParameter(f"{state!r} is not a state; states are {', '.join(TaskState)}")
+            raise click.BadParameter(f"{state!r} is not a state; the states are {', '.join(TaskState)}")
     return states
 
 
@@ -51,7 +51,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="STATE",
     multiple=True,
     callback=_parse_states,
-    help=f"Only tasks in these states: may be repeated or separated by commas. States are {', '.join(TaskState)}.",
+    help=f"Only tasks in this state ({', '.join(TaskState)}). May be repeated, or a list separated by commas.",
 )
 @click.option(
     "--label",
@@ -61,9 +61,9 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     callback=_parse_labels,
     help="Only tasks with this label; may be repeated.",
 )
-@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number [default: 100]")
-@click.option("--all", "takes_all", is_flag=True, help="List all.")
-@click.option("--sort", type=click.Choice(SORTS), help="Sort key, latest first; names from A to Z.")
+@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number of tasks [default: 100]")
+@click.option("--all", "takes_all", is_flag=True, help="List all tasks.")
+@click.option("--sort", type=click.Choice(SORTS), help="Sort key. Times: latest first; names: from A to Z.")
 @common_options
 def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, takes_all: bool, sort: str | None) -> None:
     """List tasks, the newest first."""

@@ -36,17 +36,18 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     "--since",
     callback=parse_past_time_option,
     metavar="TIME",
-    help="Only since this time: 2026-01-29T10:10:15Z, or 10m.",
+    help="Only since this time, such as 2026-01-29T10:10:15Z, or 10m for the last 10 minutes.",
 )
 @click.option("--timestamps", "has_times", is_flag=True, help="Prefix each line with its time; implies --raw.")
-@click.option("--raw", "is_raw", is_flag=True, help="Unformatted lines, also on a terminal.")
+@click.option("--raw", "is_raw", is_flag=True, help="Print unformatted lines, also on a terminal.")
 @server_options
 @output_options("text", "json", short=False)
 def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: Any) -> None:
     """Print a task's output and events.
 
-    On a terminal for people: what the agent says and does. Elsewhere as lines with the stream that they belong to;
-    with --stream stdout or stderr they are bare. With --format json one event a line; output has its seq with --follow.
+    On a terminal, the agent's messages and tool calls are formatted. Otherwise, each line has a prefix with its stream,
+    except with --stream stdout or stderr. With --format json, each line is one event; output events have a seq only
+    with --follow.
     """
     options, stream = current_options(), filters["stream"]
     with options.connect() as client, interrupt_hint(task_id):

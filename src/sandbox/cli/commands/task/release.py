@@ -15,7 +15,7 @@ from sandbox.cli.output.text import escape_text
 def release(task_id: str) -> None:
     """Remove the preserved sandbox of a failed task.
 
-    Only lifecycle.failure_action: preserve keeps one. Artifacts and logs stay.
+    A sandbox is preserved only with lifecycle.failure_action: preserve. Artifacts and logs are kept.
     """
     options = current_options()
     with options.connect() as client:

@@ -33,7 +33,7 @@ _LABEL_CELLS = 12
 
 @click.command()
 @task_argument
-@click.option("--watch", "-w", "watches", is_flag=True, help="Keep showing events until the task ends.")
+@click.option("--watch", "-w", "watches", is_flag=True, help="Show events until the task ends.")
 @common_options
 def status(task_id: str, watches: bool) -> None:
     """Show a task."""
@@ -69,12 +69,12 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
     """Yield the past events without output, then all events from the start of the current tool call on."""
-    last_seq = begin = 0
+    last_seq = start_seq = 0
     for frame in parse_log_events(client.logs(task_id, stream="events"), task_id):
         last_seq = int(frame.get("seq") or last_seq)
-        begin = last_seq if frame.get("type") in {"state_change", "tool_call"} else begin
+        start_seq = last_seq if frame.get("type") in {"state_change", "tool_call"} else start_seq
         yield frame
-    for event in client.events(task_id, after=begin or None):
+    for event in client.events(task_id, after=start_seq or None):
         if event["type"] == "output" or event["seq"] > last_seq:
             yield event
 
@@ -100,8 +100,8 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
 def _rows(task: Task) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
-    last_seq = task["error"]["message"] if task["error"] else None
-    message = task["state_message"] if task["state_message"] != last_seq else ""
+    error_message = task["error"]["message"] if task["error"] else None
+    message = task["state_message"] if task["state_message"] != error_message else ""
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
@@ -138,11 +138,11 @@ def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
 def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
-    last_seq = [pluralize(number, noun) for number, noun in done if number]
+    parts = [pluralize(number, noun) for number, noun in done if number]
     if progress["current_tool"]:
-        last_seq.append(f"{progress['current_tool']} now")
-    if last_seq:
-        yield "Work", " · ".join(last_seq)
+        parts.append(f"{progress['current_tool']} now")
+    if parts:
+        yield "Work", " · ".join(parts)
     if progress["input_tokens"] or progress["output_tokens"]:
         tokens = f"{progress['input_tokens']:,} tokens in, {progress['output_tokens']:,} out"
         yield "Model", tokens + (f" · {format_cost(progress['cost_usd'])}" if progress["cost_usd"] else "")

@@ -15,17 +15,17 @@ from sandbox.cli.overrides import Override, parse_overrides
 from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_end
 
 
-@click.command(epilog="Prints the task's id alone on stdout, so that ID=$(sandbox task submit task.yaml) works.")
+@click.command(epilog="Prints only the task's id on stdout: ID=$(sandbox task submit task.yaml) works.")
 @click.argument("file", type=click.File("rb"))
 @click.option(
     "--wait",
     "-w",
     "waits",
     is_flag=True,
-    help="Wait until the task ends; exit code 0 completed, 1 failed, 8 cancelled.",
+    help="Wait until the task ends. Exit code: 0 completed, 1 failed, 8 cancelled.",
 )
 @click.option("--follow", "follows", is_flag=True, help="Show events until the task ends; implies --wait.")
-@click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
+@click.option("--id", "task_id", metavar="ID", help="The task's id; overrides the manifest's.")
 @click.option(
     "--set",
     "settings",
@@ -38,7 +38,7 @@ from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_en
 def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Override]) -> None:
     """Submit a manifest as a task.
 
-    FILE is YAML or JSON; '-' stands for stdin.
+    FILE is YAML or JSON; '-' means stdin.
     """
     options, manifest = current_options(), ManifestFile.read(file)
     if task_id is not None:

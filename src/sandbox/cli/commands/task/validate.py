@@ -21,8 +21,8 @@ from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 def validate(file: BinaryIO) -> None:
     """Validate a manifest without a server.
 
-    FILE is YAML or JSON; '-' stands for stdin. Prints every mistake with its place.
-    Exit code: 0 without mistakes, 9 with some.
+    FILE is YAML or JSON; '-' means stdin. Prints every error with its line and column. Exit code: 0 if the manifest is
+    valid, else 9.
     """
     from sandbox.model.manifest.errors import InvalidManifestError
     from sandbox.model.manifest.parser import BUILT_IN_PROFILES
@@ -40,9 +40,9 @@ def validate(file: BinaryIO) -> None:
         click.echo("\n".join(wrap_text(line, terminal_width(sys.stdout), "  ")))
     if field_errors:
         fail(
-            f"Error: {escape_text(manifest.name)} has {pluralize(len(field_errors), 'mistake')}.",
+            f"Error: {escape_text(manifest.name)} has {pluralize(len(field_errors), 'error')}.",
             ExitCode.INVALID_MANIFEST,
         )
     click.echo(f"{escape_text(manifest.name)} is a valid manifest.", err=True)
     if profile not in BUILT_IN_PROFILES:
-        click.echo(f"Only the server can check whether it offers the profile {escape_text(profile)}.", err=True)
+        click.echo(f"Only the server can check whether the profile {escape_text(profile)} exists.", err=True)

@@ -15,13 +15,13 @@ from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import print_table
 
 
-@click.command(epilog="Without a terminal it prints one table, with --format json one object, and exits.")
+@click.command(epilog="Without a terminal, the command prints one table, or one object with --format json, and exits.")
 @common_options
 def top() -> None:
     """Watch all tasks on one screen.
 
-    Those at work first, then those that wait and what for, then the latest that ended. Arrows choose a task and enter
-    watches it; q leaves.
+    Active tasks first, then pending ones with the reason, then the latest that ended. Arrow keys select a task, enter
+    watches it, q quits.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):

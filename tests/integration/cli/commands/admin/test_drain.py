@@ -33,7 +33,7 @@ def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox
 def test_server_output_is_escaped(sandbox, api):
     api.on("POST", "/admin/drain", json_response({**DRAIN_STATUS, "since": "\x1b]0;x\x07"}))
     errors = sandbox("admin", "drain").stderr
-    assert rb"since \x1b]0;x\x07: running" in errors
+    assert rb"since \x1b]0;x\x07: 1 task running" in errors
 
 
 @pytest.mark.parametrize("options", [("--timeout", "5s"), ("--undo", "--wait"), ("--undo", "--timeout", "5s")])

@@ -27,7 +27,7 @@ def test_offline_prune_removes_tasks(prune, stored, sandbox):
     dry_run = prune("--keep", "3", "--dry-run")
     assert dry_run.returncode == 0, dry_run.stderr
     assert dry_run.stdout.startswith(b"task-1  completed  2026-01-29T10:01:")
-    assert b"1 task would go" in dry_run.stderr
+    assert b"Would remove 1 task" in dry_run.stderr
     assert (stored.data_dir / "tasks" / "task-1").exists()
 
     result = json.loads(prune("--keep", "3", "-f", "json").stdout)

@@ -110,10 +110,10 @@ def test_json_follow_prints_one_event_per_line(sandbox, task, manifest):
 
 
 def test_manifest_errors_have_source_positions(sandbox, api, manifest):
-    api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 1 mistake.", [FIELD_ERROR]))
+    api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 1 error.", [FIELD_ERROR]))
     result = sandbox("task", "submit", manifest)
     assert result.returncode == 9
-    assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 mistake.\n"
+    assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 error.\n"
 
 
 def test_validate_accepts_a_byte_order_mark(sandbox, tmp_path):
@@ -458,7 +458,7 @@ def test_unparsable_manifest_with_set_is_not_sent(sandbox, api, manifest, tmp_pa
 def test_set_with_a_list_gap_is_rejected_before_sending(sandbox, api, manifest):
     result = sandbox("task", "submit", manifest, "--set", "secrets[3].name=X")
     assert (result.returncode, api.requests) == (2, [])
-    assert b"the next one is [0]" in result.stderr
+    assert b"the next index of this list is [0]" in result.stderr
 
 
 def test_submit_retries_a_lost_response_with_the_same_key(sandbox, api, manifest):

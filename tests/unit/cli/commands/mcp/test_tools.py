@@ -77,7 +77,7 @@ def test_offset_past_the_end_reports_the_length():
     assert (
         asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
     )
-    assert asyncio.run(tools.diff(FakeClient(), "t", 0)) == "It changed nothing."
+    assert asyncio.run(tools.diff(FakeClient(), "t", 0)) == "The task changed nothing."
 
 
 @pytest.mark.parametrize(

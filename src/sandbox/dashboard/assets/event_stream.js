@@ -1,10 +1,10 @@
-// A task's story from the server: from `after` on, then live, over as many connections as it takes, without a hole.
+// A task's event stream: events after `after`, then live events. Reconnects as often as necessary, without gaps.
 
 const RETRY_MILLISECONDS = [500, 1000, 2000, 4000, 8000];
 
-// onFrames: arrays of frames in their order, and their size in characters. onConnection: "live", "lost" or "over".
-// Gives what ends it, and what holds it while there is too much already.
-export function follow(address, after, onFrames, onConnection) {
+// onFrames receives arrays of frames in order, and their size in characters. onConnection receives "live", "lost" or "over".
+// Returns `end` to stop the stream, and `hold` to pause it while too much is pending.
+export function follow(url, after, onFrames, onConnection) {
   let source = null;
   let last = after;
   let failures = 0;
@@ -15,7 +15,7 @@ export function follow(address, after, onFrames, onConnection) {
   function open() {
     clearTimeout(timer);
     if (isOver || isHeld || document.hidden || source) return;
-    source = new EventSource(`${address}?after=${last}`);
+    source = new EventSource(`${url}?after=${last}`);
     source.onopen = () => {
       failures = 0;
       onConnection("live");
@@ -31,7 +31,7 @@ export function follow(address, after, onFrames, onConnection) {
       onFrames(frames, event.data.length);
       if (isOver) onConnection("over");
     };
-    // A browser gives up on some errors and not on others; here every one is tried again, from the last event on.
+    // Browsers do not retry after every error. Always retry here, from the last event.
     source.onerror = () => {
       close();
       if (isOver) return;
@@ -45,7 +45,7 @@ export function follow(address, after, onFrames, onConnection) {
     source = null;
   }
 
-  // A browser has few connections to one server, so a page that nobody sees gives its own back.
+  // Browsers limit the connections to one server, so close the connection of a hidden page.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   window.addEventListener("online", open);
   window.addEventListener("pagehide", close);
@@ -56,9 +56,9 @@ export function follow(address, after, onFrames, onConnection) {
       close();
       onConnection("over");
     },
-    hold(isWished) {
-      if (isHeld === isWished) return;
-      isHeld = isWished;
+    hold(shouldHold) {
+      if (isHeld === shouldHold) return;
+      isHeld = shouldHold;
       isHeld ? close() : open();
     },
   };

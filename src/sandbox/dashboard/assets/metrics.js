@@ -1,4 +1,4 @@
-// Charts of what the sandbox used and what the model cost, drawn as SVG.
+// Charts of the sandbox's resource usage and the model's cost, drawn as SVG.
 import { $, clock, count, h, money, size } from "/assets/page.js";
 
 const POINTS_MAX = 4000;
@@ -14,13 +14,13 @@ function svg(tag, attributes = {}) {
   return element;
 }
 
-// One line over time. A long one is thinned out: every second point goes, the last stays.
+// One line over time. Above the limit, every second point is removed, except the last one.
 class Chart {
   points = [];
 
-  constructor(name, speak, isSum) {
+  constructor(name, format, isSum) {
     this.name = name;
-    this.speak = speak;
+    this.format = format;
     this.isSum = isSum;
     this.value = h("span", {}, "–");
     this.top = h("span", {}, "");
@@ -34,11 +34,11 @@ class Chart {
       this.drawing,
       h("div", { class: "chart-foot" }, this.from, this.top, this.to),
     );
-    this.drawing.addEventListener("pointermove", (event) => this.#point(event));
-    this.drawing.addEventListener("pointerleave", () => this.#unpoint());
+    this.drawing.addEventListener("pointermove", (event) => this.#showNearest(event));
+    this.drawing.addEventListener("pointerleave", () => this.#showLatest());
   }
 
-  take(at, value) {
+  add(at, value) {
     if (value == null || !Number.isFinite(value)) return;
     this.points.push([Date.parse(at), this.isSum ? value + (this.points.at(-1)?.[1] ?? 0) : value]);
     if (this.points.length > POINTS_MAX) {
@@ -47,15 +47,15 @@ class Chart {
     }
   }
 
-  // begin, end: milliseconds, the same for all charts, so that they can be read one above the other.
-  show(begin, end) {
+  // begin, end: time range in milliseconds, the same for all charts.
+  draw(begin, end) {
     if (!this.points.length) return;
     const stride = Math.max(1, Math.ceil(this.points.length / DRAWN_MAX));
-    const shown = this.points.filter((_, index) => index % stride === 0 || index === this.points.length - 1);
-    let most = 0;
-    for (const [, value] of this.points) most = Math.max(most, value);
-    this.scale = { begin, length: Math.max(end - begin, 1), most: most || 1 };
-    const steps = shown.map(([at, value]) => [this.#x(at), this.#y(value)]);
+    const sampled = this.points.filter((_, index) => index % stride === 0 || index === this.points.length - 1);
+    let peak = 0;
+    for (const [, value] of this.points) peak = Math.max(peak, value);
+    this.scale = { begin, length: Math.max(end - begin, 1), peak: peak || 1 };
+    const steps = sampled.map(([at, value]) => [this.#x(at), this.#y(value)]);
     if (this.isSum) steps.unshift([0, 98]);
     let line = `M${steps[0].join(",")}`;
     for (const [x, y] of steps.slice(1)) line += this.isSum ? `H${x}V${y}` : `L${x},${y}`;
@@ -68,8 +68,8 @@ class Chart {
     );
     this.from.textContent = clock(begin);
     this.to.textContent = clock(end);
-    this.top.textContent = `most ${this.speak(most)}`;
-    this.#unpoint();
+    this.top.textContent = `peak ${this.format(peak)}`;
+    this.#showLatest();
   }
 
   #x(at) {
@@ -77,26 +77,26 @@ class Chart {
   }
 
   #y(value) {
-    return +(98 - (value / this.scale.most) * 93).toFixed(1);
+    return +(98 - (value / this.scale.peak) * 93).toFixed(1);
   }
 
-  #point(event) {
+  #showNearest(event) {
     if (!this.scale) return;
     const box = this.drawing.getBoundingClientRect();
     const at = this.scale.begin + ((event.clientX - box.left) / box.width) * this.scale.length;
     const near = this.points.reduce((best, point) => (Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best));
     this.drawing.querySelector(".hair")?.remove();
     this.drawing.append(svg("line", { class: "hair", x1: this.#x(near[0]), x2: this.#x(near[0]), y1: 0, y2: HEIGHT }));
-    this.value.textContent = `${this.speak(near[1])} at ${clock(near[0])}`;
+    this.value.textContent = `${this.format(near[1])} at ${clock(near[0])}`;
   }
 
-  #unpoint() {
+  #showLatest() {
     this.drawing.querySelector(".hair")?.remove();
-    this.value.textContent = this.points.length ? this.speak(this.points.at(-1)[1]) : "–";
+    this.value.textContent = this.points.length ? this.format(this.points.at(-1)[1]) : "–";
   }
 }
 
-export class Figures {
+export class Metrics {
   #isStale = true;
 
   constructor() {
@@ -106,21 +106,21 @@ export class Figures {
       cost: new Chart("Cost", money, true),
       tokensIn: new Chart("Tokens in", count, true),
       tokensOut: new Chart("Tokens out", count, true),
-      refused: new Chart("Network refusals", count, true),
+      refused: new Chart("Refused connections", count, true),
     };
-    $("panel-figures").append(h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)));
+    $("panel-metrics").append(h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)));
   }
 
-  take(frame) {
+  handle(frame) {
     const { cpu, memory, cost, tokensIn, tokensOut, refused } = this.charts;
     if (frame.type === "metrics") {
-      cpu.take(frame.timestamp, frame.metrics.cpu_percent);
-      memory.take(frame.timestamp, frame.metrics.memory_used_bytes);
+      cpu.add(frame.timestamp, frame.metrics.cpu_percent);
+      memory.add(frame.timestamp, frame.metrics.memory_used_bytes);
     } else if (frame.type === "usage") {
-      cost.take(frame.timestamp, frame.cost_usd);
-      tokensIn.take(frame.timestamp, frame.input_tokens + frame.cache_read_tokens + frame.cache_write_tokens);
-      tokensOut.take(frame.timestamp, frame.output_tokens);
-    } else if (frame.type === "egress_denied") refused.take(frame.timestamp, 1);
+      cost.add(frame.timestamp, frame.cost_usd);
+      tokensIn.add(frame.timestamp, frame.input_tokens + frame.cache_read_tokens + frame.cache_write_tokens);
+      tokensOut.add(frame.timestamp, frame.output_tokens);
+    } else if (frame.type === "egress_denied") refused.add(frame.timestamp, 1);
     else return;
     this.#isStale = true;
   }
@@ -131,6 +131,6 @@ export class Figures {
     const charts = Object.values(this.charts).filter((chart) => chart.points.length);
     const begin = Math.min(...charts.map((chart) => chart.points[0][0]));
     const end = Math.max(...charts.map((chart) => chart.points.at(-1)[0]));
-    for (const chart of charts) chart.show(begin, end);
+    for (const chart of charts) chart.draw(begin, end);
   }
 }
