@@ -9,6 +9,8 @@ import pytest
 
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, FileUsage, Runtime
+from sandbox.model.limits import EPOLL_ENTRIES_MAX
+from sandbox.runtimes.limits.epoll_usage import count_machine_entries
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -379,6 +381,23 @@ report("held"); time.sleep(600)
 """
 )
 
+_EPOLL_ENTRIES_AMONG_MANY_FILES = (
+    _EPOLL
+    + """
+for _ in range(4):
+    if os.fork() == 0:
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(12000)]
+        time.sleep(600)
+poll = select.epoll()
+timers = [system_call(283 if is_x86 else 85, time.CLOCK_MONOTONIC, 0) for _ in range(40)]
+for timer in timers:  # an entry stays while its file is open, also without the descriptor
+    copies = [os.dup(timer) for _ in range(1000)]
+    for one in copies: poll.register(one, select.EPOLLIN | select.EPOLLET)
+    for one in copies: os.close(one)
+report("held"); time.sleep(600)
+"""
+)
+
 _FEW_EPOLL_ENTRIES = (
     _EPOLL
     + """
@@ -395,9 +414,10 @@ report("held"); time.sleep(600)
     [
         (_MANY_EPOLL_ENTRIES, True),
         (_EPOLL_ENTRIES_IN_TRANSIT, True),
+        (_EPOLL_ENTRIES_AMONG_MANY_FILES, True),
         (_FEW_EPOLL_ENTRIES, False),
     ],
-    ids=["of a process", "in transit in a socket", "few"],
+    ids=["of a process", "in transit in a socket", "among many files", "few"],
 )
 def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool):
     if has_own_kernel(runtime):
@@ -418,3 +438,49 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
     violations = asyncio.run(scenario())
     assert ("epoll entries" in violations[-1]) == exceeds, violations
     assert exceeds or not any(violations)
+
+
+_EPOLL_ENTRIES_OF_WAITING_THREADS = (
+    _EPOLL
+    + """
+import threading
+timers = [os.dup(timer) for _ in range(1000)]
+def wait(poll):
+    try: poll.poll()
+    except (OSError, ValueError): pass
+threading.stack_size(65536)
+for _ in range(40):
+    poll = select.epoll()
+    for one in timers: poll.register(one, select.EPOLLOUT)  # never happens
+    descriptor = os.dup(poll.fileno()); poll.close(); poll = select.epoll.fromfd(descriptor)
+    threading.Thread(target=wait, args=[poll], daemon=True).start()
+    time.sleep(0.02)
+    os.close(descriptor)
+    os.open("/dev/null", os.O_RDONLY)  # takes the number
+report("held"); time.sleep(600)
+"""
+)
+
+
+def test_epoll_entries_of_waiting_threads_are_freed(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    if has_own_kernel(runtime):
+        pytest.skip("epoll instances belong to the sandbox's kernel")
+    if "memory" not in limits or count_machine_entries() is None:
+        pytest.skip("the entries of the machine cannot be counted")
+
+    async def scenario() -> tuple[int, int]:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            await sandbox.file_usage()
+            program = ["/usr/bin/python3", "-c", _PRELUDE + _EPOLL_ENTRIES_OF_WAITING_THREADS]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            held = count_machine_entries() or 0
+            for _ in range(20):
+                assert not (await sandbox.file_usage()).find_violation()
+                if held - (count_machine_entries() or 0) > EPOLL_ENTRIES_MAX:
+                    break
+                await asyncio.sleep(0.5)
+            return held, count_machine_entries() or 0
+
+    held, left = asyncio.run(scenario())
+    assert held - left > EPOLL_ENTRIES_MAX

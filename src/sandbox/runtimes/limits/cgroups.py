@@ -163,7 +163,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if not self.directories:
             return FileUsage()
         usage = kernel_usage.count_files(self.process_ids())
-        return usage if epolls is None else replace(usage, epoll_entries=epolls.count(self.process_ids()))
+        if epolls is None:
+            return usage
+        entries = epolls.count(self.process_ids())
+        return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epolls.was_cut_short)
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
