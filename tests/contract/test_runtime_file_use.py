@@ -3,14 +3,16 @@
 import asyncio
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, FileUsage, Runtime
-from sandbox.model.limits import EPOLL_ENTRIES_MAX
+from sandbox.model.limits import EPOLL_ENTRIES_MAX, HIDDEN_FILES_MAX
 from sandbox.runtimes.limits.epoll_usage import count_machine_entries
+from sandbox.runtimes.limits.waiting_threads import count_machine_files
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -462,25 +464,66 @@ report("held"); time.sleep(600)
 )
 
 
-def test_epoll_entries_of_waiting_threads_are_freed(runtime: Runtime, disk: Path, limits: frozenset[str]):
+_DIRECTORIES_OF_WAITING_THREADS = """
+import array
+threading.stack_size(65536)
+def send(pair, files):
+    try: pair[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+    except OSError: pass
+pairs = []
+for _ in range(110):
+    pair = socket.socketpair(); pairs.append(pair)
+    pair[0].setblocking(False)
+    for size in (4096, 1):
+        try:
+            while True: pair[0].send(bytes(size))
+        except BlockingIOError: pass
+    pair[0].setblocking(True)
+    files = array.array("i", [os.open("/usr", os.O_RDONLY) for _ in range(253)])
+    threading.Thread(target=send, args=[pair, files], daemon=True).start()
+    time.sleep(0.02)
+    for one in files: os.close(one)
+report("held"); time.sleep(600)
+"""
+
+
+async def _count_freed(
+    runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
+) -> int:
+    """How many objects the machine loses when the files of a program that hides some are counted, until enough."""
+    async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
+        await sandbox.file_usage()
+        program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+        output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+        await read_until(output, b"held")
+        held, freed = count_all() or 0, 0
+        for _ in range(20):
+            assert not (await sandbox.file_usage()).find_violation()
+            freed = held - (count_all() or 0)
+            if freed > enough:
+                break
+            await asyncio.sleep(0.5)
+        return freed
+
+
+@pytest.mark.parametrize(
+    ("source", "count_all", "growth_max"),
+    [
+        (_EPOLL_ENTRIES_OF_WAITING_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
+        (_DIRECTORIES_OF_WAITING_THREADS, count_machine_files, HIDDEN_FILES_MAX),
+    ],
+    ids=["epoll entries", "directories"],
+)
+def test_what_waiting_threads_hide_is_freed(
+    runtime: Runtime,
+    disk: Path,
+    limits: frozenset[str],
+    source: str,
+    count_all: Callable[[], int | None],
+    growth_max: int,
+):
     if has_own_kernel(runtime):
-        pytest.skip("epoll instances belong to the sandbox's kernel")
-    if "memory" not in limits or count_machine_entries() is None:
-        pytest.skip("the entries of the machine cannot be counted")
-
-    async def scenario() -> tuple[int, int]:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            await sandbox.file_usage()
-            program = ["/usr/bin/python3", "-c", _PRELUDE + _EPOLL_ENTRIES_OF_WAITING_THREADS]
-            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            await read_until(output, b"held")
-            held = count_machine_entries() or 0
-            for _ in range(20):
-                assert not (await sandbox.file_usage()).find_violation()
-                if held - (count_machine_entries() or 0) > EPOLL_ENTRIES_MAX:
-                    break
-                await asyncio.sleep(0.5)
-            return held, count_machine_entries() or 0
-
-    held, left = asyncio.run(scenario())
-    assert held - left > EPOLL_ENTRIES_MAX
+        pytest.skip("open files belong to the sandbox's kernel")
+    if "memory" not in limits or count_all() is None:
+        pytest.skip("the sandbox's processes or the objects of the machine cannot be counted")
+    assert asyncio.run(_count_freed(runtime, disk, source, count_all, growth_max)) > growth_max

@@ -15,6 +15,7 @@ class FakeLaunch:
     counter = None
     slabs = None
     epolls = None
+    hidden_files = None
 
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
@@ -37,7 +38,7 @@ class FakeGroup:
             raise use
         return use
 
-    def file_usage(self, _epolls: object) -> FileUsage:
+    def file_usage(self, _epolls: object, _hidden_files: object) -> FileUsage:
         return FileUsage(1)
 
 

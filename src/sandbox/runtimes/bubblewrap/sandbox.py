@@ -172,7 +172,7 @@ class BubblewrapSandbox(BaseSandbox):
 
     async def file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
-        return await asyncio.to_thread(self._group.file_usage, self._launcher.epolls)
+        return await asyncio.to_thread(self._group.file_usage, self._launcher.epolls, self._launcher.hidden_files)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:

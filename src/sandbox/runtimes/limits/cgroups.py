@@ -22,6 +22,7 @@ from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
+from sandbox.runtimes.limits.waiting_threads import HiddenFiles
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -155,13 +156,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
         )
 
-    def file_usage(self, epolls: EpollCounter | None = None) -> FileUsage:
+    def file_usage(self, epolls: EpollCounter | None = None, hidden_files: HiddenFiles | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
 
-        epolls: the counter of this group, None to leave epoll entries out.
+        epolls, hidden_files: of this group. None leaves epoll entries out, or files that only waiting threads keep.
         """
         if not self.directories:
             return FileUsage()
+        if hidden_files is not None:
+            hidden_files.free(self.process_ids())
         usage = kernel_usage.count_files(self.process_ids())
         if epolls is None:
             return usage

@@ -17,7 +17,7 @@ import msgspec
 
 from sandbox.model.limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
-from sandbox.runtimes.limits.waiting_threads import interrupt_threads
+from sandbox.runtimes.limits.waiting_threads import HiddenFiles, interrupt_threads
 
 _SLABS = Path("/proc/slabinfo")
 _ACTIVE_ENTRIES = re.compile(r"^eventpoll_epi +(\d+) ", re.MULTILINE)
@@ -33,9 +33,6 @@ _HIDDEN_COUNTS_MAX = 3
 An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
 repeated counts rarely find any.
 """
-_INTERRUPT_SECONDS = 0.02
-"""How long interrupted threads have to leave their system calls before the machine's entries are counted again."""
-
 _HEADER_LINES = 16
 """More than the lines before the entries in /proc/PID/fdinfo."""
 _TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
@@ -60,8 +57,8 @@ class EpollCounter:
     ) -> None:
         self.was_cut_short = False
         self._count_all = count_all
-        self._interrupt = interrupt
-        self._lowest = self._lowest_waiting = count_all()
+        self._waiting = HiddenFiles(count_all, EPOLL_ENTRIES_MAX, interrupt)
+        self._lowest = count_all()
         self._hidden_counts = 0
 
     def count(self, process_ids: Collection[int]) -> int:
@@ -70,20 +67,15 @@ class EpollCounter:
         Threads may wait on instances whose descriptors are closed, which cannot be inspected. When the machine has
         many more entries than before, they are interrupted, and the kernel frees these instances.
         """
+        self._waiting.free(process_ids)
         total = self._count_all()
         growth = 0
         if total is not None:
             self._lowest = min(total, total if self._lowest is None else self._lowest)
-            self._lowest_waiting = min(total, total if self._lowest_waiting is None else self._lowest_waiting)
             growth = total - self._lowest
             if total <= EPOLL_ENTRIES_MAX:
                 self._hidden_counts, self.was_cut_short = 0, False
                 return 0
-            if total - self._lowest_waiting > EPOLL_ENTRIES_MAX:
-                self._interrupt(process_ids)
-                time.sleep(_INTERRUPT_SECONDS)
-                after = self._count_all()
-                self._lowest_waiting = total if after is None else min(total, after)
         found = _inspect(process_ids)
         self.was_cut_short = found.was_cut_short
         self._hidden_counts = self._hidden_counts + 1 if found.is_hidden and growth > EPOLL_ENTRIES_MAX else 0

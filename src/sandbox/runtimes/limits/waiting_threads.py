@@ -1,17 +1,24 @@
 """Interrupts threads that wait in a system call.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor meanwhile. Such a file is
-in no table of descriptors and cannot be counted. An interrupted call returns: most are restarted by the kernel with
-the same descriptor, others fail with EINTR, as they do when a process is stopped and continued.
+in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them with the
+same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 """
 
 import ctypes
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
+from sandbox.model.limits import HIDDEN_FILES_MAX
 from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
+_INTERRUPT_SECONDS = 0.02
+"""How long interrupted threads have to leave their system calls before the machine's objects are counted again."""
+
+_OPEN_FILES = Path("/proc/sys/fs/file-nr")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -30,3 +37,41 @@ def _trace(process_ids: Iterable[int]) -> None:
         for thread in list_directory(f"/proc/{pid}/task"):
             if _libc.ptrace(_SEIZE, int(thread), None, None) == 0:
                 _libc.ptrace(_INTERRUPT, int(thread), None, None)
+
+
+def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
+    """Return the open files of all processes of the machine; None if it is unknown."""
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class HiddenFiles:
+    """Frees what threads of one sandbox may hide, when the machine has many more objects than it had at some time.
+
+    count_all: counts these objects of the whole machine. growth_max: how many more.
+    """
+
+    def __init__(
+        self,
+        count_all: Callable[[], int | None] = count_machine_files,
+        growth_max: int = HIDDEN_FILES_MAX,
+        interrupt: Callable[[Collection[int]], None] = interrupt_threads,
+    ) -> None:
+        self._count_all = count_all
+        self._growth_max = growth_max
+        self._interrupt = interrupt
+        self._lowest = count_all()
+
+    def free(self, process_ids: Collection[int]) -> None:
+        """Interrupt the threads if there are many more objects than before. What stays is visible, or of others."""
+        total = self._count_all()
+        if total is None:
+            return
+        self._lowest = total if self._lowest is None else min(total, self._lowest)
+        if total - self._lowest > self._growth_max:
+            self._interrupt(process_ids)
+            time.sleep(_INTERRUPT_SECONDS)
+            after = self._count_all()
+            self._lowest = total if after is None else min(total, after)
