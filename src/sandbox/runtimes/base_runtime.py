@@ -346,7 +346,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     try:
         await wait_for_violation(
             lambda: asyncio.to_thread(group.kernel_usage, launcher.pid, memory_bytes, launcher.counter, launcher.slabs),
-            lambda: asyncio.to_thread(group.file_usage, launcher.epolls, launcher.hidden_files),
+            lambda: asyncio.to_thread(group.file_usage, launcher.epolls),
         )
     except Exception:
         _log.exception("The kernel usage of confined programs cannot be measured; they are killed.")

@@ -15,7 +15,6 @@ class FakeLaunch:
     counter = None
     slabs = None
     epolls = None
-    hidden_files = None
 
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
@@ -38,7 +37,7 @@ class FakeGroup:
             raise use
         return use
 
-    def file_usage(self, _epolls: object, _hidden_files: object) -> FileUsage:
+    def file_usage(self, _epolls: object) -> FileUsage:
         return FileUsage(1)
 
 

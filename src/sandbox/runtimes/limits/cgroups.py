@@ -156,20 +156,23 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
         )
 
-    def file_usage(self, epolls: EpollCounter | None = None, hidden_files: HiddenFiles | None = None) -> FileUsage:
+    def file_usage(self, epolls: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
 
-        epolls, hidden_files: of this group. None leaves epoll entries out, or files that only waiting threads keep.
+        epolls: the counter of this group, None to leave epoll entries out.
         """
         if not self.directories:
             return FileUsage()
-        if hidden_files is not None:
-            hidden_files.free(self.process_ids())
         usage = kernel_usage.count_files(self.process_ids())
         if epolls is None:
             return usage
         entries = epolls.count(self.process_ids())
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epolls.was_cut_short)
+
+    def free_hidden_files(self, hidden_files: Sequence[HiddenFiles]) -> None:
+        """Free what only waiting threads of the group keep, if the machine has much more than before."""
+        for one in hidden_files:
+            one.free(self.process_ids())
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""

@@ -17,7 +17,6 @@ import msgspec
 
 from sandbox.model.limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
-from sandbox.runtimes.limits.waiting_threads import HiddenFiles, interrupt_threads
 
 _SLABS = Path("/proc/slabinfo")
 _ACTIVE_ENTRIES = re.compile(r"^eventpoll_epi +(\d+) ", re.MULTILINE)
@@ -50,24 +49,17 @@ def count_machine_entries(slabs: Path = _SLABS) -> int | None:
 class EpollCounter:
     """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long."""
 
-    def __init__(
-        self,
-        count_all: Callable[[], int | None] = count_machine_entries,
-        interrupt: Callable[[Collection[int]], None] = interrupt_threads,
-    ) -> None:
+    def __init__(self, count_all: Callable[[], int | None] = count_machine_entries) -> None:
         self.was_cut_short = False
         self._count_all = count_all
-        self._waiting = HiddenFiles(count_all, EPOLL_ENTRIES_MAX, interrupt)
         self._lowest = count_all()
         self._hidden_counts = 0
 
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
-        Threads may wait on instances whose descriptors are closed, which cannot be inspected. When the machine has
-        many more entries than before, they are interrupted, and the kernel frees these instances.
+        Not among them are those of instances that only waiting threads keep, see `HiddenFiles`.
         """
-        self._waiting.free(process_ids)
         total = self._count_all()
         growth = 0
         if total is not None:

@@ -18,6 +18,9 @@ _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
 """How long interrupted threads have to leave their system calls before the machine's objects are counted again."""
 
+_INTERVAL_SECONDS = 0.5
+"""Interval between two counts of the machine's objects."""
+
 _OPEN_FILES = Path("/proc/sys/fs/file-nr")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -58,14 +61,20 @@ class HiddenFiles:
         count_all: Callable[[], int | None] = count_machine_files,
         growth_max: int = HIDDEN_FILES_MAX,
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count_all = count_all
         self._growth_max = growth_max
         self._interrupt = interrupt
+        self._clock = clock
         self._lowest = count_all()
+        self._counted_at = clock()
 
     def free(self, process_ids: Collection[int]) -> None:
         """Interrupt the threads if there are many more objects than before. What stays is visible, or of others."""
+        if self._clock() - self._counted_at < _INTERVAL_SECONDS:
+            return
+        self._counted_at = self._clock()
         total = self._count_all()
         if total is None:
             return

@@ -3,7 +3,7 @@
 import os
 import select
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -132,28 +132,6 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
     for entries in (MANY, MANY, 0, MANY, MANY):
         machine.entries = entries
         assert counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX
-
-
-def test_threads_are_interrupted_once_for_each_growth():
-    machine = FakeEpollUsage(100)
-    interrupted: list[Collection[int]] = []
-    counter = EpollCounter(machine.count, interrupted.append)
-    counts = []
-    for entries in (100 + EPOLL_ENTRIES_MAX, 101 + EPOLL_ENTRIES_MAX, 101 + EPOLL_ENTRIES_MAX, 3 * MANY):
-        machine.entries = entries
-        counter.count([os.getpid()])
-        counts.append(len(interrupted))
-    assert counts == [0, 1, 1, 2]
-    assert interrupted[0] == [os.getpid()]
-
-
-def test_growth_is_counted_from_what_is_left_after_an_interruption():
-    machine = FakeEpollUsage(0)
-    counter = EpollCounter(machine.count, lambda _: setattr(machine, "entries", 0))
-    for _ in range(3):
-        machine.entries = MANY
-        counter.count([])
-        assert machine.entries == 0
 
 
 def test_count_that_takes_too_long_is_a_violation(monkeypatch: pytest.MonkeyPatch):
