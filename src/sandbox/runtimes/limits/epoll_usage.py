@@ -5,6 +5,7 @@ cause, this happens in an interrupt, which is charged to nobody. Files can have 
 because each pair of epoll instance and descriptor is one. The kernel's bound (`fs.epoll.max_user_watches`) is millions.
 """
 
+import ctypes
 import os
 import re
 import time
@@ -32,6 +33,11 @@ _HIDDEN_COUNTS_MAX = 3
 An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
 repeated counts rarely find any.
 """
+_COMPARED_FILES_MAX = 8
+"""Number of instances to compare another one with. More instances of the same descriptor and size count each time."""
+
+_KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILE = 0
 _HEADER_LINES = 16
 """More than the lines before the entries in /proc/PID/fdinfo."""
 _TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
@@ -88,17 +94,44 @@ def _inspect(process_ids: Collection[int]) -> _Inspection:
     deadline = time.thread_time() + _INSPECTION_SECONDS
     entries, is_hidden = 0, False
     sockets: set[str] = set()
+    inherited = _InheritedFiles()
     for table, name, kind in _list_files(process_ids):
         if entries > EPOLL_ENTRIES_MAX or time.thread_time() > deadline:
             return _Inspection(entries, is_hidden, entries <= EPOLL_ENTRIES_MAX)
         with suppress(OSError):
             if kind == "anon_inode:[eventpoll]":
                 with Path(f"{table}/fdinfo/{name}").open() as lines:
-                    entries += sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
+                    count = sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
+                entries += 0 if inherited.is_known(table, name, count) else count
             elif kind.startswith("socket:") and not is_hidden and kind not in sockets:
                 sockets.add(kind)
                 is_hidden = _TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
     return _Inspection(entries, is_hidden)
+
+
+class _InheritedFiles:
+    """Recognizes instances that forked processes share: they have the same descriptor there."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._number = _KCMP_NUMBERS.get(os.uname().machine)
+        self._owners: dict[tuple[str, int], list[int]] = {}
+
+    def is_known(self, table: str, name: str, entries: int) -> bool:
+        """Return whether another process's descriptor of this number was this instance; False if it is unknown."""
+        thread = int(table.rpartition("/")[2])
+        owners = self._owners.setdefault((name, entries), [])
+        if any(self._is_same(thread, owner, int(name)) for owner in owners):
+            return True
+        if len(owners) < _COMPARED_FILES_MAX:
+            owners.append(thread)
+        return False
+
+    def _is_same(self, thread: int, other: int, descriptor: int) -> bool:
+        if self._number is None:
+            return False
+        numbers = (self._number, thread, other, _KCMP_FILE, descriptor, descriptor)
+        return bool(self._libc.syscall(*map(ctypes.c_long, numbers)) == 0)
 
 
 def _list_files(process_ids: Collection[int]) -> Iterator[tuple[str, str, str]]:

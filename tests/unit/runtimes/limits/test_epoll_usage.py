@@ -88,6 +88,24 @@ def test_count_is_at_most_what_the_machine_has(monkeypatch: pytest.MonkeyPatch):
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
 
+@pytest.mark.usefixtures("five_entries")
+def test_entries_of_an_inherited_instance_count_once():
+    counter = EpollCounter(FakeEpollUsage(MANY).count)
+    before = counter.count([os.getpid()])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        assert counter.count([os.getpid(), child]) == before
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.usefixtures("descriptors_in_transit")
 def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
     machine = FakeEpollUsage(100)
