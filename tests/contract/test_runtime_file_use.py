@@ -3,12 +3,16 @@
 import asyncio
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, FileUsage, Runtime
+from sandbox.model.limits import EPOLL_ENTRIES_MAX, HIDDEN_FILES_MAX
+from sandbox.runtimes.limits.epoll_usage import count_machine_entries
+from sandbox.runtimes.limits.waiting_threads import count_machine_files
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -379,6 +383,23 @@ report("held"); time.sleep(600)
 """
 )
 
+_EPOLL_ENTRIES_AMONG_MANY_FILES = (
+    _EPOLL
+    + """
+for _ in range(4):
+    if os.fork() == 0:
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(12000)]
+        time.sleep(600)
+poll = select.epoll()
+timers = [system_call(283 if is_x86 else 85, time.CLOCK_MONOTONIC, 0) for _ in range(40)]
+for timer in timers:  # an entry stays while its file is open, also without the descriptor
+    copies = [os.dup(timer) for _ in range(1000)]
+    for one in copies: poll.register(one, select.EPOLLIN | select.EPOLLET)
+    for one in copies: os.close(one)
+report("held"); time.sleep(600)
+"""
+)
+
 _FEW_EPOLL_ENTRIES = (
     _EPOLL
     + """
@@ -395,9 +416,10 @@ report("held"); time.sleep(600)
     [
         (_MANY_EPOLL_ENTRIES, True),
         (_EPOLL_ENTRIES_IN_TRANSIT, True),
+        (_EPOLL_ENTRIES_AMONG_MANY_FILES, True),
         (_FEW_EPOLL_ENTRIES, False),
     ],
-    ids=["of a process", "in transit in a socket", "few"],
+    ids=["of a process", "in transit in a socket", "among many files", "few"],
 )
 def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool):
     if has_own_kernel(runtime):
@@ -418,3 +440,89 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
     violations = asyncio.run(scenario())
     assert ("epoll entries" in violations[-1]) == exceeds, violations
     assert exceeds or not any(violations)
+
+
+_EPOLL_ENTRIES_OF_WAITING_THREADS = (
+    _EPOLL
+    + """
+import threading
+timers = [os.dup(timer) for _ in range(1000)]
+def wait(poll):
+    try: poll.poll()
+    except (OSError, ValueError): pass
+threading.stack_size(65536)
+for _ in range(40):
+    poll = select.epoll()
+    for one in timers: poll.register(one, select.EPOLLOUT)  # never happens
+    descriptor = os.dup(poll.fileno()); poll.close(); poll = select.epoll.fromfd(descriptor)
+    threading.Thread(target=wait, args=[poll], daemon=True).start()
+    time.sleep(0.02)
+    os.close(descriptor)
+    os.open("/dev/null", os.O_RDONLY)  # takes the number
+report("held"); time.sleep(600)
+"""
+)
+
+
+_DIRECTORIES_OF_WAITING_THREADS = """
+import array
+threading.stack_size(65536)
+def send(pair, files):
+    try: pair[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+    except OSError: pass
+pairs = []
+for _ in range(110):
+    pair = socket.socketpair(); pairs.append(pair)
+    pair[0].setblocking(False)
+    for size in (4096, 1):
+        try:
+            while True: pair[0].send(bytes(size))
+        except BlockingIOError: pass
+    pair[0].setblocking(True)
+    files = array.array("i", [os.open("/usr", os.O_RDONLY) for _ in range(253)])
+    threading.Thread(target=send, args=[pair, files], daemon=True).start()
+    time.sleep(0.02)
+    for one in files: os.close(one)
+report("held"); time.sleep(600)
+"""
+
+
+async def _count_freed(
+    runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
+) -> int:
+    """How many objects the machine loses when the files of a program that hides some are counted, until enough."""
+    async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
+        program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+        output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+        await read_until(output, b"held")
+        held, freed = count_all() or 0, 0
+        for _ in range(20):
+            assert not (await sandbox.kernel_usage()).find_violation()
+            freed = held - (count_all() or 0)
+            if freed > enough:
+                break
+            await asyncio.sleep(0.5)
+        return freed
+
+
+@pytest.mark.parametrize(
+    ("source", "count_all", "growth_max"),
+    [
+        (_EPOLL_ENTRIES_OF_WAITING_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
+        (_DIRECTORIES_OF_WAITING_THREADS, count_machine_files, HIDDEN_FILES_MAX),
+    ],
+    ids=["epoll entries", "directories"],
+)
+def test_what_waiting_threads_hide_is_freed(
+    runtime: Runtime,
+    disk: Path,
+    limits: frozenset[str],
+    source: str,
+    count_all: Callable[[], int | None],
+    growth_max: int,
+):
+    if has_own_kernel(runtime):
+        pytest.skip("open files belong to the sandbox's kernel")
+    if "memory" not in limits or count_all() is None:
+        pytest.skip("the sandbox's processes or the objects of the machine cannot be counted")
+    assert asyncio.run(_count_freed(runtime, disk, source, count_all, growth_max)) > growth_max

@@ -13,10 +13,11 @@ import msgspec
 
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes.limits.epoll_usage import EpollCounter
+from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
+from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
+from sandbox.runtimes.limits.waiting_threads import HiddenFiles
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
@@ -52,6 +53,7 @@ class LauncherProcess:
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self.slabs = IdleSlabMeter()
         self.epolls = EpollCounter()
+        self.hidden_files = (HiddenFiles(), HiddenFiles(count_machine_entries, EPOLL_ENTRIES_MAX))
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports

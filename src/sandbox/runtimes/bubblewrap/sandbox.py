@@ -10,7 +10,16 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from sandbox.interfaces.layout import SANDBOX_UID
-from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, SandboxSpec, Stats, Terminal, TerminalSize
+from sandbox.interfaces.runtime import (
+    Command,
+    ExitStatus,
+    FileUsage,
+    KernelUsage,
+    SandboxSpec,
+    Stats,
+    Terminal,
+    TerminalSize,
+)
 from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 from sandbox.runtimes import bwrap, launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
@@ -169,6 +178,11 @@ class BubblewrapSandbox(BaseSandbox):
     async def stats(self) -> Stats:
         """Return the control group's counters."""
         return self._group.stats()
+
+    async def kernel_usage(self) -> KernelUsage:
+        """Return the kernel usage. Waiting threads that may hide open files are interrupted first."""
+        await asyncio.to_thread(self._group.free_hidden_files, self._launcher.hidden_files)
+        return await super().kernel_usage()
 
     async def file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""

@@ -23,6 +23,7 @@ from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
+from sandbox.runtimes.limits.waiting_threads import HiddenFiles
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -164,7 +165,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if not self.directories:
             return FileUsage()
         usage = kernel_usage.count_files(self.process_ids())
-        return usage if epolls is None else replace(usage, epoll_entries=epolls.count(self.process_ids()))
+        if epolls is None:
+            return usage
+        entries = epolls.count(self.process_ids())
+        return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epolls.was_cut_short)
+
+    def free_hidden_files(self, hidden_files: Sequence[HiddenFiles]) -> None:
+        """Free what only waiting threads of the group keep, if the machine has much more than before."""
+        for one in hidden_files:
+            one.free(self.process_ids())
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""

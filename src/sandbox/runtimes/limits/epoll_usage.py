@@ -5,20 +5,27 @@ cause, this happens in an interrupt, which is charged to nobody. Files can have 
 because each pair of epoll instance and descriptor is one. The kernel's bound (`fs.epoll.max_user_watches`) is millions.
 """
 
-import random
+import ctypes
+import os
 import re
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+
+import msgspec
 
 from sandbox.model.limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
 
 _SLABS = Path("/proc/slabinfo")
 _ACTIVE_ENTRIES = re.compile(r"^eventpoll_epi +(\d+) ", re.MULTILINE)
-_SAMPLE_SIZE_MAX = 4096
-"""Number of open files to inspect; a larger set is sampled at random each time."""
+_INSPECTION_SECONDS = 2.0
+"""Maximum CPU time of one inspection. All open files are inspected, because one instance can have all the entries.
+
+Usually it takes some milliseconds, and 0.5 s for OPEN_FILES_OF_SANDBOX_MAX files. Many epoll instances take longer.
+"""
 
 _HIDDEN_COUNTS_MAX = 3
 """Consecutive counts with descriptors in transit after which the machine's entries are attributed to the sandbox.
@@ -26,6 +33,11 @@ _HIDDEN_COUNTS_MAX = 3
 An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
 repeated counts rarely find any.
 """
+_COMPARED_FILES_MAX = 8
+"""Number of instances to compare another one with. More instances of the same descriptor and size count each time."""
+
+_KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILE = 0
 _HEADER_LINES = 16
 """More than the lines before the entries in /proc/PID/fdinfo."""
 _TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
@@ -41,9 +53,10 @@ def count_machine_entries(slabs: Path = _SLABS) -> int | None:
 
 
 class EpollCounter:
-    """Counts the epoll entries of one sandbox."""
+    """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long."""
 
     def __init__(self, count_all: Callable[[], int | None] = count_machine_entries) -> None:
+        self.was_cut_short = False
         self._count_all = count_all
         self._lowest = count_all()
         self._hidden_counts = 0
@@ -51,7 +64,7 @@ class EpollCounter:
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
-        Of many open files, a random sample is inspected and the number is an estimate.
+        Not among them are those of instances that only waiting threads keep, see `HiddenFiles`.
         """
         total = self._count_all()
         growth = 0
@@ -59,29 +72,71 @@ class EpollCounter:
             self._lowest = min(total, total if self._lowest is None else self._lowest)
             growth = total - self._lowest
             if total <= EPOLL_ENTRIES_MAX:
-                self._hidden_counts = 0
+                self._hidden_counts, self.was_cut_short = 0, False
                 return 0
-        entries, is_hidden = _inspect(process_ids)
-        self._hidden_counts = self._hidden_counts + 1 if is_hidden and growth > EPOLL_ENTRIES_MAX else 0
+        found = _inspect(process_ids)
+        self.was_cut_short = found.was_cut_short
+        self._hidden_counts = self._hidden_counts + 1 if found.is_hidden and growth > EPOLL_ENTRIES_MAX else 0
         if self._hidden_counts >= _HIDDEN_COUNTS_MAX:
-            return max(entries, growth)
-        return entries if total is None else min(entries, total)
+            return max(found.entries, growth)
+        return found.entries if total is None else min(found.entries, total)
 
 
-def _inspect(process_ids: Collection[int]) -> tuple[int, bool]:
-    """Return the entries of the processes' epoll instances, and whether descriptors are in transit between them."""
-    tables = [table for pid in process_ids if (table := find_fd_table(pid))]
-    files = [f"{table}/{{}}/{name}" for table in tables for name in list_directory(f"{table}/fd")]
-    sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
+class _Inspection(msgspec.Struct, frozen=True):
+    """The entries of visible epoll instances, and whether descriptors are in transit between processes."""
+
+    entries: int = 0
+    is_hidden: bool = False
+    was_cut_short: bool = False
+
+
+def _inspect(process_ids: Collection[int]) -> _Inspection:
+    deadline = time.thread_time() + _INSPECTION_SECONDS
     entries, is_hidden = 0, False
-    for file in sample:
+    sockets: set[str] = set()
+    inherited = _InheritedFiles()
+    for table, name, kind in _list_files(process_ids):
+        if entries > EPOLL_ENTRIES_MAX or time.thread_time() > deadline:
+            return _Inspection(entries, is_hidden, entries <= EPOLL_ENTRIES_MAX)
         with suppress(OSError):
-            kind = Path(file.format("fd")).readlink().name
             if kind == "anon_inode:[eventpoll]":
-                with Path(file.format("fdinfo")).open() as lines:
-                    entries += sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
-            elif kind.startswith("socket:"):
-                is_hidden = is_hidden or _TRANSIT.search(Path(file.format("fdinfo")).read_text()) is not None
-        if entries > EPOLL_ENTRIES_MAX:
-            break
-    return round(entries * len(files) / max(1, len(sample))), is_hidden
+                with Path(f"{table}/fdinfo/{name}").open() as lines:
+                    count = sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
+                entries += 0 if inherited.is_known(table, name, count) else count
+            elif kind.startswith("socket:") and not is_hidden and kind not in sockets:
+                sockets.add(kind)
+                is_hidden = _TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
+    return _Inspection(entries, is_hidden)
+
+
+class _InheritedFiles:
+    """Recognizes instances that forked processes share: they have the same descriptor there."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._number = _KCMP_NUMBERS.get(os.uname().machine)
+        self._owners: dict[tuple[str, int], list[int]] = {}
+
+    def is_known(self, table: str, name: str, entries: int) -> bool:
+        """Return whether another process's descriptor of this number was this instance; False if it is unknown."""
+        thread = int(table.rpartition("/")[2])
+        owners = self._owners.setdefault((name, entries), [])
+        if any(self._is_same(thread, owner, int(name)) for owner in owners):
+            return True
+        if len(owners) < _COMPARED_FILES_MAX:
+            owners.append(thread)
+        return False
+
+    def _is_same(self, thread: int, other: int, descriptor: int) -> bool:
+        if self._number is None:
+            return False
+        numbers = (self._number, thread, other, _KCMP_FILE, descriptor, descriptor)
+        return bool(self._libc.syscall(*map(ctypes.c_long, numbers)) == 0)
+
+
+def _list_files(process_ids: Collection[int]) -> Iterator[tuple[str, str, str]]:
+    """Yield the table, the descriptor and what it leads to, for all open files."""
+    for table in filter(None, map(find_fd_table, process_ids)):
+        for name in list_directory(f"{table}/fd"):
+            with suppress(OSError):
+                yield table, name, os.readlink(f"{table}/fd/{name}")  # noqa: PTH115  (Path takes three times as long)

@@ -88,6 +88,24 @@ def test_count_is_at_most_what_the_machine_has(monkeypatch: pytest.MonkeyPatch):
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
 
+@pytest.mark.usefixtures("five_entries")
+def test_entries_of_an_inherited_instance_count_once():
+    counter = EpollCounter(FakeEpollUsage(MANY).count)
+    before = counter.count([os.getpid()])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        assert counter.count([os.getpid(), child]) == before
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.usefixtures("descriptors_in_transit")
 def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
     machine = FakeEpollUsage(100)
@@ -132,6 +150,17 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
     for entries in (MANY, MANY, 0, MANY, MANY):
         machine.entries = entries
         assert counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX
+
+
+def test_count_that_takes_too_long_is_a_violation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(epoll_usage, "_INSPECTION_SECONDS", -1)
+    machine = FakeEpollUsage(MANY)
+    counter = EpollCounter(machine.count)
+    counter.count([os.getpid()])
+    assert counter.was_cut_short
+    machine.entries = 0
+    counter.count([os.getpid()])
+    assert not counter.was_cut_short
 
 
 def test_a_process_that_ended_has_no_entries():

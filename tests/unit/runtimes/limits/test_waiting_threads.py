@@ -1,0 +1,60 @@
+"""Threads of a sandbox are interrupted when the machine has many more objects than it had at some time."""
+
+import itertools
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from sandbox.runtimes.limits.waiting_threads import HiddenFiles, count_machine_files
+
+
+@pytest.mark.parametrize(("text", "count"), [("1216\t0\t9223372036854775807\n", 1216), ("", None), ("x\n", None)])
+def test_machine_files_are_read_from_file_nr(tmp_path: Path, text: str, count: int | None):
+    (tmp_path / "file-nr").write_text(text)
+    assert count_machine_files(tmp_path / "file-nr") == count
+
+
+def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
+    assert count_machine_files(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "interruptions"),
+    [
+        ([50, 150], 0),
+        ([50, 151], 1),
+        ([150, 50, 150, 151], 1),  # counted from the lowest
+        ([50, 151, 151, 251], 1),  # what stays after an interruption is of others
+        ([50, 151, 252], 2),
+        ([None, 500, 600], 0),
+        ([50, None, 151], 1),
+    ],
+)
+def test_threads_are_interrupted_after_a_growth(counts: list[int | None], interruptions: int):
+    machine, interrupted = {"objects": counts[0]}, list[Collection[int]]()
+    hidden = HiddenFiles(lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__)
+    for machine["objects"] in counts[1:]:
+        hidden.free([7])
+    assert interrupted == [[7]] * interruptions
+
+
+def test_growth_is_counted_from_what_is_left_after_an_interruption():
+    machine = {"objects": 0}
+    hidden = HiddenFiles(
+        lambda: machine["objects"], 100, lambda _: machine.update(objects=10), itertools.count().__next__
+    )
+    for objects in (101, 110, 111):
+        machine["objects"] = objects
+        hidden.free([])
+        assert machine["objects"] == (110 if objects == 110 else 10)
+
+
+def test_objects_are_counted_twice_a_second():
+    times = [0.0]
+    counts: list[float] = []
+    hidden = HiddenFiles(lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1])
+    for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):
+        times.append(seconds)
+        hidden.free([])
+    assert counts == [0.0, 0.5, 1.1]
