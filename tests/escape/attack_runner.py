@@ -296,7 +296,7 @@ class AttackRun:
                 {
                     "name": attack.name,
                     "attack": attack.attack,
-                    "twin": attack.twin,
+                    "twin": attack.control,
                     "hold_seconds": HOLD_SECONDS if attack.unchanged else 0,
                 }
                 for attack in attacks
