@@ -27,6 +27,9 @@ HEAD_TIMEOUT_SECONDS = 30.0
 _PARTS_BYTES = 28 * 1024
 """What a few parts of a request's body cost of the client's share of a turn, however short they are."""
 
+_REJECTION_BYTES = 16 * 1024
+"""What the answer to a malformed request costs of a turn."""
+
 _FRAMES_BYTES = 256
 """Bytes of WebSocket frames that are parsed at once; the shortest frame has 6."""
 
@@ -89,6 +92,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     _head_timer: asyncio.TimerHandle | None = None
     _body_reader: asyncio.Task[None] | None = None
+    _rejection: asyncio.Task[None] | None = None
     flow: _Flow
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -97,6 +101,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self.app_state = {**self.app_state, "abort": self.abort}
         assert isinstance(self.server_state, PortState)
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
+        self._rejections = self.server_state.rejections
 
     @property
     def is_authenticated(self) -> bool:
@@ -179,15 +184,24 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400, unless a response has begun, and close. `msg` is uvicorn's own text and is not used."""
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
-            head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
-            body = () if self._is_answering_head_request() else (h11.Data(data=bytes(response.body)),)
-            for event in (head, *body, h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+        """Respond with 400 in turns, unless a response has begun, and close. `msg` is uvicorn's own text, not used."""
         if self.cycle is not None:
-            self.cycle.disconnected = True  # its response would follow the final one
+            self.cycle.disconnected = True  # its response would replace or follow the final one
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()
+        elif self._rejection is None:
+            self.transport.pause_reading()
+            self._rejection = self.loop.create_task(self._reject())
+
+    async def _reject(self) -> None:
+        await self._rejections.acquire(_REJECTION_BYTES)
+        if self.transport.is_closing():
+            return
+        response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
+        head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
+        body = () if self._is_answering_head_request() else (h11.Data(data=bytes(response.body)),)
+        for event in (head, *body, h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _is_answering_head_request(self) -> bool:

@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.http import framing, protocols
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX
 
 CONNECTIONS = 8
 PER_TURN_MAX = 1000
@@ -76,6 +77,26 @@ def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, reque
                 writer.close()
 
     asyncio.run(scenario())
+
+
+def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
+    answers = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
+
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer")) as api:
+            clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
+            watching = asyncio.create_task(answers.watch())
+            for _, writer in clients:
+                writer.write(b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n")
+            responses = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in clients)), 30)
+            assert answers.maximum <= 2 * MESSAGES_PER_TURN_MAX
+            watching.cancel()
+            for _, writer in clients:
+                writer.close()
+            return responses
+
+    responses = asyncio.run(scenario())
+    assert {response.split(b"\r\n")[0] for response in responses} == {b"HTTP/1.1 400 Bad Request"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
