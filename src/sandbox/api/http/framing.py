@@ -21,7 +21,7 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """All chunk extensions of a body; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Header fields of a request, and trailer fields of its body: each costs far more to parse than its bytes."""
+"""Fields of a header or trailer, and values of its lists: each costs far more to parse than its bytes."""
 
 PARTS_PER_READ_MAX = 24
 """Heads, chunk-size lines, chunks and line ends that are passed on at once."""
@@ -115,6 +115,8 @@ class RequestFraming:
         lines, self._head_lines, self._line_bytes_left = self._head_lines, [], HEAD_BYTES_MAX
         fields, self._fields = self._fields, []
         is_old = lines[0].endswith(b"HTTP/1.0")
+        if sum(value.count(b",") for name, value in fields if _is_list_field(name)) > FIELDS_MAX:
+            raise _FramingError(f"Connection, Upgrade and Sec-WebSocket-* have more than {FIELDS_MAX} values.")
         length, is_chunked = _body_framing(fields, is_old=is_old)
         if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
             raise _FramingError("The WebSocket handshake has a body, or is one of HTTP/1.0.")
@@ -281,6 +283,11 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_WHITESPACE) != value.removeprefix(b" "):
         raise _FramingError("Content-Length or Transfer-Encoding has tabs or spaces around its value.")
     return name, value.strip(_WHITESPACE)
+
+
+def _is_list_field(name: bytes) -> bool:
+    """Whether this field is a list that is parsed before the client is authenticated."""
+    return name in {b"connection", b"upgrade"} or name.startswith(b"sec-websocket-")
 
 
 def _field_values(fields: _Fields, name: bytes) -> list[bytes]:
