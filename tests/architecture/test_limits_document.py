@@ -73,6 +73,7 @@ ROWS = [
     ("Server", "`Idempotency-Key`", "api.routes.tasks.IDEMPOTENCY_KEY_LENGTH_MAX"),
     ("Server", "`reason` of a cancellation", "api.request_parameters.REASON_LENGTH_MAX"),
     ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
+    ("Server", "Header fields of a request", "api.http.framing.FIELDS_MAX"),
     (
         "Server",
         "Connections without a valid token",

@@ -32,6 +32,7 @@ STREAM_PROTOCOL = "sandbox.v1"
 """The negotiated subprotocol. Browsers require one of those they offered, and it must not be the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
+_SESSION_COOKIE = re.compile(rf"(?:^|;)[ \t]*{SESSION_COOKIE}[ \t]*=([^;]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,14 @@ def extract_credentials(connection: HTTPConnection) -> Credentials | None:
     )
     if token is not None:
         return Credentials("token", token[:_CREDENTIALS_CHARACTERS_MAX])
-    session = connection.cookies.get(SESSION_COOKIE)
+    session = session_cookie(connection)
     return Credentials("session", session[:_CREDENTIALS_CHARACTERS_MAX]) if session else None
+
+
+def session_cookie(connection: HTTPConnection) -> str | None:
+    """Return the session cookie; the last one counts. The other cookies, up to thousands, are not parsed."""
+    values = [value for line in connection.headers.getlist("cookie") for value in _SESSION_COOKIE.findall(line)]
+    return values[-1].strip() if values else None
 
 
 def strip_token_protocol(protocols: Iterable[str]) -> list[str]:

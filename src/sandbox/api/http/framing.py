@@ -20,6 +20,12 @@ CHUNK_LINE_BYTES_MAX = 512
 CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """All chunk extensions of a body; their content is ignored."""
 
+FIELDS_MAX = 128
+"""Fields of a header or trailer, and values of its lists: each costs far more to parse than its bytes."""
+
+PARTS_PER_READ_MAX = 24
+"""Heads, chunk-size lines, chunks and line ends that are passed on at once."""
+
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
@@ -39,34 +45,40 @@ class RequestFraming:
     """Passes on complete heads and body bytes of one connection, one request at a time. No I/O.
 
     error: why nothing more is passed on, or None.
+    is_paused: whether there may be more parts of the current request in the buffer; `feed` continues.
     """
 
     def __init__(self) -> None:
         self.error: str | None = None
+        self.is_paused = False
         self._buffer = bytearray()
         self._searched_bytes = 0
         self._body_bytes_left = 0
         self._line_bytes_left = HEAD_BYTES_MAX
         self._extension_bytes_left = 0
         self._head_lines: list[bytes] = []
+        self._fields: list[tuple[bytes, bytes]] = []
         self._is_last_request = False
         self._has_request_ended = False
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Add received bytes; return the bytes that may be parsed, up to the end of a request.
+        """Add received bytes; return the bytes that may be parsed: a few parts, up to the end of a request.
 
-        A client may send thousands of requests at once; parsing all of them at once would delay other clients.
+        A client may send thousands of requests or chunks at once; parsing all of them at once would delay other clients.
         """
         self._buffer += data
         passed = bytearray()
         self._has_request_ended = False
+        parts_left = PARTS_PER_READ_MAX
         try:
-            while not self._has_request_ended and (part := self._parse_step()) is not None:
+            while parts_left and not self._has_request_ended and (part := self._parse_step()) is not None:
                 passed += part
+                parts_left -= 1
         except _FramingError as refused:
             self.error = str(refused)
             self._parse_step = self._discard
+        self.is_paused = not parts_left and not self._has_request_ended
         return bytes(passed)
 
     def keep(self, data: bytes) -> None:
@@ -86,16 +98,25 @@ class RequestFraming:
                 if _REQUEST_LINE.fullmatch(line) is None:
                     raise _FramingError("The request line is not METHOD TARGET HTTP/1.1, with one space between them.")
             elif line:
-                _parse_field(line)
+                self._add_field(line)
             else:
                 return self._finish_head()
             self._head_lines.append(line)
         return None
 
+    def _add_field(self, line: bytes) -> bytes:
+        """Parse a header or trailer field and return its name."""
+        self._fields.append(_parse_field(line))
+        if len(self._fields) > FIELDS_MAX:
+            raise _FramingError(f"The request has more than {FIELDS_MAX} header fields or trailer fields.")
+        return self._fields[-1][0]
+
     def _finish_head(self) -> bytes:
         lines, self._head_lines, self._line_bytes_left = self._head_lines, [], HEAD_BYTES_MAX
-        fields = [_parse_field(line) for line in lines[1:]]
+        fields, self._fields = self._fields, []
         is_old = lines[0].endswith(b"HTTP/1.0")
+        if sum(value.count(b",") for name, value in fields if _is_list_field(name)) > FIELDS_MAX:
+            raise _FramingError(f"Connection, Upgrade and Sec-WebSocket-* have more than {FIELDS_MAX} values.")
         length, is_chunked = _body_framing(fields, is_old=is_old)
         if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
             raise _FramingError("The WebSocket handshake has a body, or uses HTTP/1.0.")
@@ -154,12 +175,13 @@ class RequestFraming:
             return None
         if not line:
             self._finish_request()
-        elif _parse_field(line)[0] in _FRAMING_FIELDS:
+        elif self._add_field(line) in _FRAMING_FIELDS:
             raise _FramingError("A trailer field is Content-Length or Transfer-Encoding.")
         return line + b"\r\n"
 
     def _finish_request(self) -> None:
         self._has_request_ended = True
+        self._fields = []
         self._line_bytes_left = HEAD_BYTES_MAX
         self._parse_step = self._discard if self._is_last_request else self._read_head
         if self._is_last_request:
@@ -211,9 +233,19 @@ class FramedConnection(h11.Connection):
         """Why the connection must be closed, or None."""
         return self._framing.error
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether `resume` passes on more of the current request."""
+        return self._framing.is_paused
+
+    def resume(self) -> None:
+        """Pass on further parts of the current request."""
+        if framed := self._framing.feed(b""):
+            super().receive_data(framed)
+
     def receive_data(self, data: bytes) -> None:
-        """Frame received data and pass it to h11, one request at a time."""
-        if self._framing.has_more and self.their_state is not h11.IDLE:
+        """Frame received data and pass it to h11, one request at a time, in few parts."""
+        if self.is_paused or (self._framing.has_more and self.their_state is not h11.IDLE):
             self._framing.keep(data)
         elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
             super().receive_data(framed)
@@ -223,7 +255,7 @@ class FramedConnection(h11.Connection):
         if self._framing.has_more and self.their_state is h11.IDLE:
             self.receive_data(b"")
         event = super().next_event()
-        if event is h11.NEED_DATA and self._framing.has_more:
+        if event is h11.NEED_DATA and (self._framing.has_more or self.is_paused):
             return h11.PAUSED
         if event is not h11.NEED_DATA or self.framing_error is None:
             return event
@@ -251,6 +283,11 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_WHITESPACE) != value.removeprefix(b" "):
         raise _FramingError("Content-Length or Transfer-Encoding has tabs or spaces around its value.")
     return name, value.strip(_WHITESPACE)
+
+
+def _is_list_field(name: bytes) -> bool:
+    """Whether this field is a list that is parsed before the client is authenticated."""
+    return name in {b"connection", b"upgrade"} or name.startswith(b"sec-websocket-")
 
 
 def _field_values(fields: _Fields, name: bytes) -> list[bytes]:

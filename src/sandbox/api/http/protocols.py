@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import h11
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -14,12 +16,22 @@ from sandbox.api.http.framing import FramedConnection
 from sandbox.api.http.unauthenticated_connections import PortState
 from sandbox.api.middleware.response_headers import get_request_id
 from sandbox.api.responses import problem_response, reason_phrase
+from sandbox.system.fair_share import FairShare
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that does not read pending data for this long is disconnected."""
 
 HEAD_TIMEOUT_SECONDS = 30.0
 """A client without a complete request head this long after connecting or its last response is disconnected."""
+
+_PARTS_BYTES = 28 * 1024
+"""What a few parts of a request's body cost of the client's share of a turn, however short they are."""
+
+_REJECTION_BYTES = 16 * 1024
+"""What the answer to a malformed request costs of a turn."""
+
+_FRAMES_BYTES = 256
+"""Bytes of WebSocket frames that are parsed at once; the shortest frame has 6."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
@@ -61,6 +73,17 @@ class _BackpressureMixin(asyncio.Protocol):
             self._stall_timer = None
 
 
+class _Flow(FlowControl):
+    """Flow control that does not resume reading while there is something left to parse."""
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        """Resume reading, unless it is held."""
+        if not self.is_held:
+            super().resume_reading()
+
+
 class HttpProtocol(_BackpressureMixin, H11Protocol):
     """An HTTP connection. Invalid HTTP gets an error response in the usual format.
 
@@ -68,6 +91,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _body_reader: asyncio.Task[None] | None = None
+    _rejection: asyncio.Task[None] | None = None
+    flow: _Flow
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -75,6 +101,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self.app_state = {**self.app_state, "abort": self.abort}
         assert isinstance(self.server_state, PortState)
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
+        self._rejections = self.server_state.rejections
 
     @property
     def is_authenticated(self) -> bool:
@@ -91,6 +118,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Register a new connection."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self._update_head_timer()
         self._unauthenticated_connections.add(self)
 
@@ -98,6 +126,24 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         """Process data and update the head timer."""
         super().data_received(data)
         self._update_head_timer()
+
+    def handle_events(self) -> None:
+        """Handle what was received. What is left of a body with many chunks is read in the turns of the share."""
+        super().handle_events()
+        self.flow.is_held = self.conn.is_paused
+        if self.conn.is_paused and self._body_reader is None:
+            self._body_reader = self.loop.create_task(self._read_body())
+
+    async def _read_body(self) -> None:
+        while self.conn.is_paused and not self.transport.is_closing():
+            await _share_of(self.scope).acquire(_PARTS_BYTES)
+            self.flow.is_held = False
+            if self.cycle.response_complete or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+                self.flow.resume_reading()
+            self.conn.resume()
+            self.handle_events()
+            self._update_head_timer()
+        self._body_reader = None
 
     def on_response_complete(self) -> None:
         """Wait for the next request head."""
@@ -138,15 +184,24 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400, unless a response has started, and close. `msg` is uvicorn's own text and is not used."""
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
-            head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
-            body = () if self._is_answering_head_request() else (h11.Data(data=bytes(response.body)),)
-            for event in (head, *body, h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+        """Respond with 400 in turns, unless a response has started, and close. `msg` is uvicorn's own text, not used."""
         if self.cycle is not None:
-            self.cycle.disconnected = True  # its response would follow the final one
+            self.cycle.disconnected = True  # its response would replace or follow the final one
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()
+        elif self._rejection is None:
+            self.transport.pause_reading()
+            self._rejection = self.loop.create_task(self._reject())
+
+    async def _reject(self) -> None:
+        await self._rejections.acquire(_REJECTION_BYTES)
+        if self.transport.is_closing():
+            return
+        response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
+        head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
+        body = () if self._is_answering_head_request() else (h11.Data(data=bytes(response.body)),)
+        for event in (head, *body, h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _is_answering_head_request(self) -> bool:
@@ -161,20 +216,65 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """
 
     _pending_pong = b""
+    _parser: asyncio.Task[None] | None = None
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._unparsed = bytearray()
+        self._changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never responds to it."""
+        """Process the handshake, and keep the frames until the share of the client allows parsing them.
+
+        Respond with 400 to a handshake that the library cannot parse; uvicorn never responds to it.
+        """
+        if self.handshake_initiated:
+            self._unparsed += data
+            self.transport.pause_reading()
+            self._parser = self._parser or self.loop.create_task(self._parse_frames())
+            return
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(_bad_handshake_response(self.client))
             self.transport.close()
+
+    async def _parse_frames(self) -> None:
+        """Parse what was received once the handshake is answered, a few frames at a time."""
+        await self._wait_until(lambda: self.handshake_complete)
+        while self._unparsed and not self.transport.is_closing():
+            await _share_of(self.scope).acquire(_PARTS_BYTES)
+            frames, self._unparsed = self._unparsed[:_FRAMES_BYTES], self._unparsed[_FRAMES_BYTES:]
+            super().data_received(bytes(frames))
+            await self._wait_until(lambda: self.queue.empty() or self.close_sent)
+        self._parser = None
+        self.transport.resume_reading()
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition() and not self.disconnected:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def receive(self) -> Any:
+        """Return the next message. The parser resumes reading once it has parsed everything."""
+        self.read_paused = False
+        message = await self.queue.get()
+        self._changed.set()
+        return message
 
     async def send(self, message: Any) -> None:
         """Send a message, and mark a rejected handshake as complete. Return when the client has read most of it."""
         await super().send(message)
         if message["type"] == "websocket.send":
             await self.writable.wait()
+            return
         self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
+        self._changed.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the parser after the connection is closed."""
+        super().connection_lost(exc)
+        self._unparsed.clear()
+        self._changed.set()
 
     def handle_ping(self) -> None:
         """Send the pong now, or once the client reads again."""
@@ -188,6 +288,12 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         super().resume_writing()
         pong, self._pending_pong = self._pending_pong, b""
         self.transport.write(pong)
+
+
+def _share_of(scope: Any) -> FairShare:
+    """Return the client's share, or an unused one until the middleware has authenticated the request."""
+    share = scope["state"].get("share")
+    return share if isinstance(share, FairShare) else FairShare()
 
 
 def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> Response:

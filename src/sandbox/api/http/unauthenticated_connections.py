@@ -8,6 +8,8 @@ from typing import Protocol
 
 from uvicorn.server import ServerState
 
+from sandbox.system.fair_share import FairShare
+
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of such connections per port; an additional one closes the oldest."""
 
@@ -51,10 +53,11 @@ class UnauthenticatedConnections:
 
 
 class PortState(ServerState):
-    """State shared by the connections of one port."""
+    """State shared by the connections of one port. rejections: in whose turns malformed requests are answered."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.rejections = FairShare()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX

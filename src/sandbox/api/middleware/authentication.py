@@ -56,11 +56,12 @@ class AuthenticationMiddleware:
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         share = self._authenticator.share_of(result.principal)
         fair_share.set_current_share(share)
+        scope.setdefault("state", {})["share"] = share
         await share.acquire(_REQUEST_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = result
+        scope["state"]["caller"] = result
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)

@@ -4,6 +4,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sandbox.api import paths
+from sandbox.api.auth.authenticator import session_cookie
 from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
 from sandbox.api.context import ContextDep
 from sandbox.api.middleware.authentication import get_caller
@@ -37,7 +38,7 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse:
 
 async def close_session(request: Request, context: ContextDep) -> Response:
     """End the session of this request's cookie."""
-    if cookie := request.cookies.get(SESSION_COOKIE):
+    if cookie := session_cookie(request):
         context.authenticator.sessions.close(cookie)
     response = Response(status_code=204)
     response.delete_cookie(SESSION_COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")

@@ -80,6 +80,13 @@ class RecordingTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = b""
+        self.is_paused = False
+
+    def pause_reading(self):
+        self.is_paused = True
+
+    def resume_reading(self):
+        self.is_paused = False
 
     def write(self, data):
         self.written += data
@@ -97,6 +104,11 @@ def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
         await send({"type": "websocket.accept"})
         await receive()
 
+    async def receive(connection, client):
+        connection.data_received(b"".join(client.data_to_send()))
+        while connection.transport.is_paused:
+            await asyncio.sleep(0)
+
     async def scenario():
         config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
         config.load()
@@ -110,13 +122,13 @@ def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
         client.receive_data(transport.written)
         transport.written = b""
         client.send_ping(b"first")
-        connection.data_received(b"".join(client.data_to_send()))
+        await receive(connection, client)
         assert b"first" in transport.written
         transport.written = b""
         connection.pause_writing()
         for number in range(1000):
             client.send_ping(b"%d" % number)
-        connection.data_received(b"".join(client.data_to_send()))
+        await receive(connection, client)
         assert transport.written == b""
         connection.resume_writing()
         client.receive_data(transport.written)

@@ -134,6 +134,14 @@ def test_session_secret_and_token_are_not_interchangeable(server):
     assert server.denied(authorization=f"Bearer {secret}").status == 401
     assert server.denied(cookie="sandbox_session=olga").status == 401
     assert server.caller(cookie=f"sandbox_session={secret}").is_operator
+    for cookies in (
+        f"a=b; sandbox_session={secret}",
+        f"sandbox_session={secret};a",
+        "a;" * 4000 + f"\tsandbox_session ={secret} ",
+    ):
+        assert server.caller(cookie=cookies).is_operator
+    for cookies in (f"my_sandbox_session={secret}", f"a={secret}", f"sandbox_session={secret}; sandbox_session=x"):
+        assert server.denied(cookie=cookies).status == 401
 
 
 def test_local_operator_has_no_id_and_the_operator_role():

@@ -6,6 +6,7 @@ import pytest
 from sandbox.api.http.framing import (
     CHUNK_EXTENSIONS_BYTES_MAX,
     CHUNK_LINE_BYTES_MAX,
+    FIELDS_MAX,
     HEAD_BYTES_MAX,
     FramedConnection,
     RequestFraming,
@@ -18,7 +19,7 @@ HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnec
 def feed(framing: RequestFraming, data: bytes) -> bytes:
     """Everything that is passed on of these bytes."""
     passed = framing.feed(data)
-    while framing.has_more:
+    while framing.has_more or framing.is_paused:
         passed += framing.feed(b"")
     return passed
 
@@ -100,6 +101,9 @@ REJECTED = {
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP in lower case": GET.replace(b"HTTP", b"http"),
     "TLS that is not even a line": bytes.fromhex("16030100a5010000a10303"),
+    "too many values of a list": HANDSHAKE + b"Sec-WebSocket-Protocol: " + b"a," * (FIELDS_MAX + 1) + b"a\r\n\r\n",
+    "too many header fields": post(b"X: y\r\n" * FIELDS_MAX),
+    "too many trailer fields": chunked(b"0\r\n" + b"X: y\r\n" * (FIELDS_MAX + 1) + b"\r\n"),
     "a head that is too long": b"GET / HTTP/1.1\r\n" + line_of(b"X", HEAD_BYTES_MAX),
     "a head that is too long, and no line": b"GET /" + b"x" * HEAD_BYTES_MAX,
     "a chunk's size with a prefix": chunked(b"0x5\r\nhello\r\n0\r\n\r\n"),
@@ -145,6 +149,10 @@ ACCEPTED = {
     "values in every way": post(b"A:b\r\nB:\t \r\nC: d e\tf \r\nD: \xff\xfe\r\nE: " + "grün".encode() + b"\r\n"),
     "a handshake": HANDSHAKE + b"Content-Length: 0\r\n\r\n",
     "an upgrade to HTTP/2 with a body": post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n", b"x"),
+    "as many values of a list as may be": post(b"Connection: " + b"a," * FIELDS_MAX + b"a\r\n"),
+    "many values of another list": post(b"Accept: " + b"a," * 4000 + b"a\r\n"),
+    "as many header fields as may be": post(b"X: y\r\n" * (FIELDS_MAX - 1)),
+    "as many trailer fields as may be": chunked(b"0\r\n" + b"X: y\r\n" * FIELDS_MAX + b"\r\n"),
     "a head just short enough": b"GET / HTTP/1.1\r\n" + line_of(b"X", HEAD_BYTES_MAX - 18) + b"\r\n",
 }
 

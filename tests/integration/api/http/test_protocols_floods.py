@@ -1,0 +1,172 @@
+"""Floods of short chunks and of short WebSocket frames are parsed in the turns of their client's share."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from doubles.fake_access import FakeAccess
+from doubles.fake_tasks import TO_RUNNING
+from sandbox.api.http import framing, protocols
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX
+
+CONNECTIONS = 8
+PER_TURN_MAX = 1000
+CHUNKS = b"1\r\nx\r\n" * 10_000
+PING = b"\x89\x80\0\0\0\0"
+HEAD = b"%b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+HANDSHAKE = (
+    b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + base64.b64encode(bytes(16)) + b"\r\n%b\r\n"
+)
+AS_VIEWER = b"Authorization: Bearer vera\r\n"
+MANIFEST = b"""version: "1"
+kind: Task
+metadata: {name: Twin}
+repository: {url: "https://example.org/a.git", branch: main}
+claude: {prompt: Work.}
+"""
+
+
+class CallsPerTurn:
+    """The number of calls of a method: all, and the maximum in one iteration of the event loop."""
+
+    def __init__(self, monkeypatch, owner, name):
+        self.all = self.maximum = self._now = 0
+        original = getattr(owner, name)
+
+        def counted(*arguments):
+            self.all, self._now = self.all + 1, self._now + 1
+            self.maximum = max(self.maximum, self._now)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    async def watch(self):
+        while True:
+            self._now = 0
+            await asyncio.sleep(0)
+
+
+async def flood(port, head, data):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head)
+    first = await asyncio.wait_for(reader.readline(), 10)
+    writer.write(data)
+    return first, reader, writer
+
+
+@pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
+def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, request_line):
+    chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
+
+    async def scenario():
+        async with running_api(FakeAccess(otto="operator")) as api:
+            watching = asyncio.create_task(chunks.watch())
+            clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
+            await until(lambda: chunks.all >= 5000, 30)
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+                assert (await client.get("/api/v1/tasks")).status_code == 200
+            assert chunks.maximum <= PER_TURN_MAX
+            watching.cancel()
+            for _, _, writer in clients:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
+    answers = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
+
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer")) as api:
+            clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
+            watching = asyncio.create_task(answers.watch())
+            for _, writer in clients:
+                writer.write(b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n")
+            responses = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in clients)), 30)
+            assert answers.maximum <= 2 * MESSAGES_PER_TURN_MAX
+            watching.cancel()
+            for _, writer in clients:
+                writer.close()
+            return responses
+
+    responses = asyncio.run(scenario())
+    assert {response.split(b"\r\n")[0] for response in responses} == {b"HTTP/1.1 400 Bad Request"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_body_in_chunks_of_any_size_is_read(running_api, size):
+    manifest = MANIFEST + b"#" * 200_000 if size == 100_000 else MANIFEST
+    parts = [bytes(part) for part in itertools.batched(manifest, size)]
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    request = HEAD % b"POST /api/v1/tasks?dry_run=true" + body
+
+    async def scenario():
+        async with running_api() as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            last = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            writer.write(request * 3 + last)
+            response = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return response
+
+    response = asyncio.run(scenario())
+    assert response.count(b"HTTP/1.1 200 OK") == 4
+    assert response.count(b'"dry_run":true') == 3
+
+
+def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
+    pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+            watching = asyncio.create_task(pings.watch())
+            clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
+            assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
+            await until(lambda: pings.all >= 5000, 30)
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+                assert (await client.get("/api/v1/tasks")).status_code == 200
+            assert pings.maximum <= PER_TURN_MAX
+            watching.cancel()
+            for _, _, writer in clients:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch):
+    pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer")) as api:
+            for _ in range(20):
+                reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+                writer.write(HANDSHAKE % b"")
+                for _ in range(20):
+                    writer.write(PING * 1000)
+                    await asyncio.sleep(0)
+                with contextlib.suppress(ConnectionError):
+                    assert b" 401 " in await asyncio.wait_for(reader.readline(), 10)
+                writer.close()
+
+    asyncio.run(scenario())
+    assert pings.all == 0
+
+
+def test_every_ping_of_a_reading_client_is_answered(running_api):
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer")) as api:
+            api.tasks.add("task-001", *TO_RUNNING)
+            headers = {"Authorization": "Bearer vera"}
+            async with connect(api.ws("?task_id=task-001"), additional_headers=headers) as stream:
+                pongs = [await stream.ping() for _ in range(500)]
+                await stream.send("x" * 60_000)  # ignored
+                pongs.append(await stream.ping())
+                await asyncio.wait_for(asyncio.gather(*pongs), 20)
+
+    asyncio.run(scenario())
