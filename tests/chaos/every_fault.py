@@ -22,7 +22,7 @@ def journal_target(harness, task_id):
 
 
 def index_target(harness, _):
-    return tuple(str(harness.machine.data_dir / name) for name in ("index.sqlite", "index.sqlite-wal"))
+    return tuple(str(harness.deployment.data_dir / name) for name in ("index.sqlite", "index.sqlite-wal"))
 
 
 def any_target(*_):

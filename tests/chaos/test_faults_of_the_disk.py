@@ -27,9 +27,11 @@ def harness(tmp_path):
 def test_failing_system_calls_leave_consistent_journals(harness):
     for error, nth in (("ENOSPC", 1), ("EIO", 2), ("EINTR", 4)):
         _check_completes(harness, f"journal-{error.lower()}-{nth}", Fault(error, nth), journal_path)
-    _check_completes(harness, "index-1", Fault("EIO", 1), lambda *_: str(harness.machine.data_dir / "index.sqlite-wal"))
+    _check_completes(
+        harness, "index-1", Fault("EIO", 1), lambda *_: str(harness.deployment.data_dir / "index.sqlite-wal")
+    )
     _check_completes(harness, "a-while", Fault("ENOSPC", 6, is_persistent=True), journal_path)
-    assert harness.machine.logs("a-while", "stdout").count('"number"') == 5
+    assert harness.deployment.logs("a-while", "stdout").count('"number"') == 5
     # Elsewhere a failing call may fail the task, with a reason.
     for error, nth in (("ENOSPC", 2), ("EIO", 11)):
         _, hits = harness.run_task(f"anywhere-{error.lower()}-{nth}", Fault(error, nth))
@@ -55,7 +57,7 @@ def test_task_on_a_full_disk_completes_once_space_is_freed(tmp_path):
 
 
 def _run_on_full_disk(harness, small):
-    deployment = harness.machine
+    deployment = harness.deployment
     assert harness.submit("task-1", 20)
     deployment.wait_for_state("running")
     with harness.monitored_health():

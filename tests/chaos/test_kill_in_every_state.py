@@ -32,7 +32,7 @@ def gvisor_cells(rng):
 @pytest.mark.parametrize(("runtime", "choose_cells"), [("bubblewrap", one_target_per_state), ("gvisor", gvisor_cells)])
 def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_cells):
     require_runtime(runtime, tmp_path / "probe")
-    (tmp_path / "machine").mkdir()
+    (tmp_path / "deployment").mkdir()
     number = seed()
     chosen_cells = choose_cells(random.Random(number))
     result = run_round(tmp_path / "machine", runtime, chosen_cells, number)

@@ -65,7 +65,7 @@ class RequestFraming:
     def feed(self, data: bytes) -> bytes:
         """Add received bytes; return the bytes that may be parsed: a few parts, up to the end of a request.
 
-        A client may send thousands of requests or chunks at once; parsing all of them at once would delay other clients.
+        A client may send thousands of requests or chunks at once; parsing all at once would delay other clients.
         """
         self._buffer += data
         passed = bytearray()

@@ -184,7 +184,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400 in turns, unless a response has started, and close. `msg` is uvicorn's own text, not used."""
+        """Respond with 400 in turns, unless a response has started, and close. `msg` is uvicorn's text, not used."""
         if self.cycle is not None:
             self.cycle.disconnected = True  # its response would replace or follow the final one
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
