@@ -44,7 +44,7 @@ class StateDriver:
     """
 
     def __init__(self, deployment, rng, *, needs_sandbox=False, is_endless=False, retries=0):
-        self._machine, self._rng = deployment, rng
+        self._deployment, self._rng = deployment, rng
         self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
         self.missed = []
 
@@ -53,25 +53,25 @@ class StateDriver:
         for number in range(TRIES_MAX):
             task_id = f"{name}-{state}-{number}"
             held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._rng.randrange(STEPS_MAX))
-            held.state = self._machine.state(task_id)
+            held.state = self._deployment.state(task_id)
             if held.state == state:
-                held.stdout_before = journal_file.stdout_of(self._machine.records(task_id))
+                held.stdout_before = journal_file.stdout_of(self._deployment.records(task_id))
                 return held
             held.release()
             self.missed.append(task_id)
-        raise AssertionError(f"no task was held in {state}: {self._machine.diagnostics(self.missed[-1])}")
+        raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed[-1])}")
 
     def _reach_pending(self, task_id, _):
         """Waiting for capacity, or just acknowledged."""
-        self._machine.submit_order(task_id, cpus=ALL_CPUS)
+        self._deployment.submit_order(task_id, cpus=ALL_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, steps):
         """Between the start of the runner and the last byte of its clone."""
-        throttle, url = self._machine.add_throttle(self._rng.randrange(10_000))
-        self._machine.submit_order(task_id, url=url)
+        throttle, url = self._deployment.add_throttle(self._rng.randrange(10_000))
+        self._deployment.submit_order(task_id, url=url)
         held = HeldTask(task_id, throttle=throttle)
-        if steps % 2 or self._machine.state(task_id) == "pending":
+        if steps % 2 or self._deployment.state(task_id) == "pending":
             wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
         return held
@@ -85,17 +85,17 @@ class StateDriver:
     def _reach_running(self, task_id, steps):
         """While the agent prints."""
         lines = LONG_LINES if self._is_endless else SHORT_LINES
-        self._machine.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
+        self._deployment.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
-        wait_until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
+        wait_until(lambda: len(self._deployment.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
         """While the runner stores many artifacts."""
-        self._machine.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
+        self._deployment.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))
-        while self._machine.state(task_id) == "running":
+        while self._deployment.state(task_id) == "running":
             time.sleep(0.001)
         held.is_stopped = processes.stop(held.runner)
         for _ in range(steps):
@@ -104,8 +104,8 @@ class StateDriver:
 
     def _step_into(self, state, task_id, steps):
         """From a held clone on, run the runner only in observed steps."""
-        throttle, url = self._machine.add_throttle(0)
-        self._machine.submit_order(task_id, url=url)
+        throttle, url = self._deployment.add_throttle(0)
+        self._deployment.submit_order(task_id, url=url)
         wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held = HeldTask(task_id, runner=self._find_runner(task_id), throttle=throttle)
         held.is_stopped = processes.stop(held.runner)
@@ -113,7 +113,7 @@ class StateDriver:
         extra = itertools.count()
         deadline = time.monotonic() + REACH_SECONDS
         while held.is_stopped and time.monotonic() < deadline:
-            records = self._machine.records(task_id)
+            records = self._deployment.records(task_id)
             state_now = journal_file.state_of(records)
             if state_now == state and self._has_required_processes(records):
                 if next(extra) >= steps:
@@ -127,14 +127,14 @@ class StateDriver:
         return not self._needs_sandbox or bool(processes.members_of(journal_file.attempt_of(records)))
 
     def _await_state(self, task_id, state):
-        wait_until(lambda: self._machine.state(task_id) not in ("pending", "staging", "provisioning", "ready"),
+        wait_until(lambda: self._deployment.state(task_id) not in ("pending", "staging", "provisioning", "ready"),
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
         """None if the runner has already ended."""
-        wait_until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
+        wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
-        while (pid := find_runner(self._machine.data_dir, task_id)) is None:
-            if self._machine.state(task_id) in journal_file.TERMINAL or time.monotonic() > deadline:
+        while (pid := find_runner(self._deployment.data_dir, task_id)) is None:
+            if self._deployment.state(task_id) in journal_file.TERMINAL or time.monotonic() > deadline:
                 return None
         return pid

@@ -35,6 +35,6 @@ def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_cells):
     (tmp_path / "deployment").mkdir()
     number = seed()
     chosen_cells = choose_cells(random.Random(number))
-    result = run_round(tmp_path / "machine", runtime, chosen_cells, number)
+    result = run_round(tmp_path / "deployment", runtime, chosen_cells, number)
     assert [str(violation) for violation in result.violations] == []
     assert result.covered >= chosen_cells

@@ -24,29 +24,32 @@ class FaultHarness:
     """Runs tasks with a stand-in agent, one per fault. final_statuses: by task id."""
 
     def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
-        self.machine = Deployment(directory)
-        self.machine.data_dir = data_dir or self.machine.data_dir
-        make_repository(self.machine.repositories / "repo.git", {"README.md": "hello\n"})
-        self.machine.start_git()
-        self.machine.start_model(reply())
-        self.environment = {"PYTHONPATH": str(make_fake_agent(self.machine.directory / "agent", steps)), **environment}
-        self.machine.start_server(**self.environment)
+        self.deployment = Deployment(directory)
+        self.deployment.data_dir = data_dir or self.deployment.data_dir
+        make_repository(self.deployment.repositories / "repo.git", {"README.md": "hello\n"})
+        self.deployment.start_git()
+        self.deployment.start_model(reply())
+        self.environment = {
+            "PYTHONPATH": str(make_fake_agent(self.deployment.directory / "agent", steps)),
+            **environment,
+        }
+        self.deployment.start_server(**self.environment)
         self.slowest_seconds = 0.0
         self.final_statuses = {}
 
     def close(self):
-        self.machine.close()
+        self.deployment.close()
 
     def run_task(self, task_id, fault):
         """Run a task with a fault; return its final status and the failed calls."""
-        trace = self.machine.directory / "trace.log"
+        trace = self.deployment.directory / "trace.log"
         with self.monitored_health():
-            with injected_fault(self.machine.server.pid, fault, trace) as injection:
+            with injected_fault(self.deployment.server.pid, fault, trace) as injection:
                 is_accepted = self.submit(task_id, FAULT_SECONDS)
                 if is_accepted:
                     self.wait_for_end(task_id, injection)
             assert is_accepted or self.submit(task_id, 30), "rejected after the fault has ended"
-            status = self.machine.wait(task_id)
+            status = self.deployment.wait(task_id)
         self.check(status)
         return status, failed_calls(injection.hits)
 
@@ -65,7 +68,7 @@ class FaultHarness:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                self.machine.submit(task_id)
+                self.deployment.submit(task_id)
             except AssertionError as rejection:
                 if "service_unavailable" not in str(rejection):
                     raise
@@ -75,7 +78,7 @@ class FaultHarness:
         return False
 
     def state(self, task_id):
-        return self.machine.status(task_id).get("state")
+        return self.deployment.status(task_id).get("state")
 
     def check(self, status):
         """A failure has a reason, and the journal is complete and has the same final state."""
@@ -83,7 +86,7 @@ class FaultHarness:
         if status["state"] != "completed":
             assert status["error"]["code"], status
             assert status["error"]["message"], status
-        records = self.machine.data_dir / "tasks" / status["id"] / "journal" / "records"
+        records = self.deployment.data_dir / "tasks" / status["id"] / "journal" / "records"
         extent = measure_extent(records)
         assert extent.end == records.stat().st_size
         assert extent.last.transition.new_state == status["state"]
@@ -92,12 +95,12 @@ class FaultHarness:
     def check_all(self):
         """A restarted server reports the same statuses, and no leftovers remain."""
         wait_until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
-        self.machine.server.stop(9)
-        self.machine.start_server(**self.environment)
+        self.deployment.server.stop(9)
+        self.deployment.start_server(**self.environment)
         for task_id, status in self.final_statuses.items():
-            assert self.machine.status(task_id) == status
+            assert self.deployment.status(task_id) == status
         result = subprocess.run(
-            [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--data-dir", str(self.machine.data_dir)],
+            [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--data-dir", str(self.deployment.data_dir)],
             capture_output=True,
             text=True,
             timeout=120,
@@ -107,7 +110,7 @@ class FaultHarness:
 
     def leftovers(self):
         """Leftovers of tasks, except for runner logs, which may report faults."""
-        found = find_leftovers(self.machine.data_dir)
+        found = find_leftovers(self.deployment.data_dir)
         found["files"] = {path for path in found.get("files", ()) if not path.endswith("runner.log")}
         return {kind: items for kind, items in found.items() if items}
 
@@ -124,7 +127,7 @@ class FaultHarness:
             watcher.join()
 
     def _watch_health(self, is_done):
-        with httpx.Client(base_url=self.machine.server.ready_message["http"], trust_env=False, timeout=30) as http:
+        with httpx.Client(base_url=self.deployment.server.ready_message["http"], trust_env=False, timeout=30) as http:
             while not is_done.wait(0.25):
                 start = time.monotonic()
                 status = http.get("/api/v1/health").status_code
@@ -134,4 +137,4 @@ class FaultHarness:
 
 
 def journal_path(harness, task_id):
-    return str(harness.machine.data_dir / "tasks" / task_id / "journal" / "records")
+    return str(harness.deployment.data_dir / "tasks" / task_id / "journal" / "records")
