@@ -45,7 +45,7 @@ def _quote_segment(part: str) -> str:
 
 @contextmanager
 def translate_url_errors() -> Iterator[None]:
-    """Convert URLs that are too long or not encodable to InvalidParameterError."""
+    """Raise InvalidParameterError for a URL that is too long or cannot be encoded."""
     import httpx
 
     try:

@@ -21,8 +21,8 @@ STOP_TIMEOUT_SECONDS = 5.0
 @contextlib.contextmanager
 def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Start a server on free ports. model: environment variables that configure its model."""
-    # Ignore the user's own server configuration. The log would mix with the demo's output; errors of the task are part
-    # of its status anyway.
+    # Ignore the user's server configuration. Log only errors, so that the log does not mix with the demo's output; the
+    # task's status contains its errors.
     model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",

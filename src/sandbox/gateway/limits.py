@@ -76,7 +76,7 @@ HOLD_SECONDS = 120.0
 """How long a model request waits for the agent check; above it: 503. During this time, silence counts as a hang."""
 
 REQUEST_JSON_VALUES_MAX = 500_000
-"""Commas, colons and brackets in a decoded model request, which limits the memory for decoding; above it: 413."""
+"""Commas, colons and opening brackets in the body of a model request; above it: 413. Limits the memory for decoding."""
 
 MODEL_STRING_CHARACTERS_MAX = 256
 """A model name, a tool type or a source type in a decoded request; a longer one is rejected and not reported."""

@@ -77,7 +77,7 @@ class RootFs:
         source = self.find(target)
         status = None if source is None else os.lstat(source)
         if source is None or status is None or not stat.S_ISREG(status.st_mode):
-            raise ImageRefusedError(f"The image has a hard link to a file outside of it: {name[:200]}")
+            raise ImageRefusedError(f"The target of a hard link is not a regular file of the image: {target[:200]}")
         self._count_bytes(status.st_size)
         path = self._make_vacant(name)
         if not os.path.lexists(source):

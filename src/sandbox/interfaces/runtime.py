@@ -54,7 +54,8 @@ class ConfinementLostError(OSError):
 class Confinement(Protocol):
     """An isolated environment for host programs.
 
-    Programs in it see the host's /usr and the directories that it was created with, at the same paths, and no network.
+    Programs in it can access only the host's /usr and the directories in its spec, at the same paths. They have no
+    network except `proxy_listener`.
     """
 
     @property

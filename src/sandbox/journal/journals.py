@@ -25,7 +25,7 @@ _TASK_ID = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class FileJournals:
-    """`<data_dir>/tasks/<task id>/journal/` with `records` and `lock`; implements `Journals`."""
+    """Stores the journal of each task in `<data_dir>/tasks/<task id>/journal/`. Implements `Journals`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir

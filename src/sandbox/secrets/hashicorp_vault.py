@@ -85,8 +85,8 @@ class VaultSource:
             raise unavailable_error(
                 secret,
                 (
-                    f"the certificate of Vault at {settings.address} is not trusted; configure its certificate "
-                    "authority."
+                    f"the certificate of Vault at {settings.address} is not trusted; set VAULT_CACERT in the server's "
+                    "environment to the file of its certificate authority."
                 ),
             ) from None
         except requests.exceptions.Timeout:

@@ -16,7 +16,7 @@ from sandbox.server.runner_launcher import Launcher, cancel_pending
 from sandbox.server.tracked_task import TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task had not started and is cancelled."
-_STOPPING_MESSAGE = "The task is being stopped; its results until now are stored."
+_STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:

@@ -111,7 +111,7 @@ class TaskService:
         dependencies.disk_monitor.on_space_freed = self._schedule
 
     def track(self, *tracked_tasks: TrackedTask, submission: Record | None = None) -> None:
-        """Follow tasks that are in journal and store. Tasks that have not started wait for resources."""
+        """Start tracking tasks that are in the journal and the store. Pending tasks are queued."""
         for tracked in tracked_tasks:
             self._track_one(tracked, submission)
         self._schedule()

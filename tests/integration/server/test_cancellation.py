@@ -19,7 +19,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
 @pytest.mark.parametrize(
     ("events", "rest", "message", "state"),
     [
-        ((), LOST, "The task is being stopped; its results until now are stored.", TaskState.CANCELLED),
+        ((), LOST, "The task is being stopped; its results so far are stored.", TaskState.CANCELLED),
         (
             TO_END[:1],
             TO_END[1:],
@@ -96,7 +96,7 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
 
     error, cancelled = asyncio.run(scenario())
     assert error == "Task task-1 is being passed to a runner and cannot be cancelled at this moment; try again."
-    assert cancelled == "The task is being stopped; its results until now are stored."
+    assert cancelled == "The task is being stopped; its results so far are stored."
 
 
 def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
@@ -116,4 +116,4 @@ def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monke
             slow_start.may_end.set()
             return (await asyncio.wait_for(cancelling, 10)).message
 
-    assert asyncio.run(scenario()) == "The task is being stopped; its results until now are stored."
+    assert asyncio.run(scenario()) == "The task is being stopped; its results so far are stored."

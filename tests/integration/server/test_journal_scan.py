@@ -130,7 +130,7 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
             await asyncio.sleep(0.5)  # it is detected as lost and waits for a slot
             try:
                 cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
-                assert cancelled.message == "The task is being stopped; its results until now are stored."
+                assert cancelled.message == "The task is being stopped; its results so far are stored."
                 assert replay_task(components.journals, "short").task.cancel.reason == "no need"
             finally:
                 slow_journals.may_end.set()

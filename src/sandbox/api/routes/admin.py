@@ -25,7 +25,10 @@ async def read_drain(context: ContextDep) -> JsonResponse:
 
 
 async def begin_drain(context: ContextDep) -> JsonResponse:
-    """Reject new tasks and start none, also after a restart, until the drain is undone. Running tasks continue."""
+    """Reject new tasks and start no pending ones until the drain is undone, even after a restart.
+
+    Running tasks continue.
+    """
     return _drain_response(await context.tasks.drain())
 
 

@@ -229,7 +229,8 @@ def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError)
     if isinstance(error, SandboxError):
         return f"It was running and cannot be ended: {error.message}"
     return (
-        f"Its journal was compressed too early; before a server starts, run: gunzip tasks/{task_id}/journal/records.gz"
+        "Its journal was compressed before the task ended. Before you start the server, run in the data directory: "
+        f"gunzip tasks/{task_id}/journal/records.gz"
     )
 
 

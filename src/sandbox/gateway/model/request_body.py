@@ -54,7 +54,11 @@ _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
 def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
     """Decode the body, or reject it. A body that would use much memory relative to its length is rejected undecoded."""
     if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
-        return Rejected(413, "request_too_large", f"The request's body has over {REQUEST_JSON_VALUES_MAX} values.")
+        return Rejected(
+            413,
+            "request_too_large",
+            f"The request body has more than {REQUEST_JSON_VALUES_MAX} commas, colons and opening brackets.",
+        )
     try:
         document = msgspec.json.decode(body)
     except DECODE_ERRORS:

@@ -75,7 +75,7 @@ def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | Non
     if clone_hosts is None or clone_endpoint(url) is None or is_clone_allowed(url, clone_hosts):
         return
     offered = ", ".join(sorted(clone_hosts)) or "none"
-    setting = "the operator sets git.allowed_hosts in sandbox.toml, or SANDBOX_GIT_ALLOWED_HOSTS"
+    setting = "the operator can allow more in git.allowed_hosts (sandbox.toml) or SANDBOX_GIT_ALLOWED_HOSTS"
     message = f"must be on one of the hosts from which this server clones: {offered}; {setting}"
     yield RuleViolation(("repository", "url"), "not_offered", message)
 

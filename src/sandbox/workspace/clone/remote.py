@@ -1,6 +1,7 @@
 """Resolves the remote of a confined clone, and the parts of the server user's configuration that the clone needs.
 
-Settings for other hosts stay outside: a repository that takes over git could read their tokens.
+Settings for other hosts are not passed into the confinement: a repository that exploits git could read the tokens in
+them.
 """
 
 import re
