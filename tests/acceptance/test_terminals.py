@@ -100,7 +100,7 @@ def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     first = open_terminal(server, "task", "attach", "task-1")
     first.expect("GOODDAY")
     second = open_terminal(server, "task", "attach", "task-1")
-    second.expect("look on")
+    second.expect("Read-only")
     second.expect("GOODDAY")
     second.type("this is not for you\r")
     first.type("mine?")
