@@ -34,7 +34,7 @@ def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser
     groups = page.locator(".opblock-tag").evaluate_all("(all) => all.map((one) => one.dataset.tag)")
     assert groups == [tag["name"] for tag in schema["tags"]]
     page.locator(".opblock", has_text="Submit Task").locator(".opblock-summary-control").click()
-    page.get_by_text("It is durable once the answer is sent.").wait_for()
+    page.get_by_text("The task is durable once the response is sent.").wait_for()
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -399,7 +399,7 @@ def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retrie
     asyncio.run(harness.attempt_runner.finish())
     [skipped] = harness.events(RetrySkipped)
     assert skipped.follow_up == "resume"
-    assert "could not store all that the agent wrote (Input/output error)" in skipped.reason
+    assert "could not store everything that the agent wrote (Input/output error)" in skipped.reason
     assert harness.task.attempt.follow_up == follow_up
     if not retries:
         assert harness.events(AttemptFailed)[-1].failure.code == "disk_full"

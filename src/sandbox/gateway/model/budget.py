@@ -178,7 +178,7 @@ class Spending:
         if self._budget.usd is not None and self._unpriced is not None:
             model = self._reporter.sanitize(self._unpriced)
             return (
-                f"A response is from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
+                f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
                 f"enforced; {end}."
             )
         if self._budget.usd is not None and usd >= self._budget.usd:

@@ -175,7 +175,7 @@ def test_response_of_a_model_without_a_price_exhausts_the_budget():
             client = await served.connect()
             client.send_request(REQUEST)
             assert (await client.read_response())[0] == 200
-            assert "The model another responded" in served.events_of(BudgetExhausted)[0].message
+            assert "A response came from the model another" in served.events_of(BudgetExhausted)[0].message
             client.send_request(REQUEST)
             assert (await client.read_error())[0] == 403
 

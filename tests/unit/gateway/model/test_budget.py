@@ -131,7 +131,7 @@ def test_unpriced_model_is_allowed_without_a_usd_budget(budget):
 def test_response_of_an_unpriced_model_exhausts_a_usd_budget():
     gate, events = create_gate(Budget(usd=100.0))
     gate.charge("first", Usage("a-new-model", 1, 1, cost_usd=None))
-    assert "A response is from the model a-new-model, which has no known price" in rejection_message(gate)
+    assert "A response came from the model a-new-model, which has no known price" in rejection_message(gate)
     gate.charge("second", usage(1, usd=1.0))
     gate.check()
     assert len(events) == 1
