@@ -84,7 +84,7 @@ def test_error_names_the_setting_that_allows_a_host(clone_hosts, offered):
         parse_manifest(manifest("https://git.example/repo.git"), is_json=True, clone_hosts=clone_hosts)
     (error,) = caught.value.errors
     assert f"clones: {offered};" in error.message
-    assert "git.allowed_hosts in sandbox.toml" in error.message
+    assert "git.allowed_hosts (sandbox.toml)" in error.message
     assert "SANDBOX_GIT_ALLOWED_HOSTS" in error.message
 
 
