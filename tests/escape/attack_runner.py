@@ -204,15 +204,16 @@ class AttackRun:
     def _task(self, task_id, patterns, kinds, **parts):
         machine = self.machine
         machine.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
-        self._wait_until_running(task_id)
+        self._wait_for_agent(task_id)
         status = machine.wait(task_id, TASK_SECONDS)
         for kind in kinds:
             self.results.setdefault(kind, {}).update(json.loads(machine.artifact(f".{kind}.json", task_id)))
         return status
 
-    def _wait_until_running(self, task_id):
+    def _wait_for_agent(self, task_id):
+        """Wait for the agent's first output: a task is running before its sandbox has entered all its namespaces."""
         deadline = time.monotonic() + TASK_SECONDS
-        while (state := self.machine.status(task_id)["state"]) != "running":
+        while (state := self.machine.status(task_id)["state"]) != "running" or not self.machine.logs(task_id):
             is_waiting = state not in TERMINAL and time.monotonic() < deadline
             assert is_waiting, f"{state}\n{self.machine.diagnostics(task_id)}"
             time.sleep(0.05)

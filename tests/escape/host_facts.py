@@ -49,7 +49,7 @@ def read_process(pid):
             nice=min(int(words[16]) for words in threads),
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
             cgroups=_read(directory / "cgroup"),
-            terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
+            terminals=_terminal_count(directory / "fd"),
             oom_score=int(_read(directory / "oom_score_adj")),
         )
         return None if int(_stat(directory)[6]) & _PF_EXITING else process
@@ -75,9 +75,18 @@ def _link(path):
     return str(path.readlink())
 
 
-def _is_terminal(descriptor):
+def _terminal_count(directory):
+    """Count the descriptors of terminals; without Path, because a process may have a hundred thousand descriptors."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _link(descriptor).startswith(("/dev/pts/", "/dev/ptmx", "/dev/tty"))
+        return sum(_is_terminal(name, fd) for name in os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _is_terminal(name, directory_fd):
+    try:
+        return os.readlink(name, dir_fd=directory_fd).startswith(("/dev/pts/", "/dev/ptmx", "/dev/tty"))
     except OSError:
         return False
 
