@@ -79,7 +79,7 @@ def _terminal_count(directory):
     """Count the descriptors of terminals; without Path, because a process may have a hundred thousand descriptors."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return sum(_is_terminal(name, fd) for name in os.listdir(fd))
+        return sum(_is_terminal(name, fd) for name in os.listdir(fd))  # noqa: PTH208
     finally:
         os.close(fd)
 
