@@ -76,7 +76,7 @@ def run_confined(directory, scenario, **limits):
 
 async def sees_no_host_files(confinement):
     code, output = await confinement.shell(
-        f"cat {confinement.secret} /etc/shadow; ls {confinement.place}; ls -a /home /root; cat /etc/hostname"
+        f"cat {confinement.secret} /etc/shadow; ls {confinement.directory}; ls -a /home /root; cat /etc/hostname"
     )
     assert "host secret" not in output
     assert "root:" not in output
