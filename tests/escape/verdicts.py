@@ -17,9 +17,9 @@ from escape.attacks_on_collection import (
 from escape.host_watch import OBSERVERS
 from escape.verdict import Outcome, Verdict, judge_attack
 
-UNEXPECTED_PACKET = "a packet to anything that is not allowed"
-DENIED_REQUEST = "a request at the allowed host that was to be refused"
-HOST_CHANGE = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
+UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
+DENIED_REQUEST = "no denied request at the allowed host"
+HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
 HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
 """Rows observed on the host, over all attacks together."""
 
