@@ -80,7 +80,7 @@ def open_tunnel(bench, kind):
 
 
 def test_package_installation_stays_within_the_cpu_burst():
-    """The twin: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
+    """The control: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
     tunnels, failures = 600, []
 
     def install(bench):
