@@ -26,7 +26,7 @@ FLOODS = (
     "a name that is known over UDP",
     "names that are refused over TCP",
     "refused tunnels",
-    "TLS without a name",
+    "TLS without a server name (SNI)",
     "the head of a request byte by byte",
     "allowed tunnels",
     "a tunnel inwards",
