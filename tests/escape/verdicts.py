@@ -72,13 +72,13 @@ def judge_watch(evidence):
 
 def _judge_traps(attack_run):
     collected = CollectedOutput(
-        attack_run.machine.artifact("task-1.patch"),
+        attack_run.deployment.artifact("task-1.patch"),
         [
             (entry["name"], entry["path"])
-            for entry in attack_run.machine.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+            for entry in attack_run.deployment.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
         ],
-        [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"],
-        attack_run.mark.exists(),
+        [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"],
+        attack_run.execution_marker_file.exists(),
     )
     return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.evidence}") for trap in TRAPS}
 
