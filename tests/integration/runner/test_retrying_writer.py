@@ -242,7 +242,7 @@ def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness,
 
 
 def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
-    """The other tests cover the twin: a disk without data loss."""
+    """The other tests cover the control: a disk without data loss."""
 
     async def verify(self, files):
         raise OSError(errno.EIO, "Input/output error")

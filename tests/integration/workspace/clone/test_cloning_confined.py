@@ -1,6 +1,6 @@
 """A git compromised by a repository stays confined: a program of the test runs in place of git.
 
-Each attack has a twin: an action that git may perform there.
+Each attack has a control: an action that git may perform there.
 """
 
 import asyncio
