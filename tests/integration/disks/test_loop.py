@@ -14,7 +14,7 @@ import pytest
 from doubles.child_processes import FORKSERVER
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.errors import AttemptError
 
 MIB = 1024 * 1024

@@ -10,7 +10,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError

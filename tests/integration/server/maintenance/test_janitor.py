@@ -12,7 +12,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.task_state import TaskState
