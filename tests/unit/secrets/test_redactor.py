@@ -295,7 +295,7 @@ def test_escapes_of_either_length_are_read(redactor: SecretRedactor, text: str):
     assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
 
 
-def test_text_with_escapes_of_either_length_stays_as_it_is(redactor: SecretRedactor):
+def test_text_with_escapes_of_either_length_is_unchanged(redactor: SecretRedactor):
     text = r"printf '\0101\0102' \x0041 \u41 C:\users\U0 \0"
     assert redactor.redact_text(text) == text
 
