@@ -397,6 +397,10 @@ class Sandbox(Protocol):
         """Return what the host's kernel holds for the sandbox. Cheap enough to call ten times a second."""
         ...
 
+    async def open_file_usage(self) -> FileUsage:
+        """Return the number of open files and directories only. Takes no lock that programs inside can hold for long."""
+        ...
+
     async def file_usage(self) -> FileUsage:
         """Return its open files; for a sandbox with its own kernel only the directories that the host opened for it.
 

@@ -43,8 +43,11 @@ _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
 
 
-def count_files(process_ids: Collection[int]) -> FileUsage:
+def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
     """Count the open files of one sandbox's processes.
+
+    counts_locks: to list the locks of an epoll or inotify instance, the kernel waits for a lock of the instance, which
+    a program can hold for long.
 
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.
@@ -53,7 +56,7 @@ def count_files(process_ids: Collection[int]) -> FileUsage:
         table: count for pid in process_ids if (table := find_fd_table(pid)) and (count := count_open_files(table))
     }
     total = sum(tables.values())
-    are_locks_counted, are_directories_counted = has_many_locks(), total > OPEN_DIRECTORIES_MAX
+    are_locks_counted, are_directories_counted = counts_locks and has_many_locks(), total > OPEN_DIRECTORIES_MAX
     if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
         return FileUsage(total)
     files = [f"{table}/{{}}/{name}" for table in tables for name in list_directory(f"{table}/fd")]
