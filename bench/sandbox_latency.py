@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.interfaces.layout import SANDBOX_WORKSPACE
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, Runtime, SandboxSpec
 
 MEMORY_BYTES = 512 * 1024 * 1024

@@ -64,7 +64,7 @@ def crash(deployment, *task_ids):
 
 
 def attempt_of(deployment, task_id):
-    from sandbox.interfaces.layout import TaskLayout
+    from sandbox.interfaces.file_layout import TaskLayout
 
     root = TaskLayout(deployment.data_dir, task_id).root / "attempts"
     names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from doubles.sandbox_lifecycle import MEBIBYTE, read_until, ready_sandbox
 from sandbox.disks.directory import DirectoryDisks
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
 
 _UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; echo ready; sleep 60"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.bootstrap import runtime
 from sandbox.cli import main as cli_main
-from sandbox.interfaces.layout import SANDBOX_WORKSPACE
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, RuntimeProbe, SandboxSpec
 from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Recorder, replay_task
-from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import (

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox import __version__
 from sandbox.api import paths
+from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.context import AppContext
 from sandbox.api.errors import add_error_handlers
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
 from sandbox.api.middleware.metrics import MetricsMiddleware, ServerMetrics, set_api_route

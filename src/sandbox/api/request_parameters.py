@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection, Request
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
 from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.manifest.formats import VISIBLE
+from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.system import fair_share
 
 SEQ_MAX = 2**63 - 1

@@ -34,8 +34,8 @@ from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.disks import Disks
+from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, Recorder, read_records, replay_task
-from sandbox.interfaces.layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import LaunchOrder, Reply
 from sandbox.interfaces.secrets import Redactor
 from sandbox.journal.journals import FileJournals

@@ -60,9 +60,9 @@ from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.gateway.model.pricing import is_priced
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.auth import TokenStore
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.placement import LaunchOrder, Placement
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import SERVER_RESERVE_BYTES

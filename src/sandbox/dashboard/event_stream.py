@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.request_parameters import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.model.wire.events import WireEvent, wire_size_bytes

@@ -7,7 +7,7 @@ from datetime import datetime
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.routes.artifacts import content_disposition
 from sandbox.dashboard.manifest_templates import manifest_yaml

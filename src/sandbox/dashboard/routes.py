@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.errors import status_of
 from sandbox.api.middleware.authentication import accepts_html
 from sandbox.api.middleware.metrics import set_route

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_duration, format_size
 from sandbox.model.printable import replace_invisible, replace_unprintable

@@ -12,7 +12,7 @@ import msgspec
 from sandbox.disks.loop import CommandFailedError, run_command
 from sandbox.disks.removal import AS_NAMESPACE_ROOT
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.limits import DISK_COMMAND_SECONDS
 from sandbox.system.daemon_thread import run_in_daemon_thread
 

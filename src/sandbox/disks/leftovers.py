@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.disks.loop import find_devices, list_devices
-from sandbox.interfaces.layout import AttemptLayout, tasks_root
+from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
 from sandbox.model.limits import DISK_RELEASE_SECONDS
 
 _POLL_SECONDS = 0.01

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 

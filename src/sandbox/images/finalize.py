@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.rootfs import RootFs
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
-from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 
 _EMPTIED_DIRECTORIES = ("/dev", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", SANDBOX_WORKSPACE)  # noqa: S108
 _PRIVATE_FILES = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")

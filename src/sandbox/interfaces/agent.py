@@ -107,7 +107,7 @@ class AgentDriver(Protocol):
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return why the agent lacks requested tools or MCP servers, None if all are present.
 
-        redact: the redaction that the names in `began` have already been through.
+        redact: the redaction that the names in `ready` have already been through.
         """
         ...
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]

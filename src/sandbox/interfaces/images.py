@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import SandboxError
 
 HOST_IMAGE = "host"

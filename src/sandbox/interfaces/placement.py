@@ -5,9 +5,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.disk_space import Watermark
 from sandbox.model.errors import SandboxError

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, RecordBatch
-from sandbox.interfaces.layout import TaskLayout, tasks_root
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.extent import Extent, find_record_offset, measure_extent

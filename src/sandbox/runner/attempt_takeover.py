@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted, Record

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.agent import AgentLaunchSpec
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Sandbox, SandboxSpec
 from sandbox.model.errors import FailureCode
 from sandbox.model.events import ErrorReported, Event

@@ -9,10 +9,10 @@ import msgspec
 from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.gateway import GatewayFactory, ModelUpstream
 from sandbox.interfaces.images import Image, ImageLeases
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces

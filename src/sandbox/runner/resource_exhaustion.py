@@ -6,8 +6,8 @@ from collections.abc import Callable
 from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, DiskUsage
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.kernel_watch import wait_for_violation
-from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Sandbox, Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import ErrorReported, Event

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.layout import SANDBOX_HOME
+from sandbox.interfaces.file_layout import SANDBOX_HOME
 from sandbox.interfaces.placement import TerminalOrder
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor

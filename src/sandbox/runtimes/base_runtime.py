@@ -234,7 +234,9 @@ class BaseRuntime:
 
     def _require_planned(self, handle: SandboxHandle) -> None:
         if self._uids is not None and not self._uids.has_allocated(_uid_of(handle), handle.attempt_id):
-            raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED, "This process has not prepared the sandbox; prepare it first."
+            )
 
     def _is_sandbox_uid(self, uid: int) -> bool:
         return uid == os.getuid() if self._uids is None else uid in self._uids

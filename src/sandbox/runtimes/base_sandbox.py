@@ -62,7 +62,7 @@ class BaseSandbox(ABC):
     def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
         """Return the program that the launcher execs.
 
-        reports: descriptor for the program's reports; ownership passes to this method.
+        status_fd: descriptor for the program's reports; ownership passes to this method.
         """
 
     async def _execute(self, command: Command) -> asyncio.StreamReader:

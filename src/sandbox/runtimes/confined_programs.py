@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
 
+from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.images import IMAGE_FILES
-from sandbox.interfaces.layout import SANDBOX_UID
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
 from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, attempt_marker, reject_nul
@@ -26,7 +26,7 @@ _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 class ConfinedPrograms:
     """Implements `interfaces.runtime.Confinement`.
 
-    program: bubblewrap's path. door: the listener of the proxy.
+    program: bubblewrap's path. proxy: the listener of the proxy.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class ConfinedPrograms:
         """
         exec_spec = self._build_exec_spec(command)
         try:
-            low_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
-            code = await self._launcher.run_command(exec_spec.argv, low_fds, exec_spec.descriptors)
+            first_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
+            code = await self._launcher.run_command(exec_spec.argv, first_fds, exec_spec.descriptors)
         finally:
             exec_spec.close()
         return code if code >= 0 else 128 - code

@@ -5,7 +5,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import AttemptError, FailureCode
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

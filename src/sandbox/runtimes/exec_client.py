@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.layout import SANDBOX_UID
+from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import processes

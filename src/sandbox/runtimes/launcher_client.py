@@ -95,7 +95,7 @@ class LauncherProcess:
     async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
 
-        low_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
+        first_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
         as in `exec_command`.
 
         On cancellation the program is killed before CancelledError propagates, if it ends on KILL within 10 s. Raises

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import NODE_DIRECTORY
+from sandbox.interfaces.file_layout import NODE_DIRECTORY
 
 PACKAGES = "/opt/npm"
 NPM_CONFIGURATION = f"{NODE_DIRECTORY}/etc/npmrc"

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.layout import SANDBOX_WORKSPACE, probe_directory
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE, probe_directory
 from sandbox.interfaces.runtime import (
     Command,
     ConfinedCommand,

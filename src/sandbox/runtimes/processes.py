@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import DECODE_ERRORS
 

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_FILES
-from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import nodejs
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.events import Artifact
 from sandbox.model.task import Task

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.disks import RemovePaths
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.images import Image, ImageUnusableError
-from sandbox.interfaces.layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.placement import Placement, RunnerClient, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.secrets import SecretUnavailableError, matches_fingerprint
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError

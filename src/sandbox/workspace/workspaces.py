@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
 from sandbox.model.errors import AttemptError, FailureCode

@@ -12,8 +12,8 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
-from sandbox.api.context import AppContext
 from sandbox.api.http.server import bind, serve
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore

@@ -8,7 +8,7 @@ import pytest
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 
 MIB = 1024 * 1024
 

@@ -12,7 +12,7 @@ from doubles.child_processes import FORKSERVER
 from doubles.live_server import wait_until
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import LoopDisks, find_devices, loop_unavailable_reason, unshare_mounts
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"
 MIB = 1024 * 1024

@@ -14,7 +14,7 @@ import pytest
 from doubles.child_processes import FORKSERVER
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.errors import AttemptError
 
 MIB = 1024 * 1024
@@ -170,7 +170,7 @@ async def finds_the_orphaned_file(disks, files):
 
 
 def test_damage_of_a_power_loss_is_repaired(loop_works, files):
-    """The twin is the image without a file system."""
+    """The control is the image without a file system."""
     run_in_child(writes_below_a_directory, files)
     for damage in ("clri /workspace", "set_super_value state 0"):
         subprocess.run(["debugfs", "-w", "-R", damage, str(files.disk_image)], check=True, capture_output=True)

@@ -10,7 +10,7 @@ from doubles.attempt_dependencies import Script, ScriptedRuntime, ScriptedSandbo
 from doubles.manifests import manifest
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.layout import SANDBOX_HOME, AttemptLayout
+from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
 from sandbox.interfaces.placement import Reply, TerminalOrder
 from sandbox.interfaces.runtime import Command, ExitStatus, KernelUsage
 from sandbox.interfaces.terminals import EndFrame, RoleFrame

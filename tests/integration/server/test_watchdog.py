@@ -16,7 +16,7 @@ from chaos import processes
 from doubles.live_server import wait_until
 from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
-from sandbox.interfaces.layout import runner_socket
+from sandbox.interfaces.file_layout import runner_socket
 from sandbox.journal.journals import FileJournals
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.store.sqlite import SqliteStore

@@ -8,7 +8,7 @@ import pytest
 from sandbox.bootstrap.runner import choose_disks
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import LaunchOrder
 
 DISKS = {"loop": LoopDisks, "plain": DirectoryDisks}

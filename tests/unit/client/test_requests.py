@@ -17,7 +17,7 @@ from sandbox.model.limits import (
     DEBUG_SESSION_START_SECONDS,
     SANDBOX_TEARDOWN_SECONDS,
 )
-from sandbox.model.manifest.formats import PROMPT_BYTES_MAX
+from sandbox.model.manifest.field_formats import PROMPT_BYTES_MAX
 
 REQUESTS = [
     requests.submit("", None, "k"),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.runtimes.processes import SandboxLeftovers
 

@@ -17,7 +17,7 @@ from sandbox.agents.claude_code.outcome import check_init, determine_session_fai
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.tools import tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
-from sandbox.interfaces.layout import (
+from sandbox.interfaces.file_layout import (
     MODEL_PORT,
     NODE_DIRECTORY,
     PROXY_PORT,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import FastAPI, Query
 
 from sandbox.api import paths
-from sandbox.api.context import ContextDep
+from sandbox.api.app_context import ContextDep
 from sandbox.api.openapi import problem_responses, responses_for
 from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import DrainStatus, Retention

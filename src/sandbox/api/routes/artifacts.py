@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.context import ContextDep
+from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.response_headers import is_head_request

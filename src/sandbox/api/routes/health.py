@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext, ContextDep
+from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import retry_after_header
 from sandbox.api.middleware.metrics import CONTENT_TYPE
 from sandbox.api.openapi import problem_responses, raw_content, responses_for

@@ -14,7 +14,7 @@ from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import ContextDep
+from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq

@@ -4,9 +4,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sandbox.api import paths
+from sandbox.api.app_context import ContextDep
 from sandbox.api.auth.authenticator import session_cookie
 from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
-from sandbox.api.context import ContextDep
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import problem_responses, responses_for
 from sandbox.api.responses import JsonResponse

@@ -8,13 +8,13 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import QueryParams
 
 from sandbox.api import paths
-from sandbox.api.context import ContextDep
+from sandbox.api.app_context import ContextDep
 from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, decode_cursor, encode_cursor
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import declare_parameters, problem_responses, responses_for
 from sandbox.api.responses import JsonResponse
-from sandbox.api.task_body import task_summary_body
+from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task_state import TaskState

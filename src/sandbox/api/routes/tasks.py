@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext, ContextDep
+from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import (
@@ -31,7 +31,7 @@ from sandbox.api.request_parameters import (
 )
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
-from sandbox.api.task_body import definition_body, task_body
+from sandbox.api.task_json import definition_body, task_body
 from sandbox.interfaces.tasks import Submission, Tasks
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.parser import parse_manifest

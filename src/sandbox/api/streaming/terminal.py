@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext, get_context
+from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parameters import reject_unknown_params

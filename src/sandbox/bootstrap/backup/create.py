@@ -22,8 +22,8 @@ import msgspec
 
 from sandbox import __version__
 from sandbox.bootstrap.private_directory import try_link
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import replay_task
-from sandbox.interfaces.layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact

@@ -21,12 +21,12 @@ from sandbox.bootstrap.administration import check_data_dir, rebuild_index
 from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKENS_NAME, BackupEntry, BackupManifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.private_directory import private_umask
+from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import Recorder, replay_task
-from sandbox.interfaces.layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import DECODE_ERRORS, Failure, FailureCode, SandboxError
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
-from sandbox.model.manifest.formats import TASK_ID
+from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind
 from sandbox.server.runner_launcher import finalize

@@ -18,7 +18,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.loop import loop_unavailable_reason
 from sandbox.disks.space import measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
-from sandbox.interfaces.layout import tasks_root
+from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm

@@ -26,7 +26,7 @@ from sandbox.model.limits import (
     OVERCOMMIT_DISK,
     OVERCOMMIT_MEMORY,
 )
-from sandbox.model.manifest.formats import (
+from sandbox.model.manifest.field_formats import (
     BYTE_SIZE,
     DURATION,
     ENVIRONMENT_NAME,

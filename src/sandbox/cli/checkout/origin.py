@@ -15,7 +15,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_name, escape_text, terminal_width, wrap_text
 from sandbox.model.formatting import format_size
-from sandbox.model.manifest.formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
+from sandbox.model.manifest.field_formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
 
 if TYPE_CHECKING:
     from sandbox.cli.checkout.worktree import ChangedFile, Checkout

@@ -15,7 +15,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, OverrideError, parse_overrides
-from sandbox.model.manifest.formats import (
+from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     BRANCH,
     DURATION,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sandbox.interfaces.layout import SANDBOX_WORKSPACE
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """Longer lines are not parsed; none of their content would be displayed."""

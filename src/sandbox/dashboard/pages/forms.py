@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.manifest_templates import MANIFEST_TEMPLATES, manifest_yaml
 from sandbox.dashboard.templates import render_page

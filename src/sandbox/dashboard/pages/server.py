@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
@@ -22,7 +22,7 @@ STATS_TASKS_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class HourStats:
-    """Tasks that ended within one hour. began_at: start of the hour; share: percentage of the busiest hour."""
+    """Tasks that ended within one hour. percent_of_busiest: their number relative to the busiest hour's."""
 
     starts_at: datetime
     completed_count: int

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.manifest_templates import manifest_yaml
 from sandbox.dashboard.templates import render_page
@@ -33,7 +33,7 @@ _STATE_SEQUENCE = (
 
 @dataclass(frozen=True, slots=True)
 class StateStep:
-    """A state of the task. began_at: None if not entered; duration: None if not left."""
+    """A state of the task. entered_at: None if not entered; duration: None if not left."""
 
     state: TaskState
     entered_at: datetime | None

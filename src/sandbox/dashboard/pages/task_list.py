@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
-from sandbox.api.context import AppContext
+from sandbox.api.app_context import AppContext
 from sandbox.api.cursor import encode_cursor
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import accepts_html

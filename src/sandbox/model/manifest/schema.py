@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.limits import LABELS_MAX
-from sandbox.model.manifest.formats import (
+from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     BRANCH,
     BYTE_SIZE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import AttemptLayout, probe_directory
+from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LaunchOrder
 
 ORDER_SECONDS = 30.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import runner_socket
+from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.placement import CancelOrder, Reply, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.terminals import (
     FRAME_BYTES_MAX,

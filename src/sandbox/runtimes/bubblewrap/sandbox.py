@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.layout import SANDBOX_UID
+from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import (
     Command,
     ExitStatus,

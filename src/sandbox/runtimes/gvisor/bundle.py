@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.layout import SANDBOX_UID
+from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES

@@ -143,7 +143,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
         v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
-        with. counter: counter of that network namespace. slabs: None for a sandbox with its own kernel.
+        with. socket_counter: of that network namespace. slab_meter: None for a sandbox with its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         waiting = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -168,7 +168,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
 
-        epolls: the counter of this group, None to leave epoll entries out.
+        epoll_counter: of this group; None to leave epoll entries out.
         """
         if not self.directories:
             return FileUsage()

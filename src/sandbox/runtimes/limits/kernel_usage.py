@@ -80,8 +80,8 @@ def sum_locks(files: Collection[str]) -> tuple[int, bool]:
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
     """Count the open directories of a sandbox whose kernel is a host program, of which only one process opens them.
 
-    Other processes may share that process's table of files, so the numbers are not added up. descriptors_each: how many
-    descriptors the program opens for a directory. Descriptors opened with O_PATH hold nothing.
+    Other processes may share that process's table of files, so the numbers are not added up. Descriptors opened with
+    O_PATH hold nothing. descriptors_per_directory: number of descriptors that the program opens for a directory.
     """
     tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
     table = max(tables, key=lambda one: tables[one], default="")

@@ -138,7 +138,7 @@ def configure_loopback() -> None:
 def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
     """Open the listeners in the order that the runner expects: model, proxy, DNS by UDP and TCP, the transparent ports.
 
-    The first two ports are those of interfaces/layout.py, which this program cannot import.
+    The first two ports are those of interfaces/file_layout.py, which this program cannot import.
     """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
     addresses = [
@@ -239,7 +239,7 @@ def mount_devpts() -> None:
 
 
 def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
-    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `agent_uid` to 1000 (interfaces/layout.py).
+    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `agent_uid` to 1000 (file_layout.py).
 
     A child creates the namespace, because a process that is already in it may not map two uids.
     """
@@ -327,7 +327,7 @@ def serve(control: _socket.socket) -> None:
 def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
-    low_count: so many descriptors get the numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
+    first_fd_count: so many descriptors get the numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_fd), os.getpid()

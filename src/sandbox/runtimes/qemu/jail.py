@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
+from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
@@ -24,7 +24,7 @@ from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.parts import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
-_MODULES = ("frames", "redirection", "machine", "confinement", "streams", "agent")
+_MODULES = ("frames", "gateway_redirection", "machine", "confinement", "streams", "agent")
 """Each module comes after those that it imports."""
 
 AGENT_PATH = "/agent"

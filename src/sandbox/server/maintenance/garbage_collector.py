@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState, replay_task
-from sandbox.interfaces.layout import AttemptLayout, TaskLayout, tasks_root
 from sandbox.interfaces.placement import Leftovers
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason

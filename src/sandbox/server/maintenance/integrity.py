@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState
-from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
 from sandbox.model.state_machine import IllegalEventError, advance

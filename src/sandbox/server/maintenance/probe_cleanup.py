@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.layout import AttemptLayout, probe_directory
+from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import Leftovers
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS

@@ -19,8 +19,8 @@ from typing import Generic, TypeVar
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
+from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.layout import TaskLayout, pruned_root
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
 from sandbox.model.errors import error_reason

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
-from sandbox.interfaces.layout import PROXY_PORT
+from sandbox.interfaces.file_layout import PROXY_PORT
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, FIRST_EXTRA_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.clone.relay import HostPort, canonical_host
 from sandbox.workspace.git.command import GitSetting

@@ -14,7 +14,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
 from sandbox.model.disk_space import DISK_FULL_ERRNOS
 from sandbox.model.errors import AttemptError, FailureCode

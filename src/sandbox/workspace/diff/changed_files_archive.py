@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 from typing import IO
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import ARTIFACT_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure

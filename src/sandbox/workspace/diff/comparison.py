@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.diff.ignore_rules import IgnoreRules, NoIgnoreRules, write_ignore_files
 from sandbox.workspace.diff.trees import GITLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from sandbox.interfaces.layout import AttemptLayout
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.workspace import ContainsSecret, PatchResult
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sandbox.interfaces.layout import AttemptLayout, probe_directory
+from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.placements.local.placement import SocketLeftovers
 
 

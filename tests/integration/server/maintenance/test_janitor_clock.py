@@ -10,7 +10,7 @@ from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
 from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.limits import CLOCK_TRUST_SECONDS

@@ -12,7 +12,7 @@ import pytest
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.layout import TaskLayout
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, TaskNotFoundError, UnavailableError
 from sandbox.model.errors import Failure, FailureCode

@@ -10,7 +10,7 @@ import os
 import resource
 import struct
 
-from . import redirection
+from . import gateway_redirection
 
 COMMAND_ROOT = "/inside"
 COMMAND_CGROUP = "/sys/fs/cgroup/command"
@@ -69,7 +69,7 @@ def prepare(settings: list[str]) -> None:
         _load_module(f"{_MODULES}/{name}")
     _configure_network()
     _create_cgroup(memory, processes)
-    redirection.attach(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
+    gateway_redirection.attach(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
     _create_devices(shm_bytes)
     _make_execute_only(hidden)
 

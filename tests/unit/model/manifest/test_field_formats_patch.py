@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from sandbox.model.manifest.formats import GIT_PATCH, GIT_PATCH_BYTES_MAX, RangeMessage
+from sandbox.model.manifest.field_formats import GIT_PATCH, GIT_PATCH_BYTES_MAX, RangeMessage
 
 
 def encoded(size):
