@@ -118,6 +118,32 @@ def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[
     assert "locks on files" in usage.find_violation()
 
 
+_SHARED_LOCKS = """
+library = next(path for path in ("/usr/bin/python3", "/bin/sh") if os.path.exists(path))
+own = lock_often("own", 1100)
+def lock(open_one, count):
+    files = [open_one() for _ in range(count)]
+    for one in files: fcntl.flock(one, fcntl.LOCK_SH)
+    return files
+held = [lock(lambda: os.open(path, os.O_RDONLY), {count}) for path in ("/dev/null", library, "/workspace")]
+held.append(lock(lambda: os.eventfd(0), {count}))
+for place in range({count}): fcntl.lockf(held[-1][0], fcntl.LOCK_EX, 1, 2 * place)
+report("held"); time.sleep(600)
+"""
+
+
+def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    """When any program of the machine closes `/dev/null`, a system file or an eventfd, the kernel walks all its locks."""
+    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
+    assert (usage.locks, usage.shared_locks) == (1200, 400), result
+    assert "locks on devices or system files" in usage.find_violation()
+
+
+def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
+    assert (usage.shared_locks, usage.find_violation()) == (80, ""), result
+
+
 _WATCHED = """
 import select
 def watch(files, count):
