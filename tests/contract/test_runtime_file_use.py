@@ -118,6 +118,32 @@ def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[
     assert "locks on files" in usage.find_violation()
 
 
+_SHARED_LOCKS = """
+library = next(path for path in ("/usr/bin/python3", "/bin/sh") if os.path.exists(path))
+own = lock_often("own", 1100)
+def lock(open_one, count):
+    files = [open_one() for _ in range(count)]
+    for one in files: fcntl.flock(one, fcntl.LOCK_SH)
+    return files
+held = [lock(lambda: os.open(path, os.O_RDONLY), {count}) for path in ("/dev/null", library, "/workspace")]
+held.append(lock(lambda: os.eventfd(0), {count}))
+for place in range({count}): fcntl.lockf(held[-1][0], fcntl.LOCK_EX, 1, 2 * place)
+report("held"); time.sleep(600)
+"""
+
+
+def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    """When any program of the machine closes `/dev/null`, a system file or an eventfd, the kernel walks all its locks."""
+    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
+    assert (usage.locks, usage.shared_locks) == (1200, 400), result
+    assert "locks on devices or system files" in usage.find_violation()
+
+
+def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
+    assert (usage.shared_locks, usage.find_violation()) == (80, ""), result
+
+
 _WATCHED = """
 import select
 def watch(files, count):
@@ -346,6 +372,21 @@ def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
         pytest.skip("locks belong to the sandbox's kernel")
     result = run_python(runtime, disk, _LOCKED)
     assert (result.output, result.errors) == (" True\n", "")
+
+
+_HOST_DRIVERS = """
+import os
+print([os.listdir(f"/proc/{name}") for name in ("fs", "bus", "driver")])
+print(all(open(f"/proc/{name}").read() for name in ("filesystems", "mounts", "meminfo", "self/status", "net/tcp")))
+"""
+
+
+def test_proc_lists_no_file_systems_of_the_host(runtime: Runtime, disk: Path):
+    """`/proc/fs/ext4/*/es_shrinker_info` walks all cached inodes of the disk with a spinlock held."""
+    if has_own_kernel(runtime):
+        pytest.skip("/proc belongs to the sandbox's kernel")
+    result = run_python(runtime, disk, _HOST_DRIVERS)
+    assert (result.output, result.errors) == ("[[], [], []]\nTrue\n", "")
 
 
 # Epoll entries: one event wakes all entries of its file

@@ -111,6 +111,9 @@ class ScriptedSandbox:
     async def kernel_usage(self):
         return self._script.kernel_usage
 
+    async def open_file_usage(self):
+        return FileUsage()
+
     async def file_usage(self):
         return FileUsage()
 

@@ -90,6 +90,9 @@ class FaultySandbox:
     async def kernel_usage(self) -> KernelUsage:
         return KernelUsage()
 
+    async def open_file_usage(self) -> FileUsage:
+        return FileUsage()
+
     async def file_usage(self) -> FileUsage:
         return FileUsage()
 

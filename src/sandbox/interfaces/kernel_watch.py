@@ -7,15 +7,26 @@ from sandbox.interfaces.runtime import FileUsage, KernelUsage
 from sandbox.model.limits import FILE_USAGE_CHECK_SECONDS, KERNEL_USAGE_CHECK_SECONDS
 
 _IDLE_FACTOR = 10
-"""The pause after a measurement is at least this multiple of its duration."""
+_PAUSE_SECONDS_MAX = 3.0
+"""The pause after a measurement: this multiple of its duration, but no longer than the maximum."""
+
+_WAITS_MAX = 10
+_WAIT_SECONDS = 0.5
+"""How often, and how long each time, one measurement is waited for. Programs can hold locks that it needs.
+
+A stopped event loop, as in a suspended machine, counts as one wait.
+"""
 
 
 async def wait_for_violation(
-    kernel_usage: Callable[[], Awaitable[KernelUsage]], file_usage: Callable[[], Awaitable[FileUsage]]
+    kernel_usage: Callable[[], Awaitable[KernelUsage]],
+    open_file_usage: Callable[[], Awaitable[FileUsage]],
+    file_usage: Callable[[], Awaitable[FileUsage]],
 ) -> str:
     """Return why the sandbox must end. Each kind is polled separately, because one may take long."""
     polls = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
+        asyncio.create_task(_poll_for_violation(open_file_usage, FILE_USAGE_CHECK_SECONDS)),
         asyncio.create_task(_poll_for_violation(file_usage, FILE_USAGE_CHECK_SECONDS)),
     ]
     try:
@@ -30,7 +41,28 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
-        violation = (await measure()).find_violation()
+        usage = await _measure_in_time(measure)
+        violation = _NOT_MEASURED if usage is None else usage.find_violation()
         if violation:
             return violation
-        await asyncio.sleep(max(seconds, _IDLE_FACTOR * (loop.time() - began)))
+        await asyncio.sleep(max(seconds, min(_IDLE_FACTOR * (loop.time() - began), _PAUSE_SECONDS_MAX)))
+
+
+_NOT_MEASURED = (
+    f"What the kernel holds for the sandbox could not be counted in {_WAITS_MAX * _WAIT_SECONDS:.0f} s; "
+    "use fewer files and sockets."
+)
+
+
+async def _measure_in_time(
+    measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
+) -> KernelUsage | FileUsage | None:
+    measurement = asyncio.ensure_future(measure())
+    try:
+        for _ in range(_WAITS_MAX):
+            done, _ = await asyncio.wait([measurement], timeout=_WAIT_SECONDS)
+            if done:
+                return measurement.result()
+        return None
+    finally:
+        measurement.cancel()

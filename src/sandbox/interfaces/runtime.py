@@ -12,6 +12,7 @@ import msgspec
 from sandbox.model.limits import (
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
+    SHARED_FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -260,6 +261,7 @@ class FileUsage(msgspec.Struct, frozen=True):
 
     open_files: descriptors of all its processes.
     directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
+    shared_locks: locks of any kind on files that the host uses too.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 while few.
     was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
     """
@@ -267,6 +269,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     open_files: int | None = None
     directories: int = 0
     locks: int = 0
+    shared_locks: int = 0
     epoll_entries: int = 0
     was_cut_short: bool = False
 
@@ -281,6 +284,11 @@ class FileUsage(msgspec.Struct, frozen=True):
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
         if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+        if self.shared_locks > SHARED_FILE_LOCKS_MAX:
+            return (
+                f"The sandbox had more than {SHARED_FILE_LOCKS_MAX} locks on devices or system files; "
+                "lock files in the workspace instead."
+            )
         if self.was_cut_short:
             return "The sandbox's open files took too long to count; watch fewer files with epoll and inotify."
         if self.epoll_entries > EPOLL_ENTRIES_MAX:
@@ -395,6 +403,10 @@ class Sandbox(Protocol):
 
     async def kernel_usage(self) -> KernelUsage:
         """Return what the host's kernel holds for the sandbox. Cheap enough to call ten times a second."""
+        ...
+
+    async def open_file_usage(self) -> FileUsage:
+        """Return the number of open files and directories only. Takes no lock that programs inside can hold for long."""
         ...
 
     async def file_usage(self) -> FileUsage:

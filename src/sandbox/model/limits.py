@@ -99,6 +99,10 @@ NETLINK_BYTES_MAX = 16 * 1024 * 1024
 FILE_LOCKS_MAX = 8192
 """POSIX file locks of one sandbox."""
 
+SHARED_FILE_LOCKS_MAX = 256
+"""Locks of any kind on files that the host uses too. Whenever a program of the machine closes such a file, the kernel
+walks all its locks: 0.4 ms for 16,000 on /dev/null."""
+
 OPEN_FILES_OF_SANDBOX_MAX = 131072
 """Descriptors of all processes of one sandbox together."""
 

@@ -63,7 +63,8 @@ class ExhaustionDetector:
 
     async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
         """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
-        return Failure(FailureCode.OUT_OF_MEMORY, await wait_for_violation(sandbox.kernel_usage, sandbox.file_usage))
+        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.open_file_usage, sandbox.file_usage)
+        return Failure(FailureCode.OUT_OF_MEMORY, violation)
 
     async def check_disk(self) -> str:
         """Measure the disk. On failure keep the last values and return the reason."""

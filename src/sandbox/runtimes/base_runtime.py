@@ -350,6 +350,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
             lambda: asyncio.to_thread(
                 group.kernel_usage, launcher.pid, memory_bytes, launcher.socket_counter, launcher.slab_meter
             ),
+            lambda: asyncio.to_thread(group.open_file_usage),
             lambda: asyncio.to_thread(group.file_usage, launcher.epoll_counter),
         )
     except Exception:

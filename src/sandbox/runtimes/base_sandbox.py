@@ -100,6 +100,10 @@ class BaseSandbox(ABC):
             self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter, launch.slab_meter
         )
 
+    async def open_file_usage(self) -> FileUsage:
+        """Return nothing: `file_usage` takes no lock of a program inside, unless programs share the host's kernel."""
+        return FileUsage()
+
     @abstractmethod
     async def file_usage(self) -> FileUsage:
         """Return open files that the host's kernel holds for the sandbox."""

@@ -14,8 +14,15 @@ _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bw
 DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts")
 """Mounts the launcher's devpts over bubblewrap's, which has no limit. /dev/ptmx links to its ptmx."""
 
-PROC_ARGUMENTS = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks")
+_HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
+PROC_ARGUMENTS = (
+    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks"),
+    *(word for path in _HIDDEN_PROC_DIRECTORIES for word in ("--perms", "0555", "--tmpfs", path, "--remount-ro", path)),
+)
 """/proc without a usable /proc/locks: while a process reads that file, nobody on the machine can lock a file.
+
+/proc/bus, /proc/driver and /proc/fs are empty. They describe devices and file systems of the host, and to list
+statistics of an ext4 file system the kernel walks all its cached inodes with a spinlock held.
 
 /proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount below it.
 """

@@ -140,14 +140,21 @@ def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
 class ScriptedSandbox:
     """A sandbox with scripted kernel usage; the last values repeat."""
 
-    def __init__(self, *uses, files=FileUsage()):  # noqa: B008
+    def __init__(self, *uses, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
         self.usages = list(uses)
-        self.files = files
+        self.files, self.open_files = files, open_files
+        self.delay_seconds = delay_seconds
+        self.file_counts = 0
 
     async def kernel_usage(self):
         return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
 
+    async def open_file_usage(self):
+        return self.open_files
+
     async def file_usage(self):
+        self.file_counts += 1
+        await asyncio.sleep(self.delay_seconds)
         return self.files
 
 
@@ -191,6 +198,33 @@ def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, 
     failure = asyncio.run(run())
     assert failure.code == "out_of_memory"
     assert reason in failure.message
+
+
+def watch_files(scenario, sandbox, seconds=10):
+    async def run():
+        async with asyncio.timeout(seconds):
+            return await scenario.detector.watch_kernel_use(sandbox)
+
+    return asyncio.run(run())
+
+
+def test_blocked_count_does_not_delay_the_count_of_open_files(scenario):
+    blocked = ScriptedSandbox(KernelUsage(), open_files=FileUsage(9000, directories=8193), delay_seconds=60)
+    assert "more than 8192 open directories" in watch_files(scenario, blocked).message
+
+
+def test_blocked_count_is_a_failure(scenario, monkeypatch):
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch._WAIT_SECONDS", 0.01)
+    failure = watch_files(scenario, ScriptedSandbox(KernelUsage(), delay_seconds=60))
+    assert (failure.code, "could not be counted in 5 s" in failure.message) == ("out_of_memory", True)
+
+
+def test_slow_count_is_repeated_soon(scenario, monkeypatch):
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch._PAUSE_SECONDS_MAX", 0.1)
+    slow = ScriptedSandbox(KernelUsage(), delay_seconds=0.6)
+    with pytest.raises(TimeoutError):
+        watch_files(scenario, slow, seconds=3)
+    assert slow.file_counts >= 2
 
 
 def test_file_usage_within_the_limits_is_not_a_violation(scenario):

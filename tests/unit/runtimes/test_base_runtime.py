@@ -37,6 +37,9 @@ class FakeGroup:
             raise use
         return use
 
+    def open_file_usage(self) -> FileUsage:
+        return FileUsage(1)
+
     def file_usage(self, _epolls: object) -> FileUsage:
         return FileUsage(1)
 

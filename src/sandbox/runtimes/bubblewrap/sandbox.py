@@ -184,6 +184,10 @@ class BubblewrapSandbox(BaseSandbox):
         await asyncio.to_thread(self._group.free_hidden_files, self._launcher.hidden_files)
         return await super().kernel_usage()
 
+    async def open_file_usage(self) -> FileUsage:
+        """Return the number of open files and directories of all processes inside."""
+        return await asyncio.to_thread(self._group.open_file_usage)
+
     async def file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
         return await asyncio.to_thread(self._group.file_usage, self._launcher.epoll_counter)

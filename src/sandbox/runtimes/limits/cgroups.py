@@ -161,6 +161,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
         )
 
+    def open_file_usage(self) -> FileUsage:
+        """Return the number of open files and directories of the group's processes; unknown without directories."""
+        return kernel_usage.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
+
     def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import FileUsage
 from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
@@ -40,11 +41,19 @@ _LOCK_BYTES_MAX = 1 << 20
 """Bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
 
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
-_POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
+_LOCK_KIND = re.compile(r"^lock:\s+\d+: (\w+)", re.MULTILINE)
+_OWN_FILES = (
+    *(SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp", "/dev/shm", "/dev/pts", "/proc"),  # noqa: S108
+    *("/memfd:", "/SYSV", "pipe:", "socket:"),
+)
+"""What the path of a file begins with that has an inode of its own in each sandbox."""
 
 
-def count_files(process_ids: Collection[int]) -> FileUsage:
+def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
     """Count the open files of one sandbox's processes.
+
+    counts_locks: to list the locks of an epoll or inotify instance, the kernel waits for a lock of the instance, which
+    a program can hold for long.
 
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.
@@ -53,25 +62,47 @@ def count_files(process_ids: Collection[int]) -> FileUsage:
         table: count for pid in process_ids if (table := find_fd_table(pid)) and (count := count_open_files(table))
     }
     total = sum(tables.values())
-    are_locks_counted, are_directories_counted = has_many_locks(), total > OPEN_DIRECTORIES_MAX
+    are_locks_counted, are_directories_counted = counts_locks and has_many_locks(), total > OPEN_DIRECTORIES_MAX
     if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
         return FileUsage(total)
     files = [f"{table}/{{}}/{name}" for table in tables for name in list_directory(f"{table}/fd")]
     sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
     directories = sum(map(is_directory, sample)) if are_directories_counted else 0
-    locks, was_cut_short = sum_locks(sample) if are_locks_counted else (0, False)
-    directories = round(directories * len(files) / max(1, len(sample)))
-    return FileUsage(total, directories=directories, locks=locks, was_cut_short=was_cut_short)
+    locks = sum_locks(sample) if are_locks_counted else Locks()
+    scale = len(files) / max(1, len(sample))
+    return FileUsage(
+        total,
+        directories=round(directories * scale),
+        locks=locks.posix,
+        shared_locks=round(locks.shared * scale),
+        was_cut_short=locks.was_cut_short,
+    )
 
 
-def sum_locks(files: Collection[str]) -> tuple[int, bool]:
-    """Return the number of POSIX locks taken through these open files, and whether the count was cut short."""
-    deadline, locks = time.thread_time() + _LOCK_COUNT_SECONDS, 0
+class Locks(msgspec.Struct):
+    """Locks taken through a number of open files.
+
+    posix: POSIX locks. shared: locks of any kind on files that the host uses too. was_cut_short: whether counting took
+    too long.
+    """
+
+    posix: int = 0
+    shared: int = 0
+    was_cut_short: bool = False
+
+
+def sum_locks(files: Collection[str]) -> Locks:
+    """Return the locks that were taken through these open files."""
+    deadline, found = time.thread_time() + _LOCK_COUNT_SECONDS, Locks()
     for file in files:
         if time.thread_time() > deadline:
-            return locks, True
-        locks += count_locks(file)
-    return locks, False
+            found.was_cut_short = True
+            break
+        kinds = list_locks(file)
+        found.posix += kinds.count("POSIX")
+        if kinds and is_shared(file):
+            found.shared += len(kinds)
+    return found
 
 
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
@@ -137,11 +168,18 @@ def is_path(file: str) -> bool:
     return True
 
 
-def count_locks(file: str) -> int:
-    """Return the number of POSIX locks taken through this open file. Of the other kinds, a file has at most one."""
+def list_locks(file: str) -> list[str]:
+    """Return the kind of each lock taken through this open file. Of kinds other than POSIX, a file has at most one."""
     with suppress(OSError), Path(file.format("fdinfo")).open() as info:
-        return len(_POSIX_LOCK.findall(info.read(_LOCK_BYTES_MAX)))
-    return 0
+        return _LOCK_KIND.findall(info.read(_LOCK_BYTES_MAX))
+    return []
+
+
+def is_shared(file: str) -> bool:
+    """Return whether the host uses this file too: devices, /usr, images, and eventfds and similar, which are one inode."""
+    with suppress(OSError):
+        return not str(Path(file.format("fd")).readlink()).startswith(_OWN_FILES)
+    return False
 
 
 _RMEM_COLUMN = 4

@@ -101,7 +101,7 @@ _DENIED_ON_ALL_ARCHITECTURES = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
 }  # fmt: skip
-_CLOSE_RANGE = 436
+_CLOSE_RANGE, _PROCESS_MADVISE = 436, 440
 _ABSENT_CALLS = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
@@ -162,13 +162,17 @@ _SEMAPHORE_OPERATIONS_MAX = 32
 """Maximum in one semop. One call retries those of all waiting threads in one go: 80 ms for 500 operations each."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread searches for equal pages, at 64 bytes for each page, charged to nobody."""
+"""MADV_MERGEABLE: a kernel thread searches for equal pages, at 64 bytes for each page, charged to nobody.
+
+Since Linux 6.13 a process can give itself any advice with process_madvise.
+"""
 
 _PR_SET_SECCOMP = 22
 
 _PROCESS_OPTIONS = (
     62,  # PR_SCHED_CORE: blocks the sibling of each used processor for everybody else
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
+    0x53564D41,  # PR_SET_VMA: names of mappings, of up to 80 bytes each, are charged to nobody
 )
 
 _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
@@ -287,6 +291,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         ),
         *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.madvise, _ARG2, (_MERGEABLE,), errno.EINVAL),
+        *_refuse_values(_PROCESS_MADVISE, _ARG3, (_MERGEABLE,), errno.EINVAL),
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),

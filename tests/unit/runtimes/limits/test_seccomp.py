@@ -296,11 +296,17 @@ def test_huge_pages_return_enomem(architecture: str):
 def test_page_merging_and_core_scheduling_are_denied(architecture: str):
     prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
     assert [evaluate(architecture, prctl, option, 1) for option in (62, 67)] == [errno.EINVAL] * 2
-    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_VMA
-    assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38, 0x53564D41)} == {ALLOW}
+    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS
+    assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38)} == {ALLOW}
     assert evaluate(architecture, madvise, 0, 4096, 12) == errno.EINVAL
+    assert [evaluate(architecture, 440, 3, 0, 1, advice, 0) for advice in (12, 4, 20)] == [errno.EINVAL, ALLOW, ALLOW]
     # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP
     assert {evaluate(architecture, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
+
+
+@all_architectures
+def test_naming_a_mapping_returns_einval(architecture: str):
+    assert evaluate(architecture, {"x86_64": 157, "aarch64": 167}[architecture], 0x53564D41, 0) == errno.EINVAL
 
 
 @all_architectures
