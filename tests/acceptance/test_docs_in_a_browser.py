@@ -51,7 +51,7 @@ def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser
     response = list_tasks.locator(".live-responses-table .highlight-code").first
     assert '"total_count": 0' in response.inner_text()
     assert browser.requests[-1].url.endswith("&label.team=platform")
-    # The twin: requests to other hosts are blocked and detected.
+    # The control: requests to other hosts are blocked and detected.
     is_blocked = page.evaluate("fetch('http://127.0.0.1:9/').then(() => false, (error) => error instanceof TypeError)")
     assert is_blocked
     assert any("Content Security Policy" in console_error for console_error in browser.console_errors)

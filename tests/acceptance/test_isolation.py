@@ -1,4 +1,4 @@
-"""Attempts of an agent to reach beyond its sandbox, and the legitimate twin of each."""
+"""Attempts of an agent to reach beyond its sandbox, and the legitimate control of each."""
 
 import contextlib
 import json
@@ -103,18 +103,18 @@ def can_write(directory):
     path.write_text("x")
     return path.read_text()
 
-attempt("twin: commit", can_commit)
-attempt("twin: tmp", lambda: can_write("/tmp"))
-attempt("twin: home", lambda: can_write(os.environ["HOME"]))
-attempt("twin: read etc", lambda: "agent" in pathlib.Path("/etc/passwd").read_text())
-attempt("twin: gateway listens", lambda: connect("127.0.0.1", 8123))
-attempt("twin: own processes", lambda: os.kill(os.getppid(), 0))
+attempt("control: commit", can_commit)
+attempt("control: tmp", lambda: can_write("/tmp"))
+attempt("control: home", lambda: can_write(os.environ["HOME"]))
+attempt("control: read etc", lambda: "agent" in pathlib.Path("/etc/passwd").read_text())
+attempt("control: gateway listens", lambda: connect("127.0.0.1", 8123))
+attempt("control: own processes", lambda: os.kill(os.getppid(), 0))
 
 def own_server():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return connect("127.0.0.1", server.getsockname()[1])
 
-attempt("twin: loopback", own_server)
+attempt("control: loopback", own_server)
 results["identity"] = [os.getuid(), os.getgid(), os.environ["HOME"], os.getcwd()]
 print(json.dumps(results))
 """
@@ -223,8 +223,8 @@ def test_connections_are_only_made_to_the_gateway(results):
     assert results["observed"]["proxy"] in ("000", "403")
     assert "PermissionError" in results["observed"]["raw socket"]
     assert "Error" in results["observed"]["packet socket"]
-    assert results["observed"]["twin: gateway listens"] == "connected"
-    assert results["observed"]["twin: loopback"] == "connected"
+    assert results["observed"]["control: gateway listens"] == "connected"
+    assert results["observed"]["control: loopback"] == "connected"
 
 
 def test_names_do_not_resolve(results):
@@ -239,14 +239,14 @@ def test_host_files_are_not_visible(results):
         assert "Error" in str(observed[name]), (name, observed[name])
     for name in ("write usr", "write etc"):
         assert "Read-only" in observed[name] or "PermissionError" in observed[name]
-    assert observed["twin: read etc"] is True
-    assert (observed["twin: tmp"], observed["twin: home"]) == ("x", "x")
+    assert observed["control: read etc"] is True
+    assert (observed["control: tmp"], observed["control: home"]) == ("x", "x")
 
 
 def test_host_processes_are_not_visible(results):
     assert set(results["observed"]["processes"]) <= {"bwrap", "claude", "bash", "sh", "python3", "base64", "git"}
     assert "ProcessLookupError" in results["observed"]["kill outside"]
-    assert results["observed"]["twin: own processes"] is None
+    assert results["observed"]["control: own processes"] is None
 
 
 def test_server_key_is_in_no_environment_arguments_or_file(results):
@@ -265,7 +265,7 @@ def test_agent_has_no_privileges(results):
     assert observed["mount"] != 0
     assert observed["unshare"] != 0
     assert observed["identity"] == [1000, 1000, "/home/agent", "/workspace"]
-    assert observed["twin: commit"] == "inside"
+    assert observed["control: commit"] == "inside"
 
 
 def test_denials_are_reported(results):

@@ -85,7 +85,7 @@ ROWS = [
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
     ("Server", "Streams of all tasks of one token", "api.auth.authenticator.STREAMS_OF_ALL_MAX"),
     ("Server", "Memory of the responses to one token", "system.memory_share.RESPONSE_BYTES_MAX"),
-    ("Server", "Response that nobody reads", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
+    ("Server", "Unread response", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events that wait for a slow subscriber of all tasks", "model.limits.SUBSCRIBER_EVENTS_MAX"),
     ("Server", "Terminals of a sandbox", "model.limits.TERMINALS_MAX"),

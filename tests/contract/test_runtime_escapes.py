@@ -23,8 +23,8 @@ def test_host_files_are_not_visible(runtime: Runtime, disk: Path, tmp_path: Path
     canary.write_text("of the host")
     canary.chmod(0o644)
     (disk / "workspace").mkdir()
-    (disk / "workspace" / "twin").write_text("of the task")
-    result = run_shell(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat twin")
+    (disk / "workspace" / "control").write_text("of the task")
+    result = run_shell(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat control")
     assert result.output == "of the task"
     assert result.errors.count("No such file or directory") == 6
 
@@ -47,7 +47,7 @@ def test_symlink_out_of_the_workspace_is_broken_and_harmless(runtime: Runtime, d
     (canary / "file").write_text("of the host")
     for path in (canary, canary / "file"):
         os.chown(path, 12345, 12345)
-    script = f"ln -s {canary} directory; ln -s {canary}/file file; touch twin; cat directory/file file"
+    script = f"ln -s {canary} directory; ln -s {canary}/file file; touch control; cat directory/file file"
     assert run_shell(runtime, disk, script).output == ""
     assert {path.stat().st_uid for path in (canary, canary / "file")} == {12345}
     workspace = disk / "workspace"
@@ -281,9 +281,9 @@ actions = {
     "time": lambda: os.utime("/usr/bin/true"),
     "file": lambda: open("/usr/bin/stolen", "w"),
     "owner": lambda: os.chown("/workspace/own", 0, 0),
-    "twin": lambda: os.mkdir("/workspace/own"),
+    "control": lambda: os.mkdir("/workspace/own"),
 }
-for name in ("twin", *actions):
+for name in ("control", *actions):
     try:
         actions[name]()
     except OSError:

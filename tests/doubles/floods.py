@@ -120,7 +120,7 @@ def floods() -> dict:
         "connections to the proxy": lambda: connections("proxy", reads_responses=False),
         "nonsense to the proxy": lambda: connections("proxy", b"\0\r\n\r\n"),
         "connections to port 443": lambda: connections("transparent_443", reads_responses=False),
-        "TLS without a name": lambda: connections("transparent_443", hello("")),
+        "TLS without a server name (SNI)": lambda: connections("transparent_443", hello("")),
         "TLS with a refused name": lambda: connections("transparent_443", hello("denied.example")),
         "requests at port 80": lambda: connections("transparent_80", b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
         "more after a refusal": lambda: stream("proxy", refused, bytes(65536)),

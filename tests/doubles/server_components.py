@@ -56,12 +56,12 @@ class FakeRunners:
         self.journals, self.clock = journals, clock
         self.orders = []
         self.recorders = {}
-        self.refuses, self.refusals = False, 0
+        self.launch_error, self.failure_count = None, 0
 
     async def launch(self, order, lock_fd):
-        if self.refuses:
-            self.refusals += 1
-            raise self.refuses if isinstance(self.refuses, OSError) else OSError("no more processes")
+        if self.launch_error is not None:
+            self.failure_count += 1
+            raise self.launch_error
         self.orders.append(order)
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
         self.recorders[order.task_id] = Recorder(writer, replay_task(self.journals, order.task_id).task, self.clock.now)

@@ -47,7 +47,7 @@ ATTACKS = {
     "credentials": tuple(attacks_on_credentials.credential_attacks()),
     "resources": tuple(attacks_on_resources.resource_attacks()),
 }
-_TESTED_ELSEWHERE = {*attacks_on_network.gateway_attack_names(), "more memory than the bound"}
+_TESTED_ELSEWHERE = {*attacks_on_network.gateway_attack_names(), "more memory than the limit"}
 ATTACKS_PER_RUNTIME = {
     kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
     for kind, attacks in ATTACKS.items()

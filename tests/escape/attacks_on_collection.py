@@ -15,16 +15,16 @@ class Trap(NamedTuple):
     evidence: str = ""
 
 
-NO_EXECUTION = "runs nothing of it"
-PRESERVES_FILE_BYTES = "makes the patch of the bytes as they are"
-READS_ONLY_OWN_REPOSITORY = "reads its own repository and no other"
-ORDINARY_FILES = "takes it for ordinary files"
-SKIPPED = "leaves it out and says so"
-OUT_OF_PATCH = "leaves it out of the patch and says so at its head"
-NOT_DELIVERED = "delivers nothing of it"
+NO_EXECUTION = "executes nothing"
+PRESERVES_FILE_BYTES = "keeps the bytes unchanged in the patch"
+READS_ONLY_OWN_REPOSITORY = "reads only its own repository"
+ORDINARY_FILES = "treats it as ordinary files"
+SKIPPED = "skips and reports it"
+OUT_OF_PATCH = "omits it from the patch and reports it in the patch header"
+NOT_DELIVERED = "does not deliver it"
 """Without a report: in gVisor, special files exist only in its own kernel and never reach the host."""
 
-RENAMED = "delivers it under a name that shows"
+RENAMED = "delivers it under a printable name"
 
 TRAPS = (
     *(
@@ -46,24 +46,24 @@ TRAPS = (
     Trap("include.path to a file of the host", READS_ONLY_OWN_REPOSITORY),
     Trap("core.worktree = /", READS_ONLY_OWN_REPOSITORY),
     Trap("alternates to a repository of the host", READS_ONLY_OWN_REPOSITORY),
-    Trap("a nested repository with a config of its own", ORDINARY_FILES, "nested/file.txt"),
-    Trap("a .gitmodules", ORDINARY_FILES, ".gitmodules"),
-    Trap("a file with .git behind a backslash", OUT_OF_PATCH, "odd\\.git"),
-    Trap("a link with a short name of .gitmodules", OUT_OF_PATCH, "~1234567"),
-    Trap("a link to a file of the host", SKIPPED, "out/link-to-the-host.txt"),
-    Trap("a link to /etc/shadow", SKIPPED, "out/shadow.txt"),
-    Trap("a link to /proc/self/environ", SKIPPED, "out/environ.txt"),
-    Trap("a link to its own parent", SKIPPED, "out/up"),
-    Trap("a link to /", SKIPPED, "out/root"),
+    Trap("a nested repository with its own config", ORDINARY_FILES, "nested/file.txt"),
+    Trap("a .gitmodules file", ORDINARY_FILES, ".gitmodules"),
+    Trap("a file name with a backslash before .git", OUT_OF_PATCH, "odd\\.git"),
+    Trap("a symlink with a short (8.3) name of .gitmodules", OUT_OF_PATCH, "~1234567"),
+    Trap("a symlink to a file of the host", SKIPPED, "out/link-to-the-host.txt"),
+    Trap("a symlink to /etc/shadow", SKIPPED, "out/shadow.txt"),
+    Trap("a symlink to /proc/self/environ", SKIPPED, "out/environ.txt"),
+    Trap("a symlink to its parent directory", SKIPPED, "out/up"),
+    Trap("a symlink to /", SKIPPED, "out/root"),
     Trap("a FIFO", NOT_DELIVERED, "out/fifo.txt"),
     Trap("a socket", NOT_DELIVERED, "out/socket.txt"),
     Trap("a sparse file of 1 TB", SKIPPED, "out/sparse.txt"),
-    Trap("400 directories in each other", SKIPPED, "out/deep"),
-    Trap("a name with a line end", RENAMED, "out/new%0Aline.txt"),
-    Trap("a name that sets a terminal's title", RENAMED, "out/%1B]0;title%07.txt"),
-    Trap("a name that clears a screen", RENAMED, "out/%1B[2J.txt"),
-    Trap("a name that is written from right to left", RENAMED, "out/%E2%80%AEright-to-left.txt"),
-    Trap("a name that is no text", RENAMED, "out/no-text-%FF.txt"),
+    Trap("400 nested directories", SKIPPED, "out/deep"),
+    Trap("a name with a line break", RENAMED, "out/new%0Aline.txt"),
+    Trap("a name that sets the terminal title", RENAMED, "out/%1B]0;title%07.txt"),
+    Trap("a name that clears the screen", RENAMED, "out/%1B[2J.txt"),
+    Trap("a name with a right-to-left override", RENAMED, "out/%E2%80%AEright-to-left.txt"),
+    Trap("a name that is not UTF-8", RENAMED, "out/no-text-%FF.txt"),
     Trap("a name that looks like an option", RENAMED, "out/-rf.txt"),
     Trap("a name with quotes", RENAMED, "out/quote'\".txt"),
     Trap("a name with a backslash", RENAMED, "out/back\\slash.txt"),

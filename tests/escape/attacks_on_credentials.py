@@ -100,12 +100,12 @@ def credential_attacks():
 
 def _keys():
     absent = {"refused_by": ("absent",)}
-    yield Attack("the server's key in any environment", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); hunt(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
-    yield Attack("the server's key in any argument list", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); hunt(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
-    yield Attack("the server's key in any file", "hunt(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); hunt(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
-    yield Attack("the server's key in any memory", "child(); hunt_memory(NEEDLE)", "child(CONTROL='control-value'); hunt_memory(b'control-value')", **absent)  # fmt: skip
+    yield Attack("the server's key in process environments", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); hunt(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
+    yield Attack("the server's key in process arguments", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); hunt(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
+    yield Attack("the server's key in files", "hunt(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); hunt(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
+    yield Attack("the server's key in process memory", "child(); hunt_memory(NEEDLE)", "child(CONTROL='control-value'); hunt_memory(b'control-value')", **absent)  # fmt: skip
     yield Attack(
-        "a credential helper or agent of the host",
+        "a credential helper or SSH agent of the host",
         """
 if not {"SSH_AUTH_SOCK", "GIT_ASKPASS"} & os.environ.keys() and not run("git", "config", "--get", "credential.helper").stdout:
     refused("absent")
@@ -118,10 +118,10 @@ else: succeeded()""",
 
 def _files():
     for name, path, control in (
-        ("the host's shadow file", "/etc/shadow", "/etc/passwd"),
-        ("root's home", "/root", "/home/agent"),
-        ("the server's data", "DATA_DIR", "/workspace"),
-        ("a file of the host beside it", "CANARY", "/etc/passwd"),
+        ("the host's /etc/shadow", "/etc/shadow", "/etc/passwd"),
+        ("root's home directory", "/root", "/home/agent"),
+        ("the server's data directory", "DATA_DIR", "/workspace"),
+        ("another file of the host", "CANARY", "/etc/passwd"),
     ):
         source = path if path.isupper() else repr(path)
         yield Attack(
@@ -142,15 +142,15 @@ _WRITE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 
 
 def _other_processes():
-    yield Attack("a signal to a process of the host", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
-    yield Attack("a socket of a runner or a container engine", """
+    yield Attack("a signal to a host process", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
+    yield Attack("a socket of a runner or container engine", """
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
 usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
 attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
-    yield Attack("ptrace of the first process inside", "call('ptrace', 16, 1, 0, 0); succeeded()", OWN_SIGNAL)
+    yield Attack("ptrace of the init process", "call('ptrace', 16, 1, 0, 0); succeeded()", OWN_SIGNAL)
     yield Attack(
-        "the memory of the first process inside",
+        "the memory of the init process",
         """
 # An invalid address is only detected after the permission check.
 space = ctypes.create_string_buffer(8)
@@ -162,9 +162,13 @@ attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
         DENIED_ERRORS,
         host_paths=("/proc/1",),
     )
-    for name, path in (("the descriptors", "fd"), ("the root", "root/"), ("the working directory", "cwd/")):
+    for name, path in (
+        ("the file descriptors", "fd"),
+        ("the root directory", "root/"),
+        ("the working directory", "cwd/"),
+    ):
         yield Attack(
-            f"{name} of the first process inside",
+            f"{name} of the init process",
             f"os.listdir('/proc/1/{path}'); succeeded()",
             f"os.listdir('/proc/self/{path}'); succeeded()",
             DENIED_ERRORS,
@@ -172,8 +176,8 @@ attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
             unchanged=("processes",),
             host_paths=("/proc/1",),
         )
-    yield Attack("the output of the first process inside", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
-    yield Attack("a descriptor of another process", """
+    yield Attack("the output of the init process", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
+    yield Attack("a file descriptor of another process", """
 def take(path):
     process = call("pidfd_open", int(os.path.basename(path)), 0)
     call("pidfd_getfd", process, 1, 0)

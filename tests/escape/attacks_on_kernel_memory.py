@@ -41,7 +41,7 @@ sending = threading.Thread(target=client.sendall, args=(bytes(8 << 20),)); sendi
 received = 0
 while received < 8 << 20: received += len(served.recv(1 << 20))
 succeeded()"""
-    yield Attack("buffers of TCP connections that are never read", """
+    yield Attack("unread TCP buffers", """
 with setup(): server = listener()
 sent = 0
 for _ in range(150):
@@ -53,7 +53,7 @@ for _ in range(150):
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
 else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
-    yield Attack("buffers of TCP connections that nobody accepts", """
+    yield Attack("buffers of unaccepted TCP connections", """
 with setup():
     server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     server.bind(("127.0.0.1", 0)); server.listen(512)
@@ -67,7 +67,7 @@ for _ in range(150):
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
 else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
-    yield Attack("buffers of UDP sockets that are never read", """
+    yield Attack("unread UDP buffers", """
 with setup(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(2500):
     one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(("127.0.0.1", 0)); one.setblocking(False)
@@ -91,8 +91,8 @@ if one.recv(100) == b"word": succeeded()""", ("held back",), unchanged=("socket 
 def _filters():
     ordinary = "one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); succeeded()"
     for name, option in (
-        ("filters on thousands of sockets", 26),
-        ("filters on thousands of sockets that share a port", 51),
+        ("BPF filters on thousands of sockets", 26),
+        ("reuseport filters on thousands of sockets", 51),
     ):
         yield Attack(name, f"""
 for _ in range(FILTERS // 8192):
@@ -101,7 +101,7 @@ for _ in range(FILTERS // 8192):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
     one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
 succeeded()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
-    yield Attack("large filters on system calls in many processes", """
+    yield Attack("large seccomp filters in many processes", """
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
 reader, writer = os.pipe()
 children = []
@@ -124,17 +124,17 @@ checked(libc.prctl(38, 1, 0, 0, 0)); succeeded()""", ("EINVAL",), inside=OWN_KER
 
 
 def _other_pools():
-    yield Attack("a file of huge pages", """
+    yield Attack("huge pages (memfd)", """
 file = os.memfd_create("huge", 4)
 os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", """
 file = os.memfd_create("ordinary"); os.ftruncate(file, 2 << 20)
 mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", ("ENOMEM", "EINVAL", "ENOSYS"))  # fmt: skip
-    yield Attack("a lower score for the end of memory", """
+    yield Attack("a lower oom_score_adj", """
 with setup(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
 score.write_text("-500" if before < 1 else "0")
 if int(score.read_text()) < before: succeeded()""", """
 if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): succeeded()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip
-    yield Attack("a pair of sockets of another family", """
+    yield Attack("a socket pair of another family", """
 number, answers = {"x86_64": 53, "aarch64": 199}[os.uname().machine], set()
 for family, kind, protocol in ((40, 1, 0), (17, 3, 0), (44, 3, 0), (38, 5, 0), (2, 10, 0), (2, 5, 132)):
     if libc.syscall(number, family, kind, protocol, ctypes.create_string_buffer(8)) == 0: succeeded()

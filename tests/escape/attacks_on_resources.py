@@ -56,12 +56,12 @@ def resource_attacks():
     """All resource attacks."""
     yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
-        "more processes than the bound",
+        "more processes than the limit",
         "if children(PROCESSES + 50) > PROCESSES: succeeded()",
         "if children(40) == 40: succeeded()",
         ("EAGAIN",),
     )
-    yield Attack("more threads than the bound", """
+    yield Attack("more threads than the limit", """
 over = threading.Event()
 started = []
 try:
@@ -78,17 +78,17 @@ for each in threads: each.start()
 for each in threads: each.join()
 succeeded()""", ("EAGAIN",))  # fmt: skip
     yield Attack(
-        "children that are never waited for",
+        "zombie processes",
         "if children(PROCESSES + 50, 0) > PROCESSES: succeeded()",
         "if children(2, 0) == 2: succeeded()",
         ("EAGAIN",),
     )
-    yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()",
+    yield Attack("more memory than the limit", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()",
                  "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()", KILLED)  # fmt: skip
-    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: succeeded()", "if fill('/dev/shm/filler', 20 << 20): succeeded()", FULL)  # fmt: skip
+    yield Attack("more memory than the limit, in shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: succeeded()", "if fill('/dev/shm/filler', 20 << 20): succeeded()", FULL)  # fmt: skip
     for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
-        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: succeeded()", f"if fill({path!r}, 20 << 20): succeeded()", FULL)  # fmt: skip
-    yield Attack("disk over three places together", """
+        yield Attack(f"more disk space than the limit in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: succeeded()", f"if fill({path!r}, 20 << 20): succeeded()", FULL)  # fmt: skip
+    yield Attack("more disk space than the limit in three directories", """
 paths = ["/workspace/a", "/home/agent/a", "/tmp/a"]
 try:
     for path in paths:
@@ -99,17 +99,17 @@ finally:
     for path in paths:
         if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): succeeded()", FULL)  # fmt: skip
     yield Attack(
-        "files until names end",
+        "inode exhaustion",
         "if touch('/tmp/many', 300_000) == 300_000: succeeded()",
         "if touch('/tmp/few', 2000) == 2000: succeeded()",
         FULL,
     )
-    yield Attack("more open files than a limit", """
+    yield Attack("more open files than the limit", """
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 held = []
 while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
 succeeded()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; succeeded()", ("EMFILE",))  # fmt: skip
-    yield Attack("open files from many processes", """
+    yield Attack("more open files than the limit, in several processes", """
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 reader, writer = os.pipe()
@@ -133,7 +133,7 @@ succeeded()""", """
 outer, inner = os.openpty()
 os.write(outer, b"typed\\n")
 if os.read(inner, 6) == b"typed\\n": succeeded()""", FULL, inside=OWN_KERNEL, unchanged=("terminals",))  # fmt: skip
-    yield Attack("the machine's contexts for AIO", """
+    yield Attack("all AIO contexts of the machine", """
 context = ctypes.c_ulong(0)
 made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, AIO_EVENTS, ctypes.byref(context))
 if made != 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -155,7 +155,7 @@ with open("/tmp/ordinary", "w+b", 0) as file:
         ("EPERM", "EINVAL"),
         unchanged=("priorities",),
     )
-    yield Attack("memory that cannot be taken away", """
+    yield Attack("locked memory (mlock)", """
 with setup(): memory = mmap.mmap(-1, 2 * MEMORY)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: succeeded()
@@ -170,7 +170,7 @@ _, status = os.wait()
 dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
 succeeded() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: succeeded()", ("no dump",))  # fmt: skip
     # Last, since it may kill the agent.
-    yield Attack("memory by many children", """
+    yield Attack("more memory than the limit, in several processes", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
 ended = [(each.communicate()[0], each.returncode) for each in started]

@@ -28,7 +28,7 @@ def mount(target, kind, options=""):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 """
 
-_NOT_IN_GVISOR = {"core_pattern in a new proc", "a device"}
+_NOT_IN_GVISOR = {"core_pattern in a new procfs", "a device node"}
 """Not supported by gVisor's kernel, or denied to every process."""
 
 
@@ -60,10 +60,10 @@ succeeded() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: 
 
 
 def _namespaces():
-    yield Attack("a user namespace", f"call('unshare', {_NEW_USER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
-    yield Attack("a mount namespace", f"call('unshare', {_NEW_MOUNTS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a new user namespace", f"call('unshare', {_NEW_USER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a new mount namespace", f"call('unshare', {_NEW_MOUNTS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
     yield Attack(
-        "another process's namespace",
+        "the namespace of another process",
         """
 attempt(*[
     lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
@@ -74,21 +74,21 @@ attempt(*[
         host_paths=("/proc/1",),
     )
     yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("another root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("a root of its own (chroot)", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged=("mounts",))  # fmt: skip
-    yield Attack("another host name", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged=("settings",))  # fmt: skip
+    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
+    yield Attack("chroot", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged=("mounts",))  # fmt: skip
+    yield Attack("sethostname", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged=("settings",))  # fmt: skip
 
 
 def _root_of_a_namespace():
     for name, code, observers in (
         ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: succeeded()", ("namespaces", "processes")),
-        ("a mount namespace", f"become_root({_NEW_MOUNTS}); succeeded()", ("namespaces", "mounts")),
-        ("a file system over /etc", f"""
+        ("a new mount namespace", f"become_root({_NEW_MOUNTS}); succeeded()", ("namespaces", "mounts")),
+        ("a mount over /etc", f"""
 become_root({_NEW_MOUNTS})
 mount("/etc", "tmpfs")
 pathlib.Path("/etc/ld.so.preload").write_text(MARKER)
 if pathlib.Path("/etc/ld.so.preload").read_text() == MARKER: succeeded()""", ("files", "mounts")),
-        ("another root", f"""
+        ("pivot_root", f"""
 become_root({_NEW_MOUNTS})
 mount("/tmp/new-root", "tmpfs")
 os.mkdir("/tmp/new-root/old")
@@ -96,7 +96,7 @@ call("pivot_root", b"/tmp/new-root", b"/tmp/new-root/old")
 os.chdir("/")
 pathlib.Path("/", MARKER).write_text("x")
 if set(os.listdir("/")) == {{"old", MARKER}}: succeeded()""", ("files", "mounts", "namespaces")),
-        ("core_pattern in a new proc", f"""
+        ("core_pattern in a new procfs", f"""
 become_root({_NEW_MOUNTS} | 0x20000000)
 child = os.fork()
 if child == 0:
@@ -108,11 +108,11 @@ if child == 0:
 number = os.waitpid(child, 0)[1] >> 8
 if number: raise OSError(number, os.strerror(number))
 succeeded()""", ("mounts", "settings")),
-        ("another host name", f"""
+        ("sethostname", f"""
 become_root({_NEW_NAMES})
 call("sethostname", MARKER.encode(), len(MARKER))
 if os.uname().nodename == MARKER: succeeded()""", ("settings", "namespaces")),
-        ("a control group", f"""
+        ("a new control group", f"""
 become_root({_NEW_MOUNTS} | {_NEW_GROUPS})
 def make(kind, options):
     target = "/tmp/" + kind + options
@@ -120,7 +120,7 @@ def make(kind, options):
     os.mkdir(os.path.join(target, MARKER))
 attempt(lambda: make("cgroup2", ""), *[
     lambda options=options: make("cgroup", options) for options in ("", "memory", "pids", "none,name=own")])""", ("control groups", "mounts")),
-        ("a device", """
+        ("a device node", """
 become_root()
 os.mknod("/tmp/" + MARKER, 0o20600, os.makedev(1, 1))
 succeeded()""", ("files",)),
@@ -138,29 +138,29 @@ succeeded()""", ("files",)),
 
 def _kernel_calls():
     # EINVAL, EFAULT, ENOEXEC and similar errors occur after the permission check.
-    yield Attack("the kernel's keyring", """
+    yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
 succeeded()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
     for name, code, more in (
         ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
-        ("a new kernel", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
+        ("kexec", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
         ("a BPF program", """
 program = ctypes.create_string_buffer(b"\\xb7\\0\\0\\0\\0\\0\\0\\0\\x95\\0\\0\\0\\0\\0\\0\\0")
 license = ctypes.create_string_buffer(b"GPL")
 attributes = struct.pack("=IIQQ", 1, 2, ctypes.addressof(program), ctypes.addressof(license)).ljust(128, b"\\0")
 call("bpf", 5, attributes, 128, past=(7, 22))""", ()),
         ("a BPF map", "call('bpf', 0, struct.pack('=IIII', 2, 4, 4, 1).ljust(128, b'\\0'), 128, past=(7, 22))", ()),
-        ("performance counters", "call('perf', struct.pack('=IIQ', 1, 128, 0).ljust(128, b'\\0'), 0, -1, -1, 0, past=(22, 2))", ("ENODEV",)),
+        ("performance counters (perf_event_open)", "call('perf', struct.pack('=IIQ', 1, 128, 0).ljust(128, b'\\0'), 0, -1, -1, 0, past=(22, 2))", ("ENODEV",)),
         ("userfaultfd", "call('userfaultfd', 0)", ()),
         ("io_uring", "call('io_uring', 8, bytes(120))", ()),
-        ("a file by its handle", """
+        ("a file by handle (open_by_handle_at)", """
 handle, mount_id = ctypes.create_string_buffer(struct.pack("=Ii", 120, 0) + bytes(120)), ctypes.c_int()
 directory = os.open("/", os.O_RDONLY)
 handle = ctypes.create_string_buffer(struct.pack("=Iiq", 8, 1, 2) + bytes(120))
 call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
     ):  # fmt: skip
         yield Attack(name, f"{code}\nsucceeded()", OWN_THREAD, (*DENIED, *more))
-    yield Attack("characters into a terminal (TIOCSTI)", """
+    yield Attack("terminal input injection (TIOCSTI)", """
 with setup(): leader, follower = pty.openpty()
 fcntl.ioctl(follower, 0x5412, b"x")
 succeeded()""", "pty.openpty(); succeeded()", (*DENIED, "ENOTTY", "EIO"))  # fmt: skip
@@ -169,10 +169,10 @@ succeeded()""", "pty.openpty(); succeeded()", (*DENIED, "ENOTTY", "EIO"))  # fmt
 def _kernel_files():
     for name, paths in (
         ("core_pattern", ("/proc/sys/kernel/core_pattern",)),
-        ("a setting of how memory is used", ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/drop_caches")),
-        ("a setting that starts programs", ("/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper", "/proc/sys/kernel/core_pattern")),
-        ("a switch that stops the machine", ("/proc/sysrq-trigger", "/sys/power/state", "/proc/sys/kernel/panic", "/proc/sys/kernel/sysrq")),
-        ("a setting of huge pages", ("/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/vm/nr_hugepages")),
+        ("memory settings", ("/proc/sys/vm/overcommit_memory", "/proc/sys/vm/drop_caches")),
+        ("settings that start programs", ("/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper", "/proc/sys/kernel/core_pattern")),
+        ("settings that halt the machine", ("/proc/sysrq-trigger", "/sys/power/state", "/proc/sys/kernel/panic", "/proc/sys/kernel/sysrq")),
+        ("huge page settings", ("/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/vm/nr_hugepages")),
     ):  # fmt: skip
         yield Attack(
             f"writing {name}",
@@ -182,14 +182,14 @@ def _kernel_files():
             unchanged=("settings",),
             host_paths=paths,
         )
-    yield Attack("a cgroup", """
+    yield Attack("an existing or new control group", """
 def make(path): os.mkdir(os.path.join(path, MARKER))
 def enter(path): pathlib.Path(path).write_text(str(os.getpid()))
 attempt(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
-    yield Attack("the host's memory or disks", """
+    yield Attack("the host's memory or disk devices", """
 devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
 def read(path):
     with open(path, "rb") as device: device.read(16)
 attempt(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
-    yield Attack("a device of the host's disks", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged=("files",))  # fmt: skip
-    yield Attack("the kernel's log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip
+    yield Attack("a device node of a host disk (mknod)", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged=("files",))  # fmt: skip
+    yield Attack("the kernel log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

@@ -30,7 +30,7 @@ def run_attacks(directory, runtime, attacks=ATTACKS):
 
 
 def artifacts(attack_run):
-    return attack_run.machine.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+    return attack_run.deployment.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
 
 
 @pytest.mark.timeout(1800)  # the first test runs all attacks
@@ -58,15 +58,15 @@ class EscapeTests:
         assert not any("other.example" in line and "/away/" not in line for _, line, _ in attack_run.host_requests)
 
     def test_host_tools_ran_nothing_from_the_workspace(self, attack_run):
-        assert not attack_run.mark.exists()
+        assert not attack_run.execution_marker_file.exists()
 
     def test_patch_applies_and_preserves_file_bytes(self, attack_run, tmp_path):
-        patch = attack_run.machine.artifact("task-1.patch")
+        patch = attack_run.deployment.artifact("task-1.patch")
         assert b"+changed\n" in patch
         assert b"nested/file.txt" in patch
         assert b"\r" not in patch
         clone = tmp_path / "clone"
-        repository = str(attack_run.machine.repositories / "repo.git")
+        repository = str(attack_run.deployment.repositories / "repo.git")
         subprocess.run(["git", "clone", "-q", repository, str(clone)], check=True, timeout=60)
         apply = ["git", "apply", "--index", "-"]
         applied = subprocess.run(apply, cwd=clone, input=patch, capture_output=True, timeout=60, check=False)
@@ -79,11 +79,11 @@ class EscapeTests:
         for name in ("link-to-the-host", "shadow", "environ", "fifo", "socket", "sparse", "root/"):
             assert not any(name in path for path in paths), name
         for artifact in artifacts(attack_run):
-            content = attack_run.machine.artifact(artifact["name"])
+            content = attack_run.deployment.artifact(artifact["name"])
             assert b"the host's own" not in content or artifact["name"].endswith((".patch", ".ndjson", ".json"))
 
     def test_skipped_files_are_reported(self, attack_run):
-        reason = [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"]
+        reason = [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"]
         for name in ("link-to-the-host", "sparse"):
             assert any(name in message for message in reason), name
 
@@ -93,4 +93,4 @@ class EscapeTests:
         assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", name) for name in names), names
 
     def test_no_leftovers_remain(self, attack_run):
-        wait_until(lambda: not find_leftovers(attack_run.machine.data_dir), 10, "everything to be gone")
+        wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "everything to be gone")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from doubles.leftovers import processes
 from escape import host_facts
+from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
 HOLD_SECONDS = 6.0
 """Long enough for a whole sample on a busy machine; otherwise the attack is unproven."""
 
-TERMINALS_MAX, KEYS_MAX = 16, 0
-"""Limits for a sandbox's use of host resources: terminals of its programs, and no keys."""
+TERMINAL_DESCRIPTORS_MAX, KEYS_MAX = 2 * PTYS_MAX + 16, 0
+"""Limits for a sandbox's use of host resources: both ends of the terminals that it may open, and no keys."""
 
 AIO_EVENTS = 20_000
 """Requested by an attack: far more than other programs on the machine use."""
@@ -171,7 +172,7 @@ class HostWatch:
 
     def _terminals(self, attempt, _):
         count = sum(process.terminals for process in attempt.values())
-        return {f"{count} terminals of the host"} if count > TERMINALS_MAX else set()
+        return {f"{count} descriptors of terminals"} if count > TERMINAL_DESCRIPTORS_MAX else set()
 
 
 OBSERVERS = {

@@ -33,25 +33,32 @@ UNCONFINED = (
 )
 SECONDS = 20
 CREDENTIALS = (
-    *("the host's shadow file", "root's home", "writing to the image", "writing to /etc"),
-    *("the memory of the first process inside", "the descriptors of the first process inside"),
-    *("the root of the first process inside", "the working directory of the first process inside"),
-    *("the output of the first process inside", "a descriptor of another process"),
-    *("uid 0", "a capability", "a user namespace", "a mount namespace", "another process's namespace", "a mount"),
-    *("another root", "a root of its own (chroot)", "another host name"),
-    *("uid 0, as root of a user namespace", "a mount namespace, as root of a user namespace"),
-    *("a file system over /etc, as root of a user namespace", "another root, as root of a user namespace"),
-    "another host name, as root of a user namespace",
-    *("a BPF program", "a BPF map", "performance counters", "userfaultfd", "io_uring"),
-    *("a file by its handle", "writing core_pattern", "writing a setting of how memory is used"),
-    *("writing a setting that starts programs", "writing a switch that stops the machine"),
-    *("the host's memory or disks", "a device of the host's disks", "the kernel's log"),
+    *("the host's /etc/shadow", "root's home directory", "writing to the image", "writing to /etc"),
+    *("the memory of the init process", "the file descriptors of the init process"),
+    *("the root directory of the init process", "the working directory of the init process"),
+    *("the output of the init process", "a file descriptor of another process"),
+    *(
+        "uid 0",
+        "a capability",
+        "a new user namespace",
+        "a new mount namespace",
+        "the namespace of another process",
+        "a mount",
+    ),
+    *("pivot_root", "chroot", "sethostname"),
+    *("uid 0, as root of a user namespace", "a new mount namespace, as root of a user namespace"),
+    *("a mount over /etc, as root of a user namespace", "pivot_root, as root of a user namespace"),
+    "sethostname, as root of a user namespace",
+    *("a BPF program", "a BPF map", "performance counters (perf_event_open)", "userfaultfd", "io_uring"),
+    *("a file by handle (open_by_handle_at)", "writing core_pattern", "writing memory settings"),
+    *("writing settings that start programs", "writing settings that halt the machine"),
+    *("the host's memory or disk devices", "a device node of a host disk (mknod)", "the kernel log"),
 )
 RESOURCES = (
-    *("all pseudo-terminals of the machine", "the machine's contexts for AIO", "a higher priority"),
+    *("all pseudo-terminals of the machine", "all AIO contexts of the machine", "a higher priority"),
     "real-time scheduling",
-    *("filters on thousands of sockets", "filters on thousands of sockets that share a port"),
-    "large filters on system calls in many processes",
+    *("BPF filters on thousands of sockets", "reuseport filters on thousands of sockets"),
+    "large seccomp filters in many processes",
 )
 REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
 """Reduced so that the host watch of another test does not report an escape."""

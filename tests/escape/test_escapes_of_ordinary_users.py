@@ -53,7 +53,7 @@ def test_host_is_unchanged(attack_run):
 
 
 def test_server_runs_as_the_ordinary_user(attack_run):
-    assert Path(f"/proc/{attack_run.machine.server.ready_message['pid']}").stat().st_uid == USER
+    assert Path(f"/proc/{attack_run.deployment.server.ready_message['pid']}").stat().st_uid == USER
 
 
 def test_only_allowed_packets_were_sent(attack_run):
@@ -61,9 +61,9 @@ def test_only_allowed_packets_were_sent(attack_run):
 
 
 def test_host_tools_ran_nothing_from_the_workspace(attack_run):
-    assert not attack_run.mark.exists()
-    assert b"+changed\n" in attack_run.machine.artifact("task-1.patch")
+    assert not attack_run.execution_marker_file.exists()
+    assert b"+changed\n" in attack_run.deployment.artifact("task-1.patch")
 
 
 def test_no_leftovers_remain(attack_run):
-    wait_until(lambda: not find_leftovers(attack_run.machine.data_dir), 10, "everything to be gone")
+    wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "everything to be gone")

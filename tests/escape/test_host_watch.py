@@ -15,7 +15,7 @@ import pytest
 
 from escape import host_facts, host_watch
 from escape.attack import Evidence
-from escape.host_watch import HOLD_SECONDS, OBSERVERS, TERMINALS_MAX, HostWatch
+from escape.host_watch import HOLD_SECONDS, OBSERVERS, TERMINAL_DESCRIPTORS_MAX, HostWatch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the host")
 
@@ -195,7 +195,7 @@ def test_raised_priority_is_reported(watch, sandbox, code):
 
 
 def test_many_terminals_are_reported(watch, sandbox):
-    sandbox.run(f"held = [os.openpty() for _ in range({TERMINALS_MAX})]")
+    sandbox.run(f"held = [os.openpty() for _ in range({TERMINAL_DESCRIPTORS_MAX // 2 + 1})]")
     assert changed_observers(watch) == {"terminals"}
 
 

@@ -17,9 +17,9 @@ from escape.attacks_on_collection import (
 from escape.host_watch import OBSERVERS
 from escape.verdict import Outcome, Verdict, judge_attack
 
-UNEXPECTED_PACKET = "a packet to anything that is not allowed"
-DENIED_REQUEST = "a request at the allowed host that was to be refused"
-HOST_CHANGE = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
+UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
+DENIED_REQUEST = "no denied request at the allowed host"
+HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
 HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
 """Rows observed on the host, over all attacks together."""
 
@@ -72,13 +72,13 @@ def judge_watch(evidence):
 
 def _judge_traps(attack_run):
     collected = CollectedOutput(
-        attack_run.machine.artifact("task-1.patch"),
+        attack_run.deployment.artifact("task-1.patch"),
         [
             (entry["name"], entry["path"])
-            for entry in attack_run.machine.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+            for entry in attack_run.deployment.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
         ],
-        [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"],
-        attack_run.mark.exists(),
+        [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"],
+        attack_run.execution_marker_file.exists(),
     )
     return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.evidence}") for trap in TRAPS}
 

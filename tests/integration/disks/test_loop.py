@@ -170,7 +170,7 @@ async def finds_the_orphaned_file(disks, files):
 
 
 def test_damage_of_a_power_loss_is_repaired(loop_works, files):
-    """The twin is the image without a file system."""
+    """The control is the image without a file system."""
     run_in_child(writes_below_a_directory, files)
     for damage in ("clri /workspace", "set_super_value state 0"):
         subprocess.run(["debugfs", "-w", "-R", damage, str(files.disk_image)], check=True, capture_output=True)

@@ -26,7 +26,7 @@ FLOODS = (
     "a name that is known over UDP",
     "names that are refused over TCP",
     "refused tunnels",
-    "TLS without a name",
+    "TLS without a server name (SNI)",
     "the head of a request byte by byte",
     "allowed tunnels",
     "a tunnel inwards",
@@ -80,7 +80,7 @@ def open_tunnel(bench, kind):
 
 
 def test_package_installation_stays_within_the_cpu_burst():
-    """The twin: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
+    """The control: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
     tunnels, failures = 600, []
 
     def install(bench):

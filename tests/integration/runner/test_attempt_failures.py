@@ -153,7 +153,7 @@ def test_collection_timeout_leaves_no_partial_files(make_harness):
 
 
 def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkeypatch):
-    """The other tests cover the twin: a disk with free space."""
+    """The other tests cover the control: a disk with free space."""
 
     async def usage(self, files):
         return DiskUsage(2, 1, is_full=True)

@@ -387,7 +387,7 @@ def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
-    """The twin above hands the disk over. Data may be lost until the sandbox that writes it is gone."""
+    """The control above hands the disk over. Data may be lost until the sandbox that writes it is gone."""
     harness = make_harness(Script(), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
 

@@ -29,7 +29,7 @@ LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
 class Disk:
-    """The disk of a harness's journal: rejects the given kinds of events while `refuses` is set."""
+    """The disk of a harness's journal: rejects the given kinds of events while `is_full` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
         self.is_full, self.rejected_count, self._kinds, self._number = True, 0, kinds, number
@@ -80,7 +80,7 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
 def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
     harness = make_harness(Script())
     disk = Disk(harness, monkeypatch, AgentExited)
-    harness.reserve.on_released = lambda: setattr(disk, "refuses", False)
+    harness.reserve.on_released = lambda: setattr(disk, "is_full", False)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, disk.rejected_count, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
 
@@ -242,7 +242,7 @@ def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness,
 
 
 def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
-    """The other tests cover the twin: a disk without data loss."""
+    """The other tests cover the control: a disk without data loss."""
 
     async def verify(self, files):
         raise OSError(errno.EIO, "Input/output error")

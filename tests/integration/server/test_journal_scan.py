@@ -74,7 +74,7 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
                 await asyncio.wait_for(service.health(), 5)
                 await asyncio.wait_for(service.submit(manifest("new")), 5)
             finally:
-                slow_journals.may_end.set()
+                slow_journals.release_opens.set()
             for task_id in task_ids:
                 await components.wait_for_launch(task_id, 2)
                 components.runners.record(task_id, *LOST)
@@ -94,13 +94,13 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
     async def scenario():
         journals = JournalScanner(components.journals)
         for _ in range(JOURNAL_SCANS_MAX + 1):
-            slow_journals.may_end.clear()
+            slow_journals.release_opens.clear()
             pending = asyncio.create_task(open_with_slot(journals))
             await slow_journals.has_started()
             pending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pending
-            slow_journals.may_end.set()
+            slow_journals.release_opens.set()
             async with asyncio.timeout(10):
                 while slow_journals.count or components.journals.is_locked("task-1"):
                     await asyncio.sleep(0.005)
@@ -113,7 +113,7 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
 
 def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
     """The cancelled task has a short journal and waits for a finisher after the others."""
-    slow_journals.short.add("short")
+    slow_journals.fast_task_ids.add("short")
     long = [f"long-{number}" for number in range(JOURNAL_SCANS_MAX)]
 
     async def scenario():
@@ -133,7 +133,7 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
                 assert cancelled.message == "The task is being stopped; its results so far are stored."
                 assert replay_task(components.journals, "short").task.cancel.reason == "no need"
             finally:
-                slow_journals.may_end.set()
+                slow_journals.release_opens.set()
             await components.wait_for_launch("short", 2)
             components.runners.record("short", *LOST)
             assert (await service.wait("short", 10)).state is TaskState.CANCELLED
@@ -158,7 +158,7 @@ def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkey
             await slow_journals.has_started(JOURNAL_SCANS_MAX)
             with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
                 await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
-            slow_journals.may_end.set()
+            slow_journals.release_opens.set()
             assert len(await asyncio.gather(*first)) == JOURNAL_SCANS_MAX
             await service.cancel(task_ids[-1], reason="", force=False)
 

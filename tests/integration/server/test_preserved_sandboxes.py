@@ -344,14 +344,14 @@ def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
         async with components.server() as service:
             dependencies = service.dependencies
             expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
-            components.clock.set_back = timedelta(hours=25)
+            components.clock.set_back_by = timedelta(hours=25)
             old = await fail(components, service, "old")
-            components.clock.set_back = timedelta(hours=23)
+            components.clock.set_back_by = timedelta(hours=23)
             young = await fail(components, service, "young")
-            components.clock.set_back = timedelta()
+            components.clock.set_back_by = timedelta()
             await expiry.sweep()
             first = (old.disk.exists(), young.disk.exists())
-            components.clock.set_back = -timedelta(hours=2)
+            components.clock.set_back_by = -timedelta(hours=2)
             await expiry.sweep()
             return first, (old.disk.exists(), young.disk.exists())
 
@@ -362,9 +362,9 @@ def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
-            components.clock.set_back = timedelta(hours=25)
+            components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, f"task-{number}") for number in range(150)]
-            components.clock.set_back = timedelta()
+            components.clock.set_back_by = timedelta()
             expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
             await expiry.sweep()
             remaining = [each for each in preserved if each.disk.exists()]
@@ -381,9 +381,9 @@ def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, mon
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
-            components.clock.set_back = timedelta(hours=25)
+            components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
-            components.clock.set_back = timedelta()
+            components.clock.set_back_by = timedelta()
             expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
             is_preserved = dependencies.preserved_sandboxes.is_preserved
 
@@ -409,9 +409,9 @@ def test_failing_removal_is_retried_and_does_not_block_others(components):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
-            components.clock.set_back = timedelta(hours=25)
+            components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
-            components.clock.set_back = timedelta()
+            components.clock.set_back_by = timedelta()
             expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
             remove = components.remove
 

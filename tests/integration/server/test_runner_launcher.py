@@ -118,12 +118,12 @@ def test_task_that_cannot_be_retried_is_ended_by_a_finisher(components, failure_
             if failure_kind == "image":
                 components.image_error = "The image is gone."
             else:
-                components.runners.refuses = True
+                components.runners.launch_error = OSError("no more processes")
             components.runners.kill("task-1")
             async with asyncio.timeout(10):
-                while failure_kind == "launch" and not components.runners.refusals:
+                while failure_kind == "launch" and not components.runners.failure_count:
                     await asyncio.sleep(0.01)
-            components.runners.refuses = False
+            components.runners.launch_error = None
             await components.wait_for_launch("task-1", 2)
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)

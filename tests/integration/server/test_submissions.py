@@ -112,11 +112,11 @@ def test_rejected_submission_does_not_consume_its_key(components):
 def test_key_expires_after_a_day(components):
     async def scenario():
         async with components.server() as service:
-            components.clock.set_back = timedelta(hours=24, seconds=5)
+            components.clock.set_back_by = timedelta(hours=24, seconds=5)
             first = await service.submit(manifest(""), KEY)
-            components.clock.set_back = timedelta(seconds=30)
+            components.clock.set_back_by = timedelta(seconds=30)
             replayed = await service.submit(manifest(""), KEY)
-            components.clock.set_back = timedelta()
+            components.clock.set_back_by = timedelta()
             second = await service.submit(manifest(""), OTHER_BODY)
             return first, replayed, second
 

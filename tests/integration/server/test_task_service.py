@@ -298,7 +298,7 @@ def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
 
 
 def test_failing_launch_fails_the_task(components):
-    components.runners.refuses = True
+    components.runners.launch_error = OSError("no more processes")
 
     async def scenario():
         async with components.server() as service:
@@ -311,7 +311,7 @@ def test_failing_launch_fails_the_task(components):
 
 
 def test_submit_is_rejected_while_the_server_is_not_ready(components):
-    components.blockers = ("There is no key for the model.",)
+    components.blocked_reasons = ("There is no key for the model.",)
 
     async def scenario():
         async with components.server() as service:

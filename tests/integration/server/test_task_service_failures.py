@@ -30,12 +30,12 @@ class FullDisk:
     """While the disk is full, journals accept only the event types in `spares`."""
 
     def __init__(self, monkeypatch):
-        self.is_full, self.accepted_event_types, self.refusals = False, (), 0
+        self.is_full, self.accepted_event_types, self.failure_count = False, (), 0
         append = FileJournalWriter.append
 
         def append_unless_full(writer, event, transition=None, **when):
             if self.is_full and not isinstance(event, self.accepted_event_types):
-                self.refusals += 1
+                self.failure_count += 1
                 raise OSError(28, "No space left on device")
             return append(writer, event, transition, **when)
 
@@ -46,7 +46,7 @@ class FailingStore(MemoryStore):
     """An index that rejects writes while it is broken."""
 
     is_failing = False
-    refusals = 0
+    failure_count = 0
 
     def insert(self, indexed):
         self._raise_if_broken()
@@ -58,7 +58,7 @@ class FailingStore(MemoryStore):
 
     def _raise_if_broken(self):
         if self.is_failing:
-            self.refusals += 1
+            self.failure_count += 1
             raise StoreError("database or disk is full")
 
 
@@ -68,11 +68,11 @@ def _quick_retries(monkeypatch):
         monkeypatch.setattr(f"sandbox.server.{name}", 0.1)
 
 
-async def wait_for_refusals(resource, times=2):
-    """Wait for `times` more refusals."""
-    target = resource.refusals + times
+async def wait_for_failures(resource, times=2):
+    """Wait for `times` more failures."""
+    target = resource.failure_count + times
     async with asyncio.timeout(10):
-        while resource.refusals < target:
+        while resource.failure_count < target:
             await asyncio.sleep(0.005)
 
 
@@ -107,10 +107,10 @@ def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk)
 def test_submit_succeeds_with_a_broken_index(components):
     async def scenario():
         async with components.server() as service:
-            components.store.broken = True
+            components.store.is_failing = True
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.store.broken = False
+            components.store.is_failing = False
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
             assert (await service.status("task-1")).state is TaskState.COMPLETED
@@ -124,10 +124,10 @@ def test_temporarily_broken_index_catches_up(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.store.broken = True
+            components.store.is_failing = True
             components.runners.record("task-1", *TO_RUNNING)
-            await wait_for_refusals(components.store)
-            components.store.broken = False
+            await wait_for_failures(components.store)
+            components.store.is_failing = False
             components.runners.record("task-1", *TO_END)
             return await service.wait("task-1", 10)
 
@@ -137,9 +137,9 @@ def test_temporarily_broken_index_catches_up(components):
 def test_launch_on_a_full_disk_is_retried(components, disk):
     async def scenario():
         async with components.server() as service:
-            disk.is_full, disk.spares = True, (TaskSubmitted,)
+            disk.is_full, disk.accepted_event_types = True, (TaskSubmitted,)
             await service.submit(manifest())
-            await wait_for_refusals(disk)
+            await wait_for_failures(disk)
             waiting = await service.status("task-1")
             assert waiting.state is TaskState.PENDING
             assert "No space left" in waiting.state_message
@@ -153,10 +153,10 @@ def test_failing_finisher_launch_is_retried(components):
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
-            components.runners.refuses = True
+            components.runners.launch_error = OSError("no more processes")
             components.runners.kill("task-1")
-            await wait_for_refusals(components.runners)
-            components.runners.refuses = False
+            await wait_for_failures(components.runners)
+            components.runners.launch_error = None
             await components.wait_for_launch("task-1", 2)
             components.runners.record("task-1", *TO_END)
             await service.wait("task-1", 10)
@@ -176,7 +176,7 @@ def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk, monk
             await components.wait_for_launch("task-1", 1 + FINISHERS_MAX)
             disk.is_full = True
             components.runners.kill("task-1")
-            await wait_for_refusals(disk)
+            await wait_for_failures(disk)
             disk.is_full = False
             return await service.wait("task-1", 10)
 
@@ -190,7 +190,7 @@ def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
         async with components.server() as service:
             await service.submit(manifest("first"))
             await service.submit(manifest("second"))
-            disk.is_full, disk.spares = True, (CancelRequested,)
+            disk.is_full, disk.accepted_event_types = True, (CancelRequested,)
             with pytest.raises(UnavailableError, match="No space left"):
                 await service.cancel("second", reason="", force=False)
             disk.is_full = False
@@ -539,11 +539,11 @@ def test_rejected_task_leaves_nothing_for_the_next_server(components, disk):
 def test_temporary_launch_failure_is_followed_by_a_finisher(components, error_number):
     async def scenario():
         async with components.server() as service:
-            components.runners.refuses = OSError(error_number, os.strerror(error_number))
+            components.runners.launch_error = OSError(error_number, os.strerror(error_number))
             await service.submit(manifest())
-            await wait_for_refusals(components.runners)
+            await wait_for_failures(components.runners)
             assert not (await service.status("task-1")).state.is_terminal
-            components.runners.refuses = None
+            components.runners.launch_error = None
             await components.wait_for_launch("task-1")
             assert components.runners.orders[-1].finish
 

@@ -46,7 +46,7 @@ def test_day_of_tasks_leaves_only_retained_tasks(components):
         components.runners.record(task_id, *TO_RUNNING, *TO_END)
         await components.wait_for_state(service, task_id, TaskState.COMPLETED)
         components.runners.orders.clear()
-        components.clock.set_back -= INTERVAL
+        components.clock.set_back_by -= INTERVAL
         await compactor.sweep()
         await service.prune(Retention(older_than_seconds=RETENTION_HOURS * 3600), dry_run=False)
 

@@ -52,8 +52,8 @@ def documented_codes(section: str) -> list[str]:
 
 
 def test_each_documented_code_has_one_exception():
-    assert [error.code for error in API_ERRORS] == documented_codes("Answers of the API")
-    assert [error.code for error in LOCAL_ERRORS] == documented_codes("Of the client")
+    assert [error.code for error in API_ERRORS] == documented_codes("API errors")
+    assert [error.code for error in LOCAL_ERRORS] == documented_codes("Client errors")
 
 
 def test_all_exceptions_are_public():

@@ -85,7 +85,7 @@ def test_installed_binary_denies_access_to_the_agents_shell(directory):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
 def test_readable_binary_would_allow_access(directory):
-    """The twin: without the execute-only copy, each access succeeds, including the forged line."""
+    """The control: without the execute-only copy, each access succeeds, including the forged line."""
     output, stdout = run_probe(directory, readable_copy(directory / "claude"))
     assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' in stdout

@@ -155,7 +155,7 @@ def test_claude_md_files_are_read(run):
 
 
 def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
-    """The twin: these attacks work without Sandbox's options, so the test above would detect them."""
+    """The control: these attacks work without Sandbox's options, so the test above would detect them."""
     completed, model = run_agent(
         tmp_path,
         ENVIRONMENT,

@@ -46,6 +46,6 @@ def test_agent_ignores_model_settings_in_its_home(tmp_path):
 
 
 def test_agent_without_sandbox_options_uses_settings_in_its_home(tmp_path):
-    """The twin: without Sandbox's options, the attack succeeds."""
+    """The control: without Sandbox's options, the attack succeeds."""
     forged_requests, result = run_hijack(tmp_path, without=("--setting-sources", ""))
     assert (forged_requests > 0, result) == (True, "FORGED")

@@ -218,7 +218,7 @@ def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
-            components.runners.refuses = True
+            components.runners.launch_error = OSError("no more processes")
             components.runners.kill("task-1")
             before = names(files)
             await garbage_collector(components, service, leftovers).sweep()

@@ -1,6 +1,6 @@
 """A git compromised by a repository stays confined: a program of the test runs in place of git.
 
-Each attack has a twin: an action that git may perform there.
+Each attack has a control: an action that git may perform there.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ def run_confined(directory, scenario, **limits):
 
 async def sees_no_host_files(confinement):
     code, output = await confinement.shell(
-        f"cat {confinement.secret} /etc/shadow; ls {confinement.place}; ls -a /home /root; cat /etc/hostname"
+        f"cat {confinement.secret} /etc/shadow; ls {confinement.directory}; ls -a /home /root; cat /etc/hostname"
     )
     assert "host secret" not in output
     assert "root:" not in output

@@ -55,7 +55,7 @@ def test_programs_in_the_agents_git_directory_are_not_run(staged):
 
     assert not canary.exists()
     assert b"+# Edited\n" in patch
-    # The twin: the same programs do run when git itself runs there.
+    # The control: the same programs do run when git itself runs there.
     subprocess.run(["git", "status"], cwd=staged.workspace, capture_output=True, check=False)
     assert canary.exists()
 

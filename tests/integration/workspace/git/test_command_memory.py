@@ -38,7 +38,7 @@ def test_many_lines_of_the_agent_truncate_the_patch(env, small_memory_limit):
 
 
 def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
-    """The twin: the same size alone causes no failure."""
+    """The control: the same size alone causes no failure."""
     base = env.stage()
     (env.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
     assert len(env.patch(base)) > MEMORY_BYTES_MAX // 16
@@ -74,7 +74,7 @@ def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_env):
 
 
 def test_ordinary_changes_fit_into_little_memory(low_memory_env):
-    """The twin: little memory is enough."""
+    """The control: little memory is enough."""
     base = low_memory_env.stage()
     (low_memory_env.workspace / "README.md").write_text("# Edited\n" * 10_000)
     low_memory_env.verify_patch(base)

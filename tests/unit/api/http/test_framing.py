@@ -40,7 +40,7 @@ REJECTED = {
     "a coding and a length": post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
     "a length and a coding": post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
     "a coding and an empty length": post(b"Transfer-Encoding: chunked\r\nContent-Length:\r\n", b"0\r\n\r\n"),
-    "two lengths": post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"),
+    "two Content-Length headers": post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"),
     "one length twice": post(b"Content-Length: 5\r\ncontent-length: 5\r\n", b"hello"),
     "a list of lengths": post(b"Content-Length: 5, 5\r\n", b"hello"),
     "a length with a sign": post(b"Content-Length: +5\r\n", b"hello"),
@@ -192,7 +192,7 @@ def test_valid_requests_are_passed_on_unchanged(data):
 )
 def test_data_after_the_last_request_is_ignored(last):
     framing = RequestFraming()
-    assert feed(framing, last + REJECTED["two lengths"] + GET) == last
+    assert feed(framing, last + REJECTED["two Content-Length headers"] + GET) == last
     assert (feed(framing, GET), framing.error) == (b"", None)
 
 

@@ -37,7 +37,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 )
 @click.option(
     "--beside-changes",
-    "is_beside",
+    "allows_local_changes",
     is_flag=True,
     help="Apply on top of uncommitted changes, and stage nothing.",
 )
