@@ -47,7 +47,7 @@ def sandbox(deployment):
 
 
 @pytest.fixture(scope="module")
-def token_machine(tmp_path_factory):
+def token_deployment(tmp_path_factory):
     """A deployment with an operator's token, created before the server started."""
     deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
@@ -73,8 +73,8 @@ def send_request(
         return client.request(method, deployment.server.ready_message["http"] + path, **options)
 
 
-def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_machine):
-    deployment = token_machine
+def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_deployment):
+    deployment = token_deployment
     _, viewer = make_token(deployment, Role.VIEWER)  # created while the server runs
     deployment.submit()
     status = deployment.wait()
@@ -100,22 +100,22 @@ def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_machin
         pass
 
 
-def test_cli_sends_token_and_reports_rejection(token_machine):
-    sandbox = command_line(token_machine)
-    _, viewer = make_token(token_machine, Role.VIEWER)
-    server = ("--server", token_machine.server.ready_message["http"])
+def test_cli_sends_token_and_reports_rejection(token_deployment):
+    sandbox = command_line(token_deployment)
+    _, viewer = make_token(token_deployment, Role.VIEWER)
+    server = ("--server", token_deployment.server.ready_message["http"])
     assert sandbox("task", "list", *server, SANDBOX_TOKEN=viewer).returncode == 0
     for arguments in ((), ("--token", "wrong")):
         refused = sandbox("task", "list", *server, *arguments)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
-    token_machine.submit("looked-on", repository={"branch": "none"})
+    token_deployment.submit("looked-on", repository={"branch": "none"})
     assert sandbox("task", "cancel", "looked-on", "--yes", *server, "--token", viewer).returncode == 5
-    assert token_machine.wait("looked-on")["state"] == "failed"
+    assert token_deployment.wait("looked-on")["state"] == "failed"
 
 
-def test_revoked_token_is_rejected_immediately(token_machine):
-    deployment, sandbox = token_machine, command_line(token_machine)
+def test_revoked_token_is_rejected_immediately(token_deployment):
+    deployment, sandbox = token_deployment, command_line(token_deployment)
     created = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
     assert created.returncode == 0, created.stderr
     token_id, viewer = (json.loads(created.stdout)[key] for key in ("id", "token"))
@@ -145,8 +145,8 @@ def test_running_server_requires_tokens_once_one_exists(deploy):
     wait_until(lambda: send_request(deployment, None).status_code == 200)
 
 
-def test_clone_host_not_in_allowed_hosts_is_rejected(token_machine):
-    deployment = token_machine
+def test_clone_host_not_in_allowed_hosts_is_rejected(token_deployment):
+    deployment = token_deployment
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -185,8 +185,8 @@ def test_remote_clients_are_served_with_a_token(deployment):
         deployment.server.stop()
 
 
-def test_session_cookie_is_rejected_from_other_origins(token_machine):
-    deployment = token_machine
+def test_session_cookie_is_rejected_from_other_origins(token_deployment):
+    deployment = token_deployment
     session = send_request(deployment, deployment.bearer, "POST", "/api/v1/session")
     assert "HttpOnly" in session.headers["set-cookie"]
     cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}

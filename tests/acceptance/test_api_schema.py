@@ -28,7 +28,7 @@ def test_responses_match_the_schema(deployment, tmp_path):
     deployment.submit()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     base_url = deployment.server.ready_message["http"]
-    ran = subprocess.run(
+    completed = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SETTINGS),
             "run", f"{base_url}/openapi.json", "--max-examples", "8", "--seed", "1",
@@ -37,8 +37,8 @@ def test_responses_match_the_schema(deployment, tmp_path):
         env={**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(Path(__file__).parents[1])},
         cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-3000:]
-    assert int(re.search(r"(\d+) generated", ran.stdout)[1]) > 300
+    assert completed.returncode == 0, completed.stdout[-20_000:] + completed.stderr[-3000:]
+    assert int(re.search(r"(\d+) generated", completed.stdout)[1]) > 300
     operations = httpx.get(f"{base_url}/openapi.json").json()["paths"].values()
-    assert f"Tested: {sum(map(len, operations)) - 1}\n" in ran.stdout
+    assert f"Tested: {sum(map(len, operations)) - 1}\n" in completed.stdout
     assert "Traceback" not in deployment.server.log.read_text()

@@ -21,15 +21,15 @@ def message_requests(deployment):
 
 
 @pytest.mark.parametrize(
-    ("spent", "ample", "turns"),
+    ("exhausted_budget", "unexhausted_budget", "turns"),
     [({"budget_usd": 0.05}, {"budget_tokens": 100_000}, 3), ({"budget_tokens": 7000}, {"budget_usd": 1.0}, 4)],
 )
-def test_task_ends_when_the_first_budget_is_exhausted(deploy, spent, ample, turns):
+def test_task_ends_when_the_first_budget_is_exhausted(deploy, exhausted_budget, unexhausted_budget, turns):
     deployment = deploy(*[with_cost(bash("true"))] * 60, with_cost(reply()))
-    deployment.submit(lifecycle={**spent, **ample})
+    deployment.submit(lifecycle={**exhausted_budget, **unexhausted_budget})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), deployment.diagnostics()
-    assert f"lifecycle.{next(iter(spent))} is spent" in status["error"]["message"]
+    assert f"lifecycle.{next(iter(exhausted_budget))} is spent" in status["error"]["message"]
     assert len(message_requests(deployment)) == turns
     events = [json.loads(line.partition("[EVENT] ")[2]) for line in deployment.logs(stream="events").splitlines()]
     assert sum(event["type"] == "usage" for event in events) == turns

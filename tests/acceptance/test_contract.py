@@ -33,10 +33,10 @@ def test_guarantees_survive_a_server_restart(deployment):
     deployment.server.stop()
     deployment.start_server()
     assert disk.exists()
-    again, other = submit_with_key(deployment, "Do it."), submit_with_key(deployment, "Else.")
-    assert (first.status_code, again.status_code, other.status_code) == (202, 202, 422)
-    assert again.json() == first.json()
-    assert again.headers["Idempotent-Replayed"] == "true"
+    second, other = submit_with_key(deployment, "Do it."), submit_with_key(deployment, "Else.")
+    assert (first.status_code, second.status_code, other.status_code) == (202, 202, 422)
+    assert second.json() == first.json()
+    assert second.headers["Idempotent-Replayed"] == "true"
     assert deployment.http.get("/api/v1/tasks").json()["total_count"] == 3
     finished_at = datetime.fromisoformat(deployment.status("kept")["finished_at"])
     deployment.server.stop()

@@ -186,7 +186,7 @@ def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
     stop_button, ended = page.get_by_role("button", name="Stop now"), page.locator("#head .pill.ended")
     stop_button.or_(ended).wait_for()
     if stop_button.is_visible():
-        stop_at_once(page, stop_button)
+        force_cancel(page, stop_button)
     ended.wait_for()
     browser.ignore_errors("status of 409")  # the task may have ended while the dialog was open
     page.get_by_text("not needed <b>any</b> more").wait_for()
@@ -194,7 +194,7 @@ def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
     assert page.locator(".row-link").all_inner_texts() == ["A task"]
 
 
-def stop_at_once(page, stop_button):
+def force_cancel(page, stop_button):
     """Force the cancellation, unless the task ends first."""
     with suppress(PageTimeoutError):
         stop_button.click(timeout=5000)

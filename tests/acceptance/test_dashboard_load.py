@@ -54,23 +54,23 @@ def hostile_events():
         "name": SCRIPT,
         "input": {"command": SCRIPT + NUL, "deep": {"a": [SCRIPT]}},
     }
-    answer = {
+    tool_result = {
         "type": "tool_result",
         "tool_use_id": "t1",
         "content": f"\x1b[31mred\x1b[0m {BIDI} {SCRIPT}",
         "is_error": True,
     }
     yield assistant({"type": "text", "text": HOSTILE}, tool_use)
-    yield stdout_event({"type": "user", "message": {"content": [answer]}})
+    yield stdout_event({"type": "user", "message": {"content": [tool_result]}})
     yield ToolCall(SCRIPT, "t1", 12, is_error=True)
-    for odd in (
+    for malformed in (
         "null",
         "[]",
         '{"type":"assistant"}',
         '{"type":"assistant","message":{"content":[null,1,{"type":"text"}]}}',
         "{",
     ):
-        yield Output.from_bytes("stdout", odd.encode() + b"\n")
+        yield Output.from_bytes("stdout", malformed.encode() + b"\n")
     yield Output.from_bytes("stdout", f"\x1b[32mgreen\x1b[0m {SCRIPT} {BIDI} {NUL}\n".encode())
     yield Output.from_bytes("stderr", b"\xff\xfe not text\n")
     for at in range(0, len(LONG_LINE), 65536):
@@ -83,7 +83,7 @@ def hostile_events():
     yield Usage("claude-sonnet-4-5-20250929", 1000, 50, cost_usd=0.01)
 
 
-def poisoned_events():
+def malformed_events():
     """Lines with values that cannot be converted to text, followed by ordinary output."""
     hostile_input = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
@@ -92,11 +92,11 @@ def poisoned_events():
         {"type": "system", "subtype": "init", "claude_code_version": hostile_input, "model": hostile_input}
     )
     yield stdout_event({"type": "result", "subtype": hostile_input, "result": hostile_input})
-    deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
-    deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
-    for line in (stdout_event({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
+    deep_tool_result = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
+    deep_tool_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
+    for line in (stdout_event({"type": "user", "message": {"content": [deep_tool_result]}}), assistant(deep_tool_use)):
         yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP))
-    answers = [
+    tool_results = [
         {
             "type": "tool_result",
             "tool_use_id": "odd",
@@ -104,7 +104,7 @@ def poisoned_events():
         },
         {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
     ]
-    yield stdout_event({"type": "user", "message": {"content": answers}})
+    yield stdout_event({"type": "user", "message": {"content": tool_results}})
     yield assistant({"type": "text", "text": "Said after the poison."})
     yield Output.from_bytes("stderr", b"Written after the poison.\n")
 
@@ -122,7 +122,7 @@ def loaded_server(tmp_path_factory):
         recorder.record(event)
     tasks.end(recorder)
     recorder = tasks.run("poisoned", lines=0)
-    for event in poisoned_events():
+    for event in malformed_events():
         recorder.record(event)
     tasks.end(recorder)
     tasks.finish("endless", lines=LINES)

@@ -6,7 +6,7 @@ from doubles.live_server import Deployment
 from doubles.sample_task import FakeEventStream, assistant_text, claude_message, output
 from doubles.stored_tasks import StoredTasks
 
-LINES_A_FRAME = 1000
+LINES_PER_FRAME = 1000
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_torn_line_is_not_joined_with_the_next(open_task):
 
 def output_lines(first, end):
     """Output events with up to LINES_A_FRAME lines each."""
-    for begin in range(first, end, LINES_A_FRAME):
-        together = range(begin, min(begin + LINES_A_FRAME, end))
+    for begin in range(first, end, LINES_PER_FRAME):
+        together = range(begin, min(begin + LINES_PER_FRAME, end))
         yield output("".join(f"line {number}\n" for number in together))
 
 
@@ -205,8 +205,8 @@ PAUSED_FOLLOW = """async () => {
 def test_slow_page_pauses_the_stream_without_losing_events(open_task, browser):
     page, _ = open_task("chat")
     assert page.evaluate(PAUSED_FOLLOW) == [f"line {number} of large\n" for number in range(2000)]
-    afters = [int(one.url.partition("after=")[2]) for one in browser.requests_to("large/story")]
-    assert len({*afters}) > 2
+    resume_positions = [int(one.url.partition("after=")[2]) for one in browser.requests_to("large/story")]
+    assert len({*resume_positions}) > 2
 
 
 NO_TIMER = "window.setInterval = () => 0;"

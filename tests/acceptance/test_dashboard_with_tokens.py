@@ -55,7 +55,7 @@ window.outcomes = (async () => {
 
 
 @pytest.fixture(scope="module")
-def token_machine(tmp_path_factory):
+def token_deployment(tmp_path_factory):
     """A server with an operator's token (`bearer`) and a viewer's (`viewer`); its tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
@@ -108,8 +108,8 @@ def task_ids(deployment):
     return [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]]
 
 
-def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, browser):
-    base_url = token_machine.server.ready_message["http"]
+def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_deployment, browser):
+    base_url = token_deployment.server.ready_message["http"]
     page = browser.open(f"{base_url}/?state=completed")
     assert page.url == f"{base_url}/sign-in?to=%2F%3Fstate%3Dcompleted"
     assert accessibility_violations(page) == []
@@ -118,12 +118,12 @@ def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, br
     page.get_by_text("Invalid token.").wait_for()
     assert accessibility_violations(page) == []
     browser.ignore_errors("status of 401")
-    page.get_by_label("Token").fill(token_machine.viewer)
+    page.get_by_label("Token").fill(token_deployment.viewer)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{base_url}/?state=completed")
     page.get_by_text("No tasks match these filters").wait_for()
     assert page.get_by_role("link", name="New task").count() == 0
-    assert token_machine.viewer not in page.content() + str(page.context.cookies())
+    assert token_deployment.viewer not in page.content() + str(page.context.cookies())
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Token").wait_for()
     page.goto(base_url)
@@ -131,40 +131,40 @@ def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, br
     assert browser.console_errors == []
 
 
-def test_expired_session_redirects_to_sign_in(token_machine, browser):
-    page = sign_in(token_machine, browser, token_machine.viewer)
+def test_expired_session_redirects_to_sign_in(token_deployment, browser):
+    page = sign_in(token_deployment, browser, token_deployment.viewer)
     (session,) = [cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "sandbox_session"]
-    token_machine.http.delete("/api/v1/session", headers={"Cookie": f"sandbox_session={session}"}).raise_for_status()
+    token_deployment.http.delete("/api/v1/session", headers={"Cookie": f"sandbox_session={session}"}).raise_for_status()
     page.wait_for_url("**/sign-in?to=%2F")
     page.get_by_label("Token").wait_for()
 
 
-def test_form_draft_survives_an_expired_session(token_machine, browser):
-    page = sign_in(token_machine, browser, token_machine.bearer)
-    page.goto(f"{token_machine.server.ready_message['http']}/submit")
+def test_form_draft_survives_an_expired_session(token_deployment, browser):
+    page = sign_in(token_deployment, browser, token_deployment.bearer)
+    page.goto(f"{token_deployment.server.ready_message['http']}/submit")
     editor = page.get_by_label("Manifest, YAML")
     page.get_by_text("This manifest is valid.").wait_for()
     page.context.clear_cookies()
     draft = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
     editor.fill(draft)
     page.wait_for_url("**/sign-in?to=*")
-    page.get_by_label("Token").fill(token_machine.bearer)
+    page.get_by_label("Token").fill(token_deployment.bearer)
     page.get_by_role("button", name="Sign in").click()
     wait_until(lambda: editor.input_value() == draft, what="the draft to be restored")
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/typed")
-    page.goto(f"{token_machine.server.ready_message['http']}/submit")
+    page.goto(f"{token_deployment.server.ready_message['http']}/submit")
     assert editor.input_value() != draft
 
 
-def test_cross_site_requests_with_a_session_are_rejected(token_machine, browser):
-    token_machine.submit("task-1")
-    before = task_ids(token_machine)
-    page = sign_in(token_machine, browser, token_machine.bearer)
+def test_cross_site_requests_with_a_session_are_rejected(token_deployment, browser):
+    token_deployment.submit("task-1")
+    before = task_ids(token_deployment)
+    page = sign_in(token_deployment, browser, token_deployment.bearer)
     manifest = json.dumps({**MINIMAL, "metadata": {"name": "Forged", "id": "task-2"}})
     values = {
-        "place": token_machine.server.ready_message["http"],
-        "socket": token_machine.server.ready_message["ws"],
+        "place": token_deployment.server.ready_message["http"],
+        "socket": token_deployment.server.ready_message["ws"],
         "manifest": manifest,
     }
     page.goto("about:blank")  # drop requests of the previous page
@@ -179,7 +179,7 @@ def test_cross_site_requests_with_a_session_are_rejected(token_machine, browser)
     statuses = {(method, status) for method, url, status in responses if url.startswith(values["place"])}
     assert ("POST", 403) in statuses
     assert {status for method, status in statuses if method != "OPTIONS"} == {403}
-    assert task_ids(token_machine) == before
+    assert task_ids(token_deployment) == before
     # The same requests succeed from the dashboard itself.
     with other_site(f'<a href="{values["place"]}/tasks/task-1">the task</a>') as address:
         page.goto(address)
@@ -187,4 +187,4 @@ def test_cross_site_requests_with_a_session_are_rejected(token_machine, browser)
         page.get_by_role("tab", name="Conversation").wait_for()
     sent = "(body) => fetch('/api/v1/tasks', {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
     assert page.evaluate(f"async (body) => (await ({sent})(body)).status", manifest) == 202
-    assert "task-2" in task_ids(token_machine)
+    assert "task-2" in task_ids(token_deployment)

@@ -54,5 +54,5 @@ def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser
     # The twin: requests to other hosts are blocked and detected.
     is_blocked = page.evaluate("fetch('http://127.0.0.1:9/').then(() => false, (error) => error instanceof TypeError)")
     assert is_blocked
-    assert any("Content Security Policy" in complaint for complaint in browser.console_errors)
+    assert any("Content Security Policy" in console_error for console_error in browser.console_errors)
     browser.ignore_errors("Content Security Policy", "127.0.0.1:9")

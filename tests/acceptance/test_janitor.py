@@ -81,8 +81,8 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, dep
     deployment.runtime = runtime
     deployment = deploy(bash(LONG), reply())
     tasks = {f"task-{number}": what for number, what in enumerate(steps)}
-    for task_id, what in tasks.items():
-        stop_runner_at(deployment, task_id, STEPS[what])
+    for task_id, step in tasks.items():
+        stop_runner_at(deployment, task_id, STEPS[step])
     crash(deployment, *tasks)
     assert {"files", "cgroups"} <= find_leftovers(deployment.data_dir).keys() or os.geteuid() != 0
     deployment.start_server()
@@ -90,11 +90,11 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, dep
     assert {deployment.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
-def round_finished(deployment):
+def sweep_finished(deployment):
     """A condition for the end of the janitor's round: incomplete images are removed last."""
-    half_made = deployment.data_dir / "profiles" / "half-made" / "part"
-    half_made.mkdir(parents=True)
-    return lambda: not half_made.exists()
+    incomplete_image = deployment.data_dir / "profiles" / "half-made" / "part"
+    incomplete_image.mkdir(parents=True)
+    return lambda: not incomplete_image.exists()
 
 
 def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
@@ -117,11 +117,11 @@ def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tm
             *(attempt_of(deployment, name) for name in ("living", "kept")),
         ]
         crash(deployment, "lost")
-        before = [traces(attempt) for attempt in others]
-        is_finished = round_finished(deployment)
+        before = [attempt_leftovers(attempt) for attempt in others]
+        is_finished = sweep_finished(deployment)
         deployment.start_server()
         wait_until(is_finished, 30, "the end of the janitor's round")
-        assert [traces(attempt) for attempt in others] == before
+        assert [attempt_leftovers(attempt) for attempt in others] == before
         assert [path.name for path in attempt_of(deployment, "lost").root.iterdir()] == ["runner.log"]
         assert (deployment.status("living")["state"], other_deployment.status("next-door")["state"]) == (
             "running",
@@ -135,7 +135,7 @@ def make_directory(path):
     return path
 
 
-def traces(attempt):
+def attempt_leftovers(attempt):
     """The processes, control groups and files of one attempt."""
     data_dir, attempt_id = attempt.root.parents[3], attempt.root.name
     marked = {one for one in processes(data_dir) if f"sandbox:{attempt_id}" in one[1]}

@@ -98,9 +98,9 @@ def measured_responses():
 
         def poll():
             while not is_done.wait(0.25):
-                began = time.monotonic()
+                started_at = time.monotonic()
                 assert deployment.http.get("/api/v1/tasks/task-1").status_code == 200
-                durations.append(time.monotonic() - began)
+                durations.append(time.monotonic() - started_at)
 
         thread = threading.Thread(target=poll)
         thread.start()

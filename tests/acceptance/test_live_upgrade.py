@@ -81,7 +81,7 @@ MSGPACK_TYPES = {
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory):
+def old_version(tmp_path_factory):
     reason = missing_reason(OLD_COMMIT)
     if reason is not None:
         pytest.skip(f"the history of this copy does not have the old version: {reason}")
@@ -89,8 +89,8 @@ def old(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "types"), [("json", JSON_TYPES), ("msgpack", MSGPACK_TYPES)], ids=["json", "msgpack"])
-def test_both_versions_encode_the_same(old, kind, types):
-    old_samples = json.loads(old.run(wire_samples.__file__, kind, *types))
+def test_both_versions_encode_the_same(old_version, kind, types):
+    old_samples = json.loads(old_version.run(wire_samples.__file__, kind, *types))
     new_samples = wire_samples.encoded_samples(types.values(), kind)
     for old_name, new_name in types.items():
         assert new_samples[new_name], new_name
@@ -122,12 +122,15 @@ def open_terminal(deployment):
 
 
 @pytest.mark.timeout(300)
-def test_new_server_takes_over_tasks_of_the_old_version(deployment, old, open_terminal):
-    deployment.bearer = old_command(deployment, old, "token", "create", "--role", "operator", "--name", "old")["token"]
-    configured = [
-        old_command(deployment, old, *command_words) for command_words in (("token", "list"), ("config", "show"))
+def test_new_server_takes_over_tasks_of_the_old_version(deployment, old_version, open_terminal):
+    deployment.bearer = old_command(deployment, old_version, "token", "create", "--role", "operator", "--name", "old")[
+        "token"
     ]
-    run_old_server(deployment, old)
+    configured = [
+        old_command(deployment, old_version, *command_words)
+        for command_words in (("token", "list"), ("config", "show"))
+    ]
+    run_old_server(deployment, old_version)
     before, received = finished_tasks(deployment), follow_to_running(deployment)
     runners = {name: runner_pid(deployment, name) for name in (*WAITING, "talk")}
     deployment.server.stop(signal.SIGTERM)
@@ -148,7 +151,7 @@ def test_new_server_takes_over_tasks_of_the_old_version(deployment, old, open_te
     wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "no leftovers of any task")
     found = new_command(deployment, "admin", "check", "--deep")
     assert found == {"clean": True, "tasks": len(SCRIPTS), "findings": []}
-    check_old_client(deployment, old)
+    check_old_client(deployment, old_version)
 
 
 def cli_environment(deployment):
@@ -160,8 +163,10 @@ def cli_environment(deployment):
     }  # fmt: skip
 
 
-def old_command(deployment, old, *command_words):
-    return json.loads(old.run("-m", "sandbox", *command_words, "--format", "json", **cli_environment(deployment)))
+def old_command(deployment, old_version, *command_words):
+    return json.loads(
+        old_version.run("-m", "sandbox", *command_words, "--format", "json", **cli_environment(deployment))
+    )
 
 
 def new_command(deployment, *command_words):
@@ -171,9 +176,9 @@ def new_command(deployment, *command_words):
     return json.loads(done.stdout)
 
 
-def run_old_server(deployment, old):
+def run_old_server(deployment, old_version):
     """Start the old server and wait until one task is finished, one preserved, and the others wait."""
-    deployment.start_server(python=old.python)
+    deployment.start_server(python=old_version.python)
     for name in ("finish", "keep", *WAITING):
         submit(deployment, name)
     submit(deployment, "talk", headless=False)
@@ -305,6 +310,6 @@ def check_lost_tasks(deployment):
     assert b"+second\n" in patch
 
 
-def check_old_client(deployment, old):
+def check_old_client(deployment, old_version):
     for command_words in (("task", "list"), ("task", "status", "run")):
-        assert old_command(deployment, old, *command_words) == new_command(deployment, *command_words)
+        assert old_command(deployment, old_version, *command_words) == new_command(deployment, *command_words)

@@ -15,13 +15,13 @@ from sandbox.demo.model_script import Text, Turn
 CLIENTS = 10
 LINES = 3000
 SECONDS = 15.0
-LINES_A_TURN = 1000
+LINES_PER_TURN = 1000
 
 
 def busy_turn(number):
     """A turn for which Claude Code prints a line per text block, up to a thousand per second."""
-    first = number * LINES_A_TURN
-    lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_A_TURN))
+    first = number * LINES_PER_TURN
+    lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_PER_TURN))
     return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)
 
 
@@ -56,7 +56,7 @@ async def follow_until_enough(deployment, port, seed):
 
 @pytest.mark.timeout(180)
 def test_clients_receive_every_event_exactly_once_in_order(deploy):
-    deployment = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], reply())
+    deployment = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_PER_TURN)], reply())
     deployment.submit()
     port = deployment.http.base_url.port
     clients, reference = asyncio.run(follow_until_enough(deployment, port, seed()))

@@ -25,11 +25,11 @@ def kill_after(deployment, event_type, task_id, number):
     The runner is single-stepped, for two milliseconds at a time.
     """
     if number > 1:
-        what = f"attempt {number}"
+        description = f"attempt {number}"
         wait_until(
             lambda: read_journal(deployment, task_id).count('"attempt_started"') == number,
             STEP_SECONDS,
-            what,
+            description,
             pause_max=0.02,
         )
     pid = wait_until(lambda: runner_pid(deployment, task_id), what="the runner")
@@ -52,13 +52,13 @@ def test_runner_killed_before_agent_start_is_retried(deploy, event_types):
     deployment = deploy(bash("echo once >> once.txt"), reply())
     for number in range(TRIES):
         task_id = deployment.submit(f"task-{number}")
-        is_early = all(
+        is_before_agent_start = all(
             kill_after(deployment, event_type, task_id, number) for number, event_type in enumerate(event_types, 1)
         )
         status = deployment.wait(task_id)
-        if is_early:
+        if is_before_agent_start:
             break
-    assert is_early, f"the agent started before the kill in all {TRIES} tries"
+    assert is_before_agent_start, f"the agent started before the kill in all {TRIES} tries"
     assert status["state"] == "completed", deployment.diagnostics(task_id)
     assert deployment.states(task_id) == STATES
     assert [attempt["followed_by"] for attempt in status["attempts"]] == ["again" for _ in event_types] + [None]

@@ -118,10 +118,10 @@ def check_no_leftovers(directory):
 
 def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkeypatch):
     monkeypatch.setattr("doubles.live_server.START_SECONDS", 3)
-    began = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(AssertionError, match="did not start") as error:
         deploy("0 hangs")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started_at < 10
     assert "Stopped during the first probe of the runtimes" in str(error.value)
     check_no_leftovers(tmp_path)
 

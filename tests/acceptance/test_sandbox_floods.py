@@ -32,9 +32,9 @@ def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
     # The second tool call needs a model request in the middle of the flood.
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")
     runner = runner_pid(deployment)
-    began, before = time.monotonic(), cpu_seconds(runner)
+    started_at, before = time.monotonic(), cpu_seconds(runner)
     time.sleep(FLOOD_SECONDS)
-    used, elapsed = cpu_seconds(runner) - before, time.monotonic() - began
+    used, elapsed = cpu_seconds(runner) - before, time.monotonic() - started_at
     burst_seconds = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS + BASE_CPU_SECONDS
     assert used < RUNNER_CPU_CORES * elapsed + burst_seconds
     assert deployment.status()["progress"]["egress_denied"] > 100

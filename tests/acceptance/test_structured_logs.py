@@ -18,21 +18,21 @@ LOGGING = {"SANDBOX_LOG_FORMAT": "json", "SANDBOX_LOG_LEVEL": "debug", "TOKEN": 
 
 
 @pytest.fixture
-def json_log_machine(deploy):
+def json_log_deployment(deploy):
     """A deployment whose server logs JSON and has a secret."""
     return deploy(bash("echo $TOKEN"), reply(), environment=LOGGING)
 
 
-def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
+def test_log_lines_are_json_with_request_and_task_ids(json_log_deployment):
     secrets = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
-    json_log_machine.http.headers["X-Request-Id"] = "from-the-client"
-    task_id = json_log_machine.submit(secrets=secrets)
-    json_log_machine.http.headers.pop("X-Request-Id")
-    json_log_machine.wait()
-    error = json_log_machine.http.get("/api/v1/tasks/nobody%0Aforged").json()
-    json_log_machine.http.get("/api/health")
-    json_log_machine.server.stop()
-    log_lines = lines(json_log_machine.directory / "server.log")
+    json_log_deployment.http.headers["X-Request-Id"] = "from-the-client"
+    task_id = json_log_deployment.submit(secrets=secrets)
+    json_log_deployment.http.headers.pop("X-Request-Id")
+    json_log_deployment.wait()
+    error = json_log_deployment.http.get("/api/v1/tasks/nobody%0Aforged").json()
+    json_log_deployment.http.get("/api/health")
+    json_log_deployment.server.stop()
+    log_lines = lines(json_log_deployment.directory / "server.log")
     assert all({"time", "level", "logger", "message"} <= set(line) for line in log_lines)
 
     accepted = next(line for line in log_lines if line["message"] == f"Task {task_id} was accepted")
@@ -50,7 +50,7 @@ def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
     assert {line["task_id"] for line in states} == {task_id}
     assert all("request_id" not in line for line in states)
     assert all("request_id" in line for line in log_lines if "status" in line)
-    _check_runner_log(json_log_machine, task_id)
+    _check_runner_log(json_log_deployment, task_id)
 
 
 def _check_runner_log(deployment, task_id):

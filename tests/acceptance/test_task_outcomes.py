@@ -36,8 +36,8 @@ def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
     assert status["exit_code"] == 128 + signal.SIGTERM
     assert b"+half" in deployment.artifact("task-1.patch")
     assert deployment.artifact_names() >= ALWAYS
-    again = deployment.http.delete("/api/v1/tasks/task-1")
-    assert (again.status_code, again.json()["error"]) == (409, "task_already_terminal")
+    second_response = deployment.http.delete("/api/v1/tasks/task-1")
+    assert (second_response.status_code, second_response.json()["error"]) == (409, "task_already_terminal")
 
 
 def test_timeout_ends_the_task(deploy_leak_checked):

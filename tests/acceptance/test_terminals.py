@@ -130,7 +130,7 @@ VALUE = "a-value-that-nobody-may-see"
 
 
 @pytest.fixture
-def preserved(deploy, tmp_path):
+def server_with_preserved_task(deploy, tmp_path):
     """A failed task whose agent wrote its secret to a file; returns the deployment and the secret's file."""
     value = tmp_path / "secrets" / "deploy-key"
     value.parent.mkdir()
@@ -148,8 +148,8 @@ def preserved(deploy, tmp_path):
     return deployment, value
 
 
-def test_preserved_sandbox_can_be_entered_until_released(preserved, open_terminal):
-    deployment, value = preserved
+def test_preserved_sandbox_can_be_entered_until_released(server_with_preserved_task, open_terminal):
+    deployment, value = server_with_preserved_task
     server = deployment.server.ready_message["http"]
     check_refused_without_redaction(server, value, open_terminal)
     terminal, other = open_terminal(server, "task", "shell", "task-1"), open_terminal(server, "task", "shell", "task-1")
@@ -169,11 +169,11 @@ def test_preserved_sandbox_can_be_entered_until_released(preserved, open_termina
     assert (rejected.status_code, rejected.json()["error"]) == (503, "service_unavailable")
     kill_session_runner(deployment)
     assert terminal.exit_code() == 10
-    late = open_terminal(server, "task", "shell", "task-1")
-    late.expect(r"\$ ")
-    late.type("cat more.txt; exit 0\n")
-    late.expect("more\r\n")
-    assert late.exit_code() == 0
+    late_terminal = open_terminal(server, "task", "shell", "task-1")
+    late_terminal.expect(r"\$ ")
+    late_terminal.type("cat more.txt; exit 0\n")
+    late_terminal.expect("more\r\n")
+    assert late_terminal.exit_code() == 0
     released = wait_until(
         lambda: deployment.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release"
     )

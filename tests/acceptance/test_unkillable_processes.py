@@ -46,8 +46,8 @@ def find_sleeper(deployment):
     attempts = {path.name for path in deployment.data_dir.glob("tasks/*/attempts/*")}
     for directory in Path("/proc").iterdir():
         try:
-            is_ours = any(one in (directory / "cgroup").read_text() for one in attempts)
-            if is_ours and (directory / "cmdline").read_bytes() == b"sleep\x0098765\0":
+            is_of_deployment = any(one in (directory / "cgroup").read_text() for one in attempts)
+            if is_of_deployment and (directory / "cmdline").read_bytes() == b"sleep\x0098765\0":
                 return int(directory.name)
         except OSError:
             continue
@@ -64,9 +64,9 @@ def test_task_completes_despite_an_unkillable_process(deploy, freeze):
     pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     freeze(pid)
     release_agent(pid)
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert deployment.wait(seconds=SECONDS + 20)["state"] == "completed"
-    assert time.monotonic() - began < SECONDS
+    assert time.monotonic() - started_at < SECONDS
     assert b"new.txt" in deployment.artifact("task-1.patch")
     assert "teardown_failed" in deployment.logs(stream="events")
     freeze.thaw()
@@ -80,7 +80,7 @@ def test_task_with_killable_processes_ends_quickly(deploy):
     deployment.submit()
     pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     release_agent(pid)
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert deployment.wait()["state"] == "completed"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started_at < 10
     assert "teardown_failed" not in deployment.logs(stream="events")

@@ -45,7 +45,7 @@ def check_live_events(deployment, task_id, frames, started_clients):
         yield frame
 
 
-def until_output(frames):
+def read_until_output(frames):
     received = [next(frames)]
     while received[-1]["type"] != "output":
         received.append(next(frames))
@@ -106,15 +106,15 @@ def follow_all(deployment, programs, page, socket_page, base_urls):
             sockets = [socket_page.open(address) for address in addresses]
             page_events = check_live_events(deployment, task_id, page.follow(task_id), started_clients)
             socket_events = check_live_events(deployment, task_id, socket_page.frames(sockets[0]), started_clients)
-            first_events = [until_output(page_events), until_output(socket_events)]
+            first_events = [read_until_output(page_events), read_until_output(socket_events)]
             wait_until(
                 lambda: len(started_clients) == len([*first_events, *events, *by_socket]),
                 60,
                 "output for all clients",
             )
-        rests = zip(*zip_longest(page_events, socket_events), strict=True)
+        remaining_events = zip(*zip_longest(page_events, socket_events), strict=True)
         page_events, socket_events = (
-            received + list(filter(None, rest)) for received, rest in zip(first_events, rests, strict=True)
+            received + list(filter(None, rest)) for received, rest in zip(first_events, remaining_events, strict=True)
         )
         streams = [page_events, *(member.result(60) for member in events)]
         pushes = [socket_events, list(socket_page.frames(sockets[1])), *(member.result(60) for member in by_socket)]
@@ -124,11 +124,11 @@ def follow_all(deployment, programs, page, socket_page, base_urls):
     return task_id
 
 
-def check_all_complete(deployment, task_id, streams, pushes):
+def check_all_complete(deployment, task_id, streams, pushed_events):
     for received in streams:
         check_complete_events(deployment, task_id, received)
         assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in received}
-    for received in pushes:
+    for received in pushed_events:
         check_complete_events(deployment, task_id, received, missing_types=("usage",))
         assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in received}
 
@@ -149,7 +149,7 @@ def test_event_source_resumes_after_server_restarts(deploy, browser):
     with deployment.paused_model():
         task_id = client.submit()["task_id"]
         frames = client.follow(task_id)
-        received = until_output(frames)
+        received = read_until_output(frames)
         deployment.restart_server(signal.SIGKILL)
         wait_until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
         deployment.restart_server(signal.SIGTERM)

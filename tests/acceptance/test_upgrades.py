@@ -60,11 +60,15 @@ def test_current_server_continues_with_data_of_an_older_version(upgraded):
     assert ended["error"]["code"] in {"runner_lost", "host_lost", "sandbox_lost"}
     assert ended["started_at"] is not None
 
-    whole = upgraded.status("whole")
-    assert (whole["state"], whole["exit_code"], whole["name"]) == ("completed", 0, "Mend the example")
-    assert whole["created_at"] == before[0]["at"][:23] + "Z"
-    assert whole["progress"]["tool_calls"] == 5
-    assert whole["definition"]["vm"]["profile"] == "agentic-dev"
+    completed_status = upgraded.status("whole")
+    assert (completed_status["state"], completed_status["exit_code"], completed_status["name"]) == (
+        "completed",
+        0,
+        "Mend the example",
+    )
+    assert completed_status["created_at"] == before[0]["at"][:23] + "Z"
+    assert completed_status["progress"]["tool_calls"] == 5
+    assert completed_status["definition"]["vm"]["profile"] == "agentic-dev"
     assert upgraded.states("whole") == [
         "pending", "staging", "provisioning", "ready", "running", "completing", "completed",
     ]  # fmt: skip

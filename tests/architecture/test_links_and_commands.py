@@ -142,12 +142,12 @@ def parse_error(words: list[str]) -> str | None:
             return f"no such command: {shlex.join(words)}"
     try:
         assert command is not None
-        values, surplus, _ = command.make_parser(click.Context(command)).parse_args(rest)
+        values, extra_arguments, _ = command.make_parser(click.Context(command)).parse_args(rest)
     except click.UsageError as error:
         return error.format_message()
     provided = {name for name, value in values.items() if value and isinstance(value, str | tuple)}
     missing = [parameter.name for parameter in command.params if parameter.required and parameter.name not in provided]
-    return f"surplus {surplus}, missing {missing}" if surplus or missing else None
+    return f"surplus {extra_arguments}, missing {missing}" if extra_arguments or missing else None
 
 
 @pytest.mark.parametrize(("name", "minimum"), [("README.md", 6), ("docs/tutorial.md", 12)])

@@ -8,7 +8,7 @@ import pytest
 from escape import table
 from escape.attack import OWN_KERNEL, Outcome
 from escape.attack_runner import ATTACKS
-from escape.attacks_on_collection import NOT_DELIVERED, OUT_OF_PATCH, RENAMED, RUNS_NOTHING, SKIPPED, TRAPS
+from escape.attacks_on_collection import NO_EXECUTION, NOT_DELIVERED, OUT_OF_PATCH, RENAMED, SKIPPED, TRAPS
 from escape.verdict import Verdict
 from escape.verdicts import CollectedOutput
 
@@ -145,8 +145,8 @@ def collected(
 @pytest.mark.parametrize(
     ("requirement", "good", "bad"),
     [
-        (RUNS_NOTHING, collected(), collected(is_marked=True)),
-        (RUNS_NOTHING, collected(), collected(b"")),
+        (NO_EXECUTION, collected(), collected(is_marked=True)),
+        (NO_EXECUTION, collected(), collected(b"")),
         (
             SKIPPED,
             collected(message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].evidence}: it is not a regular file"),

@@ -67,10 +67,13 @@ def main(targets, errors):
                     finally:
                         harness.close()
                     outcomes = ", ".join(f"{count} {end}" for end, count in counts.most_common())
-                    what = f"{target}, {'from the n-th on, for 4 s' if is_persistent else 'the n-th call'}"
+                    description = f"{target}, {'from the n-th on, for 4 s' if is_persistent else 'the n-th call'}"
                     seconds = time.monotonic() - start
                     runs = f"{counts.total()} in {seconds:.0f} s"
-                    print(f"| {what} | {error} | {runs} | {outcomes} | {harness.slowest_seconds:.2f} s |", flush=True)
+                    print(
+                        f"| {description} | {error} | {runs} | {outcomes} | {harness.slowest_seconds:.2f} s |",
+                        flush=True,
+                    )
                     for failure in failures:
                         failed = True
                         print(failure, file=sys.stderr, flush=True)

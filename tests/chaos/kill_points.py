@@ -46,7 +46,7 @@ class StateDriver:
     def __init__(self, deployment, rng, *, needs_sandbox=False, is_endless=False, retries=0):
         self._deployment, self._rng = deployment, rng
         self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
-        self.missed = []
+        self.missed_attempts = []
 
     def reach(self, state, name):
         """Return a task in this state. Tasks that missed the state are released and keep running."""
@@ -58,8 +58,8 @@ class StateDriver:
                 held.stdout_before = journal_file.stdout_of(self._deployment.records(task_id))
                 return held
             held.release()
-            self.missed.append(task_id)
-        raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed[-1])}")
+            self.missed_attempts.append(task_id)
+        raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed_attempts[-1])}")
 
     def _reach_pending(self, task_id, _):
         """Waiting for capacity, or just acknowledged."""

@@ -141,11 +141,11 @@ def _release(held):
 @contextlib.contextmanager
 def _burst(deployment, target):
     """Submit tasks during the kill: a 202 in the last moment is binding too."""
-    is_over = threading.Event()
+    has_ended = threading.Event()
 
     def submit():
         for number in range(BURST_TASKS):
-            if is_over.wait(0.05):
+            if has_ended.wait(0.05):
                 return
             with contextlib.suppress(httpx.TransportError):
                 deployment.submit_order(f"burst-{target}-{number}")
@@ -156,7 +156,7 @@ def _burst(deployment, target):
     try:
         yield
     finally:
-        is_over.set()
+        has_ended.set()
         thread.join()
 
 
@@ -198,7 +198,7 @@ def _kill_one(deployment, target, state, retries, seed, held):
         time.sleep(rng.uniform(0, 0.3))
     records = deployment.records(task.task_id)
     task.stdout_before = journal_file.stdout_of(records)
-    is_killed = _KILLERS[target](task, journal_file.attempt_of(records), rng)
+    is_killed = _KILL_FUNCTIONS[target](task, journal_file.attempt_of(records), rng)
     task.release()
     if not is_killed:
         raise AssertionError(f"there was nothing to kill: {target} in {state}")
@@ -226,4 +226,4 @@ def _kill_gateway(_, attempt_id, rng):
     return bool(members) and processes.destroy_sockets(members[0])
 
 
-_KILLERS = {"runner": _kill_runner, "sandbox": _kill_sandbox, "gateway": _kill_gateway}
+_KILL_FUNCTIONS = {"runner": _kill_runner, "sandbox": _kill_sandbox, "gateway": _kill_gateway}

@@ -19,9 +19,9 @@ HEALTH_SECONDS_MAX = 5.0  # 2 on an idle machine: docs/chaos.md
 
 @pytest.fixture
 def harness(tmp_path):
-    made = FaultHarness(tmp_path)
-    yield made
-    made.close()
+    fault_harness = FaultHarness(tmp_path)
+    yield fault_harness
+    fault_harness.close()
 
 
 def test_failing_system_calls_leave_consistent_journals(harness):

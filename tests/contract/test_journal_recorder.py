@@ -25,7 +25,7 @@ ARTIFACT = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
 
 
 @pytest.fixture
-def running(tmp_path):
+def recorder_of_running_task(tmp_path):
     writer = FileJournals(tmp_path).create("task-1")
     recorder = Recorder(writer, None, lambda: TIMESTAMP)
     for event in TO_RUNNING:
@@ -54,31 +54,31 @@ def test_state_changes_are_flushed(tmp_path, monkeypatch):
         e.Usage("m", 1, 2),
     ],
 )
-def test_commitments_are_flushed(running, monkeypatch, event):
+def test_commitments_are_flushed(recorder_of_running_task, monkeypatch, event):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
-    running.record(event)
+    recorder_of_running_task.record(event)
     assert len(flushed) == 1
 
 
-def test_output_is_not_flushed(running, monkeypatch):
+def test_output_is_not_flushed(recorder_of_running_task, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
-    running.record(e.Output.from_bytes("stdout", b"x"))
+    recorder_of_running_task.record(e.Output.from_bytes("stdout", b"x"))
     assert flushed == []
 
 
-def test_failed_write_has_no_effect(running, monkeypatch):
+def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
     effects = []
-    running.on_effect = effects.append
-    before = running.task
+    recorder_of_running_task.on_effect = effects.append
+    before = recorder_of_running_task.task
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", refuse)
         with pytest.raises(OSError, match="No space"):
-            running.record(e.CancelRequested())
-    assert (running.task, effects) == (before, [])
+            recorder_of_running_task.record(e.CancelRequested())
+    assert (recorder_of_running_task.task, effects) == (before, [])
     with pytest.raises(IllegalEventError):
-        running.record(e.TaskFinished())
+        recorder_of_running_task.record(e.TaskFinished())

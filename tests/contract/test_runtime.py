@@ -259,9 +259,9 @@ def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: 
         await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
         for _ in range(2):
             await runtime.destroy(handle, disk)
-        only_planned = runtime.prepare(new_attempt_id())
-        await runtime.destroy(only_planned, disk)
-        assert not {handle.attempt_id, only_planned.attempt_id} & set(runtime.attempt_ids())
+        uncreated_handle = runtime.prepare(new_attempt_id())
+        await runtime.destroy(uncreated_handle, disk)
+        assert not {handle.attempt_id, uncreated_handle.attempt_id} & set(runtime.attempt_ids())
 
     asyncio.run(scenario())
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "PS1": "ready$ "}
 
 
 @asynccontextmanager
-async def busy(
+async def sandbox_with_running_command(
     runtime: Runtime, disk: Path, script: str = "sleep 300 & wait", **changes: object
 ) -> AsyncIterator[Sandbox]:
     """A sandbox with a running command."""
@@ -68,7 +68,7 @@ def process_resources() -> tuple[list[str], int]:
 
 def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"echo $((40 + 2)); tty; test -t 0 -a -t 1 -a -t 2 && echo three\n")
             output = await read_until(terminal.output, b"three\r\nready$ ")
@@ -85,7 +85,7 @@ def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
 @pytest.mark.parametrize("code", [0, 7])
 def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk: Path, code: int):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"exit %d\n" % code)
             assert (await wait_exit(terminal)).code == code
@@ -99,7 +99,7 @@ def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk:
 
 def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox, "/bin/bash", "-c", "kill -TERM $$")
             assert (await wait_exit(terminal)).code == 128 + signal.SIGTERM
 
@@ -108,7 +108,7 @@ def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
 
 def test_missing_program_exits_with_127_and_a_message(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox, "/usr/bin/no-such-program")
             assert "no-such-program" in await read_output(terminal)
             assert (await wait_exit(terminal)).code == 127
@@ -120,7 +120,7 @@ def test_environment_and_directory_are_as_requested(runtime: Runtime, disk: Path
     monkeypatch.setenv("HOST_SECRET", "of-the-host")
 
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             environment = {"GREETING": "two words, a \u00fc and\na line", "EMPTY": "", "HOME": "/home/agent"}
             command = Command(["/usr/bin/env", "-0"], environment, "/home/agent")
             terminal = await sandbox.open_terminal(command, SIZE)
@@ -134,7 +134,7 @@ def test_environment_and_directory_are_as_requested(runtime: Runtime, disk: Path
 
 def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             script = "stty size; trap 'stty size; exit 0' WINCH; echo waits; while :; do sleep 0.1; done"
             terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
             assert (await read_until(terminal.output, b"waits")).startswith(b"24 80\r\n")
@@ -147,7 +147,7 @@ def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
 
 def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"sh -c 'trap \"exit 130\" INT; echo be''gun; while :; do sleep 0.05; done'\n")
             await read_until(terminal.output, b"begun\r\n")
@@ -162,7 +162,7 @@ def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
 
 def test_hang_up_ends_the_processes_on_the_terminal(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.hang_up()
             assert (await wait_exit(terminal)).code in {0, 1, 128 + signal.SIGHUP}
@@ -175,7 +175,7 @@ def test_hang_up_ends_the_processes_on_the_terminal(runtime: Runtime, disk: Path
 
 def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             flood = await open_shell(sandbox, "/bin/bash", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; sleep 0.2")
             assert len(await read_output(flood)) == 3_000_000
             script = "stty raw -echo; echo go; head -c 200000 | sha256sum"
@@ -192,7 +192,7 @@ def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
 
 def test_concurrent_terminals_are_independent(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
 
             async def open_one(number: int) -> tuple[str, int | None]:
                 terminal = await open_shell(sandbox, "/bin/bash", "-c", f"tty; exit {number}")
@@ -216,7 +216,7 @@ def test_concurrent_terminals_are_independent(runtime: Runtime, disk: Path):
 
 def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(
+        async with sandbox_with_running_command(
             runtime,
             disk,
             "read -t 60 < /tmp/end || sleep 1",
@@ -235,7 +235,7 @@ def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
 
 def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminals = [await open_shell(sandbox) for _ in range(3)]
             await sandbox.kill()
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -264,7 +264,7 @@ def test_terminal_is_unavailable_before_start_and_after_exit(runtime: Runtime, d
 
 def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             open_terminal_ = await open_shell(sandbox)
             hung_up = await open_shell(sandbox)
             await hung_up.hang_up()
@@ -344,7 +344,7 @@ print("parent", os.getppid() in (0, 1) or os.path.exists(f"/proc/{os.getppid()}"
 
 def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             results = dict(
                 line.split()
                 for line in (
@@ -400,7 +400,9 @@ _TRAPS = {
 @pytest.mark.parametrize("trap", _TRAPS)
 def test_terminal_works_with_manipulated_device_files(runtime: Runtime, disk: Path, trap: str):
     async def scenario() -> None:
-        async with busy(runtime, disk, f"({_TRAPS[trap]}) 2> /dev/null; echo set; sleep 300") as sandbox:
+        async with sandbox_with_running_command(
+            runtime, disk, f"({_TRAPS[trap]}) 2> /dev/null; echo set; sleep 300"
+        ) as sandbox:
             terminal = await open_shell(sandbox, "/bin/bash", "-c", "test -t 0 && echo a terminal")
             assert await read_output(terminal) == "a terminal\n"
             assert (await wait_exit(terminal)).code == 0
@@ -410,7 +412,7 @@ def test_terminal_works_with_manipulated_device_files(runtime: Runtime, disk: Pa
 
 def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with busy(runtime, disk) as sandbox:
+        async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await sandbox.open_terminal(Command(["/bin/pwd"], ENVIRONMENT, "/workspace/gone"), SIZE)
             assert "could not be started" in await read_output(terminal)
             assert (await wait_exit(terminal)).code == 127
@@ -423,7 +425,7 @@ def test_processes_of_a_terminal_count_for_the_limit(runtime: Runtime, disk: Pat
         pytest.skip("no limit on processes on this machine")
 
     async def scenario() -> None:
-        async with busy(runtime, disk, processes_max=24) as sandbox:
+        async with sandbox_with_running_command(runtime, disk, processes_max=24) as sandbox:
             script = "for n in $(seq 40); do sleep 300 & done; wait"
             terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
             await read_until(terminal.output, b"fork")

@@ -210,7 +210,7 @@ def test_pages_of_equal_values_neither_repeat_nor_skip(store, sort, order):
 SORTS = ["created_at", "started_at", "state_changed_at", "name"]
 
 
-def walk(store, **filters):
+def list_all_ids(store, **filters):
     """All ids, page by page, until there is no next cursor."""
     collected, page = [], store.query(TaskQuery(**filters))
     while True:
@@ -221,7 +221,7 @@ def walk(store, **filters):
 
 
 @pytest.fixture
-def mixed(store):
+def store_with_mixed_tasks(store):
     """Tasks with equal and different values. Some never started."""
     for number in range(12):
         times = {"created": number % 5, "started": number % 4 or None, "changed": 50 + number % 3}
@@ -235,37 +235,39 @@ def mixed(store):
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 3, 4, 12, 100])
-def test_cursor_pages_equal_the_list(mixed, sort, order, limit):
-    all_ids = ids(mixed.query(TaskQuery(sort=sort, order=order)))
+def test_cursor_pages_equal_the_list(store_with_mixed_tasks, sort, order, limit):
+    all_ids = ids(store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order)))
     assert len(all_ids) == 12
-    assert walk(mixed, sort=sort, order=order, limit=limit) == all_ids
+    assert list_all_ids(store_with_mixed_tasks, sort=sort, order=order, limit=limit) == all_ids
 
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_cursor_pages_are_stable_while_tasks_change(mixed, sort, order):
-    first = mixed.query(TaskQuery(sort=sort, order=order, limit=6))
-    unseen = ids(mixed.query(TaskQuery(sort=sort, order=order)))[6:]
+def test_cursor_pages_are_stable_while_tasks_change(store_with_mixed_tasks, sort, order):
+    first = store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order, limit=6))
+    unseen = ids(store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order)))[6:]
     for number, name in enumerate(["a-new", "z-new"]):
-        mixed.insert(IndexedTask(task(name, created=number * 50, name=name), 0))
+        store_with_mixed_tasks.insert(IndexedTask(task(name, created=number * 50, name=name), 0))
     first_id = first.tasks[0].id
-    mixed.save(IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
+    store_with_mixed_tasks.save(
+        IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1)
+    )
 
-    rest = walk(mixed, sort=sort, order=order, limit=2, cursor=first.next_cursor)
+    rest = list_all_ids(store_with_mixed_tasks, sort=sort, order=order, limit=2, cursor=first.next_cursor)
 
     assert [task_id for task_id in rest if task_id in unseen] == unseen
     assert len(rest) == len(set(rest))
 
 
-def test_last_page_has_no_cursor_and_offset_is_relative_to_it(mixed):
-    page = mixed.query(TaskQuery(limit=6, labels={"odd": "1"}))
+def test_last_page_has_no_cursor_and_offset_is_relative_to_it(store_with_mixed_tasks):
+    page = store_with_mixed_tasks.query(TaskQuery(limit=6, labels={"odd": "1"}))
     assert (len(page.tasks), page.total_count, page.next_cursor) == (6, 6, None)
-    first = mixed.query(TaskQuery(limit=3))
-    assert ids(mixed.query(TaskQuery(limit=2, offset=4, cursor=first.next_cursor))) == ids(
-        mixed.query(TaskQuery(limit=2, offset=7))
+    first = store_with_mixed_tasks.query(TaskQuery(limit=3))
+    assert ids(store_with_mixed_tasks.query(TaskQuery(limit=2, offset=4, cursor=first.next_cursor))) == ids(
+        store_with_mixed_tasks.query(TaskQuery(limit=2, offset=7))
     )
-    assert mixed.query(TaskQuery(limit=3, cursor=first.next_cursor)).total_count == 12
-    assert mixed.query(TaskQuery(limit=3, offset=100)).next_cursor is None
+    assert store_with_mixed_tasks.query(TaskQuery(limit=3, cursor=first.next_cursor)).total_count == 12
+    assert store_with_mixed_tasks.query(TaskQuery(limit=3, offset=100)).next_cursor is None
 
 
 @pytest.mark.parametrize(
@@ -280,9 +282,9 @@ def test_last_page_has_no_cursor_and_offset_is_relative_to_it(mixed):
         ("name", "\ud800"),
     ],
 )
-def test_cursor_of_another_list_is_rejected(mixed, sort, value):
+def test_cursor_of_another_list_is_rejected(store_with_mixed_tasks, sort, value):
     with pytest.raises(InvalidCursorError):
-        mixed.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
+        store_with_mixed_tasks.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 
 
 @pytest.mark.parametrize("count", [20, 275])
@@ -309,31 +311,36 @@ def test_filters_are_independent_of_the_query_plan(store, monkeypatch, count, so
     }
 
     assert store.query(TaskQuery(**filters)).total_count == len(expected)
-    collected = walk(store, **filters, limit=7)
+    collected = list_all_ids(store, **filters, limit=7)
     assert (len(collected), set(collected)) == (len(expected), expected)
     failed = frozenset({TaskState.FAILED})
-    assert len(walk(store, states=failed, sort=sort, limit=9)) == store.count_by_state()[TaskState.FAILED]
-    assert walk(store, states=failed, sort=sort, limit=9) == walk(store, states=failed, sort=sort, limit=1000)
+    assert len(list_all_ids(store, states=failed, sort=sort, limit=9)) == store.count_by_state()[TaskState.FAILED]
+    assert list_all_ids(store, states=failed, sort=sort, limit=9) == list_all_ids(
+        store, states=failed, sort=sort, limit=1000
+    )
     label_query = TaskQuery(labels={"half": "0", "tenth": "4"}, limit=1000)
     assert sorted(ids(store.query(label_query))) == [f"t{number:04}" for number in range(4, count, 10)]
     assert store.query(label_query).total_count == len(range(4, count, 10))
 
 
-def test_cursor_of_a_missing_task_is_valid(mixed):
-    assert len(ids(mixed.query(TaskQuery(cursor=Cursor("0", "gone"), order="asc")))) == 12
-    assert ids(mixed.query(TaskQuery(sort="name", order="asc", cursor=Cursor("n1", "' OR true; --")))) != []
+def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):
+    assert len(ids(store_with_mixed_tasks.query(TaskQuery(cursor=Cursor("0", "gone"), order="asc")))) == 12
+    assert (
+        ids(store_with_mixed_tasks.query(TaskQuery(sort="name", order="asc", cursor=Cursor("n1", "' OR true; --"))))
+        != []
+    )
 
 
-def keyed(task_id, key, *, created=0):
+def task_with_idempotency_key(task_id, key, *, created=0):
     return msgspec.structs.replace(task(task_id, created=created), idempotency=e.Idempotency(key, "ab" * 32))
 
 
 def test_task_is_found_by_its_idempotency_key(store):
-    store.insert(IndexedTask(keyed("a", "key-1"), 1))
-    store.save(IndexedTask(keyed("b", "key-2", created=1), 2))
+    store.insert(IndexedTask(task_with_idempotency_key("a", "key-1"), 1))
+    store.save(IndexedTask(task_with_idempotency_key("b", "key-2", created=1), 2))
     store.insert(IndexedTask(task("c"), 3))
 
-    assert store.find_by_idempotency_key("key-1", NOON) == IndexedTask(keyed("a", "key-1"), 1)
+    assert store.find_by_idempotency_key("key-1", NOON) == IndexedTask(task_with_idempotency_key("a", "key-1"), 1)
     assert store.find_by_idempotency_key("key-2", NOON).task.id == "b"
     assert store.find_by_idempotency_key("key-3", NOON) is None
     assert store.find_by_idempotency_key("", NOON) is None
@@ -341,7 +348,7 @@ def test_task_is_found_by_its_idempotency_key(store):
 
 def test_idempotency_key_expires_and_newest_task_wins(store):
     for number, name in enumerate(["old", "new", "newer"]):
-        store.insert(IndexedTask(keyed(name, "key", created=number), 0))
+        store.insert(IndexedTask(task_with_idempotency_key(name, "key", created=number), 0))
 
     assert store.find_by_idempotency_key("key", NOON).task.id == "newer"
     assert store.find_by_idempotency_key("key", at(2)).task.id == "newer"

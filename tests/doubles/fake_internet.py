@@ -31,24 +31,24 @@ def fake_internet(directory, names, *, addresses=(), own_addresses=(), services_
         for prefix, addresses_here in ((internet.internet_prefix, addresses), (internet.server_prefix, own_addresses)):
             for address in addresses_here:
                 run(*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
-        machine = Deployment(
+        deployment = Deployment(
             directory,
             prefix=(*internet.server_prefix, *with_hosts),
             address=services_address,
             namespace=internet.server_namespace,
         )
         try:
-            yield machine, internet
+            yield deployment, internet
         finally:
-            machine.close()
+            deployment.close()
 
 
-def start_host(machine, internet, address, certificate, record):
+def start_host(deployment, internet, address, certificate, record):
     """Start a fake host with all its ports."""
     program = [sys.executable, fake_host.__file__, address, str(certificate), str(record)]
-    machine._start("host", program, {}, internet.internet_prefix)
+    deployment._start("host", program, {}, internet.internet_prefix)
     http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
-    machine._start("http2", http2, {}, internet.internet_prefix)
+    deployment._start("http2", http2, {}, internet.internet_prefix)
 
 
 def make_certificate(path, *names):

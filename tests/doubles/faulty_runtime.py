@@ -37,7 +37,7 @@ class RuntimeFaults:
     """
 
     start_error: str = ""
-    dies_silently: bool = False
+    exits_without_report: bool = False
     create_hangs: bool = False
     start_hangs: bool = False
     slow_reason: str | None = None
@@ -64,7 +64,7 @@ class FaultySandbox:
         if self._faults.start_error:
             raise AttemptError(FailureCode.PROVISION_FAILED, self._faults.start_error)
         self._readers[0].feed_data(b"half a line")
-        if self._faults.dies_silently:
+        if self._faults.exits_without_report:
             asyncio.get_running_loop().call_later(0.05, self._end, None)
         return self._readers
 

@@ -70,14 +70,14 @@ def save(path, members):
     """Write a tar of members by name; bytes are files, strings are links."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
-            made = symlink(name, content) if isinstance(content, str) else entry(name, content)
-            tar.addfile(made[0], io.BytesIO(made[1]) if made[0].isreg() else None)
+            tar_entry = symlink(name, content) if isinstance(content, str) else entry(name, content)
+            tar.addfile(tar_entry[0], io.BytesIO(tar_entry[1]) if tar_entry[0].isreg() else None)
     return path
 
 
-def oci_members(layers, *, packing="", architecture=ARCHITECTURE, platform=None):
+def oci_members(layers, *, compression="", architecture=ARCHITECTURE, platform=None):
     """Members of an archive as written by `skopeo copy … oci-archive:`."""
-    blobs = [COMPRESSORS[packing](blob) for blob in layers]
+    blobs = [COMPRESSORS[compression](blob) for blob in layers]
     config = configuration(layers, architecture)
     kind = "application/vnd.oci.image"
     manifest = json.dumps(
@@ -85,7 +85,7 @@ def oci_members(layers, *, packing="", architecture=ARCHITECTURE, platform=None)
             "schemaVersion": 2,
             "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest(config), "size": len(config)},
             "layers": [
-                {"mediaType": f"{kind}.layer.v1.tar{packing}", "digest": digest(blob), "size": len(blob)}
+                {"mediaType": f"{kind}.layer.v1.tar{compression}", "digest": digest(blob), "size": len(blob)}
                 for blob in blobs
             ],
         }
@@ -138,11 +138,13 @@ def minimal_root(*, is_truncated=False):
             for name in CLAUDE_CODE_LIBRARIES
         }
     )
-    made = [symlink(name, target) for name, target in links.items()]
-    made += [directory(name) for name in ("etc", "tmp", "var/tmp", "root")]
+    layer_entries = [symlink(name, target) for name, target in links.items()]
+    layer_entries += [directory(name) for name in ("etc", "tmp", "var/tmp", "root")]
     content_slice = slice(0, 16 if is_truncated else None)
-    made += [entry(name, path.read_bytes()[content_slice], mode=0o755) for name, path in sorted(files.items())]
-    return layer(*made, entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), entry("etc/shadow", b"root:hash:1::\n"))
+    layer_entries += [entry(name, path.read_bytes()[content_slice], mode=0o755) for name, path in sorted(files.items())]
+    return layer(
+        *layer_entries, entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), entry("etc/shadow", b"root:hash:1::\n")
+    )
 
 
 def _libraries(program):

@@ -100,7 +100,7 @@ def git(*arguments, cwd):
         "HOME": "/nonexistent",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
-        **{f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()},
+        **{f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _IDENTITY.items()},
     }
     result = subprocess.run(["git", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr.decode()
@@ -121,16 +121,16 @@ def make_repository(bare, files, *, branch="main"):
 @lru_cache(maxsize=64)
 def _repository_template(branch, files):
     """A repository to copy from, created once per process: the same files give the same commit."""
-    place = _directory_of_this_process("repository-")
-    work, bare = place / "work", place / "bare"
+    directory = _directory_of_this_process("repository-")
+    work, bare = directory / "work", directory / "bare"
     for name, content in files:
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    git("init", "-q", "-b", branch, str(work), cwd=place)
+    git("init", "-q", "-b", branch, str(work), cwd=directory)
     git("add", "-A", ".", cwd=work)
     git("commit", "-q", "-m", "Begin", cwd=work)
-    git("clone", "-q", "--bare", str(work), str(bare), cwd=place)
+    git("clone", "-q", "--bare", str(work), str(bare), cwd=directory)
     return bare, git("rev-parse", "HEAD", cwd=work).strip()
 
 
@@ -149,11 +149,11 @@ def _installed_agent():
 def preinstall_agent(data_dir):
     """Link the copy of Claude Code that a server would make: copying 400 MB per server takes long."""
     installed = _installed_agent()
-    place = data_dir / "agent" / installed.name
+    target = data_dir / "agent" / installed.name
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place.parent.mkdir()
+    target.parent.mkdir()
     with contextlib.suppress(OSError):  # on another file system the server copies it
-        place.hardlink_to(installed)
+        target.hardlink_to(installed)
 
 
 class Deployment:

@@ -16,9 +16,9 @@ _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
 """The second is of version 0.1."""
 
 
-def runner_pid(machine, task_id="task-1"):
+def runner_pid(deployment, task_id="task-1"):
     """See `find_runner`."""
-    return find_runner(machine.data_dir, task_id)
+    return find_runner(deployment.data_dir, task_id)
 
 
 def find_runner(data_dir, task_id):
@@ -48,18 +48,18 @@ def _has_open(directory, file):
                 yield os.path.samestat(descriptor.stat(), file)
 
 
-def read_journal(machine, task_id="task-1"):
+def read_journal(deployment, task_id="task-1"):
     """The task's journal as text."""
-    return (machine.data_dir / "tasks" / task_id / "journal" / "records").read_text(errors="replace")
+    return (deployment.data_dir / "tasks" / task_id / "journal" / "records").read_text(errors="replace")
 
 
-def first_process(machine, task_id="task-1"):
+def first_process(deployment, task_id="task-1"):
     """Pid of the oldest process marked with the task's current attempt."""
-    mark = f"sandbox:{machine.status(task_id)['attempts'][-1]['id']}\0".encode()
+    attempt_marker = f"sandbox:{deployment.status(task_id)['attempts'][-1]['id']}\0".encode()
     candidates = []
     for directory in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if mark in (directory / "cmdline").read_bytes():
+            if attempt_marker in (directory / "cmdline").read_bytes():
                 started = int((directory / "stat").read_text().rpartition(")")[2].split()[19])
                 candidates.append((started, int(directory.name)))
     return min(candidates)[1]

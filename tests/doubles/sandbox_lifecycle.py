@@ -94,12 +94,12 @@ def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> 
     return asyncio.run(run_once(runtime, disk, ["/usr/bin/python3", "-c", source], **changes))
 
 
-async def read_until(reader: asyncio.StreamReader, word: bytes) -> bytes:
+async def read_until(reader: asyncio.StreamReader, marker: bytes) -> bytes:
     """Read until the output contains the word."""
     stdout = b""
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while word not in stdout:
+        while marker not in stdout:
             chunk = await reader.read(65536)
-            assert chunk, f"the output ended before {word!r}: {stdout!r}"
+            assert chunk, f"the output ended before {marker!r}: {stdout!r}"
             stdout += chunk
     return stdout

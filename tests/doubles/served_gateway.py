@@ -89,8 +89,8 @@ class Client:
         error = json.loads(body)["error"]
         return status, error["type"], error["message"]
 
-    async def read_until(self, mark: bytes) -> bytes:
-        part = await self.reader.readuntil(mark)
+    async def read_until(self, delimiter: bytes) -> bytes:
+        part = await self.reader.readuntil(delimiter)
         self.received += part
         return part
 

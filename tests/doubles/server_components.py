@@ -95,18 +95,18 @@ class FakeRunners:
 class AdjustableClock(SystemClock):
     """A wall clock that can be set back."""
 
-    set_back = timedelta()
+    set_back_by = timedelta()
 
     def now(self):
-        return super().now() - self.set_back
+        return super().now() - self.set_back_by
 
 
 class ServerComponents:
     """A server's components with one data directory; each `server()` is a restart, the runners stay."""
 
-    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, blockers=(), upstream=None):
+    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, blocked_reasons=(), upstream=None):
         self.upstream = upstream
-        self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
+        self.data_dir, self.store, self.capacity, self.blocked_reasons = data_dir, store, capacity, blocked_reasons
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
         self.runners = FakeRunners(self.journals, self.clock)
@@ -168,7 +168,7 @@ class ServerComponents:
                 ),
                 event_stream=EventStream(self.journals, self.store, tailer, broadcast),
                 artifact_store=ArtifactStore(self.data_dir),
-                health_check=HealthCheck(self.store, clock, space, drain, prober, self.blockers),
+                health_check=HealthCheck(self.store, clock, space, drain, prober, self.blocked_reasons),
                 disk_monitor=space,
                 drain=drain,
                 preserved_sandboxes=preserved_sandboxes,
@@ -197,7 +197,7 @@ class ServerComponents:
             await service.close()
 
     def set_clock_back(self):
-        self.clock.set_back = timedelta(hours=1)
+        self.clock.set_back_by = timedelta(hours=1)
 
     async def start_running_task(self, service):
         """Submit task-1 and wait until its agent runs."""

@@ -8,7 +8,7 @@ import shutil
 from doubles.live_server import TERMINAL, Deployment, wait_until
 
 _EMPTY_SECONDS = 10.0
-_EMPTIED_SEPARATELY = {"home", "git", "data"}
+_RESET_SEPARATELY = {"home", "git", "data"}
 """Directories of the deployment that are emptied separately."""
 
 
@@ -87,7 +87,7 @@ class SharedDeployment:
         for path in deployment.directory.iterdir():
             if path.suffix == ".log":
                 path.write_bytes(b"")
-            elif path.name not in _EMPTIED_SEPARATELY:
+            elif path.name not in _RESET_SEPARATELY:
                 _remove(path)
         for path in (
             *deployment.repositories.iterdir(),

@@ -75,12 +75,12 @@ class Upstream:
     @classmethod
     def empty(cls, root: Path, *options: str) -> "Upstream":
         """Create a new one; the options are passed to `git init`."""
-        made = cls(root)
-        made.work.mkdir(parents=True)
-        made.bare.parent.mkdir()
-        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=made.work)
-        run_git("init", "--quiet", "--bare", *options, str(made.bare), directory=root)
-        return made
+        upstream = cls(root)
+        upstream.work.mkdir(parents=True)
+        upstream.bare.parent.mkdir()
+        run_git("init", "--quiet", "--initial-branch=main", *options, ".", directory=upstream.work)
+        run_git("init", "--quiet", "--bare", *options, str(upstream.bare), directory=root)
+        return upstream
 
     def copy_to(self, root: Path) -> "Upstream":
         """Create a copy."""
@@ -176,9 +176,9 @@ class WorkspaceFixture:
         with self.config.open("a") as file:
             file.write(text + "\n")
 
-    def stage(self, url: str = PUBLIC_URL, branch: str = "main", **wanted: Any) -> str:
+    def stage(self, url: str = PUBLIC_URL, branch: str = "main", **repository_fields: Any) -> str:
         """Clone into the attempt."""
-        repository = Repository(url=url, branch=branch, **wanted)
+        repository = Repository(url=url, branch=branch, **repository_fields)
         base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
             disk_layout.restore_ownership(str(self.workspace))
@@ -186,14 +186,14 @@ class WorkspaceFixture:
 
     def patch(self, base_commit: str) -> bytes:
         """The patch of the current workspace."""
-        made, reason = self.patch_and_reason(base_commit)
+        patch_text, reason = self.patch_and_reason(base_commit)
         assert reason is None
-        return made
+        return patch_text
 
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
         """The patch, and the reason if it is incomplete."""
-        made, result = self.patch_and_result(base_commit, lambda _: False)
-        return made, result.incomplete_reason
+        patch_text, result = self.patch_and_result(base_commit, lambda _: False)
+        return patch_text, result.incomplete_reason
 
     def patch_and_result(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
         """The patch, and the result of its creation."""

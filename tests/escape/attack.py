@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 class Attack:
     """One row of the table.
 
-    `attack` and `twin` are Python to run inside. Each reports by calling `through()` when it succeeds, or
+    `attack` and `control` are Python to run inside. Each reports by calling `succeeded()` when it succeeds, or
     `refused(*words)`. An OSError reports `refused(<name of its errno>)`. Output is never an outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.

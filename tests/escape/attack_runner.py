@@ -29,13 +29,13 @@ from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
 from sandbox.demo.model_script import ToolUse, Turn
 
-HOST, HOST_ADDRESS, SERVERS_OWN_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
+HOST, HOST_ADDRESS, SERVER_IP_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
 NAMES = {
     HOST: HOST_ADDRESS,
     "other.example": HOST_ADDRESS,
     "inside.example": PRIVATE_ADDRESS,
     "metadata.example": METADATA_ADDRESS,
-    "own.example": SERVERS_OWN_ADDRESS,
+    "own.example": SERVER_IP_ADDRESS,
 }
 ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
@@ -87,8 +87,8 @@ class AttackRun:
         self._steps = 3 if attacks is ATTACKS else 1
         self.results, self.evidence = {}, Evidence({})
         self.marker = f"battery-{secrets.token_hex(6)}"
-        self.mark, self.canary = self.directory / "mark", self.directory / "canary.txt"
-        self.record = self.directory / "host.ndjson"
+        self.execution_marker_file, self.canary = self.directory / "mark", self.directory / "canary.txt"
+        self.host_request_log = self.directory / "host.ndjson"
         self._stack = ExitStack()
 
     def __enter__(self):
@@ -108,18 +108,18 @@ class AttackRun:
         self.canary.write_text("the host's own\n")
         internet = self.internet = self._stack.enter_context(BlockedInternet())
         _add_address(internet.internet_prefix, HOST_ADDRESS)
-        _add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
-        self.machine = Deployment(
+        _add_address(internet.server_prefix, SERVER_IP_ADDRESS)
+        self.deployment = Deployment(
             self.directory,
             prefix=(*internet.server_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
-        self._stack.callback(self.machine.close)
+        self._stack.callback(self.deployment.close)
         self.socket_file = self.directory / "host.sock"
-        self.abstract = f"sandbox-battery-{os.getpid()}-{self.runtime}"
+        self.abstract_socket_name = f"sandbox-battery-{os.getpid()}-{self.runtime}"
         with in_namespace(internet.server_namespace):
-            for name in (str(self.socket_file), f"\0{self.abstract}"):
+            for name in (str(self.socket_file), f"\0{self.abstract_socket_name}"):
                 listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
                 listener.bind(name)
                 listener.listen()
@@ -145,42 +145,42 @@ class AttackRun:
         return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
 
     def _run(self):
-        machine, internet = self.machine, self.internet
+        deployment, internet = self.deployment, self.internet
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
-        machine.start_git(prefix=internet.internet_prefix)
-        with (machine.home / ".gitconfig").open("a") as config:
+        deployment.start_git(prefix=internet.internet_prefix)
+        with (deployment.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
         steps = [_run_step(f"sh step-{number}.sh") for number in range(self._steps)]
-        machine.start_model(*steps, reply(), prefix=internet.internet_prefix)
-        program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
-        machine._start("host", program, {}, internet.internet_prefix)
-        machine.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
+        deployment.start_model(*steps, reply(), prefix=internet.internet_prefix)
+        program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.host_request_log)]
+        deployment._start("host", program, {}, internet.internet_prefix)
+        deployment.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
         self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        self._make_repository("repo", self._files, *self._battery_arguments("network 4", "credentials 3"), "")
+        self._make_repository("repo", self._files, *self._attack_process_arguments("network 4", "credentials 3"), "")
         packets = len(internet.packets)
-        pids = (machine.server.ready_message["pid"], self._settings["SERVER_PID"])
-        with HostWatch(self.marker, pids, machine.data_dir) as self._watch:
+        pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
+        with HostWatch(self.marker, pids, deployment.data_dir) as self._watch:
             self._run_tasks()
         self.sent_packets = set(internet.packets[packets:])
         self.evidence = self._collect_evidence()
         ports = {
             int(process.ready_message["url"].rpartition(":")[2])
-            for process in machine.processes
+            for process in deployment.processes
             if "url" in process.ready_message
         }
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
         self.allowed_packets = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
-        self.host_requests = [json.loads(line) for line in self.record.read_text().splitlines()]
+        self.host_requests = [json.loads(line) for line in self.host_request_log.read_text().splitlines()]
 
     def _run_tasks(self):
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
             vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
         )  # fmt: skip
-        assert self.status["state"] == "completed", self.machine.diagnostics()
+        assert self.status["state"] == "completed", self.deployment.diagnostics()
         if self.user is None and self.attacks["resources"]:
             self._run_resource_attacks()
 
@@ -192,7 +192,7 @@ class AttackRun:
 
     def _missing_paths(self):
         """Paths of attacks that do not exist for the server; checked while a sandbox is running."""
-        root = f"/proc/{self.machine.server.ready_message['pid']}/root"
+        root = f"/proc/{self.deployment.server.ready_message['pid']}/root"
         paths = {path for attacks in self.attacks.values() for attack in attacks for path in attack.host_paths}
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
 
@@ -202,20 +202,20 @@ class AttackRun:
         return {"PYTHONPATH": str(make_python_fake_agent(self.directory / "agent", "/workspace/agent.py"))}
 
     def _task(self, task_id, patterns, kinds, **parts):
-        machine = self.machine
-        machine.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
+        deployment = self.deployment
+        deployment.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
         self._wait_for_agent(task_id)
-        status = machine.wait(task_id, TASK_SECONDS)
+        status = deployment.wait(task_id, TASK_SECONDS)
         for kind in kinds:
-            self.results.setdefault(kind, {}).update(json.loads(machine.artifact(f".{kind}.json", task_id)))
+            self.results.setdefault(kind, {}).update(json.loads(deployment.artifact(f".{kind}.json", task_id)))
         return status
 
     def _wait_for_agent(self, task_id):
         """Wait for the agent's first output: a task is running before its sandbox has entered all its namespaces."""
         deadline = time.monotonic() + TASK_SECONDS
-        while (state := self.machine.status(task_id)["state"]) != "running" or not self.machine.logs(task_id):
+        while (state := self.deployment.status(task_id)["state"]) != "running" or not self.deployment.logs(task_id):
             is_waiting = state not in TERMINAL and time.monotonic() < deadline
-            assert is_waiting, f"{state}\n{self.machine.diagnostics(task_id)}"
+            assert is_waiting, f"{state}\n{self.deployment.diagnostics(task_id)}"
             time.sleep(0.05)
         self._watch.mark_sandbox_ready()
         self._missing = self._missing_paths()
@@ -229,13 +229,13 @@ class AttackRun:
         entries = json.loads(self._files["resources.json"])
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(entries)}
-            self._make_repository(f"resources-{number}", files, *self._battery_arguments("resources 1"))
+            self._make_repository(f"resources-{number}", files, *self._attack_process_arguments("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
                 return
             results = self.results["resources"]
-            running = [attack for attack in entries["attacks"] if set(results.get(attack["name"], ())) == {"twin"}]
+            running = [attack for attack in entries["attacks"] if set(results.get(attack["name"], ())) == {"control"}]
             for attack in running:
                 code = status["error"]["code"]
                 results[attack["name"]]["attack"] = {
@@ -258,9 +258,9 @@ class AttackRun:
         steps = lines if len(lines) <= self._steps else ["".join(lines)]
         steps += ["true\n"] * (self._steps - len(steps))
         programs = {f"step-{number}.sh": step for number, step in enumerate(steps)}
-        make_repository(self.machine.repositories / f"{name}.git", {**files, **programs})
+        make_repository(self.deployment.repositories / f"{name}.git", {**files, **programs})
 
-    def _battery_arguments(self, *runs):
+    def _attack_process_arguments(self, *runs):
         """Arguments of battery.py: attacks file, results file, concurrency and seconds."""
         seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
         return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, runs)]
@@ -273,17 +273,17 @@ class AttackRun:
             "METADATA": METADATA_ADDRESS,
             "PRIVATE": PRIVATE_ADDRESS,
             "MODEL_HOST": INTERNET_ADDRESS,
-            "MODEL_PORT": int(self.machine.model_url.rpartition(":")[2]),
+            "MODEL_PORT": int(self.deployment.model_url.rpartition(":")[2]),
             "SERVER": SERVER_ADDRESS,
-            "SERVER_PORT": int(self.machine.server.ready_message["http"].rpartition(":")[2]),
+            "SERVER_PORT": int(self.deployment.server.ready_message["http"].rpartition(":")[2]),
             "SERVER_PID": self._stack.enter_context(host_process()).pid,
-            "ABSTRACT": self.abstract,
+            "ABSTRACT": self.abstract_socket_name,
             "SOCKET_FILE": str(self.socket_file),
             "CANARY": str(self.canary),
-            "DATA_DIR": str(self.machine.data_dir),
-            "HOST_GIT": str(self.machine.repositories),
-            "MARK": str(self.mark),
-            "CREDENTIALS": str(self.machine.home / ".gitconfig"),
+            "DATA_DIR": str(self.deployment.data_dir),
+            "HOST_GIT": str(self.deployment.repositories),
+            "MARK": str(self.execution_marker_file),
+            "CREDENTIALS": str(self.deployment.home / ".gitconfig"),
             "MARKER": self.marker,
         }
 
@@ -297,7 +297,7 @@ class AttackRun:
                 {
                     "name": attack.name,
                     "attack": attack.attack,
-                    "twin": attack.control,
+                    "control": attack.control,
                     "hold_seconds": HOLD_SECONDS if attack.unchanged else 0,
                 }
                 for attack in attacks

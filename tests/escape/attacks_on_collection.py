@@ -15,9 +15,9 @@ class Trap(NamedTuple):
     evidence: str = ""
 
 
-RUNS_NOTHING = "runs nothing of it"
-KEEPS_BYTES = "makes the patch of the bytes as they are"
-READS_ITS_OWN = "reads its own repository and no other"
+NO_EXECUTION = "runs nothing of it"
+PRESERVES_FILE_BYTES = "makes the patch of the bytes as they are"
+READS_ONLY_OWN_REPOSITORY = "reads its own repository and no other"
 ORDINARY_FILES = "takes it for ordinary files"
 SKIPPED = "leaves it out and says so"
 OUT_OF_PATCH = "leaves it out of the patch and says so at its head"
@@ -28,24 +28,24 @@ RENAMED = "delivers it under a name that shows"
 
 TRAPS = (
     *(
-        Trap(f"{key} in .git/config", RUNS_NOTHING)
+        Trap(f"{key} in .git/config", NO_EXECUTION)
         for key in (
             *("core.fsmonitor", "core.sshCommand", "core.pager", "core.editor", "sequence.editor", "credential.helper"),
             *("gpg.program", "uploadpack.packObjectsHook", "interactive.diffFilter", "diff.external"),
         )
     ),
-    Trap("filter.*.clean, smudge and process in .git/config", RUNS_NOTHING),
-    Trap("diff.*.textconv and command in .git/config", RUNS_NOTHING),
-    Trap("alias.diff and alias.status in .git/config", RUNS_NOTHING),
-    Trap("hooks in .git/hooks", RUNS_NOTHING),
-    Trap("hooks in core.hooksPath", RUNS_NOTHING),
-    Trap("a submodule with ext:: and update = !", RUNS_NOTHING),
-    Trap("filters, eol, ident and export-subst in .gitattributes", KEEPS_BYTES),
-    Trap("attributes in core.attributesFile and .git/info", KEEPS_BYTES),
-    Trap("everything ignored in core.excludesFile and .git/info/exclude", KEEPS_BYTES, "out/plain.txt"),
-    Trap("include.path to a file of the host", READS_ITS_OWN),
-    Trap("core.worktree = /", READS_ITS_OWN),
-    Trap("alternates to a repository of the host", READS_ITS_OWN),
+    Trap("filter.*.clean, smudge and process in .git/config", NO_EXECUTION),
+    Trap("diff.*.textconv and command in .git/config", NO_EXECUTION),
+    Trap("alias.diff and alias.status in .git/config", NO_EXECUTION),
+    Trap("hooks in .git/hooks", NO_EXECUTION),
+    Trap("hooks in core.hooksPath", NO_EXECUTION),
+    Trap("a submodule with ext:: and update = !", NO_EXECUTION),
+    Trap("filters, eol, ident and export-subst in .gitattributes", PRESERVES_FILE_BYTES),
+    Trap("attributes in core.attributesFile and .git/info", PRESERVES_FILE_BYTES),
+    Trap("everything ignored in core.excludesFile and .git/info/exclude", PRESERVES_FILE_BYTES, "out/plain.txt"),
+    Trap("include.path to a file of the host", READS_ONLY_OWN_REPOSITORY),
+    Trap("core.worktree = /", READS_ONLY_OWN_REPOSITORY),
+    Trap("alternates to a repository of the host", READS_ONLY_OWN_REPOSITORY),
     Trap("a nested repository with a config of its own", ORDINARY_FILES, "nested/file.txt"),
     Trap("a .gitmodules", ORDINARY_FILES, ".gitmodules"),
     Trap("a file with .git behind a backslash", OUT_OF_PATCH, "odd\\.git"),

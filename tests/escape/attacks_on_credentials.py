@@ -1,4 +1,4 @@
-"""Attacks on the server's keys and on other processes, each with its twin; attacks on privileges are in
+"""Attacks on the server's keys and on other processes, each with its control; attacks on privileges are in
 attacks_on_rights.py."""
 
 from escape.attack import Attack
@@ -28,7 +28,7 @@ def run(*argv):
 
 def report(found, looked):
     # Finding nothing proves something only if something was searched.
-    if found: through()
+    if found: succeeded()
     elif looked: refused("absent")
 
 def hunt(needle, paths):
@@ -84,9 +84,9 @@ def others():
 OWN_SIGNAL = """
 started = subprocess.Popen(["sleep", "20"])
 started.terminate()
-if started.wait(10) == -15: through()"""
-READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): through()"
-UNSEEN = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
+if started.wait(10) == -15: succeeded()"""
+READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): succeeded()"
+DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
 """Errors when another process is inaccessible or invisible; the host has a process with that number."""
 
 
@@ -100,17 +100,17 @@ def credential_attacks():
 
 def _keys():
     absent = {"refused_by": ("absent",)}
-    yield Attack("the server's key in any environment", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(TWIN='twin-value'); hunt(b'twin-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
+    yield Attack("the server's key in any environment", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); hunt(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
     yield Attack("the server's key in any argument list", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); hunt(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
     yield Attack("the server's key in any file", "hunt(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); hunt(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
-    yield Attack("the server's key in any memory", "child(); hunt_memory(NEEDLE)", "child(TWIN='twin-value'); hunt_memory(b'twin-value')", **absent)  # fmt: skip
+    yield Attack("the server's key in any memory", "child(); hunt_memory(NEEDLE)", "child(CONTROL='control-value'); hunt_memory(b'control-value')", **absent)  # fmt: skip
     yield Attack(
         "a credential helper or agent of the host",
         """
 if not {"SSH_AUTH_SOCK", "GIT_ASKPASS"} & os.environ.keys() and not run("git", "config", "--get", "credential.helper").stdout:
     refused("absent")
-else: through()""",
-        "if run('git', 'config', '--get', 'user.name').stdout: through()",
+else: succeeded()""",
+        "if run('git', 'config', '--get', 'user.name').stdout: succeeded()",
         refused_by=("absent",),
         host_paths=("CREDENTIALS",),
     )
@@ -126,29 +126,29 @@ def _files():
         source = path if path.isupper() else repr(path)
         yield Attack(
             name,
-            f"path = {source}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
-            f"path = {control!r}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
+            f"path = {source}\n(os.listdir if os.path.isdir(path) else open)(path); succeeded()",
+            f"path = {control!r}\n(os.listdir if os.path.isdir(path) else open)(path); succeeded()",
             refused_by=("ENOENT", "EACCES", "EPERM"),
             host_paths=(path,),
         )
-    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); through()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
-    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); through()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
+    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
+    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
 
 
 _UNIX = """
-server = socket.socket(socket.AF_UNIX); server.bind("/tmp/twin.sock"); server.listen()
-socket.socket(socket.AF_UNIX).connect("/tmp/twin.sock"); through()"""
-_WRITE = "pathlib.Path('/tmp/twin').write_text('x'); through()"
+server = socket.socket(socket.AF_UNIX); server.bind("/tmp/control.sock"); server.listen()
+socket.socket(socket.AF_UNIX).connect("/tmp/control.sock"); succeeded()"""
+_WRITE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 
 
 def _other_processes():
-    yield Attack("a signal to a process of the host", "os.kill(SERVER_PID, 15); through()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
+    yield Attack("a signal to a process of the host", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
     yield Attack("a socket of a runner or a container engine", """
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
 usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
 attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
-    yield Attack("ptrace of the first process inside", "call('ptrace', 16, 1, 0, 0); through()", OWN_SIGNAL)
+    yield Attack("ptrace of the first process inside", "call('ptrace', 16, 1, 0, 0); succeeded()", OWN_SIGNAL)
     yield Attack(
         "the memory of the first process inside",
         """
@@ -158,23 +158,23 @@ local = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(space), 
 remote = ctypes.create_string_buffer(struct.pack("=QQ", 4096, 8))
 attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
     lambda name=name: call(name, 1, local, 1, remote, 1, 0, past=(14,)) for name in ("process_vm_readv", "process_vm_writev")])""",
-        "open('/proc/self/mem', 'rb', 0); through()",
-        UNSEEN,
+        "open('/proc/self/mem', 'rb', 0); succeeded()",
+        DENIED_ERRORS,
         host_paths=("/proc/1",),
     )
     for name, path in (("the descriptors", "fd"), ("the root", "root/"), ("the working directory", "cwd/")):
         yield Attack(
             f"{name} of the first process inside",
-            f"os.listdir('/proc/1/{path}'); through()",
-            f"os.listdir('/proc/self/{path}'); through()",
-            UNSEEN,
+            f"os.listdir('/proc/1/{path}'); succeeded()",
+            f"os.listdir('/proc/self/{path}'); succeeded()",
+            DENIED_ERRORS,
             inside=("gvisor",) if path == "fd" else (),
             unchanged=("processes",),
             host_paths=("/proc/1",),
         )
-    yield Attack("the output of the first process inside", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); through()", (*UNSEEN, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
+    yield Attack("the output of the first process inside", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
     yield Attack("a descriptor of another process", """
 def take(path):
     process = call("pidfd_open", int(os.path.basename(path)), 0)
     call("pidfd_getfd", process, 1, 0)
-attempt(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); through()", UNSEEN, host_paths=("/proc/1",))  # fmt: skip
+attempt(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip

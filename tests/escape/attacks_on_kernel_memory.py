@@ -40,7 +40,7 @@ client = socket.create_connection(server.getsockname()); served, _ = server.acce
 sending = threading.Thread(target=client.sendall, args=(bytes(8 << 20),)); sending.start()
 received = 0
 while received < 8 << 20: received += len(served.recv(1 << 20))
-through()"""
+succeeded()"""
     yield Attack("buffers of TCP connections that are never read", """
 with setup(): server = listener()
 sent = 0
@@ -52,7 +52,7 @@ for _ in range(150):
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
-else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
     yield Attack("buffers of TCP connections that nobody accepts", """
 with setup():
     server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -66,7 +66,7 @@ for _ in range(150):
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
-else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
     yield Attack("buffers of UDP sockets that are never read", """
 with setup(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(2500):
@@ -82,14 +82,14 @@ for one in keep_alive:
     except BlockingIOError: pass
 print(held >> 20, "MiB")
 if held < BUFFERS: refused("held back")
-else: through()""", """
+else: succeeded()""", """
 one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
 one.bind(("127.0.0.1", 0)); other.sendto(b"word", one.getsockname())
-if one.recv(100) == b"word": through()""", ("held back",), unchanged=("socket buffers",))  # fmt: skip
+if one.recv(100) == b"word": succeeded()""", ("held back",), unchanged=("socket buffers",))  # fmt: skip
 
 
 def _filters():
-    ordinary = "one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); through()"
+    ordinary = "one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); succeeded()"
     for name, option in (
         ("filters on thousands of sockets", 26),
         ("filters on thousands of sockets that share a port", 51),
@@ -100,7 +100,7 @@ for _ in range(FILTERS // 8192):
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); keep_alive.append(one)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
     one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
-through()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
+succeeded()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
     yield Attack("large filters on system calls in many processes", """
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
 reader, writer = os.pipe()
@@ -117,28 +117,28 @@ for child in children:
     try: os.kill(child, 9)
     except ProcessLookupError: pass
     os.waitpid(child, 0)
-if b"n" not in answers: through()
+if b"n" not in answers: succeeded()
 libc.prctl(38, 1, 0, 0, 0)
 if libc.prctl(22, 2, program(code), 0, 0): refused(errno.errorcode[ctypes.get_errno()])""", """
-checked(libc.prctl(38, 1, 0, 0, 0)); through()""", ("EINVAL",), inside=OWN_KERNEL, unchanged=("compiled filters",))  # fmt: skip
+checked(libc.prctl(38, 1, 0, 0, 0)); succeeded()""", ("EINVAL",), inside=OWN_KERNEL, unchanged=("compiled filters",))  # fmt: skip
 
 
 def _other_pools():
     yield Attack("a file of huge pages", """
 file = os.memfd_create("huge", 4)
-os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); through()""", """
+os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", """
 file = os.memfd_create("ordinary"); os.ftruncate(file, 2 << 20)
-mmap.mmap(file, 2 << 20).write(b"x"); through()""", ("ENOMEM", "EINVAL", "ENOSYS"))  # fmt: skip
+mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", ("ENOMEM", "EINVAL", "ENOSYS"))  # fmt: skip
     yield Attack("a lower score for the end of memory", """
 with setup(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
 score.write_text("-500" if before < 1 else "0")
-if int(score.read_text()) < before: through()""", """
-if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): through()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip
+if int(score.read_text()) < before: succeeded()""", """
+if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): succeeded()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip
     yield Attack("a pair of sockets of another family", """
 number, answers = {"x86_64": 53, "aarch64": 199}[os.uname().machine], set()
 for family, kind, protocol in ((40, 1, 0), (17, 3, 0), (44, 3, 0), (38, 5, 0), (2, 10, 0), (2, 5, 132)):
-    if libc.syscall(number, family, kind, protocol, ctypes.create_string_buffer(8)) == 0: through()
+    if libc.syscall(number, family, kind, protocol, ctypes.create_string_buffer(8)) == 0: succeeded()
     answers.add(errno.errorcode[ctypes.get_errno()])
 refused(*sorted(answers))""", """
 one, other = socket.socketpair(); one.send(b"x")
-if other.recv(1) == b"x": through()""", ("EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT", "EOPNOTSUPP", "ESOCKTNOSUPPORT"))  # fmt: skip
+if other.recv(1) == b"x": succeeded()""", ("EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT", "EOPNOTSUPP", "ESOCKTNOSUPPORT"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attacks on the network policy, each with its twin. The task may only reach HOST, on ports 443 and 80."""
+"""Attacks on the network policy, each with its control. The task may only reach HOST, on ports 443 and 80."""
 
 from escape.attack import Attack
 
@@ -6,7 +6,7 @@ PRELUDE = r"""
 import json, os, socket, ssl, struct, subprocess, sys, threading
 
 def answered(data):
-    through() if data else refused("closed")
+    succeeded() if data else refused("closed")
 
 def is_gateway_response(data):
     # The gateway denies with one of these statuses and its name, or with a model API error.
@@ -31,7 +31,7 @@ def udp(address, port, say=b"hello"):
 
 def ok(data):
     print(data[:200])
-    if b" 200 " in data.split(b"\r\n")[0]: through()
+    if b" 200 " in data.split(b"\r\n")[0]: succeeded()
     elif is_gateway_response(data): refused("gateway")
     elif not data: refused("closed")
 
@@ -62,13 +62,13 @@ def query(name, kind=1, server="198.18.0.1", port=53, by=udp):
 def resolved(answer):
     # Header fields: the number of answers, and the response code.
     code, answers = answer[3] & 15, struct.unpack("!H", answer[6:8])[0]
-    if answers: through()
+    if answers: succeeded()
     else: refused({0: "no records", 3: "no such name", 5: "refused by the resolver"}.get(code, f"code {code}"))
 
 def curl(*arguments):
     ran = subprocess.run(["curl", "-sS", "-m", "10", "--cacert", "/workspace/ca.pem", *arguments], capture_output=True)
     print(ran.stdout[-200:], ran.stderr[-200:])
-    if b'"path"' in ran.stdout: through()
+    if b'"path"' in ran.stdout: succeeded()
     elif b"Sandbox refused " in ran.stdout: refused("gateway")
 
 def tls(address, port, name, host, by_proxy=False):
@@ -99,8 +99,8 @@ server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); server.bind(("127.0.0
 threading.Thread(target=lambda: server.sendto(b"hello", server.recvfrom(100)[1]), daemon=True).start()
 answered(udp("127.0.0.1", server.getsockname()[1]))"""
 OWN_UNIX = """
-server = socket.socket(socket.AF_UNIX); server.bind("\\0twin"); server.listen()
-line = socket.socket(socket.AF_UNIX); line.connect("\\0twin"); through()"""
+server = socket.socket(socket.AF_UNIX); server.bind("\\0control"); server.listen()
+line = socket.socket(socket.AF_UNIX); line.connect("\\0control"); succeeded()"""
 
 
 NO_ROUTE, GATEWAY, CLOSED = ("ENETUNREACH",), ("gateway",), ("closed", "ECONNRESET")
@@ -238,7 +238,7 @@ line = socket.create_connection((HOST, 80), 10)
 line.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
 while more := line.recv(4000): data += more
-if data.count(b"HTTP/1.1 200") > 1: through()
+if data.count(b"HTTP/1.1 200") > 1: succeeded()
 elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
 
 
@@ -285,16 +285,16 @@ ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\
 def _by_other_families():
     yield Attack(
         "a raw IP socket",
-        "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); through()",
+        "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); succeeded()",
         OWN_LISTENER,
         UNSUPPORTED,
     )
     yield Attack(
         "a packet socket",
-        "line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); line.bind(('lo', 0)); through()",
+        "line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); line.bind(('lo', 0)); succeeded()",
         OWN_LISTENER,
         UNSUPPORTED,
     )
-    yield Attack("a vsock to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); through()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
-    yield Attack("an abstract Unix socket of the host's", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); through()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
-    yield Attack("a Unix socket file of the host's", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); through()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip
+    yield Attack("a vsock to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
+    yield Attack("an abstract Unix socket of the host's", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
+    yield Attack("a Unix socket file of the host's", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attacks that use more resources than the manifest allows, run one after the other, each with a modest twin."""
+"""Attacks that use more resources than the manifest allows, run one after the other, each with a modest control."""
 
 from escape import attacks_on_kernel_memory
 from escape.attack import OWN_KERNEL, Attack
@@ -57,8 +57,8 @@ def resource_attacks():
     yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
         "more processes than the bound",
-        "if children(PROCESSES + 50) > PROCESSES: through()",
-        "if children(40) == 40: through()",
+        "if children(PROCESSES + 50) > PROCESSES: succeeded()",
+        "if children(40) == 40: succeeded()",
         ("EAGAIN",),
     )
     yield Attack("more threads than the bound", """
@@ -67,7 +67,7 @@ started = []
 try:
     for _ in range(PROCESSES + 50):
         started.append(threading.Thread(target=over.wait)); started[-1].start()
-    through()
+    succeeded()
 except RuntimeError as error:
     if "can't start new thread" not in str(error): raise
     refused("EAGAIN")
@@ -76,39 +76,39 @@ finally:
 threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(40)]
 for each in threads: each.start()
 for each in threads: each.join()
-through()""", ("EAGAIN",))  # fmt: skip
+succeeded()""", ("EAGAIN",))  # fmt: skip
     yield Attack(
         "children that are never waited for",
-        "if children(PROCESSES + 50, 0) > PROCESSES: through()",
-        "if children(2, 0) == 2: through()",
+        "if children(PROCESSES + 50, 0) > PROCESSES: succeeded()",
+        "if children(2, 0) == 2: succeeded()",
         ("EAGAIN",),
     )
-    yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()",
-                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nthrough()", KILLED)  # fmt: skip
-    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: through()", "if fill('/dev/shm/filler', 20 << 20): through()", FULL)  # fmt: skip
+    yield Attack("more memory than the bound", "x = bytearray(2 * MEMORY)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()",
+                 "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nsucceeded()", KILLED)  # fmt: skip
+    yield Attack("memory by shared memory files", "if fill('/dev/shm/filler', 2 * MEMORY) >= 2 * MEMORY: succeeded()", "if fill('/dev/shm/filler', 20 << 20): succeeded()", FULL)  # fmt: skip
     for name, path in (("workspace", "/workspace/filler"), ("home", "/home/agent/filler"), ("/tmp", "/tmp/filler")):
-        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: through()", f"if fill({path!r}, 20 << 20): through()", FULL)  # fmt: skip
+        yield Attack(f"more disk than the bound in {name}", f"if fill({path!r}, 2 * DISK) >= 2 * DISK: succeeded()", f"if fill({path!r}, 20 << 20): succeeded()", FULL)  # fmt: skip
     yield Attack("disk over three places together", """
 paths = ["/workspace/a", "/home/agent/a", "/tmp/a"]
 try:
     for path in paths:
         with open(path, "wb", 0) as file:
             for _ in range(DISK * 2 // 3 >> 20): file.write(MIB)
-    through()
+    succeeded()
 finally:
     for path in paths:
-        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): through()", FULL)  # fmt: skip
+        if os.path.exists(path): os.unlink(path)""", "if all(fill(p, 5 << 20) for p in ('/workspace/a', '/home/agent/a', '/tmp/a')): succeeded()", FULL)  # fmt: skip
     yield Attack(
         "files until names end",
-        "if touch('/tmp/many', 300_000) == 300_000: through()",
-        "if touch('/tmp/few', 2000) == 2000: through()",
+        "if touch('/tmp/many', 300_000) == 300_000: succeeded()",
+        "if touch('/tmp/few', 2000) == 2000: succeeded()",
         FULL,
     )
     yield Attack("more open files than a limit", """
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 held = []
 while len(held) < 1_100_000: held.append(os.open("/dev/null", os.O_RDONLY))
-through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; through()", ("EMFILE",))  # fmt: skip
+succeeded()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; succeeded()", ("EMFILE",))  # fmt: skip
     yield Attack("open files from many processes", """
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -125,41 +125,41 @@ for _ in range(2):
 each = [int(os.read(reader, 6)) for _ in range(2)]
 for child in children: os.kill(child, 9); os.waitpid(child, 0)
 print(each)
-if max(each) == 18_000: through()
-else: refused("EMFILE")""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; through()", ("EMFILE",))  # fmt: skip
+if max(each) == 18_000: succeeded()
+else: refused("EMFILE")""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]; succeeded()", ("EMFILE",))  # fmt: skip
     yield Attack("all pseudo-terminals of the machine", """
 held = [os.openpty() for _ in range(300)]
-through()""", """
+succeeded()""", """
 outer, inner = os.openpty()
 os.write(outer, b"typed\\n")
-if os.read(inner, 6) == b"typed\\n": through()""", FULL, inside=OWN_KERNEL, unchanged=("terminals",))  # fmt: skip
+if os.read(inner, 6) == b"typed\\n": succeeded()""", FULL, inside=OWN_KERNEL, unchanged=("terminals",))  # fmt: skip
     yield Attack("the machine's contexts for AIO", """
 context = ctypes.c_ulong(0)
 made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, AIO_EVENTS, ctypes.byref(context))
 if made != 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-through()""", """
+succeeded()""", """
 with open("/tmp/ordinary", "w+b", 0) as file:
     file.write(b"x" * 4096); file.seek(0)
-    if file.read() == b"x" * 4096: through()""", ("ENOSYS",), inside=("gvisor",), unchanged=("AIO contexts",))  # fmt: skip
+    if file.read() == b"x" * 4096: succeeded()""", ("ENOSYS",), inside=("gvisor",), unchanged=("AIO contexts",))  # fmt: skip
     yield Attack(
         "a higher priority",
-        "os.setpriority(os.PRIO_PROCESS, 0, -10)\nif os.getpriority(os.PRIO_PROCESS, 0) == -10: through()",
-        "os.nice(1); through()",
+        "os.setpriority(os.PRIO_PROCESS, 0, -10)\nif os.getpriority(os.PRIO_PROCESS, 0) == -10: succeeded()",
+        "os.nice(1); succeeded()",
         inside=("gvisor",),
         unchanged=("priorities",),
     )
     yield Attack(
         "real-time scheduling",
-        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)); through()",
-        "os.sched_yield(); through()",
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)); succeeded()",
+        "os.sched_yield(); succeeded()",
         ("EPERM", "EINVAL"),
         unchanged=("priorities",),
     )
     yield Attack("memory that cannot be taken away", """
 with setup(): memory = mmap.mmap(-1, 2 * MEMORY)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: through()
-else: refused(errno.errorcode[ctypes.get_errno()])""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()", ("ENOMEM", "EPERM", "EAGAIN"))  # fmt: skip
+if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: succeeded()
+else: refused(errno.errorcode[ctypes.get_errno()])""", "mmap.mmap(-1, 1 << 20).write(b'x'); succeeded()", ("ENOMEM", "EPERM", "EAGAIN"))  # fmt: skip
     yield Attack("a core dump on the host's disk", """
 import signal
 with setup(): os.chdir("/tmp")
@@ -168,11 +168,11 @@ resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_COR
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
 dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
-through() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()", ("no dump",))  # fmt: skip
+succeeded() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: succeeded()", ("no dump",))  # fmt: skip
     # Last, since it may kill the agent.
     yield Attack("memory by many children", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]
 ended = [(each.communicate()[0], each.returncode) for each in started]
-if all(said == b"up\\n" and code == 0 for said, code in ended): through()
-elif any(code == -9 for _, code in ended): refused("SIGKILL")""", "x = bytearray(100 << 20); through()", KILLED)  # fmt: skip
+if all(said == b"up\\n" and code == 0 for said, code in ended): succeeded()
+elif any(code == -9 for _, code in ended): refused("SIGKILL")""", "x = bytearray(100 << 20); succeeded()", KILLED)  # fmt: skip

@@ -1,16 +1,16 @@
-"""Attacks on privileges: other users, namespaces, mounts, kernel interfaces. Each with its twin.
+"""Attacks on privileges: other users, namespaces, mounts, kernel interfaces. Each with its control.
 
 A sandbox with its own kernel may allow some of them: they are declared `inside`, and leave MARKER in what they create.
 """
 
 from escape.attack import DENIED, Attack
 
-OWN_THREAD = "t = threading.Thread(target=through); t.start(); t.join()"
-OWN_FILE = "pathlib.Path('/tmp/twin').write_text('x'); through()"
+OWN_THREAD = "t = threading.Thread(target=succeeded); t.start(); t.join()"
+OWN_FILE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 OWN_FORK = """
 child = os.fork()
 if child == 0: os._exit(3)
-if os.waitpid(child, 0)[1] >> 8 == 3: through()"""
+if os.waitpid(child, 0)[1] >> 8 == 3: succeeded()"""
 
 _NEW_USER, _NEW_MOUNTS, _NEW_NAMES, _NEW_GROUPS = 0x10000000, 0x00020000, 0x04000000, 0x02000000
 _ROOT_INSIDE = f"""
@@ -42,26 +42,26 @@ def rights_attacks():
 
 
 def _users():
-    yield Attack("uid 0", "os.setuid(0); through()", "os.setuid(os.getuid()); through()", ("EPERM", "EINVAL"))
+    yield Attack("uid 0", "os.setuid(0); succeeded()", "os.setuid(os.getuid()); succeeded()", ("EPERM", "EINVAL"))
     yield Attack("a setuid program", """
 found = run("find", "/usr/bin", "/usr/sbin", "/usr/local", "-type", "f", "-perm", "/6000").stdout.split()
 ways = {"su": ("-c", "id -u"), "sudo": ("-n", "id", "-u"), "pkexec": ("id", "-u"), "mount": ("-t", "tmpfs", "none", "/mnt")}
 for path in found:
     if os.path.basename(path) not in ways: continue
     done = run(path, *ways[os.path.basename(path)])
-    if done.returncode == 0 and done.stdout.strip() in {"0", ""}: through()
-if libc.prctl(39, 0, 0, 0, 0) != 1: through()
-refused("no new privileges")""", "if run('id', '-u').stdout.strip() == '1000': through()", ("no new privileges",))  # fmt: skip
+    if done.returncode == 0 and done.stdout.strip() in {"0", ""}: succeeded()
+if libc.prctl(39, 0, 0, 0, 0) != 1: succeeded()
+refused("no new privileges")""", "if run('id', '-u').stdout.strip() == '1000': succeeded()", ("no new privileges",))  # fmt: skip
     yield Attack("a capability", """
 sets = [line.split() for line in open("/proc/self/status") if line.startswith("Cap")]
 if not sets: sys.exit()
 held = {name for name, value in sets if int(value, 16) and name != "CapBnd:"}
-through() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: skip
+succeeded() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: skip
 
 
 def _namespaces():
-    yield Attack("a user namespace", f"call('unshare', {_NEW_USER}); through()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
-    yield Attack("a mount namespace", f"call('unshare', {_NEW_MOUNTS}); through()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a user namespace", f"call('unshare', {_NEW_USER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a mount namespace", f"call('unshare', {_NEW_MOUNTS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
     yield Attack(
         "another process's namespace",
         """
@@ -73,21 +73,21 @@ attempt(*[
         unchanged=("namespaces",),
         host_paths=("/proc/1",),
     )
-    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); through()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("another root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); through()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("a root of its own (chroot)", "os.chroot('/tmp'); through()", "os.chdir('/tmp'); through()", unchanged=("mounts",))  # fmt: skip
-    yield Attack("another host name", "call('sethostname', MARKER.encode(), len(MARKER)); through()", "if os.uname().nodename: through()", unchanged=("settings",))  # fmt: skip
+    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
+    yield Attack("another root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
+    yield Attack("a root of its own (chroot)", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged=("mounts",))  # fmt: skip
+    yield Attack("another host name", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged=("settings",))  # fmt: skip
 
 
 def _root_of_a_namespace():
     for name, code, observers in (
-        ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: through()", ("namespaces", "processes")),
-        ("a mount namespace", f"become_root({_NEW_MOUNTS}); through()", ("namespaces", "mounts")),
+        ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: succeeded()", ("namespaces", "processes")),
+        ("a mount namespace", f"become_root({_NEW_MOUNTS}); succeeded()", ("namespaces", "mounts")),
         ("a file system over /etc", f"""
 become_root({_NEW_MOUNTS})
 mount("/etc", "tmpfs")
 pathlib.Path("/etc/ld.so.preload").write_text(MARKER)
-if pathlib.Path("/etc/ld.so.preload").read_text() == MARKER: through()""", ("files", "mounts")),
+if pathlib.Path("/etc/ld.so.preload").read_text() == MARKER: succeeded()""", ("files", "mounts")),
         ("another root", f"""
 become_root({_NEW_MOUNTS})
 mount("/tmp/new-root", "tmpfs")
@@ -95,7 +95,7 @@ os.mkdir("/tmp/new-root/old")
 call("pivot_root", b"/tmp/new-root", b"/tmp/new-root/old")
 os.chdir("/")
 pathlib.Path("/", MARKER).write_text("x")
-if set(os.listdir("/")) == {{"old", MARKER}}: through()""", ("files", "mounts", "namespaces")),
+if set(os.listdir("/")) == {{"old", MARKER}}: succeeded()""", ("files", "mounts", "namespaces")),
         ("core_pattern in a new proc", f"""
 become_root({_NEW_MOUNTS} | 0x20000000)
 child = os.fork()
@@ -107,11 +107,11 @@ if child == 0:
     os._exit(0)
 number = os.waitpid(child, 0)[1] >> 8
 if number: raise OSError(number, os.strerror(number))
-through()""", ("mounts", "settings")),
+succeeded()""", ("mounts", "settings")),
         ("another host name", f"""
 become_root({_NEW_NAMES})
 call("sethostname", MARKER.encode(), len(MARKER))
-if os.uname().nodename == MARKER: through()""", ("settings", "namespaces")),
+if os.uname().nodename == MARKER: succeeded()""", ("settings", "namespaces")),
         ("a control group", f"""
 become_root({_NEW_MOUNTS} | {_NEW_GROUPS})
 def make(kind, options):
@@ -123,7 +123,7 @@ attempt(lambda: make("cgroup2", ""), *[
         ("a device", """
 become_root()
 os.mknod("/tmp/" + MARKER, 0o20600, os.makedev(1, 1))
-through()""", ("files",)),
+succeeded()""", ("files",)),
     ):  # fmt: skip
         yield Attack(
             f"{name}, as root of a user namespace",
@@ -140,7 +140,7 @@ def _kernel_calls():
     # EINVAL, EFAULT, ENOEXEC and similar errors occur after the permission check.
     yield Attack("the kernel's keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
-through()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
+succeeded()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
     for name, code, more in (
         ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
         ("a new kernel", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
@@ -159,11 +159,11 @@ directory = os.open("/", os.O_RDONLY)
 handle = ctypes.create_string_buffer(struct.pack("=Iiq", 8, 1, 2) + bytes(120))
 call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
     ):  # fmt: skip
-        yield Attack(name, f"{code}\nthrough()", OWN_THREAD, (*DENIED, *more))
+        yield Attack(name, f"{code}\nsucceeded()", OWN_THREAD, (*DENIED, *more))
     yield Attack("characters into a terminal (TIOCSTI)", """
 with setup(): leader, follower = pty.openpty()
 fcntl.ioctl(follower, 0x5412, b"x")
-through()""", "pty.openpty(); through()", (*DENIED, "ENOTTY", "EIO"))  # fmt: skip
+succeeded()""", "pty.openpty(); succeeded()", (*DENIED, "ENOTTY", "EIO"))  # fmt: skip
 
 
 def _kernel_files():
@@ -190,6 +190,6 @@ attempt(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path
 devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
 def read(path):
     with open(path, "rb") as device: device.read(16)
-attempt(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); through()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
-    yield Attack("a device of the host's disks", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); through()", "os.mkfifo('/tmp/twin-fifo'); through()", unchanged=("files",))  # fmt: skip
-    yield Attack("the kernel's log", "os.open('/dev/kmsg', os.O_RDONLY); through()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip
+attempt(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
+    yield Attack("a device of the host's disks", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged=("files",))  # fmt: skip
+    yield Attack("the kernel's log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

@@ -1,15 +1,15 @@
-"""Runs every attack and its legitimate twin inside a sandbox, each in a separate process.
+"""Runs every attack and its legitimate control inside a sandbox, each in a separate process.
 
-A twin shared by several attacks runs once, after the last of them.
+A control shared by several attacks runs once, after the last of them.
 
 Usage: python3 battery.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
-twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, output}`,
-with `held`, the start and end of the time for which a success was held. The outcome is
+control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome, by,
+output}`, with `held`, the start and end of the time for which a success was held. The outcome is
 
-- `through`: the code called `through()`;
+- `succeeded`: the code called `succeeded()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
 - `hung`: it had not ended after SECONDS;
-- `broken`: it raised another exception, or failed within `setup()`;
+- `error`: it raised another exception, or failed within `setup()`;
 - `silent`: none of these. `output` has what it printed, for diagnosis only.
 """
 
@@ -45,23 +45,23 @@ class Reports:
 
     def __init__(self, fd):
         self._fd = fd
-        self.is_through = False
+        self.has_succeeded = False
 
-    def through(self):
-        self.is_through = True
-        self._write({"outcome": "through"})
+    def report_success(self):
+        self.has_succeeded = True
+        self._write({"outcome": "succeeded"})
 
     def refused(self, *words):
         self._write({"outcome": "refused", "by": list(words)})
 
-    def broken(self, error):
-        self._write({"outcome": "broken", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
+    def report_setup_failure(self, error):
+        self._write({"outcome": "error", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
 
     def held(self, begin, end):
         self._write({"outcome": "held", "held": [begin, end]})
 
     def attempt(self, *calls):
-        """Try each call: through if one of them succeeds, otherwise refused with all their errors."""
+        """Try each call: succeeded if one of them succeeds, otherwise refused with all their errors."""
         words = set()
         for call in calls:
             try:
@@ -69,7 +69,7 @@ class Reports:
             except OSError as error:
                 words.add(error_word(error))
             else:
-                self.through()
+                self.report_success()
                 return
         self.refused(*sorted(words))
 
@@ -89,7 +89,7 @@ def error_word(error):
 class AttackProcess:
     """Runs code in a fork of this process, with all modules imported: importing takes seconds in a microVM.
 
-    attacks: names of the attacks that the code belongs to, as attack or twin (kind) · namespace: of the prelude.
+    attacks: names of the attacks that the code belongs to, as attack or control (kind) · namespace: of the prelude.
     """
 
     def __init__(self, attacks, kind, code, hold_seconds, namespace, seconds):
@@ -145,7 +145,7 @@ def combine_reports(report_lines, status, *, hung):
         reports.append({"outcome": "hung"})
     if os.WIFSIGNALED(status):
         reports.append({"outcome": "refused", "by": [signal.Signals(os.WTERMSIG(status)).name]})
-    for outcome in ("through", "hung", "broken"):
+    for outcome in ("succeeded", "hung", "error"):
         for report in reports:
             if report["outcome"] == outcome:
                 return {"by": [], **report, **({"held": held[0]} if held else {})}
@@ -161,7 +161,7 @@ def run(source, namespace, output, report_fd, hold_seconds):
     os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reports = Reports(report_fd)
-    namespace.update(setup=setup, through=reports.through, refused=reports.refused, attempt=reports.attempt)
+    namespace.update(setup=setup, succeeded=reports.report_success, refused=reports.refused, attempt=reports.attempt)
     own_pid = os.getpid()
     try:
         exec(compile(source, "attack", "exec"), namespace)
@@ -171,9 +171,9 @@ def run(source, namespace, output, report_fd, hold_seconds):
         print(repr(error))
         reports.refused(error_word(error))
     except BaseException as error:
-        reports.broken(error)
+        reports.report_setup_failure(error)
     finally:
-        if reports.is_through and os.getpid() == own_pid:
+        if reports.has_succeeded and os.getpid() == own_pid:
             # Hold the result so that the host can take a sample.
             begin = time.time()
             time.sleep(hold_seconds)
@@ -185,11 +185,11 @@ def run(source, namespace, output, report_fd, hold_seconds):
 
 def schedule(attacks):
     """The code to run, as (names of attacks, kind, code, seconds to hold)."""
-    names_by_twin = {}
+    names_by_control = {}
     for attack in attacks:
-        names_by_twin.setdefault(attack["twin"], []).append(attack["name"])
+        names_by_control.setdefault(attack["control"], []).append(attack["name"])
     for attack in attacks:
-        control = (names_by_twin[attack["twin"]], "twin", attack["twin"], 0)
+        control = (names_by_control[attack["control"]], "control", attack["control"], 0)
         is_shared = len(control[0]) > 1
         if not is_shared:
             yield control

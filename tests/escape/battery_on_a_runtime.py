@@ -1,4 +1,4 @@
-"""The attacks and their legitimate twins with one runtime: one test module per runtime, to run them in parallel."""
+"""The attacks and their legitimate controls with one runtime: one test module per runtime, to run them in parallel."""
 
 import re
 import subprocess
@@ -38,7 +38,7 @@ class EscapeTests:
     """Tests of `attack_run`, the run with one runtime."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
-    def test_attack_has_the_expected_outcome_and_its_twin_succeeds(self, attack_run, kind, name):
+    def test_attack_has_the_expected_outcome_and_its_control_succeeds(self, attack_run, kind, name):
         if name not in {each.name for each in attack_run.attacks[kind]}:
             pytest.skip(f"only runtime-specific attacks run with {attack_run.runtime}; script/escape-battery runs all")
         attack = next(each for each in attack_run.attacks[kind] if each.name == name)

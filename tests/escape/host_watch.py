@@ -36,8 +36,8 @@ class HostWatch:
     data_dir: of the server whose attempts are watched · samples: start and end of each.
     """
 
-    def __init__(self, marker, others, data_dir):
-        self._marker, self._others, self._data_dir = marker, tuple(others), Path(data_dir)
+    def __init__(self, marker, protected_pids, data_dir):
+        self._marker, self._protected_pids, self._data_dir = marker, tuple(protected_pids), Path(data_dir)
         self._changes = {}
         self._sandbox = {}
         self.samples = []
@@ -46,9 +46,9 @@ class HostWatch:
         self._lock = threading.Lock()
 
     def __enter__(self):
-        self._before = {pid: host_facts.read_process(pid) for pid in self._others}
-        assert None not in self._before.values(), f"not all of {self._others} exist"
-        self._roots = {pid: Path("/proc", str(pid), "root") for pid in self._others}
+        self._before = {pid: host_facts.read_process(pid) for pid in self._protected_pids}
+        assert None not in self._before.values(), f"not all of {self._protected_pids} exist"
+        self._roots = {pid: Path("/proc", str(pid), "root") for pid in self._protected_pids}
         self._etc = {pid: host_facts.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_facts.read_settings(), host_facts.aio_events()
         self._buffer_bytes, self._filter_bytes = host_facts.socket_buffer_bytes(), host_facts.filter_bytes()
@@ -94,7 +94,7 @@ class HostWatch:
 
     def _attempt(self):
         found = ((pid, host_facts.read_process(pid)) for pid, _ in processes(self._data_dir))
-        return {pid: process for pid, process in found if process is not None and pid not in self._others}
+        return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
     def _pairs(self, attempt):
         """(pid, old, new) of every process that must not change; a process of a sandbox may end."""

@@ -66,7 +66,7 @@ ALL = [
 def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     marker = f"battery-{secrets.token_hex(6)}"
     attack = next(each for each in ATTACKS[kind] if each.name == name)
-    entry = {"name": name, "attack": attack.attack, "twin": attack.control, "hold_seconds": 0}
+    entry = {"name": name, "attack": attack.attack, "control": attack.control, "hold_seconds": 0}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # attacks cover /tmp
         path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
         path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
@@ -78,4 +78,4 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
                 with contextlib.suppress(FileNotFoundError):
                     Path(directory_path, marker).unlink()
         report = json.loads(results.read_text())[name]["attack"]
-    assert report["outcome"] == "through", report
+    assert report["outcome"] == "succeeded", report

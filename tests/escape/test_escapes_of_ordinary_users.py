@@ -41,7 +41,7 @@ def attack_run():
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
-def test_attack_has_the_expected_outcome_and_its_twin_succeeds(attack_run, kind, name):
+def test_attack_has_the_expected_outcome_and_its_control_succeeds(attack_run, kind, name):
     attack = next(each for each in ATTACKS[kind] if each.name == name)
     verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)
     assert verdict.outcome is attack.expected_outcome(attack_run.runtime), verdict

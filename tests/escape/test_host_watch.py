@@ -62,15 +62,15 @@ def sandbox(tmp_path):
 
 
 @pytest.fixture
-def other():
+def unrelated_process():
     process = ScriptedProcess()
     yield process
     process.end()
 
 
 @pytest.fixture
-def watch(marker, other, sandbox, tmp_path):
-    with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
+def watch(marker, unrelated_process, sandbox, tmp_path):
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         watch.mark_sandbox_ready()
         yield watch
 
@@ -83,13 +83,13 @@ def changed_observers(watch):
     return {name for name, found in changes.items() if found}
 
 
-def test_no_witness_reports_without_a_change(watch, sandbox):
+def test_no_observer_reports_without_a_change(watch, sandbox):
     sandbox.run("os.nice(1); held = os.openpty(); open('/dev/null').close()")
     assert changed_observers(watch) == set()
 
 
-def test_ended_process_is_reported(watch, other):
-    other.end()
+def test_ended_process_is_reported(watch, unrelated_process):
+    unrelated_process.end()
     assert "processes" in changed_observers(watch)
 
 
@@ -100,8 +100,8 @@ def test_marked_mount_is_reported_in_any_namespace(watch, sandbox, marker, tmp_p
     assert changed_observers(watch) == {"mounts", "namespaces"}
 
 
-def test_changed_root_is_reported(watch, other, tmp_path):
-    other.run(f"os.chroot({str(tmp_path)!r})")
+def test_changed_root_is_reported(watch, unrelated_process, tmp_path):
+    unrelated_process.run(f"os.chroot({str(tmp_path)!r})")
     assert "mounts" in changed_observers(watch)
 
 
@@ -120,18 +120,18 @@ def test_marked_file_is_reported(watch, marker):
         path.unlink()
 
 
-def test_changed_etc_is_reported(watch, other, tmp_path):
+def test_changed_etc_is_reported(watch, unrelated_process, tmp_path):
     (tmp_path / "passwd").write_text("root::0:0::/:/bin/sh\n")
-    other.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
-    other.run(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
+    unrelated_process.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
+    unrelated_process.run(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
     assert "files" in changed_observers(watch)
 
 
-def test_changed_setting_is_reported(marker, other, tmp_path, monkeypatch):
+def test_changed_setting_is_reported(marker, unrelated_process, tmp_path, monkeypatch):
     setting = tmp_path / "core_pattern"
     setting.write_text("core\n")
     monkeypatch.setattr(host_facts, "SETTINGS", (str(setting),))
-    with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         setting.write_text("|/tmp/evil\n")
         watch.sample()
     assert watch.changes()["settings"]
@@ -207,8 +207,8 @@ def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
     assert watch.changes()["files"]
 
 
-def test_sandbox_witnesses_do_not_run_without_a_sandbox(marker, other, tmp_path):
-    with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
+def test_sandbox_observers_do_not_run_without_a_sandbox(marker, unrelated_process, tmp_path):
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         watch.sample()
     machine_observers = {"AIO contexts", "socket buffers", "compiled filters"}
     assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_observers
@@ -224,8 +224,8 @@ def test_samples_cover_only_the_time_they_were_taken(watch, monkeypatch):
     assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
-def test_failed_watch_raises(marker, other, tmp_path, monkeypatch):
-    with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
+def test_failed_watch_raises(marker, unrelated_process, tmp_path, monkeypatch):
+    with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         monkeypatch.setattr(host_facts, "aio_events", lambda: 1 // 0)
         time.sleep(1)
     with pytest.raises(ZeroDivisionError):

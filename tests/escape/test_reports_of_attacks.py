@@ -17,13 +17,13 @@ PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
 @pytest.fixture
 def run_attacks(tmp_path):
     def run(*codes):
-        attacks = [{"name": code, "attack": code, "twin": "through()", "hold_seconds": 0} for code in codes]
+        attacks = [{"name": code, "attack": code, "control": "succeeded()", "hold_seconds": 0} for code in codes]
         configuration, results = tmp_path / "attacks.json", tmp_path / "results.json"
         configuration.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
         command = [sys.executable, battery.__file__, str(configuration), str(results), "2", str(SECONDS)]
         subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
         reports = json.loads(results.read_text())
-        assert {report["twin"]["outcome"] for report in reports.values()} == {"through"}
+        assert {report["control"]["outcome"] for report in reports.values()} == {"succeeded"}
         return [reports[code]["attack"] for code in codes]
 
     return run
@@ -32,14 +32,14 @@ def run_attacks(tmp_path):
 @pytest.mark.parametrize(
     ("code", "outcome", "words"),
     [
-        ("through()", "through", []),
-        ("t = threading.Thread(target=through); t.start(); t.join()", "through", []),
-        ("if os.fork() == 0: through()\nelse: os.wait()", "through", []),
-        ("through(); 1 / 0", "through", []),
-        ("through(); refused('EPERM')", "through", []),
-        ("refused('EPERM'); through()", "through", []),
-        ("through(); os.kill(os.getpid(), 9)", "through", []),
-        ("attempt(lambda: open('/no/such'), lambda: 1)", "through", []),
+        ("succeeded()", "succeeded", []),
+        ("t = threading.Thread(target=succeeded); t.start(); t.join()", "succeeded", []),
+        ("if os.fork() == 0: succeeded()\nelse: os.wait()", "succeeded", []),
+        ("succeeded(); 1 / 0", "succeeded", []),
+        ("succeeded(); refused('EPERM')", "succeeded", []),
+        ("refused('EPERM'); succeeded()", "succeeded", []),
+        ("succeeded(); os.kill(os.getpid(), 9)", "succeeded", []),
+        ("attempt(lambda: open('/no/such'), lambda: 1)", "succeeded", []),
         ("attempt(lambda: open('/no/such'), lambda: os.listdir('/dev/null'))", "refused", ["ENOENT", "ENOTDIR"]),
         ("attempt()", "refused", []),
         ("open('/no/such')", "refused", ["ENOENT"]),
@@ -55,12 +55,12 @@ def run_attacks(tmp_path):
         ('os.write(1, b\'{"outcome": "refused", "by": ["EPERM"]}\')', "silent", []),
         ("pass", "silent", []),
         ("sys.exit(0)", "silent", []),
-        ("no_such_name", "broken", ["NameError: name 'no_such_name' is not defined"]),
-        ("raise RuntimeError('Operation not permitted')", "broken", ["RuntimeError: Operation not permitted"]),
-        ("refused('EPERM'); no_such_name", "broken", ["NameError: name 'no_such_name' is not defined"]),
-        ("attempt(lambda: no_such_name)", "broken", ["NameError: name 'no_such_name' is not defined"]),
-        ("def broken(:", "broken", ["SyntaxError: invalid syntax (attack, line 1)"]),
-        ("with setup(): raise OSError(2, 'gone')", "broken", ["SetupFailedError: FileNotFoundError(2, 'gone')"]),
+        ("no_such_name", "error", ["NameError: name 'no_such_name' is not defined"]),
+        ("raise RuntimeError('Operation not permitted')", "error", ["RuntimeError: Operation not permitted"]),
+        ("refused('EPERM'); no_such_name", "error", ["NameError: name 'no_such_name' is not defined"]),
+        ("attempt(lambda: no_such_name)", "error", ["NameError: name 'no_such_name' is not defined"]),
+        ("def defective(:", "error", ["SyntaxError: invalid syntax (attack, line 1)"]),
+        ("with setup(): raise OSError(2, 'gone')", "error", ["SetupFailedError: FileNotFoundError(2, 'gone')"]),
         ("with setup(): pass\nraise OSError(1, 'no')", "refused", ["EPERM"]),
         ("time.sleep(60)", "hung", []),
         ("refused('EPERM'); time.sleep(60)", "hung", []),
@@ -73,17 +73,17 @@ def test_outcome_is_what_the_code_reported(run_attacks, code, outcome, words):
 
 
 def test_remaining_child_does_not_block_other_attacks(run_attacks):
-    first, second = run_attacks("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "through()")
-    assert (first["outcome"], second["outcome"]) == ("refused", "through")
+    first, second = run_attacks("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "succeeded()")
+    assert (first["outcome"], second["outcome"]) == ("refused", "succeeded")
 
 
-@pytest.mark.parametrize(("code", "is_held"), [("through()", True), ("refused('EPERM')", False)])
+@pytest.mark.parametrize(("code", "is_held"), [("succeeded()", True), ("refused('EPERM')", False)])
 def test_successful_attack_is_held_for_the_hold_time(code, is_held):
     run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
-    began = time.monotonic()
+    started_at = time.monotonic()
     while (report := run_attacks.ended()) is None:
         time.sleep(0.01)
-    assert (time.monotonic() - began >= HOLD_SECONDS) is is_held
+    assert (time.monotonic() - started_at >= HOLD_SECONDS) is is_held
     assert ("held" in report) is is_held
     if is_held:
         begin, end = report["held"]
@@ -91,9 +91,9 @@ def test_successful_attack_is_held_for_the_hold_time(code, is_held):
 
 
 def test_attack_killed_while_held_does_not_count_as_held():
-    code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); through(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
+    code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
     run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
     while (report := run_attacks.ended()) is None:
         time.sleep(0.01)
-    assert report["outcome"] == "through"
+    assert report["outcome"] == "succeeded"
     assert "held" not in report

@@ -22,12 +22,12 @@ ATTACK = Attack(
 BEGIN, END = 100.0, 106.0
 SAMPLES = tuple((90 + 0.5 * number, 90.4 + 0.5 * number) for number in range(60))
 UNCHANGED = Evidence({name: [] for name in OBSERVERS}, samples=SAMPLES)
-SUCCEEDED = {"outcome": "through", "by": [], "output": "", "held": [BEGIN, END]}
+SUCCEEDED = {"outcome": "succeeded", "by": [], "output": "", "held": [BEGIN, END]}
 REFUSED = {"outcome": "refused", "by": ["EPERM"], "output": ""}
 
 
 def outcome(report, *, runtime="bubblewrap", control=SUCCEEDED, evidence=UNCHANGED):
-    return judge_attack(ATTACK, runtime, {"attack": report, "twin": control}, evidence).outcome
+    return judge_attack(ATTACK, runtime, {"attack": report, "control": control}, evidence).outcome
 
 
 def test_expected_refusal_is_refused():
@@ -56,8 +56,8 @@ def test_unexpected_refusal_is_unproven():
         {"outcome": "silent", "by": [], "output": "refused: Operation not permitted"},
         {"outcome": "silent", "by": [], "output": ""},
         {"outcome": "hung", "by": [], "output": ""},
-        {"outcome": "broken", "by": ["NameError: name 'x' is not defined"], "output": ""},
-        {"outcome": "broken", "by": ["SetupFailedError: no terminal"], "output": ""},
+        {"outcome": "error", "by": ["NameError: name 'x' is not defined"], "output": ""},
+        {"outcome": "error", "by": ["SetupFailedError: no terminal"], "output": ""},
         {"outcome": "refused", "by": [], "output": ""},
         {"outcome": "refused", "by": ["EINVAL"], "output": ""},
         {"outcome": "refused", "by": ["EPERM", "EINVAL"], "output": ""},
@@ -74,11 +74,11 @@ def test_other_reports_are_unproven(runtime, report):
     "control", [REFUSED, {"outcome": "silent", "by": [], "output": "THROUGH"}, {"outcome": "hung"}, {}]
 )
 @pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor")])
-def test_attack_with_a_failed_twin_is_unproven(report, runtime, control):
+def test_attack_with_a_failed_control_is_unproven(report, runtime, control):
     assert outcome(report, runtime=runtime, control=control) is Outcome.UNPROVEN
 
 
-@pytest.mark.parametrize("result", [{}, {"attack": REFUSED}, {"twin": SUCCEEDED}])
+@pytest.mark.parametrize("result", [{}, {"attack": REFUSED}, {"control": SUCCEEDED}])
 def test_attack_that_was_not_run_is_unproven(result):
     assert judge_attack(ATTACK, "bubblewrap", result, UNCHANGED).outcome is Outcome.UNPROVEN
 
@@ -90,7 +90,7 @@ def test_host_change_is_an_escape_whatever_was_reported(report, runtime, name):
     assert outcome(report, runtime=runtime, evidence=changed) is Outcome.ESCAPED
 
 
-def test_change_seen_by_an_undeclared_witness_does_not_count():
+def test_change_seen_by_an_undeclared_observer_does_not_count():
     changed = Evidence({**UNCHANGED.changes, "keys": ["something"]}, samples=SAMPLES)
     assert outcome(SUCCEEDED, runtime="gvisor", evidence=changed) is Outcome.INSIDE
     assert judge_watch(changed).outcome is Outcome.ESCAPED
@@ -125,7 +125,7 @@ def test_success_without_a_sample_while_held_is_unproven(samples):
 
 
 def test_success_that_was_not_held_is_unproven():
-    assert outcome({"outcome": "through", "by": [], "output": ""}, runtime="gvisor") is Outcome.UNPROVEN
+    assert outcome({"outcome": "succeeded", "by": [], "output": ""}, runtime="gvisor") is Outcome.UNPROVEN
 
 
 def test_absence_of_a_path_missing_on_the_host_is_unproven():

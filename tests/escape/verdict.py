@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
 
 
 def judge_attack(attack, runtime, result, evidence):
-    """attack: its declaration · result: `{attack: report, twin: report}` from inside, see battery.py."""
+    """attack: its declaration · result: `{attack: report, control: report}` from inside, see battery.py."""
     escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)
@@ -31,21 +31,23 @@ def _escape_reason(attack, runtime, result, evidence):
     if attack.packet in evidence.packets:
         return f"a packet arrived outside: {attack.packet}"
     report = result.get("attack", {})
-    if report.get("outcome") == "through" and attack.expected_outcome(runtime) is not Outcome.INSIDE:
+    if report.get("outcome") == "succeeded" and attack.expected_outcome(runtime) is not Outcome.INSIDE:
         return f"it succeeded: {report}"
     return None
 
 
 def _unproven_reason(attack, runtime, result, evidence):
     """Why the attack is unproven."""
-    if not {"attack", "twin"} <= result.keys():
+    if not {"attack", "control"} <= result.keys():
         return f"not run: {result}"
-    if result["twin"].get("outcome") != "through":
-        return f"its twin failed: {result['twin']}"
-    return _unproven_by_host(attack, evidence) or _unproven_by_report(attack, runtime, result["attack"], evidence)
+    if result["control"].get("outcome") != "succeeded":
+        return f"its control failed: {result['control']}"
+    return _unproven_reason_of_watch(attack, evidence) or _unproven_by_report(
+        attack, runtime, result["attack"], evidence
+    )
 
 
-def _unproven_by_host(attack, evidence):
+def _unproven_reason_of_watch(attack, evidence):
     unwatched = [name for name in attack.unchanged if name not in evidence.changes]
     if unwatched:
         return f"the host was not watched for: {unwatched}"
@@ -55,14 +57,14 @@ def _unproven_by_host(attack, evidence):
 
 
 def _unproven_by_report(attack, runtime, report, evidence):
-    if report.get("outcome") not in {"through", "refused"}:
+    if report.get("outcome") not in {"succeeded", "refused"}:
         return f"it reported no outcome: {report}"
-    is_through, expected = report["outcome"] == "through", attack.expected_outcome(runtime)
-    if is_through is not (expected is Outcome.INSIDE):
+    has_succeeded, expected = report["outcome"] == "succeeded", attack.expected_outcome(runtime)
+    if has_succeeded is not (expected is Outcome.INSIDE):
         return f"declared as {expected.value!r}: {report}"
-    if is_through and not evidence.covers(*report.get("held", (0, 0))):
+    if has_succeeded and not evidence.covers(*report.get("held", (0, 0))):
         return f"no sample of the host was taken while it was held: {report}"
     words = set(report.get("by", ()))
-    if not is_through and not (words and words <= set(attack.refused_by)):
+    if not has_succeeded and not (words and words <= set(attack.refused_by)):
         return f"refused by an undeclared reason: {report}"
     return None

@@ -4,13 +4,13 @@ import re
 
 from escape.attack_runner import ATTACKS, HOST, HOST_ADDRESS
 from escape.attacks_on_collection import (
-    KEEPS_BYTES,
+    NO_EXECUTION,
     NOT_DELIVERED,
     ORDINARY_FILES,
     OUT_OF_PATCH,
-    READS_ITS_OWN,
+    PRESERVES_FILE_BYTES,
+    READS_ONLY_OWN_REPOSITORY,
     RENAMED,
-    RUNS_NOTHING,
     SKIPPED,
     TRAPS,
 )
@@ -53,9 +53,9 @@ def _judge_host_observations(attack_run):
     hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in attack_run.host_requests}
     # A redirect starts with an allowed request that names the target.
     refused = [line for _, line, _ in attack_run.host_requests if "other.example" in line and "/away/" not in line]
-    is_wire_seen = ("tcp", HOST_ADDRESS, 443) in attack_run.sent_packets
+    has_expected_packet = ("tcp", HOST_ADDRESS, 443) in attack_run.sent_packets
     return {
-        UNEXPECTED_PACKET: _verdict(not unexpected and is_wire_seen, f"sent: {sorted(unexpected)}"),
+        UNEXPECTED_PACKET: _verdict(not unexpected and has_expected_packet, f"sent: {sorted(unexpected)}"),
         DENIED_REQUEST: _verdict(hosts == {HOST} and not refused, f"requested: {hosts}, {refused}"),
         HOST_CHANGE: judge_watch(attack_run.evidence),
     }
@@ -97,9 +97,9 @@ class CollectedOutput:
 
     def _is_handled(self, trap):
         return {
-            RUNS_NOTHING: lambda _: True,  # only the mark shows it, which is checked for every trap
-            READS_ITS_OWN: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
-            KEEPS_BYTES: self._preserved_bytes,
+            NO_EXECUTION: lambda _: True,  # only the mark shows it, which is checked for every trap
+            READS_ONLY_OWN_REPOSITORY: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
+            PRESERVES_FILE_BYTES: self._preserved_bytes,
             ORDINARY_FILES: self._treated_as_ordinary,
             NOT_DELIVERED: self._is_not_delivered,
             SKIPPED: self._is_skipped,

@@ -13,7 +13,15 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 
 from mutation.mutants import Mutant, mutants_of
-from mutation.test_runner import Copy, Outcome, adopt_orphans, collect_libraries, end_children, preload, run_tests
+from mutation.test_runner import (
+    CheckoutCopy,
+    Outcome,
+    adopt_orphans,
+    collect_libraries,
+    end_children,
+    preload,
+    run_tests,
+)
 
 CHECKOUT = Path(__file__).parents[2]
 MUTATION_DIRECTORY = Path("tests") / "mutation"
@@ -233,7 +241,7 @@ class Worker:
 
 
 def _serve(checkout: Path, directory: Path, seed: int, pipe: connection.Connection) -> None:
-    copy = Copy(checkout, directory)
+    copy = CheckoutCopy(checkout, directory)
     copy.enter()
     while True:
         match pipe.recv():
@@ -243,7 +251,7 @@ def _serve(checkout: Path, directory: Path, seed: int, pipe: connection.Connecti
                 pipe.send(_run_mutant(copy, mutant, tests, seconds, seed))
 
 
-def _baseline(copy: Copy, files: list[str], own_files: list[str], measured: list[str], seed: int) -> Outcome:
+def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measured: list[str], seed: int) -> Outcome:
     collected = copy.run(
         lambda: collect_libraries(files, copy.root), wall_seconds=BASELINE_SECONDS, cpu_seconds=BASELINE_SECONDS
     )
@@ -263,7 +271,7 @@ def _baseline(copy: Copy, files: list[str], own_files: list[str], measured: list
     return outcome
 
 
-def _run_mutant(copy: Copy, mutant: Mutant, tests: list[str], seconds: float, seed: int) -> Outcome:
+def _run_mutant(copy: CheckoutCopy, mutant: Mutant, tests: list[str], seconds: float, seed: int) -> Outcome:
     path = copy.root / SOURCES / mutant.file
     original = path.read_bytes()
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):

@@ -77,9 +77,9 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     counts: Counter[tuple[str, str, str]] = Counter()
     numbered = []
     for mutant in sorted(unique.values(), key=lambda mutant: (mutant.line, mutant.last_line)):
-        appearance = mutant.scope, mutant.original, mutant.mutated
-        counts[appearance] += 1
-        numbered.append(replace(mutant, occurrence=counts[appearance]))
+        occurrence_key = mutant.scope, mutant.original, mutant.mutated
+        counts[occurrence_key] += 1
+        numbered.append(replace(mutant, occurrence=counts[occurrence_key]))
     return numbered
 
 

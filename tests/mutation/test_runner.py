@@ -40,7 +40,7 @@ class Outcome:
     modules: list[str] = field(default_factory=list)
 
 
-class Copy:
+class CheckoutCopy:
     """A copy of the checkout, in which one process runs tests sequentially."""
 
     def __init__(self, checkout: Path, directory: Path) -> None:
@@ -172,15 +172,15 @@ def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: l
     code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[watcher])
     outcome = watcher.outcome
     if not outcome.failed and code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        outcome.failed = watcher.broken or f"pytest ended with {code!r}"
+        outcome.failed = watcher.collection_error or f"pytest ended with {code!r}"
     return outcome
 
 
 class _Watcher:
     def __init__(self, wanted: list[str] | None, measured: list[Path]) -> None:
         self.outcome = Outcome()
-        self.broken = ""
-        self._wanted = wanted
+        self.collection_error = ""
+        self._selected_tests = wanted
         self._measured = measured
         self._coverage = coverage.Coverage(data_file=None, include=[str(path) for path in measured], config_file=False)
 
@@ -196,8 +196,8 @@ class _Watcher:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Select the wanted tests."""
         known = {item.nodeid: item for item in items}
-        if self._wanted is not None:
-            items[:] = [known[name] for name in self._wanted if name in known]
+        if self._selected_tests is not None:
+            items[:] = [known[name] for name in self._selected_tests if name in known]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -219,8 +219,8 @@ class _Watcher:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Record import errors."""
-        if report.failed and not self.broken:
-            self.broken = f"import of {report.nodeid}"
+        if report.failed and not self.collection_error:
+            self.collection_error = f"import of {report.nodeid}"
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:

@@ -41,8 +41,8 @@ def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
     """Encode a cursor for this query; None stays None."""
     if cursor is None:
         return None
-    bookmark = PageCursor(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
-    return base64.urlsafe_b64encode(msgspec.json.encode(bookmark)).rstrip(b"=").decode()
+    page_cursor = PageCursor(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
+    return base64.urlsafe_b64encode(msgspec.json.encode(page_cursor)).rstrip(b"=").decode()
 
 
 def decode_cursor(text: str) -> PageCursor:

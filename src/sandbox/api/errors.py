@@ -58,8 +58,8 @@ class TooManyStreamsError(SandboxError):
 
     code = "rate_limit_exceeded"
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"This token has {most} streams of all tasks open; set task_id, or close one.")
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"This token has {limit} streams of all tasks open; set task_id, or close one.")
 
 
 class PayloadTooLargeError(SandboxError):

@@ -69,9 +69,9 @@ def request_body(description: str, *, required: bool, **schemas: dict[str, Any])
     return {"requestBody": {"description": description, "required": required, "content": media}}
 
 
-def declare_parameters(*described: dict[str, Any]) -> dict[str, Any]:
+def declare_parameters(*parameters: dict[str, Any]) -> dict[str, Any]:
     """Describe parameters that the route reads itself."""
-    return {"parameters": list(described)}
+    return {"parameters": list(parameters)}
 
 
 def header_parameter(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

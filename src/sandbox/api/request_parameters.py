@@ -78,9 +78,9 @@ def reject_unknown_params(params: QueryParams, *, known: Collection[str], patter
 
 def _unknown_param_message(name: str, known: Collection[str], patterns: Collection[str]) -> str:
     close = get_close_matches(name[:ECHOED_NAME_LENGTH_MAX], known, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
+    suggestion = f" (did you mean {close[0]}?)" if close else ""
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
-    return f"is unknown{meant}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
+    return f"is unknown{suggestion}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
 
 
 BODY_TIMEOUT_SECONDS = 30.0

@@ -79,8 +79,10 @@ def _check_not_copy(data_dir: Path, owner: bytes) -> None:
         status = original.stat()
     except (ValueError, OSError):
         return
-    is_there = recorded_identity == f"{status.st_dev} {status.st_ino}".encode() and (original / "server.lock").exists()
-    if is_there and not os.path.samestat(status, data_dir.stat()):
+    has_original = (
+        recorded_identity == f"{status.st_dev} {status.st_ino}".encode() and (original / "server.lock").exists()
+    )
+    if has_original and not os.path.samestat(status, data_dir.stat()):
         raise DataDirBusyError(
             f"{data_dir} is a copy of {original}, and would end that server's tasks. Create copies with 'sandbox "
             "admin backup' "
@@ -96,6 +98,6 @@ def _open(stack: ExitStack, path: Path, flags: int) -> int:
 
 
 def _busy_message(data_dir: Path, owner: bytes) -> str:
-    who = owner.decode(errors="replace").partition("\n")[0]
-    process = f"The server with process id {who}" if who.isdigit() else "Another server"
+    owner_line = owner.decode(errors="replace").partition("\n")[0]
+    process = f"The server with process id {owner_line}" if owner_line.isdigit() else "Another server"
     return f"{process} uses {data_dir}; stop it or choose another --data-dir."

@@ -380,7 +380,7 @@ def _announce(
     directories: ServerDirectories,
     ports: tuple[int, int],
     announce: AnnounceFormat,
-    blockers: Sequence[str],
+    blocked_reasons: Sequence[str],
 ) -> None:
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
     http, ws = f"http://{host}:{ports[0]}", f"ws://{host}:{ports[1]}"
@@ -393,7 +393,7 @@ def _announce(
     _log.info(
         "The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
     )
-    for reason in blockers:
+    for reason in blocked_reasons:
         _log.warning("The server does not accept tasks. %s", reason)
 
 
@@ -411,5 +411,5 @@ def _raise_descriptor_limit() -> None:
     """Raise the limit above the 1024 of most sessions: a waiting task needs two descriptors, a streaming client one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        target = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, target), hard))

@@ -47,8 +47,8 @@ class LazyGroup(click.Group):
         if name not in self._entries:
             groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
             if groups:
-                meant = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
-                ctx.fail(f"No such command {name!r}; did you mean {meant}?")
+                suggestion = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
+                ctx.fail(f"No such command {name!r}; did you mean {suggestion}?")
         return super().resolve_command(ctx, args)
 
     def _subcommand_names(self, ctx: click.Context, group: str) -> list[str]:

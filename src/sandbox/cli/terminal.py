@@ -90,15 +90,15 @@ async def _run(
 
     async with open_terminal(options.server, options.token, task_id, **parameters) as terminal:
         with _raw_mode(sys.stdin.fileno()):
-            showing = asyncio.create_task(_copy_output(terminal))
+            output_task = asyncio.create_task(_copy_output(terminal))
             input_task = asyncio.create_task(_copy_input(terminal, detector))
             try:
-                await asyncio.wait({showing, input_task}, return_when=asyncio.FIRST_COMPLETED)
-                return showing.result() if showing.done() else input_task.result()
+                await asyncio.wait({output_task, input_task}, return_when=asyncio.FIRST_COMPLETED)
+                return output_task.result() if output_task.done() else input_task.result()
             finally:
-                for task in (showing, input_task):
+                for task in (output_task, input_task):
                     task.cancel()
-                await asyncio.gather(showing, input_task, return_exceptions=True)
+                await asyncio.gather(output_task, input_task, return_exceptions=True)
 
 
 async def _copy_output(terminal: Terminal) -> Exit | None:

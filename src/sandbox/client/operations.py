@@ -90,9 +90,9 @@ class Operation(Generic[ResponseT]):
         """Pass the error of the executed step. Raises it if the operation does not handle it."""
         self._advance(lambda: self._steps.throw(error))
 
-    def _advance(self, move: Callable[[], Request[Any] | Sleep]) -> None:
+    def _advance(self, get_step: Callable[[], Request[Any] | Sleep]) -> None:
         try:
-            self.step = move()
+            self.step = get_step()
         except StopIteration as end:
             self.step, self.result = None, end.value
 

@@ -29,13 +29,13 @@ async def send_events(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     resumed = parse_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
     after = (parse_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
-    is_past = task.state.is_terminal
-    if is_past and after > task.last_seq:
+    is_finished = task.state.is_terminal
+    if is_finished and after > task.last_seq:
         return Response(status_code=204)
     view = PageEncoder()
     return EventStreamResponse(
         _encode_batches(context.tasks.replay(task.id, after=after), view)
-        if is_past
+        if is_finished
         else context.stream_cache.follow(task, view, after=after),
         "text/event-stream",
         stop_event=context.shutting_down,
@@ -46,17 +46,17 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 async def _encode_batches(frames: AsyncIterator[WireEvent], view: PageEncoder) -> AsyncIterator[Messages]:
     """Encode the events of an ended task in large messages: each costs a page as much as a hundred events."""
-    together: list[WireEvent] = []
-    together_bytes = 0
+    batch: list[WireEvent] = []
+    batch_bytes = 0
     try:
         async for frame in frames:
-            together.append(frame)
-            together_bytes += wire_size_bytes(frame)
-            if together_bytes > _BATCH_BYTES:
-                yield view.encode(together)
-                together, together_bytes = [], 0
+            batch.append(frame)
+            batch_bytes += wire_size_bytes(frame)
+            if batch_bytes > _BATCH_BYTES:
+                yield view.encode(batch)
+                batch, batch_bytes = [], 0
             del frame  # so that a stream that waits for memory holds little
-        if together:
-            yield view.encode(together)
+        if batch:
+            yield view.encode(batch)
     finally:
         await close_iterator(frames)

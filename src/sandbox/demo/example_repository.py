@@ -75,11 +75,13 @@ def make_example_repository(directory: Path) -> Path:
 
 
 def _git(directory: Path, *arguments: str) -> None:
-    person = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _IDENTITY.items()}
+    identity_variables = {
+        f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _IDENTITY.items()
+    }
     subprocess.run(
         ["git", *arguments],  # noqa: S607  (found by the PATH of the environment below)
         cwd=directory,
-        env=git_environment() | person,
+        env=git_environment() | identity_variables,
         check=True,
         capture_output=True,
         timeout=GIT_TIMEOUT_SECONDS,

@@ -22,9 +22,9 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
     """Create a service for cloning and fetching the bare repositories in `directory`."""
     root = directory.resolve()
 
-    async def handle(request: HttpRequest, channel: HttpConnection) -> None:
+    async def handle(request: HttpRequest, connection: HttpConnection) -> None:
         status, headers, body = await _handle(root, request)
-        await channel.send(status, headers, [body])
+        await connection.send(status, headers, [body])
 
     return HttpService(host, port, handle)
 

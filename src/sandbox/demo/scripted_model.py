@@ -38,7 +38,7 @@ def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
 def json_message(turn: Turn, model: str, message_id: str) -> bytes:
     """Encode the response to a request without streaming."""
     message = _message(turn, model, message_id)
-    blocks = [_content_block(index, block, message_id, filled=True) for index, block in enumerate(turn.content)]
+    blocks = [_content_block(index, block, message_id, has_content=True) for index, block in enumerate(turn.content)]
     message |= {"content": blocks, "stop_reason": turn.effective_stop_reason}
     message["usage"]["output_tokens"] = turn.output_tokens
     return msgspec.json.encode(message)
@@ -84,11 +84,11 @@ def _message(turn: Turn, model: str, message_id: str) -> dict[str, Any]:
     }
 
 
-def _content_block(index: int, block: Block, message_id: str, *, filled: bool) -> dict[str, Any]:
+def _content_block(index: int, block: Block, message_id: str, *, has_content: bool) -> dict[str, Any]:
     if isinstance(block, Text):
-        return {"type": "text", "text": block.text if filled else ""}
+        return {"type": "text", "text": block.text if has_content else ""}
     tool_use_id = f"toolu_{message_id.removeprefix('msg_')}_{index}"
-    return {"type": "tool_use", "id": tool_use_id, "name": block.name, "input": block.input if filled else {}}
+    return {"type": "tool_use", "id": tool_use_id, "name": block.name, "input": block.input if has_content else {}}
 
 
 def _block_events(index: int, block: Block, message_id: str) -> bytes:
@@ -101,7 +101,7 @@ def _block_events(index: int, block: Block, message_id: str) -> bytes:
         for at in range(0, len(text), _DELTA_CHARACTERS)
     ]
     start = _event(
-        "content_block_start", index=index, content_block=_content_block(index, block, message_id, filled=False)
+        "content_block_start", index=index, content_block=_content_block(index, block, message_id, has_content=False)
     )
     return start + b"".join(deltas) + _event("content_block_stop", index=index)
 
@@ -139,16 +139,16 @@ class ScriptedModel:
         """The bodies of the recorded Messages requests."""
         return [_read_body(request) for request in self.requests if _is_message_request(request)]
 
-    async def _handle(self, request: HttpRequest, channel: HttpConnection) -> None:
+    async def _handle(self, request: HttpRequest, connection: HttpConnection) -> None:
         self._record_request(request)
         if request.path.startswith("/v1/messages/count_tokens"):
-            await channel.send(200, _JSON_HEADERS, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
+            await connection.send(200, _JSON_HEADERS, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
         elif _is_message_request(request):
-            await self._handle_message(request, channel)
+            await self._handle_message(request, connection)
         elif request.method == "HEAD":
-            await channel.send(200, (), ())
+            await connection.send(200, (), ())
         else:
-            await channel.send(
+            await connection.send(
                 404, _JSON_HEADERS, [error_body(404, f"{request.method} {request.path} is not supported.")]
             )
 
@@ -160,22 +160,22 @@ class ScriptedModel:
             with self._record_path.open("ab") as file:
                 file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
 
-    async def _handle_message(self, request: HttpRequest, channel: HttpConnection) -> None:
+    async def _handle_message(self, request: HttpRequest, connection: HttpConnection) -> None:
         try:
             body = _read_body(request)
             turn, fault = self._next_turn(body)
             model = str(body["model"])
         except (LookupError, TypeError, *DECODE_ERRORS) as error:
-            await channel.send(400, _JSON_HEADERS, [error_body(400, f"Not a Messages request: {error}")])
+            await connection.send(400, _JSON_HEADERS, [error_body(400, f"Not a Messages request: {error}")])
             return
         await asyncio.sleep(turn.delay_seconds)
         message_id = f"msg_{uuid.uuid4().hex[:24]}"
         if fault is not None:
-            await _inject_fault(fault, sse_parts(turn, model, message_id), channel)
+            await _inject_fault(fault, sse_parts(turn, model, message_id), connection)
         elif body.get("stream"):
-            await channel.send(200, _SSE_HEADERS, sse_parts(turn, model, message_id), turn.block_delay_seconds)
+            await connection.send(200, _SSE_HEADERS, sse_parts(turn, model, message_id), turn.block_delay_seconds)
         else:
-            await channel.send(200, _JSON_HEADERS, [json_message(turn, model, message_id)])
+            await connection.send(200, _JSON_HEADERS, [json_message(turn, model, message_id)])
 
     def _next_turn(self, body: dict[str, Any]) -> tuple[Turn, Fault | None]:
         messages = body["messages"]
@@ -187,12 +187,12 @@ class ScriptedModel:
         return turn, turn.fault(previous_requests)
 
 
-async def _inject_fault(fault: Fault, parts: list[bytes], channel: HttpConnection) -> None:
+async def _inject_fault(fault: Fault, parts: list[bytes], connection: HttpConnection) -> None:
     match fault.kind:
         case "error":
-            await channel.send(fault.status, _JSON_HEADERS, [error_body(fault.status, fault.message)])
+            await connection.send(fault.status, _JSON_HEADERS, [error_body(fault.status, fault.message)])
         case "cut":
-            await channel.start_response(200, _SSE_HEADERS, b"".join(parts[: len(parts) // 2]))
+            await connection.start_response(200, _SSE_HEADERS, b"".join(parts[: len(parts) // 2]))
             raise ConnectionAbortedError
         case "hang":
             await asyncio.Event().wait()

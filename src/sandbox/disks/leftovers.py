@@ -57,32 +57,32 @@ def _device_numbers(image: Path) -> frozenset[str]:
 
 def _kill_holders(numbers: Collection[str], disk: Path) -> None:
     """Kill the processes that see the disk at the runner's mount point: only that runner's namespace shows it there."""
-    point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever precedes it
+    mount_point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever precedes it
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     for pid in pids:
         for number in numbers:
-            if _has_mount(str(pid), number, point):
-                _kill_if_mounted(pid, number, point)
+            if _has_mount(str(pid), number, mount_point):
+                _kill_if_mounted(pid, number, mount_point)
 
 
-def _kill_if_mounted(pid: int, number: str, point: str) -> None:
+def _kill_if_mounted(pid: int, number: str, mount_point: str) -> None:
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            if _has_mount(str(pid), number, point):
+            if _has_mount(str(pid), number, mount_point):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         finally:
             os.close(descriptor)
 
 
-def _has_mount(pid: str, number: str, point: str) -> bool:
+def _has_mount(pid: str, number: str, mount_point: str) -> bool:
     """Return whether a process sees the device mounted at a path with this suffix (proc(5), mountinfo)."""
     try:
         lines = Path("/proc", pid, "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return False
     mounts = (line.split(" ", 5) for line in lines)
-    return any(words[2] == number and words[4].endswith(point) for words in mounts)
+    return any(words[2] == number and words[4].endswith(mount_point) for words in mounts)
 
 
 def _is_disk(image: Path) -> bool:

@@ -211,12 +211,12 @@ async def loop_unavailable_reason(directory: Path) -> str | None:
     if os.geteuid() != 0:
         return "only root can mount"
     with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as probe_dir:
-        image, point = Path(probe_dir) / "disk.img", Path(probe_dir) / "disk"
-        point.mkdir()
+        image, mount_point = Path(probe_dir) / "disk.img", Path(probe_dir) / "disk"
+        mount_point.mkdir()
         try:
             await make_file_system(image, _SIZE_BYTES)
             # The mount namespace ends with the command, so nothing needs to be unmounted.
-            await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(point))
+            await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(mount_point))
         except (CommandFailedError, OSError) as error:
             return str(error)
     return None

@@ -14,7 +14,7 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
-_OF_ANOTHER_HOST = frozenset(
+_FORWARDED_HOST_HEADERS = frozenset(
     {
         b"forwarded",
         b"x-forwarded",
@@ -28,7 +28,7 @@ _OF_ANOTHER_HOST = frozenset(
 """Proxy headers that many programs use in place of the requested host."""
 
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
-_ODD = re.compile(rb"[^a-z0-9]")
+_NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
 
 
 def client_side() -> h11.Connection:
@@ -49,8 +49,13 @@ def forwarded_request(
     body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
     headers.
     """
-    passed, dropped = select_headers(request, is_body_unchanged=body is None)
-    headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity"), *passed]
+    forwarded_headers, dropped = select_headers(request, is_body_unchanged=body is None)
+    headers = [
+        (b"host", upstream.authority),
+        upstream.credential,
+        (b"accept-encoding", b"identity"),
+        *forwarded_headers,
+    ]
     if body is None:
         framing = _framing_headers(request.headers) or [(b"content-length", b"0")]
     else:
@@ -60,7 +65,7 @@ def forwarded_request(
 
 def single_request(request: h11.Request, target: bytes) -> h11.Request:
     """Build the request to a host other than the model; it is the only one on its connection."""
-    dropped = _HOP_BY_HOP | _OF_ANOTHER_HOST | {b"http2-settings", b"content-length"}
+    dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
     headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
@@ -124,7 +129,7 @@ def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[b
     return [
         (original, value)
         for original, value in message.headers.raw_items()
-        if (name := _ODD.sub(b"-", original.lower())) not in dropped
+        if (name := _NON_ALPHANUMERIC.sub(b"-", original.lower())) not in dropped
         and name not in named
         and not name.startswith(_DROPPED_PREFIXES)
     ]

@@ -84,7 +84,7 @@ class SocketGateway:
         self._released = asyncio.Event()
         self._model_protocols: set[ModelProtocol] = set()
         self._queues = queues
-        self._inside = WideConnections()
+        self._wide_connections = WideConnections()
 
     @property
     def requests_in_flight(self) -> int:
@@ -169,7 +169,7 @@ class SocketGateway:
             protocol = ModelProtocol(policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port)
             self._model_protocols.add(protocol)
             try:
-                stream = await self._line(accepted)
+                stream = await self._open_stream(accepted)
                 await ModelConnection(protocol, stream, self._queues, self._upstream_dialer, self._released).run()
             finally:
                 self._model_protocols.discard(protocol)
@@ -189,17 +189,17 @@ class SocketGateway:
         kind = HttpHandshake if port == HTTP_PORT else TlsHandshake
         await self._serve_egress(kind(self._policy, name, address, port), accepted)
 
-    async def _line(self, accepted: socket) -> Stream:
+    async def _open_stream(self, accepted: socket) -> Stream:
         line = await Stream.from_socket(accepted)
-        self._inside.add(line)
+        self._wide_connections.add(line)
         return line
 
     async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
-        stream = await self._line(accepted)
+        stream = await self._open_stream(accepted)
         await EgressConnection(handshake, stream, self._reporter, self._public_dialer, self._queues).run()
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
-        stream = await self._line(accepted)
+        stream = await self._open_stream(accepted)
         await ConnectionHandler(DnsTcpProtocol(self._dns), stream, self._queues, self._queues.low_priority).run()
 
     async def _serve_dns_udp(self, listener: socket) -> None:

@@ -34,13 +34,13 @@ def add_component(name: str, component: Component | None, rootfs: RootFs, mtime:
     """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
         raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run script/setup.")
-    for source, inside in component.paths.items():
-        for path, target in _files(source, inside):
+    for source, image_path in component.paths.items():
+        for path, target in _files(source, image_path):
             _copy_entry(path, target, rootfs, mtime)
     for link, target in component.links.items():
         rootfs.add_link(link, target)
-    for inside, content in component.files.items():
-        rootfs.add_file(inside, BytesIO(content), len(content), is_executable=False, mtime=mtime)
+    for image_path, content in component.files.items():
+        rootfs.add_file(image_path, BytesIO(content), len(content), is_executable=False, mtime=mtime)
 
 
 def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:

@@ -72,12 +72,12 @@ def _has_source(path: Path) -> bool:
 
 def _read_apt_settings() -> Iterator[str]:
     try:
-        ran = subprocess.run(
+        completed = subprocess.run(
             [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True, env={}
         )
     except subprocess.SubprocessError as error:
         raise BuildFailedError(f"The settings of this machine's apt cannot be read: {error}") from error
-    yield from (line for line in ran.stdout.splitlines() if line.startswith(_APT_SETTING_PREFIXES))
+    yield from (line for line in completed.stdout.splitlines() if line.startswith(_APT_SETTING_PREFIXES))
     yield 'Dir::Etc::netrc "/etc/apt/auth.conf";'
     yield 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";'
 
@@ -116,8 +116,8 @@ def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[by
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, cwd="/"
     )
     assert process.stdout is not None
-    alarm = threading.Timer(BUILD_SECONDS, process.kill)
-    alarm.start()
+    kill_timer = threading.Timer(BUILD_SECONDS, process.kill)
+    kill_timer.start()
     try:
         apply_layer(TarStream(process.stdout, ByteBudget(IMAGE_BYTES_MAX)), rootfs)
         code = process.wait(timeout=_COMMAND_SECONDS)
@@ -127,7 +127,7 @@ def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[by
             process.wait(timeout=_COMMAND_SECONDS)
         raise BuildFailedError(f"mmdebstrap failed: {_last_log_lines(log) or error}") from error
     finally:
-        alarm.cancel()
+        kill_timer.cancel()
         process.kill()
         process.wait()
         process.stdout.close()

@@ -117,12 +117,12 @@ class ImageStore:
             _sync_file_system(metadata_file)
             metadata_file.rename(final / "record.json")
         else:
-            made = build_directory / "made"
-            made.mkdir(mode=0o700)
-            (build_directory / "root").rename(made / "root")
-            metadata_file.rename(made / "record.json")
-            _sync_file_system(made)
-            self._replace(final, made, build_directory / "before")
+            new_directory = build_directory / "made"
+            new_directory.mkdir(mode=0o700)
+            (build_directory / "root").rename(new_directory / "root")
+            metadata_file.rename(new_directory / "record.json")
+            _sync_file_system(new_directory)
+            self._replace(final, new_directory, build_directory / "before")
         pointer = build_directory / "current"
         pointer.write_text(f"{final.name}\n")
         _sync_file_system(pointer)

@@ -104,7 +104,7 @@ class AgentDriver(Protocol):
         """Create a parser for one run."""
         ...
 
-    def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
+    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return why the agent lacks requested tools or MCP servers, None if all are present.
 
         redact: the redaction that the names in `began` have already been through.

@@ -124,10 +124,10 @@ class SandboxNotPreservedError(SandboxError):
     code = "not_found"
 
     def __init__(self, task: Task) -> None:
-        why = "set failure_action: preserve to keep it for a while"
+        reason = "set failure_action: preserve to keep it for a while"
         if task.state is TaskState.FAILED_PRESERVED:
-            why = "it was released, or has expired"
-        super().__init__(f"Task {task.id} has no preserved sandbox; {why}.")
+            reason = "it was released, or has expired"
+        super().__init__(f"Task {task.id} has no preserved sandbox; {reason}.")
 
 
 @dataclass(frozen=True, slots=True)

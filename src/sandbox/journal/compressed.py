@@ -74,11 +74,11 @@ class CompressedJournal:
         """
         if offset == self.size_bytes:
             return []
-        piece = self._find_member(offset, attrgetter("offset"))
-        if piece is None or offset > self.size_bytes:
+        member = self._find_member(offset, attrgetter("offset"))
+        if member is None or offset > self.size_bytes:
             raise JournalOffsetError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
-        begin = offset - piece.offset
-        data = self._decompress(piece)
+        begin = offset - member.offset
+        data = self._decompress(member)
         if begin and data[begin - 1 : begin] != b"\n":
             raise JournalOffsetError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
         end = data.rfind(b"\n", begin, begin + bytes_max) + 1 or data.find(b"\n", begin) + 1
@@ -86,11 +86,11 @@ class CompressedJournal:
 
     def find_offset(self, seq: int) -> int:
         """Return the offset of record `seq`, or the end of the last record."""
-        piece = self._find_member(seq, attrgetter("first_seq"))
-        if piece is None:
+        member = self._find_member(seq, attrgetter("first_seq"))
+        if member is None:
             return 0
-        offset = piece.offset
-        for text in self._decompress(piece).splitlines(keepends=True):
+        offset = member.offset
+        for text in self._decompress(member).splitlines(keepends=True):
             if record_format.seq_of(text) >= seq:
                 return offset
             offset += len(text)
@@ -111,10 +111,10 @@ class CompressedJournal:
             data = unpacking.decompress(member[_HEADER_BYTES : -_TRAILER.size], member_info.size_bytes + 1)
         except zlib.error as error:
             raise _damage_error(self._path, member_info.file_offset) from error
-        is_right = (
+        is_intact = (
             len(member) == member_info.compressed_bytes and data.endswith(b"\n") and len(data) == member_info.size_bytes
         )
-        if not is_right or member[-_TRAILER.size :] != _TRAILER.pack(zlib.crc32(data), len(data)):
+        if not is_intact or member[-_TRAILER.size :] != _TRAILER.pack(zlib.crc32(data), len(data)):
             raise _damage_error(self._path, member_info.file_offset)
         return data
 
@@ -127,22 +127,22 @@ def compress_journal(records: Path, target: Path) -> None:
     is removed, because a full disk needs the space. Raises JournalDamagedError, also if the journal has no final
     record, since it could not get one later; OSError; FileNotFoundError if there is neither file.
     """
-    beside = target.with_name(f"{target.name}.new")
-    beside.unlink(missing_ok=True)
+    temporary = target.with_name(f"{target.name}.new")
+    temporary.unlink(missing_ok=True)
     try:
         extent = measure_extent(records)
     except FileNotFoundError:
         target.stat()
         return
     if extent.last is None or not isinstance(extent.last.event, TaskFinished):
-        what = f"{records} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
-        raise JournalDamagedError(what)
+        message = f"{records} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
+        raise JournalDamagedError(message)
     try:
-        _write_verified(_lines_before(records, extent.end), beside)
+        _write_verified(_lines_before(records, extent.end), temporary)
     except Exception:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    beside.rename(target)
+    temporary.rename(target)
     fsync_path(target.parent)
     records.unlink()
     fsync_path(target.parent)
@@ -214,12 +214,12 @@ def _walk_members(path: Path, fd: int, end: int) -> Iterator[GzipMember]:
         if len(header) < _HEADER_BYTES or header[_HEADER.size :] != _header_crc(header[: _HEADER.size]):
             raise _damage_error(path, begin)
         *beginning, first_seq, size_bytes, packed_bytes = _HEADER.unpack(header[: _HEADER.size])
-        is_right = (
+        is_intact = (
             tuple(beginning) == _HEADER_START
             and first_seq > last_seq
             and 0 < size_bytes <= record_format.LINE_BYTES_MAX
         )
-        if not is_right or not _HEADER_BYTES + _TRAILER.size < packed_bytes <= end - begin:
+        if not is_intact or not _HEADER_BYTES + _TRAILER.size < packed_bytes <= end - begin:
             raise _damage_error(path, begin)
         yield GzipMember(first_seq, offset, size_bytes, begin, packed_bytes)
         begin, offset, last_seq = begin + packed_bytes, offset + size_bytes, first_seq

@@ -143,9 +143,9 @@ _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 
 def _escapes_bytes(data: bytes) -> int:
     r"""Return how many bytes JSON escapes add: 5 for `\u0001`, 1 for `\n`."""
-    without_long = len(data.translate(None, _LONG_ESCAPES))
-    without_any = len(data.translate(None, _LONG_ESCAPES + _SHORT_ESCAPES))
-    return 5 * (len(data) - without_long) + (without_long - without_any)
+    not_long_escaped_count = len(data.translate(None, _LONG_ESCAPES))
+    unescaped_count = len(data.translate(None, _LONG_ESCAPES + _SHORT_ESCAPES))
+    return 5 * (len(data) - not_long_escaped_count) + (not_long_escaped_count - unescaped_count)
 
 
 class Output(_EventBase, frozen=True, tag="output"):

@@ -116,7 +116,7 @@ SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Buffers of one sandbox's TCP and UDP sockets: an eighth of vm.memory, within these bounds."""
 
-RECEIVED_BYTES_BESIDE_BUFFERS = 160 * 1024 * 1024
+RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
 """Unread data in TCP and UDP sockets beyond that share: 20 KiB for each of SOCKETS_MAX, which the kernel accepts."""
 
 SECRET_SCAN_SECONDS_MIN = 5.0

@@ -83,12 +83,12 @@ def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "
     variation selector of an emoji: after a symbol, or between a key and its keycap.
     """
 
-    def shown(found: re.Match[str]) -> str:
+    def escape_match(found: re.Match[str]) -> str:
         character = found[0]
         is_kept = character in allowed or (character in _VARIATION_SELECTORS and _selects_symbol(text, found.start()))
         return character if is_kept else replace(character)
 
-    return text if text.isascii() and text.isprintable() else INVISIBLE.sub(shown, text)
+    return text if text.isascii() and text.isprintable() else INVISIBLE.sub(escape_match, text)
 
 
 def _selects_symbol(text: str, at: int) -> bool:

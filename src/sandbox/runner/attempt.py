@@ -123,12 +123,12 @@ class AttemptRunner:
     @contextlib.asynccontextmanager
     async def _flush_on_exit(self) -> AsyncIterator[None]:
         """Everything recorded in the block is on disk afterwards."""
-        syncing = asyncio.create_task(self._flush_periodically())
+        flush_task = asyncio.create_task(self._flush_periodically())
         try:
             yield
             await self._attempt.recorder.wait_until_written()
         finally:
-            syncing.cancel()
+            flush_task.cancel()
 
     async def _finish_lost_attempt(self) -> None:
         await self._destroy_sandbox()
@@ -160,12 +160,12 @@ class AttemptRunner:
         """If the host has rebooted, all its processes are gone, not only the runner."""
         attempt = self._attempt.task.attempt
         is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.dependencies.boot_id)
-        code, what = (
+        code, message = (
             (FailureCode.HOST_LOST, "The machine was restarted while the task was running")
             if is_other_boot
             else (FailureCode.RUNNER_LOST, "The task's runner died")
         )
-        return Failure(code, f"{what}; the agent's work until then is stored. Submit the task again.")
+        return Failure(code, f"{message}; the agent's work until then is stored. Submit the task again.")
 
     async def _reattach_disk(self) -> None:
         """Open the disk again, so its contents can be collected; record an error if it cannot be read."""
@@ -297,10 +297,10 @@ class AttemptRunner:
             except (OSError, AttemptError) as error:
                 if (refusal := transient_disk_error(error)) is None:
                     raise
-                what = f"The artifacts could not be stored ({refusal.strerror}); free space on the server's disk."
+                message = f"The artifacts could not be stored ({refusal.strerror}); free space on the server's disk."
                 if self._storage_failure is None:
-                    _log.warning("%s Retrying until lifecycle.collect_timeout.", what)
-                self._storage_failure = Failure(FailureCode.DISK_FULL, what)
+                    _log.warning("%s Retrying until lifecycle.collect_timeout.", message)
+                self._storage_failure = Failure(FailureCode.DISK_FULL, message)
             await asyncio.sleep(RETRY_SECONDS)
 
     def _record_failure(self, failure: Failure) -> None:
@@ -323,15 +323,16 @@ class AttemptRunner:
 
 
 def _to_failure(error: Exception) -> Failure:
-    what = _describe(error)
+    description = _describe(error)
     refusal = transient_disk_error(error)
     if refusal is not None and refusal.errno in DISK_FULL_ERRNOS:
-        message = f"No space was left ({what}); raise vm.disk, or free space in the server's data directory."
+        message = f"No space was left ({description}); raise vm.disk, or free space in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
     if refusal is not None:
-        message = f"A disk of the server failed ({what}); check the disk and the kernel log, and submit the task again."
+        remedy = "check the disk and the kernel log, and submit the task again"
+        message = f"A disk of the server failed ({description}); {remedy}."
         return Failure(FailureCode.INTERNAL, message)
-    return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")
+    return Failure(FailureCode.INTERNAL, f"The runner failed ({description}); please report this.")
 
 
 def _describe(error: Exception) -> str:

@@ -35,9 +35,9 @@ def _redact_value(value: Any, redaction: Redactor) -> Any:
     if isinstance(value, msgspec.Struct):
         if isinstance(value, Artifact) and value.is_generated:
             return value
-        theirs = set(value.__struct_fields__) - _UNREDACTED_FIELDS.get(type(value), frozenset())
+        redacted_fields = set(value.__struct_fields__) - _UNREDACTED_FIELDS.get(type(value), frozenset())
         return msgspec.structs.replace(
-            value, **{name: _redact_value(getattr(value, name), redaction) for name in theirs}
+            value, **{name: _redact_value(getattr(value, name), redaction) for name in redacted_fields}
         )
     return value
 

@@ -261,9 +261,9 @@ def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> di
     return {name: text for name, text in variables.items() if name not in secrets and not name.startswith("ANTHROPIC_")}
 
 
-async def _run_until_first(*works: Coroutine[Any, Any, object]) -> None:
+async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
     """Run until the first one is done, and cancel the others. Raises the exception of the first one."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -345,8 +345,10 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     """Kill confined programs when the kernel holds too much memory for them, or when that cannot be measured."""
     try:
         await wait_for_violation(
-            lambda: asyncio.to_thread(group.kernel_usage, launcher.pid, memory_bytes, launcher.counter, launcher.slabs),
-            lambda: asyncio.to_thread(group.file_usage, launcher.epolls),
+            lambda: asyncio.to_thread(
+                group.kernel_usage, launcher.pid, memory_bytes, launcher.socket_counter, launcher.slab_meter
+            ),
+            lambda: asyncio.to_thread(group.file_usage, launcher.epoll_counter),
         )
     except Exception:
         _log.exception("The kernel usage of confined programs cannot be measured; they are killed.")

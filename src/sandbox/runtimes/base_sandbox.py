@@ -59,7 +59,7 @@ class BaseSandbox(ABC):
         """Return the command's exit status once nothing is left inside."""
 
     @abstractmethod
-    def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
+    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
         """Return the program that the launcher execs.
 
         reports: descriptor for the program's reports; ownership passes to this method.
@@ -70,10 +70,10 @@ class BaseSandbox(ABC):
         if self._has_started:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; create another one.")
         self._has_started = True
-        reports, reports_inside = socket.socketpair()
-        with reports_inside:
+        reports, child_status = socket.socketpair()
+        with child_status:
             reader = await self._open_reader(reports)
-            exec_spec = self._build_exec_spec(command, reports_inside.dup().detach())
+            exec_spec = self._build_exec_spec(command, child_status.dup().detach())
             try:
                 self._launcher.exec_command(exec_spec.argv, command.stdin, exec_spec.descriptors)
             except OSError as error:
@@ -96,7 +96,9 @@ class BaseSandbox(ABC):
     async def kernel_usage(self) -> KernelUsage:
         """Return the kernel usage of the control group and of the launcher's network namespace."""
         launch, memory_bytes = self._launcher, self._spec.memory_bytes
-        return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter, launch.slabs)
+        return await asyncio.to_thread(
+            self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter, launch.slab_meter
+        )
 
     @abstractmethod
     async def file_usage(self) -> FileUsage:

@@ -119,9 +119,9 @@ class ConfinedPrograms:
         yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
         for number, confined_directory in enumerate(_confined_directories(self._spec)):
-            how = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
+            option = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
             yield from (
-                how,
+                option,
                 f"{launcher.STAGING_DIRECTORY}/{_staged_name(number)}",
                 str(_ATTEMPT_ROOT / confined_directory.name),
             )

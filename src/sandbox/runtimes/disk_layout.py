@@ -26,38 +26,38 @@ def restore_ownership(path: str) -> None:
 
 
 def _walk(path: str, uid: int, gid: int, *, reject_hard_links: bool) -> None:
-    here = os.open(path, _DIRECTORY_FLAGS)
+    directory_fd = os.open(path, _DIRECTORY_FLAGS)
     try:
-        os.fchown(here, uid, gid)
-        pending = [_chown_entries(here, uid, gid, reject_hard_links)]
+        os.fchown(directory_fd, uid, gid)
+        pending = [_chown_entries(directory_fd, uid, gid, reject_hard_links)]
         while pending:
             if pending[-1]:
-                here = _open_child(here, pending[-1].pop())
-                pending.append(_chown_entries(here, uid, gid, reject_hard_links))
+                directory_fd = _open_child(directory_fd, pending[-1].pop())
+                pending.append(_chown_entries(directory_fd, uid, gid, reject_hard_links))
             else:
                 pending.pop()
                 if pending:
-                    here = _open_child(here, "..")
+                    directory_fd = _open_child(directory_fd, "..")
     finally:
-        os.close(here)
+        os.close(directory_fd)
 
 
-def _open_child(here: int, name: str) -> int:
-    child = os.open(name, _DIRECTORY_FLAGS, dir_fd=here)
-    os.close(here)
+def _open_child(directory_fd: int, name: str) -> int:
+    child = os.open(name, _DIRECTORY_FLAGS, dir_fd=directory_fd)
+    os.close(directory_fd)
     return child
 
 
-def _chown_entries(here: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:
+def _chown_entries(directory_fd: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:
     """Chown every entry of one directory. Returns the names of its subdirectories."""
     directories = []
-    with os.scandir(here) as entries:
+    with os.scandir(directory_fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
             elif reject_hard_links:
                 _reject_hard_link(entry)
-            os.chown(entry.name, uid, gid, dir_fd=here, follow_symlinks=False)
+            os.chown(entry.name, uid, gid, dir_fd=directory_fd, follow_symlinks=False)
     return directories
 
 

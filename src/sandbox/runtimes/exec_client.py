@@ -179,15 +179,15 @@ def start_program(
 
     The program dies with the calling thread. Raises OSError.
     """
-    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    words = map(str, (Path(__file__).parent / "programs", control_inside.fileno(), os.getpid(), *arguments))
+    control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = map(str, (Path(__file__).parent / "programs", child_control.fileno(), os.getpid(), *arguments))
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-E", "-c", program, *words, attempt_marker(attempt_id)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[control_inside.fileno()],
+            pass_fds=[child_control.fileno()],
             env={"PATH": "/usr/bin:/bin"},
             cwd="/",
             start_new_session=True,
@@ -196,7 +196,7 @@ def start_program(
         control.close()
         raise
     finally:
-        control_inside.close()
+        child_control.close()
     return process, control
 
 

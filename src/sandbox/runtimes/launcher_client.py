@@ -49,10 +49,10 @@ class LauncherProcess:
         self.pid = process.pid
         self.output = output
         self.errors = errors
-        self.counter: SocketCounter | None = None
+        self.socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self.slabs = IdleSlabMeter()
-        self.epolls = EpollCounter()
+        self.slab_meter = IdleSlabMeter()
+        self.epoll_counter = EpollCounter()
         self.hidden_files = (HiddenFiles(), HiddenFiles(count_machine_entries, EPOLL_ENTRIES_MAX))
         self._process = process
         self._control = control
@@ -92,7 +92,7 @@ class LauncherProcess:
             os.close(words)
             os.close(stdin_file)
 
-    async def run_command(self, argv: Sequence[str], low_fds: Sequence[int], descriptors: Sequence[int]) -> int:
+    async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
 
         low_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
@@ -106,8 +106,8 @@ class LauncherProcess:
         with status:
             try:
                 with status_inside:
-                    passed = [status_inside.fileno(), words, *low_fds, *descriptors]
-                    socket.send_fds(self._control, [b"run %d" % len(low_fds)], passed)
+                    passed = [status_inside.fileno(), words, *first_fds, *descriptors]
+                    socket.send_fds(self._control, [b"run %d" % len(first_fds)], passed)
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ConfinementLostError("the program's confinement is gone") from error
             finally:
@@ -155,8 +155,8 @@ class LauncherProcess:
         """Close the runner's descriptors after the process has ended."""
         for one in (self._control, self.output, self.errors):
             one.close()
-        if self.counter is not None:
-            self.counter.close()
+        if self.socket_counter is not None:
+            self.socket_counter.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -167,7 +167,7 @@ class LauncherProcess:
         for one in listeners:
             one.setblocking(False)
         model, proxy, names_udp, names_tcp, *transparent = listeners
-        self.counter = SocketCounter(counters[0]) if counters else None
+        self.socket_counter = SocketCounter(counters[0]) if counters else None
         by_port = dict(zip(self._transparent_ports, transparent, strict=True))
         return Listeners(model, proxy, names_udp, names_tcp, by_port)
 
@@ -195,26 +195,26 @@ def start_launcher(
     seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
     files are not limited.
     """
-    control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
     arguments = (
-        control_inside.fileno(),
+        child_control.fileno(),
         os.getpid(),
         *options,
         *_entry_arguments(paths, entries),
         attempt_marker(attempt_id),
     )
     with ExitStack() as child_files:
-        for one in (control_inside, output_inside, errors_inside):
+        for one in (child_control, output_inside, errors_inside):
             child_files.callback(one.close)
         for descriptor in filters:
             child_files.callback(os.close, descriptor)
         try:
-            process = _spawn(arguments, output_inside, errors_inside, [control_inside.fileno(), *filters])
+            process = _spawn(arguments, output_inside, errors_inside, [child_control.fileno(), *filters])
         except OSError:
             for one in (control, output, errors):
                 one.close()
@@ -251,13 +251,13 @@ async def wait_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     # An event loop keeps one reader per descriptor; a second one would replace it.
-    own = os.dup(descriptor)
-    loop.add_reader(own, _set_readable, readable)
+    duplicate_fd = os.dup(descriptor)
+    loop.add_reader(duplicate_fd, _set_readable, readable)
     try:
         await readable
     finally:
-        loop.remove_reader(own)
-        os.close(own)
+        loop.remove_reader(duplicate_fd)
+        os.close(duplicate_fd)
 
 
 async def wait_for_exit(pidfd: int) -> bool:

@@ -61,8 +61,8 @@ def node_version() -> str | None:
     if wheel is None:
         return None
     argv = [str(wheel / "bin" / "node"), "--version"]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_VERSION_SECONDS, check=True, env={})
-    return ran.stdout.strip()
+    completed = subprocess.run(argv, capture_output=True, text=True, timeout=_VERSION_SECONDS, check=True, env={})
+    return completed.stdout.strip()
 
 
 def pinned_packages() -> Mapping[str, str]:

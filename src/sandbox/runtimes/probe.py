@@ -139,8 +139,8 @@ async def _run_true(
     _, errors = await sandbox.start(Command([program], {}, SANDBOX_WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
-        gone = "did not end before its sandbox"
-        how = gone if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
+        still_running = "did not end before its sandbox"
+        end_description = still_running if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
         stderr = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
-        raise SandboxError(f"'true' {how}{': ' if stderr else ''}{stderr}.")
+        raise SandboxError(f"'true' {end_description}{': ' if stderr else ''}{stderr}.")
     return limits

@@ -25,9 +25,9 @@ from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 class DecodedLayer:
     """The original bytes (layer 0), or those of the layer below with its escape tokens decoded."""
 
-    def __init__(self, data: bytes, below: DecodedLayer | None = None) -> None:
+    def __init__(self, data: bytes, source: DecodedLayer | None = None) -> None:
         self.data = data
-        self.below = below
+        self.source = source
         self._token_starts, self._token_ends = array("L"), array("L")  # of tokens, in the layer below
         self._decoded_starts, self._decoded_ends = array("L"), array("L")  # of their decoded text, in this layer
 
@@ -51,20 +51,20 @@ class DecodedLayer:
     def original_span(self, start: int, end: int) -> tuple[int, int]:
         """Return the span of layer 0 from which a non-empty span of this layer was decoded."""
         layer = self
-        while layer.below is not None:
-            start, end = layer._span_below(start)[0], layer._span_below(end - 1)[1]
-            layer = layer.below
+        while layer.source is not None:
+            start, end = layer._source_span(start)[0], layer._source_span(end - 1)[1]
+            layer = layer.source
         return start, end
 
     def original_position(self, position: int) -> int:
         """Return the position in layer 0 from which a position in this layer was decoded; the end maps to the end."""
         layer = self
-        while layer.below is not None:
-            position = layer._span_below(position)[0] if position < len(layer.data) else len(layer.below.data)
-            layer = layer.below
+        while layer.source is not None:
+            position = layer._source_span(position)[0] if position < len(layer.data) else len(layer.source.data)
+            layer = layer.source
         return position
 
-    def position_from_below(self, position: int) -> int:
+    def position_from_source(self, position: int) -> int:
         """Map a position in the layer below to this layer; within a token, to the start of its decoded text."""
         token = bisect_left(self._token_starts, position) - 1
         if token < 0:
@@ -77,7 +77,7 @@ class DecodedLayer:
         token = bisect_left(self._token_starts, position) - 1
         return self._token_starts[token] if token >= 0 and position < self._token_ends[token] else position
 
-    def _span_below(self, position: int) -> tuple[int, int]:
+    def _source_span(self, position: int) -> tuple[int, int]:
         """Return the span of the layer below from which one byte was decoded."""
         token = bisect_right(self._decoded_starts, position) - 1
         if token < 0:
@@ -98,8 +98,12 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     """
     layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
     first: list[DecodedLayer] = []
-    if len(layers) > 1 and may_hold_escapes(data) and (above := layers[0].decode(find_terminal_escapes)) is not None:
-        first += _strip_terminal_escapes(above, REDACTED_LAYERS_MAX)
+    if (
+        len(layers) > 1
+        and may_hold_escapes(data)
+        and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
+    ):
+        first += _strip_terminal_escapes(decoded_layer, REDACTED_LAYERS_MAX)
     return [
         *layers,
         *first,
@@ -114,8 +118,8 @@ def _decode_escapes(
 ) -> list[DecodedLayer]:
     """Return the layer and those above it."""
     layers = [layer]
-    while len(layers) <= rounds and (above := layers[-1].decode(find_tokens)) is not None:
-        layers.append(above)
+    while len(layers) <= rounds and (decoded_layer := layers[-1].decode(find_tokens)) is not None:
+        layers.append(decoded_layer)
     return layers
 
 
@@ -126,10 +130,10 @@ def _forked_layers(
 ) -> Iterator[DecodedLayer]:
     """Yield the layers above the first one in which the tokens differ from those of the layers."""
     for depth, layer in enumerate(layers):
-        above = layer.decode(find_tokens) if may_differ(layer.data) else None
-        if above is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [above.data]:
+        decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
+        if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:
             rounds = REDACTED_LAYERS_MAX - depth
-            others = _decode_escapes(above, find_tokens, rounds - 1)
+            others = _decode_escapes(decoded_layer, find_tokens, rounds - 1)
             yield from others
             yield from _first_stripped(others, rounds)
             return
@@ -138,8 +142,8 @@ def _forked_layers(
 def _first_stripped(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
     """Yield the layers above the first one with terminal escapes, which may be inside an encoded escape."""
     for depth, layer in enumerate(layers):
-        if (above := layer.decode(find_terminal_escapes)) is not None:
-            yield from _strip_terminal_escapes(above, rounds - depth)
+        if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
+            yield from _strip_terminal_escapes(decoded_layer, rounds - depth)
             return
 
 
@@ -149,8 +153,8 @@ def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[Decode
     for _ in range(rounds):
         before = layer
         for find_tokens in (find_escapes, find_terminal_escapes):
-            if (above := layer.decode(find_tokens)) is not None:
-                layer = above
+            if (decoded_layer := layer.decode(find_tokens)) is not None:
+                layer = decoded_layer
                 yield layer
         if layer is before:
             break
@@ -166,15 +170,15 @@ def align_cut(layers: list[DecodedLayer], position: int) -> int:
 def _move_back(layers: list[DecodedLayer], position: int) -> int:
     indexes: dict[DecodedLayer, int] = {}
     for layer in layers:
-        here = position
-        if layer.below is not None:
-            target = indexes[layer.below]
+        mapped_position = position
+        if layer.source is not None:
+            target = indexes[layer.source]
             if (start := layer.token_start(target)) < target:
-                return layer.below.original_position(start)
-            here = layer.position_from_below(target)
-        if (start := before_backslashes(layer.data, here)) < here:
+                return layer.source.original_position(start)
+            mapped_position = layer.position_from_source(target)
+        if (start := before_backslashes(layer.data, mapped_position)) < mapped_position:
             return layer.original_position(start)
-        indexes[layer] = here
+        indexes[layer] = mapped_position
     return position
 
 

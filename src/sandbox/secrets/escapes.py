@@ -55,8 +55,8 @@ def _suffix_pattern(sequences: list[_ByteRanges]) -> bytes:
     return b"(?:%b)%b" % (b"|".join(_alternatives(longer)), b"?" if len(longer) < len(sequences) else b"")
 
 
-def _byte_pattern(least: int, greatest: int) -> bytes:
-    return rb"\x%02x" % least if least == greatest else rb"[\x%02x-\x%02x]" % (least, greatest)
+def _byte_pattern(first: int, last: int) -> bytes:
+    return rb"\x%02x" % first if first == last else rb"[\x%02x-\x%02x]" % (first, last)
 
 
 _SEQUENCES = [
@@ -350,8 +350,8 @@ def before_backslashes(data: bytes, position: int) -> int:
     return position
 
 
-def _decode_surrogate_pair(both: str) -> bytes:
-    high, low = int(both[:4], 16), int(both[-4:], 16)
+def _decode_surrogate_pair(escaped_pair: str) -> bytes:
+    high, low = int(escaped_pair[:4], 16), int(escaped_pair[-4:], 16)
     return _encode_code_point(0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF))
 
 

@@ -79,8 +79,8 @@ class VaultSource:
             )
             return response["data"]["data"].get(name)
         except VaultError as error:
-            what = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check its log.")
-            raise unavailable_error(secret, what.format(mount=settings.mount)) from None
+            reason = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check its log.")
+            raise unavailable_error(secret, reason.format(mount=settings.mount)) from None
         except requests.exceptions.SSLError:
             raise unavailable_error(
                 secret,

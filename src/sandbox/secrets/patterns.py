@@ -24,7 +24,7 @@ _PATTERN_BYTES_MIN = 7
 
 _QUOTES = "\"'"
 
-_PEM_MARK = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
+_PEM_BOUNDARY = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
 """A line that all keys of its kind share."""
 
 
@@ -124,7 +124,7 @@ def _long_lines(value: str) -> Iterator[str]:
     lines = value.splitlines()
     if len(lines) > 1:
         for line in map(_strip_quotes, lines):
-            if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not _PEM_MARK.fullmatch(line):
+            if len(line) >= REDACTED_LINE_CHARACTERS_MIN and not _PEM_BOUNDARY.fullmatch(line):
                 yield line
 
 

@@ -51,9 +51,9 @@ class SecretStreamRedactor:
         """
         released = self._release(is_end=False) if self._unscanned else b""
         end = self._pending.rfind(b"\n") + 1
-        gone = self._pending[self._emitted : end]
+        flushed = self._pending[self._emitted : end]
         self._emitted = max(self._emitted, end)
-        return released + gone
+        return released + flushed
 
     def flush(self) -> bytes:
         """Return everything held back, at the end of the stream."""
@@ -66,10 +66,10 @@ class SecretStreamRedactor:
         safe_length = len(data) if is_end else self._scanner.safe_length(layers)
         spans = [span for span in self._scanner.find(layers) if span.start < safe_length]
         self.has_redacted = self.has_redacted or bool(spans)
-        gone = replace_spans(data, spans, self._emitted, safe_length)
+        released = replace_spans(data, spans, self._emitted, safe_length)
         self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - safe_length)
         self._pending = data[safe_length:]
-        return gone
+        return released
 
 
 class SecretRedactor:

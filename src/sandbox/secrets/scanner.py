@@ -149,7 +149,7 @@ class Scanner:
         cuts: dict[DecodedLayer, set[int]] = {}
         for layer in layers:
             mapped_cuts = (
-                {length} if layer.below is None else {layer.position_from_below(cut) for cut in cuts[layer.below]}
+                {length} if layer.source is None else {layer.position_from_source(cut) for cut in cuts[layer.source]}
             )
             cuts[layer] = _possible_cuts(layer.data, mapped_cuts)
             for cut in cuts[layer]:
@@ -179,10 +179,10 @@ def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
     An incomplete escape may or may not be completed. If it is, its decoded text may continue with an escape of the next
     layer that starts before it.
     """
-    fresh = ends = cuts | {len(data)}
+    new_cuts = ends = cuts | {len(data)}
     for _ in range(REDACTED_LAYERS_MAX):
-        fresh = {find_partial_escape(data, end) for end in fresh} - ends
-        ends = ends | fresh
+        new_cuts = {find_partial_escape(data, end) for end in new_cuts} - ends
+        ends = ends | new_cuts
     return ends
 
 

@@ -77,10 +77,10 @@ class Canceller:
         if self._journals.is_locked(tracked.task.id):
             return None
         async with (
-            self._launcher.cancel_slot(self._remaining_seconds(deadline)) as turn,
+            self._launcher.cancel_slot(self._remaining_seconds(deadline)) as slot,
             self._write_lock(tracked, deadline),
         ):
-            task = await self._launcher.record_cancel(tracked, cancel_requested, turn)
+            task = await self._launcher.record_cancel(tracked, cancel_requested, slot)
         return None if task is None else _describe_outcome(task)
 
     @asynccontextmanager
@@ -90,8 +90,8 @@ class Canceller:
             async with asyncio.timeout(self._remaining_seconds(deadline)):
                 await tracked.write_lock.acquire()
         except TimeoutError as error:
-            what = f"Task {tracked.task.id} is being passed to a runner and cannot be cancelled at this moment"
-            raise UnavailableError(f"{what}; try again.") from error
+            message = f"Task {tracked.task.id} is being passed to a runner and cannot be cancelled at this moment"
+            raise UnavailableError(f"{message}; try again.") from error
         try:
             yield
         finally:

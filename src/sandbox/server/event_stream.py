@@ -47,17 +47,17 @@ class EventStream:
         else:
             offset = None
         while True:
-            reached, is_over = tracked.offset, tracked.task.state.is_terminal
-            async for event in self._replay_range(tracked, offset, reached, after):
+            end_offset, is_over = tracked.offset, tracked.task.state.is_terminal
+            async for event in self._replay_range(tracked, offset, end_offset, after):
                 # A writer removes a record that it could not flush, and then writes it again.
                 after = max(after, event["seq"])
                 yield event
                 del event
-            offset = reached
+            offset = end_offset
             if is_over:
                 yield end_event(tracked.task)
                 return
-            if tracked.offset == reached and not tracked.task.state.is_terminal:
+            if tracked.offset == end_offset and not tracked.task.state.is_terminal:
                 tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:

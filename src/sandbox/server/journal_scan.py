@@ -43,11 +43,11 @@ class JournalScanner:
         Take locks that others wait for inside it, to avoid holding them while waiting.
         """
         await self._semaphore.acquire()
-        turn = ScanSlot(self._semaphore)
+        scan_slot = ScanSlot(self._semaphore)
         try:
-            yield turn
+            yield scan_slot
         finally:
-            turn.release()
+            scan_slot.release()
 
     async def open(self, task_id: str, slot: ScanSlot) -> JournalWriter:
         """Like `Journals.open`.
@@ -55,18 +55,18 @@ class JournalScanner:
         After a cancellation the caller holds nothing, but the thread may hold the lock until it ends.
         """
         opened: list[JournalWriter] = []
-        is_awaited = True
+        has_waiter = True
 
         def release() -> None:
             slot.release()
-            if not is_awaited:
+            if not has_waiter:
                 _close_all(opened)
 
         slot.acquire()
         try:
             await run_in_daemon_thread(lambda: opened.append(self._journals.open(task_id)), release)
         except asyncio.CancelledError:
-            is_awaited = False
+            has_waiter = False
             _close_all(opened)
             raise
         return opened.pop()
@@ -78,8 +78,8 @@ class JournalScanner:
 
     async def read_task(self, task_id: str) -> ReplayState:
         """Replay from the beginning, in a new slot; see `replay_task`."""
-        async with self.slot() as turn:
-            return await self.read_from(task_id, ReplayState(None, 0), turn)
+        async with self.slot() as slot:
+            return await self.read_from(task_id, ReplayState(None, 0), slot)
 
 
 def _close_all(writers: list[JournalWriter]) -> None:

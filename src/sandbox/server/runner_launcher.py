@@ -114,13 +114,13 @@ class Launcher:
 
         Raises OSError, JournalDamagedError.
         """
-        async with self._journal_scanner.slot() as turn, tracked.write_lock:
+        async with self._journal_scanner.slot() as slot, tracked.write_lock:
             try:
-                writer = await self._journal_scanner.open(tracked.task.id, turn)
+                writer = await self._journal_scanner.open(tracked.task.id, slot)
             except JournalBusyError:
                 return False
             try:
-                task = (await self._journal_scanner.read_from(tracked.task.id, tracked.reading, turn)).task
+                task = (await self._journal_scanner.read_from(tracked.task.id, tracked.reading, slot)).task
                 if task is not None and task.is_waiting_to_start:
                     tracked.recorder = Recorder(writer, task, self._clock.now)
             finally:
@@ -221,9 +221,9 @@ class Launcher:
         resolved = await self._resolve_secrets(tracked.task)
         # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
         async with (
-            self._journal_scanner.slot() as turn,
+            self._journal_scanner.slot() as slot,
             tracked.write_lock,
-            self._locked_recorder(tracked, self._journal_scanner, turn) as recorder,
+            self._locked_recorder(tracked, self._journal_scanner, slot) as recorder,
         ):
             if recorder is not None and not recorder.task.state.is_terminal:
                 await self._recover(recorder, tracked, resolved)
@@ -237,12 +237,12 @@ class Launcher:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(within_seconds):
-                    turn = await stack.enter_async_context(self._cancel_journal_scanner.slot())
+                    slot = await stack.enter_async_context(self._cancel_journal_scanner.slot())
             except TimeoutError as error:
                 raise UnavailableError(
                     "The server is still cancelling other tasks whose runners died; try again."
                 ) from error
-            yield turn
+            yield slot
 
     async def record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ScanSlot

@@ -44,8 +44,8 @@ class RuntimeProber:
     by up to PROBE_JITTER.
     """
 
-    def __init__(self, first: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
-        self.result = first
+    def __init__(self, initial_result: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
+        self.result = initial_result
         self._probe = probe
         self._clock = clock
         self._pause_seconds = PROBE_BACKOFF_SECONDS
@@ -58,8 +58,8 @@ class RuntimeProber:
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
-        when = "a probe is running" if at is None else f"the next probe is at {format_timestamp(at)}"
-        return f"No sandbox can be created; {when}. {self.result.failure}"
+        next_probe = "a probe is running" if at is None else f"the next probe is at {format_timestamp(at)}"
+        return f"No sandbox can be created; {next_probe}. {self.result.failure}"
 
     @property
     def next_probe_at(self) -> datetime | None:

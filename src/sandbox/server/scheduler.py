@@ -39,12 +39,14 @@ class Resources:
         shortfall = []
         if self.cpus > available.cpus:
             shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
-        for name, need, available_bytes in (
+        for name, required, available_bytes in (
             ("memory", self.memory_bytes, available.memory_bytes),
             ("disk", self.disk_bytes, available.disk_bytes),
         ):
-            if need > available_bytes:
-                shortfall.append(f"{_format_gib(need)} of {name} ({_format_gib(max(available_bytes, 0))} {qualifier})")
+            if required > available_bytes:
+                shortfall.append(
+                    f"{_format_gib(required)} of {name} ({_format_gib(max(available_bytes, 0))} {qualifier})"
+                )
         return shortfall
 
 
@@ -90,7 +92,7 @@ class Scheduler:
         reservations = self._reservations.values()
         return Resources(
             self.total.cpus - sum(reservation.cpus for reservation in reservations),
-            self.total.memory_bytes - sum(claim.memory_bytes for claim in reservations),
+            self.total.memory_bytes - sum(reserved.memory_bytes for reserved in reservations),
             self.total.disk_bytes - sum(claim.disk_bytes for claim in reservations),
         )
 
@@ -129,9 +131,9 @@ class Scheduler:
 
     def requeue(self, task_id: str) -> None:
         """Return a task with a reservation to its earlier position in the queue; does nothing without a reservation."""
-        need = self._reservations.pop(task_id, None)
-        if need is not None:
-            queue = {**self._queue, task_id: _QueuedTask(need, need.fits_in(self.total))}
+        reservation = self._reservations.pop(task_id, None)
+        if reservation is not None:
+            queue = {**self._queue, task_id: _QueuedTask(reservation, reservation.fits_in(self.total))}
             self._queue = {
                 each: queue[each] for each in sorted(queue, key=lambda each: self._queue_numbers.get(each, 0))
             }

@@ -117,12 +117,12 @@ class TaskService:
         self._schedule()
 
     def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
-        need = Resources.requested_by(tracked.task.manifest.vm)
+        requested = Resources.requested_by(tracked.task.manifest.vm)
         self.dependencies.scheduler.remove(tracked.task.id)  # a pruned task may have had this id a moment ago
         if tracked.recorder is not None:
-            self.dependencies.scheduler.enqueue(tracked.task.id, need)
+            self.dependencies.scheduler.enqueue(tracked.task.id, requested)
         else:
-            self.dependencies.scheduler.reserve(tracked.task.id, need)
+            self.dependencies.scheduler.reserve(tracked.task.id, requested)
         self.dependencies.journal_tailer.start(tracked, submission)
 
     async def close(self) -> None:
@@ -316,13 +316,13 @@ class TaskService:
             raise UnavailableError(" ".join(blockers), retry_after_seconds=seconds)
         if self.dependencies.drain.since is not None:
             raise UnavailableError(DRAINING_REASON)
-        need, total = Resources.requested_by(manifest.vm), self.dependencies.scheduler.total
-        if not need.fits_in(total):
+        requested, total = Resources.requested_by(manifest.vm), self.dependencies.scheduler.total
+        if not requested.fits_in(total):
             raise InsufficientResourcesError(
-                need.describe_shortfall(total, "in all"),
-                requested_cpus=need.cpus,
+                requested.describe_shortfall(total, "in all"),
+                requested_cpus=requested.cpus,
                 available_cpus=total.cpus,
-                requested_memory_bytes=need.memory_bytes,
+                requested_memory_bytes=requested.memory_bytes,
                 available_memory_bytes=total.memory_bytes,
             )
 

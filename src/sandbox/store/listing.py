@@ -94,10 +94,11 @@ class PageReader:
         if not counts and self._state_filters and count <= _SORT_ROWS_MAX:
             page = self._format("page_of_rare_states", self._cursor_filters)
         else:
-            is_few = bool(counts) and counts[0] <= _SORT_ROWS_MAX
-            labels = self._build_label_filters(range(int(is_few), len(counts)), "tasks.id")
+            fits_sort_limit = bool(counts) and counts[0] <= _SORT_ROWS_MAX
+            labels = self._build_label_filters(range(int(fits_sort_limit), len(counts)), "tasks.id")
             page = self._format(
-                "page_of_few" if is_few else "task_page", [*self._state_filters, *labels, *self._cursor_filters]
+                "page_of_few" if fits_sort_limit else "task_page",
+                [*self._state_filters, *labels, *self._cursor_filters],
             )
         return [ListedRow(*row) for row in connection.execute(page, self._values)], count
 
@@ -107,10 +108,10 @@ class PageReader:
         if counts:
             labels = self._build_label_filters(range(1, len(counts)), "few.task_id")
             name = "count_labelled_in_states" if self._state_filters else "count_labelled"
-            question = self._format(name, [*self._state_filters, *labels])
+            statement = self._format(name, [*self._state_filters, *labels])
         else:
-            question = self._sql["count_in_states" if self._state_filters else "count_all"]
-        [count] = connection.execute(question, self._values).fetchone()
+            statement = self._sql["count_in_states" if self._state_filters else "count_all"]
+        [count] = connection.execute(statement, self._values).fetchone()
         return int(count)
 
     def _count_labels(self, connection: sqlite3.Connection) -> list[int]:

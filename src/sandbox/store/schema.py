@@ -62,19 +62,19 @@ def check_current(connection: sqlite3.Connection) -> None:
 
 def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
     """Copy the database under a temporary name and rename it. A leftover of a crash is overwritten."""
-    beside = copy.with_name(f"{copy.name}.new")
-    beside.unlink(missing_ok=True)
-    kept = sqlite3.connect(beside)
+    temporary = copy.with_name(f"{copy.name}.new")
+    temporary.unlink(missing_ok=True)
+    kept = sqlite3.connect(temporary)
     try:
         connection.backup(kept)
     finally:
         kept.close()
-    descriptor = os.open(beside, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    beside.rename(copy)
+    temporary.rename(copy)
 
 
 def _load_migrations() -> dict[int, str]:

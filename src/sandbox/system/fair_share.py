@@ -41,10 +41,10 @@ class FairShare:
             self._messages_left -= units
             self._schedule_renewal()
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, units))
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append((waiter, units))
         self._schedule_renewal()
-        await turn
+        await waiter
 
     def _schedule_renewal(self) -> None:
         if not self._has_renewal_scheduled:
@@ -55,9 +55,9 @@ class FairShare:
         self._has_renewal_scheduled = False
         self._messages_left = MESSAGES_PER_TURN_MAX
         while self._waiting and self._messages_left > 0:
-            turn, units = self._waiting.popleft()
-            if not turn.done():  # otherwise it was cancelled
-                turn.set_result(None)
+            waiter, units = self._waiting.popleft()
+            if not waiter.done():  # otherwise it was cancelled
+                waiter.set_result(None)
                 self._messages_left -= units
         if self._waiting:
             self._schedule_renewal()

@@ -79,24 +79,24 @@ class MemoryShare:
         return self.held_bytes == 0 or self.held_bytes + size_bytes <= self._bytes_max
 
     async def _wait_for_room(self, size_bytes: int) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, size_bytes))
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((waiter, size_bytes))
         self._admit_waiting()
         try:
-            while not turn.done():
+            while not waiter.done():
                 self._close_stalled()
-                await asyncio.wait((turn,), timeout=_CHECK_SECONDS)
+                await asyncio.wait((waiter,), timeout=_CHECK_SECONDS)
         except asyncio.CancelledError:
-            if not turn.cancel():
+            if not waiter.cancel():
                 self.release(size_bytes)
             raise
 
     def _admit_waiting(self) -> None:
         while self._waiting and (self._waiting[0][0].cancelled() or self._has_room(self._waiting[0][1])):
-            turn, size_bytes = self._waiting.popleft()
-            if not turn.cancelled():
+            waiter, size_bytes = self._waiting.popleft()
+            if not waiter.cancelled():
                 self.held_bytes += size_bytes
-                turn.set_result(None)
+                waiter.set_result(None)
 
     def _close_stalled(self) -> bool:
         """Close the connections that have taken nothing for long, and return whether there were any."""

@@ -154,8 +154,8 @@ class GlobSet:
         closed = set(state)
         for number, index in state:
             parts = self._patterns[number]
-            behind = next((at for at in range(index, len(parts)) if parts[at] is not None), len(parts))
-            closed.update((number, at) for at in range(index, behind + 1))
+            next_index = next((at for at in range(index, len(parts)) if parts[at] is not None), len(parts))
+            closed.update((number, at) for at in range(index, next_index + 1))
         return frozenset(closed)
 
 

@@ -146,13 +146,13 @@ def test_truncated_order_exits_with_an_info_message(tmp_path, order):
 
 
 @pytest.mark.parametrize("finish", [True, False], ids=["finisher", "first runner"])
-@pytest.mark.parametrize("obstacle", ["file", "link"])
-def test_finisher_completes_without_a_control_socket(tmp_path, finish, obstacle):
+@pytest.mark.parametrize("run_dir_kind", ["file", "link"])
+def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_kind):
     journals = FileJournals(tmp_path)
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in STARTED:
         recorder.record(event)
-    if obstacle == "file":
+    if run_dir_kind == "file":
         (tmp_path / "run").write_text("in the way")
     else:
         (tmp_path / "run").symlink_to(tmp_path)

@@ -179,12 +179,12 @@ def test_followed_events_arrive_completely(api, client):
 
 def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
     events = task_events()
-    half_an_event = ApiResponse(200, [*sse_response(events[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
+    truncated_response = ApiResponse(200, [*sse_response(events[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
     api.on(
         "GET",
         LOGS,
         sse_response(events[:3]),
-        half_an_event,
+        truncated_response,
         error_response(503, "service_unavailable", "Starting."),
         sse_response(events[9:]),
     )

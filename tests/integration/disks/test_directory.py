@@ -13,8 +13,8 @@ from sandbox.interfaces.layout import AttemptLayout
 MIB = 1024 * 1024
 
 
-async def writes_to_an_unreadable_directory(place):
-    files, disks = AttemptLayout(place), DirectoryDisks()
+async def writes_to_an_unreadable_directory(directory):
+    files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     hidden = files.disk / "workspace" / "hidden"
     hidden.mkdir(parents=True)
@@ -41,8 +41,8 @@ def held_by_children(path, size_bytes, *, unlinks, children=1):
             holder.communicate()
 
 
-async def keeps_a_deleted_file_open(place):
-    files, disks = AttemptLayout(place), DirectoryDisks()
+async def keeps_a_deleted_file_open(directory):
+    files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True):
         usage = await disks.usage(files)
@@ -51,8 +51,8 @@ async def keeps_a_deleted_file_open(place):
     assert not (await disks.usage(files)).is_full
 
 
-async def keeps_a_small_file_open(place):
-    files, disks = AttemptLayout(place), DirectoryDisks()
+async def keeps_a_small_file_open(directory):
+    files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "named", 3 * MIB, unlinks=False):
         assert not (await disks.usage(files)).is_full
@@ -61,8 +61,8 @@ async def keeps_a_small_file_open(place):
         assert not (await disks.usage(files)).is_full
 
 
-async def opens_too_many_files_to_inspect(place):
-    files, disks = AttemptLayout(place), DirectoryDisks()
+async def opens_too_many_files_to_inspect(directory):
+    files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.directory.DISK_COMMAND_SECONDS", -1)
@@ -70,52 +70,52 @@ async def opens_too_many_files_to_inspect(place):
             await disks.usage(files)
 
 
-async def leaves_restrictive_modes(place):
-    restricted = place / "disk" / "node_modules" / "restricted"
+async def leaves_restrictive_modes(directory):
+    restricted = directory / "disk" / "node_modules" / "restricted"
     restricted.mkdir(parents=True)
     (restricted / "file").write_text("x")
-    (restricted / "link").symlink_to(place / "target")
-    (place / "target").mkdir(mode=0o500)
+    (restricted / "link").symlink_to(directory / "target")
+    (directory / "target").mkdir(mode=0o500)
     restricted.chmod(0o500)
     restricted.parent.chmod(0)
-    await remove_trees([place / "disk"])
-    assert [path.name for path in place.iterdir()] == ["target"]
-    assert (place / "target").stat().st_mode & 0o777 == 0o500
+    await remove_trees([directory / "disk"])
+    assert [path.name for path in directory.iterdir()] == ["target"]
+    assert (directory / "target").stat().st_mode & 0o777 == 0o500
 
 
-async def removes_readable_files(place):
-    (place / "disk" / "a").mkdir(parents=True)
-    await remove_trees([place / "disk"])
-    await remove_trees([place / "disk"])
+async def removes_readable_files(directory):
+    (directory / "disk" / "a").mkdir(parents=True)
+    await remove_trees([directory / "disk"])
+    await remove_trees([directory / "disk"])
     await remove_trees([])
-    assert not list(place.iterdir())
+    assert not list(directory.iterdir())
 
 
 def test_files_in_an_unreadable_directory_are_counted():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(writes_to_an_unreadable_directory, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(writes_to_an_unreadable_directory, directory)
 
 
 def test_deleted_open_files_are_counted():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(keeps_a_deleted_file_open, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(keeps_a_deleted_file_open, directory)
 
 
 def test_open_files_are_counted_once():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(keeps_a_small_file_open, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(keeps_a_small_file_open, directory)
 
 
 def test_too_many_open_files_to_inspect_is_an_error():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(opens_too_many_files_to_inspect, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(opens_too_many_files_to_inspect, directory)
 
 
 def test_removal_handles_restrictive_modes_and_follows_no_link():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(leaves_restrictive_modes, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(leaves_restrictive_modes, directory)
 
 
 def test_removal_of_missing_files_is_not_an_error():
-    with ordinary_user_directory() as place:
-        run_as_ordinary_user(removes_readable_files, place)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(removes_readable_files, directory)

@@ -29,14 +29,14 @@ MEBIBYTE = 1024 * 1024
 TUNNELS = 64
 
 
-async def _connected(serve_client):
+async def _connected_streams(serve_client):
     server = await asyncio.start_server(serve_client, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     transport = await dialer._connect("host", port, [ip_address("127.0.0.1")])
     return server, transport, transport._writer.get_extra_info("socket")
 
 
-async def _settled(measure):
+async def _wait_until_stable(measure):
     last = -1
     while last != (last := measure()):
         await asyncio.sleep(0.3)
@@ -51,7 +51,7 @@ def test_host_fills_one_receive_buffer_of_a_stalled_task():
             await writer.drain()
 
     async def scenario():
-        server, transport, connection = await _connected(flood)
+        server, transport, connection = await _connected_streams(flood)
         received = 0
         while received < FAST_BYTES:
             received += len(await transport.read())
@@ -62,7 +62,7 @@ def test_host_fills_one_receive_buffer_of_a_stalled_task():
         def buffered():
             return struct.unpack("9I", connection.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0]
 
-        assert 0 < await _settled(buffered) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
+        assert 0 < await _wait_until_stable(buffered) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
         transport.abort()
         server.close()
 
@@ -75,7 +75,7 @@ def test_unsent_data_to_a_stalled_host_is_limited():
         await asyncio.sleep(600)
 
     async def scenario():
-        server, transport, connection = await _connected(read_for_a_while)
+        server, transport, connection = await _connected_streams(read_for_a_while)
 
         async def send():
             while True:
@@ -88,7 +88,7 @@ def test_unsent_data_to_a_stalled_host_is_limited():
             return struct.unpack("I", fcntl.ioctl(connection, SIOCOUTQNSD, bytes(4)))[0]
 
         await asyncio.sleep(1)
-        assert 0 < await _settled(unsent) <= UNSENT_BYTES_MAX + 256 * 1024
+        assert 0 < await _wait_until_stable(unsent) <= UNSENT_BYTES_MAX + 256 * 1024
         sender.cancel()
         transport.abort()
         server.close()
@@ -153,9 +153,9 @@ def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
             def buffered():
                 return buffered_bytes(connections_of(peer=port))[0], buffered_bytes(connections_of(own=proxy_port))[1]
 
-            from_hosts, to_inside = await _settled(buffered)
-            assert MEBIBYTE < from_hosts < 80 * MEBIBYTE
-            assert MEBIBYTE < to_inside < 30 * MEBIBYTE
+            from_hosts_bytes, to_sandbox_bytes = await _wait_until_stable(buffered)
+            assert MEBIBYTE < from_hosts_bytes < 80 * MEBIBYTE
+            assert MEBIBYTE < to_sandbox_bytes < 30 * MEBIBYTE
 
     run(scenario)
 
@@ -172,10 +172,10 @@ def test_first_concurrent_host_connections_have_wide_buffers(monkeypatch):
 
             for _ in range(2):
                 clients = [await tunnel(served, port) for _ in range(WIDE_CONNECTIONS_MAX + 4)]
-                assert await _settled(narrow) == [(WIDE_CONNECTIONS_MAX + 4, 4)] * 2
+                assert await _wait_until_stable(narrow) == [(WIDE_CONNECTIONS_MAX + 4, 4)] * 2
                 for client in clients:
                     client.abort()
-                assert await _settled(narrow) == [(0, 0)] * 2
+                assert await _wait_until_stable(narrow) == [(0, 0)] * 2
 
     run(scenario)
 

@@ -83,10 +83,10 @@ def test_profile_resolves_to_its_built_image(catalog, fake_packages):
 
 
 def test_image_has_mount_points_and_no_passwords(catalog, root_layer, tmp_path):
-    odd = layer(
+    special_layer = layer(
         symlink("tmp", "/etc"), symlink("etc/resolv.conf", "/run/x"), symlink("home", "/root"), directory("etc/hosts")
     )
-    record = import_image(catalog.image_store("tools"), oci_archive(tmp_path / "image.tar", root_layer, odd))
+    record = import_image(catalog.image_store("tools"), oci_archive(tmp_path / "image.tar", root_layer, special_layer))
     root = catalog.image_store("tools").rootfs_path(record.digest)
     for path in IMAGE_DIRECTORIES:
         assert (root / path[1:]).is_dir()

@@ -8,7 +8,7 @@ from sandbox.interfaces.journal import read_records
 from sandbox.model.events import Gap, Output, ToolCall
 
 LINES = 5000
-LINES_IN_A_TURN_MAX = 250
+LINES_PER_TURN_MAX = 250
 """One turn of each of the two streams, with a margin."""
 
 
@@ -38,7 +38,7 @@ def test_line_flood_does_not_starve_other_coroutines(tmp_path):
     asyncio.run(scenario())
     harness.writer.close()
     assert lines.total() == 2 * LINES
-    assert max(lines.values()) <= LINES_IN_A_TURN_MAX
+    assert max(lines.values()) <= LINES_PER_TURN_MAX
 
 
 def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_command_that_cannot_start_fails_with_the_reason(run_attempt):
 
 
 def test_sandbox_that_dies_silently_is_lost_and_its_output_is_stored(run_attempt):
-    faults = RuntimeFaults(dies_silently=True)
+    faults = RuntimeFaults(exits_without_report=True)
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert harness.outputs("stdout") == [b"half a line"]
@@ -108,18 +108,18 @@ def test_slow_kill_beyond_limit_loses_the_sandbox(run_attempt, monkeypatch):
 
 def test_destroy_timeout_does_not_change_the_outcome(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.teardown.SANDBOX_TEARDOWN_SECONDS", 0.1)
-    harness = run_attempt(RuntimeFaults(dies_silently=True, slow_destroy_seconds=3600))
+    harness = run_attempt(RuntimeFaults(exits_without_report=True, slow_destroy_seconds=3600))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert ("teardown_failed", "The sandbox was not removed completely: it takes too long") in error_reports(harness)
 
 
 def test_slow_sandbox_reports_its_reason(run_attempt):
-    harness = run_attempt(RuntimeFaults(dies_silently=True, slow_reason="No guest booted with KVM."))
+    harness = run_attempt(RuntimeFaults(exits_without_report=True, slow_reason="No guest booted with KVM."))
     assert ("sandbox_slow", "No guest booted with KVM.") in error_reports(harness)
 
 
 def test_normal_sandbox_reports_no_slowness(run_attempt):
-    assert "sandbox_slow" not in dict(error_reports(run_attempt(RuntimeFaults(dies_silently=True))))
+    assert "sandbox_slow" not in dict(error_reports(run_attempt(RuntimeFaults(exits_without_report=True))))
 
 
 def error_reports(harness):

@@ -24,7 +24,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.task_state import TaskState
 
-FULL, ROOMY = DiskSpace(9, 100), DiskSpace(100, 100)
+FULL, AMPLE_SPACE = DiskSpace(9, 100), DiskSpace(100, 100)
 LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
@@ -32,14 +32,16 @@ class Disk:
     """The disk of a harness's journal: rejects the given kinds of events while `refuses` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
-        self.refuses, self.refused, self._kinds, self._number = True, 0, kinds, number
-        self.refuse_from = None
+        self.is_full, self.rejected_count, self._kinds, self._number = True, 0, kinds, number
+        self.full_after_event_type = None
         monkeypatch.setattr(harness.writer, "append", partial(self._append, harness.writer.append))
 
     def _append(self, append, event, transition=None, **when):
-        self.refuses = self.refuses or (self.refuse_from is not None and isinstance(event, self.refuse_from))
-        if self.refuses and isinstance(event, self._kinds):
-            self.refused += 1
+        self.is_full = self.is_full or (
+            self.full_after_event_type is not None and isinstance(event, self.full_after_event_type)
+        )
+        if self.is_full and isinstance(event, self._kinds):
+            self.rejected_count += 1
             raise OSError(self._number, "The disk is full")
         return append(event, transition, **when)
 
@@ -63,9 +65,9 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.refused > 2)
+        await until(lambda: disk.rejected_count > 2)
         assert not work.done()
-        disk.refuses = False
+        disk.is_full = False
         await asyncio.wait_for(work, 20)
 
     asyncio.run(scenario())
@@ -80,7 +82,7 @@ def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monk
     disk = Disk(harness, monkeypatch, AgentExited)
     harness.reserve.on_released = lambda: setattr(disk, "refuses", False)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
-    assert (harness.task.state, disk.refused, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
+    assert (harness.task.state, disk.rejected_count, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: "kill" in harness.script.calls)
         assert not harness.script.gateway_serves
-        disk.refuses = False
+        disk.is_full = False
         await asyncio.wait_for(work, 20)
 
     asyncio.run(scenario())
@@ -108,10 +110,10 @@ def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, m
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.refused)
+        await until(lambda: disk.rejected_count)
         assert harness.attempt.files.disk.exists()
         await until(lambda: not harness.attempt.files.disk.exists())
-        disk.refuses = False
+        disk.is_full = False
         await asyncio.wait_for(work, 20)
 
     asyncio.run(scenario())
@@ -124,11 +126,11 @@ def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harn
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.refused > 2)
+        await until(lambda: disk.rejected_count > 2)
         with pytest.raises(TerminalRefusedError):
             harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
         assert not harness.script.gateway_serves
-        disk.refuses = False
+        disk.is_full = False
         await until(lambda: harness.script.gateway_serves)
         harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
         await cancel_and_wait(harness, work)
@@ -146,7 +148,7 @@ def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harnes
         await harness.wait_for_state(TaskState.RUNNING)
         await until(lambda: harness.events(Progress))
         assert harness.outputs("stdout") == []
-        harness.space = ROOMY
+        harness.space = AMPLE_SPACE
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
@@ -170,14 +172,14 @@ def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, m
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = Disk(harness, monkeypatch, object)
-    disk.refuses, disk.refuse_from = False, AgentStarted
+    disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.refused > 5)
+        await until(lambda: disk.rejected_count > 5)
         with pytest.raises(OSError, match="is full"):  # a cancel request is recorded now or rejected
             harness.attempt_runner.cancel(CancelOrder(force=True))
-        disk.refuses, disk.refuse_from = False, None
+        disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
@@ -194,14 +196,14 @@ def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypat
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = Disk(harness, monkeypatch, object)
-    disk.refuses, disk.refuse_from = False, AgentStarted
+    disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.refused > 5)
+        await until(lambda: disk.rejected_count > 5)
         for _ in range(2):
             harness.script.report(Usage("m", 100, 20, 0, 0, 0.25))
-        disk.refuses, disk.refuse_from = False, None
+        disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Usage)) == 2)
         await cancel_and_wait(harness, work)
 

@@ -66,12 +66,12 @@ class SlowStart:
     """The launch of a runner blocks until `may_end` is set."""
 
     def __init__(self, runners, monkeypatch):
-        self.has_started, self.may_end = asyncio.Event(), asyncio.Event()
+        self.has_started, self.release_start = asyncio.Event(), asyncio.Event()
         launch = runners.launch
 
         async def launch_slowly(order, lock_fd):
             self.has_started.set()
-            await self.may_end.wait()
+            await self.release_start.wait()
             await launch(order, lock_fd)
 
         monkeypatch.setattr(runners, "launch", launch_slowly)
@@ -89,7 +89,7 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
                 with pytest.raises(UnavailableError) as raised:
                     await asyncio.wait_for(service.cancel("task-1", reason="", force=False), 5)
             finally:
-                slow_start.may_end.set()
+                slow_start.release_start.set()
             await components.wait_for_launch("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
             return raised.value.message, cancelled.message
@@ -113,7 +113,7 @@ def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monke
             started = components.clock.monotonic()
             monkeypatch.setattr(components.clock, "monotonic", lambda: time.monotonic() + 31)
             assert components.clock.monotonic() - started > 30
-            slow_start.may_end.set()
+            slow_start.release_start.set()
             return (await asyncio.wait_for(cancelling, 10)).message
 
     assert asyncio.run(scenario()) == "The task is being stopped; its results so far are stored."

@@ -24,17 +24,17 @@ class SlowJournals:
     """Journals open only after `may_end` is set, except those in `short`; counts concurrent opens."""
 
     def __init__(self, journals, monkeypatch):
-        self.may_end, self.count, self.maximum, self.short = threading.Event(), 0, 0, set()
+        self.release_opens, self.count, self.maximum, self.fast_task_ids = threading.Event(), 0, 0, set()
         open_journal, lock = journals.open, threading.Lock()
 
         def open_slowly(task_id):
-            if task_id in self.short:
+            if task_id in self.fast_task_ids:
                 return open_journal(task_id)
             with lock:
                 self.count += 1
                 self.maximum = max(self.maximum, self.count)
             try:
-                assert self.may_end.wait(30)
+                assert self.release_opens.wait(30)
                 return open_journal(task_id)
             finally:
                 with lock:
@@ -52,7 +52,7 @@ class SlowJournals:
 def slow_journals(components, monkeypatch):
     instance = SlowJournals(components.journals, monkeypatch)
     yield instance
-    instance.may_end.set()
+    instance.release_opens.set()
 
 
 def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_journals):

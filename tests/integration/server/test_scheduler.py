@@ -247,7 +247,7 @@ def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
 
 
 @pytest.fixture
-def may_resume(monkeypatch):
+def resume_tailer(monkeypatch):
     """Hold the tailer of a cancelled task after its end until the test resumes it."""
     wait_for_wake, resumed = TrackedTask.wait_for_wake, asyncio.Event()
 
@@ -273,14 +273,14 @@ async def prune_pending_task(components, service, task_id):
     return following
 
 
-def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, may_resume):
+def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
         async with components.server() as service:
             following = await prune_pending_task(components, service, "again")
             await service.submit(manifest("again"))
-            may_resume.set()
+            resume_tailer.set()
             await asyncio.wait_for(following, 10)
             assert "Waiting for" in await message(service, "again")
             components.runners.record("before", *TO_RUNNING, *TO_END)
@@ -291,7 +291,7 @@ def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, m
     assert asyncio.run(scenario()) is TaskState.COMPLETED
 
 
-def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, may_resume):
+def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
@@ -301,7 +301,7 @@ def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, may_re
             await service.wait("before", 10)
             await service.submit(manifest("again"))
             await components.wait_for_launch("again")
-            may_resume.set()
+            resume_tailer.set()
             await asyncio.wait_for(following, 10)
             await service.submit(manifest("after"))
             assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")

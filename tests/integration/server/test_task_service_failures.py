@@ -30,11 +30,11 @@ class FullDisk:
     """While the disk is full, journals accept only the event types in `spares`."""
 
     def __init__(self, monkeypatch):
-        self.is_full, self.spares, self.refusals = False, (), 0
+        self.is_full, self.accepted_event_types, self.refusals = False, (), 0
         append = FileJournalWriter.append
 
         def append_unless_full(writer, event, transition=None, **when):
-            if self.is_full and not isinstance(event, self.spares):
+            if self.is_full and not isinstance(event, self.accepted_event_types):
                 self.refusals += 1
                 raise OSError(28, "No space left on device")
             return append(writer, event, transition, **when)
@@ -45,7 +45,7 @@ class FullDisk:
 class FailingStore(MemoryStore):
     """An index that rejects writes while it is broken."""
 
-    broken = False
+    is_failing = False
     refusals = 0
 
     def insert(self, indexed):
@@ -57,7 +57,7 @@ class FailingStore(MemoryStore):
         super().save(indexed)
 
     def _raise_if_broken(self):
-        if self.broken:
+        if self.is_failing:
             self.refusals += 1
             raise StoreError("database or disk is full")
 

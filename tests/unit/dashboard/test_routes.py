@@ -98,8 +98,8 @@ def test_viewers_see_no_operator_actions(pages_with_tokens):
 def test_cached_asset_returns_304(pages):
     first = pages.get("/assets/htmx.min.js")
     assert first.headers["content-type"].startswith("text/javascript")
-    again = pages.get("/assets/htmx.min.js", if_none_match=first.headers["etag"])
-    assert (again.status_code, again.content) == (304, b"")
+    second = pages.get("/assets/htmx.min.js", if_none_match=first.headers["etag"])
+    assert (second.status_code, second.content) == (304, b"")
 
 
 @pytest.mark.parametrize("name", ["..%2froutes.py", "routes.py", "%2e%2e/__init__.py", ""])

@@ -36,7 +36,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def as_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Node recognizes a module by its file name."""
     module = tmp_path_factory.mktemp("assets") / "plain.mjs"
     module.write_bytes((ASSETS / "plain.js").read_bytes())
@@ -54,9 +54,9 @@ def replace_symbols(text: str) -> str:
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 
-def test_scripts_and_templates_escape_each_character_equally(as_module: Path):
+def test_scripts_and_templates_escape_each_character_equally(escape_module: Path):
     codes = [code for code in range(sys.maxunicode + 1) if not 0x2400 <= code < 0x2425]
-    pairs = escape_by_scripts(as_module, [f"a{chr(code)}b" for code in codes])
+    pairs = escape_by_scripts(escape_module, [f"a{chr(code)}b" for code in codes])
     for code, (text_escaped, name_escaped) in zip(codes, pairs, strict=True):
         text = f"a{chr(code)}b"
         is_assigned = unicodedata.category(chr(code)) != "Cn"
@@ -66,8 +66,8 @@ def test_scripts_and_templates_escape_each_character_equally(as_module: Path):
             assert replace_symbols(name_escaped) == templates.escape_name(text), hex(code)
 
 
-def test_scripts_and_templates_escape_sequences_equally(as_module: Path):
-    for text, (text_escaped, name_escaped) in zip(TEXTS, escape_by_scripts(as_module, TEXTS), strict=True):
+def test_scripts_and_templates_escape_sequences_equally(escape_module: Path):
+    for text, (text_escaped, name_escaped) in zip(TEXTS, escape_by_scripts(escape_module, TEXTS), strict=True):
         assert (text_escaped, name_escaped) == (templates.escape_text(text), templates.escape_name(text)), text
 
 

@@ -130,27 +130,29 @@ def test_other_name_gets_nxdomain_and_is_reported(name):
 
 
 def test_addresses_exclude_network_broadcast_and_resolver():
-    ips = SyntheticIps(lambda _: True)
-    assigned = [ips.address_of(f"host{number}.example") for number in range(1000)]
+    synthetic_ips = SyntheticIps(lambda _: True)
+    assigned = [synthetic_ips.address_of(f"host{number}.example") for number in range(1000)]
     assert len(set(assigned)) == 1000
     assert {address.packed[3] for address in assigned}.isdisjoint({0, 255})
     assert "198.18.0.1" not in map(str, assigned)
     assert all(str(address).startswith("198.18.") for address in assigned)
-    assert [ips.name_of(str(address)) for address in assigned] == [f"host{number}.example" for number in range(1000)]
-    assert ips.name_of("198.18.0.1") is None
+    assert [synthetic_ips.name_of(str(address)) for address in assigned] == [
+        f"host{number}.example" for number in range(1000)
+    ]
+    assert synthetic_ips.name_of("198.18.0.1") is None
 
 
 def test_name_keeps_its_first_spelling_for_redaction():
-    ips = SyntheticIps(lambda _: True)
-    assigned = ips.address_of("SeCrEt.example.org")
-    assert ips.address_of("secret.EXAMPLE.org") == assigned
-    assert ips.name_of(str(assigned)) == "SeCrEt.example.org"
+    synthetic_ips = SyntheticIps(lambda _: True)
+    assigned = synthetic_ips.address_of("SeCrEt.example.org")
+    assert synthetic_ips.address_of("secret.EXAMPLE.org") == assigned
+    assert synthetic_ips.name_of(str(assigned)) == "SeCrEt.example.org"
 
 
 def test_number_of_names_is_limited(monkeypatch):
     monkeypatch.setattr(dns, "SYNTHETIC_IPS_MAX", 2)
-    ips = SyntheticIps(lambda _: True)
-    assert [ips.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
+    synthetic_ips = SyntheticIps(lambda _: True)
+    assert [synthetic_ips.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 
 
 def test_denied_name_is_reported_with_printable_characters():

@@ -4,22 +4,22 @@ from pathlib import Path
 
 from sandbox.journal import lock
 
-_HELD = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 00:29:1234 0 EOF\n"
+_FDINFO_WITH_LOCK = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 00:29:1234 0 EOF\n"
 
 
-def process_with(place: Path, file: Path, info: str) -> Path:
+def process_with(proc_directory: Path, file: Path, info: str) -> Path:
     """A directory like /proc/PID, with the file open as 3."""
-    (place / "fd").mkdir(parents=True)
-    (place / "fdinfo").mkdir()
-    (place / "fd/3").symlink_to(file)
-    (place / "fdinfo/3").write_text(info)
-    return place
+    (proc_directory / "fd").mkdir(parents=True)
+    (proc_directory / "fdinfo").mkdir()
+    (proc_directory / "fd/3").symlink_to(file)
+    (proc_directory / "fdinfo/3").write_text(info)
+    return proc_directory
 
 
 def test_the_holder_of_the_lock_is_found(tmp_path: Path):
     journal = tmp_path / "journal"
     journal.touch()
-    assert lock._descriptor_holds_lock(process_with(tmp_path / "1", journal, _HELD), "3", journal.stat())
+    assert lock._descriptor_holds_lock(process_with(tmp_path / "1", journal, _FDINFO_WITH_LOCK), "3", journal.stat())
     assert not lock._descriptor_holds_lock(process_with(tmp_path / "2", journal, "pos:\t0\n"), "3", journal.stat())
 
 
@@ -27,8 +27,8 @@ def test_fdinfo_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
     journal, other = tmp_path / "journal", tmp_path / "other"
     journal.touch()
     other.touch()
-    process = process_with(tmp_path / "1", other, _HELD)
+    process = process_with(tmp_path / "1", other, _FDINFO_WITH_LOCK)
     read = []
-    monkeypatch.setattr(Path, "read_text", lambda path: read.append(path) or _HELD)
+    monkeypatch.setattr(Path, "read_text", lambda path: read.append(path) or _FDINFO_WITH_LOCK)
     assert not lock._descriptor_holds_lock(process, "3", journal.stat())
     assert read == []

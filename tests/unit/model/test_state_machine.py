@@ -114,10 +114,10 @@ def test_running_task_passes_completing_before_a_final_state(ending):
 
 
 def test_old_journal_with_a_restart_while_cloning_is_accepted():
-    again = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
-    assert states(SUBMITTED, ATTEMPT, again, PREPARED) == ["pending", "staging", "provisioning"]
-    task = final_task(SUBMITTED, ATTEMPT, again)
-    assert (task.attempts, task.attempt.id) == (2, again.attempt_id)
+    second_start = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
+    assert states(SUBMITTED, ATTEMPT, second_start, PREPARED) == ["pending", "staging", "provisioning"]
+    task = final_task(SUBMITTED, ATTEMPT, second_start)
+    assert (task.attempts, task.attempt.id) == (2, second_start.attempt_id)
 
 
 @pytest.mark.parametrize("before", [(PREPARED,), (PREPARED, CREATED, STARTED), (failed(),), (e.CancelRequested(),)])
@@ -619,8 +619,8 @@ def test_skipped_retry_kind_is_not_used():
     exited = replay_with(Lifecycle(retries=1, resume=True), *TO_READY, STARTED, AGENT_LOST)[-1].task
     no_resume = advance(exited, e.RetrySkipped(e.RetryKind.RESUME, "no session"), seq=7, at=START_TIME)
     assert (next_retry(no_resume.task), no_resume.transition) == ("retry", None)
-    nothing = advance(no_resume.task, e.RetrySkipped(e.RetryKind.RETRY, "no"), seq=8, at=START_TIME)
-    assert nothing.transition.new_state is TaskState.COMPLETING
+    no_follow_up = advance(no_resume.task, e.RetrySkipped(e.RetryKind.RETRY, "no"), seq=8, at=START_TIME)
+    assert no_follow_up.transition.new_state is TaskState.COMPLETING
 
 
 def test_will_retry_predicts_a_retry_for_an_unrecorded_exit():

@@ -248,8 +248,8 @@ def test_cancel_after_the_exit_applies_if_a_retry_would_follow():
     steps = replay(*running(), exited(), e.CancelRequested("a"), retries=1)
     assert steps[-1].task.cancel == e.CancelRequested("a")
     assert steps[-1].effects == (StopAttempt(),)
-    late = replay(*running(), exited(), e.CancelRequested("a"))
-    assert (late[-1].task.cancel, late[-1].effects) == (None, ())
+    cancelled_task = replay(*running(), exited(), e.CancelRequested("a"))
+    assert (cancelled_task[-1].task.cancel, cancelled_task[-1].effects) == (None, ())
 
 
 def test_final_state_has_a_reason():

@@ -49,9 +49,9 @@ def test_usage_is_summed_and_cached_tokens_count_as_input():
 
 def test_output_is_reported_once_per_second():
     tracker, events = create_tracker()
-    for tenth in range(31):
+    for step in range(31):
         tracker.add_output(10)
-        tracker.record_if_due(tenth / 10)
+        tracker.record_if_due(step / 10)
     assert [p.output_bytes for p in events.of_type(Progress)] == [10, 110, 210, 310]
 
 
@@ -60,8 +60,8 @@ def test_tool_change_is_reported_sooner_than_output():
     tracker.add_output(10)
     tracker.record_if_due(0.0)
     tracker.handle_agent_event(ToolStarted("t1", "Bash"), 0.05)
-    for hundredth in range(5, 20):
-        tracker.record_if_due(hundredth / 100)
+    for step in range(5, 20):
+        tracker.record_if_due(step / 100)
     assert [p.current_tool for p in events.of_type(Progress)] == [None, "Bash"]
 
 
@@ -125,7 +125,7 @@ def test_later_attempt_continues_the_counters():
 
 def test_denied_count_is_reported_once_per_second():
     tracker, events = create_tracker()
-    for tenth in range(100):
-        tracker.set_denied_count(tenth * 1000)
-        tracker.record_if_due(tenth / 10)
+    for step in range(100):
+        tracker.set_denied_count(step * 1000)
+        tracker.record_if_due(step / 10)
     assert len(events) <= 11

@@ -141,22 +141,22 @@ class ScriptedSandbox:
     """A sandbox with scripted kernel usage; the last values repeat."""
 
     def __init__(self, *uses, files=FileUsage()):  # noqa: B008
-        self.uses = list(uses)
+        self.usages = list(uses)
         self.files = files
 
     async def kernel_usage(self):
-        return self.uses.pop(0) if len(self.uses) > 1 else self.uses[0]
+        return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
 
     async def file_usage(self):
         return self.files
 
 
-def watch_until_exceeded(scenario, monkeypatch, *uses):
+def watch_until_exceeded(scenario, monkeypatch, *usages):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
     async def run():
         async with asyncio.timeout(10):
-            return await scenario.detector.watch_kernel_use(ScriptedSandbox(*uses))
+            return await scenario.detector.watch_kernel_use(ScriptedSandbox(*usages))
 
     return asyncio.run(run())
 

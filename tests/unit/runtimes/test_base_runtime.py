@@ -12,9 +12,9 @@ from sandbox.runtimes import base_runtime
 
 class FakeLaunch:
     pid = 4711
-    counter = None
-    slabs = None
-    epolls = None
+    socket_counter = None
+    slab_meter = None
+    epoll_counter = None
 
     def __init__(self) -> None:
         self.was_killed = asyncio.Event()
@@ -27,12 +27,12 @@ class FakeGroup:
     """Returns these usages in order and repeats the last. Raises those that are errors."""
 
     def __init__(self, *uses: KernelUsage | Exception) -> None:
-        self._uses = list(uses)
+        self._usages = list(uses)
         self.checks = 0
 
     def kernel_usage(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUsage:
         self.checks += 1
-        use = self._uses.pop(0) if len(self._uses) > 1 else self._uses[0]
+        use = self._usages.pop(0) if len(self._usages) > 1 else self._usages[0]
         if isinstance(use, Exception):
             raise use
         return use
@@ -55,16 +55,16 @@ async def is_killed_after(group: FakeGroup, check_count: int) -> bool:
             await watcher
 
 
-WITHIN, PAST = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX + 1)
+WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX + 1)
 
 
 @pytest.mark.parametrize(
     ("uses", "expected"),
     [
-        ([WITHIN], False),
+        ([WITHIN_LIMIT], False),
         ([KernelUsage()], False),
-        ([WITHIN, PAST], True),
-        ([WITHIN, OSError(23, "Too many open files in system")], True),
+        ([WITHIN_LIMIT, OVER_LIMIT], True),
+        ([WITHIN_LIMIT, OSError(23, "Too many open files in system")], True),
         ([ValueError("no number")], True),
     ],
 )

@@ -27,7 +27,7 @@ ESCAPE_LIKE = [
     ),
     *("\x1b", "\x00", "\r", "\n", "\u200b", "\xad", "+", "\\"),
 ]
-BORDERS = [
+PREFIXES = [
     b"<<",
     b"\\",
     b"\\\\",
@@ -43,7 +43,7 @@ BORDERS = [
     b"\xc2",
     b"n",
 ]
-ENDS = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
+SUFFIXES = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
 LETTERS = ["a", "0", "n", "b", '"', "'", " ", "é"]
 
 
@@ -57,22 +57,22 @@ def redact_framed(
     return redacted
 
 
-@pytest.mark.parametrize("core", ['0000012"""', "npasswor", "\\x4"])
+@pytest.mark.parametrize("middle", ['0000012"""', "npasswor", "\\x4"])
 @pytest.mark.parametrize("escape", ESCAPE_LIKE)
-def test_value_that_contains_an_escape_is_found(escape: str, core: str):
-    half = len(core) // 2
-    candidates = (core + escape, escape + core, core[:half] + escape + core[half:], core + escape * 3)
+def test_value_that_contains_an_escape_is_found(escape: str, middle: str):
+    half = len(middle) // 2
+    candidates = (middle + escape, escape + middle, middle[:half] + escape + middle[half:], middle + escape * 3)
     for value in filter(lambda value: len(value) >= 8, candidates):
         assert b"[REDACTED:S]" in redact_framed(value)
 
 
-@pytest.mark.parametrize("before", BORDERS)
+@pytest.mark.parametrize("before", PREFIXES)
 @pytest.mark.parametrize(
     "value", ["npasswor", "fpasswor", "41234567", "00000     ", "\\b\\b\\b\\b", "[0mabcde", "\\n\\nabcd"]
 )
 def test_context_does_not_hide_a_short_value(value: str, before: bytes):
     redactor = SecretRedactor({"S": value})
-    for after in ENDS:
+    for after in SUFFIXES:
         assert b"[REDACTED:S]" in redact_framed(value, before, after, redactor)
 
 
@@ -82,8 +82,8 @@ def test_context_does_not_hide_a_short_value(value: str, before: bytes):
 @example(pieces=["&#65;", "ua\n"], before=b'"', after=b"\n")
 @given(
     pieces=st.lists(st.sampled_from(ESCAPE_LIKE + LETTERS), min_size=2, max_size=10),
-    before=st.sampled_from(BORDERS),
-    after=st.sampled_from(ENDS),
+    before=st.sampled_from(PREFIXES),
+    after=st.sampled_from(SUFFIXES),
 )
 def test_any_plain_value_is_found(pieces: list[str], before: bytes, after: bytes):
     value = "".join(pieces)

@@ -80,11 +80,11 @@ def test_terminal_strings_in_other_text_are_unchanged(string: str, encode: Calla
 
 
 @pytest.mark.parametrize("depth", range(5))
-@pytest.mark.parametrize("joint", ["'\\''", "'\"'\"'"])
+@pytest.mark.parametrize("quoted_quote", ["'\\''", "'\"'\"'"])
 @pytest.mark.parametrize("value", ["it's-a-secret", "a'b'c'd'e"])
-def test_shell_quotes_are_decoded_in_nested_json(value: str, joint: str, depth: int):
+def test_shell_quotes_are_decoded_in_nested_json(value: str, quoted_quote: str, depth: int):
     redactor = SecretRedactor({"S": value})
-    text = "x='" + value.replace("'", joint) + "'"
+    text = "x='" + value.replace("'", quoted_quote) + "'"
     for _ in range(depth):
         text = json.dumps(text)
     encoded = text.encode()

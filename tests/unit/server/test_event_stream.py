@@ -31,7 +31,7 @@ TO_RUNNING = (
     e.SandboxCreated("vm", "bubblewrap", "host"),
     e.AgentStarted("s"),
 )
-UNSEEN_LINES = 50
+UNPUBLISHED_LINES = 50
 
 
 def test_status_message_is_shown_for_unfinished_tasks_only():
@@ -131,14 +131,14 @@ def test_long_replay_without_events_yields_to_others():
                 await asyncio.sleep(0)
 
         other = asyncio.create_task(count_turns())
-        await streamed.replay(streamed.recorder.task.last_seq - UNSEEN_LINES)
+        await streamed.replay(streamed.recorder.task.last_seq - UNPUBLISHED_LINES)
         other.cancel()
         return turns
 
     with streamed_journal() as streamed:
-        streamed.record(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        streamed.record(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNPUBLISHED_LINES)
         streamed.update_index()
-        assert asyncio.run(replay_all(streamed)) >= UNSEEN_LINES * 100_000 // FOLLOW_BATCH_BYTES
+        assert asyncio.run(replay_all(streamed)) >= UNPUBLISHED_LINES * 100_000 // FOLLOW_BATCH_BYTES
 
 
 class ReadsPerTurn:
@@ -172,7 +172,7 @@ def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_coun
         shares = fair_share.FairShares()
         clients = [shares.of(f"client {number % client_count}") for number in range(12)]
         watching = asyncio.create_task(reads.watch())
-        after = streamed.recorder.task.last_seq - UNSEEN_LINES - 1
+        after = streamed.recorder.task.last_seq - UNPUBLISHED_LINES - 1
         replayed = await asyncio.gather(
             *(asyncio.create_task(replay_with_share(streamed, share, after)) for share in clients)
         )
@@ -180,7 +180,9 @@ def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_coun
         return replayed
 
     with streamed_journal() as streamed:
-        streamed.record(PUBLISHED_OUTPUT, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        streamed.record(
+            PUBLISHED_OUTPUT, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNPUBLISHED_LINES
+        )
         streamed.update_index()
         reads = ReadsPerTurn(streamed.journals, monkeypatch)
         replayed = asyncio.run(replay_all(streamed, reads))

@@ -19,14 +19,14 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 
 GIB = 1024**3
-ROOMY = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
+AMPLE_SPACE = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
 
 
 class FakeDiskSpace:
     """A health check on a simulated disk."""
 
     def __init__(self, data_dir):
-        self.space = ROOMY
+        self.space = AMPLE_SPACE
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
         self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
@@ -63,9 +63,9 @@ def test_healthy_server_is_ready(machine):
 @pytest.mark.parametrize(
     ("space", "reason"),
     [
-        (structs.replace(ROOMY, is_read_only=True), "is read-only"),
-        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks need 5120 MiB"),
-        (structs.replace(ROOMY, files_free=10), "almost no free inodes"),
+        (structs.replace(AMPLE_SPACE, is_read_only=True), "is read-only"),
+        (structs.replace(AMPLE_SPACE, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks need 5120 MiB"),
+        (structs.replace(AMPLE_SPACE, files_free=10), "almost no free inodes"),
         (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],
 )
@@ -103,10 +103,10 @@ def test_small_disk_is_judged_by_free_percentage(machine):
 
 
 def test_readiness_has_hysteresis(machine):
-    assert machine.reasons(structs.replace(ROOMY, free_bytes=4 * GIB)) == ""
-    assert machine.reasons(structs.replace(ROOMY, free_bytes=3 * GIB)) != ""
-    assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB - 1)) != ""
-    assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB)) == ""
+    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=4 * GIB)) == ""
+    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=3 * GIB)) != ""
+    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB - 1)) != ""
+    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB)) == ""
 
 
 def test_released_reserve_is_not_space_for_new_tasks(machine):
@@ -118,23 +118,23 @@ def test_released_reserve_is_not_space_for_new_tasks(machine):
 
 def test_reserve_is_released_on_full_disk_and_reallocated(machine):
     machine.reasons()
-    machine.reasons(structs.replace(ROOMY, free_bytes=GIB))
+    machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=GIB))
     assert machine.reserve.is_allocated
-    machine.reasons(structs.replace(ROOMY, free_bytes=1024))
+    machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=1024))
     assert not machine.reserve.is_allocated
-    machine.reasons(ROOMY)
+    machine.reasons(AMPLE_SPACE)
     assert machine.reserve.is_allocated
 
 
 def test_reserve_is_released_when_no_files_are_left(machine):
     machine.reasons()
-    machine.reasons(structs.replace(ROOMY, files_free=1))
+    machine.reasons(structs.replace(AMPLE_SPACE, files_free=1))
     assert machine.reserve.is_allocated
-    machine.reasons(structs.replace(ROOMY, files_free=0))
+    machine.reasons(structs.replace(AMPLE_SPACE, files_free=0))
     assert not machine.reserve.is_allocated
-    machine.reasons(structs.replace(ROOMY, files_free=1))
+    machine.reasons(structs.replace(AMPLE_SPACE, files_free=1))
     assert not machine.reserve.is_allocated
-    machine.reasons(ROOMY)
+    machine.reasons(AMPLE_SPACE)
     assert machine.reserve.is_allocated
 
 

@@ -24,8 +24,8 @@ class FakeProcess:
 
 @pytest.fixture
 def process(monkeypatch):
-    real = asyncio.sleep
-    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
+    original_sleep = asyncio.sleep
+    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02)))
     return FakeProcess()
 
 

@@ -236,9 +236,9 @@ class ClaudeCodeDriver:
         """Return an output parser for one run."""
         return ClaudeOutputParser(session_id)
 
-    def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
+    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return why the agent lacks requested tools or MCP servers; None if it has all."""
-        return check_init(manifest.claude, began, redact)
+        return check_init(manifest.claude, ready, redact)
 
     def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""

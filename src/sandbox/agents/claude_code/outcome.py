@@ -100,8 +100,8 @@ def _describe_exit(code: int) -> str:
 
 def _last_stderr_line(stderr_tail: bytes) -> str:
     lines = [line.strip() for line in stderr_tail.decode(errors="replace").splitlines()]
-    meant = [line for line in lines if line and not line.startswith(_NOISE_PREFIXES)]
-    return _quote(meant[-1]) if meant else ""
+    relevant_lines = [line for line in lines if line and not line.startswith(_NOISE_PREFIXES)]
+    return _quote(relevant_lines[-1]) if relevant_lines else ""
 
 
 def _quote(text: str) -> str:

@@ -68,18 +68,18 @@ class RequestFraming:
         A client may send thousands of requests or chunks at once; parsing all at once would delay other clients.
         """
         self._buffer += data
-        passed = bytearray()
+        output = bytearray()
         self._has_request_ended = False
         parts_left = PARTS_PER_READ_MAX
         try:
             while parts_left and not self._has_request_ended and (part := self._parse_step()) is not None:
-                passed += part
+                output += part
                 parts_left -= 1
         except _FramingError as refused:
             self.error = str(refused)
             self._parse_step = self._discard
         self.is_paused = not parts_left and not self._has_request_ended
-        return bytes(passed)
+        return bytes(output)
 
     def keep(self, data: bytes) -> None:
         """Add received bytes for later parsing."""
@@ -114,13 +114,13 @@ class RequestFraming:
     def _finish_head(self) -> bytes:
         lines, self._head_lines, self._line_bytes_left = self._head_lines, [], HEAD_BYTES_MAX
         fields, self._fields = self._fields, []
-        is_old = lines[0].endswith(b"HTTP/1.0")
+        is_http_1_0 = lines[0].endswith(b"HTTP/1.0")
         if sum(value.count(b",") for name, value in fields if _is_list_field(name)) > FIELDS_MAX:
             raise _FramingError(f"Connection, Upgrade and Sec-WebSocket-* have more than {FIELDS_MAX} values.")
-        length, is_chunked = _body_framing(fields, is_old=is_old)
-        if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
+        length, is_chunked = _body_framing(fields, is_http_1_0=is_http_1_0)
+        if b"websocket" in _list_values(fields, b"upgrade") and (is_http_1_0 or is_chunked or length):
             raise _FramingError("The WebSocket handshake has a body, or uses HTTP/1.0.")
-        self._is_last_request = is_old or b"close" in _list_values(fields, b"connection")
+        self._is_last_request = is_http_1_0 or b"close" in _list_values(fields, b"connection")
         self._body_bytes_left = length
         if is_chunked:
             self._extension_bytes_left = CHUNK_EXTENSIONS_BYTES_MAX
@@ -298,13 +298,13 @@ def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
     return {word.strip(_WHITESPACE).lower() for value in _field_values(fields, name) for word in value.split(b",")}
 
 
-def _body_framing(fields: _Fields, *, is_old: bool) -> tuple[int, bool]:
+def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
     """Return the body length and whether it is chunked. Raises _FramingError (RFC 9112 §6.1 to §6.3)."""
     lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")
     if codings:
-        if is_old:
+        if is_http_1_0:
             raise _FramingError("HTTP/1.0 has no Transfer-Encoding.")
         if [coding.lower() for coding in codings] != [b"chunked"]:
             raise _FramingError("Transfer-Encoding is not exactly chunked, or is repeated.")

@@ -117,8 +117,8 @@ def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:
 
 def _is_page_request(connection: HTTPConnection) -> bool:
     scope = connection.scope
-    is_read = scope["type"] == "http" and scope["method"] == "GET"
-    return is_read and accepts_html(connection) and not scope["path"].startswith("/api/")
+    is_get = scope["type"] == "http" and scope["method"] == "GET"
+    return is_get and accepts_html(connection) and not scope["path"].startswith("/api/")
 
 
 def accepts_html(connection: HTTPConnection) -> bool:

@@ -148,8 +148,8 @@ class MetricsMiddleware:
 def _log_response(scope: Scope, status: int, seconds: float) -> None:
     """Log a response. Successful requests of probes and polling pages are logged at debug level only."""
     path, client = scope["path"], scope.get("client")
-    is_asked_again = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
-    is_routine = status < 400 and is_asked_again
+    is_polled = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
+    is_routine = status < 400 and is_polled
     _log.log(
         logging.DEBUG if is_routine else logging.INFO,
         "Answered" if scope["type"] == "http" else "Stream answered",

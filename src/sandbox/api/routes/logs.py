@@ -145,10 +145,10 @@ def _normalize_time(since: str) -> str:
 async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, view: LogEncoder) -> int:
     """Return the `after` that leaves the last `lines` lines available now, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
-    reach = lines
+    scan_count = lines
     while True:
-        reach *= _TAIL_GROWTH_FACTOR
-        begin = max(after, task.last_seq - reach)
+        scan_count *= _TAIL_GROWTH_FACTOR
+        begin = max(after, task.last_seq - scan_count)
         block_seqs: deque[int] = deque(maxlen=lines // block_lines + 2)
         count = 0
         async for seq in _matching_seqs(tasks, task, begin, view):

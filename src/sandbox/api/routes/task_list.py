@@ -110,11 +110,11 @@ def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery
     """Return the query that continues after the cursor, with the cursor's sort order."""
     if query.offset:
         raise InvalidParameterError("offset", "cannot be combined with cursor")
-    bookmark = decode_cursor(text)
-    for name, value in (("sort", bookmark.sort), ("order", bookmark.order)):
+    page_cursor = decode_cursor(text)
+    for name, value in (("sort", page_cursor.sort), ("order", page_cursor.order)):
         if params.get(name, value) != value:
             raise InvalidParameterError(name, f"must be {value}, as in the cursor, or omitted")
-    return replace(query, sort=bookmark.sort, order=bookmark.order, cursor=bookmark.cursor)
+    return replace(query, sort=page_cursor.sort, order=page_cursor.order, cursor=page_cursor.cursor)
 
 
 def _parse_labels(params: QueryParams) -> dict[str, str] | None:

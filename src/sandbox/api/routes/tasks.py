@@ -142,15 +142,17 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> Js
 def _submitted_response(submission: Submission) -> JsonResponse:
     task = submission.task
     TASK_ID.set(task.id)
-    here = paths.task_path(task.id)
+    location = paths.task_path(task.id)
     body = {
         "task_id": task.id,
         "state": TaskState.PENDING,
         "message": f"Task {task.id} was accepted.",
         "created_at": format_timestamp(task.created_at),
-        "links": {"self": here, "logs": f"{here}/logs", "artifacts": f"{here}/artifacts"},
+        "links": {"self": location, "logs": f"{location}/logs", "artifacts": f"{location}/artifacts"},
     }
-    return JsonResponse(body, 202, {"location": here} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {}))
+    return JsonResponse(
+        body, 202, {"location": location} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {})
+    )
 
 
 def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Manifest:

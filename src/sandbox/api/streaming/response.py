@@ -189,11 +189,11 @@ class EventStreamResponse(Response):
             await self._send_batches(idle_seconds, receive, send)
 
     async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:
-        async with self._prefetcher as read_ahead:
-            read_ahead.stop_after(wait_for_disconnect(receive))
+        async with self._prefetcher as prefetcher:
+            prefetcher.stop_after(wait_for_disconnect(receive))
             if self._stop_event is not None:
-                read_ahead.stop_after(self._stop_event.wait())
-            while (batch := await read_ahead.next_batch(idle_seconds)) is not None:
+                prefetcher.stop_after(self._stop_event.wait())
+            while (batch := await prefetcher.next_batch(idle_seconds)) is not None:
                 body = b"".join(batch) or self._keep_alive
                 batch.clear()
                 await send({"type": "http.response.body", "body": body, "more_body": True})

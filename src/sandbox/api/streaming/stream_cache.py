@@ -64,7 +64,7 @@ class HistoryCache:
 
     def find(self, position: int) -> Batch | None:
         """Return a cached batch that contains the event after `position`."""
-        return next((piece for piece in self._batches if piece.after <= position < piece.last_seq), None)
+        return next((batch for batch in self._batches if batch.after <= position < batch.last_seq), None)
 
     async def load(self, frames: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """Read a batch of the first of these events, which follow `after`; None if there are none."""
@@ -81,12 +81,12 @@ class HistoryCache:
                 await close_iterator(frames)
         return self._store(Batch(after, result, kept_bytes)) if result else None
 
-    def _store(self, piece: Batch) -> Batch:
-        self._batches.append(piece)
-        self._cached_bytes += piece.size_bytes
+    def _store(self, batch: Batch) -> Batch:
+        self._batches.append(batch)
+        self._cached_bytes += batch.size_bytes
         while self._cached_bytes > HISTORY_BYTES_MAX and len(self._batches) > 1:
             self._cached_bytes -= self._batches.popleft().size_bytes
-        return piece
+        return batch
 
 
 class StreamBuffer:
@@ -119,8 +119,8 @@ class StreamBuffer:
 
     def covers(self, position: int) -> bool:
         """Whether all events after `position` are or will be in the buffer."""
-        is_to_come = not self.is_finished or position < self._last_seq
-        return is_to_come and self._oldest_seq is not None and position >= self._oldest_seq
+        may_follow = not self.is_finished or position < self._last_seq
+        return may_follow and self._oldest_seq is not None and position >= self._oldest_seq
 
     def batches_after(self, position: int) -> list[Batch]:
         """Return the batches with events after `position`, oldest first."""
@@ -198,10 +198,10 @@ class StreamCache:
         return self._follow(task.id, view, after)
 
     async def _follow(self, task_id: str, view: Encoder, position: int | None) -> AsyncIterator[Messages]:
-        tail = self._acquire(task_id)
+        buffer = self._acquire(task_id)
         try:
             while True:
-                batches = None if position is None else await self._next_batches(task_id, tail, position)
+                batches = None if position is None else await self._next_batches(task_id, buffer, position)
                 if position is None or batches is None:
                     frames = self._tasks.follow(task_id, after=position)
                     try:
@@ -211,8 +211,8 @@ class StreamCache:
                             del frame
                             if is_end:
                                 return
-                            await tail.wait_started()
-                            if tail.covers(position):
+                            await buffer.wait_started()
+                            if buffer.covers(position):
                                 break
                     finally:
                         await close_iterator(frames)
@@ -224,35 +224,35 @@ class StreamCache:
                     if batch.is_end:
                         return
         finally:
-            await self._release(task_id, tail)
+            await self._release(task_id, buffer)
 
-    async def _next_batches(self, task_id: str, tail: StreamBuffer, position: int) -> Sequence[Batch] | None:
+    async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
         """Return the batches after `position`, none after a wait, or None if the event is neither here nor to come.
 
         A client that lags behind the buffer gets batches from the history cache until it catches up.
         """
-        await tail.wait_started()
-        if tail.covers(position):
-            changed, batches = tail.changed, tail.batches_after(position)
+        await buffer.wait_started()
+        if buffer.covers(position):
+            changed, batches = buffer.changed, buffer.batches_after(position)
             if not batches:
                 await changed.wait()
             return batches
         await asyncio.sleep(0)
-        piece = await tail.history.get_or_load(position, lambda: self._tasks.replay(task_id, after=position))
-        return None if piece is None else [piece]
+        batch = await buffer.history.get_or_load(position, lambda: self._tasks.replay(task_id, after=position))
+        return None if batch is None else [batch]
 
     def _acquire(self, task_id: str) -> StreamBuffer:
-        tail = self._buffers.get(task_id)
+        buffer = self._buffers.get(task_id)
         if (
-            tail is None or tail.is_finished
+            buffer is None or buffer.is_finished
         ):  # a pruned task's id may be reused while a client still reads the old task's end
-            tail = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
-        tail.subscriber_count += 1
-        return tail
+            buffer = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
+        buffer.subscriber_count += 1
+        return buffer
 
-    async def _release(self, task_id: str, tail: StreamBuffer) -> None:
-        tail.subscriber_count -= 1
-        if tail.subscriber_count == 0:
-            if self._buffers.get(task_id) is tail:
+    async def _release(self, task_id: str, buffer: StreamBuffer) -> None:
+        buffer.subscriber_count -= 1
+        if buffer.subscriber_count == 0:
+            if self._buffers.get(task_id) is buffer:
                 del self._buffers[task_id]
-            await tail.close()
+            await buffer.close()

@@ -57,15 +57,15 @@ async def serve_terminal(websocket: WebSocket) -> None:
 def parse_terminal_order(query: QueryParams) -> TerminalOrder:
     """Parse the query parameters. Raises InvalidParameterError."""
     reject_unknown_params(query, known=("of", "watch", "rows", "columns", "term"))
-    of, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
-    if of not in {"shell", "agent"}:
+    target, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
+    if target not in {"shell", "agent"}:
         raise InvalidParameterError("of", "must be shell or agent", rule="enum")
-    if watch not in {"true", "false"} or (watch == "true" and of == "shell"):
+    if watch not in {"true", "false"} or (watch == "true" and target == "shell"):
         raise InvalidParameterError("watch", "must be true or false, and true only with of=agent", rule="enum")
     if not _TERM.fullmatch(term):
         raise InvalidParameterError("term", "must be a terminal type, such as xterm-256color")
     rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
-    return TerminalOrder(rows, columns, agent=of == "agent", looks_on=watch == "true", term=term)
+    return TerminalOrder(rows, columns, agent=target == "agent", looks_on=watch == "true", term=term)
 
 
 def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
@@ -121,9 +121,9 @@ async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None
             await line.send(ResizeFrame(size.rows, size.columns))
 
 
-async def _wait_first(*works: Coroutine[Any, Any, object]) -> object:
+async def _wait_first(*coroutines: Coroutine[Any, Any, object]) -> object:
     """Wait for the first to complete and cancel the others. Raises its exception."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return next(iter([task.result() for task in done]))

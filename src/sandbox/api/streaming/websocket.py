@@ -75,12 +75,12 @@ async def serve_event_stream(websocket: WebSocket) -> None:
 
 
 async def _serve(websocket: WebSocket, context: AppContext, request: StreamRequest) -> None:
-    async with Prefetcher(await _open_source(context, request)) as read_ahead:
+    async with Prefetcher(await _open_source(context, request)) as prefetcher:
         await websocket.accept()
-        read_ahead.stop_after(wait_for_disconnect(websocket.receive))
-        read_ahead.stop_after(context.shutting_down.wait())
+        prefetcher.stop_after(wait_for_disconnect(websocket.receive))
+        prefetcher.stop_after(context.shutting_down.wait())
         try:
-            await _send_messages(websocket, read_ahead)
+            await _send_messages(websocket, prefetcher)
             await websocket.close(_GOING_AWAY if context.shutting_down.is_set() else _NORMAL)
         except WebSocketDisconnect:
             return
@@ -96,8 +96,8 @@ async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIter
     return context.stream_cache.follow(await context.tasks.status(request.task_id), view, after=request.after)
 
 
-async def _send_messages(websocket: WebSocket, read_ahead: Prefetcher) -> None:
-    while (batch := await read_ahead.next_batch()) is not None:
+async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:
+    while (batch := await prefetcher.next_batch()) is not None:
         await _send_batch(websocket, batch)
         batch.clear()  # so that a stream that waits for memory holds none
 

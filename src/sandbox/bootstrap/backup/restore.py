@@ -131,16 +131,16 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
     if manifest is None:
         raise BackupUnusableError("The backup ends before its manifest; use another one.")
     if manifest.files != entries:
-        wrong = sorted(
+        mismatched = sorted(
             name for name in manifest.files.keys() | entries if manifest.files.get(name) != entries.get(name)
         )
-        raise BackupUnusableError(f"The backup was modified or damaged: {wrong[0]!r} is missing or differs.")
+        raise BackupUnusableError(f"The backup was modified or damaged: {mismatched[0]!r} is missing or differs.")
     return manifest
 
 
 def _member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    is_plain = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.sparse
-    content = tar.extractfile(member) if is_plain else None
+    is_regular_file = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.sparse
+    content = tar.extractfile(member) if is_regular_file else None
     if content is None:
         raise BackupUnusableError(
             f"{member.name!r} is not a regular file, so this is not a valid backup; nothing was restored."

@@ -109,8 +109,8 @@ def _check_git(_: ServerSettings) -> list[Finding]:
     if shutil.which("git") is None:
         return [Finding("git", False, "git is not installed", "apt-get install git")]
     argv = ["git", "--version"]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS, check=True)
-    return [Finding("git", True, ran.stdout.strip())]
+    completed = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS, check=True)
+    return [Finding("git", True, completed.stdout.strip())]
 
 
 def _check_ssh(_: ServerSettings) -> list[Finding]:

@@ -108,8 +108,8 @@ def _other_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         message = f"{probe.runtime} does not work here"
         return [Finding("runtime", False, message, probe.remedy, is_needed=False)]
-    how = "works, and is used only if selected by name" if probe.is_explicit_only else "works too"
-    return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gap_findings(probe)]
+    status_text = "works, and is used only if selected by name" if probe.is_explicit_only else "works too"
+    return [Finding("runtime", True, f"{probe.runtime} {status_text}"), *_gap_findings(probe)]
 
 
 def _gap_findings(probe: RuntimeProbe) -> list[Finding]:

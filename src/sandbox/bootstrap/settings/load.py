@@ -63,8 +63,8 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
     options: command-line values by key; None means not given. The key `config` is the path of the configuration file.
     """
 
-    file, is_asked = find_config_file(options.get("config"), environment)
-    has_file = is_asked or file.exists()
+    file, is_explicit = find_config_file(options.get("config"), environment)
+    has_file = is_explicit or file.exists()
     data = _read(file) if has_file else {}
     origins = dict.fromkeys(_dotted_paths(data, ()), str(file))
     for key in setting_keys():
@@ -176,13 +176,13 @@ def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSe
     """Validate the data. Return the settings, or None and all errors. origins: by dotted path."""
     # A date is the only TOML value that JSON lacks. No key accepts one, so encode it as something that no key accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
-    clashes = _find_conflicts(data, origins)
+    conflicts = _find_conflicts(data, origins)
     try:
         settings = _adapter().validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        return None, [*(_format_error(detail, origins) for detail in details), *clashes]
-    return (None, clashes) if clashes else (settings, [])
+        return None, [*(_format_error(detail, origins) for detail in details), *conflicts]
+    return (None, conflicts) if conflicts else (settings, [])
 
 
 @cache
@@ -228,8 +228,8 @@ def _describe_unknown_key(path: list[str]) -> str:
     if path == ["secrets", "vault", "token"]:
         return "must not be set in a file; set VAULT_TOKEN in the server's environment"
     known = sections().get(tuple(section), [])
-    near = get_close_matches(name, known, n=1)
+    close_matches = get_close_matches(name, known, n=1)
     message = f"is unknown (known: {', '.join(known)})" if known else "is unknown"
-    if near:
-        return f"{message}; did you mean '{near[0]}'?"
+    if close_matches:
+        return f"{message}; did you mean '{close_matches[0]}'?"
     return f"{message}; secrets must not be set here" if _SECRET_NAME.search(name) else message

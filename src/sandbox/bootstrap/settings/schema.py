@@ -45,13 +45,13 @@ _UNIT_BYTES = {"M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
 def _check_age(text: str) -> str | None:
-    is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text, re.ASCII)
-    return None if is_one else "must be a whole number and a unit, such as 12h or 90d, or unlimited"
+    is_valid = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text, re.ASCII)
+    return None if is_valid else "must be a whole number and a unit, such as 12h or 90d, or unlimited"
 
 
 def _check_disk_size(text: str) -> str | None:
-    is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[MGT]", text, re.ASCII)
-    return None if is_one else "must be a whole number and a unit, such as 500M or 20G, or unlimited"
+    is_valid = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[MGT]", text, re.ASCII)
+    return None if is_valid else "must be a whole number and a unit, such as 500M or 20G, or unlimited"
 
 
 AGE = Format("age", _check_age)
@@ -128,10 +128,10 @@ def default_config_file() -> Path:
     return _user_directory("XDG_CONFIG_HOME", ".config") / "sandbox" / "sandbox.toml"
 
 
-def _user_directory(variable: str, otherwise: str) -> Path:
+def _user_directory(variable: str, default: str) -> Path:
     home = os.environ.get(variable, "")
     # The specification requires ignoring relative paths here.
-    return Path(home) if home.startswith("/") else Path.home() / otherwise
+    return Path(home) if home.startswith("/") else Path.home() / default
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,8 +102,8 @@ class ApplyPrompt:
         return None
 
     def _moved_message(self, head: Head) -> str:
-        was, is_now = _describe_head(self.head), _describe_head(head)
-        return f"This checkout was at {was} when the task started, and is at {is_now} now."
+        previous, current = _describe_head(self.head), _describe_head(head)
+        return f"This checkout was at {previous} when the task started, and is at {current} now."
 
     def _print_result(
         self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool

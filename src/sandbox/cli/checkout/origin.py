@@ -56,8 +56,8 @@ def find_origin(checkout: Checkout, remote: str | None) -> Origin:
 def _choose_remote(checkout: Checkout) -> str:
     names = (checkout.git_output("remote") or "").splitlines()
     branch = checkout.branch()
-    followed = checkout.git_output("config", "--get", f"branch.{branch}.remote") if branch else None
-    for name in (followed, "origin"):
+    upstream_remote = checkout.git_output("config", "--get", f"branch.{branch}.remote") if branch else None
+    for name in (upstream_remote, "origin"):
         if name in names:
             return str(name)
     if not names:
@@ -92,11 +92,11 @@ def _strip_credentials(address: str) -> tuple[str, bool]:
 def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
     """Return the remote's branch to clone, and the latest commit of `head`'s history in it."""
     prefix = f"refs/remotes/{remote}/"
-    followed = _upstream_branch(checkout, remote)
+    upstream_branch = _upstream_branch(checkout, remote)
     containing = checkout.git_output("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
     holders = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
     main = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
-    own = f"{prefix}{followed}" if followed else None
+    own = f"{prefix}{upstream_branch}" if upstream_branch else None
     if own and own not in holders and checkout.git_output("rev-parse", "--verify", "--quiet", own):
         holders = [own]
     preferred = [ref for ref in (own, main) if ref in holders]
@@ -140,9 +140,9 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
         path = Path(directory) / "patch"
         checkout.write_diff(commit, path, Path(directory))
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
-            actual_size, most = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
+            actual_size, size_limit = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
             fail(
-                f"Error: The local changes are a patch of {actual_size}; the limit is {most}.\n{_TOO_LARGE_HINT}",
+                f"Error: The local changes are a patch of {actual_size}; the limit is {size_limit}.\n{_TOO_LARGE_HINT}",
                 ExitCode.CONFLICT,
             )
         patch = path.read_bytes()
@@ -165,8 +165,8 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
     """Check before git reads the files: the patch would be too large to send."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
-        actual_size, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
-        message = f"Error: The local changes are {actual_size}; the limit is {most}. "
+        actual_size, size_limit = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
+        message = f"Error: The local changes are {actual_size}; the limit is {size_limit}. "
         largest_hint = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
         fail(f"{message}{largest_hint}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
 

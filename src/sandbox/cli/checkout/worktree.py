@@ -97,8 +97,8 @@ class Checkout:
 
     def count_changed(self, *, untracked: bool = False) -> int:
         """Count uncommitted files: tracked ones, or untracked ones."""
-        which = f"--untracked-files={'all' if untracked else 'no'}"
-        entries = self._list_entries("status", "--porcelain", "--no-renames", which)
+        untracked_option = f"--untracked-files={'all' if untracked else 'no'}"
+        entries = self._list_entries("status", "--porcelain", "--no-renames", untracked_option)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
     def _list_entries(self, *arguments: str) -> list[bytes]:
@@ -149,10 +149,10 @@ class Checkout:
 
     def _copy_index(self, target: Path) -> bool:
         """Copy the index; return whether there is one. It records skip-worktree files, which often contain secrets."""
-        own = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
-        if not own.is_file():
+        index_path = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
+        if not index_path.is_file():
             return False
-        shutil.copy2(own, target)  # with its mtime, which git uses to detect changed files
+        shutil.copy2(index_path, target)  # with its mtime, which git uses to detect changed files
         return True
 
     def require_clean(self) -> None:
@@ -260,8 +260,10 @@ def _restore_backup(backup: FileBackup) -> str:
         copies = escape_name(str(backup.copies))
         return f"git did not apply the whole patch, and the copies in {copies} could not be restored:{names}"
     backup.discard()
-    where = f" The replaced content is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
-    return f"git did not apply the whole patch, so all files were restored.{where}"
+    location_hint = (
+        f" The replaced content is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
+    )
+    return f"git did not apply the whole patch, so all files were restored.{location_hint}"
 
 
 def _fail(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:

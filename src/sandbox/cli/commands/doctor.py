@@ -38,8 +38,8 @@ def doctor(**server_options: Any) -> None:
         _print_findings(findings, has_color=options.has_color)
     if not can_run:
         fail("No task can run here yet. Fix the items marked with ✗ and run this again.", ExitCode.TASK_FAILED)
-    is_perfect = all(finding.ok for finding in findings)
-    click.echo(f"Tasks can run here{'' if is_perfect else '; see the items marked with !'}.", err=True)
+    is_ok = all(finding.ok for finding in findings)
+    click.echo(f"Tasks can run here{'' if is_ok else '; see the items marked with !'}.", err=True)
 
 
 def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
@@ -48,10 +48,10 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
     console = stdout_console(has_color=has_color)
     width = max((len(finding.name) for finding in findings), default=0)
     width_left = console.width - width - 5 if console.is_terminal else None
-    above = None
+    previous_name = None
     for finding in findings:
-        name = escape_text(finding.name) if finding.name != above else ""
-        above = finding.name
+        name = escape_text(finding.name) if finding.name != previous_name else ""
+        previous_name = finding.name
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
         first, *others = wrap_text(finding.message, width_left)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)

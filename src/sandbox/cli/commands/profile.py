@@ -102,8 +102,8 @@ def remove(*, name: str, **options: Any) -> None:
     catalog = _catalog(options)
     with _translate_errors():
         catalog.image_store(name).remove_images()
-        is_left = name in catalog.names()
-    consequence = "tasks use the host's /usr again" if is_left else "the profile is no longer offered"
+        is_still_offered = name in catalog.names()
+    consequence = "tasks use the host's /usr again" if is_still_offered else "the profile is no longer offered"
     click.echo(f"Removed the images of {name}; {consequence}.", err=True)
 
 
@@ -127,8 +127,8 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
             f"Error: {name} is not included in Sandbox (included: {shipped}); give --from-file or --from-oci.",
             ExitCode.USAGE,
         )
-    declaration = read_definition(from_file) if from_file else read_shipped(name)
-    return build_image(image_store, declaration, image_components())
+    definition = read_definition(from_file) if from_file else read_shipped(name)
+    return build_image(image_store, definition, image_components())
 
 
 def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: str | None) -> ImageMetadata:

@@ -69,7 +69,7 @@ def run(
     includes_dirty: bool | None,
     allows_secrets: bool,
     directory: Path,
-    **wanted: Any,
+    **run_options: Any,
 ) -> None:
     """Run a task from this checkout and apply its changes.
 
@@ -80,15 +80,17 @@ def run(
 
     options, checkout = current_options(), Checkout(directory)
     text = _read_prompt(prompt)
-    origin = find_origin(checkout, wanted["remote"])
+    origin = find_origin(checkout, run_options["remote"])
     if includes_dirty is None:
         _require_pushed(checkout, origin)
-    settings: list[Override] = wanted["settings"]
-    if wanted["task_id"] is not None:
-        settings.append(Override(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
+    settings: list[Override] = run_options["settings"]
+    if run_options["task_id"] is not None:
+        settings.append(Override(("metadata", "id"), run_options["task_id"], f"--id {run_options['task_id']}"))
     _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
-    is_beside = bool(includes_dirty) and bool(checkout.count_changed() or checkout.count_changed(untracked=True))
-    apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, is_beside, checkout.head())
+    has_local_changes = bool(includes_dirty) and bool(
+        checkout.count_changed() or checkout.count_changed(untracked=True)
+    )
+    apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, has_local_changes, checkout.head())
     patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
     manifest = ManifestFile("sandbox run", write_json(_build_manifest(text, origin, checkout.subpath(), patch)))
     with options.connect() as client:

@@ -48,16 +48,16 @@ class EventLayout:
         for other in others:
             self._print(Text(" " * indent).append_text(other))
 
-    def print_tool(self, frame: Mapping[str, Any], summary: str, took: str, *, is_error: bool) -> None:
+    def print_tool(self, frame: Mapping[str, Any], summary: str, duration: str, *, is_error: bool) -> None:
         """Print a tool call on one line."""
         from rich.text import Text
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
         line = Text.assemble((self._time_column(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
-        width_left = self._console.width - line.cell_len - len(took) - 2
-        what = Text(one_line(summary))
-        what.truncate(max(width_left, 0), overflow="ellipsis")
-        self._print(line.append_text(what).append("  " if summary and took else "").append(took, "dim"))
+        width_left = self._console.width - line.cell_len - len(duration) - 2
+        summary_text = Text(one_line(summary))
+        summary_text.truncate(max(width_left, 0), overflow="ellipsis")
+        self._print(line.append_text(summary_text).append("  " if summary and duration else "").append(duration, "dim"))
 
     def print_lines(
         self, frame: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""

@@ -145,8 +145,10 @@ class EventPrinter:
     def _on_attempt(self, frame: Mapping[str, Any]) -> None:
         """Tool calls of the previous agent have no end event."""
         self._open_calls.clear()
-        how = "continues where the previous one was lost" if frame.get("resumes") else "starts over"
-        self._layout.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
+        start_kind = "continues where the previous one was lost" if frame.get("resumes") else "starts over"
+        self._layout.print_lines(
+            frame, f"Attempt {frame.get('attempt')} {start_kind}", "yellow", lines_max=NOTICE_LINES_MAX
+        )
 
     def _on_output(self, frame: Mapping[str, Any]) -> None:
         data = str(frame.get("data", ""))
@@ -185,8 +187,8 @@ class EventPrinter:
         result, is_error = self._results.pop(use_id, ""), bool(frame.get("is_error"))
         if not self._detail.shows_activity:
             return
-        took = format_duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
-        self._layout.print_tool(frame, use.summary if use else "", took, is_error=is_error)
+        duration = format_duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
+        self._layout.print_tool(frame, use.summary if use else "", duration, is_error=is_error)
         if is_error and result:
             self._layout.print_error(frame, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
@@ -213,8 +215,8 @@ class EventPrinter:
     def _on_end(self, frame: Mapping[str, Any]) -> None:
         self.final_state = str(frame.get("state"))
         self._open_calls.clear()
-        took = format_elapsed(self._first_at, frame.get("timestamp"))
-        summary = " · ".join(part for part in (took, *self.totals) if part)
+        elapsed = format_elapsed(self._first_at, frame.get("timestamp"))
+        summary = " · ".join(part for part in (elapsed, *self.totals) if part)
         if summary:
             self._layout.print_lines(frame, summary, "dim", lines_max=NOTICE_LINES_MAX)
 

@@ -39,9 +39,11 @@ class StatusLine:
         what.truncate(max(self._console.width - len(tail) - 3, 10), overflow="ellipsis")
         return Text.assemble((f"{spinner} ", "cyan"), what, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
-    def _suffix(self, took: str, wanted_cells: int) -> str:
+    def _suffix(self, elapsed: str, wanted_cells: int) -> str:
         """Return duration and totals; only the cost if the activity would get less than half of the window."""
-        tails = ["  " + " · ".join([took, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])]
+        tails = [
+            "  " + " · ".join([elapsed, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])
+        ]
         width_left = min(wanted_cells, self._console.width // 2)
         return next((tail for tail in tails if len(tail) + 3 + width_left <= self._console.width), tails[-1])
 

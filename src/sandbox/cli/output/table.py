@@ -106,14 +106,17 @@ def _fitting_columns(
     columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_border: bool
 ) -> list[str]:
     """Return the columns that fit once all shrinkable columns are truncated."""
-    least = {
+    minimum_widths = {
         name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
         for name, cells in zip(columns, _widths(columns, rows), strict=True)
     }
     kept_columns = [name for name in columns if name not in shrinkable]
     for name in reversed(shrinkable):
         candidate = [*kept_columns, name]
-        if sum(least[column] for column in candidate) + _border_cells(candidate, has_border=has_border) <= width:
+        if (
+            sum(minimum_widths[column] for column in candidate) + _border_cells(candidate, has_border=has_border)
+            <= width
+        ):
             kept_columns = candidate
     return [name for name in columns if name in kept_columns]
 
@@ -121,11 +124,11 @@ def _fitting_columns(
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
     """Truncate the widest columns first; short ones stay complete."""
     widths = _widths(columns, rows)
-    cuttable = [at for at, name in enumerate(columns) if name in shrinkable]
+    shrinkable_indexes = [at for at, name in enumerate(columns) if name in shrinkable]
     excess = sum(widths) - width
-    most = max((widths[at] for at in cuttable), default=0)
-    while most > SHRUNK_CELLS_MIN and sum(max(widths[at] - most, 0) for at in cuttable) < excess:
-        most -= 1
-    for at in cuttable if excess > 0 else ():
+    widest = max((widths[at] for at in shrinkable_indexes), default=0)
+    while widest > SHRUNK_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
+        widest -= 1
+    for at in shrinkable_indexes if excess > 0 else ():
         for row in rows:
-            row[at].truncate(most, overflow="ellipsis")
+            row[at].truncate(widest, overflow="ellipsis")

@@ -16,8 +16,8 @@ async def show_sign_in(request: Request, _: AppContext) -> Response:
 
 def safe_redirect_path(target: str) -> str:
     """Return `target` if it is a path on this server, else `/`."""
-    is_own = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if is_own else "/"
+    is_local_path = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    return target if is_local_path else "/"
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:

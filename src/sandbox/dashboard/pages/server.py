@@ -24,10 +24,10 @@ STATS_TASKS_MAX = 1000
 class HourStats:
     """Tasks that ended within one hour. began_at: start of the hour; share: percentage of the busiest hour."""
 
-    began_at: datetime
-    completed: int
-    others: int
-    share: int
+    starts_at: datetime
+    completed_count: int
+    other_count: int
+    percent_of_busiest: int
 
 
 async def show_server(request: Request, context: AppContext) -> Response:
@@ -65,11 +65,13 @@ def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
         (task.state_changed_at.replace(minute=0, second=0, microsecond=0), task.state is TaskState.COMPLETED)
         for task in ended
     )
-    beginnings = [this_hour - timedelta(hours=back) for back in reversed(range(_HOURS))]
-    most = max((counts[at, True] + counts[at, False] for at in beginnings), default=0) or 1
+    hour_starts = [this_hour - timedelta(hours=back) for back in reversed(range(_HOURS))]
+    busiest_count = max((counts[at, True] + counts[at, False] for at in hour_starts), default=0) or 1
     return [
-        HourStats(at, counts[at, True], counts[at, False], round(100 * (counts[at, True] + counts[at, False]) / most))
-        for at in beginnings
+        HourStats(
+            at, counts[at, True], counts[at, False], round(100 * (counts[at, True] + counts[at, False]) / busiest_count)
+        )
+        for at in hour_starts
     ]
 
 

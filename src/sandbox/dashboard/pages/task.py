@@ -36,7 +36,7 @@ class StateStep:
     """A state of the task. began_at: None if not entered; duration: None if not left."""
 
     state: TaskState
-    began_at: datetime | None
+    entered_at: datetime | None
     duration: timedelta | None
     is_current: bool
 

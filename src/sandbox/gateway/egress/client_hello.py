@@ -65,15 +65,18 @@ def parse_client_hello(data: bytes) -> ClientHello:
         if len(message) >= 4 and len(message) >= end:
             # No client puts more into the same record, and a server might use the rest as the hello that counts.
             byte_count = offset + 5 + length
-            is_alone = len(message) == end and len(data) >= byte_count
+            is_only_message = len(message) == end and len(data) >= byte_count
             return (
                 _hello_from_body(bytes(message[4:end]), byte_count)
-                if is_alone
+                if is_only_message
                 else ClientHello(True, byte_count=byte_count)
             )
         offset += 5 + length
-    is_odd = data[:1] == b"\x16" and data[1:2] not in (b"", b"\x03")
-    return ClientHello(is_complete=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
+    is_nonstandard_tls = data[:1] == b"\x16" and data[1:2] not in (b"", b"\x03")
+    return ClientHello(
+        is_complete=is_nonstandard_tls or data[:1] not in (b"", b"\x16"),
+        byte_count=len(data) if is_nonstandard_tls else 0,
+    )
 
 
 def parse_server_names(body: bytes) -> ServerNames | None:

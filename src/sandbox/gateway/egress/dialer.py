@@ -60,8 +60,8 @@ def is_global(address: Address) -> bool:
     address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
-    is_plain = address.scope_id is None and address in _GLOBAL_V6
-    return is_plain and not any(address in block for block in _NOT_GLOBAL_V6)
+    is_global_v6 = address.scope_id is None and address in _GLOBAL_V6
+    return is_global_v6 and not any(address in block for block in _NOT_GLOBAL_V6)
 
 
 AddressPolicy = Callable[[Address], bool]

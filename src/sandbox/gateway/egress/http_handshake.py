@@ -122,14 +122,14 @@ def open_single_request_tunnel(
         )
         return Denial(authority.host, authority.port, reason, response)
 
-    def unreached(status: int, message: str) -> bytes:
+    def unreachable_response(status: int, message: str) -> bytes:
         return http.plain_text_error(status, message).encode(client_side, request.method)
 
     return Tunnel(
         authority.host,
         authority.port,
         SingleRequestFilter(client_side, http.single_request(request, target), authority),
-        unreachable_response=unreached,
+        unreachable_response=unreachable_response,
     )
 
 

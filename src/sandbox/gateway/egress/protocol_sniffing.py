@@ -72,7 +72,7 @@ class HttpRequestSearch:
             self.is_possible_request = _TWO_WORDS.match(line) is not None
             if _PROXY_LINE.match(line):
                 return "it starts with a PROXY protocol header."
-            if any(odd.match(line) for odd in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
+            if any(pattern.match(line) for pattern in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
                 return "its first line is HTTP that servers may interpret differently."
         elif self.is_possible_request:
             reason = self._header_deny_reason(line)
@@ -90,11 +90,11 @@ class HttpRequestSearch:
         if host is None:
             return None
         requested = parse_authority(host[1].strip(), default_port=self._port)
-        is_right = requested is not None and (normalize_host(requested.host), requested.port) == (
+        is_allowed = requested is not None and (normalize_host(requested.host), requested.port) == (
             normalize_host(self._name),
             self._port,
         )
-        return None if is_right else f"the connection is to {self._name}, but its Host header names a different host."
+        return None if is_allowed else f"the connection is to {self._name}, but its Host header names a different host."
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))

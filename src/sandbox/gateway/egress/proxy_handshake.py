@@ -51,11 +51,11 @@ class ProxyHandshake:
         reason = self._policy.deny_reason(target.host, target.port)
         if reason is not None:
             return self._deny(reason)
-        inside = self._inner_handshake(target)
+        inner_handshake = self._inner_handshake(target)
         return Tunnel(
             target.host,
             target.port,
-            InspectingFilter(inside, self._client_side.trailing_data[0]),
+            InspectingFilter(inner_handshake, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
             unreachable_response=lambda status, message: http.plain_text_error(status, message).encode(
                 self._client_side

@@ -89,8 +89,8 @@ class HelloRetryFilter:
 
     def start(self) -> bytes | Denial:
         """Return the first hello and the checked data after it."""
-        behind, self._pending = self._pending, b""
-        output = self.client_data_received(behind) if behind else b""
+        trailing_data, self._pending = self._pending, b""
+        output = self.client_data_received(trailing_data) if trailing_data else b""
         return output if isinstance(output, Denial) else self._first_hello_bytes + output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
@@ -98,16 +98,16 @@ class HelloRetryFilter:
         if self._is_passthrough:
             return data
         self._pending += data
-        between = self._read_skippable()
+        skipped_records = self._read_skippable()
         hello = parse_client_hello(self._pending)
         is_known = hello.is_complete and self._pending[0] not in self._skippable_records
         if data and not is_known and len(self._pending) <= CLIENT_HELLO_BYTES_MAX:
-            return between
-        is_another = hello.byte_count > 0 or not hello.is_complete
-        denial = self._check(hello) if is_another and data else None
+            return skipped_records
+        is_second_hello = hello.byte_count > 0 or not hello.is_complete
+        denial = self._check(hello) if is_second_hello and data else None
         if denial is not None:
             return denial
-        output, self._pending, self._is_passthrough = between + self._pending, b"", True
+        output, self._pending, self._is_passthrough = skipped_records + self._pending, b"", True
         return output
 
     def host_data_received(self) -> None:

@@ -72,8 +72,8 @@ class BudgetGate:
         """Return a rejection that does not depend on the body of the next request, or None."""
         if self._key_rejection is not None:
             return self._key_rejection
-        reached = self._spending.exhausted_reason()
-        return None if reached is None else Rejected(403, "permission_error", reached)
+        exhausted_reason = self._spending.exhausted_reason()
+        return None if exhausted_reason is None else Rejected(403, "permission_error", exhausted_reason)
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
         """Return the body to forward, or a rejection. is_metered: the response spends tokens."""

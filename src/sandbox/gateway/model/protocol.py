@@ -114,8 +114,8 @@ class ModelProtocol:
             return Phase.HELD
         if self._inflight is not None:
             return Phase.RESPONSE
-        is_quiet = self._has_responded and not self._client_side.trailing_data[0]
-        return Phase.IDLE if is_quiet else Phase.HEAD
+        is_idle = self._has_responded and not self._client_side.trailing_data[0]
+        return Phase.IDLE if is_idle else Phase.HEAD
 
     @property
     def is_in_flight(self) -> bool:

@@ -127,8 +127,8 @@ def _access_deny_reason(context: str, record: dict[str, Any], sanitize: Callable
         return "A source of unknown shape"
     if context == "source" and not (_is_short_string(kind) and kind in _INLINE_SOURCES):
         return f"A source of type {sanitize(kind)}" if _is_short_string(kind) else "A source of unknown type"
-    reaching = (key for key, value in record.items() if value and _EXTERNAL_REFERENCES.fullmatch(key))
-    return next((f"'{sanitize(key)}'" for key in reaching), None)
+    reference_keys = (key for key, value in record.items() if value and _EXTERNAL_REFERENCES.fullmatch(key))
+    return next((f"'{sanitize(key)}'" for key in reference_keys), None)
 
 
 def _is_self_contained_call(call: dict[str, Any]) -> bool:

@@ -267,11 +267,11 @@ class _Tally:
     def usage(self) -> Usage | None:
         if self._model is None:
             return None
-        whole = (self._model, TokenCounts(**self._counts))
-        within, beside = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
-        parts = [*within, (self._model, _remainder(whole[1], within)), *beside]
+        total = (self._model, TokenCounts(**self._counts))
+        included, additional = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
+        parts = [*included, (self._model, _remainder(total[1], included)), *additional]
         unpriced = next((model for model, _ in parts if not is_priced(model)), None)
-        usd = max(_cost(parts), _cost([whole, *beside])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
+        usd = max(_cost(parts), _cost([total, *additional])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
         return Usage(
             model=unpriced or self._model,
             input_tokens=sum(tokens.input for _, tokens in parts),
@@ -289,9 +289,9 @@ class _Tally:
         ]
 
 
-def _remainder(whole: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
+def _remainder(total: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
     """Subtract the parts from the whole, per count, with a minimum of 0."""
-    counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in parts), strict=True)
+    counts = zip(astuple(total), *(astuple(tokens) for _, tokens in parts), strict=True)
     return TokenCounts(*(max(0, first - sum(others)) for first, *others in counts))
 
 

@@ -130,8 +130,8 @@ def _port(text: str | None) -> str | None:
 def _branch(value: str) -> str | None:
     """Check the rules of git-check-ref-format(1) for branch names."""
     forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", value)
-    parts_are_fine = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
-    if len(value) > 250 or forbidden or not parts_are_fine or value.startswith("-") or value in {"@", "HEAD"}:
+    has_valid_parts = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
+    if len(value) > 250 or forbidden or not has_valid_parts or value.startswith("-") or value in {"@", "HEAD"}:
         return "must be a valid git branch name"
     return "must be a valid git branch name" if value.endswith(".") else None
 

@@ -100,8 +100,8 @@ def _unknown_field_message(path: FieldPath, _: ErrorDetails) -> str:
     name, record = str(path[-1]), _type_at(path[:-1])
     if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_record(record):
         return "is an unknown field"
-    near = get_close_matches(name, sorted(_field_types(record)), n=1)
-    return f"is an unknown field; did you mean '{near[0]}'?" if near else "is an unknown field"
+    close_matches = get_close_matches(name, sorted(_field_types(record)), n=1)
+    return f"is an unknown field; did you mean '{close_matches[0]}'?" if close_matches else "is an unknown field"
 
 
 def _enum_message(path: FieldPath, _: ErrorDetails) -> str:
@@ -264,7 +264,7 @@ def _to_field_errors(
 ) -> list[FieldError]:
     """Add source locations. Errors that the document already contains are left out."""
     remaining = [violation for violation in schema_violations if violation.path not in document.invalid_paths]
-    return [_to_field_error(document, breach) for breach in [*remaining, *rule_violations]]
+    return [_to_field_error(document, found_violation) for found_violation in [*remaining, *rule_violations]]
 
 
 def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:

@@ -45,9 +45,9 @@ _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plai
 
 def read_yaml(text: str) -> Node | None:
     """Return the root of a YAML text, None for an empty one. Raises InvalidManifestError if it is not valid."""
-    unfit = _NON_YAML_CHARACTER.search(text)
-    if unfit is not None:
-        reject(f"contains the control character U+{ord(unfit[0]):04X}", location=_location_at(text, unfit.start()))
+    invalid = _NON_YAML_CHARACTER.search(text)
+    if invalid is not None:
+        reject(f"contains the control character U+{ord(invalid[0]):04X}", location=_location_at(text, invalid.start()))
     # libyaml compares every directive with all other directives.
     if len(_DIRECTIVE.findall(text)) > _DIRECTIVES_MAX:
         reject("has too many YAML directives (lines that start with %)")

@@ -246,11 +246,11 @@ class _AgentRun:
             else:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
-    def _check_start(self, began: AgentReady) -> None:
+    def _check_start(self, ready: AgentReady) -> None:
         """Hold only the first model request until the agent has confirmed its requested tools and MCP servers."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
-        failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, began, redact)
+        failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, ready, redact)
         if failure is not None:
             self._record(AttemptFailed(failure))
         else:

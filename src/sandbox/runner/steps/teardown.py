@@ -45,9 +45,9 @@ async def verify_disk(attempt: AttemptContext) -> None:
     try:
         await attempt.dependencies.disks.verify(attempt.files)
     except OSError as error:
-        what = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
+        message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
         raise AttemptError(
-            FailureCode.DISK_FULL, f"{what}; free space on that disk and submit the task again."
+            FailureCode.DISK_FULL, f"{message}; free space on that disk and submit the task again."
         ) from error
 
 

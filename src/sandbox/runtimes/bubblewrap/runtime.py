@@ -64,9 +64,9 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 def _explain_failure(reason: str) -> str:
     """Name the setting that is known to forbid user namespaces, if it is set, before the original reason."""
     reason = reason.removesuffix(".")
-    for name, bad, remedy in _SYSCTLS:
+    for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)
-        if setting.exists() and setting.read_text().strip() == bad:
+        if setting.exists() and setting.read_text().strip() == failing_value:
             return f"The kernel does not allow users to create namespaces; allow it: {remedy} ({reason})"
     return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."
 

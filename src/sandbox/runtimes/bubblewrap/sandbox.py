@@ -67,8 +67,8 @@ def _bwrap_arguments(exec_spec: ExecSpec, spec: SandboxSpec, command: Command, s
     yield from _system_arguments(spec)
     yield from _disk_arguments()
     yield from _file_arguments(exec_spec, root)
-    for index, inside in enumerate(root.mounts.values()):
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", inside)
+    for index, sandbox_path in enumerate(root.mounts.values()):
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", sandbox_path)
     for target in ("/", *root.tmpfs_mounts):
         yield from ("--remount-ro", target)
     yield from ("--chdir", command.directory, "--clearenv")
@@ -99,16 +99,16 @@ def _system_arguments(spec: SandboxSpec) -> Iterator[str]:
 
 
 def _disk_arguments() -> Iterator[str]:
-    for name, inside in DISK_DIRECTORIES.items():
-        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", inside)
+    for name, sandbox_path in DISK_DIRECTORIES.items():
+        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", sandbox_path)
 
 
 def _file_arguments(exec_spec: ExecSpec, root: RootFsSpec) -> Iterator[str]:
     """Write the synthetic files. An image is read-only, so they are mounted over the image's files."""
-    how = "--file" if root.image is None else "--ro-bind-data"
+    option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
-        yield from ("--perms", "0644", how, number, path)
+        yield from ("--perms", "0644", option, number, path)
 
 
 _START_SECONDS = 30.0
@@ -135,8 +135,8 @@ class BubblewrapSandbox(BaseSandbox):
         self._watch_exit()
         return output, errors
 
-    def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
-        return build_exec_spec(self._program, self._spec, command, reports)
+    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
+        return build_exec_spec(self._program, self._spec, command, status_fd)
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run an additional command in the sandbox's namespaces, on a pty. Raises AttemptError (sandbox_lost)."""
@@ -186,7 +186,7 @@ class BubblewrapSandbox(BaseSandbox):
 
     async def file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
-        return await asyncio.to_thread(self._group.file_usage, self._launcher.epolls)
+        return await asyncio.to_thread(self._group.file_usage, self._launcher.epoll_counter)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:

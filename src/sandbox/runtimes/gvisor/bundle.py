@@ -48,8 +48,8 @@ def _rootfs_entries(root: RootFsSpec) -> Iterator[StagedEntry]:
     for path, content in root.files.items():
         yield ("file", _ROOT_NAME + path, content.decode())
     # gVisor runs only programs that the agent can read.
-    for source, inside in root.mounts.items():
-        yield ("program", _ROOT_NAME + inside, str(source))
+    for source, sandbox_path in root.mounts.items():
+        yield ("program", _ROOT_NAME + sandbox_path, str(source))
 
 
 def _exists(path: str) -> bool:
@@ -112,10 +112,10 @@ def _kernel_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
 
 
 def _disk_mounts() -> Iterator[Mapping[str, Any]]:
-    for name, inside in DISK_DIRECTORIES.items():
+    for name, sandbox_path in DISK_DIRECTORIES.items():
         options = ["rbind", "rw", "nosuid", "nodev"]
         yield {
-            "destination": inside,
+            "destination": sandbox_path,
             "type": "bind",
             "source": f"{launcher.STAGING_DIRECTORY}/{name}",
             "options": options,

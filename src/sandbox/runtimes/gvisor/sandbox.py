@@ -96,9 +96,9 @@ class GvisorSandbox(BaseSandbox):
         await self._wait_started()
         return output, errors
 
-    def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
+    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
         self._runsc_pidfd = os.pidfd_open(self._launcher.pid)
-        return bundle.build_exec_spec(self._program, self._spec, command, reports)
+        return bundle.build_exec_spec(self._program, self._spec, command, status_fd)
 
     async def _wait_started(self) -> None:
         """Wait until runsc's state file says that the command runs. A command that ended earlier has started too."""
@@ -152,7 +152,7 @@ class GvisorSandbox(BaseSandbox):
 
     async def file_usage(self) -> FileUsage:
         """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
-        return await asyncio.to_thread(self._group.directory_use, descriptors_each=_DESCRIPTORS_OF_DIRECTORY)
+        return await asyncio.to_thread(self._group.directory_use, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
 
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for runsc, then for all processes that it started, up to KILL_SECONDS."""

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
-from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
+from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
@@ -88,7 +88,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         limits = frozenset(
             name
             for name, files in _LIMIT_FILES.items()
-            if any((d / f).exists() for d in self.directories for f in files)
+            if any((directory / f).exists() for directory in self.directories for f in files)
         )
         return limits - {"sockets"} if self._is_unified and _is_socket_accounting_disabled() else limits
 
@@ -134,7 +134,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
         )
 
     def kernel_usage(
-        self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabMeter | None = None
+        self,
+        pid: int,
+        memory_bytes: int,
+        socket_counter: SocketCounter | None = None,
+        slab_meter: IdleSlabMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
@@ -142,7 +146,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         with. counter: counter of that network namespace. slabs: None for a sandbox with its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
-        waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
+        waiting = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
@@ -150,14 +154,14 @@ class ControlGroup(msgspec.Struct, frozen=True):
             sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
             udp_sockets_on_port=waiting.udp_sockets_on_port if waiting else None,
             received_bytes=waiting.received_bytes if waiting else None,
-            received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_BESIDE_BUFFERS,
+            received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
-            idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
+            idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
         )
 
-    def file_usage(self, epolls: EpollCounter | None = None) -> FileUsage:
+    def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
 
         epolls: the counter of this group, None to leave epoll entries out.
@@ -165,19 +169,19 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if not self.directories:
             return FileUsage()
         usage = kernel_usage.count_files(self.process_ids())
-        if epolls is None:
+        if epoll_counter is None:
             return usage
-        entries = epolls.count(self.process_ids())
-        return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epolls.was_cut_short)
+        entries = epoll_counter.count(self.process_ids())
+        return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def free_hidden_files(self, hidden_files: Sequence[HiddenFiles]) -> None:
         """Free what only waiting threads of the group keep, if the machine has much more than before."""
         for one in hidden_files:
             one.free(self.process_ids())
 
-    def directory_use(self, *, descriptors_each: int) -> FileUsage:
+    def directory_use(self, *, descriptors_per_directory: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
-        return kernel_usage.count_directories(self.process_ids(), descriptors_each=descriptors_each)
+        return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _kernel_bytes_of_all(self) -> int:
         """Return the kernel memory of this group and its siblings.
@@ -249,11 +253,11 @@ def find_hierarchies(
     for line in mountinfo.read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.partition(" ")
-        point = Path(before.split()[4])
+        mount_point = Path(before.split()[4])
         if kind == "cgroup" and _CONTROLLERS_V1 & set(options.split()[-1].split(",")):
-            first.append(point)
+            first.append(mount_point)
         elif kind == "cgroup2":
-            second.append(point)
+            second.append(mount_point)
     if first:
         return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
     hierarchy_roots = (_topmost_writable(point, own_cgroup) for point in second[:1])
@@ -263,8 +267,8 @@ def find_hierarchies(
 def _topmost_writable(mount_point: Path, own_cgroup: Path) -> Path | None:
     """Return the highest ancestor of this process's group in which this user may create groups."""
     line = next((one for one in own_cgroup.read_text().splitlines() if one.startswith("0::")), "0::/")
-    here = mount_point / line[3:].lstrip("/")
-    candidates = [one for one in (here, *here.parents) if one.is_relative_to(mount_point)]
+    group_directory = mount_point / line[3:].lstrip("/")
+    candidates = [one for one in (group_directory, *group_directory.parents) if one.is_relative_to(mount_point)]
     return next((one for one in reversed(candidates) if _is_writable(one)), None)
 
 

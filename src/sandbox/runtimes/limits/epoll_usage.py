@@ -40,7 +40,7 @@ _KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
 _HEADER_LINES = 16
 """More than the lines before the entries in /proc/PID/fdinfo."""
-_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
+_DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
 def count_machine_entries(slabs: Path = _SLABS) -> int | None:
@@ -105,7 +105,7 @@ def _inspect(process_ids: Collection[int]) -> _Inspection:
                 entries += 0 if inherited.is_known(table, name, count) else count
             elif kind.startswith("socket:") and not is_hidden and kind not in sockets:
                 sockets.add(kind)
-                is_hidden = _TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
+                is_hidden = _DESCRIPTORS_IN_TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
     return _Inspection(entries, is_hidden)
 
 
@@ -114,7 +114,7 @@ class _InheritedFiles:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
-        self._number = _KCMP_NUMBERS.get(os.uname().machine)
+        self._kcmp_number = _KCMP_NUMBERS.get(os.uname().machine)
         self._owners: dict[tuple[str, int], list[int]] = {}
 
     def is_known(self, table: str, name: str, entries: int) -> bool:
@@ -128,9 +128,9 @@ class _InheritedFiles:
         return False
 
     def _is_same(self, thread: int, other: int, descriptor: int) -> bool:
-        if self._number is None:
+        if self._kcmp_number is None:
             return False
-        numbers = (self._number, thread, other, _KCMP_FILE, descriptor, descriptor)
+        numbers = (self._kcmp_number, thread, other, _KCMP_FILE, descriptor, descriptor)
         return bool(self._libc.syscall(*map(ctypes.c_long, numbers)) == 0)
 
 

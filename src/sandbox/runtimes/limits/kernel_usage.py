@@ -74,7 +74,7 @@ def sum_locks(files: Collection[str]) -> tuple[int, bool]:
     return locks, False
 
 
-def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUsage:
+def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
     """Count the open directories of a sandbox whose kernel is a host program, of which only one process opens them.
 
     Other processes may share that process's table of files, so the numbers are not added up. descriptors_each: how many
@@ -87,7 +87,7 @@ def count_directories(process_ids: Collection[int], *, descriptors_each: int) ->
     files = [f"{table}/{{}}/{name}" for name in list_directory(f"{table}/fd")]
     sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
     found = sum(is_directory(file) and not is_path(file) for file in sample)
-    return FileUsage(directories=round(found * len(files) / max(1, len(sample)) / descriptors_each))
+    return FileUsage(directories=round(found * len(files) / max(1, len(sample)) / descriptors_per_directory))
 
 
 def has_many_locks() -> bool:
@@ -101,10 +101,10 @@ def has_many_locks() -> bool:
 
 def find_fd_table(pid: int) -> str | None:
     """Return the /proc directory with a process's open files. Its first thread may have ended before the others."""
-    own = f"/proc/{pid}"
-    if count_open_files(own):
-        return own
-    threads = (f"{own}/task/{thread}" for thread in list_directory(f"{own}/task"))
+    process_directory = f"/proc/{pid}"
+    if count_open_files(process_directory):
+        return process_directory
+    threads = (f"{process_directory}/task/{thread}" for thread in list_directory(f"{process_directory}/task"))
     return next((thread for thread in threads if count_open_files(thread)), None)
 
 
@@ -174,7 +174,7 @@ SOCK_DIAG = 4
 _REQUEST, _MESSAGES_BYTES = 20, 1 << 17
 _DUMP = 0x301
 _ERROR, _DONE = 2, 3
-_HEADER_BYTES, _ANSWER_BYTES = 16, 72
+_HEADER_BYTES, _RESPONSE_BYTES = 16, 72
 _PORT_OFFSET = 4
 _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
@@ -182,12 +182,12 @@ _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
 """INET_DIAG_SKMEMINFO: an attribute of numbers. The first is the memory of the receive queue, errors included."""
 
-_ENOUGH_SOCKETS = 65536
+_COUNTED_SOCKETS_MAX = 65536
 """Number of sockets to inspect. More exceed every limit."""
-_ANSWER_SECONDS = 2.0
+_RESPONSE_SECONDS = 2.0
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class SocketUsage(msgspec.Struct, frozen=True):
     """Received data that no program has read.
 
     received_bytes: bytes in receive queues. half_open: connections that only the listener has.
@@ -203,12 +203,12 @@ class SocketCounter:
     """Counts sockets through a SOCK_DIAG netlink socket, of which it takes ownership."""
 
     def __init__(self, netlink: socket.socket) -> None:
-        netlink.settimeout(_ANSWER_SECONDS)
+        netlink.settimeout(_RESPONSE_SECONDS)
         self._netlink = netlink
         self._lock = threading.Lock()
         self._sequence = 0
 
-    def count(self) -> Waiting | None:
+    def count(self) -> SocketUsage | None:
         """Count waiting data; None if this kernel does not report it or did not respond in time."""
         with self._lock:
             try:
@@ -217,7 +217,7 @@ class SocketCounter:
                 counts = [self._count(family, protocol, ports) for family, protocol in kinds]
             except OSError:
                 return None
-        return Waiting(
+        return SocketUsage(
             sum(one.received_bytes for one in counts),
             sum(one.half_open for one in counts),
             max(ports.values(), default=0),
@@ -227,31 +227,31 @@ class SocketCounter:
         """Close the netlink socket."""
         self._netlink.close()
 
-    def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> Waiting:
+    def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> SocketUsage:
         self._sequence += 1
         body = struct.pack("=BBBxI48x", family, protocol, 1 << (_MEMORY - 1), _STATES)
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
         self._netlink.send(header + body)
         received, half_open, inspected_count = 0, 0, 0
-        while inspected_count < _ENOUGH_SOCKETS:
+        while inspected_count < _COUNTED_SOCKETS_MAX:
             messages = self._netlink.recv(_MESSAGES_BYTES)
             at = 0
             while at < len(messages):
                 length, kind, _, sequence = struct.unpack_from("=IHHI", messages, at)
                 if sequence == self._sequence:
                     if kind in (_DONE, _ERROR):
-                        refuse(messages, at, length)
-                        return Waiting(received, half_open)
+                        raise_netlink_error(messages, at, length)
+                        return SocketUsage(received, half_open)
                     inspected_count += 1
                     half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
                     if protocol == _UDP:
                         udp_ports[read_port(messages, at)] += 1
-                    received += read_memory(messages, at + _HEADER_BYTES + _ANSWER_BYTES, at + length)
+                    received += read_memory(messages, at + _HEADER_BYTES + _RESPONSE_BYTES, at + length)
                 at += -(-length // 4) * 4
-        return Waiting(received, half_open)
+        return SocketUsage(received, half_open)
 
 
-def refuse(messages: bytes, at: int, length: int) -> None:
+def raise_netlink_error(messages: bytes, at: int, length: int) -> None:
     """Raise OSError for the error in the final message.
 
     ENOENT is ignored: the kernel has no such sockets, or no sock_diag module for them.

@@ -138,7 +138,7 @@ and the whole machine waits. So no priority is lowered. sched_setattr, which kee
 _CLOSE_RANGE_UNSHARE = 0x2
 """CLOSE_RANGE_UNSHARE: gives a single thread its own table of open files."""
 
-_CONFINING_MODES = (0, 1)
+_SECCOMP_SET_MODES = (0, 1)
 """SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER.
 
 A program's own filter can have every call written to the machine's audit log (SECCOMP_RET_LOG), which no outer filter
@@ -273,7 +273,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_denied_calls(architecture),
         *_refuse_flags(architecture.clone, _ARG0, _CLONE_NAMESPACES, errno.EPERM),
         *_refuse_flags(architecture.unshare, _ARG0, _CLONE_NAMESPACES | _CLONE_NEWTIME | _CLONE_FILES, errno.EPERM),
-        *_refuse_threads_with_own_files(architecture.clone),
+        *_require_shared_file_table(architecture.clone),
         *_refuse_flags(_CLOSE_RANGE, _ARG2, _CLOSE_RANGE_UNSHARE, errno.EINVAL),
         *_refuse_call(architecture.splice, errno.EINVAL),
         *_refuse_call(architecture.vmsplice, errno.EINVAL),
@@ -291,8 +291,8 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
-        *_refuse_signals_of_files(architecture),
-        *_keep_priorities(architecture),
+        *_refuse_file_signals(architecture),
+        *_ignore_priority_changes(architecture),
         *_refuse_long_lists(architecture),
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
@@ -313,7 +313,7 @@ def _refuse_long_lists(architecture: Architecture) -> list[bytes]:
     return [word for calls, *limit in limits for call in calls for word in _refuse_above(call, *limit)]
 
 
-def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:
+def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
     with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
     return [
         *_for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)]),
@@ -321,7 +321,7 @@ def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:
     ]
 
 
-def _keep_priorities(architecture: Architecture) -> list[bytes]:
+def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
     """Let lower priorities succeed without effect. Higher ones are refused, as the kernel would."""
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
@@ -333,7 +333,7 @@ def _keep_priorities(architecture: Architecture) -> list[bytes]:
 
 def _refuse_filters(architecture: Architecture) -> list[bytes]:
     return [
-        *_refuse_values(architecture.seccomp, _ARG0, _CONFINING_MODES, errno.EINVAL),
+        *_refuse_values(architecture.seccomp, _ARG0, _SECCOMP_SET_MODES, errno.EINVAL),
         *_refuse_values(architecture.prctl, _ARG0, (_PR_SET_SECCOMP,), errno.EINVAL),
     ]
 
@@ -397,7 +397,7 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
     return _for_call(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _return_errno(error)])
 
 
-def _refuse_threads_with_own_files(call: int) -> list[bytes]:
+def _require_shared_file_table(call: int) -> list[bytes]:
     """Refuse a thread of the same process that does not share its open files."""
     reject_if_absent = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
     return _for_call(

@@ -17,7 +17,7 @@ _HEADER_LINES = 2
 _INTERVAL_SECONDS = 1.0
 """Interval between two reads of all slabs of the machine, which take some milliseconds each."""
 
-_KINDS = 16
+_PEAK_CHARGE_FACTOR = 16
 """Limit of the attributed bytes, as a multiple of the sandbox's peak charge.
 
 A sandbox that was never charged for 1/16 of its limit has not exceeded it: the growth is due to others.
@@ -75,7 +75,7 @@ class IdleSlabMeter:
         self._peak_charge_bytes = max(self._peak_charge_bytes, charged)
         if self._first is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
             self._update(max(0, charged_to_all() - charged))
-        return None if self._first is None else round(min(self._bytes, _KINDS * self._peak_charge_bytes))
+        return None if self._first is None else round(min(self._bytes, _PEAK_CHARGE_FACTOR * self._peak_charge_bytes))
 
     def _update(self, charged_to_others: int) -> None:
         idle = self._count_all()

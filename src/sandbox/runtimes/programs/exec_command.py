@@ -74,15 +74,15 @@ def enter_sandbox(init_pidfd: int, uid: int) -> None:
 
 def open_pty(rows: int, columns: int) -> tuple[int, int]:
     """Open a pty of the sandbox's devpts. Returns the master and the slave."""
-    outer = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    status = os.fstat(outer)
+    master_fd = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(master_fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
         raise OSError(f"{PTMX_PATH} makes no terminals")
-    fcntl.ioctl(outer, TIOCSPTLCK, struct.pack("i", 0))
-    fcntl.ioctl(outer, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    fcntl.ioctl(master_fd, TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(master_fd, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     # Opened through the master's descriptor, because the slave's name could be another file by now.
-    inner = fcntl.ioctl(outer, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    return outer, inner
+    inner = fcntl.ioctl(master_fd, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return master_fd, inner
 
 
 def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: str, filter_: bytes, pty: int) -> None:

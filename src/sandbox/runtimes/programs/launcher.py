@@ -324,7 +324,7 @@ def serve(control: _socket.socket) -> None:
             os.close(number)
 
 
-def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
+def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
     low_count: so many descriptors get the numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
@@ -338,9 +338,9 @@ def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int)
             set_parent_death_signal(parent)
             # Move them out of the way first: a target number may be a descriptor that is still to be duplicated.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
-            for target, number in enumerate(high[1 : low_count + 1]):
+            for target, number in enumerate(high[1 : first_fd_count + 1]):
                 os.dup2(number, target)
-            exec_command(high[0], high[low_count + 1 :])
+            exec_command(high[0], high[first_fd_count + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:

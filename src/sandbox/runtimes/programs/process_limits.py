@@ -52,8 +52,8 @@ def limit_open_files() -> None:
 
 def lower_limits() -> None:
     """Lower the limits in `_LIMITS`."""
-    for kind, most in _LIMITS:
-        lower_limit(kind, most)
+    for kind, value_max in _LIMITS:
+        lower_limit(kind, value_max)
 
 
 def lower_limit(kind: int, value_max: int) -> None:

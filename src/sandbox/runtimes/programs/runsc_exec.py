@@ -70,8 +70,8 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     os.close(pty_master)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    _, messages, begun = (os.fstat(file).st_size for file in files)
-    if code == EXIT_RUNSC_FAILED and begun and messages:
+    _, messages, started_size = (os.fstat(file).st_size for file in files)
+    if code == EXIT_RUNSC_FAILED and started_size and messages:
         code = EXIT_KILLED  # killed with its sandbox
     elif code == EXIT_RUNSC_FAILED and messages:
         os.write(pty_peer, b"The command could not be started.\r\n")

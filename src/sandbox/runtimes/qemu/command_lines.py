@@ -17,13 +17,13 @@ KERNEL = "/boot/vmlinuz"
 """Path in the jail."""
 
 _MEBIBYTE = 1024 * 1024
-GUEST_BYTES = 160 * _MEBIBYTE
+GUEST_OVERHEAD_BYTES = 160 * _MEBIBYTE
 """Memory of the guest in addition to the command's: its kernel, its agent, the content of tmpfs."""
 
-JAIL_BYTES = GUEST_BYTES + 384 * _MEBIBYTE
+JAIL_OVERHEAD_BYTES = GUEST_OVERHEAD_BYTES + 384 * _MEBIBYTE
 """Memory of the host in addition to the command's: GUEST_BYTES, QEMU with its translation cache, and virtiofsd."""
 
-JAIL_TASKS = 160
+JAIL_OVERHEAD_TASKS = 160
 """Threads of QEMU and virtiofsd."""
 
 _TB_CACHE_MEBIBYTES = 128
@@ -71,7 +71,7 @@ class QemuDescriptors(NamedTuple):
 
 def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
     """Return QEMU's argv. All guests have the same machine."""
-    mebibytes = -(-(spec.memory_bytes + GUEST_BYTES) // _MEBIBYTE)
+    mebibytes = -(-(spec.memory_bytes + GUEST_OVERHEAD_BYTES) // _MEBIBYTE)
     return [
         *(
             QEMU,

@@ -230,8 +230,8 @@ def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[st
         yield from ("--symlink", target, f"{_COMMAND_ROOT}{link}")
     for path in root.host_paths:
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
-    for name, inside in DISK_DIRECTORIES.items():
-        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{inside}")
+    for name, sandbox_path in DISK_DIRECTORIES.items():
+        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
     yield from _file_arguments(exec_spec, plan, root)
     for mount_path in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
@@ -242,7 +242,7 @@ def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpe
     for path, content in root.files.items():
         number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
-    for index, (part, inside) in enumerate(root.mounts.items()):
+    for index, (part, sandbox_path) in enumerate(root.mounts.items()):
         if part in plan.execute_only_programs:
             # Only a mount point: the guest mounts the program there without read permission.
             yield from (
@@ -250,7 +250,7 @@ def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpe
                 "0755",
                 "--file",
                 exec_spec.add_descriptor(launcher_client.create_memfd("place", b"")),
-                _COMMAND_ROOT + inside,
+                _COMMAND_ROOT + sandbox_path,
             )
         else:
-            yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{inside}")
+            yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{sandbox_path}")

@@ -21,9 +21,9 @@ _MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000
 _CREATE_VM, _MAPPED_BYTES, _CREATE_VCPU, _RUN = 0xAE01, 0xAE04, 0xAE41, 0xAE80
 _SET_MEMORY, _GET_SYSTEM, _SET_SYSTEM, _SET_REGISTERS = 0x4020AE46, 0x8138AE83, 0x4138AE84, 0x4090AE82
 _SYSTEM_BYTES, _REGISTERS_BYTES = 312, 144
-_SEGMENT, _CODE, _DATA, _OF_DATA = struct.Struct("=QIH10B"), 0xB, 0x3, range(1, 6)
+_SEGMENT, _CODE, _DATA, _DATA_SEGMENTS = struct.Struct("=QIH10B"), 0xB, 0x3, range(1, 6)
 _CONTROL, _PROTECTED = 224, 1
-_PROGRAM_COUNTER, _FLAGS, _FLAGS_OF_A_RESET = 16 * 8, 17 * 8, 2
+_PROGRAM_COUNTER, _FLAGS, _RESET_FLAGS = 16 * 8, 17 * 8, 2
 _EXIT_REASON, _HALTED = 8, 5
 
 
@@ -45,7 +45,7 @@ def main(instructions: bytes) -> int:
     fcntl.ioctl(vcpu, _SET_SYSTEM, system)
     registers = bytearray(_REGISTERS_BYTES)
     struct.pack_into("Q", registers, _PROGRAM_COUNTER, _CODE_ADDRESS)
-    struct.pack_into("Q", registers, _FLAGS, _FLAGS_OF_A_RESET)
+    struct.pack_into("Q", registers, _FLAGS, _RESET_FLAGS)
     fcntl.ioctl(vcpu, _SET_REGISTERS, registers)
     fcntl.ioctl(vcpu, _RUN, 0)
     (reason,) = struct.unpack_from("I", state, _EXIT_REASON)
@@ -54,7 +54,7 @@ def main(instructions: bytes) -> int:
 
 def _set_protected_mode(system: bytearray) -> None:
     """Enter protected mode with all memory in each segment, which every KVM executes on the CPU itself."""
-    for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _OF_DATA)]:
+    for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _DATA_SEGMENTS)]:
         _SEGMENT.pack_into(system, index * _SEGMENT.size, 0, 0xFFFFFFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)
     (control,) = struct.unpack_from("Q", system, _CONTROL)
     struct.pack_into("Q", system, _CONTROL, control | _PROTECTED)

@@ -122,7 +122,7 @@ class QemuDriver:
 
     def host_tasks_max(self, processes_max: int) -> int:
         """Return the number of the jail's threads, independent of the programs inside."""
-        return command_lines.JAIL_TASKS
+        return command_lines.JAIL_OVERHEAD_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Stage everything for bubblewrap to bind."""
@@ -215,7 +215,9 @@ class QemuRuntime(BaseRuntime):
         return [*kvm, *emulated] if self._kvm.is_usable() else emulated
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
-        sandbox = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + command_lines.JAIL_BYTES))
+        sandbox = await super().create(
+            handle, replace(spec, memory_bytes=spec.memory_bytes + command_lines.JAIL_OVERHEAD_BYTES)
+        )
         assert isinstance(sandbox, QemuSandbox)
         try:
             await sandbox.boot(within_seconds)

@@ -152,19 +152,19 @@ class QemuSandbox:
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
         launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
-        return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter)
+        return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter)
 
     async def file_usage(self) -> FileUsage:
         """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
         group.
         """
-        return await asyncio.to_thread(self._group.directory_use, descriptors_each=1)
+        return await asyncio.to_thread(self._group.directory_use, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
         """Return the statistics: CPU time from the host (QEMU uses it for the guest), the rest from the guest."""
         host_stats = self._group.stats()
         figures = await self._request_stats()
-        return host_stats if figures is None else join_figures(host_stats, figures, self._plan.spec)
+        return host_stats if figures is None else merge_stats(host_stats, figures, self._plan.spec)
 
     async def close(self) -> None:
         """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
@@ -226,10 +226,10 @@ class QemuSandbox:
         except OSError as error:
             raise BootError(f"{device} cannot be opened: {error.strerror}") from error
 
-    async def _open_init_pidfd(self, reports: asyncio.StreamReader) -> None:
+    async def _open_init_pidfd(self, status: asyncio.StreamReader) -> None:
         """Open a pidfd of the jail's init, which ends only when nothing else is left in the jail."""
         with suppress(*DECODE_ERRORS, KeyError, ProcessLookupError):
-            self._init_pidfd = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
+            self._init_pidfd = os.pidfd_open(msgspec.json.decode(await status.readline())["child-pid"])
 
     async def _wait_for_exit(self) -> ExitStatus:
         ended = asyncio.create_task(self._launcher.wait())
@@ -304,14 +304,14 @@ class QemuSandbox:
         return text.splitlines()[-1][-300:] if text else "it ended without an error message"
 
 
-def join_figures(used: Stats, figures: tuple[int, ...], spec: SandboxSpec) -> Stats:
+def merge_stats(host_stats: Stats, guest_stats: tuple[int, ...], spec: SandboxSpec) -> Stats:
     """Combine the host's statistics with the guest's, limited to the memory and processes that it can have."""
-    memory, processes, memory_kills, forks_refused = figures
+    memory, processes, memory_kills, forks_refused = guest_stats
     return Stats(
-        cpu_seconds=used.cpu_seconds,
+        cpu_seconds=host_stats.cpu_seconds,
         memory_bytes=min(memory, spec.memory_bytes),
         processes=min(processes, spec.processes_max),
-        oom_kills=memory_kills + used.oom_kills,
+        oom_kills=memory_kills + host_stats.oom_kills,
         fork_failures=forks_refused,
     )
 

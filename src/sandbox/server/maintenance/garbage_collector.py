@@ -121,8 +121,8 @@ class GarbageCollector:
         ) == attempt_id and self._dependencies.preservation.is_preserved(task):
             if not kinds and not files.handle.exists():
                 return
-            async with self._dependencies.preservation.exclusive(task) as is_alone:
-                if not is_alone:
+            async with self._dependencies.preservation.exclusive(task) as is_exclusive:
+                if not is_exclusive:
                     return
                 await self._end_leftovers(attempt_id, files)
                 files.handle.unlink(missing_ok=True)

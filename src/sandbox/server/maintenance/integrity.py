@@ -70,21 +70,21 @@ class IntegrityCheck:
                 yield from self._check_task(task_id, is_in_index=task_id in indexed)
             except FileNotFoundError:
                 if self._store.load(task_id) is not None:
-                    what = (
+                    message = (
                         "The index contains this task, but its journal does not exist; restore it or run: "
                         "sandbox admin rebuild"
                     )
-                    yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, what)
+                    yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, message)
             except IndexDamagedError as error:
                 yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, error.message)
             except JournalDamagedError as error:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:
-                what = f"Its records are inconsistent ({error.message}); restore it from a backup."
-                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, what)
+                message = f"Its records are inconsistent ({error.message}); restore it from a backup."
+                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, message)
             except OSError as error:
-                what = f"Its journal cannot be read ({error}); check its disk, or restore it from a backup."
-                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, what)
+                message = f"Its journal cannot be read ({error}); check its disk, or restore it from a backup."
+                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
         indexed = self._store.load(task_id) if is_in_index else None
@@ -95,8 +95,8 @@ class IntegrityCheck:
         elif is_in_index:
             return  # pruned in the meantime
         else:
-            what = "Its journal is not in the index; start a server, or run: sandbox admin rebuild"
-            yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, what)
+            message = "Its journal is not in the index; start a server, or run: sandbox admin rebuild"
+            yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, message)
         yield from self._check_torn_tail(task_id, at_end)
         for artifact in at_end.task.artifacts if at_end.task else ():
             yield from self._check_artifact(task_id, artifact)
@@ -122,8 +122,8 @@ class IntegrityCheck:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, reading, None).offset
         if torn_bytes > 0:
-            what = f"{torn_bytes} bytes after its last record are incomplete; the next writer drops them."
-            yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, what)
+            message = f"{torn_bytes} bytes after its last record are incomplete; the next writer drops them."
+            yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, message)
 
     def _check_artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:
         kind = DiscrepancyKind.ARTIFACT_DAMAGED
@@ -155,15 +155,15 @@ def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: Rep
     """Both must agree up to the index's offset. After it, only an unfinished task's journal may have more records."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
-        what = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"
-        yield Discrepancy(task_id, DiscrepancyKind.INDEX_AHEAD, what)
+        message = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_AHEAD, message)
     elif at_index.offset > indexed.offset or at_index.task != indexed.task:
         difference = f"The index has {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
-        what = f"{difference}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
-        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
+        message = f"{difference}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, message)
     elif indexed.task.state.is_terminal and at_end.offset > indexed.offset:
-        what = "The journal continues after the task's end; run: sandbox admin rebuild"
-        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
+        message = "The journal continues after the task's end; run: sandbox admin rebuild"
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, message)
 
 
 def _describe_difference(indexed: Task, replayed: Task | None) -> str:

@@ -61,12 +61,12 @@ class ClockCheck:
 
     def is_trusted(self, age_seconds: float) -> bool:
         """Whether data older than this by the wall clock may be removed. Detects clock jumps since the last call."""
-        even_seconds = self._clock.monotonic() - self._steady_since_monotonic
+        steady_seconds = self._clock.monotonic() - self._steady_since_monotonic
         passed_seconds = (self._clock.now() - self._steady_since).total_seconds()
-        if abs(passed_seconds - even_seconds) > CLOCK_JUMP_SECONDS:
+        if abs(passed_seconds - steady_seconds) > CLOCK_JUMP_SECONDS:
             self._reset()
-            even_seconds = 0.0
-        return age_seconds < CLOCK_TRUST_SECONDS or even_seconds >= CLOCK_TRUST_SECONDS
+            steady_seconds = 0.0
+        return age_seconds < CLOCK_TRUST_SECONDS or steady_seconds >= CLOCK_TRUST_SECONDS
 
     def _reset(self) -> None:
         self._steady_since_monotonic, self._steady_since = self._clock.monotonic(), self._clock.now()

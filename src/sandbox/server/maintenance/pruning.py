@@ -108,8 +108,8 @@ class PruneSelector:
         bounds = self._retention
         seconds, keep, max_bytes = bounds.older_than_seconds, bounds.keep, bounds.max_bytes
         is_too_old = seconds is not None and self._now - finished_at > timedelta(seconds=seconds)
-        is_one_too_many = keep is not None and self._tasks_count > keep
-        return is_too_old or is_one_too_many or (max_bytes is not None and self._total_bytes > max_bytes)
+        exceeds_count = keep is not None and self._tasks_count > keep
+        return is_too_old or exceeds_count or (max_bytes is not None and self._total_bytes > max_bytes)
 
     def record_pruned(self, size_bytes: int) -> None:
         """Count a removed task."""
@@ -191,18 +191,18 @@ class Pruner:
         tasks_count = (
             0 if retention.keep is None else await asyncio.to_thread(self._count_prunable, retention.keep, skipped)
         )
-        need = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
+        selector = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
         cursor: Cursor | None = None
         while True:
             page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(TERMINAL_STATES, cursor))
             skipped |= page.damaged
             for task in page.tasks:
-                if not need.should_prune(task.state_changed_at):
+                if not selector.should_prune(task.state_changed_at):
                     return
                 if await asyncio.to_thread(self._is_preserved, task, skipped):
                     continue
                 pruned = await run_in_daemon_thread(partial(self._with_size, task))
-                need.record_pruned(pruned.size_bytes)
+                selector.record_pruned(pruned.size_bytes)
                 yield pruned
             if page.next_cursor is None:
                 return
@@ -215,11 +215,11 @@ class Pruner:
         task_ids = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
         left = [task for task in measured if task.id in task_ids]
         total_bytes = sum(task.size_bytes for task in left)
-        need = PruneSelector(Retention(max_bytes=max_bytes), self._dependencies.clock.now(), len(left), total_bytes)
+        selector = PruneSelector(Retention(max_bytes=max_bytes), self._dependencies.clock.now(), len(left), total_bytes)
         for task in left:
-            if not need.should_prune(task.finished_at):
+            if not selector.should_prune(task.finished_at):
                 return
-            need.record_pruned(task.size_bytes)
+            selector.record_pruned(task.size_bytes)
             yield task
 
     def _count_prunable(self, limit: int, skipped: _Skipped) -> int:

@@ -46,13 +46,13 @@ class CredentialHelper:
         self._home = Path(variables.get("HOME", "/nonexistent"))
         self._git = Git(path, [("credential.interactive", "false"), *settings], variables)
 
-    async def serve(self, inside: socket.socket) -> None:
+    async def serve(self, helper_socket: socket.socket) -> None:
         """Serve requests until the socket is closed or the limit is reached."""
-        reader, writer = await asyncio.open_connection(sock=inside, limit=_REQUEST_BYTES_MAX)
+        reader, writer = await asyncio.open_connection(sock=helper_socket, limit=_REQUEST_BYTES_MAX)
         try:
             for _ in range(CREDENTIAL_REQUESTS_MAX):
-                question = await reader.readuntil(b"\n\n")
-                writer.write(await self._lookup(question) + b"\n")
+                request = await reader.readuntil(b"\n\n")
+                writer.write(await self._lookup(request) + b"\n")
                 await writer.drain()
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass
@@ -162,12 +162,15 @@ class ConfinedClone:
             return
         credentials = CredentialHelper(self._url, self._user_settings, self._variables, self._variables["PATH"])
         relay = SocksProxy(remote.address, upstream_proxy=remote.upstream_proxy, dial_policy=self._dial_policy)
-        outside, inside = socket.socketpair()
+        relay_socket, child_socket = socket.socketpair()
         settings = [*remote.settings, ("credential.helper", HELPER_COMMAND)]
-        with inside:
-            async with relay.serving(confinement.proxy_listener), _running_in_background(credentials.serve(outside)):
+        with child_socket:
+            async with (
+                relay.serving(confinement.proxy_listener),
+                _running_in_background(credentials.serve(relay_socket)),
+            ):
                 try:
-                    yield settings, remote.files, (inside.fileno(),)
+                    yield settings, remote.files, (child_socket.fileno(),)
                 finally:
                     self.secrets |= credentials.secrets
 

@@ -135,8 +135,8 @@ class SocksProxy:
         return remote
 
     async def _dial(self, address: HostPort) -> "StreamPair":
-        is_wanted = self._is_target(address)
-        if not is_wanted and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
+        is_target = self._is_target(address)
+        if not is_target and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
             # Refuse before resolving: a DNS name could exfiltrate data that a clone has read, and the response shows
             # which names exist.
             raise _not_allowed_error()
@@ -144,7 +144,7 @@ class SocksProxy:
         resolved = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         addresses = [HostPort(str(one[4][0]), address.port) for one in resolved]
         public = [one for one in addresses if self._dial_policy.is_public(_unmap_nat64(one.host))]
-        if not is_wanted:
+        if not is_target:
             return await _dial_any(public)
         self._has_public_address = self._has_public_address or bool(public)
         return await _dial_any(public if self._has_public_address else addresses)

@@ -61,11 +61,11 @@ class ChangedFilesTar:
     def _write_header(self, member: tarfile.TarInfo) -> bool:
         """Write the header, unless header and content would exceed the limit."""
         header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-        need = len(header) + member.size + -member.size % tarfile.BLOCKSIZE
-        if need > self._bytes_left:
+        required_bytes = len(header) + member.size + -member.size % tarfile.BLOCKSIZE
+        if required_bytes > self._bytes_left:
             self.skipped_count += 1
             return False
-        self._bytes_left -= need
+        self._bytes_left -= required_bytes
         self._file.write(header)
         return True
 

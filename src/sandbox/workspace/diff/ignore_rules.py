@@ -224,11 +224,11 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
 def _write_ignore_file(directory: Path, entry: BaseTreeEntry, contents: IO[bytes]) -> None:
     read_exactly(contents, len(b"%d\n" % entry.size_bytes))
     *parents, name = entry.path.split(b"/")
-    here = os.fsencode(directory)
+    root_bytes = os.fsencode(directory)
     for parent in parents:
-        here = os.path.join(here, parent)  # noqa: PTH118 (bytes)
-        _make_directory(here)
-    with open(os.path.join(here, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
+        root_bytes = os.path.join(root_bytes, parent)  # noqa: PTH118 (bytes)
+        _make_directory(root_bytes)
+    with open(os.path.join(root_bytes, name), "xb") as file:  # noqa: PTH118, PTH123 (bytes)
         os.fchmod(file.fileno(), _FILE_MODE)
         remaining = entry.size_bytes
         while remaining:

@@ -36,11 +36,11 @@ class CallsPerTurn:
     """The number of calls of a method: all, and the maximum in one iteration of the event loop."""
 
     def __init__(self, monkeypatch, owner, name):
-        self.all = self.maximum = self._now = 0
+        self.total = self.maximum = self._now = 0
         original = getattr(owner, name)
 
         def counted(*arguments):
-            self.all, self._now = self.all + 1, self._now + 1
+            self.total, self._now = self.total + 1, self._now + 1
             self.maximum = max(self.maximum, self._now)
             return original(*arguments)
 
@@ -68,7 +68,7 @@ def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, reque
         async with running_api(FakeAccess(otto="operator")) as api:
             watching = asyncio.create_task(chunks.watch())
             clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
-            await until(lambda: chunks.all >= 5000, 30)
+            await until(lambda: chunks.total >= 5000, 30)
             async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
                 assert (await client.get("/api/v1/tasks")).status_code == 200
             assert chunks.maximum <= PER_TURN_MAX
@@ -80,16 +80,16 @@ def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, reque
 
 
 def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
-    answers = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
+    response_calls = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
 
     async def scenario():
         async with running_api(FakeAccess(vera="viewer")) as api:
             clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
-            watching = asyncio.create_task(answers.watch())
+            watching = asyncio.create_task(response_calls.watch())
             for _, writer in clients:
                 writer.write(b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n")
             responses = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in clients)), 30)
-            assert answers.maximum <= 2 * MESSAGES_PER_TURN_MAX
+            assert response_calls.maximum <= 2 * MESSAGES_PER_TURN_MAX
             watching.cancel()
             for _, writer in clients:
                 writer.close()
@@ -128,7 +128,7 @@ def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
             watching = asyncio.create_task(pings.watch())
             clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
             assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
-            await until(lambda: pings.all >= 5000, 30)
+            await until(lambda: pings.total >= 5000, 30)
             async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
                 assert (await client.get("/api/v1/tasks")).status_code == 200
             assert pings.maximum <= PER_TURN_MAX
@@ -155,7 +155,7 @@ def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch)
                 writer.close()
 
     asyncio.run(scenario())
-    assert pings.all == 0
+    assert pings.total == 0
 
 
 def test_every_ping_of_a_reading_client_is_answered(running_api):

@@ -25,7 +25,7 @@ LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() 
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch):
+def _low_memory_limit(monkeypatch):
     monkeypatch.setattr(memory_share, "RESPONSE_BYTES_MAX", LIMIT_BYTES)
 
 
@@ -42,7 +42,7 @@ def store_many_artifacts(api, file):
 
 
 @contextmanager
-def unread(port, path, token="vera", buffer_bytes=4096, headers=""):
+def connect_without_reading(port, path, token="vera", buffer_bytes=4096, headers=""):
     """A client that asks and reads nothing by itself, with a small buffer."""
     with socket.socket() as client:
         client.settimeout(20)
@@ -71,9 +71,9 @@ def test_unread_responses_are_limited(running_api, until, tmp_path, path):
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
             store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
-                clients = [opened.enter_context(unread(api.port, path)) for _ in range(60)]
+                clients = [opened.enter_context(connect_without_reading(api.port, path)) for _ in range(60)]
                 status_lines = [await first_bytes(each) for each in clients]
-                assert {answer[9:12] for answer in status_lines} == {b"200", b"429"}
+                assert {status_line[9:12] for status_line in status_lines} == {b"200", b"429"}
                 assert held_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
                 refused = await client.get(LIST, headers=VIEWER_HEADERS)
                 assert (refused.status_code, refused.json()["error"]) == (429, "response_memory_exceeded")
@@ -93,7 +93,7 @@ def test_stalled_connection_is_closed_when_its_token_needs_memory(running_api, t
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
             store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
-                for each in [opened.enter_context(unread(api.port, LIST)) for _ in range(10)]:
+                for each in [opened.enter_context(connect_without_reading(api.port, LIST)) for _ in range(10)]:
                     await first_bytes(each)
                 await asyncio.sleep(0.5)
                 assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
@@ -108,10 +108,10 @@ def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypat
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
             content = store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
-                slow = opened.enter_context(unread(api.port, f"{LIST}/large", buffer_bytes=128 * 1024))
+                slow = opened.enter_context(connect_without_reading(api.port, f"{LIST}/large", buffer_bytes=128 * 1024))
                 received = bytearray(await first_bytes(slow))
                 for _ in range(20):
-                    opened.enter_context(unread(api.port, LIST))
+                    opened.enter_context(connect_without_reading(api.port, LIST))
                 while not received.endswith(content):
                     part = await first_bytes(slow, 64 * 1024)
                     assert part
@@ -127,7 +127,7 @@ def test_parallel_downloads_are_complete(running_api, tmp_path):
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
             content = store_many_artifacts(api, tmp_path / "file")
             responses = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
-            assert [answer.content == content for answer in responses] == [True] * 20
+            assert [response.content == content for response in responses] == [True] * 20
             assert held_bytes(api) == 0
 
     asyncio.run(scenario())
@@ -140,7 +140,7 @@ def test_unread_streams_are_counted_until_they_end(running_api, until, path):
             api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
             with ExitStack() as opened:
                 for _ in range(20):
-                    opened.enter_context(unread(api.port, path))
+                    opened.enter_context(connect_without_reading(api.port, path))
                 await until(lambda: held_bytes(api) > LIMIT_BYTES)
                 assert (await client.get(LOGS, headers=VIEWER_HEADERS)).status_code == 429
                 whole = await client.get(LOGS, headers=OPERATOR_HEADERS)
@@ -166,7 +166,7 @@ def test_unread_websocket_is_counted(running_api, until):
                 path = f"{STREAM}?task_id=task-001&after=0"
                 headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
                 for _ in range(20):
-                    opened.enter_context(unread(api.stream_port, path, headers=headers))
+                    opened.enter_context(connect_without_reading(api.stream_port, path, headers=headers))
                 await until(lambda: held_bytes(api) > LIMIT_BYTES)
             await until(lambda: held_bytes(api) == 0)
 

@@ -14,7 +14,7 @@ from sandbox.api.http import server
 from sandbox.model import events as e
 
 
-async def rest(socket):
+async def read_remaining(socket):
     """Return the remaining messages and the close code."""
     messages = [json.loads(message) async for message in socket]
     return messages, socket.close_code
@@ -45,7 +45,7 @@ def test_stream_sends_all_events_and_closes_at_the_end(running_api):
                 api.tasks.record(
                     "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
                 )
-                received, code = await rest(socket)
+                received, code = await read_remaining(socket)
             assert [(frame["seq"], frame["type"]) for frame in received] == [
                 (4, "state_change"),
                 (5, "state_change"),
@@ -66,7 +66,7 @@ def test_filter_passes_gap_and_end(running_api):
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING, e.Gap(0, 0, "disk full"), e.Progress(), *TO_COMPLETED)
             async with connect(api.ws("?task_id=task-001&after=0&filter=output,progress")) as socket:
-                received, _ = await rest(socket)
+                received, _ = await read_remaining(socket)
             assert [frame["type"] for frame in received] == ["gap", "progress", "end"]
 
     asyncio.run(scenario())

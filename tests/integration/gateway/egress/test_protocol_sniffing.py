@@ -52,7 +52,9 @@ def test_prefix_does_not_hide_a_forbidden_request(monkeypatch, sent, pause_secon
 
 
 def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
-    mail = b"EHLO me\r\nMAIL FROM:<a@example.org>\r\nDATA\r\nGET / HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
+    smtp_commands = (
+        b"EHLO me\r\nMAIL FROM:<a@example.org>\r\nDATA\r\nGET / HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
+    )
 
     async def respond(reader, writer):
         writer.write(b"220 mail\r\n")
@@ -63,8 +65,8 @@ def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
             client = await tunnel(served, port=PORT)
             await client.read_until(b"\r\n\r\n")
             await client.read_until(b"220 mail\r\n")
-            client.writer.write(mail)
-            assert await client.read_exactly(len(mail)) == mail
+            client.writer.write(smtp_commands)
+            assert await client.read_exactly(len(smtp_commands)) == smtp_commands
             assert served.events == []
 
     run(scenario)

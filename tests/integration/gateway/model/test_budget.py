@@ -97,27 +97,27 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
     run(scenario)
 
 
-@pytest.mark.parametrize("leaves", ["before the response", "within the response", "by a flood"])
-def test_disconnected_client_is_charged_for_the_full_response(leaves):
+@pytest.mark.parametrize("disconnects", ["before the response", "within the response", "by a flood"])
+def test_disconnected_client_is_charged_for_the_full_response(disconnects):
     async def scenario():
         has_left = asyncio.Event()
 
         async def slow(_, writer):
             start, delta, stop = events()
-            if leaves != "before the response":
+            if disconnects != "before the response":
                 writer.write(HEAD + chunk(start))
             await has_left.wait()
-            head = HEAD + chunk(start) if leaves == "before the response" else b""
+            head = HEAD + chunk(start) if disconnects == "before the response" else b""
             writer.write(head + chunk(delta) + chunk(stop) + b"0\r\n\r\n")
 
         async with scripted_upstream(slow) as upstream, served_gateway(upstream.base_url, usd(0.006)) as served:
             client = await served.connect()
             client.send_request(REQUEST)
             await wait_until(lambda: bool(upstream.requests))
-            if leaves == "by a flood":
+            if disconnects == "by a flood":
                 client.writer.write(bytes(200_000))
                 await client.read_to_end()
-            elif leaves == "within the response":
+            elif disconnects == "within the response":
                 await client.read_until(b"message_start")
             client.abort()
             await asyncio.sleep(0.05)

@@ -102,8 +102,8 @@ def test_disconnected_client_is_not_held():
     run(scenario)
 
 
-@pytest.mark.parametrize("stays", [False, True])
-def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays):
+@pytest.mark.parametrize("stays_connected", [False, True])
+def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays_connected):
     dialling, may_continue, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
 
     async def dial_slowly(dialler):
@@ -120,14 +120,14 @@ def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays):
             await wait_until(lambda: held_requests(served) == 1)
             served.gateway.release_model_requests()
             await wait_until(dialling.is_set)
-            if not stays:
+            if not stays_connected:
                 client.abort()
                 await wait_until(lambda: served.gateway.requests_in_flight == 0)
             may_continue.set()
-            if stays:
+            if stays_connected:
                 assert (await client.read_response())[0] == 200
             else:
                 await wait_until(lambda: not served.gateway._model_protocols)
-            assert len(upstream.requests) == stays
+            assert len(upstream.requests) == stays_connected
 
     run(scenario)

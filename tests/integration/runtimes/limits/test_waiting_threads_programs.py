@@ -38,14 +38,14 @@ def test_a_file_that_only_a_waiting_thread_keeps_is_freed():
         assert program.stdout is not None
         try:
             assert program.stdout.readline() == "written\n"
-            answer, deadline = "", time.monotonic() + 10
-            while answer != "broken\n" and time.monotonic() < deadline:
+            output, deadline = "", time.monotonic() + 10
+            while output != "broken\n" and time.monotonic() < deadline:
                 interrupt_threads([program.pid])
                 time.sleep(0.1)
                 program.stdin.write("again\n")
                 program.stdin.flush()
-                answer = program.stdout.readline()
-            assert answer == "broken\n"
+                output = program.stdout.readline()
+            assert output == "broken\n"
         finally:
             program.kill()
 

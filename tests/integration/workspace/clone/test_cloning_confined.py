@@ -34,7 +34,7 @@ class Confinement:
     """One confinement with a writable and a read-only directory, and the output of its programs."""
 
     def __init__(self, place):
-        self.place = place
+        self.directory = place
         self.repository, self.rules = place / "repository.git", place / "ignore-rules"
         self.secret = place / "secret"
         self.runtime = BubblewrapRuntime(place)
@@ -52,13 +52,13 @@ class Confinement:
             async with self.runtime.confine(self.handle, spec) as self.confinement:
                 yield self
         finally:
-            await self.runtime.destroy(self.handle, self.place / "disk")
+            await self.runtime.destroy(self.handle, self.directory / "disk")
 
     async def run(self, *argv):
         """Exit code and output of a program that runs in place of git."""
-        output = self.place / f"output-{time.monotonic_ns()}"
-        with output.open("wb") as file, Path(os.devnull).open("rb") as nothing:
-            ends = (nothing.fileno(), file.fileno(), file.fileno())
+        output = self.directory / f"output-{time.monotonic_ns()}"
+        with output.open("wb") as file, Path(os.devnull).open("rb") as devnull:
+            ends = (devnull.fileno(), file.fileno(), file.fileno())
             code = await self.confinement.run(ConfinedCommand(argv, VARIABLES, self.repository, *ends))
         return code, output.read_text()
 
@@ -66,9 +66,9 @@ class Confinement:
         return await self.run("/bin/sh", "-c", text)
 
 
-def run_confined(place, scenario, **limits):
+def run_confined(directory, scenario, **limits):
     async def run():
-        async with Confinement(place).open(**limits) as confinement:
+        async with Confinement(directory).open(**limits) as confinement:
             await scenario(confinement)
 
     asyncio.run(asyncio.wait_for(run(), 60))
@@ -153,12 +153,12 @@ class LinkPlantingConfinement:
 def test_links_left_in_the_workspace_do_not_redirect_the_host(env, tmp_path):
     outside, names = tmp_path / "outside", []
     outside.mkdir()
-    real = env.confine
+    original_confine = env.confine
 
     @contextlib.asynccontextmanager
     async def confine(directories, read_only):
         names.append([directory.name for directory in directories])
-        async with real(directories, read_only) as confinement:
+        async with original_confine(directories, read_only) as confinement:
             yield LinkPlantingConfinement(confinement, directories, outside)
 
     env.confine = confine
@@ -309,12 +309,12 @@ def test_memory_and_processes_are_limited(tmp_path):
     run_confined(tmp_path, scenario, memory_bytes=64 * 1024**2, processes_max=24)
 
 
-async def run_as_user(place, *scenarios):
+async def run_as_user(directory, *scenarios):
     """The interpreter and this checkout may be unreadable for another user, so the launcher is copied."""
-    launcher_client.__file__, sys.executable = str(Path(place) / "launcher_client.py"), "/usr/bin/python3"
+    launcher_client.__file__, sys.executable = str(Path(directory) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for scenario in scenarios:
-        (own := Path(place) / scenario.__name__).mkdir()
+        (own := Path(directory) / scenario.__name__).mkdir()
         async with Confinement(own).open() as confinement:
             await scenario(confinement)
 
@@ -332,9 +332,9 @@ SCENARIOS = [
 def test_git_of_an_ordinary_user_is_confined():
     if not Path("/usr/bin/python3").exists():
         pytest.skip("no interpreter that every user can run")
-    with ordinary_user_directory(for_sandboxes=True) as place:
-        (programs := Path(place) / "programs").mkdir()
+    with ordinary_user_directory(for_sandboxes=True) as directory:
+        (programs := Path(directory) / "programs").mkdir()
         programs.chmod(0o755)
         for program in (launcher, process_limits):
             Path(shutil.copy(program.__file__, programs)).chmod(0o644)
-        run_as_ordinary_user(run_as_user, str(place), *SCENARIOS)
+        run_as_ordinary_user(run_as_user, str(directory), *SCENARIOS)

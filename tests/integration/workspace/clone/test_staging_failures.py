@@ -104,12 +104,12 @@ class FailingConfinement:
 @pytest.fixture
 def replace_command(env, monkeypatch):
     """Replaces a git command in the environment's confinements."""
-    real = env.confine
+    original_confine = env.confine
 
     def replace(name, code, *, stderr=b"", stdout=b""):
         @asynccontextmanager
         async def confine(directories, read_only):
-            async with real(directories, read_only) as confinement:
+            async with original_confine(directories, read_only) as confinement:
                 yield FailingConfinement(confinement, name, code, stderr, stdout)
 
         monkeypatch.setattr(env, "confine", confine)
@@ -223,8 +223,8 @@ def test_unresolvable_host_is_reported(env):
 @pytest.mark.parametrize("base", ["file://{bare}", "{bare}", "ext::sh -c 'touch {canary}' ", "git://127.0.0.1:1/"])
 def test_other_protocols_are_refused_after_url_rewrites(env, base):
     canary = env.root / "canary"
-    real = base.format(bare=env.upstream.bare, canary=canary)
-    env.configure(f'[url "{real}"]\n\tinsteadOf = https://elsewhere.example/')
+    rewritten_base = base.format(bare=env.upstream.bare, canary=canary)
+    env.configure(f'[url "{rewritten_base}"]\n\tinsteadOf = https://elsewhere.example/')
 
     assert "only https, http and ssh are allowed" in clone_error(env, "https://elsewhere.example/")
     assert not canary.exists()

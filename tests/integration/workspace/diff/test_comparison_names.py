@@ -31,12 +31,12 @@ def clone(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
 def test_path_is_forbidden_if_git_refuses_it_on_any_system(clone, name, is_link):
-    results = [applies(clone, name, is_link, protect_hfs) for protect_hfs in ("false", "true")]
+    results = [git_accepts_path(clone, name, is_link, protect_hfs) for protect_hfs in ("false", "true")]
 
     assert is_forbidden_path(name, is_link=is_link) is (not all(results))
 
 
-def applies(clone, name, is_link, protect_hfs):
+def git_accepts_path(clone, name, is_link, protect_hfs):
     mode = b"120000" if is_link else b"100644"
     old_path, new_path = quoted(b"a/" + name), quoted(b"b/" + name)
     patch = (

@@ -222,9 +222,9 @@ def test_files_with_restrictive_modes_are_read(staged):
     disk_layout.restore_ownership(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
     arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
-    lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    setpriv_command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
-    subprocess.run([*lowered, sys.executable, "-c", program, *arguments], check=True, timeout=60)
+    subprocess.run([*setpriv_command, sys.executable, "-c", program, *arguments], check=True, timeout=60)
 
     patch = target.read_bytes()
     assert b"+# Locked\n" in patch

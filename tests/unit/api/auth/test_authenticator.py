@@ -176,13 +176,13 @@ def test_public_path_is_public_for_reading_only(server, path):
 
 
 def test_missing_and_invalid_credentials_have_different_challenges(server):
-    nothing, wrong = server.denied(), server.denied(authorization="Bearer mallory")
-    assert [(result.status, result.code, result.principal) for result in (nothing, wrong)] == [
+    without_token, wrong = server.denied(), server.denied(authorization="Bearer mallory")
+    assert [(result.status, result.code, result.principal) for result in (without_token, wrong)] == [
         (401, "unauthorized", None)
     ] * 2
-    assert nothing.headers == {"www-authenticate": 'Bearer realm="sandbox"'}
+    assert without_token.headers == {"www-authenticate": 'Bearer realm="sandbox"'}
     assert wrong.headers == {"www-authenticate": 'Bearer realm="sandbox", error="invalid_token"'}
-    assert nothing.message.startswith("This server requires a token. Send a token as")
+    assert without_token.message.startswith("This server requires a token. Send a token as")
     assert wrong.message.startswith("This token or session is unknown, revoked or expired. Send a token as")
 
 

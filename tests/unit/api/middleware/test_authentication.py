@@ -136,8 +136,8 @@ def test_browser_exchanges_token_for_a_session(api):
     assert "vera" not in session["cookie"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 200
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 403
-    again = api.post("/api/v1/session", headers=session)
-    assert (again.status_code, "set-cookie" in again.headers) == (200, False)
+    second_response = api.post("/api/v1/session", headers=session)
+    assert (second_response.status_code, "set-cookie" in second_response.headers) == (200, False)
     closed = api.delete("/api/v1/session", headers=session)
     assert closed.status_code == 204
     assert 'sandbox_session=""' in closed.headers["set-cookie"]

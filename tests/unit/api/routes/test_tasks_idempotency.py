@@ -15,12 +15,12 @@ def submit(api, key, body=BODY):
 
 
 def test_repeated_submission_returns_the_same_response(api, tasks):
-    first, again = submit(api, "6f1c"), submit(api, "6f1c")
-    assert (first.status_code, again.status_code) == (202, 202)
-    assert first.json() == again.json()
-    assert first.headers["location"] == again.headers["location"] == "/api/v1/tasks/task-001"
+    first, second = submit(api, "6f1c"), submit(api, "6f1c")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json() == second.json()
+    assert first.headers["location"] == second.headers["location"] == "/api/v1/tasks/task-001"
     assert "idempotent-replayed" not in first.headers
-    assert again.headers["idempotent-replayed"] == "true"
+    assert second.headers["idempotent-replayed"] == "true"
     assert list(tasks.entries) == ["task-001"]
 
 

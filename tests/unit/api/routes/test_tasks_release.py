@@ -44,8 +44,8 @@ def test_preserved_sandbox_is_released_once(api, tasks):
     response = api.delete("/api/v1/tasks/task-001/vm")
     assert (response.status_code, response.json()["success"], response.json()["task_id"]) == (200, True, "task-001")
     assert not tasks.preserved
-    again = api.delete("/api/v1/tasks/task-001/vm")
-    assert (again.status_code, again.json()["error"]) == (404, "not_found")
+    second_response = api.delete("/api/v1/tasks/task-001/vm")
+    assert (second_response.status_code, second_response.json()["error"]) == (404, "not_found")
 
 
 def test_release_of_unknown_task_is_not_found(api):

@@ -40,7 +40,7 @@ def read(*extensions: tuple[int, bytes], **fields: bytes) -> ClientHello:
     return hello
 
 
-WHOLE = records(message(server_names((0, NAME))))
+COMPLETE_HELLO = records(message(server_names((0, NAME))))
 
 
 def test_server_name_is_read_at_any_extension_position():
@@ -171,7 +171,7 @@ def test_oversized_record_is_rejected():
 
 def test_empty_record_is_rejected():
     assert parse_client_hello(b"\x16\3\1\0\0") == ClientHello(True, byte_count=5)
-    assert parse_client_hello(records(WHOLE[5:9]) + b"\x16\3\1\0\0") == ClientHello(True, byte_count=14)
+    assert parse_client_hello(records(COMPLETE_HELLO[5:9]) + b"\x16\3\1\0\0") == ClientHello(True, byte_count=14)
 
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\0\0", b"\0\0\0\1"])
@@ -211,14 +211,14 @@ def test_another_handshake_message_is_not_a_hello(kind):
 
 @pytest.mark.parametrize("kind", [0x14, 0x15, 0x17, 0x18, 0x80])
 def test_another_record_type_alone_or_between_fragments_is_rejected(kind):
-    assert parse_client_hello(kind.to_bytes(1) + WHOLE[1:]) == ClientHello(True)
-    first = records(WHOLE[5:30])
+    assert parse_client_hello(kind.to_bytes(1) + COMPLETE_HELLO[1:]) == ClientHello(True)
+    first = records(COMPLETE_HELLO[5:30])
     assert parse_client_hello(first + kind.to_bytes(1) + b"\3\1\0\1x") == ClientHello(True, byte_count=len(first) + 5)
 
 
 @pytest.mark.parametrize("version", [b"\2\1", b"\4\1", b"\0\3", b"\x7f\1"])
 def test_record_of_another_major_version_is_rejected_early(version):
-    data = records(WHOLE[5:], version=version)
+    data = records(COMPLETE_HELLO[5:], version=version)
     assert parse_client_hello(data) == ClientHello(True, byte_count=5)
     assert parse_client_hello(data[:4]) == ClientHello(True, byte_count=4)
     assert parse_client_hello(data[:2]) == ClientHello(True, byte_count=2)
@@ -227,7 +227,7 @@ def test_record_of_another_major_version_is_rejected_early(version):
 
 @pytest.mark.parametrize("minor", [0, 1, 3, 4, 255])
 def test_minor_version_of_a_record_is_ignored(minor):
-    assert parse_client_hello(records(WHOLE[5:], version=bytes([3, minor]))).server_name == "files.example.org"
+    assert parse_client_hello(records(COMPLETE_HELLO[5:], version=bytes([3, minor]))).server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("first", [b"\x15", b"G", b"\x17\3", b"\0"])

@@ -63,21 +63,21 @@ def test_connect_opens_a_tunnel_whose_tls_must_name_the_allowed_host(target):
     assert (tunnel.host, tunnel.port) == (target, 443)
     assert tunnel.greeting.startswith(b"HTTP/1.1 200 ")
     assert tunnel.stream_filter.start() == b""
-    whole = hello(HOST)
-    assert tunnel.stream_filter.client_data_received(whole[:100]) == b"", (
+    client_hello = hello(HOST)
+    assert tunnel.stream_filter.client_data_received(client_hello[:100]) == b"", (
         "no data is forwarded before the server name is known"
     )
-    assert tunnel.stream_filter.client_data_received(whole[100:]) == whole
+    assert tunnel.stream_filter.client_data_received(client_hello[100:]) == client_hello
     assert tunnel.stream_filter.client_data_received(b"anything") == b"anything"
     assert tunnel.stream_filter.client_data_received(b"") == b""
 
 
 def test_data_after_the_connect_request_belongs_to_the_tunnel():
-    whole = hello(HOST)
+    client_hello = hello(HOST)
     tunnel = expect_tunnel(
-        proxy().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode() + whole)
+        proxy().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode() + client_hello)
     )
-    assert tunnel.stream_filter.start() == whole
+    assert tunnel.stream_filter.start() == client_hello
 
 
 @pytest.mark.parametrize(
@@ -274,12 +274,12 @@ def test_unassigned_address_is_denied_even_for_an_allowed_host():
 
 
 def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
-    whole = hello(HOST)
+    client_hello = hello(HOST)
     handshake = tls()
-    assert handshake.client_data_received(whole[:50]) is None
-    tunnel = expect_tunnel(handshake.client_data_received(whole[50:]))
+    assert handshake.client_data_received(client_hello[:50]) is None
+    tunnel = expect_tunnel(handshake.client_data_received(client_hello[50:]))
     assert (tunnel.host, tunnel.port, tunnel.greeting) == (HOST, 443, b"")
-    assert tunnel.stream_filter.start() == whole
+    assert tunnel.stream_filter.start() == client_hello
 
 
 @pytest.mark.parametrize(

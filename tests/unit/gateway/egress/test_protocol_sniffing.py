@@ -234,11 +234,11 @@ def test_data_that_awaits_a_response_is_not_buffered(data, step):
 
 
 def test_host_that_sends_first_is_not_an_http_server():
-    mail = b"EHLO me\r\nDATA\r\nThey sent this:\r\nGET /x HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
+    smtp_commands = b"EHLO me\r\nDATA\r\nThey sent this:\r\nGET /x HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
     stream_filter = create_stream_filter()
     stream_filter.host_data_received()
-    assert feed(stream_filter, mail, 1000) == (mail, None)
-    assert feed(create_stream_filter(), mail, 1000)[1] is not None, "without an earlier response of the host"
+    assert feed(stream_filter, smtp_commands, 1000) == (smtp_commands, None)
+    assert feed(create_stream_filter(), smtp_commands, 1000)[1] is not None, "without an earlier response of the host"
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,11 @@ def test_server_tool_with_a_known_fee_has_external_access(kind):
 @pytest.mark.parametrize(
     "kind", ["mcp_toolset", "web_fetch_20250910", "web_fetch_20250910 ", "a\nb_20250910", "_20250910"]
 )
-@pytest.mark.parametrize("place", ["anything", "content", "system", "tool_choice"])
-def test_server_tool_type_is_detected_at_any_position(kind, place):
+@pytest.mark.parametrize("position", ["anything", "content", "system", "tool_choice"])
+def test_server_tool_type_is_detected_at_any_position(kind, position):
     value = {"type": kind, "name": "x"}
     for nested in (value, [value], [[value]], {"deep": [{"deeper": value}]}):
-        assert external_access(**{place: nested}) == f"The tool {kind.upper()}"
+        assert external_access(**{position: nested}) == f"The tool {kind.upper()}"
 
 
 @pytest.mark.parametrize("kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None])
@@ -109,10 +109,10 @@ def test_tool_definition_is_inspected_only_for_its_type(name):
 
 
 def test_schema_is_not_inspected_but_other_tool_fields_are():
-    looks_like_a_tool = {"type": "web_fetch_20250910", "source": {"type": "url"}}
+    tool_shaped_schema = {"type": "web_fetch_20250910", "source": {"type": "url"}}
     for name in ("input_schema", "output_schema", "input_examples"):
-        assert external_access(tools=[{"name": "x", name: looks_like_a_tool}]) is None
-    assert external_access(tools=[{"name": "x", "schema": looks_like_a_tool}]) == "The tool WEB_FETCH_20250910"
+        assert external_access(tools=[{"name": "x", name: tool_shaped_schema}]) is None
+    assert external_access(tools=[{"name": "x", "schema": tool_shaped_schema}]) == "The tool WEB_FETCH_20250910"
     assert external_access(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
     assert external_access(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
     # Data fields of a fallback stay data, even if the fallback is inside a tool.
@@ -132,11 +132,11 @@ def test_server_tool_call_is_external_access_and_its_input_is_data(kind):
 
 
 @pytest.mark.parametrize("shape", ["web_fetch_20250910", 7, True, [["x"]]])
-@pytest.mark.parametrize("place", ["tool", "tools", "definition"])
-def test_tool_of_unknown_shape_is_external_access(place, shape):
-    assert external_access(**{place: shape}) == "A tool of unknown shape"
+@pytest.mark.parametrize("position", ["tool", "tools", "definition"])
+def test_tool_of_unknown_shape_is_external_access(position, shape):
+    assert external_access(**{position: shape}) == "A tool of unknown shape"
     assert external_access(other=shape) is None
-    assert external_access(**{place: None}) is None
+    assert external_access(**{position: None}) is None
 
 
 def test_type_of_unknown_shape_is_external_access():

@@ -68,8 +68,8 @@ def test_deeply_nested_event_is_skipped():
 
 
 def test_last_delta_may_correct_the_input():
-    again = DELTA | {"usage": {"output_tokens": 70, "input_tokens": 1100, "cache_read_input_tokens": None}}
-    usage = meter_usage(SSE, sse(START, DELTA, again))
+    second_delta = DELTA | {"usage": {"output_tokens": 70, "input_tokens": 1100, "cache_read_input_tokens": None}}
+    usage = meter_usage(SSE, sse(START, DELTA, second_delta))
     assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (1100, 70, 2000)
 
 
@@ -145,8 +145,8 @@ def test_web_searches_are_charged_in_addition_to_tokens():
     usage = meter_usage(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50} | search_usage}))
     assert usage.cost_usd == pytest.approx(COST + 0.03)
     earlier = DELTA | {"usage": {"output_tokens": 9, "server_tool_use": {"web_search_requests": 1}}}
-    again = DELTA | {"usage": {"output_tokens": 50} | search_usage}
-    assert meter_usage(SSE, sse(START, earlier, again, DELTA)).cost_usd == pytest.approx(COST + 0.03)
+    second_delta = DELTA | {"usage": {"output_tokens": 50} | search_usage}
+    assert meter_usage(SSE, sse(START, earlier, second_delta, DELTA)).cost_usd == pytest.approx(COST + 0.03)
     document = {"model": "claude-opus-4-1", "usage": {"input_tokens": 0} | search_usage}
     assert meter_usage(b"application/json", json.dumps(document).encode()).cost_usd == 0.03
     assert (

@@ -163,8 +163,13 @@ def test_stream_has_started_after_a_message_start():
 
 
 def test_fields_of_another_event_type_are_ignored():
-    odd = line({"type": "message_delta", "message": {"model": "claude-opus-4-1"}, "usage": {"output_tokens": 3}})
-    assert (stream(start(), odd).usage().model, stream(start(), odd).usage().output_tokens) == (MODEL, 3)
+    mismatched_event = line(
+        {"type": "message_delta", "message": {"model": "claude-opus-4-1"}, "usage": {"output_tokens": 3}}
+    )
+    assert (
+        stream(start(), mismatched_event).usage().model,
+        stream(start(), mismatched_event).usage().output_tokens,
+    ) == (MODEL, 3)
     outside = {"type": "message_start", "message": {"model": MODEL}, "usage": {"output_tokens": 3}}
     assert stream(line(outside)).usage().output_tokens == 0
 
@@ -210,31 +215,31 @@ def document(body: bytes) -> JsonMeter:
     return meter
 
 
-WHOLE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "output_tokens": 2}}).encode()
+COMPLETE_RESPONSE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "output_tokens": 2}}).encode()
 
 
 def test_json_response_is_complete_when_it_parses():
-    assert document(WHOLE).is_complete
-    assert not document(WHOLE[:-1]).is_complete
+    assert document(COMPLETE_RESPONSE).is_complete
+    assert not document(COMPLETE_RESPONSE[:-1]).is_complete
     assert not document(b'{"model": "m"}').is_complete
-    for meter in (document(b""), document(WHOLE)):
+    for meter in (document(b""), document(COMPLETE_RESPONSE)):
         assert meter.has_started
         assert meter.partial_usage() is None
 
 
 def test_truncated_json_response_counts_max_tokens():
-    for body in (b"", WHOLE[:-1], WHOLE):
+    for body in (b"", COMPLETE_RESPONSE[:-1], COMPLETE_RESPONSE):
         for is_fully_received in (True, False):
             usage = document(body).upper_bound(REQUEST_BOUND, is_fully_received=is_fully_received)
             assert (usage.model, usage.input_tokens, usage.output_tokens) == ("claude-opus-4-1", 500, 64_000)
 
 
 def test_json_response_is_parsed_up_to_the_limit():
-    padded = WHOLE + b" " * (JSON_BODY_BYTES_MAX - len(WHOLE))
+    padded = COMPLETE_RESPONSE + b" " * (JSON_BODY_BYTES_MAX - len(COMPLETE_RESPONSE))
     assert document(padded).is_complete
     oversized = document(padded + b" ")
     assert not oversized.is_complete
-    oversized.feed(WHOLE)
+    oversized.feed(COMPLETE_RESPONSE)
     assert not oversized.is_complete, "later data belongs to the same document"
 
 
@@ -286,7 +291,7 @@ def test_cheaper_iteration_does_not_reduce_the_cost_of_the_response():
     whole = {"input_tokens": 1000, "output_tokens": 50}
     part = {"type": "message", "model": "claude-haiku-4-5", **whole}
     advisor = {"type": "advisor_message", "model": "claude-opus-4-1", "input_tokens": 100, "output_tokens": 10}
-    opus = line({"type": "message_start", "message": {"model": "claude-opus-4-1", "usage": whole}})
-    usage = stream(opus, delta(iterations=[part, advisor])).usage()
+    message_start = line({"type": "message_start", "message": {"model": "claude-opus-4-1", "usage": whole}})
+    usage = stream(message_start, delta(iterations=[part, advisor])).usage()
     assert usage.cost_usd == pytest.approx((1100 * 15 + 60 * 75) / 1e6)
     assert (usage.input_tokens, usage.output_tokens) == (1100, 60)

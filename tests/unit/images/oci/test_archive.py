@@ -44,9 +44,9 @@ def unpack(tmp_path):
     return unpack
 
 
-@pytest.mark.parametrize("packing", COMPRESSORS)
-def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, packing):
-    path = oci_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, packing=packing)
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, compression):
+    path = oci_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, packing=compression)
     assert unpack(path) == {"base": "base", "above": "above"}
 
 
@@ -63,10 +63,10 @@ def test_newer_docker_save_archive_with_both_indexes(unpack, tmp_path):
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
 
 
-@pytest.mark.parametrize("packing", COMPRESSORS)
+@pytest.mark.parametrize("compression", COMPRESSORS)
 @pytest.mark.parametrize("blob", ["layer", "config", "manifest"])
-def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, packing):
-    members = oci_members([BASE], packing=packing)
+def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, compression):
+    members = oci_members([BASE], compression=compression)
     manifest = json.loads(members["index.json"])["manifests"][0]["digest"]
     manifest_document = json.loads(members[f"blobs/sha256/{manifest[7:]}"])
     expected_digest = {
@@ -166,11 +166,11 @@ def test_image_with_too_many_layers_is_rejected(unpack, tmp_path, monkeypatch):
         unpack(oci_archive(tmp_path / "two.tar", BASE, UPPER_LAYER))
 
 
-@pytest.mark.parametrize("packing", ["+gzip", "+zstd"])
-def test_decompression_bomb_is_rejected(unpack, tmp_path, monkeypatch, packing):
+@pytest.mark.parametrize("compression", ["+gzip", "+zstd"])
+def test_decompression_bomb_is_rejected(unpack, tmp_path, monkeypatch, compression):
     monkeypatch.setattr(importer, "IMAGE_BYTES_MAX", 1_000_000)
     bomb = layer(entry("zeros", bytes(10_000_000)))
-    path = oci_archive(tmp_path / "image.tar", bomb, packing=packing)
+    path = oci_archive(tmp_path / "image.tar", bomb, packing=compression)
     assert path.stat().st_size < 100_000
     with pytest.raises(ImageRefusedError, match="too large"):
         unpack(path)

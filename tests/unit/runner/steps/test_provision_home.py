@@ -78,8 +78,8 @@ def test_directory_at_the_file_is_moved_aside(home, name):
     assert (aside / "deep" / "notes").read_bytes() == b"the agent's"
 
 
-async def write_as_user(place):
-    home = Path(place) / "home"
+async def write_as_user(directory):
+    home = Path(directory) / "home"
     (home / ".sandbox").mkdir(parents=True)
     (home / ".sandbox").chmod(0o500)
     home.chmod(0)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.runtimes.limits.kernel_usage import SOCK_DIAG, SocketCounter, Waiting
+from sandbox.runtimes.limits.kernel_usage import SOCK_DIAG, SocketCounter, SocketUsage
 
 SYN_RECEIVED, ESTABLISHED = 3, 1
 MEMORY, CONGESTION = 7, 4
@@ -66,7 +66,7 @@ def test_all_four_socket_kinds_are_summed():
         end(4),
     ]
     with socket_counter(responses) as counter:
-        assert counter.count() == Waiting(received_bytes=1230, half_open=2, udp_sockets_on_port=1)
+        assert counter.count() == SocketUsage(received_bytes=1230, half_open=2, udp_sockets_on_port=1)
 
 
 def test_udp_sockets_per_port_are_counted_over_both_families():
@@ -75,7 +75,7 @@ def test_udp_sockets_per_port_are_counted_over_both_families():
     ]
     streams = [socket_response(ESTABLISHED, 0, sequence, 53) * 5 + end(sequence) for sequence in (1, 3)]
     with socket_counter([streams[0], datagrams[0], streams[1], datagrams[1]]) as counter:
-        assert counter.count() == Waiting(udp_sockets_on_port=2)
+        assert counter.count() == SocketUsage(udp_sockets_on_port=2)
 
 
 def test_responses_to_an_earlier_request_are_ignored():
@@ -88,13 +88,13 @@ def test_responses_to_an_earlier_request_are_ignored():
         end(4),
     ]
     with socket_counter(responses) as counter:
-        assert counter.count() == Waiting(received_bytes=1)
+        assert counter.count() == SocketUsage(received_bytes=1)
 
 
 def test_missing_socket_kind_is_skipped():
     responses = [socket_response(ESTABLISHED, 5, 1) + end(1), end(2, -errno.ENOENT), end(3), end(4, -errno.ENOENT)]
     with socket_counter(responses) as counter:
-        assert counter.count() == Waiting(received_bytes=5)
+        assert counter.count() == SocketUsage(received_bytes=5)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EBUSY])

@@ -45,27 +45,30 @@ def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_directories_count_and_files_and_o_path_do_not(start_holder: Holder, tmp_path: Path):
     (tmp_path / "file").touch()
-    assert kernel_usage.count_directories([start_holder(0)], descriptors_each=1).directories == _OPEN_COUNT
-    assert kernel_usage.count_directories([start_holder(os.O_PATH)], descriptors_each=1).directories == 0
+    assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
+    assert kernel_usage.count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0
     assert (
-        kernel_usage.count_directories([start_holder(0, path=tmp_path / "file")], descriptors_each=1).directories == 0
+        kernel_usage.count_directories(
+            [start_holder(0, path=tmp_path / "file")], descriptors_per_directory=1
+        ).directories
+        == 0
     )
-    usage = kernel_usage.count_directories([start_holder(0, os.O_PATH)], descriptors_each=1)
+    usage = kernel_usage.count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
     assert (usage.directories, usage.open_files) == (_OPEN_COUNT, None)
 
 
 def test_directory_with_two_descriptors_counts_once(start_holder: Holder):
-    assert kernel_usage.count_directories([start_holder(0, 0)], descriptors_each=2).directories == _OPEN_COUNT
+    assert kernel_usage.count_directories([start_holder(0, 0)], descriptors_per_directory=2).directories == _OPEN_COUNT
 
 
 def test_processes_with_shared_files_count_once(start_holder: Holder):
     assert (
-        kernel_usage.count_directories([start_holder(0), start_holder(0)], descriptors_each=1).directories
+        kernel_usage.count_directories([start_holder(0), start_holder(0)], descriptors_per_directory=1).directories
         == _OPEN_COUNT
     )
 
 
 def test_few_files_or_no_process_is_zero_usage(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
-    assert kernel_usage.count_directories([], descriptors_each=1) == FileUsage()
+    assert kernel_usage.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
-    assert kernel_usage.count_directories([start_holder(0)], descriptors_each=1) == FileUsage()
+    assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()

@@ -34,7 +34,7 @@ from sandbox.runtimes.qemu.command_lines import (
 )
 from sandbox.runtimes.qemu.guest import frames, redirection
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.sandbox import join_figures
+from sandbox.runtimes.qemu.sandbox import merge_stats
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
 PARTS = parts.GuestComponents(
@@ -250,9 +250,9 @@ def reads_and_frames(piece: bytes) -> tuple[int, int]:
         channel.data_received = count_read  # type: ignore[method-assign]
         await channel.open(host_end)
         loop = asyncio.get_running_loop()
-        until = loop.time() + 1
+        deadline = loop.time() + 1
         with guest_end:
-            while loop.time() < until:
+            while loop.time() < deadline:
                 with suppress(BlockingIOError):
                     guest_end.send(piece)
                 await asyncio.sleep(0)
@@ -298,15 +298,15 @@ def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytest.Monk
 
 def test_reported_stats_are_clamped_to_the_limits():
     spec = SandboxSpec("attempt", Path("/disk"), cpus=1, memory_bytes=1000, processes_max=10)
-    stats = join_figures(Stats(1.5, 5000, 4, oom_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
+    stats = merge_stats(Stats(1.5, 5000, 4, oom_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
     assert stats == Stats(1.5, 1000, 10, oom_kills=3, fork_failures=3)
-    assert join_figures(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
+    assert merge_stats(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
 
 
 def test_large_console_output_is_throttled():
     async def run() -> tuple[bytes, int]:
-        host_end, machine_end = socket.socketpair()
-        machine_end.setblocking(False)
+        host_end, guest_end = socket.socketpair()
+        guest_end.setblocking(False)
         tail, reads = OutputTail(), 0
         data_received = tail.data_received
 
@@ -318,15 +318,15 @@ def test_large_console_output_is_throttled():
         tail.data_received = count_read  # type: ignore[method-assign]
         await tail.open(host_end)
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(machine_end, b"x" * (CONSOLE_BYTES_MAX + 1))
-        reads, until = 0, loop.time() + 10 * CONSOLE_PAUSE_SECONDS
-        while loop.time() < until:
-            await loop.sock_sendall(machine_end, b"y")
+        await loop.sock_sendall(guest_end, b"x" * (CONSOLE_BYTES_MAX + 1))
+        reads, deadline = 0, loop.time() + 10 * CONSOLE_PAUSE_SECONDS
+        while loop.time() < deadline:
+            await loop.sock_sendall(guest_end, b"y")
             await asyncio.sleep(0)
-        await loop.sock_sendall(machine_end, b"end")
+        await loop.sock_sendall(guest_end, b"end")
         await asyncio.sleep(3 * CONSOLE_PAUSE_SECONDS)
         tail.abort()
-        machine_end.close()
+        guest_end.close()
         return tail.text, reads
 
     text, reads = asyncio.run(run())
@@ -336,12 +336,12 @@ def test_large_console_output_is_throttled():
 
 def test_early_console_output_is_read_at_once():
     async def run() -> bytes:
-        host_end, machine_end = socket.socketpair()
+        host_end, guest_end = socket.socketpair()
         tail = OutputTail()
         await tail.open(host_end)
-        with machine_end:
+        with guest_end:
             for line in (b"one\n", b"two\n", b"three\n"):
-                machine_end.send(line)
+                guest_end.send(line)
                 for _ in range(3):
                     await asyncio.sleep(0)
         tail.abort()

@@ -105,10 +105,10 @@ def test_only_kvm_does_not_fall_back_to_emulation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "only_by_name"),
+    ("outcomes", "is_explicit_only"),
     [([], False), ([TIMED_OUT], False), ([TIMED_OUT, TIMED_OUT], True), ([BROKEN, BROKEN], True)],
 )
-def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcomes, only_by_name):
+def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcomes, is_explicit_only):
     async def create_once(qemu_runtime, *_, **__):
         await qemu_runtime.create(
             qemu_runtime._build_handle("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1)
@@ -118,12 +118,12 @@ def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcome
     monkeypatch.setattr(runtime, "run_probe", create_once)
     monkeypatch.setattr("os.getuid", lambda: 0)
     probe = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes).probe())
-    assert (probe.is_available, probe.is_explicit_only) == (True, only_by_name)
-    assert any("no KVM" in gap for gap in probe.gaps) is only_by_name
+    assert (probe.is_available, probe.is_explicit_only) == (True, is_explicit_only)
+    assert any("no KVM" in gap for gap in probe.gaps) is is_explicit_only
 
     automatic = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes, only_kvm=True).probe())
-    assert automatic.is_available is not only_by_name
-    assert ("explicitly" in automatic.remedy) is only_by_name
+    assert automatic.is_available is not is_explicit_only
+    assert ("explicitly" in automatic.remedy) is is_explicit_only
 
 
 def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):

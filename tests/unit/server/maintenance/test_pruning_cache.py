@@ -13,11 +13,16 @@ from sandbox.server.maintenance.pruning import SingleFlight
 
 class SlowMeasurement:
     def __init__(self):
-        self.now, self.is_broken, self._numbers, self.may_finish = 0.0, False, itertools.count(1), threading.Event()
+        self.now, self.is_broken, self._numbers, self.release_measurement = (
+            0.0,
+            False,
+            itertools.count(1),
+            threading.Event(),
+        )
         self.cache = SingleFlight(self._measure, lambda: self.now)
 
     def _measure(self):
-        self.may_finish.wait(20)
+        self.release_measurement.wait(20)
         if self.is_broken:
             raise OSError("gone")
         return next(self._numbers)
@@ -27,7 +32,7 @@ class SlowMeasurement:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.01):
                 await self.cache.result()
-        self.may_finish.set()
+        self.release_measurement.set()
         while not self.cache._running.done():
             await asyncio.sleep(0.005)
 
@@ -61,6 +66,6 @@ def test_failure_without_waiter_is_not_cached():
 def test_failure_is_raised_to_the_waiter():
     measurement = SlowMeasurement()
     measurement.is_broken = True
-    measurement.may_finish.set()
+    measurement.release_measurement.set()
     with pytest.raises(OSError, match="gone"):
         asyncio.run(measurement.cache.result())

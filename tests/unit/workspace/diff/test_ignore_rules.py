@@ -73,14 +73,14 @@ def test_deep_tree_is_created_once(tmp_path, monkeypatch):
     real_mkdir = os.mkdir
     monkeypatch.setattr(os, "mkdir", lambda path, *mode: (created.append(path), real_mkdir(path, *mode)))
     fake_git = FakeGit(tmp_path)
-    trunk = [b"/".join([b"d"] * depth) for depth in range(1, 250)]
+    parent_directories = [b"/".join([b"d"] * depth) for depth in range(1, 250)]
     with IgnoreRules(tmp_path, fake_git, fake_git) as rules:
-        for path in trunk:
+        for path in parent_directories:
             rules.ignored_paths(directories(path))
         for child in (b"a", b"b"):
-            rules.ignored_paths(directories(trunk[-1] + b"/" + child))
-            rules.ignored_paths(directories(trunk[-1] + b"/" + child + b"/leaf"))
-        rules.ignored_paths(directories(trunk[9] + b"/other/leaf"))
+            rules.ignored_paths(directories(parent_directories[-1] + b"/" + child))
+            rules.ignored_paths(directories(parent_directories[-1] + b"/" + child + b"/leaf"))
+        rules.ignored_paths(directories(parent_directories[9] + b"/other/leaf"))
     assert fake_git.missing == []
-    assert len(created) < 3 * len(trunk)
+    assert len(created) < 3 * len(parent_directories)
     assert list(tmp_path.iterdir()) == []

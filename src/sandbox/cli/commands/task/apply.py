@@ -43,14 +43,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 )
 @allow_secrets_option
 @common_options
-def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) -> None:
+def apply(task_id: str, directory: Path, allows_local_changes: bool, allows_secrets: bool) -> None:
     """Apply a task's changes to a git checkout.
 
     The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
     not at all.
     """
     options, checkout = current_options(), Checkout(directory)
-    if not is_beside:
+    if not allows_local_changes:
         checkout.require_clean()
     with TemporaryDirectory() as temporary:
         patch = Path(temporary) / "patch"
@@ -61,16 +61,16 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
             base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         commit = checkout.commit()
         if base and base != commit:
-            here = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
-            click.echo(f"The patch was made on commit {base[:12]}; {here}.", err=True)
-        changed = checkout.apply(patch, should_stage=not is_beside) if patch.stat().st_size else []
+            head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
+            click.echo(f"The patch was made on commit {base[:12]}; {head_description}.", err=True)
+        changed = checkout.apply(patch, should_stage=not allows_local_changes) if patch.stat().st_size else []
     if options.format == "json":
         files = [asdict(file) for file in changed]
         print_json(
             {"task_id": task_id, "directory": str(checkout.root), "base_commit": base, "commit": commit, "files": files}
         )
     else:
-        _print_result(task_id, changed, options, is_staged=not is_beside)
+        _print_result(task_id, changed, options, is_staged=not allows_local_changes)
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:

@@ -110,11 +110,11 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
     if task["started_at"]:
         yield "Started", format_datetime(task["started_at"])
     if task["finished_at"]:
-        took = format_elapsed(task["started_at"], task["finished_at"])
-        yield "Finished", format_datetime(task["finished_at"]) + (f"  after {took}" if took else "")
+        elapsed = format_elapsed(task["started_at"], task["finished_at"])
+        yield "Finished", format_datetime(task["finished_at"]) + (f"  after {elapsed}" if elapsed else "")
     if task["vm_name"] and task["vm"]:
-        facts = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
-        yield "Sandbox", " · ".join(dict.fromkeys(facts))  # gvisor is both a runtime's name and its tier's
+        runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
+        yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is both a runtime's name and its tier's
     yield from _attempt_rows(task)
     yield from _progress_rows(task)
 

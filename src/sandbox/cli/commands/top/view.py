@@ -121,8 +121,8 @@ def task_row(task: TaskSummary, now: datetime) -> list[Text]:
 
 def _current_activity(task: TaskSummary) -> str:
     if task["state"] in TERMINAL_STATES:
-        took = format_elapsed(task["started_at"], task["finished_at"])
-        return task["error"]["code"] if task["error"] else f"took {took}" if took else ""
+        elapsed = format_elapsed(task["started_at"], task["finished_at"])
+        return task["error"]["code"] if task["error"] else f"took {elapsed}" if elapsed else ""
     return task["progress"]["current_tool"] or task["state_message"]
 
 

@@ -122,12 +122,12 @@ class Agent:
         self._streams.add(frames.ERRORS, errors)
 
     def _start_terminal(self, number: int, command: list[list[bytes]], size: bytes) -> None:
-        outer = os.open(f"{machine.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        fcntl.ioctl(outer, _TIOCSPTLCK, struct.pack("i", 0))
-        (name,) = struct.unpack("i", fcntl.ioctl(outer, _TIOCGPTN, bytes(4)))
+        master_fd = os.open(f"{machine.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        fcntl.ioctl(master_fd, _TIOCSPTLCK, struct.pack("i", 0))
+        (name,) = struct.unpack("i", fcntl.ioctl(master_fd, _TIOCGPTN, bytes(4)))
         inner = f"{machine.COMMAND_ROOT}/dev/pts/{name}"
         os.chown(inner, confinement.UID, confinement.UID)
-        self._streams.add(number, outer)
+        self._streams.add(number, master_fd)
         self._resize(number, size)
         # Keep the slave open until the command has opened it: a terminal that nobody has open is at its end.
         inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
@@ -141,10 +141,10 @@ class Agent:
         self._send(frames.FAILED if reason else frames.READY, number, reason.encode()[:4096])
 
     def _resize(self, number: int, size: bytes) -> None:
-        outer = self._streams.descriptor(number)
-        if outer is not None:
+        master_fd = self._streams.descriptor(number)
+        if master_fd is not None:
             rows, columns = frames.SIZE_BODY.unpack(size)
-            fcntl.ioctl(outer, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            fcntl.ioctl(master_fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def _signal(self, number: int, body: bytes) -> None:
         if number in self._processes:

@@ -24,11 +24,11 @@ def start_init() -> int:
     Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
     machine.check(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
-    done, done_inside = os.pipe()
+    done, done_write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run_init(done_inside)
-    os.close(done_inside)
+        _run_init(done_write_fd)
+    os.close(done_write_fd)
     output = os.read(done, 4096)
     os.close(done)
     if output != b"ready":
@@ -54,7 +54,9 @@ def _run_init(ready_fd: int) -> None:
         os._exit(1)
 
 
-def start_command(command: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
+def start_command(
+    command: list[list[bytes]], standard_fds: tuple[int, int, int], terminal: str | None
+) -> tuple[int, str]:
     """Fork and exec a command.
 
     command: directory, argv and environment. standard: its first three descriptors, unless terminal, the path of a
@@ -63,7 +65,7 @@ def start_command(command: list[list[bytes]], standard: tuple[int, int, int], te
     status_fd, child_status_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run_child(command, standard, terminal, child_status_fd)
+        _run_child(command, standard_fds, terminal, child_status_fd)
     os.close(child_status_fd)
     reason = os.read(status_fd, 4096).decode(errors="replace")
     os.close(status_fd)
@@ -71,14 +73,14 @@ def start_command(command: list[list[bytes]], standard: tuple[int, int, int], te
 
 
 def _run_child(
-    command: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, status_fd: int
+    command: list[list[bytes]], standard_fds: tuple[int, int, int], terminal: str | None, status_fd: int
 ) -> None:
     try:
         status_fd = os.dup2(status_fd, 1023, inheritable=False)
         os.setsid()
         machine.write(f"{machine.COMMAND_CGROUP}/cgroup.procs", str(os.getpid()))
         opened = None if terminal is None else os.open(terminal, os.O_RDWR)
-        for number, descriptor in enumerate(standard if opened is None else (opened,) * 3):
+        for number, descriptor in enumerate(standard_fds if opened is None else (opened,) * 3):
             os.dup2(descriptor, number)
         os.closerange(3, status_fd)
         _exec_command(command)

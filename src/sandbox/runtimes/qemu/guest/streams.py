@@ -109,5 +109,5 @@ def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _create_pair() -> tuple[int, int]:
-    outer, inside = _socket.socketpair()
-    return outer.detach(), inside.detach()
+    agent_end, child_end = _socket.socketpair()
+    return agent_end.detach(), child_end.detach()

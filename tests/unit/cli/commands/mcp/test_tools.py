@@ -64,9 +64,9 @@ def test_long_text_is_read_in_contiguous_parts():
     text = "".join(f"line {number}\n" for number in range(20_000))
     collected, offset = "", 0
     while True:
-        part, mark, _ = asyncio.run(tools.diff(FakeClient(data=text.encode()), "t", offset)).partition("\n[")
+        part, separator, _ = asyncio.run(tools.diff(FakeClient(data=text.encode()), "t", offset)).partition("\n[")
         collected += part
-        if not mark:
+        if not separator:
             break
         offset += tools.RESPONSE_CHARACTERS_MAX
     assert collected == text
