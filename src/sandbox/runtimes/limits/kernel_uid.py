@@ -7,6 +7,8 @@ attempt's id, from which other processes find the owner of a uid.
 import fcntl
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +122,7 @@ class KernelUidPool:
         # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
-        if processes.find_by_uid(uid):
+        if processes.find_by_uid(uid) or _has_files_in_transit(uid):
             os.close(descriptor)
             return False
         self._allocations[attempt_id] = (uid, descriptor)
@@ -142,3 +144,28 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+_SEND_FILE = """
+import array, errno, os, resource, socket, sys
+first, second = socket.socketpair()
+uid = int(sys.argv[1])
+os.setgroups([])
+os.setresuid(uid, uid, uid)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+try:
+    first.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2]))])
+    second.recvmsg(1)
+except OSError as error:
+    sys.exit(9 if error.errno == errno.ETOOMANYREFS else 0)
+"""
+
+
+def _has_files_in_transit(uid: int) -> bool:
+    """Return whether the kernel still holds files that an earlier owner sent and nobody received.
+
+    They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, which then
+    can send no files.
+    """
+    argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
+    return subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False).returncode == 9

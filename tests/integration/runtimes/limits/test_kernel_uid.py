@@ -1,8 +1,11 @@
 """Two sandboxes never share a kernel uid, even with several servers."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,24 @@ def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes])
     process_with_first_uid.kill()
     os.waitid(os.P_PID, process_with_first_uid.pid, os.WEXITED | os.WNOWAIT)
     assert processes.find_by_uid(UIDS[0]) == []
+
+
+_SEND_FILE = "import array, socket; socket.socket(fileno=1).sendmsg([b'x'], [(1, 1, array.array('i', [1]))])"
+
+
+def test_uid_with_files_in_transit_is_skipped(directory: Path):
+    receiver, sender = socket.socketpair()
+    with receiver:
+        with sender:
+            argv = ["/usr/bin/python3", "-I", "-c", _SEND_FILE]
+            subprocess.run(argv, stdout=sender, user=UIDS[0], group=UIDS[0], extra_groups=[], check=True, timeout=30)
+        uids = KernelUidPool(UIDS, directory)
+        assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
+        with pytest.raises(AttemptError, match="in use"):
+            uids.allocate("c")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # the kernel collects the files some time after the socket's end
+        with contextlib.suppress(AttemptError):
+            assert uids.allocate("c") == UIDS[0]
+            return
+    pytest.fail("the uid is not allocated again")
