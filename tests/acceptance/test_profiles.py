@@ -36,7 +36,7 @@ def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_pat
     deployment = deploy(bash(INSPECT), reply())
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")
-    image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
+    image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, compression="+gzip"))
     deployment.model.send_signal(signal.SIGSTOP)  # keeps the agent from using its image
     deployment.submit(vm={"profile": "my-tools"})
     deployment.wait_for_state("running")

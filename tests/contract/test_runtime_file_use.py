@@ -10,9 +10,9 @@ import pytest
 
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, FileUsage, Runtime
-from sandbox.model.limits import EPOLL_ENTRIES_MAX, HIDDEN_FILES_MAX
+from sandbox.model.limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
+from sandbox.runtimes.limits.blocked_threads import count_machine_files
 from sandbox.runtimes.limits.epoll_usage import count_machine_entries
-from sandbox.runtimes.limits.waiting_threads import count_machine_files
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -133,7 +133,7 @@ report("held"); time.sleep(600)
 
 
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    """When any program of the machine closes `/dev/null`, a system file or an eventfd, the kernel walks all its locks."""
+    """Whenever a program of the machine closes `/dev/null` or an eventfd, the kernel walks all its locks."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 400), result
     assert "locks on devices or system files" in usage.find_violation()
@@ -550,7 +550,7 @@ async def _count_freed(
     ("source", "count_all", "growth_max"),
     [
         (_EPOLL_ENTRIES_OF_WAITING_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
-        (_DIRECTORIES_OF_WAITING_THREADS, count_machine_files, HIDDEN_FILES_MAX),
+        (_DIRECTORIES_OF_WAITING_THREADS, count_machine_files, OPEN_FILES_GROWTH_MAX),
     ],
     ids=["epoll entries", "directories"],
 )

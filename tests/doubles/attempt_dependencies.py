@@ -319,7 +319,7 @@ class AttemptHarness:
             secrets or {},
             redaction,
         )
-        self.attempt.files.root.mkdir(parents=True)
+        self.attempt.layout.root.mkdir(parents=True)
         self.attempt_runner = AttemptRunner(self.attempt)
 
     def _redacting(self, writer, redaction):

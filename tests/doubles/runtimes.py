@@ -9,8 +9,8 @@ import pytest
 
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.model.errors import AttemptError
+from sandbox.runtimes.qemu.components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.parts import find_components
 
 RUN_ALL_QEMU_TESTS = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether all QEMU tests run, as in `script/test-qemu`, instead of a sample: without KVM a guest boots for many

@@ -36,7 +36,7 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
-from sandbox.server.runner_launcher import Host, Launcher
+from sandbox.server.runner_launcher import Host, RunnerLauncher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
@@ -75,7 +75,7 @@ class FakeRunners:
                 try:
                     self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
                 except OSError as error:
-                    return Reply(done=False, message=str(error), unwritten=True)
+                    return Reply(done=False, message=str(error), was_disk_write_rejected=True)
                 return Reply(done=True)
         raise RunnerUnreachableError("gone")
 
@@ -157,7 +157,7 @@ class ServerComponents:
                 scheduler=Scheduler(self.capacity),
                 journal_tailer=tailer,
                 prober=prober,
-                launcher=Launcher(
+                runner_launcher=RunnerLauncher(
                     self.journals,
                     self.runners,
                     clock,

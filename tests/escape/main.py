@@ -15,7 +15,7 @@ from escape.attack_runner import AttackRun
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.runtimes.bwrap import find_bwrap as find_bubblewrap
 from sandbox.runtimes.gvisor.runtime import find_runsc
-from sandbox.runtimes.qemu.parts import QEMU
+from sandbox.runtimes.qemu.components import QEMU
 
 
 def main(requested):

@@ -36,7 +36,7 @@ PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 TaskId = Annotated[str, Path(description="The task's id")]
 
 
-class _Rest(Convertor[str]):
+class _AnyPathConvertor(Convertor[str]):
     """Matches the rest of the path. Starlette's own `path` stops at a newline, which a file name may contain."""
 
     regex = "[\\s\\S]+"
@@ -48,7 +48,7 @@ class _Rest(Convertor[str]):
         return value
 
 
-register_url_convertor("rest", _Rest())
+register_url_convertor("rest", _AnyPathConvertor())
 
 
 def is_public(path: str) -> bool:

@@ -25,5 +25,5 @@ class ApiSettings:
     requires_token: bool = False
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
-    priced: Callable[[str], bool] | None = None
+    has_price: Callable[[str], bool] | None = None
     profiles: Callable[[], Mapping[str, str]] | None = None

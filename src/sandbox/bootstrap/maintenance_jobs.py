@@ -25,7 +25,7 @@ def create_maintenance_jobs(
     data_dir: Path, run_dir: Path, dependencies: ServiceDependencies, settings: ServerSettings
 ) -> Sequence[PeriodicJob]:
     """Create the jobs in the order of their execution."""
-    kinds: Sequence[Leftovers] = (
+    leftover_sources: Sequence[Leftovers] = (
         # Any runtime can end the sandboxes of all runtimes; this one needs no installed program.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
@@ -39,9 +39,9 @@ def create_maintenance_jobs(
         GarbageCollectorDependencies(
             data_dir, dependencies.journals, dependencies.store, dependencies.preserved_sandboxes, remove_trees
         ),
-        kinds,
+        leftover_sources,
     )
-    probes = ProbeCleanup(run_dir, kinds, remove_trees)
+    probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
 
     compactor = JournalCompactor(dependencies.journals, dependencies.store, dependencies.clock)
 

@@ -98,7 +98,7 @@ def _startup_timeout_seconds(order: LaunchOrder) -> int:
 
 
 async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> None:
-    if order.visit:
+    if order.is_debug_session:
         await _run_debug_session(order, redaction)
         return
     attempt = build_attempt(order, lock_fd, redaction)
@@ -134,9 +134,9 @@ async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> 
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
-    start = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
+    launch_spec = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    session = DebugSession(order.attempt_id, files, task.manifest.vm, start, order.image, dependencies)
+    session = DebugSession(order.attempt_id, files, task.manifest.vm, launch_spec, order.image, dependencies)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
     reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
@@ -192,21 +192,21 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
         disks=choose_disks(order),
         remove=remove_trees,
         images=ImageLeases(data_dir),
-        runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.auto),
+        runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.excludes_emulation),
         gateways=SocketGateways(throttle=throttle),
         agent=ClaudeCodeDriver(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, order.follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),
-        confine=None if order.confines else no_confinement,
+        confine=None if order.can_confine else no_confinement,
         throttle=throttle,
     )
 
 
 def choose_disks(order: LaunchOrder) -> Disks:
     """Choose the kind that an earlier process of the attempt used, regardless of what the host supports now."""
-    is_loop, data_dir = order.disks == "loop", Path(order.data_dir)
-    if order.finish or order.visit or order.resumes:
+    is_loop, data_dir = order.disk_kind == "loop", Path(order.data_dir)
+    if order.finish or order.is_debug_session or order.resumes:
         is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
     return LoopDisks() if is_loop else DirectoryDisks()
 

@@ -17,10 +17,10 @@ from sandbox.secrets.sources import EnvironmentSource, FileSource
 class ServerSecretResolver:
     """Resolves secrets from the configured sources. Once there are tokens, only listed variables are accessible."""
 
-    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], access: TokenStore) -> None:
+    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], token_store: TokenStore) -> None:
         self._settings = settings
         self._environment = environment
-        self._access = access
+        self._token_store = token_store
         self._sources: dict[str, SecretSource] = {}
         if settings.directory is not None:
             self._sources["file"] = FileSource(settings.directory)
@@ -30,7 +30,7 @@ class ServerSecretResolver:
 
     async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
         """Return the values by name. Raises SecretUnavailableError."""
-        allowed = self._settings.environment if self._access.has_tokens else None
+        allowed = self._settings.environment if self._token_store.has_tokens else None
         variables = EnvironmentSource(self._environment, allowed)
         return await SecretResolver({**self._sources, "env": variables}).resolve(secrets)
 

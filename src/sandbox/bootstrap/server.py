@@ -57,7 +57,7 @@ from sandbox.dashboard.routes import add_dashboard
 from sandbox.disks.loop import loop_unavailable_reason
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
-from sandbox.gateway.model.pricing import is_priced
+from sandbox.gateway.model.pricing import has_price
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.file_layout import TaskLayout
@@ -81,7 +81,7 @@ from sandbox.server.maintenance.probe_cleanup import probe_lock_async
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
-from sandbox.server.runner_launcher import Host, Launcher
+from sandbox.server.runner_launcher import Host, RunnerLauncher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.submissions import SubmissionLog
@@ -107,15 +107,15 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class RestrictedPlacement:
+class RedirectRestrictingPlacement:
     """Checks for tokens whenever a runner starts, because they may be created while the server runs."""
 
     placement: Placement
-    access: TokenStore
+    token_store: TokenStore
 
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
         """See `Placement.launch`."""
-        restricted_order = msgspec.structs.replace(order, follow_redirects=not self.access.has_tokens)
+        restricted_order = msgspec.structs.replace(order, follow_redirects=not self.token_store.has_tokens)
         await self.placement.launch(restricted_order, lock_fd)
 
 
@@ -155,23 +155,23 @@ def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
 
 
 async def _serve(settings: ServerSettings, directories: ServerDirectories, announce: AnnounceFormat) -> None:
-    section, access = settings.server, TokenFile(directories.data_dir)
+    section, token_store = settings.server, TokenFile(directories.data_dir)
     sockets = bind(section.host, section.port)
     stream_sockets = bind(section.host, section.ws_port, "ws_port")
     needs_token = is_externally_reachable([*sockets, *stream_sockets])
-    if needs_token and not access.list_valid():
+    if needs_token and not token_store.list_valid():
         raise UnprotectedAddressError(section.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
     api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token)
-    authenticator = Authenticator(access, api_settings)
+    authenticator = Authenticator(token_store, api_settings)
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
-        space = _make_disk_monitor(settings, directories)
+        disk_monitor = _make_disk_monitor(settings, directories)
         prober = await _run_unless_set(shutting_down, _make_prober(settings, directories))
         if prober is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
-        service = await _start_service(settings, directories, access, prober, space)
+        service = await _start_service(settings, directories, token_store, prober, disk_monitor)
         profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
         async with _background_jobs(settings, directories, service):
@@ -208,7 +208,7 @@ def _api_settings(settings: ServerSettings, sockets: Sequence[socket], *, needs_
         requires_token=needs_token,
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
-        priced=is_priced,
+        has_price=has_price,
     )
 
 
@@ -218,7 +218,7 @@ async def _background_jobs(
 ) -> AsyncIterator[None]:
     """Run the background jobs; close the service at the end."""
     jobs = create_maintenance_jobs(directories.data_dir, directories.run_dir, service.dependencies, settings)
-    helpers = [
+    tasks = [
         asyncio.create_task(Janitor(jobs).run(), name="janitor"),
         asyncio.create_task(service.dependencies.disk_monitor.run(), name="space"),
         asyncio.create_task(service.dependencies.prober.run(), name="prober"),
@@ -226,9 +226,9 @@ async def _background_jobs(
     try:
         yield
     finally:
-        for helper in helpers:
+        for helper in tasks:
             helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await service.close()
         _log_shutdown(len(service.dependencies.journal_tailer.tracked_tasks))
 
@@ -256,7 +256,7 @@ async def _make_prober(settings: ServerSettings, directories: ServerDirectories)
 async def _probe(settings: ServerSettings, directories: ServerDirectories, agent_program: Path) -> ProbeResult:
     async with probe_lock_async(directories.run_dir):
         choice = await choose_runtime(settings.server.runtime, directories.run_dir)
-        no_loop = await loop_unavailable_reason(directories.run_dir)
+        no_loop_reason = await loop_unavailable_reason(directories.run_dir)
         confines = await can_confine_git(choice, directories.run_dir)
     template = LaunchOrder(
         task_id="",
@@ -264,11 +264,11 @@ async def _probe(settings: ServerSettings, directories: ServerDirectories, agent
         data_dir=str(directories.data_dir),
         run_dir=str(directories.run_dir),
         runtime=choice.chosen.runtime,
-        auto=settings.server.runtime == AUTO,
+        excludes_emulation=settings.server.runtime == AUTO,
         agent_program=str(agent_program),
         upstream=read_upstream(os.environ),
-        disks="plain" if no_loop else "loop",
-        confines=confines,
+        disk_kind="plain" if no_loop_reason else "loop",
+        can_confine=confines,
         output_watermark=settings.disk.output,
     )
     is_final = all(probe.is_final for probe in choice.probes)
@@ -278,13 +278,13 @@ async def _probe(settings: ServerSettings, directories: ServerDirectories, agent
 async def _start_service(
     settings: ServerSettings,
     directories: ServerDirectories,
-    access: TokenStore,
+    token_store: TokenStore,
     prober: RuntimeProber,
-    space: DiskMonitor,
+    disk_monitor: DiskMonitor,
 ) -> TaskService:
-    placement = RestrictedPlacement(_make_placement(directories, settings.log), access)
-    secrets = ServerSecretResolver(settings.secrets, os.environ, access)
-    service = _build_service(directories, prober, placement, secrets, space, settings)
+    placement = RedirectRestrictingPlacement(_make_placement(directories, settings.log), token_store)
+    secrets = ServerSecretResolver(settings.secrets, os.environ, token_store)
+    service = _build_service(directories, prober, placement, secrets, disk_monitor, settings)
     dependencies = service.dependencies
     dependencies.pruner.prepare()
     service.track(*await asyncio.to_thread(recover, dependencies.journals, dependencies.store, dependencies.clock))
@@ -296,7 +296,7 @@ def _build_service(
     prober: RuntimeProber,
     placement: Placement,
     secrets: ServerSecretResolver,
-    space: DiskMonitor,
+    disk_monitor: DiskMonitor,
     settings: ServerSettings,
 ) -> TaskService:
     clock, drain = SystemClock(), Drain(directories.data_dir)
@@ -304,13 +304,12 @@ def _build_service(
     store = SqliteStore(directories.data_dir / "index.sqlite")
     broadcast = Broadcast()
     tailer = JournalTailer(journals, store, clock, broadcast)
-    runners, preservation = (
-        UnixRunnerClient(directories.run_dir),
-        PreservedSandboxes(directories.data_dir, remove_trees),
-    )
+    runners = UnixRunnerClient(directories.run_dir)
+    preserved = PreservedSandboxes(directories.data_dir, remove_trees)
     find_image = _image_finder(directories, prober)
     host = Host(host_name(), read_boot_id())
-    launcher = Launcher(journals, placement, clock, secrets.resolve, find_image, prober=prober, host=host)
+    blocked_reasons = _permanent_blocked_reasons(prober.result.order_template.upstream)
+    launcher = RunnerLauncher(journals, placement, clock, secrets.resolve, find_image, prober=prober, host=host)
     return TaskService(
         ServiceDependencies(
             journals=journals,
@@ -321,22 +320,18 @@ def _build_service(
             scheduler=Scheduler(measure_capacity(directories.data_dir, settings.capacity)),
             journal_tailer=tailer,
             prober=prober,
-            launcher=launcher,
+            runner_launcher=launcher,
             event_stream=EventStream(journals, store, tailer, broadcast),
             artifact_store=ArtifactStore(directories.data_dir),
-            health_check=HealthCheck(
-                store, clock, space, drain, prober, _permanent_blocked_reasons(prober.result.order_template.upstream)
-            ),
-            disk_monitor=space,
+            health_check=HealthCheck(store, clock, disk_monitor, drain, prober, blocked_reasons),
+            disk_monitor=disk_monitor,
             drain=drain,
-            preserved_sandboxes=preservation,
+            preserved_sandboxes=preserved,
             pruner=Pruner(
-                PruningDependencies(
-                    directories.data_dir, journals, store, preservation, clock, remove_trees, fsync_path
-                )
+                PruningDependencies(directories.data_dir, journals, store, preserved, clock, remove_trees, fsync_path)
             ),
             retention=settings.retention.retention,
-            debug_sessions=DebugSessions(placement, runners, preservation, secrets.resolve, find_image, prober),
+            debug_sessions=DebugSessions(placement, runners, preserved, secrets.resolve, find_image, prober),
             read_memory_available_bytes=read_memory_available_bytes,
         )
     )

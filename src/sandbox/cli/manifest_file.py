@@ -46,10 +46,10 @@ class ManifestFile:
 
         Raises the model's InvalidManifestError.
         """
-        from sandbox.gateway.model.pricing import is_priced
+        from sandbox.gateway.model.pricing import has_price
         from sandbox.model.manifest.parser import parse_manifest
 
-        return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=is_priced)
+        return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=has_price)
 
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""

@@ -19,9 +19,9 @@ _BATCH_BYTES = 64 * 1024
 class PageEncoder:
     """Encodes all events of a batch as one message: a page handles about a thousand messages per second."""
 
-    def encode(self, frames: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Encode the events as one JSON array, with the last seq as its id."""
-        return (b"id: %d\ndata: " % frames[-1]["seq"] + msgspec.json.encode(frames) + b"\n\n",)
+        return (b"id: %d\ndata: " % events[-1]["seq"] + msgspec.json.encode(events) + b"\n\n",)
 
 
 async def send_events(request: Request, context: AppContext) -> Response:
@@ -32,11 +32,11 @@ async def send_events(request: Request, context: AppContext) -> Response:
     is_finished = task.state.is_terminal
     if is_finished and after > task.last_seq:
         return Response(status_code=204)
-    view = PageEncoder()
+    encoder = PageEncoder()
     return EventStreamResponse(
-        _encode_batches(context.tasks.replay(task.id, after=after), view)
+        _encode_batches(context.tasks.replay(task.id, after=after), encoder)
         if is_finished
-        else context.stream_cache.follow(task, view, after=after),
+        else context.stream_cache.follow(task, encoder, after=after),
         "text/event-stream",
         stop_event=context.shutting_down,
         keep_alive=SSE_KEEP_ALIVE,
@@ -44,19 +44,19 @@ async def send_events(request: Request, context: AppContext) -> Response:
     )
 
 
-async def _encode_batches(frames: AsyncIterator[WireEvent], view: PageEncoder) -> AsyncIterator[Messages]:
+async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
     """Encode the events of an ended task in large messages: each costs a page as much as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:
-        async for frame in frames:
-            batch.append(frame)
-            batch_bytes += wire_size_bytes(frame)
+        async for event in events:
+            batch.append(event)
+            batch_bytes += wire_size_bytes(event)
             if batch_bytes > _BATCH_BYTES:
-                yield view.encode(batch)
+                yield encoder.encode(batch)
                 batch, batch_bytes = [], 0
-            del frame  # so that a stream that waits for memory holds little
+            del event  # so that a stream that waits for memory holds little
         if batch:
-            yield view.encode(batch)
+            yield encoder.encode(batch)
     finally:
-        await close_iterator(frames)
+        await close_iterator(events)

@@ -96,26 +96,26 @@ class DirectoryDisks:
     def __init__(self) -> None:
         self._size_bytes = 0
 
-    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
         """Create the directory."""
-        files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._size_bytes = size_bytes
 
-    async def usage(self, files: AttemptLayout) -> DiskUsage:
+    async def usage(self, layout: AttemptLayout) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
         A file that is removed during the measurement counts nothing, and one that is unlinked is not counted twice.
         """
-        deleted_usage = await _measure_deleted(files.disk)
-        used_bytes = deleted_usage.size_bytes + await _run_du(files.disk, "--block-size=1")
-        file_count = deleted_usage.file_count + await _run_du(files.disk, "--inodes")
+        deleted_usage = await _measure_deleted(layout.disk)
+        used_bytes = deleted_usage.size_bytes + await _run_du(layout.disk, "--block-size=1")
+        file_count = deleted_usage.file_count + await _run_du(layout.disk, "--inodes")
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
-    async def verify(self, files: AttemptLayout) -> None:
+    async def verify(self, layout: AttemptLayout) -> None:
         """Do nothing: writers to the host's file system get its errors directly."""
 
-    async def close(self, files: AttemptLayout) -> None:
+    async def close(self, layout: AttemptLayout) -> None:
         """Do nothing: there is nothing to release."""
 
 

@@ -34,14 +34,14 @@ class DiskLeftovers:
         roots = [(image.parent, tasks_root(self._data_dir) / image.parts[-4]) for image in images if _is_disk(image)]
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
-    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Send KILL to the processes that see the mount, until the kernel detaches it. Raises OSError after 10 s."""
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
-        while numbers := await asyncio.to_thread(_device_numbers, files.disk_image):
-            await asyncio.to_thread(_kill_holders, numbers, files.disk)
+        while numbers := await asyncio.to_thread(_device_numbers, layout.disk_image):
+            await asyncio.to_thread(_kill_holders, numbers, layout.disk)
             if time.monotonic() > deadline:
                 raise OSError(
-                    f"{files.disk_image} is still in use; find the process: grep -l {attempt_id} /proc/*/mounts"
+                    f"{layout.disk_image} is still in use; find the process: grep -l {attempt_id} /proc/*/mounts"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 

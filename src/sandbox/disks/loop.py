@@ -101,33 +101,33 @@ class LoopDisks:
 
         self._sync_error: OSError | None = None
 
-    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
         """Create the file system, or check an existing one, and mount it."""
-        files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if files.disk.is_mount():
+        layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if layout.disk.is_mount():
             return
         try:
-            if not files.disk_image.exists():
-                await make_file_system(files.disk_image, size_bytes)
+            if not layout.disk_image.exists():
+                await make_file_system(layout.disk_image, size_bytes)
             else:
-                await _wait_until_released(files.disk_image)
-                await run_command("e2fsck", "-y", str(files.disk_image), ok_codes=_REPAIRED)
-            await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(files.disk_image), str(files.disk))
-            self._disk_fd = os.open(files.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                await _wait_until_released(layout.disk_image)
+                await run_command("e2fsck", "-y", str(layout.disk_image), ok_codes=_REPAIRED)
+            await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(layout.disk_image), str(layout.disk))
+            self._disk_fd = os.open(layout.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (CommandFailedError, OSError) as error:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, f"The task's disk could not be created: {error}."
             ) from error
 
-    async def usage(self, files: AttemptLayout) -> DiskUsage:
+    async def usage(self, layout: AttemptLayout) -> DiskUsage:
         """Return the usage that statvfs(3) reports."""
-        found = os.statvfs(files.disk)
+        found = os.statvfs(layout.disk)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
         is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
         return DiskUsage(total_bytes - free_bytes, total_bytes, is_full)
 
-    async def verify(self, files: AttemptLayout) -> None:
+    async def verify(self, layout: AttemptLayout) -> None:
         """Flush the disk and raise the first write error.
 
         An agent's data is written to memory first, and no process inside gets an error if the host cannot store it.
@@ -137,7 +137,7 @@ class LoopDisks:
         if self._sync_error is not None:
             raise self._sync_error
 
-    async def close(self, files: AttemptLayout) -> None:
+    async def close(self, layout: AttemptLayout) -> None:
         """Unmount the disk. Waits for processes that use it; finally unmounts lazily, so that they keep only its
         blocks.
         """
@@ -145,10 +145,10 @@ class LoopDisks:
             os.close(self._disk_fd)
             self._disk_fd = -1
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
-        while files.disk.is_mount():
+        while layout.disk.is_mount():
             try:
                 is_late = time.monotonic() > deadline
-                await run_command("umount", *(("--lazy",) if is_late else ()), str(files.disk))
+                await run_command("umount", *(("--lazy",) if is_late else ()), str(layout.disk))
             except CommandFailedError as error:
                 if is_late:
                     raise AttemptError(

@@ -204,16 +204,16 @@ class ModelConnection(ConnectionHandler):
     async def _dial(self, effects: Effects) -> Effects:
         """Open the upstream connection. Return the effects to apply: the given ones, or those of a failed dial."""
         try:
-            line = await self._dialer.dial()
+            stream = await self._dialer.dial()
         except UpstreamUnreachableError as error:
             failed = self._model_protocol.upstream_failed(error.status, error.message)
             failed.to_client[:0] = effects.to_client
             return failed
         if not self._model_protocol.is_in_flight:  # the client has disconnected
-            line.abort()
+            stream.abort()
             return Effects()
-        self._upstream = line
-        self._relay_task = self._tasks.create_task(self._relay(line))
+        self._upstream = stream
+        self._relay_task = self._tasks.create_task(self._relay(stream))
         return effects
 
     async def _relay(self, stream: Stream) -> None:

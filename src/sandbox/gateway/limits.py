@@ -15,10 +15,10 @@ UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
 UNSENT_BYTES_MAX = 128 * 1024
 """Unsent bytes in the kernel per connection; above it the gateway stops reading from the other side."""
 
-WIDE_CONNECTIONS_MAX = 16
+FULL_BUFFER_CONNECTIONS_MAX = 16
 """Connections with full-size buffers at once; applies to hosts, to the model and to the sandbox separately."""
 
-NARROW_BUFFER_BYTES = 128 * 1024
+REDUCED_BUFFER_BYTES = 128 * 1024
 """Receive and send buffer of each additional connection; the kernel allocates the same amount for itself."""
 
 CONNECTIONS_MAX = 128

@@ -25,11 +25,11 @@ from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import Upstream, UpstreamDialer, parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
+from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
-from sandbox.gateway.transport import Stream, WideConnections
+from sandbox.gateway.transport import FullBufferConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
@@ -55,9 +55,9 @@ class SocketGateways:
         redact: Callable[[str], str] = str,
     ) -> Gateway:
         """Create a gateway. Raises ValueError, with a message for users, for an invalid upstream or key."""
-        reports = EventReporter(report, time.monotonic, redact)
-        turns = ConnectionQueues(self._throttle)
-        return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy, turns)
+        reporter = EventReporter(report, time.monotonic, redact)
+        queues = ConnectionQueues(self._throttle)
+        return SocketGateway(parse_upstream(upstream), task_key, reporter, rules, self._address_policy, queues)
 
 
 class SocketGateway:
@@ -80,11 +80,11 @@ class SocketGateway:
         self._synthetic_ips = SyntheticIps(self._policy.allows_host)
         self._dns = DnsResponder(self._policy, self._synthetic_ips, self._reporter)
         self._public_dialer = PublicDialer(upstream.host, address_policy, self._upstream_dialer.addresses)
-        self._budget_gate = BudgetGate(rules, self._reporter)
+        self._request_gate = ModelRequestGate(rules, self._reporter)
         self._released = asyncio.Event()
         self._model_protocols: set[ModelProtocol] = set()
         self._queues = queues
-        self._wide_connections = WideConnections()
+        self._full_buffer_connections = FullBufferConnections()
 
     @property
     def requests_in_flight(self) -> int:
@@ -98,7 +98,7 @@ class SocketGateway:
 
     def release_model_requests(self) -> None:
         """Let held model requests pass. Idempotent."""
-        self._budget_gate.release()
+        self._request_gate.release()
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
@@ -166,7 +166,7 @@ class SocketGateway:
         async def handle_connection(accepted: socket) -> None:
             if _is_peer_closed(accepted):
                 return
-            protocol = ModelProtocol(policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port)
+            protocol = ModelProtocol(policy, self._request_gate, self._upstream_dialer.upstream, self._reporter, port)
             self._model_protocols.add(protocol)
             try:
                 stream = await self._open_stream(accepted)
@@ -190,9 +190,9 @@ class SocketGateway:
         await self._serve_egress(kind(self._policy, name, address, port), accepted)
 
     async def _open_stream(self, accepted: socket) -> Stream:
-        line = await Stream.from_socket(accepted)
-        self._wide_connections.add(line)
-        return line
+        stream = await Stream.from_socket(accepted)
+        self._full_buffer_connections.add(stream)
+        return stream
 
     async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
         stream = await self._open_stream(accepted)

@@ -5,10 +5,10 @@ from contextlib import suppress
 from socket import IPPROTO_TCP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
 from sandbox.gateway.limits import (
-    NARROW_BUFFER_BYTES,
+    FULL_BUFFER_CONNECTIONS_MAX,
+    REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
-    WIDE_CONNECTIONS_MAX,
 )
 
 READ_BYTES = 16 * 1024
@@ -53,7 +53,7 @@ class Stream:
         """Shrink the kernel's send and receive buffers."""
         with suppress(OSError):  # the peer has already disconnected
             for buffer in (SO_RCVBUF, SO_SNDBUF):
-                self._writer.get_extra_info("socket").setsockopt(SOL_SOCKET, buffer, NARROW_BUFFER_BYTES)
+                self._writer.get_extra_info("socket").setsockopt(SOL_SOCKET, buffer, REDUCED_BUFFER_BYTES)
 
     async def read(self, bytes_max: int = READ_BYTES) -> bytes:
         """Return the next bytes, or b"" at EOF."""
@@ -111,19 +111,19 @@ def limit_buffers(connection: socket) -> None:
     connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
-class WideConnections:
+class FullBufferConnections:
     """The gateway's connections with full-size buffers to one side (hosts, model or sandbox).
 
     A connection beyond the limit gets small buffers permanently.
     """
 
     def __init__(self) -> None:
-        self._wide: list[Stream] = []
+        self._streams: list[Stream] = []
 
     def add(self, stream: Stream) -> None:
         """Add a connection; shrink its buffers if the limit is reached."""
-        self._wide = [one for one in self._wide if not one.is_closing]
-        if len(self._wide) < WIDE_CONNECTIONS_MAX:
-            self._wide.append(stream)
+        self._streams = [one for one in self._streams if not one.is_closing]
+        if len(self._streams) < FULL_BUFFER_CONNECTIONS_MAX:
+            self._streams.append(stream)
         else:
             stream.shrink_buffers()

@@ -54,14 +54,14 @@ class ProfileCatalog:
         definition = read_shipped(name) if name in shipped_profiles() else None
         tier, description = (definition.minimum_tier, definition.description) if definition else ("", "")
         try:
-            record = self.image_store(name).read_current() if is_profile_name(name) else None
+            metadata = self.image_store(name).read_current() if is_profile_name(name) else None
         except ImageUnusableError as error:
             return ProfileEntry(name, definition is not None, description, tier, None, error.message)
-        if definition is None and record is None:
+        if definition is None and metadata is None:
             offered = ", ".join(self.names())
             raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
-        tier = record.minimum_tier if record else tier
-        return ProfileEntry(name, definition is not None, description, tier, record)
+        tier = metadata.minimum_tier if metadata else tier
+        return ProfileEntry(name, definition is not None, description, tier, metadata)
 
     def entries(self) -> list[ProfileEntry]:
         """Return all profiles, without those that are removed during the call."""
@@ -88,12 +88,12 @@ class ProfileCatalog:
                 f"The profile {profile} requires a runtime of tier {entry.minimum_tier} or stronger; this "
                 f"server's has tier {tier}."
             )
-        record = entry.metadata
-        if record is None:
+        metadata = entry.metadata
+        if metadata is None:
             return None
-        if record.layout != IMAGE_LAYOUT:
+        if metadata.layout != IMAGE_LAYOUT:
             remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
                 f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"
             )
-        return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))
+        return Image(profile, metadata.digest, str(self.image_store(profile).rootfs_path(metadata.digest)))

@@ -73,12 +73,12 @@ class ImageStore:
         if not _IMAGE_NAME.fullmatch(name):
             raise self._unusable_error("is damaged")
         try:
-            record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageMetadata)
+            metadata = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageMetadata)
         except (OSError, *DECODE_ERRORS) as error:
             raise self._unusable_error(f"cannot be read: {error}") from error
-        if record.digest != f"sha256:{name}" or not self.rootfs_path(record.digest).is_dir():
+        if metadata.digest != f"sha256:{name}" or not self.rootfs_path(metadata.digest).is_dir():
             raise self._unusable_error("is damaged")
-        return record
+        return metadata
 
     @contextmanager
     def build_directory(self) -> Iterator[Path]:

@@ -29,25 +29,25 @@ class Disks(Protocol):
         """Whether a write beyond the limit fails inside (ENOSPC). If not, the caller must poll `usage`."""
         ...
 
-    async def open(self, files: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
         """Create the disk, or open the one that an earlier process of the attempt made; that process must be dead.
 
         Raises AttemptError (provision_failed).
         """
         ...
 
-    async def usage(self, files: AttemptLayout) -> DiskUsage:
+    async def usage(self, layout: AttemptLayout) -> DiskUsage:
         """Return the usage of an open disk. Raises OSError."""
         ...
 
-    async def verify(self, files: AttemptLayout) -> None:
+    async def verify(self, layout: AttemptLayout) -> None:
         """Raise OSError if data written to an open disk was lost because the host could not store it.
 
         A loss is permanent: every later call raises too, even after the disk was closed.
         """
         ...
 
-    async def close(self, files: AttemptLayout) -> None:
+    async def close(self, layout: AttemptLayout) -> None:
         """Close the disk and keep its content. Idempotent. Raises AttemptError (sandbox_lost)."""
         ...
 

@@ -137,7 +137,7 @@ class Journals(Protocol):
 
 
 _DURABLE_EVENTS = (
-    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.RetrySkipped),
+    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.FollowUpSkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
 """Events that are flushed before `record` returns although they change no state."""
@@ -159,13 +159,13 @@ def read_records(journals: Journals, task_id: str, offset: int = 0) -> Iterator[
 
 def replay_task(journals: Journals, task_id: str, state: ReplayState | None = None) -> ReplayState:
     """Fold a journal from `state` to its current end. Raises JournalDamagedError, FileNotFoundError."""
-    reading = state or ReplayState(None, 0)
-    while (batch := journals.read(task_id, reading.offset)).records:
-        task = reading.task
+    replay_state = state or ReplayState(None, 0)
+    while (batch := journals.read(task_id, replay_state.offset)).records:
+        task = replay_state.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
-        reading = ReplayState(task, batch.next_offset)
-    return reading
+        replay_state = ReplayState(task, batch.next_offset)
+    return replay_state
 
 
 class Recorder:

@@ -14,19 +14,31 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
 
-class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
+class LaunchOrder(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={
+        "is_debug_session": "visit",
+        "disk_kind": "disks",
+        "can_confine": "confines",
+        "excludes_emulation": "auto",
+    },
+):
     """The launch order of a runner, sent through a pipe; never an argument list or a file.
 
+    Its encoded names are those of earlier versions, whose runners may still read it.
+
     finish: only end the attempt and collect what a dead runner left (finisher).
-    visit: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then that of the
-        session, not the journal's.
+    is_debug_session: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then
+        that of the session, not the journal's.
     resumes: the attempt takes over an earlier attempt's disk.
-    auto: the server chose the runtime itself, so emulation is excluded.
+    excludes_emulation: the server chose the runtime itself, so emulation is excluded.
     agent_program: host path of the agent's executable.
     follow_redirects: git may follow a redirect to a different host than the manifest's when it starts to clone.
-    disks: the kind of disk that this host supports.
+    disk_kind: the kind of disk that this host supports.
     image: the image of the manifest's profile, None for the host's own /usr.
-    confines: host programs that read untrusted data can be confined on this host.
+    can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
     """
 
@@ -37,12 +49,12 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime: str
     upstream: ModelUpstream | None = None
     finish: bool = False
-    visit: bool = False
+    is_debug_session: bool = False
     resumes: bool = False
     agent_program: str = ""
-    disks: Literal["loop", "plain"] = "plain"
-    confines: bool = False
-    auto: bool = False
+    disk_kind: Literal["loop", "plain"] = "plain"
+    can_confine: bool = False
+    excludes_emulation: bool = False
     image: Image | None = None
     secrets: dict[str, str] = {}
     follow_redirects: bool = True
@@ -80,27 +92,32 @@ class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
     force: bool = False
 
 
-class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
+class TerminalOrder(
+    msgspec.Struct, frozen=True, tag="terminal", rename={"is_agent_terminal": "agent", "is_read_only": "looks_on"}
+):
     """Asks a runner for a terminal. A `Reply` comes first, then frames in both directions (`interfaces.terminals`).
 
-    agent: the agent's own terminal instead of a new shell.
-    looks_on: the client never types.
+    is_agent_terminal: the agent's own terminal instead of a new shell.
+    is_read_only: the client's input is not accepted.
     term: the client's terminal type.
     """
 
     rows: int
     columns: int
-    agent: bool = False
-    looks_on: bool = False
+    is_agent_terminal: bool = False
+    is_read_only: bool = False
     term: str = "xterm-256color"
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """Response on a runner's control socket: one JSON line per request. unwritten: the disk rejected the write."""
+class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unwritten"}):
+    """Response on a runner's control socket, one JSON line for each request.
+
+    was_disk_write_rejected: the request is not on disk.
+    """
 
     done: bool
     message: str = ""
-    unwritten: bool = False
+    was_disk_write_rejected: bool = False
 
 
 class RunnerClient(Protocol):
@@ -143,7 +160,7 @@ class Leftovers(Protocol):
         """Return the attempts that have leftovers, of any owner. Blocks. Raises OSError."""
         ...
 
-    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Remove the leftovers of an attempt that no process runs any more. Idempotent.
 
         Raises AttemptError, OSError.

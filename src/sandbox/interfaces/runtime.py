@@ -406,7 +406,7 @@ class Sandbox(Protocol):
         ...
 
     async def open_file_usage(self) -> FileUsage:
-        """Return the number of open files and directories only. Takes no lock that programs inside can hold for long."""
+        """Return the number of open files and directories, without a lock that programs inside can hold for long."""
         ...
 
     async def file_usage(self) -> FileUsage:

@@ -20,10 +20,10 @@ class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
     data: bytes
 
 
-class RoleFrame(msgspec.Struct, frozen=True, tag="role"):
+class RoleFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
     """Whether input of this client is accepted from now on. One client types; all others are read-only."""
 
-    types: bool
+    may_write: bool
 
 
 class EndFrame(msgspec.Struct, frozen=True, tag="ended"):

@@ -272,13 +272,13 @@ class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
     failure: Failure
 
 
-class RetryKind(StrEnum):
+class FollowUp(StrEnum):
     """Why another attempt follows; the first applicable kind is used.
 
     again: the agent had not started. resume: a lost agent continues its session on its disk. retry: from the beginning.
     """
 
-    RESTART = "again"
+    AGAIN = "again"
     RESUME = "resume"
     RETRY = "retry"
 
@@ -287,10 +287,10 @@ class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
     """A failed attempt was torn down completely; another one may start."""
 
 
-class RetrySkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
+class FollowUpSkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
     """A possible follow-up of a failed attempt does not happen. `reason`: human-readable."""
 
-    follow_up: RetryKind
+    follow_up: FollowUp
     reason: str
 
 
@@ -332,7 +332,7 @@ Event = (
     | CancelRequested
     | AttemptFailed
     | AttemptEnded
-    | RetrySkipped
+    | FollowUpSkipped
     | AgentExited
     | ArtifactCollected
     | TaskFinished

@@ -109,7 +109,7 @@ OPEN_FILES_OF_SANDBOX_MAX = 131072
 EPOLL_ENTRIES_MAX = 32768
 """Epoll entries of one sandbox. An event of a file wakes all its entries at once, which takes 4 ms for this many."""
 
-HIDDEN_FILES_MAX = 24576
+OPEN_FILES_GROWTH_MAX = 24576
 """Growth of the machine's open files after which a sandbox's waiting threads are interrupted. A file that one of their
 system calls uses stays open without a descriptor. More than OPEN_DIRECTORIES_MAX and what can be in transit."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox.model.errors import FailureCode
-from sandbox.model.events import RetryKind
+from sandbox.model.events import FollowUp
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
@@ -11,7 +11,7 @@ from sandbox.model.task_state import TaskState
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 """The machine lost the attempt; neither the agent nor the task caused it."""
 
-RETRIABLE_CODES = LOST_CODES | {
+RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
     FailureCode.AGENT_NO_RESULT,
     FailureCode.DISK_FULL,
@@ -24,7 +24,7 @@ RETRIABLE_CODES = LOST_CODES | {
 """Failures of an agent that `lifecycle.retries` covers. Exceeded limits of the task are not among them."""
 
 
-def next_retry(task: Task) -> RetryKind | None:
+def next_follow_up(task: Task) -> FollowUp | None:
     """Return what follows the current attempt, as far as is known. None while it runs, or if it is the last one.
 
     If the agent had not started, the attempt is restarted if the machine lost it or the clone failed temporarily. If it
@@ -38,11 +38,13 @@ def next_retry(task: Task) -> RetryKind | None:
         return None
     is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:
-        allowed = {RetryKind.RESTART} if is_lost or failure.is_transient else set()
+        allowed = {FollowUp.AGAIN} if is_lost or failure.is_transient else set()
     else:
-        allowed = {RetryKind.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
-        allowed |= {RetryKind.RETRY} if failure.code in RETRIABLE_CODES else set()
-    return next((one for one in RetryKind if one in allowed - {*task.forgone} and _is_within_limit(task, one)), None)
+        allowed = {FollowUp.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
+        allowed |= {FollowUp.RETRY} if failure.code in RETRYABLE_CODES else set()
+    return next(
+        (one for one in FollowUp if one in allowed - {*task.skipped_follow_ups} and _is_within_limit(task, one)), None
+    )
 
 
 def backoff_seconds(task: Task) -> float:
@@ -55,21 +57,21 @@ def backoff_seconds(task: Task) -> float:
         return 0.0
     if task.cancel is not None or task.failure is not None:  # no attempt follows any more
         return 0.0
-    if attempt.follow_up is not RetryKind.RETRY and attempt.failure.code in LOST_CODES:
+    if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
     earlier = (
-        _count_restarts(task) if attempt.follow_up is RetryKind.RESTART else _count_retries(task, attempt.follow_up)
+        _count_restarts(task) if attempt.follow_up is FollowUp.AGAIN else _count_follow_ups(task, attempt.follow_up)
     )
     return min(RETRY_BACKOFF_SECONDS * 2.0**earlier, RETRY_BACKOFF_SECONDS_MAX)
 
 
-def _is_within_limit(task: Task, kind: RetryKind) -> bool:
-    if kind is RetryKind.RESTART:
+def _is_within_limit(task: Task, kind: FollowUp) -> bool:
+    if kind is FollowUp.AGAIN:
         return _count_restarts(task) + 1 < ATTEMPTS_MAX
-    return _count_retries(task, kind) < (RESUMES_MAX if kind is RetryKind.RESUME else task.manifest.lifecycle.retries)
+    return _count_follow_ups(task, kind) < (RESUMES_MAX if kind is FollowUp.RESUME else task.manifest.lifecycle.retries)
 
 
-def _count_retries(task: Task, kind: RetryKind) -> int:
+def _count_follow_ups(task: Task, kind: FollowUp) -> int:
     """Count how often this follow-up came after an earlier attempt."""
     return sum(attempt.follow_up is kind for attempt in task.past_attempts)
 
@@ -81,7 +83,7 @@ def _count_restarts(task: Task) -> int:
     """
     row: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
-        if attempt.follow_up not in (RetryKind.RESTART, None):
+        if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
         row.append(attempt)
     return len(row)

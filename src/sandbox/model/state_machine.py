@@ -11,7 +11,7 @@ import msgspec
 from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifacts
-from sandbox.model.retry import backoff_seconds, next_retry
+from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, STATE_ORDER, TaskState
 
@@ -104,7 +104,7 @@ def _completing_target(task: Task) -> tuple[TaskState, str] | None:
     """Move to COMPLETING once no agent runs and none will follow; only collecting is left."""
     is_ending = task.cancel is not None or task.failure is not None
     is_over = task.agent_has_exited or (is_ending and task.attempt_state is not TaskState.RUNNING)
-    if task.state is TaskState.RUNNING and is_over and next_retry(task) is None:
+    if task.state is TaskState.RUNNING and is_over and next_follow_up(task) is None:
         return TaskState.COMPLETING, "Collecting artifacts"
     return None
 
@@ -135,7 +135,7 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
         resumes=event.resumes,
     )
     past = task.past_attempts if before is None else (*task.past_attempts, before)
-    changes = {"attempt": attempt, "attempts": attempt.number, "past_attempts": past, "forgone": ()}
+    changes = {"attempt": attempt, "attempts": attempt.number, "past_attempts": past, "skipped_follow_ups": ()}
     message = "Taking over the disk" if event.resumes else f"Cloning {repository.url} ({repository.branch})"
     return changes, (TaskState.STAGING, message), ()
 
@@ -153,8 +153,8 @@ def _sandbox_created(task: Task, event: e.SandboxCreated) -> _HandlerResult:
 
 def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
     changes = _update_attempt(task, TaskState.READY, session_id=event.session_id)
-    if task.beginning is None and task.attempt is not None:
-        changes["beginning"] = AgentStartTime(event.monotonic_seconds, task.attempt.boot_id)
+    if task.agent_start_time is None and task.attempt is not None:
+        changes["agent_start_time"] = AgentStartTime(event.monotonic_seconds, task.attempt.boot_id)
     at_terminal = f"Claude Code is at its terminal: sandbox task attach {task.id}"
     message = "Claude Code is working" if task.manifest.claude.headless else at_terminal
     return changes, (TaskState.RUNNING, message), ()
@@ -165,7 +165,7 @@ def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
 
     While another attempt is to follow, there is no outcome yet.
     """
-    if task.agent_has_exited and next_retry(task) is None:
+    if task.agent_has_exited and next_follow_up(task) is None:
         return {}, None, ()
     force = event.force or (task.cancel is not None and task.cancel.force)
     reason = task.cancel.reason if task.cancel is not None else event.reason
@@ -182,7 +182,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
 
 def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
     """The failure belongs to the attempt. The task has none until its last attempt fails."""
-    follow_up, attempt = next_retry(task), task.attempt
+    follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
     ended = msgspec.structs.replace(attempt, failure=task.failure, exit_code=task.exit_code, follow_up=follow_up)
@@ -193,8 +193,8 @@ def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
     return {**changes, "state_message": message}, None, ()
 
 
-def _retry_skipped(task: Task, event: e.RetrySkipped) -> _HandlerResult:
-    return {"forgone": (*task.forgone, event.follow_up)}, None, ()
+def _follow_up_skipped(task: Task, event: e.FollowUpSkipped) -> _HandlerResult:
+    return {"skipped_follow_ups": (*task.skipped_follow_ups, event.follow_up)}, None, ()
 
 
 def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
@@ -210,9 +210,9 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
     return changes, None, ()
 
 
-def will_retry(task: Task, event: e.AgentExited) -> bool:
+def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:
     """Whether another attempt would follow this exit of the agent. Raises IllegalEventError."""
-    return next_retry(advance(task, event, seq=task.last_seq + 1, at=task.state_changed_at).task) is not None
+    return next_follow_up(advance(task, event, seq=task.last_seq + 1, at=task.state_changed_at).task) is not None
 
 
 def _usage(task: Task, event: e.Usage) -> _HandlerResult:
@@ -265,7 +265,7 @@ _HANDLERS: dict[type, Callable[[Task, Any], _HandlerResult]] = {
     e.CancelRequested: _cancel_requested,
     e.AttemptFailed: _attempt_failed,
     e.AttemptEnded: _attempt_ended,
-    e.RetrySkipped: _retry_skipped,
+    e.FollowUpSkipped: _follow_up_skipped,
     e.AgentExited: _agent_exited,
     e.ArtifactCollected: _artifact_collected,
     e.TaskFinished: _task_finished,

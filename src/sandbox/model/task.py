@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sandbox.model.errors import Failure
-from sandbox.model.events import METADATA_NAME, Artifact, CancelRequested, Idempotency, Progress, RetryKind
+from sandbox.model.events import METADATA_NAME, Artifact, CancelRequested, FollowUp, Idempotency, Progress
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
@@ -47,11 +47,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
     exit_code: int | None = None
     ended_at: datetime | None = None
-    follow_up: RetryKind | None = None
+    follow_up: FollowUp | None = None
 
-    def transfers_disk(self, kind: RetryKind) -> bool:
+    def transfers_disk(self, kind: FollowUp) -> bool:
         """Whether the attempt that follows continues with this one's disk."""
-        return kind is RetryKind.RESUME or (kind is RetryKind.RESTART and self.resumes)
+        return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
 
 
 class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,11 +69,16 @@ class AgentStartTime(msgspec.Struct, frozen=True):
     boot_id: str
 
 
-class Task(msgspec.Struct, frozen=True, omit_defaults=True):
+class Task(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={"skipped_follow_ups": "forgone", "agent_start_time": "beginning"},
+):
     """The fold of a task's events. `last_seq` is the number of the last record; `attempts` counts the started ones.
 
     failure, agent_has_exited, exit_code, result: of the current attempt.
-    forgone: the follow-ups that were ruled out for it.
+    skipped_follow_ups: of the current attempt.
     """
 
     id: str
@@ -93,9 +98,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     artifacts: tuple[Artifact, ...] = ()
     idempotency: Idempotency | None = None
     past_attempts: tuple[Attempt, ...] = ()
-    forgone: tuple[RetryKind, ...] = ()
+    skipped_follow_ups: tuple[FollowUp, ...] = ()
     spent: TotalUsage = TotalUsage()
-    beginning: AgentStartTime | None = None
+    agent_start_time: AgentStartTime | None = None
 
     @property
     def created_at(self) -> datetime:

@@ -16,13 +16,13 @@ from sandbox.model.events import (
     AttemptFailed,
     CancelRequested,
     ErrorReported,
+    FollowUp,
+    FollowUpSkipped,
     Output,
-    RetryKind,
-    RetrySkipped,
     TaskFinished,
 )
 from sandbox.model.limits import METADATA_SECONDS, OUTPUT_SYNC_SECONDS, RETRY_SECONDS
-from sandbox.model.retry import next_retry
+from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import StopAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
@@ -146,11 +146,11 @@ class AttemptRunner:
 
         Raises like `Runtime.destroy`, and OSError.
         """
-        handle = read_handle(self._attempt.files.handle)
+        handle = read_handle(self._attempt.layout.handle)
         if handle is None:
             return
         try:
-            await self._attempt.dependencies.runtime.destroy(handle, self._attempt.files.disk)
+            await self._attempt.dependencies.runtime.destroy(handle, self._attempt.layout.disk)
         except (AttemptError, OSError) as error:
             if not self._attempt.task.needs_only_teardown:
                 raise
@@ -169,7 +169,7 @@ class AttemptRunner:
 
     async def _reattach_disk(self) -> None:
         """Open the disk again, so its contents can be collected; record an error if it cannot be read."""
-        files = self._attempt.files
+        files = self._attempt.layout
         if self._attempt.resumes:
             take_over_files(self._attempt)
         if files.disk.exists() and not self._attempt.task.is_collected:
@@ -222,30 +222,30 @@ class AttemptRunner:
     async def _finalize(self) -> None:
         """Prepare for the next attempt; if none follows, collect, tear down and end the task."""
         self._attempt.recorder.stop_keeping_reserve()
-        while (follow_up := next_retry(self._attempt.task)) is not None:
+        while (follow_up := next_follow_up(self._attempt.task)) is not None:
             if await self._prepare_follow_up(follow_up):
                 return
             # The disk may have been detached for a follow-up attempt; reattach it so its contents can be collected.
             await self._reattach_disk()
         await self._collect_with_timeout()
-        await teardown(self._attempt, read_handle(self._attempt.files.handle))
+        await teardown(self._attempt, read_handle(self._attempt.layout.handle))
         self._attempt.recorder.record(TaskFinished())
 
-    async def _prepare_follow_up(self, follow_up: RetryKind) -> bool:
+    async def _prepare_follow_up(self, follow_up: FollowUp) -> bool:
         """Tear the attempt down for the next one. Return False, and skip that one, if that fails."""
         attempt = self._attempt
         try:
-            if follow_up is RetryKind.RESUME:
+            if follow_up is FollowUp.RESUME:
                 await self._require_resumable()
             present = attempt.task.attempt
             keeps_disk = present is not None and present.transfers_disk(follow_up)
-            await teardown_for_follow_up(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
+            await teardown_for_follow_up(attempt, read_handle(attempt.layout.handle), keeps_disk=keeps_disk)
         except Exception as error:
             _log.error("No other attempt can follow", exc_info=error)
             reason = error.message if isinstance(error, AttemptError) else _describe(error)
-            attempt.recorder.record(RetrySkipped(follow_up, reason))
+            attempt.recorder.record(FollowUpSkipped(follow_up, reason))
             return False
-        if next_retry(attempt.task) is not follow_up:  # cancelled in the meantime
+        if next_follow_up(attempt.task) is not follow_up:  # cancelled in the meantime
             return False
         attempt.recorder.record(AttemptEnded())
         return True
@@ -259,7 +259,7 @@ class AttemptRunner:
     def _has_session(self) -> bool:
         present, agent = self._attempt.task.attempt, self._attempt.dependencies.agent
         session_id = present.session_id if present is not None else None
-        return session_id is not None and agent.has_session(self._attempt.files.home, session_id)
+        return session_id is not None and agent.has_session(self._attempt.layout.home, session_id)
 
     async def _collect_with_timeout(self) -> None:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
@@ -295,9 +295,9 @@ class AttemptRunner:
                 await collect(self._attempt)
                 return
             except (OSError, AttemptError) as error:
-                if (refusal := transient_disk_error(error)) is None:
+                if (disk_error := transient_disk_error(error)) is None:
                     raise
-                message = f"The artifacts could not be stored ({refusal.strerror}); free space on the server's disk."
+                message = f"The artifacts could not be stored ({disk_error.strerror}); free space on the server's disk."
                 if self._storage_failure is None:
                     _log.warning("%s Retrying until lifecycle.collect_timeout.", message)
                 self._storage_failure = Failure(FailureCode.DISK_FULL, message)
@@ -324,11 +324,11 @@ class AttemptRunner:
 
 def _to_failure(error: Exception) -> Failure:
     description = _describe(error)
-    refusal = transient_disk_error(error)
-    if refusal is not None and refusal.errno in DISK_FULL_ERRNOS:
+    disk_error = transient_disk_error(error)
+    if disk_error is not None and disk_error.errno in DISK_FULL_ERRNOS:
         message = f"No space was left ({description}); raise vm.disk, or free space in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
-    if refusal is not None:
+    if disk_error is not None:
         remedy = "check the disk and the kernel log, and submit the task again"
         message = f"A disk of the server failed ({description}); {remedy}."
         return Failure(FailureCode.INTERNAL, message)

@@ -28,10 +28,10 @@ class AttemptRecorder:
         self,
         make_recorder: Callable[[JournalWriter], Recorder],
         writer: JournalWriter,
-        space: HostDiskSpace,
+        disk_space: HostDiskSpace,
         reserve: DiskReserve,
     ) -> None:
-        self.disk_space = space
+        self.disk_space = disk_space
         self._writer = RetryingWriter(writer, reserve.release)
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve

@@ -18,9 +18,9 @@ def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
     return [path for files in _earlier_layouts(attempt) for path in files.root.iterdir() if path != files.runner_log]
 
 
-def files_for_resume(files: AttemptLayout) -> list[Path]:
+def files_for_resume(layout: AttemptLayout) -> list[Path]:
     """Return the files that a resumed attempt needs: the agent's, and those that the host compares them with."""
-    return [files.disk_image, files.disk, files.repository, files.secret_fingerprint]
+    return [layout.disk_image, layout.disk, layout.repository, layout.secret_fingerprint]
 
 
 def take_over_files(attempt: AttemptContext) -> None:
@@ -29,10 +29,10 @@ def take_over_files(attempt: AttemptContext) -> None:
     Files that a dead runner of this attempt moved are already there. Raises OSError.
     """
     for files in _earlier_layouts(attempt):
-        for old, new in zip(files_for_resume(files), files_for_resume(attempt.files), strict=True):
+        for old, new in zip(files_for_resume(files), files_for_resume(attempt.layout), strict=True):
             if old.exists() and not new.exists():
                 old.rename(new)
-    fsync_path(attempt.files.root)
+    fsync_path(attempt.layout.root)
 
 
 async def destroy_earlier_sandboxes(attempt: AttemptContext) -> None:
@@ -44,7 +44,7 @@ async def destroy_earlier_sandboxes(attempt: AttemptContext) -> None:
 
 
 def _earlier_layouts(attempt: AttemptContext) -> Iterator[AttemptLayout]:
-    return (files for files in attempt.task_files.attempts() if files.root != attempt.files.root)
+    return (files for files in attempt.task_layout.attempts() if files.root != attempt.layout.root)
 
 
 class StaleOrderError(SandboxError):

@@ -63,7 +63,7 @@ def _handle_order(
         try:
             return cancel(order)
         except OSError as error:
-            return Reply(done=False, message=str(error), unwritten=True)
+            return Reply(done=False, message=str(error), was_disk_write_rejected=True)
     try:
         terminals.check(order)
     except TerminalRefusedError as error:

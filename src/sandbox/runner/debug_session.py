@@ -33,9 +33,9 @@ class DebugSession(msgspec.Struct, frozen=True):
     """A preserved disk and what its sandbox needs. start: the agent's launch spec, whose variables shells get."""
 
     attempt_id: str
-    files: AttemptLayout
+    layout: AttemptLayout
     vm: Vm
-    start: AgentLaunchSpec
+    launch_spec: AgentLaunchSpec
     image: Image | None
     dependencies: RunnerDependencies
 
@@ -48,30 +48,32 @@ class DebugSession(msgspec.Struct, frozen=True):
         await self._open_disk()
         try:
             sandbox = await self._create_sandbox()
-            terminals.enable(sandbox, without_secrets(self.start.command.environment, ()), self.start.command.directory)
+            terminals.enable(
+                sandbox, without_secrets(self.launch_spec.command.environment, ()), self.launch_spec.command.directory
+            )
             async with serve_clients():
                 await self._wait_until_over(sandbox, terminals)
         finally:
             terminals.disable()
             await self._destroy_sandbox()
-            await self.dependencies.disks.close(self.files)
+            await self.dependencies.disks.close(self.layout)
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox of the handle: this session's, or that of an earlier one whose runner was killed."""
-        handle = read_handle(self.files.handle)
+        handle = read_handle(self.layout.handle)
         if handle is not None:
-            await self.dependencies.runtime.destroy(handle, self.files.disk)
-            self.files.handle.unlink()
+            await self.dependencies.runtime.destroy(handle, self.layout.disk)
+            self.layout.handle.unlink()
 
     async def _create_sandbox(self) -> Sandbox:
         runtime, image = self.dependencies.runtime, self.image
         if image is not None:
             self.dependencies.images.acquire(image)
         handle = runtime.prepare(self.attempt_id)
-        write_handle(self.files.handle, handle)
+        write_handle(self.layout.handle, handle)
         spec = SandboxSpec(
             attempt_id=self.attempt_id,
-            disk=self.files.disk,
+            disk=self.layout.disk,
             cpus=self.vm.cpus,
             memory_bytes=self.vm.memory_bytes,
             processes_max=SANDBOX_PROCESSES_MAX,
@@ -87,20 +89,20 @@ class DebugSession(msgspec.Struct, frozen=True):
     async def _open_disk(self) -> None:
         """Enlarge a full disk without an enforced size, because the session needs some space."""
         disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
-        await disks.open(self.files, size_bytes)
+        await disks.open(self.layout, size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors
-            while not disks.enforces_size and (use := await disks.usage(self.files)).is_full:
+            while not disks.enforces_size and (use := await disks.usage(self.layout)).is_full:
                 size_bytes = 2 * max(size_bytes, use.used_bytes)
-                await disks.open(self.files, size_bytes)
+                await disks.open(self.layout, size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Wait until no client is left for a moment, the sandbox ends, a limit is exceeded, or time is up."""
         dependencies = self.dependencies
-        shortages = ExhaustionDetector(self.vm, dependencies.disks, self.files, _log_event)
+        shortages = ExhaustionDetector(self.vm, dependencies.disks, self.layout, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
         disk_full_task = asyncio.create_task(shortages.watch_disk(dependencies.clock))
-        past_bounds = asyncio.create_task(shortages.watch_kernel_use(sandbox))
+        past_bounds = asyncio.create_task(shortages.watch_kernel_usage(sandbox))
         tasks = (ended, idle_task, disk_full_task, past_bounds)
         try:
             await asyncio.wait(tasks, timeout=DEBUG_SESSION_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)

@@ -75,12 +75,12 @@ class AttemptContext(msgspec.Struct, frozen=True):
         return self.task.attempt is not None and self.task.attempt.resumes
 
     @property
-    def files(self) -> AttemptLayout:
+    def layout(self) -> AttemptLayout:
         """The attempt's own directory."""
-        return self.task_files.attempt(self.id)
+        return self.task_layout.attempt(self.id)
 
     @property
-    def task_files(self) -> TaskLayout:
+    def task_layout(self) -> TaskLayout:
         """The task's directory."""
         return TaskLayout(self.data_dir, self.recorder.task.id)
 

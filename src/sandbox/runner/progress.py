@@ -114,11 +114,11 @@ def remaining_seconds(task: Task, clock: Clock) -> float:
 
     A reboot resets that clock; then only the wall clock is available.
     """
-    timeout, beginning, attempt = task.manifest.lifecycle.timeout_seconds, task.beginning, task.attempt
-    if beginning is None or attempt is None or task.started_at is None:
+    timeout, agent_start_time, attempt = task.manifest.lifecycle.timeout_seconds, task.agent_start_time, task.attempt
+    if agent_start_time is None or attempt is None or task.started_at is None:
         return timeout
-    if beginning.boot_id and beginning.boot_id == attempt.boot_id:
-        return timeout - (clock.monotonic() - beginning.monotonic_seconds)
+    if agent_start_time.boot_id and agent_start_time.boot_id == attempt.boot_id:
+        return timeout - (clock.monotonic() - agent_start_time.monotonic_seconds)
     return timeout - max(0.0, (clock.now() - task.started_at).total_seconds())
 
 

@@ -28,11 +28,11 @@ _IDLE_FACTOR = 10
 class ExhaustionDetector:
     """Watches disk, memory and processes of one sandbox. disk_use: the latest disk usage, None before the first."""
 
-    def __init__(self, vm: Vm, disks: Disks, files: AttemptLayout, record: Callable[[Event], object]) -> None:
-        self.disk_use: DiskUsage | None = None
+    def __init__(self, vm: Vm, disks: Disks, layout: AttemptLayout, record: Callable[[Event], object]) -> None:
+        self.disk_usage: DiskUsage | None = None
         self._vm = vm
         self._disks = disks
-        self._files = files
+        self._files = layout
         self._record = record
         self._reported: dict[FailureCode, str] = {}
 
@@ -57,11 +57,11 @@ class ExhaustionDetector:
             if not self._disks.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
                     return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the disk usage was unlimited.")
-                if not misses and self.disk_use is not None and self.disk_use.is_full:
+                if not misses and self.disk_usage is not None and self.disk_usage.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
-    async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
+    async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
         """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
         violation = await wait_for_violation(sandbox.kernel_usage, sandbox.open_file_usage, sandbox.file_usage)
         return Failure(FailureCode.OUT_OF_MEMORY, violation)
@@ -69,11 +69,11 @@ class ExhaustionDetector:
     async def check_disk(self) -> str:
         """Measure the disk. On failure keep the last values and return the reason."""
         try:
-            self.disk_use = await self._disks.usage(self._files)
+            self.disk_usage = await self._disks.usage(self._files)
         except OSError as error:
             self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)
-        if self.disk_use.is_full:
+        if self.disk_usage.is_full:
             self._report(FailureCode.DISK_FULL, self.disk_full_message)
         return ""
 
@@ -98,7 +98,7 @@ class ExhaustionDetector:
         return failure
 
     def _is_exhausted(self, code: FailureCode) -> bool:
-        has_space_again = code is FailureCode.DISK_FULL and self.disk_use is not None and not self.disk_use.is_full
+        has_space_again = code is FailureCode.DISK_FULL and self.disk_usage is not None and not self.disk_usage.is_full
         return code in self._reported and not has_space_again
 
     def _report(self, code: FailureCode, message: str) -> None:

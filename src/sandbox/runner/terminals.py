@@ -44,7 +44,7 @@ class TerminalClient:
 
     def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.size = TerminalSize(order.rows, order.columns)
-        self.is_read_only = order.looks_on
+        self.is_read_only = order.is_read_only
         self._reader = reader
         self._writer = writer
 
@@ -109,7 +109,7 @@ class SharedTerminal:
         try:
             await self._choose_writer()
             if not may_write.is_set():
-                client.send(RoleFrame(types=False))
+                client.send(RoleFrame(may_write=False))
             client.send(OutputFrame(bytes(self._replay)))
             await _run_until_first(client.serve(self._terminal, may_write), self._ended.wait())
         finally:
@@ -117,12 +117,12 @@ class SharedTerminal:
             await self._choose_writer()
 
     async def _choose_writer(self) -> None:
-        if any(may_type.is_set() for may_type in self._clients.values()):
+        if any(may_write.is_set() for may_write in self._clients.values()):
             return
         for client, may_write in self._clients.items():
             if not client.is_read_only:
                 may_write.set()
-                client.send(RoleFrame(types=True))
+                client.send(RoleFrame(may_write=True))
                 await self._terminal.resize(client.size)
                 return
 
@@ -184,7 +184,7 @@ class TerminalServer:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._sandbox is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
-        if order.agent and self.agent_terminal is None:
+        if order.is_agent_terminal and self.agent_terminal is None:
             raise TerminalRefusedError(
                 "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
             )
@@ -216,7 +216,7 @@ class TerminalServer:
 
     async def _serve(self, order: TerminalOrder, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
-            if order.agent and self.agent_terminal is not None:
+            if order.is_agent_terminal and self.agent_terminal is not None:
                 await self.agent_terminal.serve_client(client)
             elif self._sandbox is not None:
                 await self._serve_shell(self._sandbox, order, client)
@@ -234,7 +234,7 @@ class TerminalServer:
         may_write.set()
         self._shell_clients.add(client)
         try:
-            client.send(RoleFrame(types=True))
+            client.send(RoleFrame(may_write=True))
             await _run_until_first(client.serve(terminal, may_write), self._forward_shell(terminal, client))
         finally:
             self._shell_clients.discard(client)

@@ -140,56 +140,56 @@ class BaseRuntime:
         """Start the launcher; while it starts up, chown the disk and move the launcher into its control group."""
         group, uid = _group_of(handle), _uid_of(handle)
         self._driver.find_program()
-        self._require_planned(handle)
-        launch: LauncherProcess | None = None
+        self._require_prepared(handle)
+        launcher: LauncherProcess | None = None
         try:
             self._subreaper.acquire(handle.attempt_id)
             create_disk_directories(spec.disk)
             tasks_max = self._driver.host_tasks_max(spec.processes_max)
             group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=tasks_max)
-            launch = self._driver.start_launcher(spec, uid)
+            launcher = self._driver.start_launcher(spec, uid)
             files_uid = None if uid is None else self._driver.files_uid(uid)
-            await _run_uncancellable(partial(_assign_sandbox, group, launch.pid, spec, files_uid))
-            listeners = await launch.wait_ready()
+            await _run_uncancellable(partial(_assign_sandbox, group, launcher.pid, spec, files_uid))
+            listeners = await launcher.wait_ready()
         except BaseException as error:
-            await self._clean_up(handle, spec.disk, launch)
+            await self._clean_up(handle, spec.disk, launcher)
             if isinstance(error, OSError):
                 reason = f"The sandbox could not be created: {error}. Run 'sandbox doctor' for help."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             raise
-        sandbox = self._driver.create_sandbox(handle, spec, group, launch, listeners)
+        sandbox = self._driver.create_sandbox(handle, spec, group, launcher, listeners)
         self._sandboxes[handle.attempt_id] = sandbox
         return sandbox
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
         """Run confined programs from a launcher that does not exec. Of its listeners only the proxy's is kept."""
-        self._require_planned(handle)
+        self._require_prepared(handle)
         program = require_bwrap()
-        started: LauncherProcess | None = None
+        launcher: LauncherProcess | None = None
         watch: asyncio.Task[None] | None = None
-        left = self._find_processes(handle, _group_of(handle))
+        remaining = self._find_processes(handle, _group_of(handle))
         try:
             self._subreaper.acquire(handle.attempt_id)
             # Zombies of an ended sandbox count in its control group until they are reaped.
             processes.reap_orphans(_uid_of(handle))
             try:
-                started = self._start_confinement(handle, spec)
+                launcher = self._start_confinement(handle, spec)
                 await _run_uncancellable(
-                    partial(_assign_confinement, _group_of(handle), started.pid, spec.directories, _uid_of(handle))
+                    partial(_assign_confinement, _group_of(handle), launcher.pid, spec.directories, _uid_of(handle))
                 )
-                listeners = await started.wait_ready()
+                listeners = await launcher.wait_ready()
             except OSError as error:
                 reason = f"Programs could not be confined: {error}. Run 'sandbox doctor' for help."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
-            watch = asyncio.create_task(_kill_on_excess(started, _group_of(handle), spec.memory_bytes))
+            watch = asyncio.create_task(_kill_on_excess(launcher, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as proxy:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, started, proxy, spec, _group_of(handle))
+                yield ConfinedPrograms(handle.attempt_id, program, launcher, proxy, spec, _group_of(handle))
         finally:
             if watch is not None:
                 watch.cancel()
-            await self._end_confinement(handle, started, left)
+            await self._end_confinement(handle, launcher, remaining)
 
     def _start_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> LauncherProcess:
         group = _group_of(handle)
@@ -232,7 +232,7 @@ class BaseRuntime:
         )
         return sorted(marked)
 
-    def _require_planned(self, handle: SandboxHandle) -> None:
+    def _require_prepared(self, handle: SandboxHandle) -> None:
         if self._uids is not None and not self._uids.has_allocated(_uid_of(handle), handle.attempt_id):
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, "This process has not prepared the sandbox; prepare it first."

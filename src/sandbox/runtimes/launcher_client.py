@@ -14,10 +14,10 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
-from sandbox.runtimes.limits.waiting_threads import HiddenFiles
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
@@ -53,7 +53,10 @@ class LauncherProcess:
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self.slab_meter = IdleSlabMeter()
         self.epoll_counter = EpollCounter()
-        self.hidden_files = (HiddenFiles(), HiddenFiles(count_machine_entries, EPOLL_ENTRIES_MAX))
+        self.thread_interrupters = (
+            BlockedThreadInterrupter(),
+            BlockedThreadInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX),
+        )
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -166,10 +169,10 @@ class LauncherProcess:
         listeners = sockets[: len(sockets) - len(counters)]
         for one in listeners:
             one.setblocking(False)
-        model, proxy, names_udp, names_tcp, *transparent = listeners
+        model, proxy, dns_udp, dns_tcp, *transparent = listeners
         self.socket_counter = SocketCounter(counters[0]) if counters else None
         by_port = dict(zip(self._transparent_ports, transparent, strict=True))
-        return Listeners(model, proxy, names_udp, names_tcp, by_port)
+        return Listeners(model, proxy, dns_udp, dns_tcp, by_port)
 
     def _read_errors(self) -> bytes:
         self.errors.setblocking(False)

@@ -109,14 +109,14 @@ def _is_transient(error: BaseException | None) -> bool:
 
 
 async def _run_git(confinement: Confinement, directory: Path) -> int:
-    nothing = os.open(os.devnull, os.O_RDWR)
+    devnull_fd = os.open(os.devnull, os.O_RDWR)
     try:
         variables = {"PATH": os.environ.get("PATH", os.defpath)}
         return await confinement.run(
-            ConfinedCommand(["git", "version"], variables, directory, nothing, nothing, nothing)
+            ConfinedCommand(["git", "version"], variables, directory, devnull_fd, devnull_fd, devnull_fd)
         )
     finally:
-        os.close(nothing)
+        os.close(devnull_fd)
 
 
 def _new_attempt_id() -> str:

@@ -159,14 +159,14 @@ class SandboxLeftovers:
         """Return the attempts that have a control group or a marked process."""
         return self._runtime.attempt_ids()
 
-    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Destroy the sandbox by its handle on disk or a recovered one. The disk is the caller's afterwards."""
         # Use a separate event loop: scanning all processes of the machine would block the server's.
-        await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, files)))
+        await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
-    async def _destroy(self, attempt_id: str, files: AttemptLayout) -> None:
-        handle = _read_handle(files.handle) or self._runtime.recover(attempt_id)
-        await self._runtime.destroy(handle, files.disk)
+    async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:
+        handle = _read_handle(layout.handle) or self._runtime.recover(attempt_id)
+        await self._runtime.destroy(handle, layout.disk)
 
 
 def _read_handle(path: Path) -> SandboxHandle | None:

@@ -13,11 +13,11 @@ from sandbox.secrets.escapes import (
     before_backslashes,
     find_escapes,
     find_joined_escapes,
-    find_long_escapes,
     find_terminal_escapes,
+    find_variable_length_escapes,
     may_hold_escapes,
     may_hold_joined_escapes,
-    may_hold_long_escapes,
+    may_hold_variable_length_escapes,
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
@@ -107,8 +107,8 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     return [
         *layers,
         *first,
-        *_first_stripped(layers[1:] or layers, REDACTED_LAYERS_MAX),
-        *_forked_layers(layers, may_hold_long_escapes, find_long_escapes),
+        *_terminal_escape_layers(layers[1:] or layers, REDACTED_LAYERS_MAX),
+        *_forked_layers(layers, may_hold_variable_length_escapes, find_variable_length_escapes),
         *_forked_layers(layers, may_hold_joined_escapes, find_joined_escapes),
     ]
 
@@ -135,11 +135,11 @@ def _forked_layers(
             rounds = REDACTED_LAYERS_MAX - depth
             others = _decode_escapes(decoded_layer, find_tokens, rounds - 1)
             yield from others
-            yield from _first_stripped(others, rounds)
+            yield from _terminal_escape_layers(others, rounds)
             return
 
 
-def _first_stripped(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
+def _terminal_escape_layers(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
     """Yield the layers above the first one with terminal escapes, which may be inside an encoded escape."""
     for depth, layer in enumerate(layers):
         if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
@@ -225,7 +225,7 @@ TEXT_NORMALIZER = Normalizer(
 )
 """Plain text: drops controls except line feeds; a plus counts as a space (as in forms)."""
 
-CODE_NORMALIZER = Normalizer(
+ENCODED_NORMALIZER = Normalizer(
     {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},
     (b"-_", b"+/"),
     bytes(set(_CONTROLS) | set(_BLANK)) + b"\\",

@@ -133,7 +133,7 @@ _ESCAPES = [
 ]
 _ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
 
-_LONG_SYNTAX = (
+_VARIABLE_LENGTH_SYNTAX = (
     (rb"[0-3][0-7]{2} |", rb"0?[0-3][0-7]{2} |"),
     (rb"(?P<byte> [0-9a-fA-F]{2} )", rb"(?P<byte> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,2}+ )"),
     (rb"(?P<character> [0-9a-fA-F]{4} )", rb"(?P<character> [0-9a-fA-F]{1,4}+ )"),
@@ -141,7 +141,7 @@ _LONG_SYNTAX = (
 )
 r"""Escapes whose length depends on the language: `\0163` in `echo` and `printf %b`, `\x0073` in C, `\u73` in shells."""
 
-_HAS_LONG_ESCAPE = re.compile(
+_HAS_VARIABLE_LENGTH_ESCAPE = re.compile(
     rb"\\(?:0[0-3][0-7]{2}|x0[0-9a-fA-F]{2}|u[0-9a-fA-F]{1,3}(?![0-9a-fA-F])|U[0-9a-fA-F]{1,7}(?![0-9a-fA-F]))"
 )
 
@@ -184,9 +184,9 @@ _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE
 
 
 @cache
-def _long_escapes(*, is_utf_8: bool) -> re.Pattern[bytes]:
+def _variable_length_escapes(*, is_utf_8: bool) -> re.Pattern[bytes]:
     syntax, *others = _ESCAPES
-    for short, long in _LONG_SYNTAX:
+    for short, long in _VARIABLE_LENGTH_SYNTAX:
         syntax = syntax.replace(short, long.replace(b"$ZEROS", _LEADING_ZEROS))
     return re.compile(b"|".join([syntax, *others, *(() if is_utf_8 else _LATIN1_ESCAPES)]), re.VERBOSE)
 
@@ -256,14 +256,14 @@ def find_escapes(data: bytes) -> Iterator[EscapeToken]:
     return _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
 
 
-def find_long_escapes(data: bytes) -> Iterator[EscapeToken]:
+def find_variable_length_escapes(data: bytes) -> Iterator[EscapeToken]:
     """Yield escapes and invisible characters, where escapes have the length that `_LONG_SYNTAX` gives them."""
-    return _find_tokens(data, _long_escapes(is_utf_8=_is_utf_8(data)))
+    return _find_tokens(data, _variable_length_escapes(is_utf_8=_is_utf_8(data)))
 
 
-def may_hold_long_escapes(data: bytes) -> bool:
+def may_hold_variable_length_escapes(data: bytes) -> bool:
     """Return whether `find_long_escapes` may find something else than `find_escapes`."""
-    return b"\\" in data and _HAS_LONG_ESCAPE.search(data) is not None
+    return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 
 def find_joined_escapes(data: bytes) -> Iterator[EscapeToken]:

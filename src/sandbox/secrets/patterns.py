@@ -10,7 +10,7 @@ from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from sandbox.secrets.decoders import CODE_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer, decode_layers
+from sandbox.secrets.decoders import ENCODED_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer, decode_layers
 from sandbox.secrets.escapes import find_partial_escape
 from sandbox.secrets.limits import (
     REDACTED_CHARACTERS_MIN,
@@ -42,7 +42,7 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
     """Yield the patterns for each normalizer."""
     names_by_pattern: dict[Normalizer, dict[bytes, str]] = {
         TEXT_NORMALIZER: {},
-        CODE_NORMALIZER: {},
+        ENCODED_NORMALIZER: {},
         EXACT_NORMALIZER: {},
     }
     for name, value in values.items():
@@ -54,7 +54,7 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
         names_by_pattern[TEXT_NORMALIZER].update(
             (text, name) for text in usable if len(text) >= REDACTED_CHARACTERS_MIN
         )
-        names_by_pattern[CODE_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
+        names_by_pattern[ENCODED_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
         for text in (whole, *_long_lines(whole)):
             if not _survives_normalization(text):
                 names_by_pattern[EXACT_NORMALIZER].update(
@@ -134,12 +134,12 @@ def _strip_quotes(value: str) -> str:
 
 def _escaped_forms(value: str) -> set[bytes]:
     """Return the texts that are commonly encoded: the value, and its escaped forms in JSON and URLs."""
-    address = quote_from_bytes(value.encode("utf-8", "surrogatepass"), safe="")
+    percent_encoded = quote_from_bytes(value.encode("utf-8", "surrogatepass"), safe="")
     return _byte_encodings(value) | {
         json.dumps(value)[1:-1].encode(),
         json.dumps(value, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
-        address.encode(),
-        address.replace("%20", "+").encode(),
+        percent_encoded.encode(),
+        percent_encoded.replace("%20", "+").encode(),
     }
 
 
@@ -183,17 +183,17 @@ def _strip_quotes_and_backslashes(form: bytes) -> bytes:
 def _encoded_variants(value: str) -> Iterator[bytes]:
     for form in _escaped_forms(value) | _escaped_forms(value.strip()) | _escaped_forms(_strip_quotes(value)):
         for code in _encodings(form):
-            yield from _normalized_codes(code)
+            yield from _normalized_encodings(code)
         if len(form) <= TWICE_ENCODED_BYTES_MAX:
             for code in _encodings(form).union(_wrapped(form)):
                 for twice in _encodings(code):
-                    yield from _normalized_codes(twice)
+                    yield from _normalized_encodings(twice)
 
 
-def _normalized_codes(code: bytes) -> Iterator[bytes]:
+def _normalized_encodings(code: bytes) -> Iterator[bytes]:
     """Yield the normalized code, and without its first letter, which a preceding escape may consume."""
-    yield CODE_NORMALIZER.normalize(code)
-    yield CODE_NORMALIZER.normalize(code[1:])
+    yield ENCODED_NORMALIZER.normalize(code)
+    yield ENCODED_NORMALIZER.normalize(code[1:])
 
 
 def _encodings(data: bytes) -> set[bytes]:

@@ -19,10 +19,10 @@ class Broadcast:
         """Whether there are subscribers, so creating an event is worthwhile."""
         return bool(self._subscribers)
 
-    def publish(self, frame: WireEvent) -> None:
+    def publish(self, event: WireEvent) -> None:
         """Send an event to every subscriber."""
         for subscriber in self._subscribers:
-            subscriber.push(frame)
+            subscriber.push(event)
 
     def subscribe(self) -> AsyncGenerator[WireEvent, None]:
         """Yield events from this call on, until the iterator is closed."""
@@ -45,13 +45,13 @@ class _Subscriber:
         self._gaps: dict[str, WireEvent] = {}
         self._arrived = asyncio.Event()
 
-    def push(self, frame: WireEvent) -> None:
+    def push(self, event: WireEvent) -> None:
         is_full = len(self._queue) >= SUBSCRIBER_EVENTS_MAX or self._queued_bytes >= SUBSCRIBER_BYTES_MAX
         if self._gaps or is_full:
-            self._record_gap(frame)
+            self._record_gap(event)
         else:
-            self._queue.append(frame)
-            self._queued_bytes += wire_size_bytes(frame)
+            self._queue.append(event)
+            self._queued_bytes += wire_size_bytes(event)
         self._arrived.set()
 
     async def next(self) -> WireEvent:
@@ -63,17 +63,17 @@ class _Subscriber:
                 continue
             self._arrived.clear()
             await self._arrived.wait()
-        frame = self._queue.popleft()
-        self._queued_bytes -= wire_size_bytes(frame)
-        return frame
+        event = self._queue.popleft()
+        self._queued_bytes -= wire_size_bytes(event)
+        return event
 
-    def _record_gap(self, frame: WireEvent) -> None:
-        task_id = str(frame["task_id"])
+    def _record_gap(self, event: WireEvent) -> None:
+        task_id = str(event["task_id"])
         gap = self._gaps.setdefault(
-            task_id, {**_identity_fields(frame), "type": "gap", "first_seq": frame["seq"], "reason": "slow_client"}
+            task_id, {**_identity_fields(event), "type": "gap", "first_seq": event["seq"], "reason": "slow_client"}
         )
-        gap.update(_identity_fields(frame), last_seq=frame["seq"])
+        gap.update(_identity_fields(event), last_seq=event["seq"])
 
 
-def _identity_fields(frame: WireEvent) -> WireEvent:
-    return {key: frame[key] for key in ("task_id", "seq", "timestamp")}
+def _identity_fields(event: WireEvent) -> WireEvent:
+    return {key: event[key] for key in ("task_id", "seq", "timestamp")}

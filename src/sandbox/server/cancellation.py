@@ -12,7 +12,7 @@ from sandbox.model.events import CancelRequested
 from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
-from sandbox.server.runner_launcher import Launcher, cancel_pending
+from sandbox.server.runner_launcher import RunnerLauncher, cancel_pending
 from sandbox.server.tracked_task import TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task had not started and is cancelled."
@@ -22,10 +22,12 @@ _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 class Canceller:
     """Tries until the request is on disk or CANCEL_SECONDS are over; the last try may take longer."""
 
-    def __init__(self, journals: Journals, runners: RunnerClient, launcher: Launcher, clock: Clock) -> None:
+    def __init__(
+        self, journals: Journals, runners: RunnerClient, runner_launcher: RunnerLauncher, clock: Clock
+    ) -> None:
         self._journals = journals
         self._runners = runners
-        self._launcher = launcher
+        self._runner_launcher = runner_launcher
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, order: CancelOrder) -> str:
@@ -65,7 +67,7 @@ class Canceller:
             reply = await self._runners.cancel(tracked.task.attempt.id, order)
         except RunnerUnreachableError:
             return await self._record_cancel(tracked, cancel_requested, deadline)
-        if reply.unwritten:
+        if reply.was_disk_write_rejected:
             raise OSError(reply.message)
         if not reply.done:
             return None
@@ -77,10 +79,10 @@ class Canceller:
         if self._journals.is_locked(tracked.task.id):
             return None
         async with (
-            self._launcher.cancel_slot(self._remaining_seconds(deadline)) as slot,
+            self._runner_launcher.acquire_cancellation_slot(self._remaining_seconds(deadline)) as slot,
             self._write_lock(tracked, deadline),
         ):
-            task = await self._launcher.record_cancel(tracked, cancel_requested, slot)
+            task = await self._runner_launcher.record_cancel(tracked, cancel_requested, slot)
         return None if task is None else _describe_outcome(task)
 
     @asynccontextmanager

@@ -62,8 +62,8 @@ class EventStream:
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:
         """Yield live events of all tasks, starting with the iterator's first step."""
-        async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
-            async for event in frames:
+        async with contextlib.aclosing(self._broadcast.subscribe()) as events:
+            async for event in events:
                 yield event
 
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
@@ -100,14 +100,14 @@ class EventStream:
         except JournalDamagedError as error:
             yield error_event(tracked.task, error.code, error.message)
         except FileNotFoundError:
-            yield self._journal_missing_frame(tracked)
+            yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
         """It reads about as much as a batch has."""
         await fair_share.acquire(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
-    def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
+    def _journal_missing_event(self, tracked: TrackedTask) -> WireEvent:
         if self._store.load(tracked.task.id) is None:
             return error_event(
                 tracked.task, TaskNotFoundError.code, "The task was removed; the remaining events are not available."

@@ -19,7 +19,7 @@ from sandbox.system.log_context import bind_task
 
 _IDLE_FACTOR = 10
 _log = logging.getLogger(__name__)
-_INDEXED_AT_ONCE = (
+_INDEXED_IMMEDIATELY = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
     *(e.CancelRequested, e.Progress),
 )
@@ -102,10 +102,10 @@ class JournalTailer:
                 return batch
         except JournalOffsetError:
             pass
-        reading = await self._journal_scanner.read_task(tracked.task.id)
-        if reading.task is not None:
-            await asyncio.to_thread(self._store.save, IndexedTask(reading.task, reading.offset))
-            tracked.update(reading.task, reading.offset)
+        replay_state = await self._journal_scanner.read_task(tracked.task.id)
+        if replay_state.task is not None:
+            await asyncio.to_thread(self._store.save, IndexedTask(replay_state.task, replay_state.offset))
+            tracked.update(replay_state.task, replay_state.offset)
         return RecordBatch((), tracked.offset)
 
     async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> None:
@@ -147,4 +147,6 @@ def _log_transition(task: Task, transition: e.Transition) -> None:
 
 
 def _needs_indexing(batch: RecordBatch) -> bool:
-    return any(record.transition is not None or isinstance(record.event, _INDEXED_AT_ONCE) for record in batch.records)
+    return any(
+        record.transition is not None or isinstance(record.event, _INDEXED_IMMEDIATELY) for record in batch.records
+    )

@@ -124,23 +124,23 @@ class PreservedSandboxes:
             except SandboxNotPreservedError:
                 yield False
 
-    async def _remove_files(self, files: AttemptLayout) -> None:
+    async def _remove_files(self, layout: AttemptLayout) -> None:
         """Remove the handle and then the lock last; without the lock a session could start on half-removed files."""
-        removed_last = (files.handle, files.debug_session_lock, files.runner_log)
+        removed_last = (layout.handle, layout.debug_session_lock, layout.runner_log)
         paths = [
-            path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in removed_last
+            path for path in await asyncio.to_thread(lambda: list(layout.root.iterdir())) if path not in removed_last
         ]
         await self._remove(paths)
-        files.handle.unlink(missing_ok=True)
-        files.debug_session_lock.unlink(missing_ok=True)
+        layout.handle.unlink(missing_ok=True)
+        layout.debug_session_lock.unlink(missing_ok=True)
 
     def _layout(self, task: Task) -> AttemptLayout | None:
         attempt_id = self.disk_attempt_id(task)
         return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
 
 
-def _has_disk(files: AttemptLayout) -> bool:
-    return files.disk.exists() or files.disk_image.exists()
+def _has_disk(layout: AttemptLayout) -> bool:
+    return layout.disk.exists() or layout.disk_image.exists()
 
 
 _SHELL_POLL_SECONDS = 0.05
@@ -183,7 +183,7 @@ class DebugSessions:
         """Raises what `open_terminal` does, SandboxNotPreservedError, OSError."""
         if not self._preserved_sandboxes.is_preserved(task):
             raise SandboxNotPreservedError(task)
-        if order.agent:
+        if order.is_agent_terminal:
             raise TerminalRefusedError(
                 f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
             )
@@ -218,7 +218,7 @@ class DebugSessions:
                 upstream=None,
                 secrets=secrets,
                 image=await asyncio.to_thread(self._find_image, task.manifest.vm.profile),
-                visit=True,
+                is_debug_session=True,
             )
             await self._placement.launch(order, lock_fd)
         except ImageUnusableError as error:

@@ -29,29 +29,31 @@ def index_journals(
     The store's row of such a task is left unchanged. previously_indexed: for these tasks a journal without a task is an
     error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.
     """
-    refused: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     indexed: list[IndexedTask] = []
     for task_id in task_ids:
         try:
             indexed += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
         except (SandboxError, OSError) as error:
-            refused[task_id] = str(error)
+            skipped[task_id] = str(error)
         if len(indexed) >= _BATCH_SIZE:
             store.save_all(indexed)
             indexed.clear()
     store.save_all(indexed)
-    return refused
+    return skipped
 
 
 def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list[IndexedTask]:
-    reading = replay_task(journals, task_id)
-    if reading.task is None:
+    replay_state = replay_task(journals, task_id)
+    if replay_state.task is None:
         if is_indexed:
             raise OSError(f"The journal of {task_id} contains no task; restore it from a backup.")
         return []
-    if reading.task.id != task_id:
-        raise OSError(f"The journal in the directory of {task_id} belongs to task {reading.task.id}; move it back.")
-    return [IndexedTask(reading.task, reading.offset)]
+    if replay_state.task.id != task_id:
+        raise OSError(
+            f"The journal in the directory of {task_id} belongs to task {replay_state.task.id}; move it back."
+        )
+    return [IndexedTask(replay_state.task, replay_state.offset)]
 
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
     tracked_tasks = [_track(journals, clock, indexed) for indexed in store.unfinished()]
-    return sorted(tracked_tasks, key=lambda feed: feed.recorder is not None)
+    return sorted(tracked_tasks, key=lambda tracked: tracked.recorder is not None)
 
 
 def _drop_damaged(store: Store, task_id: str) -> None:
@@ -88,17 +90,17 @@ def _track(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTas
     except (SandboxError, OSError):
         return TrackedTask(indexed)
     try:
-        reading = replay_task(journals, indexed.task.id)
+        replay_state = replay_task(journals, indexed.task.id)
     except (SandboxError, OSError):
-        reading = ReplayState(None, 0)
-    if reading.task is None or reading.task.state is not TaskState.PENDING:
+        replay_state = ReplayState(None, 0)
+    if replay_state.task is None or replay_state.task.state is not TaskState.PENDING:
         writer.close()
         return TrackedTask(indexed)
-    recorder = Recorder(writer, reading.task, clock.now)
-    if reading.task.cancel is not None or reading.task.failure is not None:
+    recorder = Recorder(writer, replay_state.task, clock.now)
+    if replay_state.task.cancel is not None or replay_state.task.failure is not None:
         # If this fails, the launch tries again.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()
             return TrackedTask(indexed)
-    return TrackedTask(IndexedTask(reading.task, reading.offset), recorder)
+    return TrackedTask(IndexedTask(replay_state.task, replay_state.offset), recorder)

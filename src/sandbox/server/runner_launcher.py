@@ -25,11 +25,11 @@ from sandbox.model.events import (
     AttemptStarted,
     CancelRequested,
     ErrorReported,
-    RetrySkipped,
+    FollowUpSkipped,
     TaskFinished,
 )
 from sandbox.model.limits import FINISHERS_MAX
-from sandbox.model.retry import backoff_seconds, next_retry
+from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_scan import JournalScanner, ScanSlot
@@ -65,7 +65,7 @@ class Host(NamedTuple):
     boot_id: str
 
 
-class Launcher:
+class RunnerLauncher:
     """Records the intent, starts the runner and releases the journal, whose lock the runner inherits."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Launcher:
         host: Host,
     ) -> None:
         self._journal_scanner = JournalScanner(journals)
-        self._cancel_journal_scanner = JournalScanner(journals)
+        self._cancellation_scanner = JournalScanner(journals)
         self._placement = placement
         self._clock = clock
         self._secret_resolver = resolve_secrets
@@ -120,7 +120,7 @@ class Launcher:
             except JournalBusyError:
                 return False
             try:
-                task = (await self._journal_scanner.read_from(tracked.task.id, tracked.reading, slot)).task
+                task = (await self._journal_scanner.read_from(tracked.task.id, tracked.replay_state, slot)).task
                 if task is not None and task.is_waiting_to_start:
                     tracked.recorder = Recorder(writer, task, self._clock.now)
             finally:
@@ -229,7 +229,7 @@ class Launcher:
                 await self._recover(recorder, tracked, resolved)
 
     @asynccontextmanager
-    async def cancel_slot(self, within_seconds: float) -> AsyncIterator[ScanSlot]:
+    async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ScanSlot]:
         """Wait for a scan slot of a cancel request; these slots are separate from those of launches.
 
         Raises UnavailableError if all of them are busy for longer.
@@ -237,7 +237,7 @@ class Launcher:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(within_seconds):
-                    slot = await stack.enter_async_context(self._cancel_journal_scanner.slot())
+                    slot = await stack.enter_async_context(self._cancellation_scanner.slot())
             except TimeoutError as error:
                 raise UnavailableError(
                     "The server is still cancelling other tasks whose runners died; try again."
@@ -251,7 +251,7 @@ class Launcher:
 
         The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """
-        async with self._locked_recorder(tracked, self._cancel_journal_scanner, slot) as recorder:
+        async with self._locked_recorder(tracked, self._cancellation_scanner, slot) as recorder:
             if recorder is None or recorder.task.state.is_terminal:
                 return None
             await asyncio.to_thread(recorder.record, cancel_requested)
@@ -269,8 +269,8 @@ class Launcher:
             yield None
             return
         try:
-            reading = await scanner.read_from(tracked.task.id, tracked.reading, slot)
-            yield Recorder(writer, reading.task, self._clock.now)
+            replay_state = await scanner.read_from(tracked.task.id, tracked.replay_state, slot)
+            yield Recorder(writer, replay_state.task, self._clock.now)
         finally:
             writer.close()
 
@@ -373,5 +373,5 @@ def _record_failure(recorder: Recorder, failure: Failure) -> None:
         recorder.record(AgentExited(None, None, failure))
     else:
         recorder.record(AttemptFailed(failure))
-    while (follow_up := next_retry(recorder.task)) is not None:
-        recorder.record(RetrySkipped(follow_up, failure.message))
+    while (follow_up := next_follow_up(recorder.task)) is not None:
+        recorder.record(FollowUpSkipped(follow_up, failure.message))

@@ -48,7 +48,7 @@ from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.runner_launcher import Launcher
+from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Backlog, Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
@@ -78,7 +78,7 @@ class ServiceDependencies:
     scheduler: Scheduler
     journal_tailer: JournalTailer
     prober: RuntimeProber
-    launcher: Launcher
+    runner_launcher: RunnerLauncher
     event_stream: EventStream
     artifact_store: ArtifactStore
     health_check: HealthCheck
@@ -102,7 +102,7 @@ class TaskService:
         self._idempotency_locks = KeyedLock()
         self._next_scheduling: asyncio.TimerHandle | None = None
         self._canceller = Canceller(
-            dependencies.journals, dependencies.runners, dependencies.launcher, dependencies.clock
+            dependencies.journals, dependencies.runners, dependencies.runner_launcher, dependencies.clock
         )
         dependencies.journal_tailer.on_finished = self._on_finished
         dependencies.journal_tailer.on_writer_lost = self._on_writer_lost
@@ -144,7 +144,7 @@ class TaskService:
         """Wait for launches that record or start something. The others have left no trace yet and are cancelled."""
         if self._launches:
             await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
-        self.dependencies.launcher.cancel_secret_lookups()
+        self.dependencies.runner_launcher.cancel_secret_lookups()
         await asyncio.gather(*self._launches, return_exceptions=True)
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
@@ -365,8 +365,8 @@ class TaskService:
         If a pending task's journal was locked at the server's start, queue the task now.
         """
         if not tracked.task.is_waiting_to_start:
-            await self.dependencies.launcher.recover(tracked)
-        elif await self.dependencies.launcher.acquire_journal(tracked):
+            await self.dependencies.runner_launcher.recover(tracked)
+        elif await self.dependencies.runner_launcher.acquire_journal(tracked):
             self.dependencies.scheduler.remove(tracked.task.id)
             self.dependencies.scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
             self._schedule()
@@ -410,7 +410,7 @@ class TaskService:
                 self._schedule()
                 return
             try:
-                await self.dependencies.launcher.launch(tracked)
+                await self.dependencies.runner_launcher.launch(tracked)
                 return
             except Exception as error:
                 tracked.report_error(error)

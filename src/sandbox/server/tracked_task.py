@@ -39,7 +39,7 @@ class TrackedTask:
         self._wake_event = asyncio.Event()
 
     @property
-    def reading(self) -> ReplayState:
+    def replay_state(self) -> ReplayState:
         """The state from which to continue reading."""
         return ReplayState(self.task, self.offset)
 

@@ -137,14 +137,14 @@ class PageReader:
         return [self._sql["filter_label"].format(number=number, task_id=task_id) for number in numbers]
 
     def _build_cursor_filters(self) -> list[str]:
-        place = cursor_position(self._query)
-        if place is None:
+        position = cursor_position(self._query)
+        if position is None:
             return []
-        value, task_id = place
+        value, task_id = position
         self._values |= {"place_value": value, "place_id": task_id}
-        sort, way = self._query.sort, "<" if self._query.order == "desc" else ">"
+        sort, comparison = self._query.sort, "<" if self._query.order == "desc" else ">"
         kind = "valueless" if value is None else "some_valued" if sort == "started_at" else "all_valued"
-        return [self._sql[f"filter_behind_{kind}"].format(sort=sort, way=way)]
+        return [self._sql[f"filter_behind_{kind}"].format(sort=sort, way=comparison)]
 
     def _format(self, name: str, conditions: list[str]) -> str:
         filters = " AND ".join(conditions) or self._sql["filter_none"]

@@ -249,10 +249,10 @@ class _MatchSearch:
             self._stop.raise_if_requested()
             directory, state = pending.pop()
             for entry in self._entries(files, directory):
-                inside = self._globs.advance(state, os.fsdecode(entry.name))
-                if entry.is_directory and inside and entry.path not in _EXCLUDED_DIRECTORIES:
-                    pending += self._reachable(entry, inside)
-                elif not entry.is_directory and self._globs.is_match(inside):
+                next_state = self._globs.advance(state, os.fsdecode(entry.name))
+                if entry.is_directory and next_state and entry.path not in _EXCLUDED_DIRECTORIES:
+                    pending += self._reachable(entry, next_state)
+                elif not entry.is_directory and self._globs.is_match(next_state):
                     self._add(entry)
 
     def _entries(self, files: RootedFiles, directory: bytes) -> Sequence[Entry]:

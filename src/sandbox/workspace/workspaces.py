@@ -61,12 +61,12 @@ class GitWorkspaces:
             return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
 
     @asynccontextmanager
-    async def _confined_git(self, attempt: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
+    async def _confined_git(self, layout: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
         """Yield a git for comparisons, without the server user's settings. Raises AttemptError (collect_failed)."""
         async with AsyncExitStack() as stack:
             try:
-                await run_in_thread(lambda _: create_rules_directory(attempt.ignore_rules))
-                confinement = await stack.enter_async_context(confine([attempt.repository], [attempt.ignore_rules]))
+                await run_in_thread(lambda _: create_rules_directory(layout.ignore_rules))
+                confinement = await stack.enter_async_context(confine([layout.repository], [layout.ignore_rules]))
             except (AttemptError, OSError) as error:
                 reason = f"The patch could not be created: {error}"
                 raise AttemptError(FailureCode.COLLECT_FAILED, reason) from error

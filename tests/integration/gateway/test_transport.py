@@ -15,10 +15,10 @@ from doubles.remote_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (
-    NARROW_BUFFER_BYTES,
+    FULL_BUFFER_CONNECTIONS_MAX,
+    REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
-    WIDE_CONNECTIONS_MAX,
 )
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -168,11 +168,11 @@ def test_first_concurrent_host_connections_have_wide_buffers(monkeypatch):
             def narrow():
                 sides = [connections_of(peer=port), connections_of(own=proxy_port)]
                 sizes = [[sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in side] for side in sides]
-                return [(len(side), side.count(2 * NARROW_BUFFER_BYTES)) for side in sizes]
+                return [(len(side), side.count(2 * REDUCED_BUFFER_BYTES)) for side in sizes]
 
             for _ in range(2):
-                clients = [await tunnel(served, port) for _ in range(WIDE_CONNECTIONS_MAX + 4)]
-                assert await _wait_until_stable(narrow) == [(WIDE_CONNECTIONS_MAX + 4, 4)] * 2
+                clients = [await tunnel(served, port) for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4)]
+                assert await _wait_until_stable(narrow) == [(FULL_BUFFER_CONNECTIONS_MAX + 4, 4)] * 2
                 for client in clients:
                     client.abort()
                 assert await _wait_until_stable(narrow) == [(0, 0)] * 2
@@ -192,11 +192,11 @@ def test_first_concurrent_model_connections_have_wide_buffers():
         server = await asyncio.start_server(never_respond, "127.0.0.1", 0, backlog=TUNNELS)
         port = server.sockets[0].getsockname()[1]
         async with served_gateway(f"http://127.0.0.1:{port}") as served:
-            for _ in range(WIDE_CONNECTIONS_MAX + 4):
+            for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4):
                 (await served.connect()).send_request(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
-            await wait_until(lambda: len(heads) == WIDE_CONNECTIONS_MAX + 4)
+            await wait_until(lambda: len(heads) == FULL_BUFFER_CONNECTIONS_MAX + 4)
             sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(peer=port)]
-            assert sizes.count(2 * NARROW_BUFFER_BYTES) == 4
+            assert sizes.count(2 * REDUCED_BUFFER_BYTES) == 4
         server.close()
 
     run(scenario)

@@ -19,8 +19,8 @@ from sandbox.model.events import (
     AttemptFailed,
     AttemptStarted,
     CancelRequested,
+    FollowUpSkipped,
     Progress,
-    RetrySkipped,
     SandboxCreated,
     Usage,
     WorkspacePrepared,
@@ -125,7 +125,7 @@ def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 5})
     asyncio.run(harness.attempt_runner.run())
-    [skipped] = harness.events(RetrySkipped)
+    [skipped] = harness.events(FollowUpSkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
     assert harness.events(AttemptEnded) == []
@@ -142,7 +142,7 @@ def test_partially_removed_workspace_produces_no_patch(make_harness):
 
     dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=fail_removal)
     asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).run())
-    assert len(harness.events(RetrySkipped)) == 1
+    assert len(harness.events(FollowUpSkipped)) == 1
     assert harness.task.failure.code == "agent_failed"
     assert "metadata.json" in harness.artifacts
     assert "task-1.patch" not in harness.artifacts
@@ -215,7 +215,7 @@ def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
     asyncio.run(AttemptRunner(attempt).finish())
     assert harness.task.attempt.follow_up == follow_up
-    assert [event.follow_up for event in harness.events(RetrySkipped)] == ["resume"]
+    assert [event.follow_up for event in harness.events(FollowUpSkipped)] == ["resume"]
 
 
 def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
@@ -312,7 +312,7 @@ def test_missing_session_prevents_resume(make_harness, retries, follow_up):
     harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.attempt_runner.finish())
-    [skipped] = harness.events(RetrySkipped)
+    [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert harness.task.attempt.follow_up == follow_up
     assert harness.task.state is (TaskState.RUNNING if retries else TaskState.FAILED)
@@ -325,7 +325,7 @@ def test_task_past_its_timeout_starts_no_further_agent(make_harness):
 
     async def run_after_timeout():
         async with asyncio.timeout(20):
-            while harness.attempt.dependencies.clock.monotonic() - harness.task.beginning.monotonic_seconds < 1:
+            while harness.attempt.dependencies.clock.monotonic() - harness.task.agent_start_time.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
         harness.script.calls.clear()
         await runner.run()
@@ -397,7 +397,7 @@ def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retrie
 
     monkeypatch.setattr(DirectoryDisks, "verify", verify)
     asyncio.run(harness.attempt_runner.finish())
-    [skipped] = harness.events(RetrySkipped)
+    [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert "could not store everything that the agent wrote (Input/output error)" in skipped.reason
     assert harness.task.attempt.follow_up == follow_up

@@ -108,7 +108,7 @@ async def open_session(tmp_path, disk, sockets=None):
         running = asyncio.create_task(session.run(terminals, listen))
         await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
         connection = await UnixRunnerClient(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
-        assert await connection.read() == RoleFrame(types=True)
+        assert await connection.read() == RoleFrame(may_write=True)
         try:
             yield connection, running
         finally:

@@ -15,8 +15,8 @@ from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import SharedTerminal, TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
-AGENT = TerminalOrder(30, 100, agent=True)
-WATCH = TerminalOrder(30, 100, agent=True, looks_on=True)
+AGENT = TerminalOrder(30, 100, is_agent_terminal=True)
+WATCH = TerminalOrder(30, 100, is_agent_terminal=True, is_read_only=True)
 
 
 class RecordingTerminal:
@@ -69,17 +69,20 @@ def test_first_client_types_and_the_next_takes_over(tmp_path):
     async def scenario():
         async with serve_terminal(tmp_path) as (terminals, terminal, connect):
             first = await connect()
-            assert [await read_frame(first) for _ in range(2)] == [RoleFrame(types=True), OutputFrame(b"")]
+            assert [await read_frame(first) for _ in range(2)] == [RoleFrame(may_write=True), OutputFrame(b"")]
             watcher = await connect(WATCH)
-            second = await connect(TerminalOrder(40, 120, agent=True))
+            second = await connect(TerminalOrder(40, 120, is_agent_terminal=True))
             for connection in (watcher, second):
-                assert [await read_frame(connection) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+                assert [await read_frame(connection) for _ in range(2)] == [
+                    RoleFrame(may_write=False),
+                    OutputFrame(b""),
+                ]
             await second.send(InputFrame(b"not mine"))
             await second.send(ResizeFrame(11, 22))
             await first.send(InputFrame(b"mine"))
             await terminal.until(lambda: terminal.typed == b"mine")
             await first.close()
-            assert await read_frame(second) == RoleFrame(types=True)
+            assert await read_frame(second) == RoleFrame(may_write=True)
             await second.send(InputFrame(b" now"))
             await terminal.until(lambda: terminal.typed == b"mine now")
             assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
@@ -102,11 +105,11 @@ def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
             monkeypatch.setattr(terminal, "write", block)
             first, second = await connect(), await connect()
-            assert [await read_frame(second) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+            assert [await read_frame(second) for _ in range(2)] == [RoleFrame(may_write=False), OutputFrame(b"")]
             await first.send(InputFrame(b"a long paste"))
             await asyncio.wait_for(started.wait(), 10)
             await first.close()
-            assert await read_frame(second) == RoleFrame(types=True)
+            assert await read_frame(second) == RoleFrame(may_write=True)
             await second.close()
             async with asyncio.timeout(10):
                 while terminals.has_agent_clients:
@@ -146,13 +149,13 @@ def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
                 while not isinstance(frame := await read_frame(fast_client), OutputFrame):
                     roles.append(frame)
                 shown_bytes += len(frame.data)
-            assert (shown_bytes, roles) == (4_000_000, [RoleFrame(types=True)])
+            assert (shown_bytes, roles) == (4_000_000, [RoleFrame(may_write=True)])
             last = None
             while not isinstance(last, EndFrame):
                 last = await read_frame(slow_client)
             assert last.exit_code is None
             reconnected = await connect(WATCH)
-            assert await read_frame(reconnected) == RoleFrame(types=False)
+            assert await read_frame(reconnected) == RoleFrame(may_write=False)
 
     asyncio.run(scenario())
 

@@ -79,7 +79,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
     sessions = []
 
     async def launch(order, _):
-        sessions.append((order.visit, order.attempt_id))
+        sessions.append((order.is_debug_session, order.attempt_id))
 
     async def open_terminal(attempt_id, _):
         if not sessions:
@@ -287,7 +287,7 @@ def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
         async with components.server() as service:
             await fail(components, service, "task-1")
             with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
-                await service.open_terminal("task-1", TerminalOrder(24, 80, agent=True))
+                await service.open_terminal("task-1", TerminalOrder(24, 80, is_agent_terminal=True))
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.model.errors import Failure, FailureCode, missing_secrets_message
-from sandbox.model.events import AttemptFailed, Record, RetryKind, TaskFinished
+from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
 from sandbox.model.task import Task
 
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."
@@ -52,7 +52,7 @@ def test_logs_contain_no_secret_source(failed_api, path, headers, role_headers):
 
 def test_detail_of_earlier_attempts_depends_on_the_role(api_with_tokens, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
-    attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=RetryKind.RETRY)
+    attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=FollowUp.RETRY)
     tasks.entries["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
     api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers=VIEWER)

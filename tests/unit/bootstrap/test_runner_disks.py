@@ -25,10 +25,10 @@ def attempt_files(order):
 
 @pytest.mark.parametrize("kind", DISKS)
 def test_new_attempt_uses_the_kind_of_the_order(order, kind):
-    assert isinstance(choose_disks(msgspec.structs.replace(order, disks=kind)), DISKS[kind])
+    assert isinstance(choose_disks(msgspec.structs.replace(order, disk_kind=kind)), DISKS[kind])
 
 
-@pytest.mark.parametrize("purpose", ["finish", "visit"])
+@pytest.mark.parametrize("purpose", ["finish", "is_debug_session"])
 @pytest.mark.parametrize("kind", DISKS)
 @pytest.mark.parametrize("original_kind", DISKS)
 def test_old_attempt_keeps_its_kind(order, kind, original_kind, purpose):
@@ -37,5 +37,5 @@ def test_old_attempt_keeps_its_kind(order, kind, original_kind, purpose):
     (disk / "workspace").mkdir(parents=True)
     if original_kind == "loop":
         attempt_files(order).disk_image.touch()
-    later = msgspec.structs.replace(order, disks=kind, **{purpose: True})
+    later = msgspec.structs.replace(order, disk_kind=kind, **{purpose: True})
     assert isinstance(choose_disks(later), DISKS[original_kind])

@@ -15,7 +15,7 @@ from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import LOST_CODES, RETRIABLE_CODES, backoff_seconds, next_retry
+from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
     FinishTask,
@@ -23,7 +23,7 @@ from sandbox.model.state_machine import (
     StopAttempt,
     advance,
     final_state,
-    will_retry,
+    will_be_followed_up,
 )
 from sandbox.model.task import Task
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, TERMINAL_STATES, TaskState
@@ -277,7 +277,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.just(STARTED),
     st.just(FINISHED),
     st.just(ENDED),
-    st.builds(e.RetrySkipped, st.sampled_from(e.RetryKind), st.just("no")),
+    st.builds(e.FollowUpSkipped, st.sampled_from(e.FollowUp), st.just("no")),
     st.builds(e.CancelRequested, st.sampled_from(["", "a", "b"]), st.booleans()),
     st.builds(e.AttemptFailed, FAILURES),
     st.builds(e.AgentExited, st.sampled_from([0, 1, 143, None]), st.none(), st.none() | FAILURES),
@@ -339,11 +339,11 @@ class TaskStateMachine(RuleBasedStateMachine):
         self.apply(failed(code))
 
     @precondition(lambda self: self.task is not None and self.task.attempt_state is TaskState.RUNNING)
-    @rule(code=st.sampled_from(sorted(RETRIABLE_CODES)))
+    @rule(code=st.sampled_from(sorted(RETRYABLE_CODES)))
     def fail_agent(self, code: FailureCode) -> None:
         self.apply(e.AgentExited(1, failure=Failure(code, "it failed")))
 
-    @precondition(lambda self: self.task is not None and next_retry(self.task) is not None)
+    @precondition(lambda self: self.task is not None and next_follow_up(self.task) is not None)
     @rule()
     def start_next_attempt(self) -> None:
         self.apply(ENDED)
@@ -380,7 +380,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             else step.task.state in ALLOWED_TRANSITIONS[before.state]
         )
         if before is not None and step.task.state is TaskState.COMPLETING:
-            assert next_retry(step.task) is None
+            assert next_follow_up(step.task) is None
 
     def update_model(self, event: e.Event) -> None:
         if isinstance(event, e.CancelRequested) and (self.outcome is None or self.has_retry):
@@ -389,7 +389,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             self.attempt_log.append("agent")
         if isinstance(event, e.AttemptEnded):
             assert self.task is not None
-            self.attempt_log.append(str(next_retry(self.task)))
+            self.attempt_log.append(str(next_follow_up(self.task)))
             self.first_failure = self.outcome = None
         if isinstance(event, e.AttemptFailed | e.AgentExited):
             self.first_failure = self.first_failure or event.failure
@@ -398,7 +398,7 @@ class TaskStateMachine(RuleBasedStateMachine):
 
     @property
     def has_retry(self) -> bool:
-        return self.task is not None and next_retry(self.task) is not None
+        return self.task is not None and next_follow_up(self.task) is not None
 
     def check_end(self) -> None:
         if self.task is None or not self.task.state.is_terminal:
@@ -446,7 +446,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             remaining: list[Any] = []
             if task.attempt_state is TaskState.RUNNING:
                 remaining.append(e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone")))
-            remaining += [e.RetrySkipped(one, "enough") for one in e.RetryKind]
+            remaining += [e.FollowUpSkipped(one, "enough") for one in e.FollowUp]
             for event in (*remaining, FINISHED):
                 task = advance(task, event, seq=task.last_seq + 1, at=START_TIME).task
             assert task.state.is_terminal
@@ -465,7 +465,7 @@ def test_every_event_type_is_covered():
     covered = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
     covered |= {
         e.AttemptEnded,
-        e.RetrySkipped,
+        e.FollowUpSkipped,
         e.CancelRequested,
         e.AttemptFailed,
         e.AgentExited,
@@ -505,7 +505,7 @@ def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
 def test_consecutive_restarts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
     steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (ATTEMPTS_MAX - 1), lost)
-    assert next_retry(steps[-1].task) is None
+    assert next_follow_up(steps[-1].task) is None
     with pytest.raises(IllegalEventError):
         advance(steps[-1].task, ENDED, seq=99, at=START_TIME)
 
@@ -515,7 +515,7 @@ def test_consecutive_restarts_are_limited():
     [FailureCode.CLONE_FAILED, FailureCode.PROVISION_FAILED, FailureCode.SECRET_UNAVAILABLE, FailureCode.STAGE_TIMEOUT],
 )
 def test_permanent_failure_is_not_retried(code):
-    assert next_retry(replay_with(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
+    assert next_follow_up(replay_with(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
 
 
 def test_transient_clone_failure_is_retried_with_backoff():
@@ -525,11 +525,11 @@ def test_transient_clone_failure_is_retried_with_backoff():
     assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
 
 
-@pytest.mark.parametrize("code", sorted(RETRIABLE_CODES))
+@pytest.mark.parametrize("code", sorted(RETRYABLE_CODES))
 def test_failed_agent_is_retried_only_if_the_manifest_allows_it(code):
     exited = e.AgentExited(1, failure=Failure(code, "no"))
-    assert next_retry(replay_with(Lifecycle(), *TO_READY, STARTED, exited)[-1].task) is None
-    assert next_retry(replay_with(Lifecycle(retries=1), *TO_READY, STARTED, exited)[-1].task) == "retry"
+    assert next_follow_up(replay_with(Lifecycle(), *TO_READY, STARTED, exited)[-1].task) is None
+    assert next_follow_up(replay_with(Lifecycle(retries=1), *TO_READY, STARTED, exited)[-1].task) == "retry"
 
 
 @pytest.mark.parametrize("code", [FailureCode.BUDGET_EXCEEDED, FailureCode.TIMEOUT, FailureCode.TOOL_UNKNOWN])
@@ -582,7 +582,7 @@ def test_lost_agent_is_resumed_up_to_a_limit_and_then_retried():
     events: list[e.Event] = []
     for _ in range(RESUMES_MAX + 2):
         events += attempt_events
-        retries.append(next_retry(replay_with(Lifecycle(retries=1, resume=True), *events)[-1].task))
+        retries.append(next_follow_up(replay_with(Lifecycle(retries=1, resume=True), *events)[-1].task))
         events.append(ENDED)
     assert retries == [*["resume"] * RESUMES_MAX, "retry", None]
 
@@ -595,7 +595,7 @@ def test_ended_task_has_no_backoff(event):
 
 
 def test_failed_agent_is_not_resumed():
-    assert next_retry(replay_with(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
+    assert next_follow_up(replay_with(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
 
 
 def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
@@ -603,8 +603,8 @@ def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
     steps = replay_with(
         Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, ENDED, resumed, failed(FailureCode.RUNNER_LOST)
     )
-    assert next_retry(steps[-1].task) == "again"
-    assert steps[-1].task.attempt.transfers_disk(e.RetryKind.RESTART)
+    assert next_follow_up(steps[-1].task) == "again"
+    assert steps[-1].task.attempt.transfers_disk(e.FollowUp.AGAIN)
     assert steps[-1].task.base_commit == PREPARED.base_commit
 
 
@@ -617,16 +617,16 @@ def test_cancel_between_or_in_attempts_ends_the_task(after):
 
 def test_skipped_retry_kind_is_not_used():
     exited = replay_with(Lifecycle(retries=1, resume=True), *TO_READY, STARTED, AGENT_LOST)[-1].task
-    no_resume = advance(exited, e.RetrySkipped(e.RetryKind.RESUME, "no session"), seq=7, at=START_TIME)
-    assert (next_retry(no_resume.task), no_resume.transition) == ("retry", None)
-    no_follow_up = advance(no_resume.task, e.RetrySkipped(e.RetryKind.RETRY, "no"), seq=8, at=START_TIME)
+    no_resume = advance(exited, e.FollowUpSkipped(e.FollowUp.RESUME, "no session"), seq=7, at=START_TIME)
+    assert (next_follow_up(no_resume.task), no_resume.transition) == ("retry", None)
+    no_follow_up = advance(no_resume.task, e.FollowUpSkipped(e.FollowUp.RETRY, "no"), seq=8, at=START_TIME)
     assert no_follow_up.transition.new_state is TaskState.COMPLETING
 
 
 def test_will_retry_predicts_a_retry_for_an_unrecorded_exit():
     running = replay_with(Lifecycle(retries=1), *TO_READY, STARTED)[-1].task
-    assert will_retry(running, AGENT_FAILED)
-    assert not will_retry(running, SUCCESS)
+    assert will_be_followed_up(running, AGENT_FAILED)
+    assert not will_be_followed_up(running, SUCCESS)
 
 
 def test_usage_is_summed_over_attempts():

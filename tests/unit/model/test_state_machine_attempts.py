@@ -10,7 +10,7 @@ from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import next_retry
+from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
     FinishTask,
@@ -18,7 +18,7 @@ from sandbox.model.state_machine import (
     StopAttempt,
     advance,
     final_state,
-    will_retry,
+    will_be_followed_up,
 )
 from sandbox.model.task import AgentStartTime, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
@@ -83,17 +83,17 @@ def test_task_starts_when_its_first_agent_starts():
     """`lifecycle.timeout` counts from the start of the first agent."""
     first = AgentStartTime(50.0, "boot-1")
     task = final_task(*running(), retries=2)
-    assert task.beginning == first
+    assert task.agent_start_time == first
     for number in (2, 3):
         task = final_task(*running(), exited(), ENDED, *running(number, seconds=900.0), retries=2)
-        assert task.beginning == first
+        assert task.agent_start_time == first
         assert task.attempt.boot_id == f"boot-{number}"
 
 
 def test_task_start_time_is_unset_before_the_first_agent():
-    assert final_task(*running()[:3]).beginning is None
+    assert final_task(*running()[:3]).agent_start_time is None
     task = final_task(*running()[:3], failed(), ENDED, *running(2, seconds=70.0))
-    assert task.beginning == AgentStartTime(70.0, "boot-2")
+    assert task.agent_start_time == AgentStartTime(70.0, "boot-2")
 
 
 def test_each_attempt_has_start_and_end_times():
@@ -138,7 +138,7 @@ def test_attempt_records_its_fields():
         assert (record.number, record.boot_id, record.resumes) == (number, f"boot-{number}", False)
         assert (record.vm_name, record.tier, record.image) == (CREATED.vm_name, "namespaces", "host")
         assert (record.base_commit, record.session_id) == (PREPARED.base_commit, agent().session_id)
-    assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.RetryKind.RETRY)
+    assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.FollowUp.RETRY)
     assert (task.attempt.failure, task.attempt.exit_code, task.attempt.follow_up) == (None, None, None)
     assert task.attempts == 2
 
@@ -177,14 +177,14 @@ def test_next_attempt_clears_the_previous_outcome():
 
 
 def test_skipped_retry_kinds_are_reset_for_the_next_attempt():
-    skipped = e.RetrySkipped(e.RetryKind.RESUME, "no session")
+    skipped = e.FollowUpSkipped(e.FollowUp.RESUME, "no session")
     events = (*running(), exited(LOST), skipped)
-    assert final_task(*events, retries=2, resume=True).forgone == (e.RetryKind.RESUME,)
-    assert next_retry(final_task(*events, retries=2, resume=True)) is e.RetryKind.RETRY
+    assert final_task(*events, retries=2, resume=True).skipped_follow_ups == (e.FollowUp.RESUME,)
+    assert next_follow_up(final_task(*events, retries=2, resume=True)) is e.FollowUp.RETRY
     second = final_task(*events, ENDED, *running(2), exited(LOST), retries=2, resume=True)
-    assert (second.forgone, next_retry(second)) == ((), e.RetryKind.RESUME)
-    twice = final_task(*events, e.RetrySkipped(e.RetryKind.RETRY, "no"), retries=2, resume=True)
-    assert twice.forgone == (e.RetryKind.RESUME, e.RetryKind.RETRY)
+    assert (second.skipped_follow_ups, next_follow_up(second)) == ((), e.FollowUp.RESUME)
+    twice = final_task(*events, e.FollowUpSkipped(e.FollowUp.RETRY, "no"), retries=2, resume=True)
+    assert twice.skipped_follow_ups == (e.FollowUp.RESUME, e.FollowUp.RETRY)
 
 
 # Costs
@@ -265,10 +265,10 @@ def test_final_state_has_a_reason():
 def test_will_retry_does_not_change_the_task():
     task = final_task(*running(), retries=1)
     encoded = msgspec.json.encode(task)
-    assert (will_retry(task, exited()), will_retry(task, exited(None))) == (True, False)
+    assert (will_be_followed_up(task, exited()), will_be_followed_up(task, exited(None))) == (True, False)
     assert msgspec.json.encode(task) == encoded
     with pytest.raises(IllegalEventError):
-        will_retry(final_task(*running()[:2]), exited())
+        will_be_followed_up(final_task(*running()[:2]), exited())
 
 
 # Illegal events

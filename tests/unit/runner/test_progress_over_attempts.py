@@ -36,7 +36,16 @@ def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
     task_manifest = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
     attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
     return Task(
-        "t", task_manifest, TaskState.RUNNING, "", history, 9, attempt=attempt, attempts=2, beginning=beginning, **parts
+        "t",
+        task_manifest,
+        TaskState.RUNNING,
+        "",
+        history,
+        9,
+        attempt=attempt,
+        attempts=2,
+        agent_start_time=beginning,
+        **parts,
     )
 
 

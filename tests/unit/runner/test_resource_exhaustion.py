@@ -56,7 +56,7 @@ def test_sufficient_resources_report_nothing(scenario):
     scenario.detector.update(NORMAL_STATS)
     scenario.check_disk()
     assert scenario.events == []
-    assert scenario.detector.disk_use == DiskUsage(50, 100, False)
+    assert scenario.detector.disk_usage == DiskUsage(50, 100, False)
     assert scenario.detector.explain_failure(SILENT) is KILLED
     assert scenario.detector.explain_failure(AgentOutcome(None, None)) is None
 
@@ -134,7 +134,7 @@ def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
     scenario.disks.is_lost = True
     scenario.check_disk()
     assert scenario.codes == ["internal_error"]
-    assert scenario.detector.disk_use.used_bytes == 50
+    assert scenario.detector.disk_usage.used_bytes == 50
 
 
 class ScriptedSandbox:
@@ -163,7 +163,7 @@ def watch_until_exceeded(scenario, monkeypatch, *usages):
 
     async def run():
         async with asyncio.timeout(10):
-            return await scenario.detector.watch_kernel_use(ScriptedSandbox(*usages))
+            return await scenario.detector.watch_kernel_usage(ScriptedSandbox(*usages))
 
     return asyncio.run(run())
 
@@ -193,7 +193,7 @@ def test_socket_buffers_over_the_limit_are_a_failure(scenario, monkeypatch):
 def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, files, reason):
     async def run():
         async with asyncio.timeout(10):
-            return await scenario.detector.watch_kernel_use(ScriptedSandbox(KernelUsage(), files=files))
+            return await scenario.detector.watch_kernel_usage(ScriptedSandbox(KernelUsage(), files=files))
 
     failure = asyncio.run(run())
     assert failure.code == "out_of_memory"
@@ -203,7 +203,7 @@ def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, 
 def watch_files(scenario, sandbox, seconds=10):
     async def run():
         async with asyncio.timeout(seconds):
-            return await scenario.detector.watch_kernel_use(sandbox)
+            return await scenario.detector.watch_kernel_usage(sandbox)
 
     return asyncio.run(run())
 
@@ -238,7 +238,7 @@ def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_failure(scenario, 
     async def run(use):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await scenario.detector.watch_kernel_use(ScriptedSandbox(use))
+                await scenario.detector.watch_kernel_usage(ScriptedSandbox(use))
 
     for use in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
         asyncio.run(run(use))

@@ -82,7 +82,7 @@ class StreamedJournal:
 
     def update_index(self):
         for tracked_task in self.tracked_tasks:
-            replayed = replay_task(self.journals, "task-1", tracked_task.reading)
+            replayed = replay_task(self.journals, "task-1", tracked_task.replay_state)
             tracked_task.update(replayed.task, replayed.offset)
 
     async def replay(self, after):

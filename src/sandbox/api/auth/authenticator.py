@@ -181,10 +181,10 @@ class Authenticator:
     """Authenticates all requests of one server, on both ports."""
 
     def __init__(
-        self, access: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic
+        self, token_store: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.sessions = SessionStore(monotonic)
-        self._access = access
+        self._token_store = token_store
         self._settings = settings
         self._host_names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
         self._rate_limiter = RateLimiter(settings.requests_per_minute, monotonic)
@@ -254,18 +254,18 @@ class Authenticator:
         if caller.credentials is None:
             return not self._requires_token()
         is_open = caller.credentials.kind == "token" or self.sessions.find(caller.credentials.value) is not None
-        return is_open and self._access.find_principal(caller.principal.id) is not None
+        return is_open and self._token_store.find_principal(caller.principal.id) is not None
 
     def _requires_token(self) -> bool:
-        return self._settings.requires_token or self._access.has_tokens
+        return self._settings.requires_token or self._token_store.has_tokens
 
     def _find_principal(self, credentials: Credentials | None) -> Principal | None:
         if credentials is None:
             return None
         if credentials.kind == "token":
-            return self._access.authenticate(credentials.value)
+            return self._token_store.authenticate(credentials.value)
         principal_id = self.sessions.find(credentials.value)
-        return self._access.find_principal(principal_id) if principal_id is not None else None
+        return self._token_store.find_principal(principal_id) if principal_id is not None else None
 
     def _deny_cross_site(
         self, connection: HTTPConnection, credentials: Credentials | None, *, requires_token: bool

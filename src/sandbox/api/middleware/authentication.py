@@ -72,21 +72,21 @@ class AuthenticationMiddleware:
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Wrap the channels: end the connection as if the client had disconnected once its credentials are revoked."""
-        checked_at, is_dismissed = time.monotonic(), False
+        checked_at, is_cut_off = time.monotonic(), False
 
         def is_unknown() -> bool:
             nonlocal checked_at
             now = time.monotonic()
-            if is_dismissed or now - checked_at < RECHECK_SECONDS:
-                return is_dismissed
+            if is_cut_off or now - checked_at < RECHECK_SECONDS:
+                return is_cut_off
             checked_at = now
             return not self._authenticator.is_still_valid(caller)
 
         async def dismiss() -> None:
-            nonlocal is_dismissed
-            if is_dismissed:
+            nonlocal is_cut_off
+            if is_cut_off:
                 return
-            is_dismissed = True
+            is_cut_off = True
             _log.info("A response was cut off: the token or session is no longer valid")
             if kind == "websocket":
                 await send(_CLOSE_MESSAGE)
@@ -99,7 +99,7 @@ class AuthenticationMiddleware:
             return message
 
         async def send_watched(message: Message) -> None:
-            if is_dismissed or (message["type"] in _CONTENT and is_unknown()):
+            if is_cut_off or (message["type"] in _CONTENT and is_unknown()):
                 await dismiss()
                 raise CredentialsRevokedError
             await send(message)

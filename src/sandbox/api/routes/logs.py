@@ -53,16 +53,16 @@ class LogEncoder:
     format_event: _Formatter
     is_following: bool
 
-    def includes(self, frame: WireEvent) -> bool:
+    def includes(self, event: WireEvent) -> bool:
         """Whether the event passes the filter."""
-        if self.is_following and frame["type"] in {"gap", "end"}:
+        if self.is_following and event["type"] in {"gap", "end"}:
             return True
-        belongs_to = log_stream_of(frame)
-        return belongs_to is not None and self.stream in {"all", belongs_to} and str(frame["timestamp"]) >= self.since
+        belongs_to = log_stream_of(event)
+        return belongs_to is not None and self.stream in {"all", belongs_to} and str(event["timestamp"]) >= self.since
 
-    def encode(self, frames: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Return one message with all events that pass the filter."""
-        text = b"".join([self.format_event(frame) for frame in frames if self.includes(frame)])
+        text = b"".join([self.format_event(event) for event in events if self.includes(event)])
         return (text,) if text else ()
 
 
@@ -108,7 +108,7 @@ async def read_logs(
     """The agent's output and the events of the task, in the order of `seq`."""
     task = await context.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
-    view = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
+    encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
     last_event_id = parse_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
     resumed = last_event_id if query.follow else None
     if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
@@ -116,11 +116,11 @@ async def read_logs(
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _find_tail_start(context.tasks, task, start, query.tail, view)
+        start = await _find_tail_start(context.tasks, task, start, query.tail, encoder)
     if not query.follow:
-        return EventStreamResponse(encode_each(context.tasks.replay(task_id, after=start), view), _TEXT)
+        return EventStreamResponse(encode_each(context.tasks.replay(task_id, after=start), encoder), _TEXT)
     return EventStreamResponse(
-        context.stream_cache.follow(task, view, after=start),
+        context.stream_cache.follow(task, encoder, after=start),
         media_type,
         stop_event=context.shutting_down,
         keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
@@ -142,7 +142,7 @@ def _normalize_time(since: str) -> str:
         raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
 
 
-async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, view: LogEncoder) -> int:
+async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
     """Return the `after` that leaves the last `lines` lines available now, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
     scan_count = lines
@@ -151,34 +151,34 @@ async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, vie
         begin = max(after, task.last_seq - scan_count)
         block_seqs: deque[int] = deque(maxlen=lines // block_lines + 2)
         count = 0
-        async for seq in _matching_seqs(tasks, task, begin, view):
+        async for seq in _matching_seqs(tasks, task, begin, encoder):
             if count % block_lines == 0:
                 block_seqs.append(seq)
             count += 1
         if count > lines:
             blocks_back = (count - 1) // block_lines - (count - lines - 1) // block_lines
             skipped = (count - lines - 1) % block_lines
-            return await _seq_behind(tasks, task, block_seqs[-1 - blocks_back], skipped, view)
+            return await _skip_lines(tasks, task, block_seqs[-1 - blocks_back], skipped, encoder)
         if begin == after:
             return after
 
 
-async def _seq_behind(tasks: Tasks, task: Task, seq: int, skipped: int, view: LogEncoder) -> int:
+async def _skip_lines(tasks: Tasks, task: Task, seq: int, skipped: int, encoder: LogEncoder) -> int:
     """Return the seq of the line that is `skipped` lines after the line with `seq`."""
     if skipped == 0:
         return seq
-    async for found in _matching_seqs(tasks, task, seq, view):
+    async for found in _matching_seqs(tasks, task, seq, encoder):
         seq, skipped = found, skipped - 1
         if skipped == 0:
             break
     return seq
 
 
-async def _matching_seqs(tasks: Tasks, task: Task, after: int, view: LogEncoder) -> AsyncIterator[int]:
-    async for frame in tasks.replay(task.id, after=after):
-        await fair_share.acquire(wire_size_bytes(frame))
-        if frame["type"] != "end" and view.includes(frame):
-            yield int(frame["seq"])
+async def _matching_seqs(tasks: Tasks, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
+    async for event in tasks.replay(task.id, after=after):
+        await fair_share.acquire(wire_size_bytes(event))
+        if event["type"] != "end" and encoder.includes(event):
+            yield int(event["seq"])
 
 
 def _choose_format(request: Request) -> tuple[str, _Formatter]:
@@ -194,26 +194,26 @@ class _TextFormatter:
         self._open_source = ""
         self._length = 0
 
-    def format_event(self, frame: WireEvent) -> bytes:
+    def format_event(self, event: WireEvent) -> bytes:
         """Format output as `[time] [STDOUT] text` per line, everything else as `[time] [EVENT] {json}`."""
-        is_output = frame["type"] == "output"
-        source = str(frame["stream"]).upper() if is_output else "EVENT"
-        text = str(frame["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(frame)
-        prefix = f"[{frame['timestamp']}] [{source}] ".encode()
+        is_output = event["type"] == "output"
+        source = str(event["stream"]).upper() if is_output else "EVENT"
+        text = str(event["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(event)
+        prefix = f"[{event['timestamp']}] [{source}] ".encode()
         if source == self._open_source and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
             begin = b""
         else:
             begin, self._length = (b"\n" if self._open_source else b"") + prefix, 0
-        is_continued = is_output and bool(frame["continued"])
+        is_continued = is_output and bool(event["continued"])
         self._open_source = source if is_continued else ""
         self._length += len(text)
         # Terminal output is stored as it arrives: a line without a prefix could be mistaken for an event.
         return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 
-def _format_ndjson(frame: WireEvent) -> bytes:
-    return msgspec.json.encode(frame) + b"\n"
+def _format_ndjson(event: WireEvent) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
 
 
-def _format_sse(frame: WireEvent) -> bytes:
-    return f"id: {frame['seq']}\nevent: {frame['type']}\ndata: ".encode() + msgspec.json.encode(frame) + b"\n\n"
+def _format_sse(event: WireEvent) -> bytes:
+    return f"id: {event['seq']}\nevent: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"

@@ -162,7 +162,7 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
         is_json=has_json_body(request),
         profiles=None if profiles is None else profiles(),
         clone_hosts=context.authenticator.clone_hosts(),
-        has_price=context.settings.priced,
+        has_price=context.settings.has_price,
     )
 
 

@@ -26,19 +26,19 @@ class Encoder(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def encode(self, frames: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Return the messages for these events."""
         ...
 
 
-async def encode_each(frames: AsyncIterator[WireEvent], view: Encoder) -> AsyncIterator[Messages]:
+async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> AsyncIterator[Messages]:
     """Encode events one at a time, without sharing."""
     try:
-        async for frame in frames:
-            yield view.encode((frame,))
-            del frame  # so that a stream that waits for memory holds none
+        async for event in events:
+            yield encoder.encode((event,))
+            del event  # so that a stream that waits for memory holds none
     finally:
-        await close_iterator(frames)
+        await close_iterator(events)
 
 
 async def close_iterator(source: AsyncIterator[Any]) -> None:
@@ -85,9 +85,9 @@ class Prefetcher:
 
     def stop_after(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Stop once `coroutine` completes; messages already buffered are still returned."""
-        helper: asyncio.Task[Any] = asyncio.create_task(coroutine)
-        helper.add_done_callback(self._on_task_done)
-        self._tasks.append(helper)
+        task: asyncio.Task[Any] = asyncio.create_task(coroutine)
+        task.add_done_callback(self._on_task_done)
+        self._tasks.append(task)
 
     def _on_task_done(self, _: asyncio.Task[Any]) -> None:
         self._is_finished = True

@@ -26,23 +26,23 @@ class Batch:
     Clients choose their encoders, so the number of cached results is limited.
     """
 
-    def __init__(self, after: int, frames: Sequence[WireEvent], size_bytes: int) -> None:
+    def __init__(self, after: int, events: Sequence[WireEvent], size_bytes: int) -> None:
         self.after = after
-        self.last_seq = int(frames[-1]["seq"])
-        self.is_end = frames[-1]["type"] == "end"
+        self.last_seq = int(events[-1]["seq"])
+        self.is_end = events[-1]["type"] == "end"
         self.size_bytes = size_bytes
-        self._frames = frames
+        self._frames = events
         self._encoded: dict[Encoder, Messages] = {}
 
-    def encode(self, view: Encoder, after: int) -> Messages:
+    def encode(self, encoder: Encoder, after: int) -> Messages:
         """Return the encoder's messages for the events after `after`."""
         if after > self.after:
-            return view.encode([frame for frame in self._frames if frame["seq"] > after])
-        result = self._encoded.get(view)
+            return encoder.encode([event for event in self._frames if event["seq"] > after])
+        result = self._encoded.get(encoder)
         if result is None:
-            result = view.encode(self._frames)
+            result = encoder.encode(self._frames)
             if len(self._encoded) < CACHED_ENCODERS_MAX:
-                self._encoded[view] = result
+                self._encoded[encoder] = result
         return result
 
 
@@ -54,32 +54,32 @@ class HistoryCache:
         self._cached_bytes = 0
         self._load_lock = asyncio.Lock()
 
-    async def get_or_load(self, position: int, frames: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
+    async def get_or_load(self, position: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event after `position`, or None if there is none.
 
         frames: reads all events after `position`. One client reads at a time, so concurrent ones share its result, and
             the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
-            return self.find(position) or await self.load(frames(), position)
+            return self.find(position) or await self.load(events(), position)
 
     def find(self, position: int) -> Batch | None:
         """Return a cached batch that contains the event after `position`."""
         return next((batch for batch in self._batches if batch.after <= position < batch.last_seq), None)
 
-    async def load(self, frames: AsyncIterator[WireEvent], after: int) -> Batch | None:
+    async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """Read a batch of the first of these events, which follow `after`; None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
         with fair_share.shared_work():
             try:
-                async for frame in frames:
-                    result.append(frame)
-                    kept_bytes += wire_size_bytes(frame)
+                async for event in events:
+                    result.append(event)
+                    kept_bytes += wire_size_bytes(event)
                     if kept_bytes > _HISTORY_BATCH_BYTES:
                         break
             finally:
-                await close_iterator(frames)
+                await close_iterator(events)
         return self._store(Batch(after, result, kept_bytes)) if result else None
 
     def _store(self, batch: Batch) -> Batch:
@@ -96,7 +96,7 @@ class StreamBuffer:
     frames: starts with the current state, as `Tasks.follow` without `after` does.
     """
 
-    def __init__(self, frames: AsyncIterator[WireEvent]) -> None:
+    def __init__(self, events: AsyncIterator[WireEvent]) -> None:
         self.subscriber_count = 0
         self.changed = asyncio.Event()
         self.history = HistoryCache()
@@ -111,7 +111,7 @@ class StreamBuffer:
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         with fair_share.shared_work():
-            self._reader = asyncio.create_task(self._read(frames))
+            self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
         """Wait until `covers` is meaningful."""
@@ -137,15 +137,15 @@ class StreamBuffer:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def _read(self, frames: AsyncIterator[WireEvent]) -> None:
+    async def _read(self, events: AsyncIterator[WireEvent]) -> None:
         try:
-            async for frame in frames:
+            async for event in events:
                 if self._oldest_seq is None:
-                    self._oldest_seq = self._last_seq = int(frame["seq"])
+                    self._oldest_seq = self._last_seq = int(event["seq"])
                     self._notify()
                     continue
-                self._pending.append(frame)
-                self._pending_bytes += wire_size_bytes(frame)
+                self._pending.append(event)
+                self._pending_bytes += wire_size_bytes(event)
                 if self._pending_bytes > _BATCH_BYTES:
                     self._publish()
                     await asyncio.sleep(0)
@@ -158,7 +158,7 @@ class StreamBuffer:
             if self._timer is not None:
                 self._timer.cancel()
             self._notify()
-            await close_iterator(frames)
+            await close_iterator(events)
 
     def _publish(self) -> None:
         if self._timer is not None:
@@ -192,35 +192,35 @@ class StreamCache:
         self._tasks = tasks
         self._buffers: dict[str, StreamBuffer] = {}
 
-    def follow(self, task: Task, view: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
+    def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
         """Like `Tasks.follow`, encoded."""
         if task.state.is_terminal:
-            return encode_each(self._tasks.follow(task.id, after=after), view)
-        return self._follow(task.id, view, after)
+            return encode_each(self._tasks.follow(task.id, after=after), encoder)
+        return self._follow(task.id, encoder, after)
 
-    async def _follow(self, task_id: str, view: Encoder, position: int | None) -> AsyncIterator[Messages]:
+    async def _follow(self, task_id: str, encoder: Encoder, position: int | None) -> AsyncIterator[Messages]:
         buffer = self._acquire(task_id)
         try:
             while True:
                 batches = None if position is None else await self._next_batches(task_id, buffer, position)
                 if position is None or batches is None:
-                    frames = self._tasks.follow(task_id, after=position)
+                    events = self._tasks.follow(task_id, after=position)
                     try:
-                        async for frame in frames:
-                            yield view.encode((frame,))
-                            position, is_end = int(frame["seq"]), frame["type"] == "end"
-                            del frame
+                        async for event in events:
+                            yield encoder.encode((event,))
+                            position, is_end = int(event["seq"]), event["type"] == "end"
+                            del event
                             if is_end:
                                 return
                             await buffer.wait_started()
                             if buffer.covers(position):
                                 break
                     finally:
-                        await close_iterator(frames)
+                        await close_iterator(events)
                     continue
                 for batch in batches:
                     async with fair_share.current_memory().reserved(batch.size_bytes):
-                        yield batch.encode(view, position)
+                        yield batch.encode(encoder, position)
                     position = batch.last_seq
                     if batch.is_end:
                         return

@@ -41,16 +41,16 @@ async def serve_terminal(websocket: WebSocket) -> None:
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
     order = parse_terminal_order(websocket.query_params)
-    line = await context.tasks.open_terminal(task_id, order)
-    _log.info("A terminal was opened", extra={"kind": "agent" if order.agent else "shell"})
+    connection = await context.tasks.open_terminal(task_id, order)
+    _log.info("A terminal was opened", extra={"kind": "agent" if order.is_agent_terminal else "shell"})
     try:
         with context.metrics.track_stream("websocket"):
             await websocket.accept()
-            await _serve(websocket, context, line)
+            await _serve(websocket, context, connection)
     except WebSocketDisconnect:
         return
     finally:
-        await line.close()
+        await connection.close()
         _log.info("A terminal was closed")
 
 
@@ -65,7 +65,7 @@ def parse_terminal_order(query: QueryParams) -> TerminalOrder:
     if not _TERM.fullmatch(term):
         raise InvalidParameterError("term", "must be a terminal type, such as xterm-256color")
     rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
-    return TerminalOrder(rows, columns, agent=target == "agent", looks_on=watch == "true", term=term)
+    return TerminalOrder(rows, columns, is_agent_terminal=target == "agent", is_read_only=watch == "true", term=term)
 
 
 def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
@@ -75,40 +75,40 @@ def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
     return int(text)
 
 
-async def _serve(websocket: WebSocket, context: AppContext, line: TerminalConnection) -> None:
+async def _serve(websocket: WebSocket, context: AppContext, connection: TerminalConnection) -> None:
     """Serve until the terminal ends, the client disconnects or the server shuts down.
 
     A shutdown ends a shell; a runner continues.
     """
-    sending = _send_output(websocket, line)
-    done = await _wait_first(sending, _receive_input(websocket, line), context.shutting_down.wait())
+    sending = _send_output(websocket, connection)
+    done = await _wait_first(sending, _receive_input(websocket, connection), context.shutting_down.wait())
     if context.shutting_down.is_set() and done is not None:
         await websocket.close(_GOING_AWAY)
 
 
-async def _send_output(websocket: WebSocket, line: TerminalConnection) -> None:
+async def _send_output(websocket: WebSocket, connection: TerminalConnection) -> None:
     """Send output as fast as the client reads; the runner buffers the rest, up to its limit."""
     while True:
-        match await line.read():
+        match await connection.read():
             case OutputFrame(data=data):
                 if data:
                     await websocket.send_bytes(data)
-            case RoleFrame(types=types):
-                await websocket.send_text(json.dumps({"type": "role", "types": types}))
+            case RoleFrame(may_write=may_write):
+                await websocket.send_text(json.dumps({"type": "role", "types": may_write}))
             case EndFrame(exit_code=exit_code, message=message):
                 await websocket.send_text(json.dumps({"type": "exit", "exit_code": exit_code, "message": message}))
                 await websocket.close(_NORMAL)
                 return
 
 
-async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None:
+async def _receive_input(websocket: WebSocket, connection: TerminalConnection) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
         if (data := message.get("bytes")) is not None:
             if data:
-                await line.send(InputFrame(data))
+                await connection.send(InputFrame(data))
             continue
         try:
             size = msgspec.json.decode(message.get("text") or "", type=_ResizeMessage)
@@ -118,7 +118,7 @@ async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None
             )
             return
         if 1 <= size.rows <= _SIZE_MAX and 1 <= size.columns <= _SIZE_MAX:
-            await line.send(ResizeFrame(size.rows, size.columns))
+            await connection.send(ResizeFrame(size.rows, size.columns))
 
 
 async def _wait_first(*coroutines: Coroutine[Any, Any, object]) -> object:

@@ -54,9 +54,9 @@ class WebSocketEncoder:
 
     types: frozenset[str]
 
-    def encode(self, frames: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Return the messages."""
-        return [msgspec.json.encode(frame) for frame in frames if frame["type"] in self.types]
+        return [msgspec.json.encode(event) for event in events if event["type"] in self.types]
 
 
 async def serve_event_stream(websocket: WebSocket) -> None:
@@ -90,10 +90,10 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
 
 
 async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[Messages]:
-    view = WebSocketEncoder(request.types)
+    encoder = WebSocketEncoder(request.types)
     if request.task_id is None:
-        return encode_each(context.tasks.follow_all(), view)
-    return context.stream_cache.follow(await context.tasks.status(request.task_id), view, after=request.after)
+        return encode_each(context.tasks.follow_all(), encoder)
+    return context.stream_cache.follow(await context.tasks.status(request.task_id), encoder, after=request.after)
 
 
 async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:

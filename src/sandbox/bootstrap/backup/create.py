@@ -175,12 +175,12 @@ def _inspect_journal(
     """Return how many bytes of the journal's file belong into the backup, and the artifacts that it records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
-        reading = replay_task(journals, layout.task_id)
+        replay_state = replay_task(journals, layout.task_id)
     except SandboxError as error:
         backup.remarks.append(f"Task {layout.task_id}: {error.message}")
         return size_bytes, ()
-    artifacts = reading.task.artifacts if reading.task else ()
-    return reading.offset if name == "records" else size_bytes, artifacts
+    artifacts = replay_state.task.artifacts if replay_state.task else ()
+    return replay_state.offset if name == "records" else size_bytes, artifacts
 
 
 def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) -> None:

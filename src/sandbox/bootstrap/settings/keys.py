@@ -80,9 +80,9 @@ def sections() -> dict[tuple[str, ...], list[str]]:
     return names_by_section
 
 
-def _iterate_keys(record: Any, section: tuple[str, ...]) -> Iterator[SettingKey]:
-    hints = get_type_hints(record, include_extras=True)
-    for field in fields(record):
+def _iterate_keys(section_class: Any, section: tuple[str, ...]) -> Iterator[SettingKey]:
+    hints = get_type_hints(section_class, include_extras=True)
+    for field in fields(section_class):
         kind = hints[field.name]
         if is_dataclass(kind):
             yield from _iterate_keys(kind, (*section, field.name))

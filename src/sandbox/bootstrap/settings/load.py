@@ -43,10 +43,10 @@ class Configuration:
 
     def value(self, key: SettingKey) -> Any:
         """Return the value of the key."""
-        record: Any = self.settings
+        value: Any = self.settings
         for name in (*key.section, key.name):
-            record = getattr(record, name)
-        return record
+            value = getattr(value, name)
+        return value
 
 
 def find_config_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:

@@ -74,11 +74,11 @@ def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     if not written:
         _fail(f"There is no remote {remote}.", "List them: git remote -v")
     addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
-    good = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
-    if good is None:
+    valid_url = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
+    if valid_url is None:
         url_error = REPOSITORY_URL.find_error(addresses[0][0])
         _fail(f"The URL of {remote} {url_error}.", f"Fix it: git remote set-url {remote} URL")
-    return good
+    return valid_url
 
 
 def _strip_credentials(address: str) -> tuple[str, bool]:
@@ -94,13 +94,21 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     prefix = f"refs/remotes/{remote}/"
     upstream_branch = _upstream_branch(checkout, remote)
     containing = checkout.git_output("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
-    holders = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
-    main = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
-    own = f"{prefix}{upstream_branch}" if upstream_branch else None
-    if own and own not in holders and checkout.git_output("rev-parse", "--verify", "--quiet", own):
-        holders = [own]
-    preferred = [ref for ref in (own, main) if ref in holders]
-    bases = ((ref, checkout.git_output("merge-base", head, ref)) for ref in (*preferred, *holders, main) if ref)
+    containing_refs = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
+    default_branch_ref = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
+    upstream_ref = f"{prefix}{upstream_branch}" if upstream_branch else None
+    if (
+        upstream_ref
+        and upstream_ref not in containing_refs
+        and checkout.git_output("rev-parse", "--verify", "--quiet", upstream_ref)
+    ):
+        containing_refs = [upstream_ref]
+    preferred = [ref for ref in (upstream_ref, default_branch_ref) if ref in containing_refs]
+    bases = (
+        (ref, checkout.git_output("merge-base", head, ref))
+        for ref in (*preferred, *containing_refs, default_branch_ref)
+        if ref
+    )
     base = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
     if base is None:
         push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"

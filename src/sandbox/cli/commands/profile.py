@@ -83,14 +83,14 @@ def build(
     if current_options().format == "text":
         click.echo(f"Building the image of {escape_text(name)}; this takes a minute or more.", err=True)
     with _translate_errors():
-        record = (
+        metadata = (
             _import_image(catalog, name, from_oci, minimum_tier) if from_oci else _build_image(catalog, name, from_file)
         )
     if current_options().format == "json":
-        print_json(_image_json(record))
+        print_json(_image_json(metadata))
         return
-    click.echo(f"{record.profile}@{record.digest}")
-    summary = f"{pluralize(record.entries, 'file')}, {format_size(record.size_bytes)}"
+    click.echo(f"{metadata.profile}@{metadata.digest}")
+    summary = f"{pluralize(metadata.entries, 'file')}, {format_size(metadata.size_bytes)}"
     click.echo(f"New tasks with the profile {name} use it: {summary}.", err=True)
 
 
@@ -152,16 +152,16 @@ def _translate_errors() -> Iterator[None]:
         fail(f"Error: {escape_text(error.message)}", codes[type(error)])
 
 
-def _image_json(record: ImageMetadata) -> dict[str, Any]:
+def _image_json(metadata: ImageMetadata) -> dict[str, Any]:
     from sandbox.model.wire.events import format_timestamp
 
     return {
-        "name": f"{record.profile}@{record.digest}",
-        "digest": record.digest,
-        "created_at": format_timestamp(record.created_at),
-        "source": record.source,
-        "size_bytes": record.size_bytes,
-        "entries": record.entries,
+        "name": f"{metadata.profile}@{metadata.digest}",
+        "digest": metadata.digest,
+        "created_at": format_timestamp(metadata.created_at),
+        "source": metadata.source,
+        "size_bytes": metadata.size_bytes,
+        "entries": metadata.entries,
     }
 
 

@@ -33,12 +33,12 @@ class EventLayout:
         self._console = console
         self._day = str(today or datetime.now().astimezone().date())
 
-    def print_state(self, frame: Mapping[str, Any], state: str, message: str) -> None:
+    def print_state(self, event: Mapping[str, Any], state: str, message: str) -> None:
         """Print a new state and its message, wrapped in a separate column."""
         from rich.text import Text
 
         style = STATE_STYLES.get(state, "bold")
-        line = Text.assemble((self._time_column(frame), "dim"), (f"{escape_text(state):<13} ", style))
+        line = Text.assemble((self._time_column(event), "dim"), (f"{escape_text(state):<13} ", style))
         indent, message_text = line.cell_len, Text(one_line(message))
         wraps = self._console.is_terminal and bool(message)
         first, *others = (
@@ -48,41 +48,41 @@ class EventLayout:
         for other in others:
             self._print(Text(" " * indent).append_text(other))
 
-    def print_tool(self, frame: Mapping[str, Any], summary: str, duration: str, *, is_error: bool) -> None:
+    def print_tool(self, event: Mapping[str, Any], summary: str, duration: str, *, is_error: bool) -> None:
         """Print a tool call on one line."""
         from rich.text import Text
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
-        line = Text.assemble((self._time_column(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
+        line = Text.assemble((self._time_column(event), "dim"), mark, (one_line(str(event.get("tool"))), "bold"), "  ")
         width_left = self._console.width - line.cell_len - len(duration) - 2
         summary_text = Text(one_line(summary))
         summary_text.truncate(max(width_left, 0), overflow="ellipsis")
         self._print(line.append_text(summary_text).append("  " if summary and duration else "").append(duration, "dim"))
 
     def print_lines(
-        self, frame: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
+        self, event: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
     ) -> None:
         """Print wrapped text next to the time, at most `lines_max` lines (None: all)."""
         from rich.text import Text
 
-        time, indent = self._time_column(frame), "  " + mark
+        time, indent = self._time_column(event), "  " + mark
         for number, line in enumerate(self._wrap(text, len(time) + len(indent), lines_max)):
             self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
 
-    def print_error(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+    def print_error(self, event: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """Print why a tool call failed, at most `lines_max` lines below the call."""
         from rich.text import Text
 
-        indent = " " * (len(self._time_column(frame)) + 4)
+        indent = " " * (len(self._time_column(event)) + 4)
         for line in self._wrap(text, len(indent), lines_max):
             self._print(Text.assemble(indent, (line, "red")))
 
-    def print_result(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+    def print_result(self, event: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """Print the first lines of a tool's result, each on one line, and the number of further lines."""
         from rich.text import Text
 
         lines = [line for line in text.splitlines() if line.strip()]
-        indent = " " * (len(self._time_column(frame)) + 4)
+        indent = " " * (len(self._time_column(event)) + 4)
         for line in lines[:lines_max]:
             line_text = Text(escape_text(line.rstrip()).expandtabs(4))
             line_text.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
@@ -98,8 +98,8 @@ class EventLayout:
         lines = [line.plain.rstrip() for line in written.wrap(self._console, width_left)]
         return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
 
-    def _time_column(self, frame: Mapping[str, Any]) -> str:
-        timestamp = frame.get("timestamp")
+    def _time_column(self, event: Mapping[str, Any]) -> str:
+        timestamp = event.get("timestamp")
         if (today := format_date(timestamp)) and today != self._day:
             self._day = today
             from rich.text import Text

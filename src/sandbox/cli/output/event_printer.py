@@ -61,7 +61,7 @@ STATES = Detail(shows_activity=False)
 
 
 def print_events(
-    frames: Iterable[Mapping[str, Any]],
+    events: Iterable[Mapping[str, Any]],
     console: Console,
     detail: Detail = SHORT,
     *,
@@ -76,8 +76,8 @@ def print_events(
     """
     printer = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
     with _status_context(printer, console) if console.is_terminal and is_live else nullcontext():
-        for frame in frames:
-            printer.handle(frame)
+        for event in events:
+            printer.handle(event)
     return printer.final_state
 
 
@@ -130,95 +130,95 @@ class EventPrinter:
             parts.append(format_cost(self.cost_usd))
         return parts
 
-    def handle(self, frame: Mapping[str, Any]) -> None:
+    def handle(self, event: Mapping[str, Any]) -> None:
         """Handle one event; ignore unknown types."""
-        self._first_at = self._first_at or frame.get("timestamp")
-        handler = getattr(self, f"_on_{frame.get('type')}", None)
+        self._first_at = self._first_at or event.get("timestamp")
+        handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
-            handler(frame)
+            handler(event)
 
-    def _on_state_change(self, frame: Mapping[str, Any]) -> None:
-        self.state = str(frame.get("new_state"))
-        message = str(frame.get("state_message") or "")
-        self._layout.print_state(frame, self.state, message if message != self._last_error else "")
+    def _on_state_change(self, event: Mapping[str, Any]) -> None:
+        self.state = str(event.get("new_state"))
+        message = str(event.get("state_message") or "")
+        self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
-    def _on_attempt(self, frame: Mapping[str, Any]) -> None:
+    def _on_attempt(self, event: Mapping[str, Any]) -> None:
         """Tool calls of the previous agent have no end event."""
         self._open_calls.clear()
-        start_kind = "continues where the previous one was lost" if frame.get("resumes") else "starts over"
+        start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
         self._layout.print_lines(
-            frame, f"Attempt {frame.get('attempt')} {start_kind}", "yellow", lines_max=NOTICE_LINES_MAX
+            event, f"Attempt {event.get('attempt')} {start_kind}", "yellow", lines_max=NOTICE_LINES_MAX
         )
 
-    def _on_output(self, frame: Mapping[str, Any]) -> None:
-        data = str(frame.get("data", ""))
-        if frame.get("stream") == "stderr":
+    def _on_output(self, event: Mapping[str, Any]) -> None:
+        data = str(event.get("data", ""))
+        if event.get("stream") == "stderr":
             if self._detail.shows_activity:
-                self._layout.print_lines(frame, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
+                self._layout.print_lines(event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
-        for item in self._transcript.feed(data, continued=bool(frame.get("continued"))):
+        for item in self._transcript.feed(data, continued=bool(event.get("continued"))):
             match item:
                 case AgentMessage(text) | TextOutput(text) if self._detail.shows_activity:
-                    self._layout.print_lines(frame, text, "", lines_max=self._detail.text_lines_max)
+                    self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
                 case ToolCall():
                     self._start_tool(item)
                 case ToolResult():
-                    self._record_result(frame, item)
+                    self._record_result(event, item)
                 case ApiRetry(attempt, attempts_max, reason):
                     again = f"The model did not respond ({reason}); retrying, {attempt} of {attempts_max}"
-                    self._layout.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
+                    self._layout.print_lines(event, again, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _start_tool(self, use: ToolCall) -> None:
         _put_bounded(self._open_calls, use.id, use)
 
-    def _record_result(self, frame: Mapping[str, Any], result: ToolResult) -> None:
+    def _record_result(self, event: Mapping[str, Any], result: ToolResult) -> None:
         if result.text and (result.is_error or self._detail.result_lines_max):
             _put_bounded(self._results, result.id, result.text)
         if not self._detail.has_events:
             use = self._open_calls.get(result.id)
             tool = use.tool if use else "tool"
             parts = {"tool": tool, "tool_use_id": result.id, "is_error": result.is_error}
-            self._on_tool_call({"timestamp": frame.get("timestamp"), **parts})
+            self._on_tool_call({"timestamp": event.get("timestamp"), **parts})
 
-    def _on_tool_call(self, frame: Mapping[str, Any]) -> None:
+    def _on_tool_call(self, event: Mapping[str, Any]) -> None:
         self.tool_calls += 1
-        use_id = str(frame.get("tool_use_id"))
+        use_id = str(event.get("tool_use_id"))
         use = self._open_calls.pop(use_id, None)
-        result, is_error = self._results.pop(use_id, ""), bool(frame.get("is_error"))
+        result, is_error = self._results.pop(use_id, ""), bool(event.get("is_error"))
         if not self._detail.shows_activity:
             return
-        duration = format_duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
-        self._layout.print_tool(frame, use.summary if use else "", duration, is_error=is_error)
+        duration = format_duration(float(event["duration_ms"]) / 1000) if event.get("duration_ms") is not None else ""
+        self._layout.print_tool(event, use.summary if use else "", duration, is_error=is_error)
         if is_error and result:
-            self._layout.print_error(frame, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
+            self._layout.print_error(event, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
-            self._layout.print_result(frame, result, lines_max=self._detail.result_lines_max)
+            self._layout.print_result(event, result, lines_max=self._detail.result_lines_max)
 
-    def _on_usage(self, frame: Mapping[str, Any]) -> None:
+    def _on_usage(self, event: Mapping[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
-            self.input_tokens += int(frame.get(field) or 0)
-        self.output_tokens += int(frame.get("output_tokens") or 0)
-        self.cost_usd += float(frame.get("cost_usd") or 0)
+            self.input_tokens += int(event.get(field) or 0)
+        self.output_tokens += int(event.get("output_tokens") or 0)
+        self.cost_usd += float(event.get("cost_usd") or 0)
 
-    def _on_egress_denied(self, frame: Mapping[str, Any]) -> None:
-        denied = f"Refused {frame.get('host')}:{frame.get('port')}: {frame.get('reason')}"
-        self._layout.print_lines(frame, denied, "yellow", lines_max=NOTICE_LINES_MAX)
+    def _on_egress_denied(self, event: Mapping[str, Any]) -> None:
+        denied = f"Refused {event.get('host')}:{event.get('port')}: {event.get('reason')}"
+        self._layout.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _on_error(self, frame: Mapping[str, Any]) -> None:
-        self._last_error = str(frame.get("message"))
-        self._layout.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
+    def _on_error(self, event: Mapping[str, Any]) -> None:
+        self._last_error = str(event.get("message"))
+        self._layout.print_lines(event, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
-    def _on_gap(self, frame: Mapping[str, Any]) -> None:
-        missing = f"Some events are missing: {frame.get('reason')}"
-        self._layout.print_lines(frame, missing, "yellow", lines_max=NOTICE_LINES_MAX)
+    def _on_gap(self, event: Mapping[str, Any]) -> None:
+        missing = f"Some events are missing: {event.get('reason')}"
+        self._layout.print_lines(event, missing, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _on_end(self, frame: Mapping[str, Any]) -> None:
-        self.final_state = str(frame.get("state"))
+    def _on_end(self, event: Mapping[str, Any]) -> None:
+        self.final_state = str(event.get("state"))
         self._open_calls.clear()
-        elapsed = format_elapsed(self._first_at, frame.get("timestamp"))
+        elapsed = format_elapsed(self._first_at, event.get("timestamp"))
         summary = " · ".join(part for part in (elapsed, *self.totals) if part)
         if summary:
-            self._layout.print_lines(frame, summary, "dim", lines_max=NOTICE_LINES_MAX)
+            self._layout.print_lines(event, summary, "dim", lines_max=NOTICE_LINES_MAX)
 
 
 def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:

@@ -17,13 +17,13 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(escape_json(value))
 
 
-def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
+def print_json_lines(events: Iterable[Mapping[str, Any]]) -> str | None:
     """Print one event per line as they arrive; return the final state, or None if they stop before it."""
     state = None
-    for frame in frames:
-        click.echo(json.dumps(frame, ensure_ascii=sys.stdout.isatty()))
-        if frame.get("type") == "end":
-            state = str(frame.get("state"))
+    for event in events:
+        click.echo(json.dumps(event, ensure_ascii=sys.stdout.isatty()))
+        if event.get("type") == "end":
+            state = str(event.get("state"))
     return state
 
 

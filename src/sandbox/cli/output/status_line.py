@@ -28,16 +28,16 @@ class StatusLine:
         self._since = time.monotonic()
 
     def __rich__(self) -> Text:
-        now = self._printer.current_activity
-        if now != self._current:
-            self._current, self._since = now, time.monotonic()
+        activity = self._printer.current_activity
+        if activity != self._current:
+            self._current, self._since = activity, time.monotonic()
         seconds = time.monotonic() - self._since
         spinner = _SPINNER[int(time.monotonic() * REFRESHES_PER_SECOND) % len(_SPINNER)]
         took = format_duration(seconds) if seconds >= 10 else f"{int(seconds)} s"
-        what = Text(now)
-        tail = self._suffix(took, what.cell_len)
-        what.truncate(max(self._console.width - len(tail) - 3, 10), overflow="ellipsis")
-        return Text.assemble((f"{spinner} ", "cyan"), what, (tail, "dim"), no_wrap=True, overflow="ellipsis")
+        activity_text = Text(activity)
+        tail = self._suffix(took, activity_text.cell_len)
+        activity_text.truncate(max(self._console.width - len(tail) - 3, 10), overflow="ellipsis")
+        return Text.assemble((f"{spinner} ", "cyan"), activity_text, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
     def _suffix(self, elapsed: str, wanted_cells: int) -> str:
         """Return duration and totals; only the cost if the activity would get less than half of the window."""

@@ -36,11 +36,11 @@ class EgressConnection:
         try:
             handshake = self._handshake
             outcome = handshake if isinstance(handshake, Tunnel | Denial) else await self._run_handshake(handshake)
-            host = await self._dial(outcome) if isinstance(outcome, Tunnel) else outcome
-            if isinstance(host, Denial):
-                await self._deny(host)
-            elif isinstance(outcome, Tunnel) and host is not None:
-                await self._relay(outcome, host)
+            dialed = await self._dial(outcome) if isinstance(outcome, Tunnel) else outcome
+            if isinstance(dialed, Denial):
+                await self._deny(dialed)
+            elif isinstance(outcome, Tunnel) and dialed is not None:
+                await self._relay(outcome, dialed)
         finally:
             self._client.abort()
 
@@ -80,44 +80,44 @@ class EgressConnection:
         while await self._client.read():
             await self._queues.low_priority.wait()
 
-    async def _relay(self, tunnel: Tunnel, host: Stream) -> None:
+    async def _relay(self, tunnel: Tunnel, host_stream: Stream) -> None:
         try:
             self._client.write(tunnel.greeting)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._relay_to_host(tunnel.stream_filter, host))
-                group.create_task(self._relay_to_client(tunnel.stream_filter, host))
+                group.create_task(self._relay_to_host(tunnel.stream_filter, host_stream))
+                group.create_task(self._relay_to_client(tunnel.stream_filter, host_stream))
         finally:
-            host.abort()
+            host_stream.abort()
         if self._denial is not None:
             await self._deny(self._denial)
 
-    async def _relay_to_host(self, stream_filter: StreamFilter, host: Stream) -> None:
+    async def _relay_to_host(self, stream_filter: StreamFilter, host_stream: Stream) -> None:
         output = stream_filter.start()
         data = b"-"
         while True:
-            self._reset_timeouts(host)
+            self._reset_timeouts(host_stream)
             if isinstance(output, Denial):
                 self._denial = output
-                host.abort()  # which ends the other direction too
+                host_stream.abort()  # which ends the other direction too
                 if self._has_host_data:  # then a gateway response would land in the middle of the host's
                     self._client.abort()
                 return
-            host.write(output)
-            await host.drain()
+            host_stream.write(output)
+            await host_stream.drain()
             if not data:
-                host.write_eof()
+                host_stream.write_eof()
                 self._is_half_closed = True
-                self._reset_timeouts(host)
+                self._reset_timeouts(host_stream)
                 return
             data = await self._client.read(RELAY_BYTES if stream_filter.is_passthrough else READ_BYTES)
             output = await self._queues.run(
                 self._queues.low_priority, partial(stream_filter.client_data_received, data)
             )
 
-    async def _relay_to_client(self, stream_filter: StreamFilter, host: Stream) -> None:
-        while (data := await host.read(RELAY_BYTES)) and not self._client.is_closing:
+    async def _relay_to_client(self, stream_filter: StreamFilter, host_stream: Stream) -> None:
+        while (data := await host_stream.read(RELAY_BYTES)) and not self._client.is_closing:
             await self._queues.low_priority.wait()
-            self._reset_timeouts(host)
+            self._reset_timeouts(host_stream)
             self._has_host_data = True
             stream_filter.host_data_received()
             self._client.write(data)
@@ -127,13 +127,13 @@ class EgressConnection:
         self._has_host_data = True
         self._client.write_eof()
         self._is_half_closed = True
-        self._reset_timeouts(host)
+        self._reset_timeouts(host_stream)
         if stream_filter.is_done:
             self._client.set_timeout(limits.LINGER_SECONDS)
         if self._client.is_closing:
-            host.abort()
+            host_stream.abort()
 
-    def _reset_timeouts(self, host: Stream) -> None:
+    def _reset_timeouts(self, host_stream: Stream) -> None:
         seconds = limits.HALF_OPEN_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_SECONDS
         self._client.set_timeout(seconds)
-        host.set_timeout(seconds)
+        host_stream.set_timeout(seconds)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from sandbox.gateway import limits
 from sandbox.gateway.connection_rate import ConnectionRateLimiter
-from sandbox.gateway.transport import Stream, WideConnections
+from sandbox.gateway.transport import FullBufferConnections, Stream
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 Address = IPv4Address | IPv6Address
@@ -96,7 +96,7 @@ class PublicDialer:
         self._model_resolved_at = float("-inf")
         self._address_policy = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
-        self._wide_connections = WideConnections()
+        self._full_buffer_connections = FullBufferConnections()
         self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:
@@ -112,9 +112,9 @@ class PublicDialer:
         if not allowed:
             raise AddressDeniedError("its name resolves to no public address.")
         await self._rate_limiter.wait()
-        line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
-        self._wide_connections.add(line)
-        return line
+        stream = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+        self._full_buffer_connections.add(stream)
+        return stream
 
     async def _refresh_model_addresses(self) -> None:
         """Update the model's addresses; old ones stay denied.

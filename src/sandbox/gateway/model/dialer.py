@@ -11,7 +11,7 @@ import msgspec
 from sandbox.gateway import limits
 from sandbox.gateway.connection_rate import ConnectionRateLimiter
 from sandbox.gateway.egress.dialer import Address, unmap_ipv4
-from sandbox.gateway.transport import Stream, WideConnections, limit_buffers
+from sandbox.gateway.transport import FullBufferConnections, Stream, limit_buffers
 from sandbox.interfaces.gateway import ModelUpstream
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class UpstreamDialer:
         self.upstream = upstream
         self.addresses: set[Address] = set()
         self._ssl_context: SSLContext | None = None
-        self._wide_connections = WideConnections()
+        self._full_buffer_connections = FullBufferConnections()
         self._rate_limiter = ConnectionRateLimiter(
             limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND
         )
@@ -131,9 +131,9 @@ class UpstreamDialer:
             raise UpstreamUnreachableError(502, message) from None
         limit_buffers(writer.get_extra_info("socket"))
         self.addresses.add(unmap_ipv4(ip_address(writer.get_extra_info("peername")[0])))
-        line = Stream(reader, writer)
-        self._wide_connections.add(line)
-        return line
+        stream = Stream(reader, writer)
+        self._full_buffer_connections.add(stream)
+        return stream
 
     def _tls_context(self) -> "SSLContext":
         if self._ssl_context is None:

@@ -49,7 +49,7 @@ def find_price(model: str) -> Price | None:
     return _PRICES.get(_VARIANT_SUFFIX.sub("", model))
 
 
-def is_priced(model: str) -> bool:
+def has_price(model: str) -> bool:
     """Whether the price of a model is known."""
     return find_price(model) is not None
 
@@ -64,13 +64,13 @@ def cost_usd(model: str, tokens: TokenCounts) -> float | None:
         and tokens.input + tokens.cache_read + tokens.cache_write > rate.long_context_above
     ):
         rate = rate.long_context
-    hour = min(tokens.cache_write_1h, tokens.cache_write)
+    cache_write_1h = min(tokens.cache_write_1h, tokens.cache_write)
     millionths = (
         tokens.input * rate.input
         + tokens.output * rate.output
         + tokens.cache_read * rate.cache_read
-        + (tokens.cache_write - hour) * rate.cache_write
-        + hour * rate.cache_write_1h
+        + (tokens.cache_write - cache_write_1h) * rate.cache_write
+        + cache_write_1h * rate.cache_write_1h
     )
     return round(millionths / 1_000_000, 6)
 
@@ -168,7 +168,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
     if fee_reason is not None:
         return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")
     for model in (document.get("model", ""), *additional_models(document)):
-        if not is_priced(model):
+        if not has_price(model):
             unknown = f"The model {sanitize(model)} has no price in Sandbox's table"
             return _denial_text(unknown, "use a model that has one")
     return None

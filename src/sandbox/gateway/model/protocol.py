@@ -14,9 +14,9 @@ import msgspec
 from sandbox.gateway import http
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model.budget import ApprovedRequest, BudgetGate
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
 from sandbox.gateway.model.pricing import CostBound
+from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate
 from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, Rejected, too_large
 from sandbox.gateway.model.usage_meter import UsageMeter, create_meter
 from sandbox.gateway.protocol import Effects, Phase
@@ -86,10 +86,15 @@ class ModelProtocol:
     """Sans-I/O protocol: takes the bytes of both sides, returns effects. `resume` continues a held request."""
 
     def __init__(
-        self, policy: ModelPolicy, budget_gate: BudgetGate, upstream: Upstream, reporter: EventReporter, port: int
+        self,
+        policy: ModelPolicy,
+        request_gate: ModelRequestGate,
+        upstream: Upstream,
+        reporter: EventReporter,
+        port: int,
     ) -> None:
         self._policy = policy
-        self._budget_gate = budget_gate
+        self._request_gate = request_gate
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
@@ -174,7 +179,7 @@ class ModelProtocol:
 
     def upstream_drained(self) -> None:
         """Free the reserved bytes of a body that was sent to the upstream, or never will be."""
-        self._budget_gate.free_bytes(self._unsent_bytes)
+        self._request_gate.free_bytes(self._unsent_bytes)
         self._unsent_bytes = 0
 
     def upstream_data_received(self, data: bytes) -> Effects:
@@ -230,9 +235,9 @@ class ModelProtocol:
             self._reject(effects, decision, request.method)
             return
         denial = None
-        if self._budget_gate.needs_body:
+        if self._request_gate.needs_body:
             self._pending = _PendingRequest(request, decision)
-        elif (denial := self._budget_gate.check()) is None:
+        elif (denial := self._request_gate.check()) is None:
             self._forward(effects, request, decision)
         if denial is not None:
             self._reject(effects, denial, request.method)
@@ -256,7 +261,7 @@ class ModelProtocol:
         if waiting is None:
             return
         self._unsent_bytes += len(waiting.body)
-        decision = self._budget_gate.check() or self._budget_gate.check_body(
+        decision = self._request_gate.check() or self._request_gate.check_body(
             waiting.body, is_metered=waiting.allowed.is_metered
         )
         waiting.body.clear()
@@ -273,11 +278,11 @@ class ModelProtocol:
     def _discard_pending(self) -> _PendingRequest | None:
         waiting, self._pending = self._pending, None
         if waiting is not None:
-            self._budget_gate.free_bytes(len(waiting.body))
+            self._request_gate.free_bytes(len(waiting.body))
         return waiting
 
     def _buffer_body(self, effects: Effects, pending: _PendingRequest, data: bytes) -> None:
-        refused = self._budget_gate.reserve_bytes(len(data))
+        refused = self._request_gate.reserve_bytes(len(data))
         if refused is None:
             pending.body += data
         else:
@@ -299,7 +304,7 @@ class ModelProtocol:
     def _finish_body(self, effects: Effects) -> None:
         if self._pending is not None:
             self._pending.is_complete = True
-            if not self._budget_gate.is_holding:
+            if not self._request_gate.is_holding:
                 self._forward_pending(effects)
         elif self._inflight is not None:
             self._send_to_upstream(effects, h11.EndOfMessage())
@@ -343,7 +348,7 @@ class ModelProtocol:
                 self._send_to_client(effects, h11.Data(data=self._inflight.redactor.feed(bytes(event.data))))
                 if self._inflight.meter is not None:
                     self._inflight.meter.feed(bytes(event.data))
-                    self._budget_gate.record_progress(self, self._inflight.meter)
+                    self._request_gate.record_progress(self, self._inflight.meter)
             elif isinstance(event, h11.EndOfMessage):
                 self._send_to_client(effects, h11.Data(data=self._inflight.redactor.flush()))
                 self._finish_response(effects)
@@ -357,7 +362,7 @@ class ModelProtocol:
                 f"The model at {address} redirects to another address; set ANTHROPIC_BASE_URL to that address.",
             )
             return
-        refused = self._budget_gate.check_response_status(response.status_code, self._upstream.address)
+        refused = self._request_gate.check_response_status(response.status_code, self._upstream.address)
         if refused is not None:
             self._respond_instead(effects, refused)
             return
@@ -417,7 +422,7 @@ class ModelProtocol:
         inflight, self._inflight = self._inflight, None
         if inflight is not None:
             usage = inflight.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
-            self._budget_gate.charge(self, usage)
+            self._request_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
         """Start the next cycle once the request is read and its response sent, or close.

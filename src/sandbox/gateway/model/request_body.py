@@ -117,17 +117,17 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     return None if allowed.fullmatch(kind) else f"The tool {sanitize(kind)}"
 
 
-def _access_deny_reason(context: str, record: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    kind = record.get("type")
+def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+    kind = json_object.get("type")
     if kind == "container_upload":
         return "A file of the model's servers"
-    if kind in ("mcp_tool_use", "server_tool_use") and not _is_self_contained_call(record):
+    if kind in ("mcp_tool_use", "server_tool_use") and not _is_self_contained_call(json_object):
         return "A call of a tool of the model's servers"
-    if kind in _SOURCE_BLOCKS and not isinstance(record.get("source"), dict):
+    if kind in _SOURCE_BLOCKS and not isinstance(json_object.get("source"), dict):
         return "A source of unknown shape"
     if context == "source" and not (_is_short_string(kind) and kind in _INLINE_SOURCES):
         return f"A source of type {sanitize(kind)}" if _is_short_string(kind) else "A source of unknown type"
-    reference_keys = (key for key, value in record.items() if value and _EXTERNAL_REFERENCES.fullmatch(key))
+    reference_keys = (key for key, value in json_object.items() if value and _EXTERNAL_REFERENCES.fullmatch(key))
     return next((f"'{sanitize(key)}'" for key in reference_keys), None)
 
 
@@ -147,23 +147,23 @@ def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """
     pending: list[tuple[str, Any]] = [("", document)]
     while pending:
-        path, value = pending.pop()
+        context, value = pending.pop()
         if isinstance(value, list):
-            pending += [(path, item) for item in value]
+            pending += [(context, item) for item in value]
         elif isinstance(value, dict):
-            yield path, value
-            data = _opaque_fields(path, value)
-            pending += [(_child_context(path, key), item) for key, item in value.items() if key not in data]
-        elif value is not None and (path == "tool" or path in _TOOL_CONTEXTS):
-            yield path, value
+            yield context, value
+            data = _opaque_fields(context, value)
+            pending += [(_child_context(context, key), item) for key, item in value.items() if key not in data]
+        elif value is not None and (context == "tool" or context in _TOOL_CONTEXTS):
+            yield context, value
 
 
-def _opaque_fields(context: str, record: dict[str, Any]) -> frozenset[str]:
+def _opaque_fields(context: str, json_object: dict[str, Any]) -> frozenset[str]:
     if context in _REQUEST_CONTEXTS:
         return _REQUEST_DATA
     if context in _TOOL_CONTEXTS:
-        return _TOOL_DATA | {"configs"} if record.get("type") == "mcp_toolset" else _TOOL_DATA
-    return _CALL_DATA if record.get("type") in _TOOL_CALLS else frozenset()
+        return _TOOL_DATA | {"configs"} if json_object.get("type") == "mcp_toolset" else _TOOL_DATA
+    return _CALL_DATA if json_object.get("type") in _TOOL_CALLS else frozenset()
 
 
 def _child_context(parent: str, key: str) -> str:
@@ -172,8 +172,8 @@ def _child_context(parent: str, key: str) -> str:
     return _TOOL_PART if is_in_tool and key not in _TOOL_CONTEXTS | {"tool", "source", "fallbacks"} else key
 
 
-def _is_tool(context: str, record: dict[str, Any]) -> bool:
-    kind = record.get("type")
+def _is_tool(context: str, json_object: dict[str, Any]) -> bool:
+    kind = json_object.get("type")
     is_typed_part = context == _TOOL_PART and bool(kind)
     is_server_tool = isinstance(kind, str) and _SERVER_TOOLS.fullmatch(kind) is not None
     return context in _TOOL_CONTEXTS or is_typed_part or is_server_tool
@@ -183,5 +183,5 @@ def _is_short_string(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and len(value) <= MODEL_STRING_CHARACTERS_MAX
 
 
-def _get_field(record: Any, name: str) -> Any:
-    return record.get(name) if isinstance(record, dict) else None
+def _get_field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None

@@ -12,7 +12,7 @@ from sandbox.gateway.model.pricing import (
     CostBound,
     TokenCounts,
     cost_usd,
-    is_priced,
+    has_price,
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
@@ -270,7 +270,7 @@ class _Tally:
         total = (self._model, TokenCounts(**self._counts))
         included, additional = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
         parts = [*included, (self._model, _remainder(total[1], included)), *additional]
-        unpriced = next((model for model, _ in parts if not is_priced(model)), None)
+        unpriced = next((model for model, _ in parts if not has_price(model)), None)
         usd = max(_cost(parts), _cost([total, *additional])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
         return Usage(
             model=unpriced or self._model,

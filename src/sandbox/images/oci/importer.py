@@ -121,12 +121,12 @@ def _read_docker(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
 
 
 def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config) -> Sequence[_Layer]:
-    plain = config.rootfs.diff_ids
+    diff_ids = config.rootfs.diff_ids
     if config.architecture not in {"", _architecture()}:
         raise ImageRefusedError(f"The image is for {config.architecture[:50]}, this machine is {_architecture()}.")
-    if not 0 < len(names) <= IMAGE_LAYERS_MAX or len(names) != len(plain):
+    if not 0 < len(names) <= IMAGE_LAYERS_MAX or len(names) != len(diff_ids):
         raise ImageRefusedError(f"The image has no layers, more than {IMAGE_LAYERS_MAX}, or not all of them.")
-    return [_Layer(*one) for one in zip(names, digests, plain, strict=True)]
+    return [_Layer(*one) for one in zip(names, digests, diff_ids, strict=True)]
 
 
 def _blob_path(digest: str) -> str:

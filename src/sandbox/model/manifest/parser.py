@@ -36,7 +36,7 @@ def validate(data: dict[str, Any]) -> Manifest | list[RuleViolation]:
 
 def without_nulls(data: Any, kind: Any = Manifest) -> Any:
     """Remove the null fields of records; null means absent."""
-    if _is_record(kind) and isinstance(data, dict):
+    if _is_dataclass_type(kind) and isinstance(data, dict):
         kinds = _field_types(kind)
         return {
             name: without_nulls(value, kinds.get(name))
@@ -52,7 +52,7 @@ def without_nulls(data: Any, kind: Any = Manifest) -> Any:
     return data
 
 
-def _is_record(kind: Any) -> bool:
+def _is_dataclass_type(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind)
 
 
@@ -62,10 +62,10 @@ def _adapter() -> TypeAdapter[Manifest]:
 
 
 @cache
-def _field_types(record: Any) -> dict[str, Any]:
+def _field_types(dataclass_type: Any) -> dict[str, Any]:
     """Return the type of each field of a record, without bounds and `None`."""
-    hints = get_type_hints(record)
-    return {field.name: _strip_optional(hints[field.name]) for field in fields(record)}
+    hints = get_type_hints(dataclass_type)
+    return {field.name: _strip_optional(hints[field.name]) for field in fields(dataclass_type)}
 
 
 def _strip_optional(kind: Any) -> Any:
@@ -84,7 +84,7 @@ def _item_type(kind: Any) -> Any:
 def _type_at(path: FieldPath) -> Any:
     kind: Any = Manifest
     for part in path:
-        kind = _field_types(kind).get(str(part)) if _is_record(kind) else _item_type(kind)
+        kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
     return kind
 
 
@@ -97,10 +97,10 @@ def _to_violation(error: ErrorDetails) -> RuleViolation:
 
 
 def _unknown_field_message(path: FieldPath, _: ErrorDetails) -> str:
-    name, record = str(path[-1]), _type_at(path[:-1])
-    if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_record(record):
+    name, dataclass_type = str(path[-1]), _type_at(path[:-1])
+    if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_dataclass_type(dataclass_type):
         return "is an unknown field"
-    close_matches = get_close_matches(name, sorted(_field_types(record)), n=1)
+    close_matches = get_close_matches(name, sorted(_field_types(dataclass_type)), n=1)
     return f"is an unknown field; did you mean '{close_matches[0]}'?" if close_matches else "is an unknown field"
 
 

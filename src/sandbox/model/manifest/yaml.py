@@ -51,16 +51,16 @@ def read_yaml(text: str) -> Node | None:
     # libyaml compares every directive with all other directives.
     if len(_DIRECTIVE.findall(text)) > _DIRECTIVES_MAX:
         reject("has too many YAML directives (lines that start with %)")
-    reading = _NodeBuilder()
+    builder = _NodeBuilder()
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            reading.handle_event(event)
+            builder.handle_event(event)
     except yaml.MarkedYAMLError as error:
         problem = error.problem or "it cannot be read"
         reject(f"is not valid YAML: {problem}", location=_location(error.problem_mark or error.context_mark))
     except yaml.YAMLError:
         reject("is not valid YAML")
-    return reading.root
+    return builder.root
 
 
 def resolve_scalar(text: str) -> Any:

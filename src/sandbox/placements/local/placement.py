@@ -140,7 +140,7 @@ class SocketLeftovers:
         found = {attempt_id for attempt_id, _ in self._sockets()}
         return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}
 
-    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Remove the attempt's sockets."""
         await asyncio.to_thread(self._remove, attempt_id)
 

@@ -53,7 +53,7 @@ async def collect(attempt: AttemptContext) -> None:
     deadline_attempt = msgspec.structs.replace(
         attempt, redaction=await asyncio.to_thread(_make_deadline_redactor, attempt)
     )
-    directory = attempt.task_files.artifacts
+    directory = attempt.task_layout.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     fsync_path(directory.parent)
     try:
@@ -76,10 +76,10 @@ async def collect(attempt: AttemptContext) -> None:
 
 async def store_metadata(attempt: AttemptContext) -> None:
     """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
-    attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
+    attempt.task_layout.artifacts.mkdir(mode=0o700, exist_ok=True)
     # An abandoned thread may still write the part file with the usual name.
     await _store_chunks(
-        attempt, attempt.task_files.artifacts, METADATA_NAME, "application/json", _encode_metadata(attempt), ".last"
+        attempt, attempt.task_layout.artifacts, METADATA_NAME, "application/json", _encode_metadata(attempt), ".last"
     )
 
 
@@ -93,7 +93,7 @@ def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
     """Whether the values are those of the agent on this disk. True for a disk that is gone or never existed."""
-    return not attempt.files.disk.exists() or matches_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
+    return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
 
 
 async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
@@ -101,15 +101,15 @@ async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
         attempt.task.base_commit,
         attempt.task.failure is not None or attempt.task.cancel is not None,
     )
-    if base_commit is None or (is_ended and not attempt.files.repository.is_dir()):  # removed already
+    if base_commit is None or (is_ended and not attempt.layout.repository.is_dir()):  # removed already
         return
     name = f"{attempt.task.id}.patch"
-    part = attempt.files.root / name
+    part = attempt.layout.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
     try:
         async with asyncio.timeout(seconds):
             patch = await attempt.dependencies.workspaces.patch(
-                attempt.files.root, base_commit, part, make_confine(attempt), _secret_scanner(attempt)
+                attempt.layout.root, base_commit, part, make_confine(attempt), _secret_scanner(attempt)
             )
     except TimeoutError:
         patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
@@ -127,12 +127,12 @@ def _secret_scanner(attempt: AttemptContext) -> ContainsSecret:
 async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_commit: str, reason: str) -> None:
     """Keep the files that the patch lacks. A success never becomes a failure because of them."""
     name = _tar_name(attempt)
-    part = attempt.files.root / name
+    part = attempt.layout.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
     try:
         async with asyncio.timeout(seconds):
             missing = await attempt.dependencies.workspaces.changed_files(
-                attempt.files.root, base_commit, part, make_confine(attempt)
+                attempt.layout.root, base_commit, part, make_confine(attempt)
             )
     except TimeoutError:
         problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
@@ -146,13 +146,13 @@ async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_
 
 async def _collect_pattern_matches(attempt: AttemptContext, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
-    if not patterns or not attempt.files.workspace.is_dir():
+    if not patterns or not attempt.layout.workspace.is_dir():
         return
     reserved_names = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
     secret_named: list[Artifact] = []
     names: set[str] = set()
     async for artifact in attempt.dependencies.workspaces.collect(
-        attempt.files.workspace, patterns, directory, reserved_names
+        attempt.layout.workspace, patterns, directory, reserved_names
     ):
         if isinstance(artifact, SkippedFile):
             path = "a file" if _is_unredactable(attempt) else artifact.path
@@ -232,21 +232,21 @@ async def _store_chunks(
     chunks: Iterable[bytes],
     part_suffix: str = "",
 ) -> None:
-    part = attempt.files.root / f"{name}{part_suffix}"
-    is_over = threading.Event()
+    part = attempt.layout.root / f"{name}{part_suffix}"
+    abandoned = threading.Event()
     try:
-        await asyncio.to_thread(_write_chunks, part, chunks, is_over)
+        await asyncio.to_thread(_write_chunks, part, chunks, abandoned)
     finally:
-        is_over.set()
+        abandoned.set()
     # Journal content was already redacted when it was written.
     await _store_file(attempt, directory, name, content_type, part, contains_secret=False)
 
 
-def _write_chunks(part: Path, chunks: Iterable[bytes], is_abandoned: threading.Event) -> None:
+def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
     """Remove the file if it cannot be written completely, or if the caller no longer waits."""
     with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
-            if is_abandoned.is_set():
+            if abandoned.is_set():
                 raise TimeoutError("The file is no longer needed")
             file.write(chunk)
 
@@ -255,24 +255,24 @@ async def _store_file(
     attempt: AttemptContext, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
 ) -> None:
     """Compute the checksum, flush and rename the file, then record it."""
-    is_over = threading.Event()
+    abandoned = threading.Event()
     try:
-        checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, directory / name, is_over)
+        checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, directory / name, abandoned)
     finally:
-        is_over.set()
+        abandoned.set()
     path = f"{GENERATED_DIRECTORY}/{name}"
     artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
     _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact))
 
 
-def _finalize_file(part: Path, target: Path, is_abandoned: threading.Event) -> tuple[str, int]:
+def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
     """Return the SHA-256 in hex and the size. Do not rename a file if the caller no longer waits."""
     with remove_on_failure(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
         fsync_path(part)
-        if is_abandoned.is_set():
+        if abandoned.is_set():
             raise TimeoutError("The file is no longer needed")
         replace_durably(part, target)
     return checksum, size_bytes
@@ -295,12 +295,12 @@ async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Arti
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
-    is_over = threading.Event()
-    chunks = itertools.takewhile(lambda _: not is_over.is_set(), _read_chunks(directory / artifact.name))
+    abandoned = threading.Event()
+    chunks = itertools.takewhile(lambda _: not abandoned.is_set(), _read_chunks(directory / artifact.name))
     try:
         contains_secret = await asyncio.to_thread(redaction.contains, chunks)
     finally:
-        is_over.set()  # after a cancellation the thread continues, but scans only the chunk that it has started
+        abandoned.set()  # after a cancellation the thread continues, but scans only the chunk that it has started
     return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 

@@ -86,7 +86,7 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
     """A ready sandbox, and the agent that will run in it."""
 
     sandbox: Sandbox
-    start: AgentLaunchSpec
+    launch_spec: AgentLaunchSpec
     task_key: str
 
 
@@ -97,22 +97,22 @@ async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
         attempt.dependencies.images.acquire(image)
     manifest = attempt.task.manifest
     task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
-    start = attempt.dependencies.agent.prepare(
+    launch_spec = attempt.dependencies.agent.prepare(
         manifest,
         session_id=_session_id(attempt),
         task_key=task_key,
         secrets=attempt.secrets,
         resumes=attempt.resumes,
     )
-    write_home_files(attempt.files.home, start.home_files)
-    handle = plan_handle(attempt)
+    write_home_files(attempt.layout.home, launch_spec.home_files)
+    handle = prepare_handle(attempt)
     spec = SandboxSpec(
         attempt_id=attempt.id,
-        disk=attempt.files.disk,
+        disk=attempt.layout.disk,
         cpus=manifest.vm.cpus,
         memory_bytes=manifest.vm.memory_bytes,
         processes_max=SANDBOX_PROCESSES_MAX,
-        programs=start.programs,
+        programs=launch_spec.programs,
         image=None if image is None else Path(image.directory),
         transparent_ports=transparent_ports(egress_rules(manifest.vm)),
         is_disk_reused=attempt.resumes,
@@ -123,14 +123,14 @@ async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
     )
     if sandbox.slow_reason is not None:
         attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
-    return ProvisionedSandbox(sandbox, start, task_key)
+    return ProvisionedSandbox(sandbox, launch_spec, task_key)
 
 
-def plan_handle(attempt: AttemptContext) -> SandboxHandle:
+def prepare_handle(attempt: AttemptContext) -> SandboxHandle:
     """Return the handle of the sandbox, stored before anything of it exists. Raises AttemptError (provision_failed)."""
     handle = attempt.dependencies.runtime.prepare(attempt.id)
-    if read_handle(attempt.files.handle) != handle:
-        write_handle(attempt.files.handle, handle)
+    if read_handle(attempt.layout.handle) != handle:
+        write_handle(attempt.layout.handle, handle)
     return handle
 
 
@@ -167,7 +167,7 @@ def make_confine(attempt: AttemptContext) -> Confine:
 
     @asynccontextmanager
     async def confine(directories: Sequence[Path], read_only: Sequence[Path]) -> AsyncIterator[Confinement]:
-        handle = plan_handle(attempt)
+        handle = prepare_handle(attempt)
         spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only)
         async with attempt.dependencies.runtime.confine(handle, spec) as confinement:
             yield confinement

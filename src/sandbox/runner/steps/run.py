@@ -33,7 +33,7 @@ from sandbox.model.limits import (
     TERM_GRACE_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.state_machine import will_retry
+from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import Task
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, earlier_output_bytes, redacted_chunks
 from sandbox.runner.dependencies import AttemptContext, StopSignal
@@ -93,16 +93,16 @@ class _AgentRun:
         self._clock = dependencies.clock
         self._record = attempt.recorder.record
         self._sandbox: Sandbox = provisioned.sandbox
-        self._agent_start = provisioned.start
+        self._launch_spec = provisioned.launch_spec
         self._stop_signal = stop_signal
         self._terminals = terminals
         self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
-        self._output_parser: OutputParser = dependencies.agent.create_parser(provisioned.start.session_id)
+        self._output_parser: OutputParser = dependencies.agent.create_parser(provisioned.launch_spec.session_id)
         self._progress = ProgressTracker(self._record, self._clock.now, attempt.task.final_progress)
         self._last_active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
-        self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.files, self._record)
+        self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.layout, self._record)
         dependencies.throttle.start()
         self._output_queue = dependencies.throttle.queue()
         self._output = AgentOutput(
@@ -115,8 +115,8 @@ class _AgentRun:
             stdout_stream="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
-        self._report_error: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._gateway = self._open_gateway(provisioned.task_key)
+        self._event_recording_failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gateway = self._create_gateway(provisioned.task_key)
 
     async def run(self) -> None:
         ended = ExitStatus(None)
@@ -129,7 +129,7 @@ class _AgentRun:
         self._progress.close()
         await self._record_exit(ended)
 
-    def _open_gateway(self, task_key: str) -> Gateway:
+    def _create_gateway(self, task_key: str) -> Gateway:
         attempt = self._attempt
         if attempt.upstream is None:
             raise AttemptError(
@@ -146,23 +146,23 @@ class _AgentRun:
         except ValueError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
-    async def _supervise(self, helpers: list["asyncio.Task[None]"]) -> ExitStatus:
+    async def _supervise(self, tasks: list["asyncio.Task[None]"]) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
             pumps = [self._start_guarded(pump) for pump in await self._start_agent()]
-            helpers.extend(pumps)
-            self._record(AgentStarted(self._agent_start.session_id, self._clock.monotonic()))
+            tasks.extend(pumps)
+            self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic()))
             for helper in (
                 self._open_access,
                 self._record_progress,
                 self._record_metrics,
                 self._watch_timeouts,
                 self._watch_disk,
-                self._watch_kernel_use,
+                self._watch_kernel_usage,
                 self._watch_report_errors,
                 self._stop_on_signal,
             ):
-                helpers.append(self._start_guarded(helper))
+                tasks.append(self._start_guarded(helper))
             ended = await self._wait_for_exit()
         finally:
             self._terminals.disable()
@@ -179,22 +179,22 @@ class _AgentRun:
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self._attempt.task.manifest.claude.headless:
-                    self._session = await start_session(self._sandbox, self._agent_start.command)
+                    self._session = await start_session(self._sandbox, self._launch_spec.command)
                     chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction, self._output_queue)
                     shared = self._terminals.agent_terminal = SharedTerminal(self._session.terminal)
                     return [partial(output.read_terminal, chunks, shared.broadcast)]
-                stdout, stderr = await self._sandbox.start(self._agent_start.command)
+                stdout, stderr = await self._sandbox.start(self._launch_spec.command)
                 return [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
         except TimeoutError:
             message = "The agent did not start in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
-    def _start_guarded(self, helper: BackgroundJob) -> "asyncio.Task[None]":
+    def _start_guarded(self, job: BackgroundJob) -> "asyncio.Task[None]":
         """Start a job whose failure kills the sandbox: no agent continues without its limits."""
 
         async def start() -> None:
             try:
-                await helper()
+                await job()
             except Exception:
                 await self._kill()
                 raise
@@ -230,7 +230,7 @@ class _AgentRun:
         else:
             outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
         exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
-        if self._session is None and not will_retry(self._attempt.task, exited):
+        if self._session is None and not will_be_followed_up(self._attempt.task, exited):
             await self._output.record_stdout(agent.render_output(self._attempt.task.manifest, outcome.result))
         self._output.close()
         self._record(exited)
@@ -266,18 +266,18 @@ class _AgentRun:
             else:
                 self._record(event)
         except Exception as error:
-            if not self._report_error.done():
-                self._report_error.set_exception(error)
+            if not self._event_recording_failure.done():
+                self._event_recording_failure.set_exception(error)
         if isinstance(event, Usage):
             self._progress.add_usage(event)
 
     async def _watch_report_errors(self) -> None:
-        await self._report_error
+        await self._event_recording_failure
 
     async def _open_access(self) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self._attempt.recorder.wait_until_written()
-        command = self._agent_start.command
+        command = self._launch_spec.command
         variables = without_secrets(command.environment, self._attempt.secrets)
         self._terminals.enable(self._sandbox, variables, command.directory)
         await self._serve_gateway()
@@ -301,7 +301,7 @@ class _AgentRun:
         while True:
             stats = await self._sandbox.stats()
             self._exhaustion.update(stats)
-            self._record(sampler.sample(stats, self._exhaustion.disk_use, self._clock.monotonic()))
+            self._record(sampler.sample(stats, self._exhaustion.disk_usage, self._clock.monotonic()))
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_timeouts(self) -> None:
@@ -333,9 +333,9 @@ class _AgentRun:
         self._record_failure(failure.code, failure.message)
         await self._kill()
 
-    async def _watch_kernel_use(self) -> None:
+    async def _watch_kernel_usage(self) -> None:
         """Kill a sandbox that exceeds a limit on kernel objects and buffers."""
-        failure = await self._exhaustion.watch_kernel_use(self._sandbox)
+        failure = await self._exhaustion.watch_kernel_usage(self._sandbox)
         self._record_failure(failure.code, failure.message)
         await self._kill()
 

@@ -29,8 +29,8 @@ async def stage(attempt: AttemptContext) -> None:
         await _write_fingerprint(attempt)
     await attempt.dependencies.remove(earlier_attempt_files(attempt))
     manifest = attempt.task.manifest
-    await attempt.dependencies.disks.open(attempt.files, manifest.vm.disk_bytes)
-    for directory in (attempt.files.home, attempt.files.tmp):
+    await attempt.dependencies.disks.open(attempt.layout, manifest.vm.disk_bytes)
+    for directory in (attempt.layout.home, attempt.layout.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     attempt.recorder.record(WorkspacePrepared(await _prepare_workspace(attempt)))
 
@@ -41,14 +41,14 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
     Raises AttemptError (secret_unavailable), OSError.
     """
     if attempt.secrets and not await asyncio.to_thread(
-        matches_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
+        matches_fingerprint, attempt.layout.secret_fingerprint, attempt.secrets
     ):
         message = "The secrets may have changed since the agent started, so only a new attempt or task can continue."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 
 async def _write_fingerprint(attempt: AttemptContext) -> None:
-    path = attempt.files.secret_fingerprint
+    path = attempt.layout.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
     # Not in a thread, for the same reason.
     part = path.with_suffix(".part")
@@ -64,4 +64,4 @@ async def _prepare_workspace(attempt: AttemptContext) -> str:
         return base_commit
     manifest, workspaces = attempt.task.manifest, attempt.dependencies.workspaces
     confine, disk_bytes = make_confine(attempt), manifest.vm.disk_bytes
-    return await workspaces.stage(manifest.repository, attempt.files.root, confine, disk_bytes)
+    return await workspaces.stage(manifest.repository, attempt.layout.root, confine, disk_bytes)

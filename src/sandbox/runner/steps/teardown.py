@@ -32,7 +32,7 @@ async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle 
     The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must be
     intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
     """
-    preserved = files_for_resume(attempt.files) if keeps_disk else ()
+    preserved = files_for_resume(attempt.layout) if keeps_disk else ()
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
         await _destroy_and_remove(attempt, handle, preserved, keeps_disk=keeps_disk)
 
@@ -43,7 +43,7 @@ async def verify_disk(attempt: AttemptContext) -> None:
     A patch of incomplete files would be wrong.
     """
     try:
-        await attempt.dependencies.disks.verify(attempt.files)
+        await attempt.dependencies.disks.verify(attempt.layout)
     except OSError as error:
         message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
         raise AttemptError(
@@ -55,7 +55,7 @@ async def _destroy_and_remove(
     attempt: AttemptContext, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
 ) -> None:
     """Remove the handle last: while it exists, another process can finish the teardown."""
-    files = attempt.files
+    files = attempt.layout
     await destroy_earlier_sandboxes(attempt)
     if handle is not None:
         await attempt.dependencies.runtime.destroy(handle, files.disk if files.disk in preserved else None)
@@ -74,5 +74,5 @@ async def _destroy_and_remove(
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:
     """Return the file systems of a preserved sandbox, which are removed by its release."""
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
-        return attempt.files.disk, attempt.files.disk_image, attempt.files.secret_fingerprint
+        return attempt.layout.disk, attempt.layout.disk_image, attempt.layout.secret_fingerprint
     return ()

@@ -181,7 +181,7 @@ class BubblewrapSandbox(BaseSandbox):
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the kernel usage. Waiting threads that may hide open files are interrupted first."""
-        await asyncio.to_thread(self._group.free_hidden_files, self._launcher.hidden_files)
+        await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
         return await super().kernel_usage()
 
     async def open_file_usage(self) -> FileUsage:

@@ -152,7 +152,7 @@ class GvisorSandbox(BaseSandbox):
 
     async def file_usage(self) -> FileUsage:
         """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
-        return await asyncio.to_thread(self._group.directory_use, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
+        return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
 
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for runsc, then for all processes that it started, up to KILL_SECONDS."""

@@ -20,10 +20,10 @@ from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
-from sandbox.runtimes.limits.waiting_threads import HiddenFiles
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -146,14 +146,14 @@ class ControlGroup(msgspec.Struct, frozen=True):
         with. socket_counter: of that network namespace. slab_meter: None for a sandbox with its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
-        waiting = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
+        socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
         return KernelUsage(
-            sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
-            udp_sockets_on_port=waiting.udp_sockets_on_port if waiting else None,
-            received_bytes=waiting.received_bytes if waiting else None,
+            sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
+            udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
+            received_bytes=socket_usage.received_bytes if socket_usage else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_HEADROOM,
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
@@ -178,12 +178,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
         entries = epoll_counter.count(self.process_ids())
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
-    def free_hidden_files(self, hidden_files: Sequence[HiddenFiles]) -> None:
+    def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
         """Free what only waiting threads of the group keep, if the machine has much more than before."""
-        for one in hidden_files:
-            one.free(self.process_ids())
+        for one in interrupters:
+            one.interrupt_if_grown(self.process_ids())
 
-    def directory_use(self, *, descriptors_per_directory: int) -> FileUsage:
+    def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
@@ -253,18 +253,18 @@ def find_hierarchies(
     mountinfo: Path = Path("/proc/self/mountinfo"), own_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Hierarchies:
     """Return the writable hierarchies: v1 hierarchies of the used controllers if there are any, else the v2 one."""
-    first, second = [], []
+    v1_mount_points, v2_mount_points = [], []
     for line in mountinfo.read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.partition(" ")
         mount_point = Path(before.split()[4])
         if kind == "cgroup" and _CONTROLLERS_V1 & set(options.split()[-1].split(",")):
-            first.append(mount_point)
+            v1_mount_points.append(mount_point)
         elif kind == "cgroup2":
-            second.append(mount_point)
-    if first:
-        return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
-    hierarchy_roots = (_topmost_writable(point, own_cgroup) for point in second[:1])
+            v2_mount_points.append(mount_point)
+    if v1_mount_points:
+        return Hierarchies([point for point in dict.fromkeys(v1_mount_points) if _is_writable(point)])
+    hierarchy_roots = (_topmost_writable(point, own_cgroup) for point in v2_mount_points[:1])
     return Hierarchies([top for top in hierarchy_roots if top is not None])
 
 

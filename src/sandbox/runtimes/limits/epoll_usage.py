@@ -27,7 +27,7 @@ _INSPECTION_SECONDS = 2.0
 Usually it takes some milliseconds, and 0.5 s for OPEN_FILES_OF_SANDBOX_MAX files. Many epoll instances take longer.
 """
 
-_HIDDEN_COUNTS_MAX = 3
+_IN_TRANSIT_COUNTS_MAX = 3
 """Consecutive counts with descriptors in transit after which the machine's entries are attributed to the sandbox.
 
 An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
@@ -59,7 +59,7 @@ class EpollCounter:
         self.was_cut_short = False
         self._count_all = count_all
         self._lowest = count_all()
-        self._hidden_counts = 0
+        self._in_transit_counts = 0
 
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
@@ -72,12 +72,14 @@ class EpollCounter:
             self._lowest = min(total, total if self._lowest is None else self._lowest)
             growth = total - self._lowest
             if total <= EPOLL_ENTRIES_MAX:
-                self._hidden_counts, self.was_cut_short = 0, False
+                self._in_transit_counts, self.was_cut_short = 0, False
                 return 0
         found = _inspect(process_ids)
         self.was_cut_short = found.was_cut_short
-        self._hidden_counts = self._hidden_counts + 1 if found.is_hidden and growth > EPOLL_ENTRIES_MAX else 0
-        if self._hidden_counts >= _HIDDEN_COUNTS_MAX:
+        self._in_transit_counts = (
+            self._in_transit_counts + 1 if found.has_descriptors_in_transit and growth > EPOLL_ENTRIES_MAX else 0
+        )
+        if self._in_transit_counts >= _IN_TRANSIT_COUNTS_MAX:
             return max(found.entries, growth)
         return found.entries if total is None else min(found.entries, total)
 
@@ -86,27 +88,29 @@ class _Inspection(msgspec.Struct, frozen=True):
     """The entries of visible epoll instances, and whether descriptors are in transit between processes."""
 
     entries: int = 0
-    is_hidden: bool = False
+    has_descriptors_in_transit: bool = False
     was_cut_short: bool = False
 
 
 def _inspect(process_ids: Collection[int]) -> _Inspection:
     deadline = time.thread_time() + _INSPECTION_SECONDS
-    entries, is_hidden = 0, False
+    entries, has_descriptors_in_transit = 0, False
     sockets: set[str] = set()
     inherited = _InheritedFiles()
     for table, name, kind in _list_files(process_ids):
         if entries > EPOLL_ENTRIES_MAX or time.thread_time() > deadline:
-            return _Inspection(entries, is_hidden, entries <= EPOLL_ENTRIES_MAX)
+            return _Inspection(entries, has_descriptors_in_transit, entries <= EPOLL_ENTRIES_MAX)
         with suppress(OSError):
             if kind == "anon_inode:[eventpoll]":
                 with Path(f"{table}/fdinfo/{name}").open() as lines:
                     count = sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
                 entries += 0 if inherited.is_known(table, name, count) else count
-            elif kind.startswith("socket:") and not is_hidden and kind not in sockets:
+            elif kind.startswith("socket:") and not has_descriptors_in_transit and kind not in sockets:
                 sockets.add(kind)
-                is_hidden = _DESCRIPTORS_IN_TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
-    return _Inspection(entries, is_hidden)
+                has_descriptors_in_transit = (
+                    _DESCRIPTORS_IN_TRANSIT.search(Path(f"{table}/fdinfo/{name}").read_text()) is not None
+                )
+    return _Inspection(entries, has_descriptors_in_transit)
 
 
 class _InheritedFiles:

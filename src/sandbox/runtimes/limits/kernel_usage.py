@@ -117,7 +117,7 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
         return FileUsage()
     files = [f"{table}/{{}}/{name}" for name in list_directory(f"{table}/fd")]
     sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
-    found = sum(is_directory(file) and not is_path(file) for file in sample)
+    found = sum(is_directory(file) and not is_o_path_descriptor(file) for file in sample)
     return FileUsage(directories=round(found * len(files) / max(1, len(sample)) / descriptors_per_directory))
 
 
@@ -160,7 +160,7 @@ def is_directory(file: str) -> bool:
     return False
 
 
-def is_path(file: str) -> bool:
+def is_o_path_descriptor(file: str) -> bool:
     """Return whether the file was opened with O_PATH; True if it is gone."""
     with suppress(OSError):
         flags = _FLAGS.search(Path(file.format("fdinfo")).read_text())
@@ -176,7 +176,7 @@ def list_locks(file: str) -> list[str]:
 
 
 def is_shared(file: str) -> bool:
-    """Return whether the host uses this file too: devices, /usr, images, and eventfds and similar, which are one inode."""
+    """Return whether the host uses this file too: a device, a file of /usr or of an image, an eventfd or similar."""
     with suppress(OSError):
         return not str(Path(file.format("fd")).readlink()).startswith(_OWN_FILES)
     return False

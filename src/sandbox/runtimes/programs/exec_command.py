@@ -128,21 +128,21 @@ def start_command(
     enter_sandbox(init_pidfd, uid)
     launcher.set_parent_death_signal(parent)
     pty_master, pty_peer = open_pty(*size)
-    line, line_of_child = _socket.socketpair()
+    parent_socket, child_socket = _socket.socketpair()
     # The child's arguments are a copy of these and would show host paths to processes inside.
     argv_copy = ctypes.string_at(*argv_location)
     ctypes.memset(argv_location[0], 0, argv_location[1])
     child = os.fork()
     if child == 0:
-        line.close()
-        wait_for_parent(line_of_child)
+        parent_socket.close()
+        wait_for_parent(child_socket)
         exec_on_pty(words, variables, directory, filter_, pty_peer)
     ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # the host finds this process by its marker
-    line_of_child.close()
+    child_socket.close()
     os.close(pty_peer)
-    if line.recv(5) != b"ready":
+    if parent_socket.recv(5) != b"ready":
         raise OSError("the command's process ended before it started")
-    line.send(b"go")
+    parent_socket.send(b"go")
     return child, pty_master
 
 

@@ -56,16 +56,16 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, send the pty's master to the runner, wait for runsc and report its exit status."""
     pty_master, pty_peer = exec_command.open_pty(*size)
-    channel, line_of_child = _socket.socketpair()
+    parent_socket, child_socket = _socket.socketpair()
     child = os.fork()
     if child == 0:
-        channel.close()
-        exec_command.wait_for_parent(line_of_child)
+        parent_socket.close()
+        exec_command.wait_for_parent(child_socket)
         exec_runsc(argv, pty_peer, files)
-    line_of_child.close()
-    if channel.recv(5) != b"ready":
+    child_socket.close()
+    if parent_socket.recv(5) != b"ready":
         raise OSError("runsc ended before it started")
-    channel.send(b"go")
+    parent_socket.send(b"go")
     numbers = struct.pack("ii", pty_master, os.pidfd_open(child))
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     os.close(pty_master)

@@ -21,18 +21,18 @@ from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
-from sandbox.runtimes.qemu.parts import GuestComponents
+from sandbox.runtimes.qemu.components import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
 _MODULES = ("frames", "gateway_redirection", "machine", "confinement", "streams", "agent")
 """Each module comes after those that it imports."""
 
-AGENT_PATH = "/agent"
+GUEST_AGENT_PATH = "/agent"
 """Path in the guest."""
 
 _START_SCRIPT = f"""#!{{interpreter}} -ISE
 import marshal, sys
-with open({AGENT_PATH!r}, "rb") as file:
+with open({GUEST_AGENT_PATH!r}, "rb") as file:
     for name, code in marshal.load(file):
         module = sys.modules[name] = type(sys)(name)
         module.__package__, module.__path__ = "guest", []
@@ -47,7 +47,7 @@ def build_start_script(interpreter: Path) -> bytes:
 
 
 @cache
-def compile_agent() -> bytes:
+def compile_guest_agent() -> bytes:
     """Compile the agent for the Python that runs here, which is the guest's too."""
     code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _MODULES)]
     return marshal.dumps(code)
@@ -73,7 +73,7 @@ os.execv(virtiofsd[0], virtiofsd)
 """
 """Starts two programs, each with its own descriptors only: virtiofsd ends when QEMU does, the jail with virtiofsd."""
 
-_TOOL_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
+_GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
 class GuestPlan(msgspec.Struct, frozen=True):
@@ -165,7 +165,7 @@ def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Itera
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
-    yield from _tool_arguments(exec_spec, plan, filter_)
+    yield from _guest_root_arguments(exec_spec, plan, filter_)
     yield from _command_root_arguments(exec_spec, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
@@ -184,10 +184,10 @@ def _usr_arguments(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _tool_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
+def _guest_root_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
     yield from ("--dir", SHARE_DIRECTORY)
     yield from _host_program_arguments(plan, SHARE_DIRECTORY)
-    for directory in _TOOL_DIRECTORIES:
+    for directory in _GUEST_ROOT_DIRECTORIES:
         yield from ("--perms", "0755", "--dir", f"{SHARE_DIRECTORY}{directory}")
     for index, path in enumerate(plan.components.modules):
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
@@ -200,7 +200,7 @@ def _tool_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) -> Ite
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
     files = {
         "/start": build_start_script(plan.components.interpreter),
-        AGENT_PATH: compile_agent(),
+        GUEST_AGENT_PATH: compile_guest_agent(),
         "/filter": filter_,
         "/settings": _encode_settings(plan),
     }

@@ -19,8 +19,8 @@ from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.probe import find_limit_gaps, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
 from sandbox.runtimes.qemu.command_lines import Accelerator
+from sandbox.runtimes.qemu.components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.parts import find_components
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
 NAME = "qemu"
@@ -159,9 +159,9 @@ class QemuRuntime(BaseRuntime):
     tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, only_kvm: bool = False) -> None:
-        kind = QemuDriver()
-        super().__init__(kind, uid_range)
-        self._plans = kind.plans
+        driver = QemuDriver()
+        super().__init__(driver, uid_range)
+        self._plans = driver.plans
         self._run_dir = run_dir
         self._kvm = KvmStatus(run_dir)
         self._only_kvm = only_kvm
@@ -174,13 +174,13 @@ class QemuRuntime(BaseRuntime):
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
         """Boot a guest. An emulated guest may hang during boot for no known reason, so booting is retried."""
         try:
-            hidden = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
+            execute_only_programs = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be installed: {error}.") from error
-        parts = find_components()
+        components = find_components()
         try:
             return await self._boot_with_fallback(
-                handle, jail.GuestPlan(spec, parts, hidden, Accelerator.KVM, self._run_dir)
+                handle, jail.GuestPlan(spec, components, execute_only_programs, Accelerator.KVM, self._run_dir)
             )
         except BootError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {error}") from error

@@ -158,7 +158,7 @@ class QemuSandbox:
         """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
         group.
         """
-        return await asyncio.to_thread(self._group.directory_use, descriptors_per_directory=1)
+        return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
         """Return the statistics: CPU time from the host (QEMU uses it for the guest), the rest from the guest."""
@@ -196,11 +196,11 @@ class QemuSandbox:
     async def _execute(self) -> asyncio.StreamReader:
         """Make the launcher exec the jail and return the stream of bubblewrap's reports."""
         status, status_inside = socket.socketpair()
-        host_socket, guests = socket.socketpair()
-        with status_inside, guests:
+        host_socket, guest_socket = socket.socketpair()
+        with status_inside, guest_socket:
             reports, self._status = await open_reader(status)
             await self._channel.open(host_socket)
-            exec_spec = self._build_exec_spec(guests, status_inside)
+            exec_spec = self._build_exec_spec(guest_socket, status_inside)
         try:
             self._launcher.exec_command(exec_spec.argv, b"", exec_spec.descriptors)
         except OSError as error:

@@ -48,13 +48,13 @@ class GarbageCollectorDependencies:
 class GarbageCollector:
     """Removes leftovers. kinds: in the order of their removal; files are removed last."""
 
-    def __init__(self, dependencies: GarbageCollectorDependencies, kinds: Sequence[Leftovers]) -> None:
+    def __init__(self, dependencies: GarbageCollectorDependencies, leftover_sources: Sequence[Leftovers]) -> None:
         self._dependencies = dependencies
-        self._kinds = kinds
+        self._leftover_sources = leftover_sources
 
     async def sweep(self) -> None:
         """Scan everything once. A failure does not stop the rest; raises GarbageCollectionError at the end."""
-        leftovers = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
+        leftovers = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._leftover_sources}
         # After the scan of the host: the directory of an attempt is older than its leftovers.
         failures: list[str] = []
         attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
@@ -66,7 +66,7 @@ class GarbageCollector:
                 failures.append(f"the journal or lock of task {task_id}: {error}")
             except SandboxError as error:
                 failures.append(f"task {task_id}: {error}")
-        for kind in filter(lambda kind: kind.is_exclusive and is_all_known, self._kinds):
+        for kind in filter(lambda kind: kind.is_exclusive and is_all_known, self._leftover_sources):
             failures += await self._sweep_unowned(kind, leftovers[kind] - attempts.keys())
         if failures:
             raise GarbageCollectionError("; ".join(failures))
@@ -92,8 +92,8 @@ class GarbageCollector:
         if task is None or not task.state.is_terminal:
             return []
         failures = []
-        with self._dependencies.journals.try_lock(task_id) as is_over:
-            for attempt_id in attempt_ids if is_over else ():
+        with self._dependencies.journals.try_lock(task_id) as has_lock:
+            for attempt_id in attempt_ids if has_lock else ():
                 try:
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                         await self._sweep_attempt(task, attempt_id, leftovers)
@@ -115,7 +115,7 @@ class GarbageCollector:
 
     async def _sweep_attempt(self, task: Task, attempt_id: str, leftovers: Mapping[Leftovers, Collection[str]]) -> None:
         files = TaskLayout(self._dependencies.data_dir, task.id).attempt(attempt_id)
-        kinds = [kind.kind for kind in self._kinds if attempt_id in leftovers[kind]]
+        kinds = [kind.kind for kind in self._leftover_sources if attempt_id in leftovers[kind]]
         if self._dependencies.preservation.disk_attempt_id(
             task
         ) == attempt_id and self._dependencies.preservation.is_preserved(task):
@@ -133,10 +133,10 @@ class GarbageCollector:
             files.handle.unlink(missing_ok=True)
         _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 
-    async def _end_leftovers(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def _end_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Clean up every kind regardless of what was found: a handle alone may be enough to end a sandbox."""
-        for kind in self._kinds:
-            await kind.clean_up(attempt_id, files)
+        for kind in self._leftover_sources:
+            await kind.clean_up(attempt_id, layout)
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:

@@ -116,11 +116,11 @@ class IntegrityCheck:
             offset = batch.next_offset
         return ReplayState(task, offset)
 
-    def _check_torn_tail(self, task_id: str, reading: ReplayState) -> Iterator[Discrepancy]:
+    def _check_torn_tail(self, task_id: str, replay_state: ReplayState) -> Iterator[Discrepancy]:
         """Report bytes after the last whole record if no process could be writing them."""
         if self._journals.is_locked(task_id):
             return
-        torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, reading, None).offset
+        torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, replay_state, None).offset
         if torn_bytes > 0:
             message = f"{torn_bytes} bytes after its last record are incomplete; the next writer drops them."
             yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, message)

@@ -50,9 +50,9 @@ def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
 class ProbeCleanup:
     """Removes the probes in a run directory, and what exists on the host under their ids."""
 
-    def __init__(self, run_dir: Path, kinds: Sequence[Leftovers], remove: RemovePaths) -> None:
+    def __init__(self, run_dir: Path, leftover_sources: Sequence[Leftovers], remove: RemovePaths) -> None:
         self._run_dir = run_dir
-        self._kinds = kinds
+        self._leftover_sources = leftover_sources
         self._remove = remove
 
     async def sweep(self) -> None:
@@ -80,7 +80,7 @@ class ProbeCleanup:
             raise OSError("; ".join(failures))
 
     async def _remove_probe(self, directory: Path, probe_id: str) -> None:
-        for kind in self._kinds if probe_id.isalnum() else ():
+        for kind in self._leftover_sources if probe_id.isalnum() else ():
             await kind.clean_up(probe_id, AttemptLayout(directory))
         await self._remove([directory])
 

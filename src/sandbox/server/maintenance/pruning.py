@@ -151,16 +151,16 @@ class Pruner:
             )
         return pruned
 
-    def _describe_incomplete(self, skipped: _Skipped, refusal: str) -> str:
+    def _describe_incomplete(self, skipped: _Skipped, failure: str) -> str:
         reasons = []
         if skipped:
             details = "; ".join(
                 f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX]
             )
             reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); check the disk.")
-        if refusal:
+        if failure:
             directory = pruned_root(self._dependencies.data_dir)
-            rest = f"Removed tasks still use disk space in {directory}: {refusal}"
+            rest = f"Removed tasks still use disk space in {directory}: {failure}"
             reasons.append(f"{rest}; fix the cause, and try again.")
         return " ".join(reasons)
 
@@ -267,8 +267,8 @@ class Pruner:
     def _detach(self, pruned: PrunedTask) -> bool:
         """Move a task out of the index and of `tasks/`. Return whether that was possible."""
         task_id = pruned.id
-        with self._dependencies.journals.try_lock(task_id) as is_over:
-            if not is_over and self._dependencies.journals.is_locked(task_id):
+        with self._dependencies.journals.try_lock(task_id) as has_lock:
+            if not has_lock and self._dependencies.journals.is_locked(task_id):
                 return False
             indexed = self._dependencies.store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:

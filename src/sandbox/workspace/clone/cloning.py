@@ -130,15 +130,15 @@ class ConfinedClone:
         file_bytes_max: int,
     ) -> None:
         """Clone. Raises GitError, OSError."""
-        own = (f"url.{self._url}.insteadOf", self._manifest_url)
+        instead_of_setting = (f"url.{self._url}.insteadOf", self._manifest_url)
         ssh_url = parse_ssh_url(self._url)
-        serving = (
+        transport = (
             self._over_ssh(ssh_url) if ssh_url is not None else self._over_http(confinement, await self._find_remote())
         )
-        async with serving as (more, files, descriptors):
+        async with transport as (transport_settings, files, descriptors):
             git = Git(
                 self._variables["PATH"],
-                [*settings, *more, own, *self._redirect_settings],
+                [*settings, *transport_settings, instead_of_setting, *self._redirect_settings],
                 {"HOME": FILES_DIRECTORY},
                 confinement,
                 files=files,

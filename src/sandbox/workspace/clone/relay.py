@@ -203,12 +203,12 @@ def _reply_code(error: OSError) -> int:
     )
 
 
-async def _relay_streams(one: StreamPair, other: StreamPair) -> None:
+async def _relay_streams(client: StreamPair, remote: StreamPair) -> None:
     """Copy both directions until both sides have ended."""
     try:
-        await asyncio.gather(_copy_stream(one[0], other[1]), _copy_stream(other[0], one[1]))
+        await asyncio.gather(_copy_stream(client[0], remote[1]), _copy_stream(remote[0], client[1]))
     finally:
-        other[1].transport.abort()
+        remote[1].transport.abort()
 
 
 async def _copy_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -112,7 +112,7 @@ class WorkspaceStaging:
         self,
         environment: Mapping[str, str],
         repository: Repository,
-        attempt: AttemptLayout,
+        layout: AttemptLayout,
         confine: Confine,
         *,
         bytes_max: int,
@@ -123,7 +123,7 @@ class WorkspaceStaging:
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
         self._repository = repository
-        self._attempt = attempt
+        self._attempt = layout
         self._bytes_max = bytes_max
         self._redirect_settings: Sequence[GitSetting] = () if dial_policy.follows_redirects else (NO_REDIRECTS,)
         self._dial_policy = dial_policy

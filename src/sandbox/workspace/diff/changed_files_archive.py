@@ -75,21 +75,21 @@ def _decode_path(path: bytes) -> str:
     return path.decode(errors="surrogateescape")
 
 
-async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
+async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
     """Write the tar completely and flushed, up to half of ARTIFACT_BYTES_MAX. Raises AttemptError.
 
     Returns why some changed files are missing, or None.
     """
     try:
-        return await _write(git, attempt, base_commit, target)
+        return await _write(git, layout, base_commit, target)
     except GitError as error:
         raise _collect_failed(f"git reported: {last_error_line(error.stderr)}") from error
     except OSError as error:
         raise _collect_failed(error.strerror or str(error)) from error
 
 
-async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    base = await read_base_tree(git, attempt.repository, base_commit)
+async def _write(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
+    base = await read_base_tree(git, layout.repository, base_commit)
     reason = None
     with remove_on_failure(target):
         with create_private_file(target) as file:
@@ -99,7 +99,7 @@ async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Pat
                 return tar.set_source(files, stop)
 
             try:
-                await compare_workspace(git, attempt, base, open_archive, lambda _: None)
+                await compare_workspace(git, layout, base, open_archive, lambda _: None)
             except TooManyEntriesError as error:
                 reason = f"there are {error}, and only the first were examined"
             await run_in_thread(lambda _: tar.close())

@@ -156,7 +156,7 @@ SkippedPaths = Mapping[bytes, str]
 
 async def compare_workspace(
     git: Git,
-    attempt: AttemptLayout,
+    layout: AttemptLayout,
     base: BaseTree,
     open_sink: Callable[[RootedFiles, StopFlag], C],
     close_sink: Callable[[C], None],
@@ -168,14 +168,14 @@ async def compare_workspace(
     GitError, OSError, TooManyEntriesError.
     """
     try:
-        await write_ignore_files(git, attempt.repository, base.ignore_files, attempt.ignore_rules)
+        await write_ignore_files(git, layout.repository, base.ignore_files, layout.ignore_rules)
     except BaseException:
         for waiting in background:
             waiting.close()
         raise
 
     def walk(stop: StopFlag, rules: IgnoreMatcher) -> tuple[C, SkippedPaths]:
-        with RootedFiles(attempt.workspace) as files:
+        with RootedFiles(layout.workspace) as files:
             changes = open_sink(files, stop)
             comparison = TreeComparison(files, base, rules, changes, stop)
             comparison.run()
@@ -184,26 +184,26 @@ async def compare_workspace(
 
     if not base.ignore_files:
         return await run_with_thread(lambda stop: walk(stop, NoIgnoreRules()), *background)
-    return await _walk_with_ignore_rules(walk, git, attempt, background)
+    return await _walk_with_ignore_rules(walk, git, layout, background)
 
 
 async def _walk_with_ignore_rules(
     walk: Callable[[StopFlag, IgnoreMatcher], T],
     git: Git,
-    attempt: AttemptLayout,
+    layout: AttemptLayout,
     background: Sequence[Coroutine[Any, Any, bytes]],
 ) -> T:
     """Walk with a `git check-ignore` that evaluates the base commit's ignore rules."""
     with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def work(stop: StopFlag) -> T:
-            with request_writer, IgnoreRules(attempt.ignore_rules, request_writer, response_reader) as rules:
+            with request_writer, IgnoreRules(layout.ignore_rules, request_writer, response_reader) as rules:
                 return walk(stop, rules)
 
         check_ignore = git.run(
-            *(f"--git-dir=../{attempt.repository.name}", "--work-tree=."),
+            *(f"--git-dir=../{layout.repository.name}", "--work-tree=."),
             *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
-            directory=attempt.ignore_rules,
+            directory=layout.ignore_rules,
             stdin=request_reader,
             stdout=response_writer,
             ok_exit_codes=(0, 1),

@@ -30,14 +30,14 @@ _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0
 
 
 async def write_patch(
-    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
 ) -> PatchResult:
     """Write the patch to `target` and flush it; an empty file if nothing was changed. Raises AttemptError.
 
     If some changes are left out, the patch contains the others or none.
     """
     try:
-        return await _write_patch(git, attempt, base_commit, target, contains_secret)
+        return await _write_patch(git, layout, base_commit, target, contains_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
@@ -51,14 +51,14 @@ async def write_patch(
 
 
 async def _write_patch(
-    git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
 ) -> PatchResult:
-    base = await read_base_tree(git, attempt.repository, base_commit)
-    tree, left_out = await _import_workspace(git, attempt, base, base_commit, contains_secret)
+    base = await read_base_tree(git, layout.repository, base_commit)
+    tree, left_out = await _import_workspace(git, layout, base, base_commit, contains_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(left_out, too_large)
     if tree.is_changed:
-        await _write_diff(git, attempt.repository, base_commit, target, preamble)
+        await _write_diff(git, layout.repository, base_commit, target, preamble)
     else:
         await run_in_thread(lambda _: _write_without_diff(target, preamble))
     return PatchResult(_too_large_reason(too_large), tree.contains_secret)
@@ -74,10 +74,10 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
 
 
 async def _import_workspace(
-    git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
 ) -> tuple[FastImportWriter, SkippedPaths]:
     """Import the agent's tree into the host's repository. Returns the import's result and the skipped paths."""
-    repository = attempt.repository
+    repository = layout.repository
     _remove_stale_locks(repository)
     with pipe() as (reader, writer):
 
@@ -85,7 +85,7 @@ async def _import_workspace(
             return FastImportWriter(files, writer, stop, contains_secret, base_commit)
 
         importing = _run_fast_import(git, repository, reader)
-        return await compare_workspace(git, attempt, base, open_writer, FastImportWriter.finish, importing)
+        return await compare_workspace(git, layout, base, open_writer, FastImportWriter.finish, importing)
 
 
 async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> bytes:

@@ -175,13 +175,13 @@ class Git:
         path: value of PATH. variables: environment variables; a None value removes the variable. files, descriptors: as
         in `ConfinedCommand`; used only with a confinement.
         """
-        git_settings = {
+        variables_with_removals = {
             "PATH": path,
             **_CLEAN_ENVIRONMENT,
             **_settings_environment([*_NEUTRAL_SETTINGS, *settings]),
             **(variables or {}),
         }
-        self._environment = {name: value for name, value in git_settings.items() if value is not None}
+        self._environment = {name: value for name, value in variables_with_removals.items() if value is not None}
         self._confinement = confinement or NoConfinement()
         self._files = files or {}
         self._descriptors = descriptors
@@ -257,14 +257,14 @@ async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple
         yield target, bytes
         return
     with pipe() as (read_end, write_end):
-        stderr = bytearray()
+        captured = bytearray()
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), read_end
         )
-        task = asyncio.create_task(_read_tail(reader, stderr))
+        task = asyncio.create_task(_read_tail(reader, captured))
         try:
-            yield write_end, lambda: bytes(stderr)
+            yield write_end, lambda: bytes(captured)
         finally:
             # A background process of ssh may hold the pipe long after git is gone, so the wait has a limit.
             await asyncio.wait([task], timeout=_DRAIN_SECONDS)

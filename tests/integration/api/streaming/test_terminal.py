@@ -64,7 +64,7 @@ def test_input_output_and_resize_work_on_both_ports(running_api):
     async def scenario():
         async with running_api() as api:
             for port in (api.port, api.stream_port):
-                connection = FakeConnection(RoleFrame(types=True), OutputFrame(b"\x1b[1mhi\xff"))
+                connection = FakeConnection(RoleFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
                 orders = serve_terminal(api, connection, f"task-{port}")
                 url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
                 async with connect(url) as terminal:
@@ -87,7 +87,7 @@ def test_input_output_and_resize_work_on_both_ports(running_api):
 def test_disconnected_client_closes_the_terminal(running_api):
     async def scenario():
         async with running_api() as api:
-            connection = FakeConnection(RoleFrame(types=True))
+            connection = FakeConnection(RoleFrame(may_write=True))
             serve_terminal(api, connection)
             async with connect(terminal_url(api)) as terminal:
                 await terminal.recv()
@@ -124,7 +124,7 @@ def test_invalid_text_message_closes_the_terminal(running_api, text: str):
 def test_shutdown_closes_the_terminal(running_api):
     async def scenario():
         async with running_api() as api:
-            connection = FakeConnection(RoleFrame(types=True))
+            connection = FakeConnection(RoleFrame(may_write=True))
             serve_terminal(api, connection)
             async with connect(terminal_url(api)) as terminal:
                 await terminal.recv()
@@ -159,7 +159,7 @@ def test_errors_reject_the_handshake(running_api):
 def test_terminal_requires_the_operator_role(running_api):
     async def scenario():
         async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-            serve_terminal(api, FakeConnection(RoleFrame(types=True)))
+            serve_terminal(api, FakeConnection(RoleFrame(may_write=True)))
             assert await rejection(terminal_url(api)) == (401, "unauthorized")
             viewer_headers = {"Authorization": "Bearer vera"}
             assert await rejection(terminal_url(api), additional_headers=viewer_headers) == (403, "forbidden")
@@ -176,7 +176,7 @@ def test_input_after_token_revocation_is_discarded(running_api, monkeypatch):
 
     async def scenario():
         async with running_api(tokens) as api:
-            connection = FakeConnection(RoleFrame(types=True))
+            connection = FakeConnection(RoleFrame(may_write=True))
             serve_terminal(api, connection)
             async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 await terminal.recv()

@@ -51,7 +51,7 @@ def test_body_that_ends_after_the_release_is_forwarded():
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
             )
             late_client.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
-            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 6)
+            await wait_until(lambda: served.gateway._request_gate._buffered_bytes == 6)
             served.gateway.release_model_requests()
             late_client.writer.write(b":1}")
             assert (await late_client.read_response())[0] == 200

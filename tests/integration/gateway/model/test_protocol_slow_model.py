@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager, closing, suppress
 
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway.model import budget
+from sandbox.gateway.model import request_gate
 
 MEBIBYTE = 1024 * 1024
 BODY = b'{"model":"m","a":"%s"}' % (b"x" * (8 * MEBIBYTE))
@@ -37,7 +37,7 @@ async def slow_model(may_read: asyncio.Event):
 
 
 def test_buffered_requests_are_limited_until_the_model_reads(monkeypatch):
-    monkeypatch.setattr(budget, "BUFFERED_BYTES_MAX", 20 * MEBIBYTE)
+    monkeypatch.setattr(request_gate, "BUFFERED_BYTES_MAX", 20 * MEBIBYTE)
 
     async def scenario():
         may_read = asyncio.Event()

@@ -17,7 +17,7 @@ from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCR
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.runtimes.qemu import QemuRuntime, kvm_selftest, parts
+from sandbox.runtimes.qemu import QemuRuntime, components, kvm_selftest
 from sandbox.runtimes.qemu.kvm import KvmStatus
 
 
@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 def test_probe_reports_missing_parts_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
     result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
     assert not result.is_available

@@ -73,10 +73,10 @@ def run_janitor(components, retention, *steps, time_to_live="24h"):
 
 def test_corrected_clock_removes_nothing(components):
     def correct_clock():
-        components.clock.ahead = timedelta()
+        components.clock.offset = timedelta()
 
     def skip_an_hour():
-        components.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
+        components.clock.skipped += timedelta(seconds=CLOCK_TRUST_SECONDS)
 
     assert (
         run_janitor(components, Retention(older_than_seconds=90 * 86_400), correct_clock, skip_an_hour, skip_an_hour)
@@ -86,7 +86,7 @@ def test_corrected_clock_removes_nothing(components):
 
 def test_clock_is_trusted_after_a_steady_hour(components):
     def skip_an_hour():
-        components.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
+        components.clock.skipped += timedelta(seconds=CLOCK_TRUST_SECONDS)
 
     retention = Retention(older_than_seconds=90 * 86_400)
     assert run_janitor(components, retention, skip_an_hour) == [(True, True), (False, False)]

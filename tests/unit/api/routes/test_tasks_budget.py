@@ -16,7 +16,7 @@ lifecycle: {budget_usd: 0.05}
 
 @pytest.fixture
 def submit(api_with_tokens):
-    api = api_with_tokens(FakeAccess(), priced=lambda model: model == "claude-known")
+    api = api_with_tokens(FakeAccess(), has_price=lambda model: model == "claude-known")
     return lambda model: api.post("/api/v1/tasks", content=MANIFEST.replace("MODEL", model))
 
 

@@ -13,8 +13,8 @@ from sandbox.interfaces.placement import TerminalOrder
     [
         ("", TerminalOrder(24, 80)),
         ("rows=50&columns=132&term=screen.xterm-256color", TerminalOrder(50, 132, term="screen.xterm-256color")),
-        ("of=agent", TerminalOrder(24, 80, agent=True)),
-        ("of=agent&watch=true", TerminalOrder(24, 80, agent=True, looks_on=True)),
+        ("of=agent", TerminalOrder(24, 80, is_agent_terminal=True)),
+        ("of=agent&watch=true", TerminalOrder(24, 80, is_agent_terminal=True, is_read_only=True)),
     ],
 )
 def test_terminal_order_is_parsed(query: str, order: TerminalOrder):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
+from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.gateway.protocol import Effects, Phase
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
@@ -77,7 +77,7 @@ def create_protocol(
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
-    gate = BudgetGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter)
+    gate = ModelRequestGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter)
     return ModelProtocol(policy, gate, parse_upstream(upstream), reporter, 8123), events
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
-from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
+from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.interfaces.gateway import Budget, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
@@ -42,7 +42,7 @@ class ForwardedRequest:
         rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"))
         self.protocol = ModelProtocol(
-            ModelPolicy(TASK_KEY, 8123), BudgetGate(rules, reporter), upstream, reporter, 8123
+            ModelPolicy(TASK_KEY, 8123), ModelRequestGate(rules, reporter), upstream, reporter, 8123
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
         head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"

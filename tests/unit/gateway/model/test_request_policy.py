@@ -8,9 +8,9 @@ import pytest
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.model import request_body
-from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
+from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
@@ -30,7 +30,7 @@ class ScriptedGateway:
     def __init__(self, rules: GatewayRules, redact=str) -> None:
         self.events: list = []
         self._reporter = EventReporter(self.events.append, lambda: 0.0, redact)
-        self._gate = BudgetGate(rules, self._reporter)
+        self._gate = ModelRequestGate(rules, self._reporter)
 
     def connect(self) -> ModelProtocol:
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY))

@@ -46,7 +46,7 @@ def unpack(tmp_path):
 
 @pytest.mark.parametrize("compression", COMPRESSORS)
 def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, compression):
-    path = oci_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, packing=compression)
+    path = oci_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, compression=compression)
     assert unpack(path) == {"base": "base", "above": "above"}
 
 
@@ -170,7 +170,7 @@ def test_image_with_too_many_layers_is_rejected(unpack, tmp_path, monkeypatch):
 def test_decompression_bomb_is_rejected(unpack, tmp_path, monkeypatch, compression):
     monkeypatch.setattr(importer, "IMAGE_BYTES_MAX", 1_000_000)
     bomb = layer(entry("zeros", bytes(10_000_000)))
-    path = oci_archive(tmp_path / "image.tar", bomb, packing=compression)
+    path = oci_archive(tmp_path / "image.tar", bomb, compression=compression)
     assert path.stat().st_size < 100_000
     with pytest.raises(ImageRefusedError, match="too large"):
         unpack(path)
@@ -190,7 +190,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
     monkeypatch.setattr(archive, "_PROGRAM", str(program))
     monkeypatch.setattr(archive, "_EXIT_SECONDS", 0.5)
     with pytest.raises(ImageRefusedError, match="did not end"):
-        unpack(oci_archive(tmp_path / "image.tar", BASE, packing="+zstd"))
+        unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", COMPRESSORS["+gzip"](layer(entry("x")))])

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu import jail, parts
+from sandbox.runtimes.qemu import components, jail
 from sandbox.runtimes.qemu.channel import (
     CONSOLE_BYTES_MAX,
     CONSOLE_PAUSE_SECONDS,
@@ -37,7 +37,7 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import merge_stats
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
-PARTS = parts.GuestComponents(
+PARTS = components.GuestComponents(
     "/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3")
 )
 
@@ -109,10 +109,10 @@ def test_only_emulated_guest_uses_the_unpacked_kernel():
 
 
 def test_missing_components_error_names_the_fix(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
-    monkeypatch.setattr(parts, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
+    monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
+    monkeypatch.setattr(components, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
     with pytest.raises(AttemptError, match=r"Not found: QEMU, virtiofsd.*script/setup --with-qemu"):
-        parts.find_components()
+        components.find_components()
 
 
 def test_measured_tsc_frequency_is_plausible():
@@ -132,10 +132,10 @@ print(json.dumps([name for name, origin in origins.items() if origin.endswith(".
 
 def test_guest_agent_is_precompiled_with_few_imports(tmp_path: Path):
     code = tmp_path / "code"
-    code.write_bytes(jail.compile_agent())
+    code.write_bytes(jail.compile_guest_agent())
     start = jail.build_start_script(Path("/py/bin/python3")).decode()
     assert start.startswith("#!/py/bin/python3 -ISE\n")
-    local_start = start.replace(repr(jail.AGENT_PATH), repr(str(code))).replace(".main()", ".main")
+    local_start = start.replace(repr(jail.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     command = [str(python), "-ISEc", _IMPORTS_OF_AGENT.format(start=local_start)]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

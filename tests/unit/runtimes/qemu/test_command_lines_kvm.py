@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu import parts, runtime
+from sandbox.runtimes.qemu import components, runtime
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS, QemuRuntime
@@ -47,9 +47,9 @@ class FakeQemuRuntime(QemuRuntime):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine with all guest components and /dev/kvm."""
-    components = parts.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
-    monkeypatch.setattr(runtime, "find_components", lambda: components)
-    monkeypatch.setattr(runtime, "find_components", lambda: components)
+    found = components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
+    monkeypatch.setattr(runtime, "find_components", lambda: found)
+    monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     set_kvm_speed(monkeypatch, is_too_slow=False)
 

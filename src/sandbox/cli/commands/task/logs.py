@@ -54,11 +54,11 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: 
         if options.format == "json":
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
         elif sys.stdout.isatty() and not is_raw and not has_times:
-            frames = _events(client, task_id, is_following=follows, **filters)
+            events = _events(client, task_id, is_following=follows, **filters)
             detail = STDOUT if stream == "stdout" else FULL
             console, reason = stdout_console(has_color=options.has_color), PendingReason(options, task_id)
             is_trusted = not is_interactive(client.status(task_id))
-            print_events(frames, console, detail, is_live=follows, is_trusted=is_trusted, pending_reason=reason)
+            print_events(events, console, detail, is_live=follows, is_trusted=is_trusted, pending_reason=reason)
         else:
             lines = (
                 _follow_lines(client, task_id, **filters)
@@ -89,22 +89,22 @@ def _print_lines(lines: Iterable[LogLine], *, has_times: bool, has_tags: bool) -
 
 def _follow_lines(client: Client, task_id: str, **filters: Any) -> Iterator[LogLine]:
     unfinished = b""
-    for frame in client.events(task_id, **filters):
-        if frame["type"] == "end":
+    for event in client.events(task_id, **filters):
+        if event["type"] == "end":
             continue
-        line = _event_line(frame)
+        line = _event_line(event)
         if unfinished and line.stream != unfinished:
             yield LogLine(b"", b"", b"\n")
         yield line._replace(time=b"", stream=b"") if line.stream == unfinished else line
         unfinished = line.stream if line.is_continued else b""
 
 
-def _event_line(frame: Mapping[str, Any]) -> LogLine:
+def _event_line(event: Mapping[str, Any]) -> LogLine:
     import json
 
-    time = f"[{frame.get('timestamp')}] ".encode()
-    if frame["type"] == "output":
-        tag, text = _TAGS.get(str(frame.get("stream")), b"[EVENT] "), str(frame.get("data", ""))
-        return LogLine(time, tag, text.encode(errors="replace"), is_continued=bool(frame.get("continued")))
-    event = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
-    return LogLine(time, b"[EVENT] ", event.encode(errors="replace") + b"\n")
+    time = f"[{event.get('timestamp')}] ".encode()
+    if event["type"] == "output":
+        tag, text = _TAGS.get(str(event.get("stream")), b"[EVENT] "), str(event.get("data", ""))
+        return LogLine(time, tag, text.encode(errors="replace"), is_continued=bool(event.get("continued")))
+    encoded = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return LogLine(time, b"[EVENT] ", encoded + b"\n")

@@ -70,10 +70,10 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
     """Yield the past events without output, then all events from the start of the current tool call on."""
     last_seq = start_seq = 0
-    for frame in parse_log_events(client.logs(task_id, stream="events"), task_id):
-        last_seq = int(frame.get("seq") or last_seq)
-        start_seq = last_seq if frame.get("type") in {"state_change", "tool_call"} else start_seq
-        yield frame
+    for event in parse_log_events(client.logs(task_id, stream="events"), task_id):
+        last_seq = int(event.get("seq") or last_seq)
+        start_seq = last_seq if event.get("type") in {"state_change", "tool_call"} else start_seq
+        yield event
     for event in client.events(task_id, after=start_seq or None):
         if event["type"] == "output" or event["seq"] > last_seq:
             yield event

@@ -26,7 +26,7 @@ _CACHED_FILES_INDEX = 5
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 
 
-class Agent:
+class GuestAgent:
     """The event loop. Waits for the port, output, terminal input and ends of processes."""
 
     def __init__(self, port: int, init_pid: int, cached_files_max: int) -> None:
@@ -205,7 +205,7 @@ def main() -> None:
         settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)
         first = confinement.start_init()
-        Agent(_open_port(), first, int(settings[_CACHED_FILES_INDEX])).run()
+        GuestAgent(_open_port(), first, int(settings[_CACHED_FILES_INDEX])).run()
     except BaseException as error:
         console = os.open("/dev/console", os.O_WRONLY)
         os.write(console, f"agent: {error!r}\n".encode())

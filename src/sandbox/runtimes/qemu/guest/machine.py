@@ -56,7 +56,7 @@ def prepare(settings: list[str]) -> None:
     commas, number of files to cache, soft and hard limit of open files per process, and the path of each execute-only
     program.
     """
-    host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *hidden = settings
+    host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *execute_only_paths = settings
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
     # Mounts made below it from here on, the host's submounts included, inherit the flags.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
@@ -71,7 +71,7 @@ def prepare(settings: list[str]) -> None:
     _create_cgroup(memory, processes)
     gateway_redirection.attach(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
     _create_devices(shm_bytes)
-    _make_execute_only(hidden)
+    _make_execute_only(execute_only_paths)
 
 
 def mount_proc() -> None:

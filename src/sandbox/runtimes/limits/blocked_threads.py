@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from sandbox.model.limits import HIDDEN_FILES_MAX
+from sandbox.model.limits import OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
@@ -50,7 +50,7 @@ def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
         return None
 
 
-class HiddenFiles:
+class BlockedThreadInterrupter:
     """Frees what threads of one sandbox may hide, when the machine has many more objects than it had at some time.
 
     count_all: counts these objects of the whole machine. growth_max: how many more.
@@ -59,7 +59,7 @@ class HiddenFiles:
     def __init__(
         self,
         count_all: Callable[[], int | None] = count_machine_files,
-        growth_max: int = HIDDEN_FILES_MAX,
+        growth_max: int = OPEN_FILES_GROWTH_MAX,
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,7 +70,7 @@ class HiddenFiles:
         self._lowest = count_all()
         self._counted_at = clock()
 
-    def free(self, process_ids: Collection[int]) -> None:
+    def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
         """Interrupt the threads if there are many more objects than before. What stays is visible, or of others."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return

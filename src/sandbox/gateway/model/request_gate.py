@@ -25,7 +25,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
     cost_bound: CostBound | None
 
 
-class BudgetGate:
+class ModelRequestGate:
     """Budget and hold state shared by all connections of a gateway. `is_holding` ends permanently with `release`."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter) -> None:

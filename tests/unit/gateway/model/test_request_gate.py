@@ -4,7 +4,7 @@ import pytest
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.budget import ApprovedRequest, BudgetGate
+from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate
 from sandbox.gateway.model.request_policy import Rejected
 from sandbox.gateway.model.usage_meter import JsonMeter, StreamMeter
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
@@ -18,9 +18,9 @@ WEB_FETCH_REQUEST = b'{"model": "claude-haiku-4-5", "tools": [{"type": "web_fetc
 UNPRICED_REQUEST = b'{"model": "nobody-knows-it", "messages": []}'
 
 
-def create_gate(budget: Budget = Budget(), **rules) -> tuple[BudgetGate, list]:
+def create_gate(budget: Budget = Budget(), **rules) -> tuple[ModelRequestGate, list]:
     events: list = []
-    return BudgetGate(GatewayRules(budget=budget, **rules), EventReporter(events.append, lambda: 0.0)), events
+    return ModelRequestGate(GatewayRules(budget=budget, **rules), EventReporter(events.append, lambda: 0.0)), events
 
 
 def usage(
@@ -29,7 +29,7 @@ def usage(
     return Usage(MODEL, input_tokens, output_tokens, read, write, usd)
 
 
-def rejection_message(gate: BudgetGate) -> str:
+def rejection_message(gate: ModelRequestGate) -> str:
     rejection = gate.check()
     assert isinstance(rejection, Rejected)
     assert (rejection.status, rejection.error_type) == (403, "permission_error")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits.waiting_threads import HiddenFiles, count_machine_files
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, count_machine_files
 
 
 @pytest.mark.parametrize(("text", "count"), [("1216\t0\t9223372036854775807\n", 1216), ("", None), ("x\n", None)])
@@ -33,28 +33,28 @@ def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
 )
 def test_threads_are_interrupted_after_a_growth(counts: list[int | None], interruptions: int):
     machine, interrupted = {"objects": counts[0]}, list[Collection[int]]()
-    hidden = HiddenFiles(lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__)
+    hidden = BlockedThreadInterrupter(lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__)
     for machine["objects"] in counts[1:]:
-        hidden.free([7])
+        hidden.interrupt_if_grown([7])
     assert interrupted == [[7]] * interruptions
 
 
 def test_growth_is_counted_from_the_objects_left_after_an_interruption():
     machine = {"objects": 0}
-    hidden = HiddenFiles(
+    hidden = BlockedThreadInterrupter(
         lambda: machine["objects"], 100, lambda _: machine.update(objects=10), itertools.count().__next__
     )
     for objects in (101, 110, 111):
         machine["objects"] = objects
-        hidden.free([])
+        hidden.interrupt_if_grown([])
         assert machine["objects"] == (110 if objects == 110 else 10)
 
 
 def test_objects_are_counted_twice_a_second():
     times = [0.0]
     counts: list[float] = []
-    hidden = HiddenFiles(lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1])
+    hidden = BlockedThreadInterrupter(lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1])
     for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):
         times.append(seconds)
-        hidden.free([])
+        hidden.interrupt_if_grown([])
     assert counts == [0.0, 0.5, 1.1]

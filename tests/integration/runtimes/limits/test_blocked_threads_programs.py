@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits.waiting_threads import interrupt_threads
+from sandbox.runtimes.limits.blocked_threads import interrupt_threads
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the programs of others are interrupted as root")
 

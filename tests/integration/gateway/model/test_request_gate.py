@@ -221,11 +221,11 @@ def test_buffered_bodies_are_limited_in_total_and_released(monkeypatch):
             )
             slow.writer.write(head.encode() + b"Content-Length: 90000\r\n\r\n" + b"x" * 80_000)
             other = await served.connect()
-            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 80_000)
+            await wait_until(lambda: served.gateway._request_gate._buffered_bytes == 80_000)
             other.send_request(b" " * 30_000)
             assert (await other.read_error())[:2] == (429, "rate_limit_error")
             slow.abort()
-            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 0)
+            await wait_until(lambda: served.gateway._request_gate._buffered_bytes == 0)
             later_client = await served.connect()
             later_client.send_request(REQUEST + b" " * 30_000)
             assert (await later_client.read_response())[0] == 200
