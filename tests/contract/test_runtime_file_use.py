@@ -133,7 +133,7 @@ report("held"); time.sleep(600)
 
 
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    """When any program of the machine closes `/dev/null`, a system file or an eventfd, the kernel walks all its locks."""
+    """When any program of the machine closes such a file, the kernel walks all locks of the file."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 400), result
     assert "locks on devices or system files" in usage.find_violation()

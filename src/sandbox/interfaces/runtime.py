@@ -12,11 +12,11 @@ import msgspec
 from sandbox.model.limits import (
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
-    SHARED_FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
+    SHARED_FILE_LOCKS_MAX,
     SOCKETS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
 )
@@ -406,7 +406,7 @@ class Sandbox(Protocol):
         ...
 
     async def open_file_usage(self) -> FileUsage:
-        """Return the number of open files and directories only. Takes no lock that programs inside can hold for long."""
+        """Return only the number of open files and directories. Takes no lock that programs inside can hold."""
         ...
 
     async def file_usage(self) -> FileUsage:

@@ -176,7 +176,7 @@ def list_locks(file: str) -> list[str]:
 
 
 def is_shared(file: str) -> bool:
-    """Return whether the host uses this file too: devices, /usr, images, and eventfds and similar, which are one inode."""
+    """Return whether the host uses this file too: devices, /usr, images, and the one inode of eventfds and similar."""
     with suppress(OSError):
         return not str(Path(file.format("fd")).readlink()).startswith(_OWN_FILES)
     return False
