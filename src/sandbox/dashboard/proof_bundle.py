@@ -28,7 +28,7 @@ async def send_proof_bundle(request: Request, context: AppContext) -> Response:
             for one in await context.tasks.artifacts(task.id)
             if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
         ]
-    manifest = manifest_yaml(task.manifest, with_id=True, with_sources=sees_all)
+        manifest = await fair_share.to_thread(manifest_yaml, task.manifest, with_id=True, with_sources=sees_all)
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
     return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
 

@@ -1,5 +1,7 @@
 """Routes of the dashboard, and its protection against other sites."""
 
+import asyncio
+import contextlib
 import re
 from pathlib import Path
 
@@ -8,6 +10,11 @@ import pytest
 import sandbox.dashboard
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.dashboard import proof_bundle
+from sandbox.dashboard.pages import forms as pages_with_forms
+from sandbox.dashboard.pages import server as pages_of_server
+from sandbox.dashboard.pages import task as pages_of_task
+from sandbox.dashboard.pages import task_list as pages_of_task_list
 from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 
@@ -128,3 +135,30 @@ def test_scripts_do_not_parse_html():
     assert len(modules) > 10
     parsing = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc"
     assert {file.name: re.findall(parsing, file.read_text()) for file in modules} == {file.name: [] for file in modules}
+
+
+def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
+    """A page of 1000 tasks or of a long manifest takes most of a second, in which nothing else would be answered."""
+    called, on_event_loop = [], []
+
+    def record_calls(module, name):
+        original = getattr(module, name)
+
+        def recorded(*arguments, **options):
+            called.append(module.__name__)
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                on_event_loop.append(module.__name__)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, recorded)
+
+    for module in (pages_of_task_list, pages_of_server):
+        record_calls(module, "render_page")
+    for module in (pages_of_task, pages_with_forms, proof_bundle):
+        record_calls(module, "manifest_yaml")
+    pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
+    for path in ("/", "/server", "/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):
+        assert pages.get(path).status_code == 200
+    assert len(set(called)) == 5
+    assert on_event_loop == []

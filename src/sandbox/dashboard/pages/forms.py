@@ -7,6 +7,8 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.manifest_templates import MANIFEST_TEMPLATES, manifest_yaml
 from sandbox.dashboard.templates import render_page
+from sandbox.model.task import Task
+from sandbox.system import fair_share
 
 
 async def show_sign_in(request: Request, _: AppContext) -> Response:
@@ -23,7 +25,12 @@ def safe_redirect_path(target: str) -> str:
 async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the manifest editor with a template, or with the manifest of the task to run again."""
     again = request.query_params.get("from")
-    task = await context.tasks.status(again) if again else None
+    async with fair_share.thread_slot():
+        task = await context.tasks.status(again) if again else None
+        return await fair_share.to_thread(_render_submit, request, task)
+
+
+def _render_submit(request: Request, task: Task | None) -> Response:
     sees_all = get_caller(request).is_operator
     text = manifest_yaml(task.manifest, with_sources=sees_all) if task else MANIFEST_TEMPLATES[0].text
     return render_page(request, "submit", patterns=MANIFEST_TEMPLATES, text=text, again=task)

@@ -15,6 +15,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.system import fair_share
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
@@ -32,10 +33,16 @@ class HourStats:
 
 async def show_server(request: Request, context: AppContext) -> Response:
     """Render the server page."""
+    async with fair_share.thread_slot():
+        return await _render_server(request, context)
+
+
+async def _render_server(request: Request, context: AppContext) -> Response:
     health = await context.tasks.health()
     ended, is_cut = await _finished_tasks(context.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
-    return render_page(
+    return await fair_share.to_thread(
+        render_page,
         request,
         "server",
         health=health,

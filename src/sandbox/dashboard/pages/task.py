@@ -50,6 +50,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
+    manifest_text = await fair_share.to_thread(manifest_yaml, task.manifest, with_sources=is_operator)
     return await fair_share.to_thread(
         render_page,
         request,
@@ -57,7 +58,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         task=task,
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
-        manifest_text=manifest_yaml(task.manifest, with_sources=is_operator),
+        manifest_text=manifest_text,
         stations=state_steps(task),
         took=_total_duration(task),
         failure=error_fields(task, is_operator=is_operator),

@@ -22,6 +22,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.system import fair_share
 
 _PAGE_ROWS = 50
 _PENDING_ROWS = 20
@@ -60,10 +61,16 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
     if (label := request.query_params.get("label")) is not None:
         return RedirectResponse(f"/?{_with_label(request, label)}", 303)
     query = parse_query(_parse_list_query(request), request.query_params)
+    async with fair_share.thread_slot():
+        return await _render_tasks(request, context, query)
+
+
+async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
     page = await query_page(context.tasks, query, request.query_params)
     health = await context.tasks.health()
     waiting = await _pending_tasks(context.tasks)
-    return render_page(
+    return await fair_share.to_thread(
+        render_page,
         request,
         "tasks",
         tasks=page.tasks,
