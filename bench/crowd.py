@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
+from doubles.fake_agent import make_fake_agent
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from doubles.reconnecting_clients import ReconnectingClient
-from doubles.stand_in_agent import make_fake_agent
 
 LINE_SECONDS, LIFE_SECONDS = 0.5, 900
 ROUNDS = 500

@@ -72,7 +72,7 @@ async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[
 
     port = await asyncio.to_thread(server.recv)
     readers = make_clients(
-        followers, port, "task-001", seed=seed, mean_lifetime_log10=LIFETIME_LOG10, on_events=record_delays
+        followers, port, "task-001", seed=seed, lifetime_log10=LIFETIME_LOG10, on_events=record_delays
     )
     tasks = [asyncio.create_task(reader.follow()) for reader in readers]
     for reader in readers:

@@ -29,7 +29,10 @@ def main() -> None:
         if options.only in name:
             with flood_bench() as bench:
                 measured = measure(bench, name, options.seconds)
-            print(f"{measured} {bench.end['events']:>6} {bench.end['peak_memory_bytes'] >> 20:>4}", flush=True)
+            print(
+                f"{measured} {bench.final_report['events']:>6} {bench.final_report['peak_memory_bytes'] >> 20:>4}",
+                flush=True,
+            )
 
 
 def measure(bench: FloodBench, name: str, seconds: float) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 
+from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, reply
-from doubles.stand_in_agent import make_fake_agent
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
 """Excluded: a drained server rejects tasks, which would affect all other requests."""

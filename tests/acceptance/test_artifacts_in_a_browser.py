@@ -20,18 +20,20 @@ SVG = (
     b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>parent.ran = true</script>'
     b'<rect id="shape" width="9" height="9"/></svg>'
 )
-RUNS = b"globalThis.ran = true; try { postMessage('ran') } catch {} onconnect = (e) => e.ports[0].postMessage('ran');"
+EXECUTION_REPORTING_SCRIPT = (
+    b"globalThis.ran = true; try { postMessage('ran') } catch {} onconnect = (e) => e.ports[0].postMessage('ran');"
+)
 FILES = {
-    "evil.js": RUNS,
-    "evil.mjs": RUNS,
+    "evil.js": EXECUTION_REPORTING_SCRIPT,
+    "evil.mjs": EXECUTION_REPORTING_SCRIPT,
     "evil.css": b"#styled { width: 7px !important }",
     "evil.html": b"<script>parent.ran = true</script>",
     "evil.xml": b'<?xml version="1.0"?><x xmlns="http://www.w3.org/1999/xhtml"><script>parent.ran = true</script></x>',
     "evil.svg": SVG,
     "evil.json": b'{"loaded": true}',
     "evil.pdf": b"%PDF-1.4 nothing",
-    "evil.txt": RUNS,
-    "evil": RUNS,
+    "evil.txt": EXECUTION_REPORTING_SCRIPT,
+    "evil": EXECUTION_REPORTING_SCRIPT,
     "pixel.png": PIXEL,
     "report.md": b"# Report\n\nAll **good**.\n",
 }
@@ -123,7 +125,7 @@ def deployment(tmp_path_factory):
     """A server with a finished task whose artifacts are FILES."""
     deployment = Deployment(tmp_path_factory.mktemp("artifacts"))
     tasks = StoredTasks(deployment.data_dir)
-    tasks.at = datetime.now(UTC) - timedelta(hours=1)
+    tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
     tasks.finish("evil", artifacts=FILES.items())
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"

@@ -41,7 +41,9 @@ def test_guarantees_survive_a_server_restart(deployment):
     finished_at = datetime.fromisoformat(deployment.status("kept")["finished_at"])
     deployment.server.stop()
     # The janitor runs at server start, and then only after minutes.
-    wait_until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="the end of its time to live")
+    wait_until(
+        lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), description="the end of its time to live"
+    )
     deployment.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
     wait_until(lambda: not disk.exists(), 10, "the janitor")
     assert deployment.http.delete("/api/v1/tasks/kept/vm").status_code == 404

@@ -15,7 +15,7 @@ from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
 PATHS = ("", "/logs", "/logs?tail=5", "/logs?after=7", "/artifacts", "/artifacts/notes.txt", "/wait?timeout=0")
-KEEP = {"SANDBOX_RETENTION_OLDER_THAN": "unlimited"}
+UNLIMITED_RETENTION = {"SANDBOX_RETENTION_OLDER_THAN": "unlimited"}
 
 
 def flip(rng, file):
@@ -86,7 +86,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     damaged = damage(rng, tasks)
     deployment.start_git()
     deployment.start_model(reply())
-    deployment.start_server(**KEEP)
+    deployment.start_server(**UNLIMITED_RETENTION)
 
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
     listed = {task["id"] for task in get(deployment, "?limit=100").json()["tasks"]}
@@ -115,7 +115,7 @@ def test_damaged_index_rows_are_rebuilt_at_startup_and_reported_later(deployment
     tasks.damage_row("task-3", "task", b"\xff")
     deployment.start_git()
     deployment.start_model(reply())
-    deployment.start_server(**KEEP)
+    deployment.start_server(**UNLIMITED_RETENTION)
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
     listed = {task["id"] for task in get(deployment, "?limit=100").json()["tasks"]}
     assert listed == {*FINISHED, "running", "waiting"}

@@ -107,7 +107,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
 def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, browser, dashboard_url):
     deployment = deploy(bash("sleep 3"), reply("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
-    wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")
     with deployment.paused_model():
         page = browser.open(f"{dashboard_url(deployment)}/tasks/long")
         page.get_by_text("Live", exact=True).wait_for()

@@ -114,7 +114,7 @@ def loaded_server(tmp_path_factory):
     """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
-    tasks.at = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
+    tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
     files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
     artifacts = [(name, text.encode()) for name, text in files.items()]
     recorder = tasks.run("hostile", lines=0, artifacts=artifacts)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from doubles.fake_event_stream import FakeEventStream, assistant_text, claude_message, output
 from doubles.live_server import Deployment
-from doubles.sample_task import FakeEventStream, assistant_text, claude_message, output
 from doubles.stored_tasks import StoredTasks
 
 LINES_PER_FRAME = 1000

@@ -150,7 +150,7 @@ def test_form_draft_survives_an_expired_session(token_deployment, browser):
     page.wait_for_url("**/sign-in?to=*")
     page.get_by_label("Token").fill(token_deployment.bearer)
     page.get_by_role("button", name="Sign in").click()
-    wait_until(lambda: editor.input_value() == draft, what="the draft to be restored")
+    wait_until(lambda: editor.input_value() == draft, description="the draft to be restored")
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/typed")
     page.goto(f"{token_deployment.server.ready_message['http']}/submit")

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, wait_until
-from doubles.stand_in_agent import make_fake_agent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
 

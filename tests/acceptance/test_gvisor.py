@@ -65,7 +65,7 @@ def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deploymen
 def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gvisor):
     deployment = deploy_gvisor(bash("echo half > half.txt"), bash(WAIT_FOREVER))
     deployment.submit()
-    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, description="the second tool call")
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
     status = deployment.wait(seconds=20)
     assert status["state"] == "cancelled"

@@ -161,13 +161,15 @@ def run_probe(deployment, internet, canary, targets, host_child):
     deployment.start_model(python(header + PROBE), reply(), prefix=internet.internet_prefix)
     model_port = int(deployment.model_url.rpartition(":")[2])
     reachable = internet.can_reach(INTERNET_ADDRESS, model_port)
-    wait_until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be recorded")
+    wait_until(
+        lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, description="the packet to be recorded"
+    )
     before = len(internet.packets)
     deployment.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
     deployment.submit()
     deployment.wait_for_state("running")
     holders = processes_with(SERVER_KEY)
-    uids = wait_until(lambda: set(kernel_uids("claude", deployment.data_dir)), what="the agent")
+    uids = wait_until(lambda: set(kernel_uids("claude", deployment.data_dir)), description="the agent")
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
     output = deployment.tool_results()[0]

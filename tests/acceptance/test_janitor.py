@@ -48,7 +48,7 @@ def stop_runner_at(deployment, task_id, is_reached):
     """Submit a task and stop its runner as soon as the step is reached."""
     deployment.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
     attempt = attempt_of(deployment, task_id)
-    wait_until(lambda: is_reached(attempt), what=f"{task_id} to reach the step", pause_max=0.02)
+    wait_until(lambda: is_reached(attempt), description=f"{task_id} to reach the step", pause_max=0.02)
     for pid in runner_pids(deployment.data_dir, task_id):
         os.kill(pid, signal.SIGSTOP)
 
@@ -67,7 +67,7 @@ def attempt_of(deployment, task_id):
     from sandbox.interfaces.file_layout import TaskLayout
 
     root = TaskLayout(deployment.data_dir, task_id).root / "attempts"
-    names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")
+    names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], description="an attempt")
     return TaskLayout(deployment.data_dir, task_id).attempt(names[0])
 
 

@@ -240,7 +240,9 @@ def kill_runners(deployment):
     """One task has to be finalized, one resumed, and one is final in its journal with leftovers."""
     for name in KILLED:
         assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
-        wait_until(lambda name=name: runner_pid(deployment, name) is None, what=f"the runner of {name} to be gone")
+        wait_until(
+            lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to be gone"
+        )
     finalize_journal(deployment.data_dir, "orphan")
 
 
@@ -294,7 +296,7 @@ def check_preserved_sandbox(deployment, open_terminal):
     shell.type("cat preserved.txt; exit 3\n")
     shell.expect("preserved\r\n")
     assert shell.exit_code() == 3
-    wait_until(lambda: deployment.http.delete("/api/v1/tasks/keep/vm").is_success, what="the release")
+    wait_until(lambda: deployment.http.delete("/api/v1/tasks/keep/vm").is_success, description="the release")
     assert deployment.status("keep")["state"] == "failed_preserved"
 
 

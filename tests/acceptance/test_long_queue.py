@@ -1,7 +1,7 @@
 """More tasks are pending than the server may open files."""
 
+from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, wait_until
-from doubles.stand_in_agent import make_fake_agent
 
 FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh")
 
@@ -19,4 +19,4 @@ def test_many_tasks_queue_under_a_low_descriptor_limit(deployment, tmp_path):
     for number in range(60):
         deployment.http.delete(f"/api/v1/tasks/task-{number}")
     query = "/api/v1/tasks?state=cancelled&limit=1"
-    wait_until(lambda: deployment.http.get(query).json()["total_count"] == 60, what="all tasks to be cancelled")
+    wait_until(lambda: deployment.http.get(query).json()["total_count"] == 60, description="all tasks to be cancelled")

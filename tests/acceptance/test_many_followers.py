@@ -8,8 +8,8 @@ import time
 import pytest
 
 from doubles.live_server import bash, reply, wait_until
+from doubles.random_seed import seed
 from doubles.reconnecting_clients import ReconnectingClient, make_clients
-from doubles.sample_tasks import seed
 from sandbox.demo.model_script import Text, Turn
 
 CLIENTS = 10

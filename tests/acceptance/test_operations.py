@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from doubles.fake_agent import make_fake_agent
 from doubles.forked_commands import run as forked
 from doubles.live_server import make_repository
-from doubles.stand_in_agent import make_fake_agent
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy)
         ]
         for follower in followers:
             follower.start()
-        wait_until(lambda: received["async"], what="the first event")
+        wait_until(lambda: received["async"], description="the first event")
         deployment.restart_server(signal.SIGKILL)
         for follower in followers:
             follower.join(60)

@@ -338,7 +338,7 @@ def test_minimal_manifest_runs_and_its_artifacts_are_downloaded(user):
         ("sandbox task list --label team=platform", lambda output: output.count("task-") == 1),
     ],
 )
-def test_documented_query(user, line, check):
+def test_documented_query_returns_the_documented_fields(user, line, check):
     output = user.shell(line)
     assert check(output), output
 
@@ -437,7 +437,7 @@ def test_sandbox_of_a_failed_task_is_preserved(user):
     )
     assert user.deployment.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
     wait_until(
-        lambda: user.deployment.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release"
+        lambda: user.deployment.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, description="the release"
     )
 
 

@@ -25,7 +25,7 @@ def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
     deployment = deploy(bash(COUNT), bash("wc -l < count.txt"), reply("Counted."))
     for number in range(1, 4):
         deployment.submit(f"task-{number}", vm={"cpus": 16})
-    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", description="the tool call")
     assert deployment.status("task-2")["state"] == "pending"
     assert "behind" in deployment.status("task-3")["state_message"]
     # Pausing the model keeps the task running.

@@ -32,7 +32,7 @@ def kill_after(deployment, event_type, task_id, number):
             description,
             pause_max=0.02,
         )
-    pid = wait_until(lambda: runner_pid(deployment, task_id), what="the runner")
+    pid = wait_until(lambda: runner_pid(deployment, task_id), description="the runner")
     deadline = time.monotonic() + STEP_SECONDS
     is_alive = processes.stop(pid)
     while is_alive and event_type not in read_journal(deployment, task_id):

@@ -9,7 +9,7 @@ from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.demo.model_script import Fault, Turn
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
-ALWAYS = {"task-1.patch", "metadata.json", "transcript.ndjson"}
+STANDARD_ARTIFACTS = {"task-1.patch", "metadata.json", "transcript.ndjson"}
 
 
 def check_end(deployment, state, code):
@@ -35,7 +35,7 @@ def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
     assert "enough" in status["state_message"]
     assert status["exit_code"] == 128 + signal.SIGTERM
     assert b"+half" in deployment.artifact("task-1.patch")
-    assert deployment.artifact_names() >= ALWAYS
+    assert deployment.artifact_names() >= STANDARD_ARTIFACTS
     second_response = deployment.http.delete("/api/v1/tasks/task-1")
     assert (second_response.status_code, second_response.json()["error"]) == (409, "task_already_terminal")
 
@@ -135,7 +135,7 @@ def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(depl
     deployment.submit()
     status = check_end(deployment, "completed", None)
     assert status["exit_code"] == 0
-    assert deployment.artifact_names() >= ALWAYS
+    assert deployment.artifact_names() >= STANDARD_ARTIFACTS
     assert b"+top" in deployment.artifact("task-1.patch")
     error_codes = {frame["error"] for frame in deployment.wire_events() if frame["type"] == "error"}
     assert error_codes == {"model_retry"}

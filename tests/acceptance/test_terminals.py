@@ -35,7 +35,7 @@ def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_term
     deployment = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply())
     deployment.submit()
     deployment.wait_for_state("running")
-    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", description="the tool call")
     server = deployment.server.ready_message["http"]
     check_cross_origin_terminal_is_rejected(server)
     check_terminal_is_refused(open_terminal(server, "task", "attach", "task-1"), "headless", 4)
@@ -175,7 +175,7 @@ def test_preserved_sandbox_can_be_entered_until_released(server_with_preserved_t
     late_terminal.expect("more\r\n")
     assert late_terminal.exit_code() == 0
     released = wait_until(
-        lambda: deployment.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release"
+        lambda: deployment.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, description="the release"
     )
     assert released
     assert deployment.status()["state"] == "failed_preserved"

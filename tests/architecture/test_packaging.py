@@ -54,7 +54,7 @@ def test_workflow_scripts_contain_no_expressions(workflow: dict):
     assert [script for script in scripts if "${{" in script] == []
 
 
-def test_workflow_permissions_and_fork_check(workflow: dict):
+def test_workflow_has_minimal_permissions_and_rejects_forks(workflow: dict):
     assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
     assert "head.repo.full_name == github.repository" in workflow["jobs"]["task"]["if"]
 

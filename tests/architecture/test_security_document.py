@@ -47,7 +47,7 @@ def test_each_mark_is_the_declared_outcome(document: str):
         (row, runtime_tier, mark)
         for row, row_marks in marks.items()
         for runtime_tier, mark in row_marks.items()
-        if mark not in {declared.get((row, runtime_tier), Outcome.HELD), table.NOT_RUN}
+        if mark not in {declared.get((row, runtime_tier), Outcome.REQUIREMENT_MET), table.NOT_RUN}
     ] == [], "run script/escape-battery"
 
 
@@ -87,11 +87,11 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
         kind: {attack.name: Verdict(attack.expected_outcome(runtime_tier), "") for attack in ATTACKS[kind]}
         for kind in ATTACKS
     }
-    traps = {trap.name: Verdict(Outcome.HELD, "") for trap in TRAPS}
+    traps = {trap.name: Verdict(Outcome.REQUIREMENT_MET, "") for trap in TRAPS}
     return {
         **declared,
         "collection": traps,
-        "outside": {row: Verdict(Outcome.HELD, "") for row in table.HOST_OBSERVATIONS},
+        "outside": {row: Verdict(Outcome.REQUIREMENT_MET, "") for row in table.HOST_OBSERVATIONS},
     }
 
 
@@ -167,7 +167,7 @@ def collected(
         (RENAMED, collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence,)), collected()),
     ],
 )
-def test_trap_is_held_only_if_the_host_met_the_requirement(
+def test_trap_passes_only_if_the_host_met_the_requirement(
     requirement: str, good: CollectedOutput, bad: CollectedOutput
 ):
     assert good.passes(TRAPS_BY_REQUIREMENT[requirement])

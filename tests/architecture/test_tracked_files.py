@@ -53,7 +53,7 @@ def test_no_package_indexes(tracked: dict[Path, str]):
         ("no /root is visible", False),
     ],
 )
-def test_machine_path_pattern(line: str, is_match: bool):
+def test_machine_path_pattern_matches_only_home_directories(line: str, is_match: bool):
     assert (MACHINE_PATH.search(line) is not None) == is_match
 
 

@@ -4,8 +4,8 @@ import json
 import os
 import random
 
-from chaos import event_log_writer, journal_file
-from chaos.throttle import Throttle
+from chaos import journal_file, logging_fake_agent
+from chaos.pausing_relay import PausingRelay
 from doubles.live_server import ORGANISATION, Deployment, make_repository, reply
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
@@ -26,9 +26,9 @@ class ChaosDeployment(Deployment):
     def __enter__(self):
         # Large enough that a clone can be interrupted in the middle.
         filler = random.Random(1).randbytes(FILLER_BYTES)
-        files = {"README.md": "# Hi\n", event_log_writer.SCRIPT: event_log_writer.AGENT, "filler": filler}
+        files = {"README.md": "# Hi\n", logging_fake_agent.SCRIPT: logging_fake_agent.AGENT, "filler": filler}
         self.commit = make_repository(self.repositories / "repo.git", files)
-        event_log_writer.install(self.data_dir)
+        logging_fake_agent.install(self.data_dir)
         self.start_git()
         self.start_model(reply())
         self.start_server()
@@ -43,9 +43,9 @@ class ChaosDeployment(Deployment):
         super().start_git(prefix)
         self.git_port = int(self.processes[-1].ready_message["url"].rpartition(":")[2])
 
-    def add_throttle(self, bytes_max):
+    def add_pausing_relay(self, bytes_max):
         """Return a throttle, and the URL of the repository behind it."""
-        throttle = Throttle(self.git_port, bytes_max)
+        throttle = PausingRelay(self.git_port, bytes_max)
         self.throttles.append(throttle)
         with (self.home / ".gitconfig").open("a") as file:
             file.write(
@@ -64,7 +64,7 @@ class ChaosDeployment(Deployment):
             repository={"url": url},
             claude={"prompt": json.dumps(order)},
             vm={"cpus": cpus, "memory": "512M", "disk": "64M"},
-            lifecycle={"artifact_patterns": [event_log_writer.MARK, "made/**"], "retries": retries},
+            lifecycle={"artifact_patterns": [logging_fake_agent.MARK, "made/**"], "retries": retries},
         )
         self.acknowledged.add(task_id)
 

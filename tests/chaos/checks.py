@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from chaos.chaos_deployment import END_SECONDS
-from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskRecord
+from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskEvidence
 from doubles.leftovers import find_leftovers
 
 CLEANUP_SECONDS = 10
@@ -51,7 +51,7 @@ def _collect_task(deployment, task_id, target, state, stdout_before):
         status = deployment.wait(task_id, END_SECONDS)
     artifacts = list(_download(deployment, task_id))
     patch = next((artifact.content for artifact in artifacts if artifact.name == f"{task_id}.patch"), None)
-    return TaskRecord(
+    return TaskEvidence(
         task_id,
         target,
         state,

@@ -27,12 +27,12 @@ class HeldTask:
     state: str = ""
     runner: int | None = None
     is_stopped: bool = False
-    throttle: object = None
+    relay: object = None
     stdout_before: bytes = b""
 
     def release(self):
-        if self.throttle is not None:
-            self.throttle.open()
+        if self.relay is not None:
+            self.relay.open()
         if self.runner is not None and self.is_stopped:
             processes.resume(self.runner)
 
@@ -70,7 +70,7 @@ class StateDriver:
         """Between the start of the runner and the last byte of its clone."""
         throttle, url = self._deployment.add_throttle(self._rng.randrange(10_000))
         self._deployment.submit_order(task_id, url=url)
-        held = HeldTask(task_id, throttle=throttle)
+        held = HeldTask(task_id, relay=throttle)
         if steps % 2 or self._deployment.state(task_id) == "pending":
             wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
@@ -107,7 +107,7 @@ class StateDriver:
         throttle, url = self._deployment.add_throttle(0)
         self._deployment.submit_order(task_id, url=url)
         wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
-        held = HeldTask(task_id, runner=self._find_runner(task_id), throttle=throttle)
+        held = HeldTask(task_id, runner=self._find_runner(task_id), relay=throttle)
         held.is_stopped = processes.stop(held.runner)
         throttle.open()
         extra = itertools.count()

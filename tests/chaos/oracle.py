@@ -52,7 +52,7 @@ class DownloadedArtifact:
 
 
 @dataclass
-class TaskRecord:
+class TaskEvidence:
     """Everything known about one task. target: what was killed, None if nothing was.
 
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_mark: MARK in a clone of
@@ -117,14 +117,14 @@ class Evidence:
 
     acknowledged: set[str]
     listed: list[str]
-    tasks: list[TaskRecord]
+    tasks: list[TaskEvidence]
     leftovers: dict
 
 
 class Violation(NamedTuple):
     """A violated guarantee; task: None if it concerns the whole round."""
 
-    task: TaskRecord | None
+    task: TaskEvidence | None
     message: str
 
     def __str__(self):
@@ -163,7 +163,7 @@ def check_no_leftovers(evidence: Evidence) -> Iterator[str]:
         yield f"left behind, {kind}: {found}"
 
 
-def check_journal_is_consistent(task: TaskRecord) -> Iterator[str]:
+def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
     """Sequence numbers have no gap, epochs do not decrease, and state transitions are allowed."""
     seqs = [record["seq"] for record in task.records]
     if seqs != list(range(1, len(seqs) + 1)):
@@ -177,7 +177,7 @@ def check_journal_is_consistent(task: TaskRecord) -> Iterator[str]:
             yield f"it went from {before} to {after}"
 
 
-def check_final_state(task: TaskRecord) -> Iterator[str]:
+def check_final_state(task: TaskEvidence) -> Iterator[str]:
     """There is one final state, in the last record, allowed for what was killed, and reported to clients."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
@@ -192,7 +192,7 @@ def check_final_state(task: TaskRecord) -> Iterator[str]:
         yield f"it ended as {task.end}: {task.status.get('error')}"
 
 
-def _allowed_ends(task: TaskRecord) -> set:
+def _allowed_ends(task: TaskEvidence) -> set:
     """If everything is killed in sequence, the agent may die first and its runner record that before it is killed.
 
     Then this outcome is the only one allowed.
@@ -201,14 +201,14 @@ def _allowed_ends(task: TaskRecord) -> set:
     return {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_state_at_kill(task), set())
 
 
-def _state_at_kill(task: TaskRecord) -> str:
+def _state_at_kill(task: TaskEvidence) -> str:
     """A runner that outlives its sandbox may record the agent's start before it notices that both have ended."""
     recorded_start = task.target == "sandbox" and task.state == "ready" and task.has_event("agent_started")
     recorded_sandbox_loss = task.target == "all" and task.state == "completing" and task.lost_sandbox
     return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state
 
 
-def check_output_lines(task: TaskRecord) -> Iterator[str]:
+def check_output_lines(task: TaskEvidence) -> Iterator[str]:
     """The journal has the agent's output.
 
     All of it if the runner survives; a prefix of whole lines if it was killed. A killed agent may have logged its last
@@ -227,7 +227,7 @@ def check_output_lines(task: TaskRecord) -> Iterator[str]:
         yield _describe_difference(printed, written)
 
 
-def check_artifacts(task: TaskRecord) -> Iterator[str]:
+def check_artifacts(task: TaskEvidence) -> Iterator[str]:
     """Bytes match sizes and checksums, the patch applies, and required artifacts exist."""
     for artifact in task.artifacts:
         found = f"sha256:{hashlib.sha256(artifact.content).hexdigest()}"
@@ -254,7 +254,7 @@ def _check_contents(task, contents):
             yield f"files of the agent are missing or changed: {wrong}"
 
 
-def check_agent_runs_once(task: TaskRecord) -> Iterator[str]:
+def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
     """One agent runs per allowed attempt, and a completed task had an agent."""
     recorded_starts = sum(record["event"]["type"] == "agent_started" for record in task.records)
     for agent_starts, source in ((task.agent_starts, "by the model requests"), (recorded_starts, "by the journal")):

@@ -10,8 +10,8 @@ import random
 import pytest
 
 from chaos.rounds import cells, pick_cells, run_round
+from doubles.random_seed import seed
 from doubles.runtimes import require_runtime
-from doubles.sample_tasks import seed
 
 pytestmark = [
     pytest.mark.timeout(400),

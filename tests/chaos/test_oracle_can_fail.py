@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from chaos import oracle
-from chaos.oracle import DownloadedArtifact, Evidence, TaskRecord
+from chaos.oracle import DownloadedArtifact, Evidence, TaskEvidence
 
 LINES = [f"line {n}\n" for n in range(5)]
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
@@ -38,7 +38,7 @@ def task_record(lines=LINES, written=LINES, target="server", state="running", en
     text, printed = "".join(written).encode(), "".join(lines).encode()
     task = records(lines)
     task[-1]["transition"]["new_state"] = end
-    return TaskRecord(
+    return TaskEvidence(
         "task-1",
         target,
         state,

@@ -9,7 +9,7 @@ import pytest
 
 from chaos.reconnecting_clients import CliClient
 from chaos.restarts import FEW_CLIENTS, run_restarts
-from doubles.sample_tasks import seed
+from doubles.random_seed import seed
 
 RESTARTS = 2
 

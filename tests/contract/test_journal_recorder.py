@@ -54,7 +54,7 @@ def test_state_changes_are_flushed(tmp_path, monkeypatch):
         e.Usage("m", 1, 2),
     ],
 )
-def test_commitments_are_flushed(recorder_of_running_task, monkeypatch, event):
+def test_durable_events_are_flushed(recorder_of_running_task, monkeypatch, event):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     recorder_of_running_task.record(event)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,18 @@ def test_git_node_and_python_work(runtime: Runtime, disk: Path):
     result = run_shell(runtime, disk, script)
     assert (result.code, result.errors) == (0, "")
     assert result.output.splitlines()[:2] == ["Claude Code (Sandbox)", "thread"]
+
+
+_JAVA = """set -e
+echo 'class A { public static void main(String[] a) { System.out.println("ran"); } }' > A.java
+javac -J-Xmx128m A.java && java -Xmx64m A"""
+
+
+def test_java_of_the_host_compiles_and_runs(runtime: Runtime, disk: Path):
+    if shutil.which("javac") is None:
+        pytest.skip("the host has no Java")
+    result = run_shell(runtime, disk, _JAVA)
+    assert (result.code, result.output) == (0, "ran\n"), result.errors
 
 
 def test_etc_is_sandbox_specific_and_read_only(runtime: Runtime, disk: Path):

@@ -574,7 +574,7 @@ async def _count_freed(
     ],
     ids=["epoll entries", "directories"],
 )
-def test_what_waiting_threads_hide_is_freed(
+def test_files_held_only_by_waiting_threads_are_freed(
     runtime: Runtime,
     disk: Path,
     limits: frozenset[str],

@@ -520,6 +520,7 @@ def test_notification_pipes_are_denied(runtime: Runtime, disk: Path):
 _HUGE_PAGES = """
 report(attempt(lambda: str(mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))))
 report(attempt(lambda: str(os.memfd_create("huge", 4))))
+report(attempt(lambda: str(os.memfd_create("all flags", 0xFFFFFFFF))))
 shmget, secret = {"x86_64": 29, "aarch64": 194}[os.uname().machine], 447
 report(attempt(lambda: str(system_call(shmget, 0, 2 << 20, 0o4000 | 0o1600))))
 report(attempt(lambda: str(system_call(secret, 0))))
@@ -537,7 +538,7 @@ report(attempt(lambda: system_call(shmget, 0, 4096, 0o1600) and "shared"))
 def test_huge_pages_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("pages belong to the sandbox's kernel")
-    assert run_lines(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "ENOMEM", "ENOMEM", "ENOSYS"]
+    assert run_lines(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "EINVAL", "EINVAL", "ENOMEM", "ENOSYS"]
 
 
 def test_page_merging_is_denied(runtime: Runtime, disk: Path):

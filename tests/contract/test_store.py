@@ -383,13 +383,13 @@ def test_labels_are_combined_with_and(store):
     assert find_ids({"team": ""}) == []
 
 
-@pytest.mark.parametrize("odd", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
-def test_any_text_can_be_a_label_or_a_name(store, odd):
-    store.insert(IndexedTask(task("odd", name=odd, labels={odd: odd}), 0))
-    store.insert(IndexedTask(task("other", name="a", labels={odd[:1]: "a"}), 0))
+@pytest.mark.parametrize("text", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
+def test_any_text_can_be_a_label_or_a_name(store, text):
+    store.insert(IndexedTask(task("odd", name=text, labels={text: text}), 0))
+    store.insert(IndexedTask(task("other", name="a", labels={text[:1]: "a"}), 0))
 
-    assert ids(store.query(TaskQuery(labels={odd: odd}))) == ["odd"]
-    assert store.load("odd").task.manifest.metadata.labels == {odd: odd}
+    assert ids(store.query(TaskQuery(labels={text: text}))) == ["odd"]
+    assert store.load("odd").task.manifest.metadata.labels == {text: text}
 
 
 def test_too_many_labels_match_nothing(store):

@@ -46,8 +46,8 @@ class Script:
     ignores_term: bool = False
     survives_kill: bool = False
     gateway_serves: bool = False
-    report: Callable | None = None
-    reports: tuple = ()
+    report_event: Callable | None = None
+    gateway_events: tuple = ()
     stage_error: AttemptError | None = None
     create_error: AttemptError | None = None
     patch_error: AttemptError | None = None
@@ -157,7 +157,7 @@ class ScriptedRuntime:
             raise self._script.destroy_error
 
 
-class SilentGateway:
+class ScriptedGateway:
     requests_in_flight = 0
     denied_count = 0
 
@@ -268,7 +268,7 @@ def scripted_dependencies(script, journals):
         images=ScriptedImages(script),
         journals=journals,
         runtime=ScriptedRuntime(script),
-        gateways=SilentGateway(script),
+        gateways=ScriptedGateway(script),
         agent=ScriptedAgent(script),
         workspaces=ScriptedWorkspaces(script),
         clock=SystemClock(),

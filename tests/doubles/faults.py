@@ -92,7 +92,7 @@ def small_file_system(directory, size_bytes):
 
 
 def fill_file_system(directory, *, free_bytes=0):
-    """Fill a file system except for `but_bytes`; return the file that uses the space."""
+    """Fill a file system except for `free_bytes`; return the file that uses the space."""
     filler = directory / "ballast"
     with filler.open("wb", buffering=0) as file:
         for piece_bytes in (1 << 20, 1 << 16, 4096):

@@ -9,10 +9,10 @@ import time
 
 import httpx
 
+from doubles.fake_agent import make_fake_agent
 from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
-from doubles.stand_in_agent import make_fake_agent
 from sandbox.journal.extent import measure_extent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]

@@ -31,9 +31,10 @@ from sandbox.workspace.git.host_process import NoConfinement
 class RuntimeFaults:
     """The faults of a runtime.
 
-    start_error: starting the command fails with this reason. dies_silently: the sandbox ends without an exit code soon
-    after the command started. create_hangs, start_hangs: `create` or `start` does not return. slow_stop_seconds:
-    SIGTERM is ignored, and SIGKILL takes effect after this time. slow_destroy_seconds: duration of `destroy`.
+    start_error: starting the command fails with this reason. exits_without_report: the sandbox ends without an exit
+    code soon after the command started. create_hangs, start_hangs: `create` or `start` does not return.
+    slow_stop_seconds: SIGTERM is ignored, and SIGKILL takes effect after this time. slow_destroy_seconds: duration
+    of `destroy`.
     """
 
     start_error: str = ""

@@ -21,7 +21,7 @@ BODY = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}'
 class FloodBench:
     gateway: subprocess.Popen[str]
     ports: dict[str, int]
-    end: dict[str, int] = field(default_factory=dict)
+    final_report: dict[str, int] = field(default_factory=dict)
 
     @property
     def cpu_seconds(self) -> float:
@@ -62,7 +62,7 @@ def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[Flo
         bench = FloodBench(gateway, json.loads(gateway.stdout.readline()))
         yield bench
         output, _ = gateway.communicate("", timeout=60)
-        bench.end.update(json.loads(output))
+        bench.final_report.update(json.loads(output))
 
 
 def send_model_request(connection: HTTPConnection) -> None:

@@ -47,12 +47,12 @@ def reply(text="Done.", **fields):
     return Turn((Text(text),), **fields)
 
 
-def wait_until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
+def wait_until(condition, seconds=20.0, description="the condition", *, pause_max=0.1):
     """Poll with increasing pauses until the condition returns something true; return that."""
     deadline = time.monotonic() + seconds
     pause = 0.02
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s for {description}"
         time.sleep(pause)
         pause = min(pause * 1.2, pause_max)
     return value

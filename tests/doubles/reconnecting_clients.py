@@ -26,9 +26,9 @@ class ReconnectingClient:
     opened (seconds since 1970).
     """
 
-    def __init__(self, port, task_id, *, rng=None, mean_lifetime_log10=LIFETIME_LOG10, on_events=None):
+    def __init__(self, port, task_id, *, rng=None, lifetime_log10=LIFETIME_LOG10, on_events=None):
         self._port, self._task_id, self._rng, self._on_events = port, task_id, rng, on_events
-        self._lifetime_log10 = mean_lifetime_log10
+        self._lifetime_log10 = lifetime_log10
         self.seqs, self.reconnects, self.has_ended = [], 0, False
         self.started = asyncio.Event()
         self._digest = hashlib.sha256()

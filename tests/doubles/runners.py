@@ -68,7 +68,7 @@ def first_process(deployment, task_id="task-1"):
 def finalize_journal(data_dir, task_id):
     """Finalize the journal like a server whose runners failed; leftovers remain."""
     journals = FileJournals(data_dir)
-    writer = wait_until(lambda: _open_or_none(journals, task_id), what="the journal's lock")
+    writer = wait_until(lambda: _open_or_none(journals, task_id), description="the journal's lock")
     recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
     failure = Failure(FailureCode.RUNNER_LOST, "All is lost.")
     is_running = recorder.task.state is TaskState.RUNNING

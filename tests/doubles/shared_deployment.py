@@ -21,7 +21,7 @@ class SharedDeployment:
         self._initial_state = None
 
     def attach(self, deployment, *turns, **script):
-        """Turn `machine` into the shared deployment, with a model that follows these turns."""
+        """Turn the deployment into the shared deployment, with a model that follows these turns."""
         if self._shared is None:
             self._shared = Deployment(self._make_directory())
             self._shared.runtime = self._runtime

@@ -33,7 +33,7 @@ class StoredTasks:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.data_dir = data_dir
         self.journals = FileJournals(data_dir)
-        self.at = START_TIME
+        self.current_time = START_TIME
         self.last_recorder = None
 
     @classmethod
@@ -46,12 +46,12 @@ class StoredTasks:
         return tasks
 
     def _now(self):
-        self.at += timedelta(milliseconds=1)
-        return self.at
+        self.current_time += timedelta(milliseconds=1)
+        return self.current_time
 
     def begin(self, task_id, *events, **parts):
         """Submit a task and record events; return the recorder with its open writer."""
-        self.at += timedelta(minutes=1)
+        self.current_time += timedelta(minutes=1)
         recorder = Recorder(self.journals.create(task_id), None, self._now)
         for event in (TaskSubmitted(task_id, manifest(task_id, **parts)), *events):
             recorder.record(event)

@@ -19,12 +19,12 @@ DENIED = ("EPERM", "EACCES", "ENOSYS")
 class Outcome(StrEnum):
     """The outcome of a row. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written to the table.
 
-    HELD: for rows about the host's behaviour instead of an attack's report.
+    REQUIREMENT_MET: for rows about the host's behaviour instead of an attack's report.
     """
 
     REFUSED = "refused"
     INSIDE = "inside only"
-    HELD = "✓"
+    REQUIREMENT_MET = "✓"
     ESCAPED = "✗"
     UNPROVEN = "unproven"
 
@@ -38,7 +38,7 @@ class Attack:
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
     inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.
-    unchanged: names of the witnesses in host_watch.py that must show no change on the host, whatever the outcome.
+    unchanged: names of the observers in host_watch.py that must show no change on the host, whatever the outcome.
     host_paths: paths, or names of AttackRun settings. At least one must exist on the host: otherwise "no such file"
         proves nothing.
     packet: protocol and setting of the address, port, of a packet that must not arrive outside.
@@ -55,8 +55,8 @@ class Attack:
 
     def __post_init__(self):
         assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
-        assert self.unchanged or not self.inside, f"{self.name}: missing witness on the host"
-        assert set(self.unchanged) <= set(OBSERVERS), f"{self.name}: unknown witness"
+        assert self.unchanged or not self.inside, f"{self.name}: missing observer on the host"
+        assert set(self.unchanged) <= set(OBSERVERS), f"{self.name}: unknown observer"
         assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
         assert self.refused_by, f"{self.name}: missing refused_by"
 
@@ -69,7 +69,7 @@ class Attack:
 class Evidence:
     """Observations on the host while the attacks ran.
 
-    changes: by witness · missing: the paths and settings that do not exist on the host
+    changes: by observer · missing: the paths and settings that do not exist on the host
     packets: (protocol, address or setting, port) that arrived outside · samples: start and end of each.
     """
 

@@ -20,10 +20,10 @@ from doubles.blocked_internet import (
     SERVER_ADDRESS,
     BlockedInternet,
 )
+from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.leftovers import host_process
 from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply
 from doubles.network_namespace import in_namespace
-from doubles.stand_in_agent import INIT, RESULT, make_python_fake_agent
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
@@ -254,14 +254,14 @@ class AttackRun:
 
         A sample is one step: a model turn takes long in an emulated guest.
         """
-        lines = [f"python3 battery.py {run}\n" if run else "python3 lay_traps.py\n" for run in runs]
+        lines = [f"python3 sandbox_attacks.py {run}\n" if run else "python3 lay_traps.py\n" for run in runs]
         steps = lines if len(lines) <= self._steps else ["".join(lines)]
         steps += ["true\n"] * (self._steps - len(steps))
         programs = {f"step-{number}.sh": step for number, step in enumerate(steps)}
         make_repository(self.deployment.repositories / f"{name}.git", {**files, **programs})
 
     def _attack_process_arguments(self, *runs):
-        """Arguments of battery.py: attacks file, results file, concurrency and seconds."""
+        """Arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
         seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
         return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, runs)]
 
@@ -291,7 +291,7 @@ class AttackRun:
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
         # Reversed, so that attacks do not find the copy in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
-        files = {"battery.py": (Path(__file__).parent / "battery.py").read_text()}
+        files = {"sandbox_attacks.py": (Path(__file__).parent / "sandbox_attacks.py").read_text()}
         for kind, attacks in self.attacks.items():
             entries = [
                 {

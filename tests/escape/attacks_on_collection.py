@@ -1,6 +1,6 @@
 """Traps that an agent leaves in its workspace, each with the required behaviour of the host.
 
-The code runs inside, at the end of the task. The tests of battery_on_a_runtime.py check the outcome: MARK is a path on
+The code runs inside, at the end of the task. The tests of escape_tests.py check the outcome: MARK is a path on
 the host that only a host tool which executed something from the workspace could have written.
 """
 

@@ -147,7 +147,7 @@ def _other_processes():
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
 usual = ("/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/dbus/system_bus_socket")
-attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
+try_calls(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UNIX, ("ENOENT", "EACCES", "ECONNREFUSED"), host_paths=("/run/sandbox",))  # fmt: skip
     yield Attack("ptrace of the init process", "call('ptrace', 16, 1, 0, 0); succeeded()", OWN_SIGNAL)
     yield Attack(
         "the memory of the init process",
@@ -156,7 +156,7 @@ attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UN
 space = ctypes.create_string_buffer(8)
 local = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(space), 8))
 remote = ctypes.create_string_buffer(struct.pack("=QQ", 4096, 8))
-attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
+try_calls(lambda: open("/proc/1/mem", "r+b", 0), *[
     lambda name=name: call(name, 1, local, 1, remote, 1, 0, past=(14,)) for name in ("process_vm_readv", "process_vm_writev")])""",
         "open('/proc/self/mem', 'rb', 0); succeeded()",
         DENIED_ERRORS,
@@ -176,9 +176,9 @@ attempt(lambda: open("/proc/1/mem", "r+b", 0), *[
             unchanged=("processes",),
             host_paths=("/proc/1",),
         )
-    yield Attack("the output of the init process", "attempt(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
+    yield Attack("the output of the init process", "try_calls(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip
     yield Attack("a file descriptor of another process", """
 def take(path):
     process = call("pidfd_open", int(os.path.basename(path)), 0)
     call("pidfd_getfd", process, 1, 0)
-attempt(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip
+try_calls(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip

@@ -65,7 +65,7 @@ def _namespaces():
     yield Attack(
         "the namespace of another process",
         """
-attempt(*[
+try_calls(*[
     lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
     for path in others() for kind in ("net", "mnt", "user", "pid")])""",
         OWN_THREAD,
@@ -118,7 +118,7 @@ def make(kind, options):
     target = "/tmp/" + kind + options
     mount(target, kind, options)
     os.mkdir(os.path.join(target, MARKER))
-attempt(lambda: make("cgroup2", ""), *[
+try_calls(lambda: make("cgroup2", ""), *[
     lambda options=options: make("cgroup", options) for options in ("", "memory", "pids", "none,name=own")])""", ("control groups", "mounts")),
         ("a device node", """
 become_root()
@@ -176,7 +176,7 @@ def _kernel_files():
     ):  # fmt: skip
         yield Attack(
             f"writing {name}",
-            f"attempt(*[lambda path=path: os.open(path, os.O_WRONLY) for path in {paths!r}])",
+            f"try_calls(*[lambda path=path: os.open(path, os.O_WRONLY) for path in {paths!r}])",
             OWN_FILE,
             ("EACCES", "EPERM", "EROFS", "ENOENT"),
             unchanged=("settings",),
@@ -185,11 +185,11 @@ def _kernel_files():
     yield Attack("an existing or new control group", """
 def make(path): os.mkdir(os.path.join(path, MARKER))
 def enter(path): pathlib.Path(path).write_text(str(os.getpid()))
-attempt(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
+try_calls(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
     yield Attack("the host's memory or disk devices", """
 devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
 def read(path):
     with open(path, "rb") as device: device.read(16)
-attempt(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
+try_calls(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
     yield Attack("a device node of a host disk (mknod)", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged=("files",))  # fmt: skip
     yield Attack("the kernel log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

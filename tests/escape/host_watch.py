@@ -1,7 +1,7 @@
 """Watches the host for changes while attacks run inside a sandbox.
 
 Attacks that succeed leave a marker in what they create (a mount, a file, a key, a control group), and hold it for
-HOLD_SECONDS, so that a sample is taken while it exists. Each witness is a method of HostWatch that returns the changes
+HOLD_SECONDS, so that a sample is taken while it exists. Each observer is a method of HostWatch that returns the changes
 it finds in one sample.
 """
 
@@ -67,7 +67,7 @@ class HostWatch:
             self._sandbox.update(self._attempt())
 
     def changes(self):
-        """`{witness: changes}`, without witnesses that took no sample."""
+        """`{observer: changes}`, without observers that took no sample."""
         if self._failure is not None:
             raise self._failure
         return {name: sorted(found) for name, found in self._changes.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from escape import attacks_on_credentials, attacks_on_resources, battery
+from escape import attacks_on_credentials, attacks_on_resources, sandbox_attacks
 from escape.attack_runner import ATTACKS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -77,7 +77,7 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # attacks cover /tmp
         path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
         path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
-        command = [*UNCONFINED, sys.executable, battery.__file__, str(path), str(results), "1", str(SECONDS)]
+        command = [*UNCONFINED, sys.executable, sandbox_attacks.__file__, str(path), str(results), "1", str(SECONDS)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         finally:

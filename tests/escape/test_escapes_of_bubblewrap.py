@@ -2,7 +2,7 @@
 
 import pytest
 
-from escape.battery_on_a_runtime import EscapeTests, run_attacks
+from escape.escape_tests import EscapeTests, run_attacks
 
 
 @pytest.fixture(scope="module")

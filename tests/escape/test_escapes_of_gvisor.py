@@ -6,7 +6,7 @@ System calls are a hundred times slower in gVisor; `script/escape-battery` runs 
 import pytest
 
 from escape.attack_runner import ATTACKS_PER_RUNTIME
-from escape.battery_on_a_runtime import EscapeTests, run_attacks
+from escape.escape_tests import EscapeTests, run_attacks
 
 
 @pytest.fixture(scope="module")

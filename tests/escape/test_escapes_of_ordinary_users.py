@@ -49,7 +49,7 @@ def test_attack_has_the_expected_outcome_and_its_control_succeeds(attack_run, ki
 
 def test_host_is_unchanged(attack_run):
     verdict = judge_watch(attack_run.evidence)
-    assert verdict.outcome is Outcome.HELD, verdict
+    assert verdict.outcome is Outcome.REQUIREMENT_MET, verdict
 
 
 def test_server_runs_as_the_ordinary_user(attack_run):

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_qemu_components
 from escape.attack_runner import ATTACKS, AttackRun
-from escape.battery_on_a_runtime import EscapeTests
+from escape.escape_tests import EscapeTests
 
 _SAMPLED = {
     "network": (

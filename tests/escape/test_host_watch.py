@@ -1,4 +1,4 @@
-"""Every witness reports its change, made by a real process that acts as a sandbox."""
+"""Every observer reports its change, made by a real process that acts as a sandbox."""
 
 import contextlib
 import ctypes
@@ -76,7 +76,7 @@ def watch(marker, unrelated_process, sandbox, tmp_path):
 
 
 def changed_observers(watch):
-    """Take a sample; return the witnesses that found a change."""
+    """Take a sample; return the observers that found a change."""
     watch.sample()
     changes = watch.changes()
     assert set(changes) == set(OBSERVERS)

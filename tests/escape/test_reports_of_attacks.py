@@ -1,4 +1,4 @@
-"""battery.py reports what attack code did, and never derives an outcome from its output."""
+"""sandbox_attacks.py reports what attack code did, and never derives an outcome from its output."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from escape import battery
+from escape import sandbox_attacks
 
 SECONDS, HOLD_SECONDS = 2, 1.5
 PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
@@ -20,7 +20,7 @@ def run_attacks(tmp_path):
         attacks = [{"name": code, "attack": code, "control": "succeeded()", "hold_seconds": 0} for code in codes]
         configuration, results = tmp_path / "attacks.json", tmp_path / "results.json"
         configuration.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
-        command = [sys.executable, battery.__file__, str(configuration), str(results), "2", str(SECONDS)]
+        command = [sys.executable, sandbox_attacks.__file__, str(configuration), str(results), "2", str(SECONDS)]
         subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
         reports = json.loads(results.read_text())
         assert {report["control"]["outcome"] for report in reports.values()} == {"succeeded"}
@@ -39,9 +39,9 @@ def run_attacks(tmp_path):
         ("succeeded(); refused('EPERM')", "succeeded", []),
         ("refused('EPERM'); succeeded()", "succeeded", []),
         ("succeeded(); os.kill(os.getpid(), 9)", "succeeded", []),
-        ("attempt(lambda: open('/no/such'), lambda: 1)", "succeeded", []),
-        ("attempt(lambda: open('/no/such'), lambda: os.listdir('/dev/null'))", "refused", ["ENOENT", "ENOTDIR"]),
-        ("attempt()", "refused", []),
+        ("try_calls(lambda: open('/no/such'), lambda: 1)", "succeeded", []),
+        ("try_calls(lambda: open('/no/such'), lambda: os.listdir('/dev/null'))", "refused", ["ENOENT", "ENOTDIR"]),
+        ("try_calls()", "refused", []),
         ("open('/no/such')", "refused", ["ENOENT"]),
         ("refused('limit')", "refused", ["limit"]),
         ("refused()", "refused", []),
@@ -58,7 +58,7 @@ def run_attacks(tmp_path):
         ("no_such_name", "error", ["NameError: name 'no_such_name' is not defined"]),
         ("raise RuntimeError('Operation not permitted')", "error", ["RuntimeError: Operation not permitted"]),
         ("refused('EPERM'); no_such_name", "error", ["NameError: name 'no_such_name' is not defined"]),
-        ("attempt(lambda: no_such_name)", "error", ["NameError: name 'no_such_name' is not defined"]),
+        ("try_calls(lambda: no_such_name)", "error", ["NameError: name 'no_such_name' is not defined"]),
         ("def defective(:", "error", ["SyntaxError: invalid syntax (attack, line 1)"]),
         ("with setup(): raise OSError(2, 'gone')", "error", ["SetupFailedError: FileNotFoundError(2, 'gone')"]),
         ("with setup(): pass\nraise OSError(1, 'no')", "refused", ["EPERM"]),
@@ -79,9 +79,9 @@ def test_remaining_child_does_not_block_other_attacks(run_attacks):
 
 @pytest.mark.parametrize(("code", "is_held"), [("succeeded()", True), ("refused('EPERM')", False)])
 def test_successful_attack_is_held_for_the_hold_time(code, is_held):
-    run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
+    attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     started_at = time.monotonic()
-    while (report := run_attacks.ended()) is None:
+    while (report := attack_process.ended()) is None:
         time.sleep(0.01)
     assert (time.monotonic() - started_at >= HOLD_SECONDS) is is_held
     assert ("held" in report) is is_held
@@ -92,8 +92,8 @@ def test_successful_attack_is_held_for_the_hold_time(code, is_held):
 
 def test_attack_killed_while_held_does_not_count_as_held():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
-    run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
-    while (report := run_attacks.ended()) is None:
+    attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
+    while (report := attack_process.ended()) is None:
         time.sleep(0.01)
     assert report["outcome"] == "succeeded"
     assert "held" not in report

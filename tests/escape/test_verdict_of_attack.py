@@ -102,7 +102,7 @@ def test_attack_without_host_watch_is_unproven(report, runtime):
     assert outcome(report, runtime=runtime, evidence=unwatched) is Outcome.UNPROVEN
     assert outcome(report, runtime=runtime, evidence=Evidence({})) is Outcome.UNPROVEN
     assert judge_watch(unwatched).outcome is Outcome.UNPROVEN
-    assert judge_watch(UNCHANGED).outcome is Outcome.HELD
+    assert judge_watch(UNCHANGED).outcome is Outcome.REQUIREMENT_MET
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_packet_outside_is_an_escape_without_a_response():
     [
         {"inside": ("bubblewrap",), "unchanged": ("files",)},
         {"inside": ("gvisor",)},
-        {"unchanged": ("no such witness",)},
+        {"unchanged": ("no such observer",)},
         {"refused_by": ("ENOENT",)},
         {"refused_by": ()},
     ],

@@ -44,8 +44,8 @@ def judge_attacks(kind, attacks, attack_run):
     }
 
 
-def _verdict(is_held, reason):
-    return Verdict(Outcome.HELD if is_held else Outcome.ESCAPED, reason)
+def _verdict(is_requirement_met, reason):
+    return Verdict(Outcome.REQUIREMENT_MET if is_requirement_met else Outcome.ESCAPED, reason)
 
 
 def _judge_host_observations(attack_run):
@@ -62,7 +62,7 @@ def _judge_host_observations(attack_run):
 
 
 def judge_watch(evidence):
-    """Every witness must have taken a sample, and none may have found a change."""
+    """Every observer must have taken a sample, and none may have found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
     unwatched = set(OBSERVERS) - evidence.changes.keys()
     if unwatched and not changes:
@@ -116,9 +116,9 @@ class CollectedOutput:
     def _is_not_delivered(self, sign):
         return not any(path == sign or path.startswith(f"{sign}/") for path in self.paths)
 
-    def _is_skipped(self, sign):
-        is_reported = any(sign in message for message in self.messages)
-        return is_reported and self._is_not_delivered(sign) and b"the host's own" not in self.patch
+    def _is_skipped(self, path):
+        is_reported = any(path in message for message in self.messages)
+        return is_reported and self._is_not_delivered(path) and b"the host's own" not in self.patch
 
     def _is_left_out_of_the_patch(self, sign):
         head, _, rest = self.patch.partition(b"diff --git ")

@@ -127,7 +127,7 @@ def _run_on(
     workers: list["Worker"], checkout: Path, targets: dict[str, list[str]], selected: list[Mutant]
 ) -> list[Mutant]:
     used = {mutant.file: targets[mutant.file] for mutant in selected}
-    files = test_files(checkout, used)
+    files = list_test_files(checkout, used)
     for number, worker in enumerate(workers):
         worker.send(("baseline", files, files[number :: len(workers)], sorted(used)))
     baseline = Baseline()
@@ -170,7 +170,7 @@ def _show(mutant: Mutant, test_count: int) -> None:
     print(f"  - {mutant.original}\n  + {mutant.mutated}", flush=True)
 
 
-def test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
+def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
     """The named files, and those in the named directories."""
     paths = set()
     for location in {location for places in targets.values() for location in places}:

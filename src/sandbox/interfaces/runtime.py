@@ -61,7 +61,7 @@ class Confinement(Protocol):
 
     @property
     def proxy_listener(self) -> socket | None:
-        """The listener at 127.0.0.1:PROXY_PORT (`interfaces.layout`), the only reachable address.
+        """The listener at 127.0.0.1:PROXY_PORT (`interfaces.file_layout`), the only reachable address.
 
         None means that nothing is confined and programs use the host's network.
         """
@@ -301,7 +301,7 @@ class FileUsage(msgspec.Struct, frozen=True):
 class Listeners(msgspec.Struct, frozen=True):
     """Listening sockets in the sandbox's own network namespace; nothing else listens there.
 
-    model, proxy: TCP on 127.0.0.1, ports as in `interfaces.layout`.
+    model, proxy: TCP on 127.0.0.1, ports as in `interfaces.file_layout`.
     dns_udp, dns_tcp: port 53 on every address.
     transparent: TCP sockets by port, on every address of 198.18.0.0/15.
     """

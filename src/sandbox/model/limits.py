@@ -153,6 +153,13 @@ OVERCOMMIT_MEMORY = 2
 OVERCOMMIT_DISK = 4
 """Overcommit factors of the machine's CPUs, memory and disk. A single task beyond them gets 507."""
 
+UNFINISHED_TASKS_MAX = 5_000
+"""Unfinished tasks; a further submission gets 503. A waiting task takes two descriptors and some CPU time."""
+
+UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
+"""Manifests of the unfinished tasks together; a further submission gets 503. In memory they take up to four times as
+much."""
+
 QUEUE_OVERTAKES_MAX = 10
 """Younger tasks that may start before a task that waits for more capacity; then they wait behind it."""
 

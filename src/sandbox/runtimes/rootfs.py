@@ -15,6 +15,9 @@ HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64
 HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
 """Paths of the host's /etc that programs need and that contain no secrets."""
 
+_JAVA_SETTINGS = "java-*-openjdk"
+"""Directories of /etc to which Debian's packages of Java link. The compiler needs them."""
+
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
 
@@ -50,7 +53,7 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
             tmpfs_mounts=(),
             directories=(*DIRECTORIES, *nodejs.DIRECTORIES),
             links={**LINKS, **nodejs.LINKS},
-            host_paths=("/usr", *HOST_PATHS),
+            host_paths=("/usr", *HOST_PATHS, *sorted(map(str, Path("/etc").glob(_JAVA_SETTINGS)))),
             files=files,
             mounts={**spec.programs, **nodejs.find_mounts()},
         )

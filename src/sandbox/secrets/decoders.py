@@ -12,9 +12,11 @@ from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
     find_escapes,
+    find_joined_escapes,
     find_long_escapes,
     find_terminal_escapes,
     may_hold_escapes,
+    may_hold_joined_escapes,
     may_hold_long_escapes,
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
@@ -92,7 +94,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     At terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
     character between the letters of a value consumes the letter after it. A terminal escape in the original bytes may
     end with a backslash, which consumes the letter after it too: there the layers fork once more. They also fork at
-    escapes that have a different length in other languages.
+    escapes that have a different length in other languages, and at those that continue with an escaped character.
     """
     layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
     first: list[DecodedLayer] = []
@@ -102,7 +104,13 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
         and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
     ):
         first += _strip_terminal_escapes(decoded_layer, REDACTED_LAYERS_MAX)
-    return [*layers, *first, *_first_stripped(layers[1:] or layers, REDACTED_LAYERS_MAX), *_long_layers(layers)]
+    return [
+        *layers,
+        *first,
+        *_first_stripped(layers[1:] or layers, REDACTED_LAYERS_MAX),
+        *_forked_layers(layers, may_hold_long_escapes, find_long_escapes),
+        *_forked_layers(layers, may_hold_joined_escapes, find_joined_escapes),
+    ]
 
 
 def _decode_escapes(
@@ -115,14 +123,19 @@ def _decode_escapes(
     return layers
 
 
-def _long_layers(layers: list[DecodedLayer]) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first one in which escapes may have a different length."""
+def _forked_layers(
+    layers: list[DecodedLayer],
+    may_differ: Callable[[bytes], bool],
+    find_tokens: Callable[[bytes], Iterator[EscapeToken]],
+) -> Iterator[DecodedLayer]:
+    """Yield the layers above the first one in which the tokens differ from those of the layers."""
     for depth, layer in enumerate(layers):
-        if may_hold_long_escapes(layer.data):
+        decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
+        if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:
             rounds = REDACTED_LAYERS_MAX - depth
-            longer = _decode_escapes(layer, find_long_escapes, rounds)[1:]
-            yield from longer
-            yield from _first_stripped(longer, rounds)
+            others = _decode_escapes(decoded_layer, find_tokens, rounds - 1)
+            yield from others
+            yield from _first_stripped(others, rounds)
             return
 
 

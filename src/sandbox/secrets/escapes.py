@@ -145,6 +145,32 @@ _HAS_LONG_ESCAPE = re.compile(
     rb"\\(?:0[0-3][0-7]{2}|x0[0-9a-fA-F]{2}|u[0-9a-fA-F]{1,3}(?![0-9a-fA-F])|U[0-9a-fA-F]{1,7}(?![0-9a-fA-F]))"
 )
 
+_OPEN_ESCAPES = tuple(
+    (re.compile(syntax), more)
+    for syntax, more in (
+        (rb"\\+[0-7]{1,2}", b"01234567"),
+        (rb"&#[0-9]+", b"0123456789;"),
+        (rb"&#[xX][0-9a-fA-F]+", b"0123456789abcdefABCDEF;"),
+        (rb"&[A-Za-z0-9]+", b";"),
+        (rb"\\+u[dD][89abAB][0-9a-fA-F]{2}", b"\\"),
+    )
+)
+"""Escapes without an end, and the characters that continue them."""
+
+_ESCAPE_STARTS = (b"\\", b"%", b"&")
+
+_HAS_JOINED_ESCAPE = re.compile(
+    rb"""
+    (?: \\[0-7]{1,2} (?!\\[0-7]{1,2}(?![0-7]))
+      | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\u)
+      | &\#[0-9]{1,7} (?!&\#[0-9]{1,7}(?![0-9;]))
+      | &\#[xX][0-9a-fA-F]{1,6} (?!&\#[xX][0-9a-fA-F]{1,6}(?![0-9a-fA-F;]))
+      | &[A-Za-z]{2,6} (?!&[A-Za-z]{2,6}(?![A-Za-z;])) )
+    (?: [\\\x00-\x08\x0b-\x1f\x7f-\xff] | %[0-9a-fA-F%&\\] | &[A-Za-z\#] | '[\\"] )
+    """,
+    re.VERBOSE,
+)
+
 _LATIN1_CONTROLS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
@@ -238,6 +264,39 @@ def find_long_escapes(data: bytes) -> Iterator[EscapeToken]:
 def may_hold_long_escapes(data: bytes) -> bool:
     """Return whether `find_long_escapes` may find something else than `find_escapes`."""
     return b"\\" in data and _HAS_LONG_ESCAPE.search(data) is not None
+
+
+def find_joined_escapes(data: bytes) -> Iterator[EscapeToken]:
+    r"""Yield escapes and invisible characters, but no escape whose next character is escaped too: `&#10\u0034;`."""
+    tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
+    token = next(tokens, None)
+    while token is not None:
+        following = next(tokens, None)
+        if not _is_continued(data, token, following):
+            yield token
+        token = following
+
+
+def may_hold_joined_escapes(data: bytes) -> bool:
+    """Return whether `find_joined_escapes` may find something else than `find_escapes`."""
+    return _HAS_JOINED_ESCAPE.search(data) is not None
+
+
+def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
+    r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
+
+    Two open escapes of one kind are a sequence: `\67\67` are two letters.
+    """
+    end = token[1]
+    is_next = following is not None and following[0] == end
+    if not is_next and data[end : end + 1] not in _ESCAPE_STARTS:
+        return False
+    for syntax, more in _OPEN_ESCAPES:
+        if syntax.fullmatch(data, token[0], end):
+            if following is None or not is_next or not following[2]:
+                return True
+            return following[2][:1] in more and syntax.fullmatch(data, end, following[1]) is None
+    return False
 
 
 def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken]:

@@ -1,11 +1,68 @@
 """The scheduler: starts the oldest task that fits; smaller tasks may overtake within a limit."""
 
 import itertools
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sandbox.interfaces.tasks import Occupancy
+import msgspec
+
+from sandbox.interfaces.tasks import Occupancy, UnavailableError
+from sandbox.model import limits
 from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
-from sandbox.model.manifest.schema import Vm
+from sandbox.model.manifest.schema import Manifest, Vm
+
+_DESCRIPTORS_SHARE = 4
+"""Unfinished tasks are at most 1/N of the server's file descriptors; a waiting one takes two."""
+
+
+class Backlog:
+    """Bounds the unfinished tasks and the size of their manifests, which the server keeps in memory."""
+
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        descriptors = limits.UNFINISHED_TASKS_MAX if soft == resource.RLIM_INFINITY else soft // _DESCRIPTORS_SHARE
+        self._tasks_max = min(limits.UNFINISHED_TASKS_MAX, descriptors)
+        self._sizes: dict[object, int] = {}
+        self._total_bytes = 0
+
+    def add(self, task_id: str, manifest: Manifest) -> None:
+        """Count a task, even above the limits."""
+        self._count(task_id, _size_bytes(manifest))
+
+    def remove(self, task_id: object) -> None:
+        """Stop counting a task; unknown ids are ignored."""
+        self._total_bytes -= self._sizes.pop(task_id, 0)
+
+    @contextmanager
+    def reserved(self, manifest: Manifest) -> Iterator[None]:
+        """Count a task that is being accepted. Raises UnavailableError if there is no room for it."""
+        size_bytes = _size_bytes(manifest)
+        if len(self._sizes) >= self._tasks_max:
+            raise UnavailableError(
+                f"The maximum of {self._tasks_max} tasks is unfinished; submit the task again later."
+            )
+        if self._sizes and self._total_bytes + size_bytes > limits.UNFINISHED_MANIFEST_BYTES_MAX:
+            most = f"{limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
+            raise UnavailableError(
+                f"The manifests of unfinished tasks have almost {most}; submit the task again later."
+            )
+        key = object()
+        self._count(key, size_bytes)
+        try:
+            yield
+        finally:
+            self.remove(key)
+
+    def _count(self, key: object, size_bytes: int) -> None:
+        self.remove(key)
+        self._sizes[key] = size_bytes
+        self._total_bytes += size_bytes
+
+
+def _size_bytes(manifest: Manifest) -> int:
+    return len(msgspec.json.encode(manifest))
 
 
 @dataclass(frozen=True, slots=True)

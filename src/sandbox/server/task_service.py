@@ -50,7 +50,7 @@ from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.runner_launcher import Launcher
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.scheduler import Backlog, Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
 from sandbox.server.tracked_task import KeyedLock, TrackedTask
 from sandbox.server.watchdog import RunnerWatchdog
@@ -97,6 +97,7 @@ class TaskService:
     def __init__(self, dependencies: ServiceDependencies) -> None:
         self.dependencies = dependencies
         self._launches: set[asyncio.Task[None]] = set()
+        self._backlog = Backlog()
         self._closing = asyncio.Event()
         self._idempotency_locks = KeyedLock()
         self._next_scheduling: asyncio.TimerHandle | None = None
@@ -118,6 +119,7 @@ class TaskService:
 
     def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
         requested = Resources.requested_by(tracked.task.manifest.vm)
+        self._backlog.add(tracked.task.id, tracked.task.manifest)
         self.dependencies.scheduler.remove(tracked.task.id)  # a pruned task may have had this id a moment ago
         if tracked.recorder is not None:
             self.dependencies.scheduler.enqueue(tracked.task.id, requested)
@@ -167,6 +169,8 @@ class TaskService:
     async def check_admission(self, manifest: Manifest) -> None:
         """See `Tasks.check_admission`."""
         self._check_admissible(manifest)
+        with self._backlog.reserved(manifest):
+            pass
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
                 raise DuplicateTaskError(await self.status(manifest.metadata.id))
@@ -177,7 +181,8 @@ class TaskService:
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = dataclasses.replace(manifest, metadata=metadata)
         try:
-            tracked, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
+            with self._backlog.reserved(named):
+                tracked, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task
@@ -327,6 +332,7 @@ class TaskService:
             )
 
     def _on_finished(self, tracked: TrackedTask) -> None:
+        self._backlog.remove(tracked.task.id)
         self.dependencies.scheduler.remove(tracked.task.id)
         self._schedule()
 

@@ -32,6 +32,7 @@ class FairShare:
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._has_renewal_scheduled = False
         self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
+        self.history_reads = asyncio.Semaphore()
         self.memory = MemoryShare()
 
     async def acquire(self, size_bytes: int) -> None:
@@ -117,6 +118,17 @@ async def thread_slot() -> AsyncIterator[None]:
     async with share.threads:
         with shared_work():
             yield
+
+
+@asynccontextmanager
+async def history_slot() -> AsyncIterator[None]:
+    """Read the history of a task for one of the current share's streams at a time: streams of other shares wait."""
+    share = _SHARE.get()
+    if share is None:
+        yield
+        return
+    async with share.history_reads:
+        yield
 
 
 async def to_thread(

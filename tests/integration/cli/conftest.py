@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_api import FakeApi
 from doubles.forked_commands import ForkedCommand
 from doubles.forked_commands import run as run_forked
-from doubles.recorded_api import RecordedApi
 
 END = b"<end of output>"
 
@@ -20,7 +20,7 @@ END = b"<end of output>"
 @pytest.fixture
 def api():
     """A recorded API without responses."""
-    with RecordedApi().running() as api:
+    with FakeApi().running() as api:
         yield api
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_api import ApiResponse, json_response, sse_response
 from doubles.forked_commands import ForkedCommand
-from doubles.recorded_api import ApiResponse, json_response, sse_response
 from doubles.recorded_task import TASK_ID, task_events, task_status
 
 NEW_PROCESS = (sys.executable, "-c", "from sandbox.cli.main import main; main()")

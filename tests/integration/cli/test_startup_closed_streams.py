@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.recorded_api import json_response
+from doubles.fake_api import json_response
 
 SANDBOX = (sys.executable, "-m", "sandbox")
 

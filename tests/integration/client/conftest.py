@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from doubles.recorded_api import RecordedApi
+from doubles.fake_api import FakeApi
 from doubles.recorded_task import TASK_ID, task_status
 from sandbox.client import AsyncClient, Client, operations
 
@@ -45,7 +45,7 @@ class BlockingAsyncClient:
 @pytest.fixture
 def api():
     """A recorded API without responses."""
-    with RecordedApi().running() as api:
+    with FakeApi().running() as api:
         yield api
 
 
@@ -59,7 +59,7 @@ def client_class(request, monkeypatch):
 @pytest.fixture
 def client(api, client_class):
     """A client of the recorded API, with a token."""
-    from doubles.recorded_api import json_response
+    from doubles.fake_api import json_response
 
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     with client_class(api.url, "secret-token", timeout_seconds=10) as client:

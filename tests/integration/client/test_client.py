@@ -6,7 +6,7 @@ import hashlib
 import httpx
 import pytest
 
-from doubles.recorded_api import ApiResponse, RecordedApi, error_response, json_response, sse_response
+from doubles.fake_api import ApiResponse, FakeApi, error_response, json_response, sse_response
 from doubles.recorded_task import TASK_ID, task_events, task_status
 from sandbox.client import (
     ChecksumError,
@@ -271,7 +271,7 @@ def test_foreign_http_server_is_detected(api, client):
 
 
 def test_unreachable_server_error_suggests_the_serve_command(client_class):
-    with RecordedApi().running() as api:
+    with FakeApi().running() as api:
         url = api.url
     with client_class(url) as client, pytest.raises(UnreachableError) as raised:
         client.status(TASK_ID)

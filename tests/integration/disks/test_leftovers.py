@@ -60,7 +60,7 @@ def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
             asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
-            wait_until(lambda: not is_alive(pid), what="the end of the holder")
+            wait_until(lambda: not is_alive(pid), description="the end of the holder")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
             assert unrelated_process.poll() is None

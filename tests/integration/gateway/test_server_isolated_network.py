@@ -33,7 +33,7 @@ def test_proxy_refuses_all_hosts():
     run(scenario)
 
 
-def test_transparent_port_80_is_refused():
+def test_request_on_transparent_port_80_is_denied():
     async def scenario():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             client = await served.connect(served.listeners.transparent[80].getsockname()[1])
@@ -44,7 +44,7 @@ def test_transparent_port_80_is_refused():
     run(scenario)
 
 
-def test_tls_connection_is_refused_and_its_name_reported():
+def test_tls_connection_is_denied_and_its_name_reported():
     async def scenario():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             port = served.listeners.transparent[443].getsockname()[1]

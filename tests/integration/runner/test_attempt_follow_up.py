@@ -237,7 +237,7 @@ def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness)
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
 
 
-def test_finisher_completes_an_interrupted_disk_handover(make_harness):
+def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.attempt_runner.finish())
@@ -261,7 +261,7 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
 
-def test_cancel_during_disk_handover_preserves_the_work(make_harness):
+def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.attempt_runner.finish())

@@ -48,8 +48,8 @@ def test_host_of_denied_egress_is_redacted(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        script.report(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
-        script.report(BudgetExhausted("enough"))
+        script.report_event(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
+        script.report_event(BudgetExhausted("enough"))
         await work
 
     asyncio.run(scenario())
@@ -102,7 +102,7 @@ def test_exhausted_budget_ends_the_task(make_harness):
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
-        script.report(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
+        script.report_event(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
     asyncio.run(scenario())
@@ -152,11 +152,11 @@ def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
 
 @pytest.mark.parametrize("output_format", ["stream-json", "text"])
 def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
-    drawn = b'\x1b[2J{"type":"result","is_error":false}\n'
-    harness = make_harness(Script(stdout=drawn), claude={"headless": False, "output_format": output_format})
+    terminal_output = b'\x1b[2J{"type":"result","is_error":false}\n'
+    harness = make_harness(Script(stdout=terminal_output), claude={"headless": False, "output_format": output_format})
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.states[-1] == "completed"
-    assert harness.outputs("stdout") == [drawn]
+    assert harness.outputs("stdout") == [terminal_output]
     assert (harness.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
 
 

@@ -28,7 +28,7 @@ FULL, AMPLE_SPACE = DiskSpace(9, 100), DiskSpace(100, 100)
 LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
-class Disk:
+class FullDisk:
     """The disk of a harness's journal: rejects the given kinds of events while `is_full` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
@@ -60,8 +60,8 @@ async def cancel_and_wait(harness, work):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("kind", [Output, Progress, AgentExited, Usage, ArtifactCollected, TaskFinished])
 def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch, kind, number):
-    harness = make_harness(Script(stdout=LINES, reports=(Usage("a-model", 1, 1),)))
-    disk = Disk(harness, monkeypatch, kind, number=number)
+    harness = make_harness(Script(stdout=LINES, gateway_events=(Usage("a-model", 1, 1),)))
+    disk = FullDisk(harness, monkeypatch, kind, number=number)
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
@@ -79,7 +79,7 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
 
 def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
     harness = make_harness(Script())
-    disk = Disk(harness, monkeypatch, AgentExited)
+    disk = FullDisk(harness, monkeypatch, AgentExited)
     harness.reserve.on_released = lambda: setattr(disk, "is_full", False)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, disk.rejected_count, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
@@ -90,7 +90,7 @@ def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monk
 )
 def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
     harness = make_harness(Script(runs_until_signal=True), lifecycle=lifecycle)
-    disk = Disk(harness, monkeypatch, AgentStarted)
+    disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
@@ -106,7 +106,7 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
 def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
     """The agent's own disk may hold the space that the records need."""
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
-    disk = Disk(harness, monkeypatch, AgentStarted)
+    disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
@@ -122,7 +122,7 @@ def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, m
 
 def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
     harness = make_harness(Script(runs_until_signal=True))
-    disk = Disk(harness, monkeypatch, AgentStarted)
+    disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
@@ -171,7 +171,7 @@ def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harnes
 def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
-    disk = Disk(harness, monkeypatch, object)
+    disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():
@@ -195,7 +195,7 @@ def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypat
     """Otherwise the next attempt would receive a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
-    disk = Disk(harness, monkeypatch, object)
+    disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():

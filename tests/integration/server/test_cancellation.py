@@ -28,7 +28,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
         ),
     ],
 )
-def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, events, rest, message, state):
+def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, events, later_events, message, state):
     # Only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
@@ -40,7 +40,7 @@ def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, ev
             cancelled = await service.cancel("task-1", reason="", force=False)
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", *rest)
+            components.runners.record("task-1", *later_events)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert asyncio.run(scenario()) == (message, state)
@@ -63,7 +63,7 @@ def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, mo
 
 
 class SlowStart:
-    """The launch of a runner blocks until `may_end` is set."""
+    """The launch of a runner blocks until `release_start` is set."""
 
     def __init__(self, runners, monkeypatch):
         self.has_started, self.release_start = asyncio.Event(), asyncio.Event()

@@ -13,8 +13,9 @@ from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskNotFoundError, TaskTerminalError, UnavailableError
 from sandbox.journal.journals import FileJournals
+from sandbox.model import limits
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.events import AgentExited, AttemptFailed, Output, TaskFinished
+from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
@@ -127,6 +128,49 @@ def test_oversized_task_is_rejected_and_blocked_task_waits(components):
             assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
             components.runners.record("first", *TO_RUNNING, *TO_END)
             await components.wait_for_launch("second")
+
+    asyncio.run(scenario())
+
+
+def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, monkeypatch):
+    monkeypatch.setattr(limits, "UNFINISHED_TASKS_MAX", 3)
+
+    async def scenario():
+        async with components.server() as service:
+            names = [f"task-{number}" for number in range(8)]
+            results = await asyncio.gather(*map(service.submit, map(manifest, names)), return_exceptions=True)
+            refused = [result for result in results if isinstance(result, UnavailableError)]
+            assert len(refused) == 5
+            assert str(refused[0]) == "The maximum of 3 tasks is unfinished; submit the task again later."
+            with pytest.raises(UnavailableError, match="unfinished"):
+                await service.check_admission(manifest("another"))
+            await components.wait_for_launch("task-0")
+            components.runners.record("task-0", *TO_RUNNING, *TO_END)
+            await service.wait("task-0", 10)
+            await asyncio.sleep(0.1)
+            await service.check_admission(manifest("another"))
+            await service.submit(manifest("another"))
+
+    asyncio.run(scenario())
+
+
+def test_submission_above_the_size_of_unfinished_manifests_is_refused(components, monkeypatch):
+    monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
+    large = {"name": "n" * 20_000}
+
+    async def scenario():
+        key = Idempotency("key", "0" * 64)
+        async with components.server() as service:
+            await service.submit(manifest("first", **large), key)
+            with pytest.raises(UnavailableError, match="The manifests of unfinished tasks"):
+                await service.submit(manifest("second", **large))
+            await service.submit(manifest("small"))
+            assert (await service.submit(manifest("first", **large), key)).is_replayed
+        monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
+        async with components.server() as service:
+            assert not (await service.status("first")).state.is_terminal
+            with pytest.raises(UnavailableError):
+                await service.submit(manifest("third"))
 
     asyncio.run(scenario())
 

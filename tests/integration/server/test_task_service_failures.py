@@ -27,7 +27,7 @@ from sandbox.store.sqlite import SqliteStore
 
 
 class FullDisk:
-    """While the disk is full, journals accept only the event types in `spares`."""
+    """While the disk is full, journals accept only the event types in `accepted_event_types`."""
 
     def __init__(self, monkeypatch):
         self.is_full, self.accepted_event_types, self.failure_count = False, (), 0

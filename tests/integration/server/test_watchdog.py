@@ -74,7 +74,7 @@ def test_other_processes_are_not_killed(journals, process, tmp_path):
     assert not journals.kill_lock_holder("task-2")
     other_holder.kill()
     other_holder.wait()
-    wait_until(lambda: not journals.is_locked("task-1"), what="the lock to be free")
+    wait_until(lambda: not journals.is_locked("task-1"), description="the lock to be free")
     writer = journals.open("task-1")
     assert not journals.kill_lock_holder("task-1")
     writer.close()
@@ -136,12 +136,12 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
     wait_until(
-        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen"
+        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
     )
     os.kill(runner.pid, signal.SIGSTOP)
-    wait_until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="no response")
+    wait_until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), description="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    wait_until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="a response")
+    wait_until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), description="a response")
 
 
 def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
     wait_until(
-        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen"
+        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
     )
     os.kill(runner.pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:

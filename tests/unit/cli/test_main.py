@@ -57,7 +57,7 @@ def test_group_help_matches_command_help(entries):
         assert command.help.splitlines()[0] == short_help
 
 
-def test_commands_are_complete():
+def test_command_groups_list_the_expected_commands():
     assert list(main.ENTRIES) == [
         "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
         "demo",

@@ -79,7 +79,7 @@ def at(second: int) -> datetime:
 # Time
 
 
-def test_task_start_time_is_that_of_the_first_agent():
+def test_task_starts_when_its_first_agent_starts():
     """`lifecycle.timeout` counts from the start of the first agent."""
     first = AgentStartTime(50.0, "boot-1")
     task = final_task(*running(), retries=2)

@@ -10,7 +10,7 @@ from sandbox.runner.agent_output import AgentOutput, OutputQuota, redacted_chunk
 from sandbox.system.cpu_throttle import CpuThrottle
 
 OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
-LINES_PER_TURN = 100
+LINES_PER_LOOP_ITERATION = 100
 
 
 class Process:
@@ -85,7 +85,7 @@ def test_reading_pauses_as_soon_as_the_budget_is_spent(process):
         reading = asyncio.create_task(agent.read_stdout(reader()))
         for _ in range(100):
             await asyncio.sleep(0.01)
-        assert 1000 <= len(written) <= 1000 + LINES_PER_TURN
+        assert 1000 <= len(written) <= 1000 + LINES_PER_LOOP_ITERATION
         process.now += 1000
         await reading
         assert text(written) == OUTPUT

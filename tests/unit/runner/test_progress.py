@@ -99,7 +99,7 @@ def test_final_progress_has_no_current_tool():
     assert events[-1].tool_calls == 1
 
 
-def test_denied_count_is_that_of_the_gateway():
+def test_denied_count_comes_from_the_gateway():
     tracker, events = create_tracker()
     tracker.set_denied_count(0)
     tracker.record_if_due(0.0)

@@ -104,7 +104,7 @@ def test_value_of_mostly_escapes_is_found_in_nested_json(value: str):
 
 
 @pytest.mark.parametrize("value", ['"default"', "'content'", "\\\\default"])
-def test_short_core_of_a_quoted_value_is_not_redacted(value: str):
+def test_short_value_without_its_quotes_is_not_redacted(value: str):
     redactor = SecretRedactor({"S": value})
     assert b"[REDACTED:S]" in redactor.redact(f"say {value} now".encode())
     for text in (b"the default {", b'{"content":1}'):

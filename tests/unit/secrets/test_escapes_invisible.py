@@ -63,7 +63,7 @@ ENCODINGS: list[Callable[[str], str]] = [
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)
-def test_every_invisible_character_in_every_encoding(redactor: SecretRedactor, encode: Callable[[str], str]):
+def test_value_with_any_encoded_invisible_character_is_redacted(redactor: SecretRedactor, encode: Callable[[str], str]):
     """Each on its own line; most encodings are tested with every seventh character."""
     step = 1 if encode is plain else 7
     codes_tested = INVISIBLES[::step]
@@ -74,14 +74,14 @@ def test_every_invisible_character_in_every_encoding(redactor: SecretRedactor, e
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)
-def test_run_of_invisible_characters_at_one_position(redactor: SecretRedactor, encode: Callable[[str], str]):
+def test_value_with_a_run_of_invisible_characters_is_redacted(redactor: SecretRedactor, encode: Callable[[str], str]):
     for run in ("\u061c\u3164\ufe0f\t\x85", "\U000e0041" * 40, "\ufff9\ufffb", "\x9d0;title\x9c", "\x9b1m"):
         assert redactor.redact_text(f"<{encode(VALUE[:5] + run + VALUE[5:])}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("filling", ["\x1b", "\x9b", "\x9d", "\x90", "\x9c"])
-def test_terminal_escape_introducer_before_each_letter(encode: Callable[[str], str], filling: str):
+def test_value_with_an_escape_introducer_before_each_letter_is_redacted(encode: Callable[[str], str], filling: str):
     for value in ("c[1mP]8;;x/word", "a]b[cPd^e_f(Bg7h"):
         redactor = SecretRedactor({"S": value})
         for mixed in (filling, filling + "\u200b", "\x00" + filling):

@@ -295,12 +295,46 @@ def test_escapes_of_either_length_are_read(redactor: SecretRedactor, text: str):
     assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
 
 
-def test_text_with_escapes_of_either_length_stays_as_it_is(redactor: SecretRedactor):
+def test_text_with_escapes_of_either_length_is_unchanged(redactor: SecretRedactor):
     text = r"printf '\0101\0102' \x0041 \u41 C:\users\U0 \0"
     assert redactor.redact_text(text) == text
 
 
+JOINED_ESCAPES = {
+    "decimal in JSON": r"ghp_&#9\u0037;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "hex in JSON": r"ghp_&#x6\u0031;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "semicolon in JSON": r"ghp_&#97\u003bB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "octal in HTML": r"ghp_\14&#49;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "octal in an address": r"ghp_\1%341B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "HTML in HTML": r"ghp_&#9&#x37;;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "invisible character": "ghp_&#9\u200b7;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "three layers": r"ghp_&#9\u00&#51;7;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "sequence": r"ghp_\141\102\63\144\105\66gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "sequence in HTML": "ghp_&#97&#66&#51&#100E6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+}
+"""Escapes that continue with an escaped character, and sequences of escapes without an end."""
+
+
+@pytest.mark.parametrize("text", JOINED_ESCAPES.values(), ids=JOINED_ESCAPES)
+def test_escapes_with_escaped_characters_are_redacted(redactor: SecretRedactor, text: str):
+    assert redactor.redact_text(f"a {text} b") == f"a {MARK} b"
+    stream = redactor.stream()
+    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
+
+
+def test_joined_surrogate_pair_and_named_reference_are_redacted():
+    redactor = SecretRedactor({"T": "pass<word😀1234"})
+    assert redactor.redact_text(r"a pass&lt\u003bword\ud83d%5Cude001234 b") == "a [REDACTED:T] b"
+
+
+def test_text_with_joined_escapes_is_unchanged(redactor: SecretRedactor):
+    text = r"x &#9\u0037; \14&#49; \1%341 &lt\u003b \67\67 &#65&#66 \ud83d%5Cude00 C:\1\2 ?a=1&amp=%20"
+    assert redactor.redact_text(text) == text
+
+
 HOSTILE = {
+    "joined octals": b"\\1&#48;4" * 20_000,
+    "joined numbers": b"&#1\\u0032" * 20_000,
     "backslashes": b"\\" * 250_000,
     "escapes": b"\\u0041" * 40_000,
     "short octals": b"\\67" * 40_000,

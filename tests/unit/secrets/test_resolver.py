@@ -143,7 +143,7 @@ def test_error_detail_names_the_secret():
     assert (error.code, error.detail) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
 
 
-def test_message_has_secret_names_and_detail_has_the_rest():
+def test_message_has_secret_names_and_detail_has_source_and_reason():
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(secret("FIRST", "key-1"), secret("DATABASE"), secret("SECOND", "key-2", "file"))
     message, detail = caught.value.message, caught.value.detail

@@ -100,7 +100,7 @@ def streamed_journal():
         streamed.recorder.writer.close()
 
 
-def rest(received, after):
+def events_after(received, after):
     return [event for event in received if event["seq"] > after]
 
 
@@ -109,7 +109,7 @@ def test_replay_after_any_record_returns_the_rest(events):
     async def resume_after_each_record(streamed):
         all_events = await streamed.replay(0)
         for after in (*range(streamed.recorder.writer.last_seq + 2), 2**62):
-            assert await streamed.replay(after) == rest(all_events, after)
+            assert await streamed.replay(after) == events_after(all_events, after)
         return len(all_events)
 
     with streamed_journal() as streamed:
@@ -145,19 +145,19 @@ class ReadsPerTurn:
     """The maximum number of journal batches read in one turn of the event loop."""
 
     def __init__(self, journals, monkeypatch):
-        self.maximum = self._now = 0
+        self.maximum = self._count_in_turn = 0
         read = journals.read
 
         def counted(*arguments, **options):
-            self._now += 1
-            self.maximum = max(self.maximum, self._now)
+            self._count_in_turn += 1
+            self.maximum = max(self.maximum, self._count_in_turn)
             return read(*arguments, **options)
 
         monkeypatch.setattr(journals, "read", counted)
 
     async def watch(self):
         while True:
-            self._now = 0
+            self._count_in_turn = 0
             await asyncio.sleep(0)
 
 
@@ -212,7 +212,7 @@ def test_resumed_follower_receives_the_rest_to_the_end(before, during, resumptio
         all_events = await streamed.replay(0)
         for (_, after), following in followers.items():
             # A position past the end receives the last event.
-            assert await asyncio.wait_for(following, 10) == (rest(all_events, after) or all_events[-1:])
+            assert await asyncio.wait_for(following, 10) == (events_after(all_events, after) or all_events[-1:])
 
     with streamed_journal() as streamed:
         streamed.record(*before)

@@ -14,7 +14,7 @@ def test_burst_needs_no_wait():
     assert budget.wait_seconds() == 0
 
 
-def test_debt_beyond_the_burst_is_waited_off_at_the_rate():
+def test_debt_beyond_the_burst_delays_work_at_the_rate():
     budget = CpuBudget(100.0, 7.0)
     budget.update(100.0, 7.0 + BURST + 0.1)
     assert budget.wait_seconds() == pytest.approx(0.1 / CORES)

@@ -57,9 +57,10 @@ class HistoryCache:
     async def get_or_load(self, position: int, frames: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event after `position`, or None if there is none.
 
-        frames: reads all events after `position`. One client reads at a time, so concurrent ones share its result.
+        frames: reads all events after `position`. One client reads at a time, so concurrent ones share its result, and
+            the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
         """
-        async with self._load_lock:
+        async with fair_share.history_slot(), self._load_lock:
             return self.find(position) or await self.load(frames(), position)
 
     def find(self, position: int) -> Batch | None:

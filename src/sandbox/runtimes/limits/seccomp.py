@@ -94,7 +94,8 @@ _DENIED_IOCTLS = (
     0x8980, 0x8981,  # SIOCADDDLCI, SIOCDELDLCI: the same, before Linux 5.11
     0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
 )  # fmt: skip
-_ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+_ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
+"""0x40000: ADDR_NO_RANDOMIZE, which concerns only the program itself. ThreadSanitizer and `setarch -R` need it."""
 
 # Numbers from 424 on are the same on every architecture.
 _DENIED_ON_ALL_ARCHITECTURES = {
@@ -114,7 +115,10 @@ memfd_secret removes pages from the kernel's direct map, which slows the whole m
 """
 
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
-"""Huge pages come from a pool of the whole machine, and the memory control group does not count them."""
+"""Huge pages come from a pool of the whole machine, and the memory control group does not count them.
+
+memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with all flags and ends at any other error.
+"""
 
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
@@ -293,7 +297,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.madvise, _ARG2, (_MERGEABLE,), errno.EINVAL),
         *_refuse_values(_PROCESS_MADVISE, _ARG3, (_MERGEABLE,), errno.EINVAL),
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
-        *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
+        *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.EINVAL),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
         *_refuse_file_signals(architecture),

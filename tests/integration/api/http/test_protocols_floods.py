@@ -36,19 +36,19 @@ class CallsPerTurn:
     """The number of calls of a method: all, and the maximum in one iteration of the event loop."""
 
     def __init__(self, monkeypatch, owner, name):
-        self.total = self.maximum = self._now = 0
+        self.total = self.maximum = self._count_in_turn = 0
         original = getattr(owner, name)
 
         def counted(*arguments):
-            self.total, self._now = self.total + 1, self._now + 1
-            self.maximum = max(self.maximum, self._now)
+            self.total, self._count_in_turn = self.total + 1, self._count_in_turn + 1
+            self.maximum = max(self.maximum, self._count_in_turn)
             return original(*arguments)
 
         monkeypatch.setattr(owner, name, counted)
 
     async def watch(self):
         while True:
-            self._now = 0
+            self._count_in_turn = 0
             await asyncio.sleep(0)
 
 

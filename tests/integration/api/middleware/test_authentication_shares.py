@@ -37,20 +37,20 @@ class MessagesPerTurn:
     """The maximum number of messages that are encoded in one iteration of the event loop."""
 
     def __init__(self, monkeypatch):
-        self.maximum = self._now = 0
+        self.maximum = self._count_in_turn = 0
         original = websocket.WebSocketEncoder.encode
 
         def messages(view, frames):
             encoded = original(view, frames)
-            self._now += len(encoded)
-            self.maximum = max(self.maximum, self._now)
+            self._count_in_turn += len(encoded)
+            self.maximum = max(self.maximum, self._count_in_turn)
             return encoded
 
         monkeypatch.setattr(websocket.WebSocketEncoder, "encode", messages)
 
     async def watch(self):
         while True:
-            self._now = 0
+            self._count_in_turn = 0
             await asyncio.sleep(0)
 
 
@@ -103,14 +103,14 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
     async def scenario():
         async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
             api.tasks.add("task-001", *TO_RUNNING)
-            now, most, may_continue = 0, 0, asyncio.Event()
+            active, maximum, may_continue = 0, 0, asyncio.Event()
             list_artifacts = api.tasks.artifacts
 
             async def artifacts(task_id):
-                nonlocal now, most
-                now, most = now + 1, max(most, now + 1)
+                nonlocal active, maximum
+                active, maximum = active + 1, max(maximum, active + 1)
                 await may_continue.wait()
-                now -= 1
+                active -= 1
                 return await list_artifacts(task_id)
 
             monkeypatch.setattr(api.tasks, "artifacts", artifacts)
@@ -121,10 +121,10 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
                 )
                 requests = [asyncio.create_task(client.get(path, headers=first)) for _ in range(20)]
                 async with asyncio.timeout(10):
-                    while now < THREADS_AT_ONCE_MAX:
+                    while active < THREADS_AT_ONCE_MAX:
                         await asyncio.sleep(0.01)
                 assert (await client.get("/api/v1/tasks?limit=1000", headers=second)).status_code == 200
-                assert most == THREADS_AT_ONCE_MAX
+                assert maximum == THREADS_AT_ONCE_MAX
                 may_continue.set()
                 assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
@@ -132,19 +132,19 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
 
 
 def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, until, monkeypatch):
-    responses = most = now = 0
+    responses = maximum = count_in_turn = 0
     denied = authentication._denied_response
 
     def count(*arguments):
-        nonlocal responses, most, now
-        responses, now = responses + 1, now + 1
-        most = max(most, now)
+        nonlocal responses, maximum, count_in_turn
+        responses, count_in_turn = responses + 1, count_in_turn + 1
+        maximum = max(maximum, count_in_turn)
         return denied(*arguments)
 
     async def watch():
-        nonlocal now
+        nonlocal count_in_turn
         while True:
-            now = 0
+            count_in_turn = 0
             await asyncio.sleep(0)
 
     monkeypatch.setattr(authentication, "_denied_response", count)
@@ -164,23 +164,23 @@ def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, un
                 writer.close()
 
     asyncio.run(scenario())
-    assert most <= MESSAGES_PER_TURN_MAX
+    assert maximum <= MESSAGES_PER_TURN_MAX
 
 
 def test_manifests_of_one_token_have_a_share_of_threads(running_api, monkeypatch):
-    now, most, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
+    active, maximum, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
     parse = tasks._parse_submission
 
     def count(body, *others):
-        nonlocal now, most
+        nonlocal active, maximum
         if body != b"slow":
             return parse(body, *others)
         with lock:
-            now += 1
-            most = max(most, now)
+            active += 1
+            maximum = max(maximum, active)
         may_continue.wait(20)
         with lock:
-            now -= 1
+            active -= 1
         return parse(body, *others)
 
     monkeypatch.setattr(tasks, "_parse_submission", count)
@@ -196,11 +196,11 @@ def test_manifests_of_one_token_have_a_share_of_threads(running_api, monkeypatch
             )
             requests = [asyncio.create_task(client.post(path, content=b"slow", headers=first)) for _ in range(40)]
             async with asyncio.timeout(10):
-                while now < THREADS_AT_ONCE_MAX:
+                while active < THREADS_AT_ONCE_MAX:
                     await asyncio.sleep(0.01)
                 assert (await client.post(path, content=b"quick", headers=second)).status_code == 400
             may_continue.set()
             assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
-            assert most == THREADS_AT_ONCE_MAX
+            assert maximum == THREADS_AT_ONCE_MAX
 
     asyncio.run(scenario())

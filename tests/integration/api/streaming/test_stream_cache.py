@@ -5,6 +5,7 @@ import json
 import random
 
 import httpx
+import pytest
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
@@ -12,6 +13,7 @@ from sandbox.api.routes import logs
 from sandbox.api.streaming import response as streaming_response
 from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
+from sandbox.system import fair_share
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -202,5 +204,43 @@ def test_slow_reader_gets_every_event(running_api, monkeypatch):
                 api.tasks.record("task-001", *TO_COMPLETED)
                 seqs = [json.loads(message)["seq"] async for message in slow]
             assert seqs == list(range(1, 5 + 1000 + len(TO_COMPLETED) + 2))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "has_many_readers", [True, False], ids=["a-token-with-many-readers", "a-token-with-one-reader"]
+)
+def test_history_reader_waits_for_few_reads_of_another_token(has_many_readers, monkeypatch):
+    monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
+    monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
+    history, last, loads = stream_cache.HistoryCache(), 10_000, []
+
+    def events_after(client, position):
+        async def events():
+            loads.append(client)
+            for seq in range(position + 1, last + 1):
+                await asyncio.sleep(0)
+                yield {"type": "output", "seq": seq, "data": "x" * 100}
+
+        return events
+
+    async def read(client, share, position, batches):
+        fair_share.set_current_share(share)
+        for _ in range(batches):
+            position = (await history.get_or_load(position, events_after(client, position))).last_seq
+
+    async def scenario():
+        other, own = fair_share.FairShare(), fair_share.FairShare()
+        readers = [
+            asyncio.create_task(read("other", other, number * 20, 10))
+            for number in range(200 if has_many_readers else 1)
+        ]
+        await asyncio.sleep(0)
+        await asyncio.create_task(read("own", own, 7, 10))
+        reads_of_the_other = loads.count("other")
+        await asyncio.gather(*readers)
+        assert reads_of_the_other <= 40
+        assert loads.count("own") == 10
 
     asyncio.run(scenario())

@@ -9,8 +9,8 @@ import subprocess
 import click
 import pytest
 
+from doubles.fake_api import ApiResponse, error_response, json_response
 from doubles.live_server import git, wait_until
-from doubles.recorded_api import ApiResponse, error_response, json_response
 from doubles.recorded_task import TASK_ID, task_status
 from sandbox.cli.checkout.worktree import Checkout
 
@@ -217,7 +217,7 @@ def test_signal_is_deferred_until_the_patch_is_applied(
     install_filter(f"touch {tmp_path}/started; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
     options = {"start_new_session": True, "stderr": subprocess.PIPE}
     process = sandbox_process("task", "apply", TASK_ID, cwd=checkout, **options)
-    wait_until((tmp_path / "started").exists, what="git to write the first file")
+    wait_until((tmp_path / "started").exists, description="git to write the first file")
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
     (tmp_path / "go").touch()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from doubles.recorded_api import error_response, json_response
+from doubles.fake_api import error_response, json_response
 from doubles.recorded_task import task_status
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
 from doubles.live_server import git, wait_until
-from doubles.recorded_api import ApiResponse, error_response, json_response, sse_response
 from doubles.recorded_task import TASK_ID, task_events, task_status
 
 URL = "https://github.com/org/app.git"
@@ -129,7 +129,7 @@ def is_sleeping(pid):
 def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     terminal.read_until(b"[y/n]:")
-    wait_until(lambda: is_sleeping(process.pid), what="the process to read the answer")
+    wait_until(lambda: is_sleeping(process.pid), description="the process to read the answer")
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0

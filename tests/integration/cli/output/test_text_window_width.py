@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.cells import cell_len
 
-from doubles.recorded_api import ApiResponse, error_response, json_response, sse_response
+from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
 from doubles.recorded_task import task_events, task_status
 
 UUID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"

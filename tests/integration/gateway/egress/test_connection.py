@@ -82,7 +82,7 @@ def test_idle_tunnel_is_closed(monkeypatch):
     run(scenario)
 
 
-def test_tunnel_with_another_server_name_is_cut_before_any_byte(monkeypatch):
+def test_tunnel_with_another_server_name_is_closed_before_any_byte(monkeypatch):
     received = []
 
     async def receive(reader, _):
@@ -259,12 +259,12 @@ def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
 @pytest.mark.parametrize("first_end", ["client", "host"])
 def test_half_open_connection_is_closed_after_a_timeout(monkeypatch, first_end):
     monkeypatch.setattr(limits, "HALF_OPEN_SECONDS", 0.2)
-    never = asyncio.Event()
+    never_set = asyncio.Event()
 
     async def silent(_, writer):
         if first_end == "host":
             writer.write_eof()
-        await never.wait()
+        await never_set.wait()
 
     async def scenario():
         async with gateway_with_remote_host(silent, monkeypatch) as served:

@@ -314,7 +314,7 @@ def test_client_that_does_not_read_pauses_the_upstream():
 
 
 @pytest.mark.parametrize("send_slowly", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
-def test_slow_request_head_is_cut_off(monkeypatch, send_slowly):
+def test_slow_request_head_closes_the_connection(monkeypatch, send_slowly):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.HEAD, 0.3)
 
     async def scenario():

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
+from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import CancelOrder, Reply
 from sandbox.interfaces.runtime import KernelUsage
@@ -145,7 +145,7 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
 
 
 def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
-    monkeypatch.setattr(SilentGateway, "requests_in_flight", 1)
+    monkeypatch.setattr(ScriptedGateway, "requests_in_flight", 1)
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
 
     async def scenario():
@@ -153,7 +153,7 @@ def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, 
         await harness.wait_for_state(TaskState.RUNNING)
         done, _ = await asyncio.wait({work}, timeout=1.5)
         assert not done
-        monkeypatch.setattr(SilentGateway, "requests_in_flight", 0)
+        monkeypatch.setattr(ScriptedGateway, "requests_in_flight", 0)
         await asyncio.wait_for(work, 10)
 
     asyncio.run(scenario())

@@ -169,7 +169,7 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_guest_output_network_terminal_and_memory_limit(runtime: QemuRuntime, disk: Path):
+def test_guest_returns_output_reaches_the_gateway_and_is_limited_in_memory(runtime: QemuRuntime, disk: Path):
     """Checks of tests/contract in one guest, because a boot takes long."""
 
     async def scenario() -> None:

@@ -22,7 +22,7 @@ def stored(tmp_path):
     instance = StoredTasks(tmp_path)
     instance.finish("old-1", lines=2000)
     instance.finish("old-2")
-    instance.at = datetime.now(UTC) - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS / 2)
+    instance.current_time = datetime.now(UTC) - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS / 2)
     instance.finish("young")
     instance.run("running").writer.close()
     instance.index()

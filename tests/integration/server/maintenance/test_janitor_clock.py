@@ -21,23 +21,23 @@ DAYS = timedelta(days=91)
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
-class BootedClock(AdjustableClock):
+class MisadjustedClock(AdjustableClock):
     """A clock that is months ahead until it is corrected, and that can skip time."""
 
-    ahead, passed = DAYS, timedelta()
+    offset, skipped = DAYS, timedelta()
 
     def now(self):
-        return super().now() + self.ahead + self.passed
+        return super().now() + self.offset + self.skipped
 
     def monotonic(self):
-        return super().monotonic() + self.passed.total_seconds()
+        return super().monotonic() + self.skipped.total_seconds()
 
 
 @pytest.fixture
 def components(tmp_path):
     """Two tasks that have just ended, one with a preserved sandbox."""
     stored = StoredTasks(tmp_path / "data")
-    stored.at = datetime.now(UTC) - timedelta(minutes=10)
+    stored.current_time = datetime.now(UTC) - timedelta(minutes=10)
     stored.finish("done")
     stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
     files = TaskLayout(stored.data_dir, "preserved").attempt("b" * 12)
@@ -46,7 +46,7 @@ def components(tmp_path):
     stored.index()
     (tmp_path / "run").mkdir()
     instance = ServerComponents(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
-    instance.clock = BootedClock()
+    instance.clock = MisadjustedClock()
     yield instance
     instance.store.close()
 

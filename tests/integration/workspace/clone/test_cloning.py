@@ -21,7 +21,7 @@ from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 
-KNOWN = b"username=me\npassword=let-me-in\n"
+CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
 SOCKS_SUCCEEDED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
 WITHOUT_REDIRECTS, WITH_REDIRECTS = (DialPolicy(is_dialable, follows_redirects) for follows_redirects in (False, True))
 
@@ -72,7 +72,7 @@ def test_helper_is_called_for_the_clones_host(helper):
 
     responses = request_credentials("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
 
-    assert responses == [KNOWN]
+    assert responses == [CREDENTIAL_RESPONSE]
     assert "host=git.example\n" in log.read_text()
 
 
@@ -127,7 +127,7 @@ def test_number_of_credential_requests_is_limited(helper):
         "https://git.example/demo.git", program, *[credential_request] * (CREDENTIAL_REQUESTS_MAX + 1)
     )
 
-    assert [response for response in responses if response] == [KNOWN] * CREDENTIAL_REQUESTS_MAX
+    assert [response for response in responses if response] == [CREDENTIAL_RESPONSE] * CREDENTIAL_REQUESTS_MAX
 
 
 class ExhaustedListener(socket.socket):

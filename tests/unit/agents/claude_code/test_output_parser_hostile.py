@@ -38,7 +38,7 @@ def tool_result(tool_use_id, **fields):
     return line(type="user", message={"role": "user", "content": [block]})
 
 
-def test_an_init_with_a_flood_of_tools_is_cut():
+def test_tool_list_of_an_init_event_is_truncated():
     flood = line(type="system", subtype="init", tools=["Bash", *(f"mcp__x__{number}" for number in range(50_000))])
     [ready] = ClaudeOutputParser(SESSION).parse_line(flood)
     assert "Bash" in ready.tools

@@ -17,7 +17,7 @@ def options(*entries, **claude):
 
 
 @pytest.mark.parametrize("config", [None, SERVERS, McpConfig(mcpServers={})])
-def test_permissions_without_allowed_tools(config):
+def test_skip_permissions_decides_without_allowed_tools(config):
     assert tool_options(Claude(prompt="x", mcp_config=config)) == SKIP
     assert tool_options(Claude(prompt="x", mcp_config=config, skip_permissions=False)) == DENY
 

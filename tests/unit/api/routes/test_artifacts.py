@@ -148,7 +148,7 @@ def test_download_has_no_last_modified(api):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
-def test_download_type_is_inert_and_list_has_declared_type(api, add_artifact, declared, served, headers):
+def test_download_has_a_safe_type_and_list_the_declared_type(api, add_artifact, declared, served, headers):
     add_artifact("a.txt", data="grün".encode("latin-1"), content_type=declared)
     response = api.get(f"{ARTIFACTS}/a.txt", headers=headers)
     assert response.headers["content-type"] == served

@@ -34,8 +34,8 @@ def test_status_has_sandbox_kept_until_release(api, tasks):
 def test_not_preserved_message_depends_on_the_reason(tasks):
     released = SandboxNotPreservedError(fail_preserved(tasks)).message
     assert "was released, or has expired" in released
-    never = SandboxNotPreservedError(tasks.add("task-002")).message
-    assert "failure_action: preserve" in never
+    not_preserved_message = SandboxNotPreservedError(tasks.add("task-002")).message
+    assert "failure_action: preserve" in not_preserved_message
 
 
 def test_preserved_sandbox_is_released_once(api, tasks):

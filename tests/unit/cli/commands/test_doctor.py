@@ -145,6 +145,6 @@ def test_doctor_prints_json(server):
 
 
 @pytest.mark.parametrize(("demo_code", "code"), [(None, 0), (0, 0), (1, 1)])
-def test_demo_exit_code(monkeypatch, demo_code, code):
+def test_demo_exit_code_is_returned(monkeypatch, demo_code, code):
     monkeypatch.setitem(sys.modules, "sandbox.demo.walkthrough", SimpleNamespace(run=lambda: demo_code))
     assert invoke("demo").exit_code == code

@@ -86,5 +86,5 @@ def test_pagination_has_no_overlap(pages):
     assert not set(rows(first)) & set(rows(second))
 
 
-def test_empty_list_invites_to_submit(pages):
+def test_empty_list_shows_how_to_submit(pages):
     assert "Submit your first task" in pages.get("/").text

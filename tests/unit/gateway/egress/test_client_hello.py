@@ -61,7 +61,7 @@ def test_hello_in_many_records_is_parsed(size):
         b"\x17\x03\3\0\1x",
     ],
 )
-def test_other_data_is_complete_without_a_server_name(data):
+def test_non_hello_data_is_complete_without_a_server_name(data):
     assert parse_client_hello(data) == ClientHello(True, None)
 
 

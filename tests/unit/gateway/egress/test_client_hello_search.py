@@ -9,7 +9,7 @@ from sandbox.model.egress import EgressRule, EgressRules
 
 HOST, OTHER = "db.example.org", "other.example"
 POLICY = EgressPolicy(EgressRules((EgressRule(HOST, (8080,)),)), "api.anthropic.com")
-OPEN_POLICY = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com")
+UNRESTRICTED_POLICY = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com")
 ENCRYPTED_NAME = b"\xfe\x0d\0\x01x"
 LAST_START = UNKNOWN_PROTOCOL_BYTES_MAX - CLIENT_HELLO_BYTES_MAX
 
@@ -91,7 +91,7 @@ def test_encrypted_name_is_denied_unless_the_policy_allows_it():
     data = hello(HOST, extensions=ENCRYPTED_NAME)
     expected = "its TLS has a second, encrypted server name (ECH); disable ECH in the program."
     assert deny_reason(data) == expected
-    assert deny_reason(data, policy=OPEN_POLICY) is None
+    assert deny_reason(data, policy=UNRESTRICTED_POLICY) is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_shortest_body_is_checked_for_a_name():
 
 
 @pytest.mark.parametrize("position", [0, 1, 4])
-def test_other_messages_are_no_hello(position: int):
+def test_message_with_another_header_is_not_a_hello(position: int):
     content = bytearray(message(body(OTHER)))
     assert deny_reason(record(bytes(content))) is not None
     content[position] ^= 0x40

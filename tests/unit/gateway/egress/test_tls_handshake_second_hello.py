@@ -15,8 +15,8 @@ from sandbox.model.egress import EgressRule, EgressRules
 HOST, OTHER = "files.example.org", "other.example"
 POLICY = EgressPolicy(EgressRules((EgressRule(HOST),)), "api.anthropic.com")
 CERTIFICATE = Path(__file__).parents[3] / "doubles" / "loopback_only.pem"
-CHANGE, ALERT = b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0"
-ENCRYPTED, KEY_EXCHANGE = b"\x17\3\3\0\3abc", b"\x16\3\3\0\5\x10\0\0\1x"
+CHANGE_CIPHER_SPEC, ALERT = b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0"
+APPLICATION_DATA, KEY_EXCHANGE = b"\x17\3\3\0\3abc", b"\x16\3\3\0\5\x10\0\0\1x"
 
 
 def create_stream_filter(first: bytes = b""):
@@ -37,7 +37,9 @@ def forward(stream_filter, data: bytes, step: int):
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("before", [b"", CHANGE, CHANGE * 3, ALERT + CHANGE + ALERT])
+@pytest.mark.parametrize(
+    "before", [b"", CHANGE_CIPHER_SPEC, CHANGE_CIPHER_SPEC * 3, ALERT + CHANGE_CIPHER_SPEC + ALERT]
+)
 def test_second_hello_for_another_host_is_denied(before, step):
     denial = forward(create_stream_filter(), before + client_hello(OTHER), step)
     assert isinstance(denial, Denial)
@@ -48,12 +50,12 @@ def test_second_hello_for_another_host_is_denied(before, step):
 @pytest.mark.parametrize(
     "data",
     [
-        client_hello(HOST) + CHANGE + ENCRYPTED,
-        CHANGE + client_hello(HOST) + ENCRYPTED,
-        CHANGE + ENCRYPTED,
-        KEY_EXCHANGE + CHANGE + ENCRYPTED,
-        ENCRYPTED * 2,
-        ALERT + ENCRYPTED,
+        client_hello(HOST) + CHANGE_CIPHER_SPEC + APPLICATION_DATA,
+        CHANGE_CIPHER_SPEC + client_hello(HOST) + APPLICATION_DATA,
+        CHANGE_CIPHER_SPEC + APPLICATION_DATA,
+        KEY_EXCHANGE + CHANGE_CIPHER_SPEC + APPLICATION_DATA,
+        APPLICATION_DATA * 2,
+        ALERT + APPLICATION_DATA,
     ],
 )
 def test_records_of_one_connection_are_forwarded_unchanged(data, step):
@@ -73,18 +75,21 @@ def test_second_hello_in_the_same_record_is_denied(following, step):
     for begin in range(0, len(data), step):
         outcome = outcome or handshake.client_data_received(data[begin : begin + step])
     assert isinstance(outcome, Denial)
-    assert isinstance(forward(create_stream_filter(), CHANGE + data, step), Denial)
+    assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + data, step), Denial)
     split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], following)
     assert isinstance(TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(split), Denial)
 
 
 def test_single_hello_in_a_record_is_forwarded():
-    assert create_stream_filter(CHANGE + in_one_record(client_hello(HOST))).start()
+    assert create_stream_filter(CHANGE_CIPHER_SPEC + in_one_record(client_hello(HOST))).start()
 
 
 def test_second_hello_in_the_first_read_is_denied():
-    assert isinstance(create_stream_filter(CHANGE + client_hello(OTHER)).start(), Denial)
-    assert create_stream_filter(CHANGE + ENCRYPTED).start() == client_hello(HOST) + CHANGE + ENCRYPTED
+    assert isinstance(create_stream_filter(CHANGE_CIPHER_SPEC + client_hello(OTHER)).start(), Denial)
+    assert (
+        create_stream_filter(CHANGE_CIPHER_SPEC + APPLICATION_DATA).start()
+        == client_hello(HOST) + CHANGE_CIPHER_SPEC + APPLICATION_DATA
+    )
 
 
 def test_incomplete_second_hello_is_bounded():
@@ -98,7 +103,7 @@ def test_incomplete_second_hello_is_bounded():
 def test_buffered_data_is_forwarded_when_the_client_ends():
     stream_filter = create_stream_filter()
     stream_filter.start()
-    assert stream_filter.client_data_received(CHANGE + client_hello(HOST)[:20]) == CHANGE
+    assert stream_filter.client_data_received(CHANGE_CIPHER_SPEC + client_hello(HOST)[:20]) == CHANGE_CIPHER_SPEC
     assert stream_filter.client_data_received(b"") == client_hello(HOST)[:20]
 
 
@@ -108,7 +113,14 @@ def early_data_hello(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("before", [ENCRYPTED, CHANGE + ENCRYPTED * 3, b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE])
+@pytest.mark.parametrize(
+    "before",
+    [
+        APPLICATION_DATA,
+        CHANGE_CIPHER_SPEC + APPLICATION_DATA * 3,
+        b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE_CIPHER_SPEC,
+    ],
+)
 def test_second_hello_for_another_host_after_early_data_is_denied(before, step):
     tunnel = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
     denial = forward(tunnel.stream_filter, before + client_hello(OTHER), step)
@@ -117,23 +129,29 @@ def test_second_hello_for_another_host_after_early_data_is_denied(before, step):
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("following", [b"", CHANGE + ENCRYPTED * 9, client_hello(HOST) + CHANGE + ENCRYPTED * 2])
+@pytest.mark.parametrize(
+    "following",
+    [b"", CHANGE_CIPHER_SPEC + APPLICATION_DATA * 9, client_hello(HOST) + CHANGE_CIPHER_SPEC + APPLICATION_DATA * 2],
+)
 def test_resumed_session_with_early_data_is_forwarded(following, step):
     tunnel = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
-    assert forward(tunnel.stream_filter, ENCRYPTED + following, step) == early_data_hello(HOST) + ENCRYPTED + following
+    assert (
+        forward(tunnel.stream_filter, APPLICATION_DATA + following, step)
+        == early_data_hello(HOST) + APPLICATION_DATA + following
+    )
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize("nonstandard", [b"\x16\4\1", b"\x16\3\1\0\0\x16\3\1"])
 def test_second_hello_in_nonstandard_records_is_denied(nonstandard, step):
     other = client_hello(OTHER)
-    assert isinstance(forward(create_stream_filter(), CHANGE + nonstandard + other[3:], step), Denial)
+    assert isinstance(forward(create_stream_filter(), CHANGE_CIPHER_SPEC + nonstandard + other[3:], step), Denial)
     split = other[:3] + b"\0\1" + other[5:6] + nonstandard + (len(other) - 6).to_bytes(2) + other[6:]
     assert isinstance(forward(create_stream_filter(), split, step), Denial)
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("between", [CHANGE, ALERT, CHANGE * 2, ENCRYPTED])
+@pytest.mark.parametrize("between", [CHANGE_CIPHER_SPEC, ALERT, CHANGE_CIPHER_SPEC * 2, APPLICATION_DATA])
 @pytest.mark.parametrize("cut", [1, 3, 10, 60])
 def test_second_hello_split_by_another_record_is_denied(cut, between, step):
     """OpenSSL skips such a record and joins the fragments before and after it."""

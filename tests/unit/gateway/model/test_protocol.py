@@ -67,13 +67,17 @@ class RecordedEvents(list):
 
 
 def create_protocol(
-    base_url: str = "https://up.example/base", *, token: bool = False, key: str = SERVER_KEY, is_full: bool = False
+    base_url: str = "https://up.example/base",
+    *,
+    token: bool = False,
+    key: str = SERVER_KEY,
+    is_unrestricted: bool = False,
 ) -> tuple[ModelProtocol, RecordedEvents]:
-    """With `is_full`, request bodies are forwarded unread."""
+    """With `is_unrestricted`, request bodies are forwarded unread."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
-    gate = BudgetGate(GatewayRules(egress=EgressRules(is_unrestricted=is_full)), reporter)
+    gate = BudgetGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter)
     return ModelProtocol(policy, gate, parse_upstream(upstream), reporter, 8123), events
 
 
@@ -96,7 +100,7 @@ def error_of(effects: Effects) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("is_full", [True, False])
 def test_request_is_forwarded_with_the_server_key_and_its_body(is_full):
-    protocol, events = create_protocol(is_full=is_full)
+    protocol, events = create_protocol(is_unrestricted=is_full)
     data = request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli", "Content-Type: application/json")
     effects = protocol.client_data_received(data)
     assert effects.dial
@@ -173,7 +177,7 @@ UNKNOWN_HEADERS = {
 
 @pytest.mark.parametrize("is_full", [True, False])
 def test_only_known_claude_code_headers_are_forwarded(is_full):
-    protocol, events = create_protocol(is_full=is_full)
+    protocol, events = create_protocol(is_unrestricted=is_full)
     lines = [f"{name}: {value}" for name, value in (CLAUDE_CODE_HEADERS | UNKNOWN_HEADERS).items()]
     ordinary = ("Connection: keep-alive", "Accept-Encoding: gzip", "Content-Type: application/json", "Expect: x")
     sent = protocol.client_data_received(request("/v1/messages", *lines, *ordinary))
@@ -278,7 +282,7 @@ def test_private_and_hop_by_hop_headers_are_not_forwarded():
 
 
 def test_chunked_body_stays_chunked_without_trailers():
-    protocol, _ = create_protocol(is_full=True)
+    protocol, _ = create_protocol(is_unrestricted=True)
     sent = protocol.client_data_received(
         request(
             "/v1/messages", "Transfer-Encoding: chunked", body=chunk(b"abc") + chunk(b"de") + b"0\r\nX-T: 1\r\n\r\n"
@@ -289,7 +293,7 @@ def test_chunked_body_stays_chunked_without_trailers():
 
 
 def test_expect_continue_gets_a_100_response():
-    protocol, _ = create_protocol(is_full=True)
+    protocol, _ = create_protocol(is_unrestricted=True)
     effects = protocol.client_data_received(
         request("/v1/messages", "Expect: 100-continue", "Content-Length: 5", body=b"")
     )
@@ -447,7 +451,7 @@ def test_content_length_over_the_limit_is_rejected():
 
 
 def test_chunked_body_over_the_limit_closes_both_connections():
-    protocol, _ = create_protocol(is_full=True)
+    protocol, _ = create_protocol(is_unrestricted=True)
     protocol.client_data_received(request("/v1/messages", "Transfer-Encoding: chunked", body=b""))
     piece = chunk(bytes(1024 * 1024))
     for _ in range(limits.REQUEST_BODY_BYTES_MAX // (1024 * 1024)):
@@ -601,7 +605,7 @@ def test_upstream_failure_before_the_response_is_an_error_response(status, kind)
 
 
 def test_upstream_failure_during_the_request_discards_its_body():
-    protocol, _ = create_protocol(is_full=True)
+    protocol, _ = create_protocol(is_unrestricted=True)
     protocol.client_data_received(request("/v1/messages", "Content-Length: 10", body=b"12345"))
     assert error_of(protocol.upstream_failed(502, "Gone."))[0] == 502
     assert protocol.phase is Phase.BODY
@@ -645,7 +649,7 @@ def test_client_disconnect_closes_the_upstream_and_is_metered():
 
 
 def test_early_response_closes_the_upstream():
-    protocol, _ = create_protocol(is_full=True)
+    protocol, _ = create_protocol(is_unrestricted=True)
     protocol.client_data_received(request("/v1/messages", "Content-Length: 10", body=b"12345"))
     effects = protocol.upstream_data_received(b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n")
     assert effects.to_client.startswith(b"HTTP/1.1 429 ")
@@ -675,7 +679,7 @@ def test_connection_close_request_closes_after_the_response():
     assert protocol.upstream_data_received(STREAM).close_client
 
 
-def test_phases_of_a_request():
+def test_phase_follows_the_progress_of_a_request():
     protocol, _ = create_protocol()
     whole = request()
     assert protocol.phase is Phase.HEAD

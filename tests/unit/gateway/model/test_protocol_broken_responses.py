@@ -36,10 +36,10 @@ def sse(*events: dict) -> bytes:
 class ForwardedRequest:
     """One request, forwarded under a budget."""
 
-    def __init__(self, budget: Budget = USD, *, is_full: bool = False, headers: str = "", **fields) -> None:
+    def __init__(self, budget: Budget = USD, *, is_unrestricted: bool = False, headers: str = "", **fields) -> None:
         self.events: list = []
         reporter = EventReporter(self.events.append, lambda: 0.0)
-        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_full), budget=budget)
+        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"))
         self.protocol = ModelProtocol(
             ModelPolicy(TASK_KEY, 8123), BudgetGate(rules, reporter), upstream, reporter, 8123
@@ -70,7 +70,7 @@ class ForwardedRequest:
 @pytest.mark.parametrize("is_full", [True, False])
 def test_broken_stream_costs_one_token_per_received_byte(budget, is_full):
     """No token is shorter than a byte, so the bound grows with the received data, not with the requested maximum."""
-    forwarded = ForwardedRequest(budget, stream=True, is_full=is_full)
+    forwarded = ForwardedRequest(budget, stream=True, is_unrestricted=is_full)
     forwarded.receive(STREAM_HEAD, sse(START), *[sse(text("x" * 500))] * 20, b"")
     assert (forwarded.usage.model, forwarded.usage.input_tokens) == (MODEL, 10)
     assert 20 * 500 <= forwarded.usage.output_tokens < 20 * 500 + 1000

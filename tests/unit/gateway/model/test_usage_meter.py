@@ -154,10 +154,11 @@ def test_web_searches_are_charged_in_addition_to_tokens():
     )
 
 
-@pytest.mark.parametrize("odd", [[], 3, {"web_search_requests": 1.5}, {"web_search_requests": -1}, "x"])
-def test_invalid_server_tool_use_does_not_affect_token_counts(odd):
+@pytest.mark.parametrize("server_tool_use", [[], 3, {"web_search_requests": 1.5}, {"web_search_requests": -1}, "x"])
+def test_invalid_server_tool_use_does_not_affect_token_counts(server_tool_use):
     assert (
-        meter_usage(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50, "server_tool_use": odd}})) == STREAM_USAGE
+        meter_usage(SSE, sse(START, DELTA | {"usage": {"output_tokens": 50, "server_tool_use": server_tool_use}}))
+        == STREAM_USAGE
     )
 
 

@@ -10,7 +10,7 @@ from sandbox.gateway.model.usage_meter import JsonMeter, StreamMeter, create_met
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
-FRAME_BYTES = 80
+EVENT_OVERHEAD_BYTES = 80
 """Bytes of an event line that frame its text."""
 
 REQUEST_BOUND = CostBound("claude-opus-4-1", 500, 64_000, is_streamed=True)
@@ -44,23 +44,23 @@ def output_tokens_bound(
     *pieces: bytes, first_line: bytes = start(input_tokens=10, output_tokens=1), bound: CostBound = REQUEST_BOUND
 ) -> int:
     """Output tokens of a response truncated after these pieces, without the tokens of its first line."""
-    first_line_tokens = max(0, len(first_line) - 1 - FRAME_BYTES)
+    first_line_tokens = max(0, len(first_line) - 1 - EVENT_OVERHEAD_BYTES)
     return stream(first_line, *pieces).upper_bound(bound, is_fully_received=True).output_tokens - first_line_tokens
 
 
 # Streams
 
 
-@pytest.mark.parametrize("byte_count", [FRAME_BYTES + 1, 200, 5000])
+@pytest.mark.parametrize("byte_count", [EVENT_OVERHEAD_BYTES + 1, 200, 5000])
 def test_each_line_counts_its_bytes_without_the_frame(byte_count):
-    assert output_tokens_bound(text(byte_count)) == byte_count - FRAME_BYTES
-    assert output_tokens_bound(*[text(byte_count)] * 3) == 3 * (byte_count - FRAME_BYTES)
-    assert output_tokens_bound(text(byte_count)[:50], text(byte_count)[50:]) == byte_count - FRAME_BYTES
+    assert output_tokens_bound(text(byte_count)) == byte_count - EVENT_OVERHEAD_BYTES
+    assert output_tokens_bound(*[text(byte_count)] * 3) == 3 * (byte_count - EVENT_OVERHEAD_BYTES)
+    assert output_tokens_bound(text(byte_count)[:50], text(byte_count)[50:]) == byte_count - EVENT_OVERHEAD_BYTES
 
 
-@pytest.mark.parametrize("byte_count", [10, FRAME_BYTES - 1, FRAME_BYTES])
+@pytest.mark.parametrize("byte_count", [10, EVENT_OVERHEAD_BYTES - 1, EVENT_OVERHEAD_BYTES])
 def test_line_up_to_the_frame_size_counts_nothing(byte_count):
-    assert output_tokens_bound(text(byte_count), text(FRAME_BYTES + 5)) == 5
+    assert output_tokens_bound(text(byte_count), text(EVENT_OVERHEAD_BYTES + 5)) == 5
 
 
 @pytest.mark.parametrize("other", [b"event: " + b"x" * 500 + b"\n", b": " + b"x" * 500 + b"\n", b"\n", b"\r\n"])
@@ -70,7 +70,7 @@ def test_lines_without_data_count_nothing(other):
 
 def test_unterminated_line_counts_in_full():
     assert output_tokens_bound(text(300)[:-1]) == 300
-    assert output_tokens_bound(text(200), b"da") == 200 - FRAME_BYTES + 2
+    assert output_tokens_bound(text(200), b"da") == 200 - EVENT_OVERHEAD_BYTES + 2
     assert output_tokens_bound(b"x") == 1
 
 
@@ -81,7 +81,10 @@ def test_line_over_the_limit_counts_in_full():
     assert output_tokens_bound(half, half, b"x", bound=bound) == SSE_LINE_BYTES_MAX + 1
     assert output_tokens_bound(half, half, b"xy", b"z", bound=bound) == SSE_LINE_BYTES_MAX + 3
     assert output_tokens_bound(half, half, b"x", half, b"\n", bound=bound) == SSE_LINE_BYTES_MAX + 1 + len(half)
-    assert output_tokens_bound(half, half, b"x\n", text(FRAME_BYTES + 7), bound=bound) == SSE_LINE_BYTES_MAX + 1 + 7
+    assert (
+        output_tokens_bound(half, half, b"x\n", text(EVENT_OVERHEAD_BYTES + 7), bound=bound)
+        == SSE_LINE_BYTES_MAX + 1 + 7
+    )
 
 
 def test_line_is_parsed_up_to_the_limit():
@@ -116,14 +119,14 @@ def test_max_tokens_count_if_the_response_was_not_fully_received():
         assert stream(*pieces).upper_bound(REQUEST_BOUND, is_fully_received=False).output_tokens == 64_000
 
 
-def test_input_is_the_reported_one_or_that_of_the_request():
+def test_input_of_the_request_is_used_if_none_is_reported():
     assert stream(start(input_tokens=10)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 10
     assert stream(start(input_tokens=0)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 0
     assert stream(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
     assert stream().upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
 
 
-def test_model_is_that_of_the_response_or_that_of_the_request():
+def test_model_of_the_request_is_used_if_the_response_has_none():
     assert stream(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == MODEL
     usage = stream(b": nothing\n").upper_bound(REQUEST_BOUND, is_fully_received=False)
     assert usage == Usage("claude-opus-4-1", 500, 64_000, 0, 0, (500 * 15 + 64_000 * 75) / 1e6)

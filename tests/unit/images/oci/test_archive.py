@@ -58,7 +58,7 @@ def test_docker_save_archive_layers_are_applied_in_order(unpack, tmp_path):
     }
 
 
-def test_newer_docker_save_archive_with_both_indexes(unpack, tmp_path):
+def test_oci_index_takes_precedence_in_a_docker_save_archive(unpack, tmp_path):
     members = {**docker_members([BASE]), **oci_members([BASE, UPPER_LAYER])}
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
 

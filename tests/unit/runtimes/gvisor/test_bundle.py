@@ -42,7 +42,7 @@ def test_no_network_namespace_is_created():
     assert "network" not in {namespace["type"] for namespace in config()["linux"]["namespaces"]}
 
 
-def test_staged_entries_of_programs_and_host_directories():
+def test_programs_and_host_directories_are_staged():
     entries = list(staged_entries(SPEC))
     assert ("program", "root/opt/tool", str(PROGRAM)) in entries
     assert ("image", "root/usr", "/usr") in entries
@@ -50,7 +50,7 @@ def test_staged_entries_of_programs_and_host_directories():
     assert ("link", "bundle/config.json", "/proc/self/fd/100") in entries
 
 
-def test_staged_entries_of_an_image():
+def test_image_is_staged_as_the_root():
     spec = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, image=Path("/images/one"))
     entries = list(staged_entries(spec))
     kinds = [kind for kind, name, _ in entries if name.startswith("root")]

@@ -283,7 +283,7 @@ def test_attempt_ids_of_all_hierarchies_are_listed(tmp_path: Path):
     assert hierarchies.attempt_ids() == {"one", "two"}
 
 
-def test_control_group_line_round_trip_and_validation():
+def test_control_group_line_round_trips_and_foreign_paths_are_rejected():
     group = Hierarchies([Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]).group("attempt")
     assert cgroups.parse_control_group(cgroups.format_control_group(group)) == group
     assert cgroups.parse_control_group("") == ControlGroup([])

@@ -83,7 +83,7 @@ def test_count_grows_by_the_entries_of_the_processes():
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_is_at_most_what_the_machine_has(monkeypatch: pytest.MonkeyPatch):
+def test_count_is_at_most_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_usage, "EPOLL_ENTRIES_MAX", 1)
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 

@@ -239,7 +239,7 @@ def test_each_row_of_the_filter_has_an_independent_row(architecture: str):
 
 # Allowed arguments, and rejected ones with their error. Add rows when the filter checks more.
 ALLOWED_ARGUMENTS = [
-    *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
+    *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)],
     *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],
     ("mmap", (0, 4096, 3, 0x1)),  # MAP_SHARED
     ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
@@ -252,7 +252,7 @@ ALLOWED_ARGUMENTS = [
     *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # the kernel checks other flags
 ]
 REFUSED_ARGUMENTS = [
-    *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x40000, 0x400000, 0x20009, 0xFFFFFFFE)],
+    *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x60000, 0x400000, 0x20009, 0xFFFFFFFE)],
     *[("socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (0, 3, 9, 11, 15, 17, 31, 38, 40, 44)],
     *[("socket", (16, 3, protocol), errno.EPROTONOSUPPORT) for protocol in (1, 12, 15, 16)],
     *[("ioctl", (0, request), errno.EPERM) for request in (0x5412, 0x541C)],
@@ -264,7 +264,7 @@ REFUSED_ARGUMENTS = [
     ("unshare", (0x80,), errno.EPERM),
     ("mmap", (0, 4096, 3, 0x40022), errno.ENOMEM),
     ("mmap", (0, 4096, 3, 0x40000), errno.ENOMEM),
-    ("memfd_create", (1, 4), errno.ENOMEM),
+    *[("memfd_create", (1, flags), errno.EINVAL) for flags in (4, 0xFFFFFFFF)],
     ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
     *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
     *[("fcntl", (3, command), errno.EINVAL) for command in (1024, 1026)],  # F_SETLEASE, F_NOTIFY

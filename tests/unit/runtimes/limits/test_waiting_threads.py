@@ -39,7 +39,7 @@ def test_threads_are_interrupted_after_a_growth(counts: list[int | None], interr
     assert interrupted == [[7]] * interruptions
 
 
-def test_growth_is_counted_from_what_is_left_after_an_interruption():
+def test_growth_is_counted_from_the_objects_left_after_an_interruption():
     machine = {"objects": 0}
     hidden = HiddenFiles(
         lambda: machine["objects"], 100, lambda _: machine.update(objects=10), itertools.count().__next__

@@ -34,15 +34,15 @@ def stored(tmp_path):
     tasks.journals.compress("packed")
     tasks.running = tasks.run("running")
     tasks.waiting = tasks.begin("waiting")
-    tasks.leaving = tasks.run("leaving")
-    tasks.leaving.record(AgentExited(0, {"is_error": False}))
-    tasks.leaving.record(tasks.store_artifact("leaving", "metadata.json", b"{}"))
+    tasks.exited = tasks.run("exited")
+    tasks.exited.record(AgentExited(0, {"is_error": False}))
+    tasks.exited.record(tasks.store_artifact("exited", "metadata.json", b"{}"))
     tasks.index()
     with tasks.records("running").open("ab") as records:
         records.write(b'01234567 {"seq":')
     TokenFile(tasks.data_dir).create(Role.VIEWER, "wall", None)
     yield tasks
-    for recorder in (tasks.running, tasks.waiting, tasks.leaving):
+    for recorder in (tasks.running, tasks.waiting, tasks.exited):
         recorder.writer.close()
 
 
@@ -70,7 +70,7 @@ def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, t
     result = restore(file, "-f", "json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {
-        "tasks_count": 5, "lost": ["leaving", "running"], "remarks": [], "discrepancies": [],
+        "tasks_count": 5, "lost": ["exited", "running"], "remarks": [], "discrepancies": [],
     }  # fmt: skip
     new = tmp_path / "new"
     assert new.stat().st_mode & 0o777 == 0o700
@@ -78,7 +78,7 @@ def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, t
     journals = FileJournals(new)
     tasks = {task_id: replay_task(journals, task_id).task for task_id in journals.task_ids()}
     assert {task_id: task.state for task_id, task in tasks.items()} == {
-        "done": "completed", "packed": "completed", "leaving": "completed", "running": "failed", "waiting": "pending",
+        "done": "completed", "packed": "completed", "exited": "completed", "running": "failed", "waiting": "pending",
     }  # fmt: skip
     assert tasks["running"].failure.code == "host_lost"
     assert [artifact.name for artifact in tasks["running"].artifacts] == ["notes.txt"]
@@ -185,7 +185,7 @@ def test_prune_during_backup_does_not_lose_artifacts(stored, tmp_path, monkeypat
     manifest = create_backup(stored.data_dir, tmp_path / "backup.tar")
     assert manifest.remarks == []
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").discrepancies == []
-    assert stored.journals.task_ids() == ["leaving", "running", "waiting"]
+    assert stored.journals.task_ids() == ["exited", "running", "waiting"]
 
 
 def test_task_that_cannot_be_finalized_does_not_block_others(stored, tmp_path):
@@ -196,7 +196,7 @@ def test_task_that_cannot_be_finalized_does_not_block_others(stored, tmp_path):
     records.unlink()
     create_backup(stored.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
-    assert (restored.tasks_count, restored.lost) == (6, ["leaving", "running"])
+    assert (restored.tasks_count, restored.lost) == (6, ["exited", "running"])
     (discrepancy,) = restored.discrepancies
     assert (discrepancy.task_id, discrepancy.kind) == ("early", "journal_damaged")
     command = discrepancy.message.rpartition(": ")[2].split()
@@ -313,9 +313,9 @@ def test_invalid_headers_are_rejected(tmp_path, content):
     assert snapshot(tmp_path) == [str(tmp_path / "astray.tar")]
 
 
-@pytest.mark.parametrize("more", [b"[" * 200_000, b'"\xff"}', b'1,"files":{"\xff":"0"}}'])
-def test_malformed_manifest_is_rejected(tmp_path, more):
-    write_archive(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + more)])
+@pytest.mark.parametrize("suffix", [b"[" * 200_000, b'"\xff"}', b'1,"files":{"\xff":"0"}}'])
+def test_malformed_manifest_is_rejected(tmp_path, suffix):
+    write_archive(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + suffix)])
     with pytest.raises(BackupUnusableError, match="is malformed"):
         restore_here(tmp_path / "deep.tar", tmp_path / "new")
 

@@ -27,7 +27,7 @@ def admin(sandbox, stored):
     return lambda *arguments: sandbox("admin", *arguments, "--data-dir", str(stored.data_dir), "--format", "json")
 
 
-def test_check_reports_it_and_checks_the_others(admin, stored):
+def test_check_reports_the_unreadable_journal_and_checks_other_tasks(admin, stored):
     (stored.data_dir / "tasks" / "task-3" / "artifacts" / "notes.txt").unlink()
     result = admin("check", "--deep")
     assert result.returncode == 1, result.stderr
@@ -37,19 +37,19 @@ def test_check_reports_it_and_checks_the_others(admin, stored):
     ]  # fmt: skip
 
 
-def test_rebuild_reports_it_and_indexes_the_others(admin):
+def test_rebuild_reports_the_unreadable_journal_and_indexes_other_tasks(admin):
     result = admin("rebuild")
     assert result.returncode == 1, result.stderr
     assert list(json.loads(result.stdout)["refused"]) == ["task-2"]
 
 
-def test_prune_removes_the_others(admin, stored):
+def test_unreadable_journal_does_not_block_prune_of_other_tasks(admin, stored):
     result = admin("prune", "--offline", "--keep", "1")
     assert result.returncode == 0, result.stderr
     assert not stored.records("task-1").exists()
 
 
-def test_backup_reports_it_and_contains_the_others(admin, stored, tmp_path):
+def test_backup_reports_the_unreadable_journal_and_contains_other_tasks(admin, stored, tmp_path):
     result = admin("backup", str(tmp_path / "backup.tar"))
     assert result.returncode == 1, result.stderr
     (remark,) = json.loads(result.stdout)["remarks"]

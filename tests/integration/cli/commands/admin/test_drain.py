@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from doubles.recorded_api import json_response
+from doubles.fake_api import json_response
 
 DRAIN_STATUS = {"draining": True, "since": "2026-01-29T00:00:00.000Z", "running": 1, "waiting": 2}
 

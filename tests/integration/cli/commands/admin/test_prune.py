@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.recorded_api import json_response
+from doubles.fake_api import json_response
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 

@@ -5,7 +5,7 @@ import termios
 
 import pytest
 
-from doubles.recorded_api import error_response, json_response, sse_response
+from doubles.fake_api import error_response, json_response, sse_response
 from doubles.recorded_task import TASK_ID, task_events, task_status
 
 HEALTH = {

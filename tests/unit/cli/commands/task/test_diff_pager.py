@@ -39,6 +39,6 @@ CORE = "[core]\n\tpager = of-core\n"
         (CORE, {"PATH": "/nonexistent"}, None),
     ],
 )
-def test_pager_is_the_one_of_git_diff(configure, configuration, variables, pager):
+def test_diff_uses_the_pager_of_git_diff(configure, configuration, variables, pager):
     configure(configuration, variables)
     assert find_pager() == pager

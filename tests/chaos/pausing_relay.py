@@ -5,7 +5,7 @@ import socket
 import threading
 
 
-class Throttle:
+class PausingRelay:
     """Relays connections to `port`. bytes_max: sent to clients before `open` is called."""
 
     def __init__(self, port, bytes_max):

@@ -7,7 +7,7 @@ from itertools import zip_longest
 import pytest
 
 from doubles.live_server import TERMINAL, bash, reply, wait_until
-from doubles.unmodified_clients import (
+from doubles.third_party_clients import (
     UNKNOWN_BRANCH_MANIFEST,
     WSCAT,
     BrowserWebSocket,
@@ -151,9 +151,9 @@ def test_event_source_resumes_after_server_restarts(deploy, browser):
         frames = client.follow(task_id)
         received = read_until_output(frames)
         deployment.restart_server(signal.SIGKILL)
-        wait_until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
+        wait_until(lambda: client.statuses(task_id) == [200, 200], description="the page to come back")
         deployment.restart_server(signal.SIGTERM)
-        wait_until(lambda: client.statuses(task_id) == [200] * 3, what="the page to come back once more")
+        wait_until(lambda: client.statuses(task_id) == [200] * 3, description="the page to come back once more")
     received += check_live_events(deployment, task_id, frames, [])
     check_complete_events(deployment, task_id, received)
     assert "error" in {frame["type"] for frame in received}

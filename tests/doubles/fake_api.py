@@ -45,7 +45,7 @@ def sse_response(frames: Iterable[dict[str, Any]]) -> ApiResponse:
     return ApiResponse(200, map(str.encode, chunks), {"Content-Type": "text/event-stream"})
 
 
-class RecordedApi:
+class FakeApi:
     """`responses[method, path]` are sent in order, the last one repeatedly. Unknown paths get a 404."""
 
     def __init__(self, port: int = 0) -> None:
@@ -100,7 +100,7 @@ class RecordedApi:
         return response(request) if callable(response) else response
 
     @contextmanager
-    def running(self) -> Iterator["RecordedApi"]:
+    def running(self) -> Iterator["FakeApi"]:
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 
-SCRIPT = "event_log_writer.py"
+SCRIPT = "logging_fake_agent.py"
 MARK = "written.txt"
 
 _PYTHON = b"/usr/bin/python3\0"

@@ -2,7 +2,7 @@
 
 A program of a few hundred bytes without libraries: the load of a hundred tasks is then the product's own. Like Claude
 Code it takes the session id from its arguments and prints it in its first and last line. Prepend the directory that
-`make_stand_in` returns to the server's PYTHONPATH.
+`make_fake_agent` returns to the server's PYTHONPATH.
 """
 
 import json

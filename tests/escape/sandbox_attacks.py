@@ -2,9 +2,9 @@
 
 A control shared by several attacks runs once, after the last of them.
 
-Usage: python3 battery.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
-control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome, by,
-output}`, with `held`, the start and end of the time for which a success was held. The outcome is
+Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
+attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
+by, output}`, with `held`, the start and end of the time for which a success was held. The outcome is
 
 - `succeeded`: the code called `succeeded()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
@@ -51,8 +51,8 @@ class Reports:
         self.has_succeeded = True
         self._write({"outcome": "succeeded"})
 
-    def refused(self, *words):
-        self._write({"outcome": "refused", "by": list(words)})
+    def refused(self, *reasons):
+        self._write({"outcome": "refused", "by": list(reasons)})
 
     def report_setup_failure(self, error):
         self._write({"outcome": "error", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
@@ -60,7 +60,7 @@ class Reports:
     def held(self, begin, end):
         self._write({"outcome": "held", "held": [begin, end]})
 
-    def attempt(self, *calls):
+    def try_calls(self, *calls):
         """Try each call: succeeded if one of them succeeds, otherwise refused with all their errors."""
         words = set()
         for call in calls:
@@ -161,7 +161,9 @@ def run(source, namespace, output, report_fd, hold_seconds):
     os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reports = Reports(report_fd)
-    namespace.update(setup=setup, succeeded=reports.report_success, refused=reports.refused, attempt=reports.attempt)
+    namespace.update(
+        setup=setup, succeeded=reports.report_success, refused=reports.refused, try_calls=reports.try_calls
+    )
     own_pid = os.getpid()
     try:
         exec(compile(source, "attack", "exec"), namespace)

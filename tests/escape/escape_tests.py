@@ -47,7 +47,7 @@ class EscapeTests:
 
     def test_host_is_unchanged(self, attack_run):
         verdict = judge_watch(attack_run.evidence)
-        assert verdict.outcome is Outcome.HELD, verdict
+        assert verdict.outcome is Outcome.REQUIREMENT_MET, verdict
 
     def test_only_allowed_packets_were_sent(self, attack_run):
         assert ("tcp", "8.8.4.4", 443) in attack_run.sent_packets
