@@ -410,6 +410,8 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
+        # As root, because files in transit that the last sandbox with this uid left behind would make it fail.
+        report_ready(control, sockets)
         if agent_uid != "-":
             enter_user_namespace(int(kernel_uid), int(agent_uid))
         elif as_root:
@@ -418,7 +420,6 @@ def main(arguments: list[str]) -> None:
         if filter_number != "-":
             install_seccomp_filter(os.pread(int(filter_number), 65536, 0))
             os.close(int(filter_number))
-        report_ready(control, sockets)
         serve(control)
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])
