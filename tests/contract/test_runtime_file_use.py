@@ -1,6 +1,7 @@
 """Host kernel memory for open files and locks is bounded, and ordinary use works."""
 
 import asyncio
+import fcntl
 import resource
 import time
 from collections.abc import Callable
@@ -137,6 +138,25 @@ def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits:
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 400), result
     assert "locks on devices or system files" in usage.find_violation()
+
+
+_LOCKED_PROGRAM = """
+file = os.open("/usr/bin/env", os.O_RDONLY)
+fcntl.flock(file, fcntl.LOCK_EX)
+report("held"); time.sleep(600)
+"""
+
+
+def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKED_PROGRAM]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            with Path("/usr/bin/env").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    asyncio.run(scenario())
 
 
 def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):

@@ -90,7 +90,13 @@ class BubblewrapDriver:
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Stage the disk's directories and the programs for bubblewrap to bind."""
-        return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec), transparent_ports=spec.transparent_ports)
+        return start_launcher(
+            spec.attempt_id,
+            kernel_uid,
+            staged_paths(spec),
+            entries=[("overlay", "usr", "/usr") if spec.image is None else ("overlay", "image", str(spec.image))],
+            transparent_ports=spec.transparent_ports,
+        )
 
     def create_sandbox(
         self,

@@ -34,7 +34,7 @@ def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     """Return the host paths to stage, by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: spec.disk / name for name in DISK_DIRECTORIES}
     paths.update({f"program-{index}": path for index, path in enumerate(describe_rootfs(spec).mounts)})
-    return paths if spec.image is None else {**paths, "image": spec.image}
+    return paths
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ExecSpec:
@@ -86,7 +86,7 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
     for link, target in root.links.items():
         yield from ("--symlink", target, link)
     for path in root.host_paths:
-        yield from ("--ro-bind-try", path, path)
+        yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/usr" if path == "/usr" else path, path)
 
 
 def _system_arguments(spec: SandboxSpec) -> Iterator[str]:

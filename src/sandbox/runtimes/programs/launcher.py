@@ -46,7 +46,7 @@ A connection that nobody has accepted holds about the second number of tcp_rmem.
 queued with its timestamp.
 """
 
-HOST_PATH_KINDS = ("bind", "image", "program")
+HOST_PATH_KINDS = ("bind", "image", "overlay", "program")
 FIRST_DESCRIPTOR = 100
 """The message's descriptors get numbers from here on, starting with its third descriptor."""
 
@@ -163,6 +163,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     """Stage each entry at STAGING_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
 
     Kinds and their values:
+    - `overlay`: a host path, read-only and with inodes of its own where the kernel allows it
     - `bind`, `image` (read-only) and `program` (read-only, readable by everybody): a host path
     - `link`: its target
     - `file`: its text; mounted over a file that exists already
@@ -183,7 +184,8 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
                 readable = f"{STAGING_DIRECTORY}/readable/{name}"
                 source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
-            _bind(source, target, is_read_only=kind != "bind")
+            if kind != "overlay" or not _mount_view(source, target):
+                _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
@@ -196,6 +198,22 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for descriptor in (*sources.values(), *parent_fds.values()):
         os.close(descriptor)
+
+
+def _mount_view(directory: str, target: str) -> bool:
+    """Mount a read-only view whose inodes, and so file locks and inotify watches, are those of this mount only.
+
+    Returns False where the kernel refuses it, as in user namespaces before Linux 5.11.
+    """
+    empty = f"{STAGING_DIRECTORY}/empty"  # an overlay without an upper directory needs two lower ones
+    for path in (empty, target):
+        os.makedirs(path, exist_ok=True)  # noqa: PTH103
+    options = f"lowerdir={directory}:{empty},xino=off,redirect_dir=nofollow,metacopy=off"
+    try:
+        _mount("overlay", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, options)
+    except OSError:
+        return False
+    return True
 
 
 def make_program_readable(directory: int, program: str, overlay: str) -> str:
