@@ -163,7 +163,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     """Stage each entry at STAGING_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
 
     Kinds and their values:
-    - `overlay`: a host path, read-only and with inodes of its own where the kernel allows it
+    - `overlay`: a host path, read-only and with separate inodes where the kernel allows it
     - `bind`, `image` (read-only) and `program` (read-only, readable by everybody): a host path
     - `link`: its target
     - `file`: its text; mounted over a file that exists already
@@ -184,7 +184,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
                 readable = f"{STAGING_DIRECTORY}/readable/{name}"
                 source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
-            if kind != "overlay" or not _mount_view(source, target):
+            if kind != "overlay" or _has_mounts_below(value) or not _mount_view(source, target):
                 _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
@@ -198,6 +198,13 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for descriptor in (*sources.values(), *parent_fds.values()):
         os.close(descriptor)
+
+
+def _has_mounts_below(directory: str) -> bool:
+    """Return whether other file systems are mounted below. An overlay would not contain them."""
+    prefix = directory.rstrip("/") + "/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:  # noqa: PTH123
+        return any(line.split(" ", 5)[4].startswith(prefix) for line in mounts)
 
 
 def _mount_view(directory: str, target: str) -> bool:
