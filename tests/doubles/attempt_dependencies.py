@@ -165,7 +165,7 @@ class ScriptedGateway:
         self._script = script
 
     def create(self, upstream, task_key, report, rules, redact=str):
-        self._script.report = report
+        self._script.report_event = report
         self._script.rules = rules
         self._script.redact = redact
         return self
@@ -175,8 +175,8 @@ class ScriptedGateway:
 
     async def serve(self, listeners):
         self._script.gateway_serves = True
-        for event in self._script.reports:
-            self._script.report(event)
+        for event in self._script.gateway_events:
+            self._script.report_event(event)
         await asyncio.Event().wait()
 
 

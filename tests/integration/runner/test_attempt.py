@@ -64,12 +64,12 @@ def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
     asyncio.run(harness.attempt_runner.run())
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
-    assert b"truncated" in (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes()
+    assert b"truncated" in (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes()
 
 
 def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
     harness = make_harness(Script())
-    earlier = harness.attempt.task_files.attempt("bcdefghijklm")
+    earlier = harness.attempt.task_layout.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
     asyncio.run(harness.attempt_runner.run())
@@ -80,12 +80,12 @@ def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
 def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
     harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
     asyncio.run(harness.attempt_runner.run())
-    artifacts = harness.attempt.task_files.artifacts
+    artifacts = harness.attempt.task_layout.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
     assert metadata["state"] == "completed"
     assert metadata["repository"]["base_commit"].startswith("c0ffee")
-    assert list(harness.attempt.files.root.iterdir()) == []
+    assert list(harness.attempt.layout.root.iterdir()) == []
     assert not list(artifacts.glob("*.part"))
 
 
@@ -126,7 +126,7 @@ def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, state
     asyncio.run(harness.attempt_runner.run())
     assert harness.states == states
     assert harness.task.failure.code == code
-    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
+    metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert metadata["error"]["code"] == code
     assert metadata["state"] == "failed"
 
@@ -231,9 +231,9 @@ def test_finisher_completes_attempt_of_dead_runner(make_harness):
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(Output.from_bytes("stdout", b"half a line\n"))
-    harness.attempt.files.workspace.mkdir(parents=True)
-    harness.attempt.files.repository.mkdir()
-    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    harness.attempt.layout.workspace.mkdir(parents=True)
+    harness.attempt.layout.repository.mkdir()
+    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
     asyncio.run(harness.attempt_runner.finish())
     assert harness.task.failure.code == "runner_lost"
     assert harness.states[-2:] == ["completing", "failed"]
@@ -279,8 +279,8 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
     if metadata:
         artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
         harness.recorder.record(ArtifactCollected(artifact))
-    harness.attempt.files.workspace.mkdir(parents=True)
-    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    harness.attempt.layout.workspace.mkdir(parents=True)
+    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
     return harness
 
 
@@ -302,8 +302,8 @@ def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id
     harness = make_harness(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
-    harness.attempt.files.workspace.mkdir(parents=True)
-    harness.attempt.files.repository.mkdir()
+    harness.attempt.layout.workspace.mkdir(parents=True)
+    harness.attempt.layout.repository.mkdir()
     asyncio.run(harness.attempt_runner.finish())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

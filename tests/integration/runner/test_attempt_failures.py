@@ -54,7 +54,7 @@ def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.script.report(Usage("a-model", 1, 1))
+        harness.script.report_event(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
 
     asyncio.run(scenario())
@@ -128,27 +128,27 @@ def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
-    harness.attempt.files.workspace.mkdir(parents=True)
-    (harness.attempt.files.root / "task-1.patch").write_bytes(b"half a pat")
-    (harness.attempt.files.root / "handle.part").write_bytes(b"{")
-    harness.attempt.files.runner_log.write_bytes(b"a log\n")
+    harness.attempt.layout.workspace.mkdir(parents=True)
+    (harness.attempt.layout.root / "task-1.patch").write_bytes(b"half a pat")
+    (harness.attempt.layout.root / "handle.part").write_bytes(b"{")
+    harness.attempt.layout.runner_log.write_bytes(b"a log\n")
     asyncio.run(harness.attempt_runner.finish())
     assert harness.task.state is TaskState.COMPLETED
     names = [artifact.name for artifact in harness.task.artifacts]
     assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
-    assert [path.name for path in harness.attempt.files.root.iterdir()] == ["runner.log"]
-    assert (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
+    assert [path.name for path in harness.attempt.layout.root.iterdir()] == ["runner.log"]
+    assert (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
 
 
 def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the files were completed: the work is lost, but the events are not."""
     harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
-    harness.attempt.files.runner_log.write_bytes(b"a log\n")
+    harness.attempt.layout.runner_log.write_bytes(b"a log\n")
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in harness.task.failure.message
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
-    assert [path.name for path in harness.attempt.files.root.iterdir()] == ["runner.log"]
+    assert [path.name for path in harness.attempt.layout.root.iterdir()] == ["runner.log"]
     assert harness.attempt.id == ATTEMPT_ID
 
 

@@ -35,7 +35,7 @@ SECOND_ID = "bcdefghijklm"
 
 
 def remaining_files(harness, attempt_id=ATTEMPT_ID):
-    root = harness.attempt.task_files.attempt(attempt_id).root
+    root = harness.attempt.task_layout.attempt(attempt_id).root
     return {path.name for path in root.iterdir()} - {"runner.log"}
 
 
@@ -43,17 +43,17 @@ def kill_after(harness, *events):
     """Creates the leftovers of a runner that is killed after these events."""
     for event in events:
         harness.recorder.record(event)
-    for directory in (harness.attempt.files.workspace, harness.attempt.files.home, harness.attempt.files.repository):
+    for directory in (harness.attempt.layout.workspace, harness.attempt.layout.home, harness.attempt.layout.repository):
         directory.mkdir(parents=True, exist_ok=True)
-    (harness.attempt.files.workspace / "edited.txt").write_text("half done\n")
-    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    (harness.attempt.layout.workspace / "edited.txt").write_text("half done\n")
+    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
 
 
 def next_attempt(harness, *, resumes, **parts):
     """The next attempt, as the server would start it."""
     harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, **parts)
-    attempt.files.root.mkdir()
+    attempt.layout.root.mkdir()
     return AttemptRunner(attempt)
 
 
@@ -169,7 +169,7 @@ def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
     """The failure is recorded, and the workspace is partially removed."""
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
-    (harness.attempt.files.workspace / "edited.txt").unlink()
+    (harness.attempt.layout.workspace / "edited.txt").unlink()
     asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "again"
     assert len(harness.events(AttemptFailed)) == 1
@@ -195,7 +195,7 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     original = {"TOKEN": "first of all"}
     harness = make_harness(Script(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "resume"  # the values changed after that
     asyncio.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
@@ -211,7 +211,7 @@ def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries
     rotated = {"TOKEN": "rotated since"}
     harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
-    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
     asyncio.run(AttemptRunner(attempt).finish())
     assert harness.task.attempt.follow_up == follow_up
@@ -221,7 +221,7 @@ def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries
 def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.attempt_runner.finish())
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert harness.task.state is TaskState.COMPLETED
@@ -242,7 +242,7 @@ def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.attempt_runner.finish())
     runner = next_attempt(harness, resumes=True)
-    files = harness.attempt.task_files
+    files = harness.attempt.task_layout
     files.attempt(ATTEMPT_ID).disk.rename(files.attempt(SECOND_ID).disk)
     asyncio.run(runner.finish())
     assert harness.task.attempt.follow_up == "again"
@@ -294,7 +294,7 @@ def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
     asyncio.run(harness.attempt_runner.finish())
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert harness.task.state is TaskState.FAILED_PRESERVED
-    preserved = harness.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
+    preserved = harness.attempt.task_layout.attempt(SECOND_ID).workspace / "edited.txt"
     assert preserved.read_text() == "half done\n"
 
 

@@ -19,7 +19,7 @@ class KilledError(BaseException):
 
 def kill_while_files_are_removed(harness, monkeypatch):
     async def half_removed(attempt, handle):
-        (attempt.files.workspace).rmdir()
+        (attempt.layout.workspace).rmdir()
         raise KilledError
 
     with monkeypatch.context() as patched:
@@ -38,7 +38,7 @@ def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_h
     assert harness.task.state is TaskState.COMPLETED
     assert harness.task.artifacts == collected
     assert {artifact.name for artifact in collected} >= {"task-1.patch", "task-1.changes.tar", "report.md"}
-    assert not list(harness.attempt.files.root.iterdir())
+    assert not list(harness.attempt.layout.root.iterdir())
 
 
 def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkeypatch):

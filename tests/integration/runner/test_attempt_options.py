@@ -83,7 +83,7 @@ def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
         "transcript.ndjson": False,
         "metadata.json": False,
     }
-    assert (harness.attempt.task_files.artifacts / "report.md").read_bytes() == VALUE.encode()
+    assert (harness.attempt.task_layout.artifacts / "report.md").read_bytes() == VALUE.encode()
 
 
 def test_secret_too_short_for_redaction_is_reported(make_harness):
@@ -146,7 +146,7 @@ def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
     harness = make_harness(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
     asyncio.run(harness.attempt_runner.run())
     assert harness.outputs("stdout") == [b"rendered\n"]
-    transcript = harness.attempt.task_files.artifacts / "transcript.ndjson"
+    transcript = harness.attempt.task_layout.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
 
 
@@ -157,17 +157,17 @@ def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.states[-1] == "completed"
     assert harness.outputs("stdout") == [terminal_output]
-    assert (harness.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
+    assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == b""
 
 
 def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
     harness = make_harness(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
     asyncio.run(harness.attempt_runner.run())
     assert harness.task.state is TaskState.FAILED_PRESERVED
-    assert harness.attempt.files.workspace.is_dir()
-    assert not harness.attempt.files.handle.exists()
-    assert harness.script.destroyed_disks == [harness.attempt.files.disk]
-    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
+    assert harness.attempt.layout.workspace.is_dir()
+    assert not harness.attempt.layout.handle.exists()
+    assert harness.script.destroyed_disks == [harness.attempt.layout.disk]
+    metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert metadata["state"] == "failed_preserved"
 
 
@@ -175,7 +175,7 @@ def test_success_preserves_no_files(make_harness):
     harness = make_harness(Script(), lifecycle={"failure_action": "preserve"})
     asyncio.run(harness.attempt_runner.run())
     assert harness.task.state is TaskState.COMPLETED
-    assert not harness.attempt.files.disk.exists()
+    assert not harness.attempt.layout.disk.exists()
     assert harness.script.destroyed_disks == [None]
 
 
@@ -192,7 +192,7 @@ def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
     asyncio.run(harness.attempt_runner.run())
-    directory = harness.attempt.task_files.artifacts
+    directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]
     assert not [path for path in directory.iterdir() if VALUE in path.name]
@@ -204,7 +204,7 @@ def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_
     script = Script(collected={name: name.encode() for name in names})
     harness = attempt_of_dead_runner(make_harness, script, secrets)
     asyncio.run(harness.attempt_runner.finish())
-    directory = harness.attempt.task_files.artifacts
+    directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
     assert unflagged(harness) == FROM_THE_JOURNAL
@@ -215,7 +215,7 @@ def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_
 def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
     """The runner died right after it had stored the artifact."""
     harness = attempt_of_dead_runner(make_harness, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
-    directory = harness.attempt.task_files.artifacts
+    directory = harness.attempt.task_layout.artifacts
     directory.mkdir()
     (directory / "report.md").write_bytes(b"ours\n")
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
@@ -240,7 +240,7 @@ def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness
     asyncio.run(harness.attempt_runner.finish())
     assert VALUE not in repr(harness.task.artifacts)
     assert unflagged(harness) == FROM_THE_JOURNAL
-    assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
+    assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
     assert harness.artifacts == {"report.md"} | FROM_THE_JOURNAL
 
 
@@ -263,8 +263,8 @@ def attempt_of_dead_runner(make_harness, script, secrets):
     )
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
-    harness.attempt.files.workspace.mkdir(parents=True)
-    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(SECRETS))
+    harness.attempt.layout.workspace.mkdir(parents=True)
+    harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(SECRETS))
     return harness
 
 

@@ -111,8 +111,8 @@ def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, m
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.rejected_count)
-        assert harness.attempt.files.disk.exists()
-        await until(lambda: not harness.attempt.files.disk.exists())
+        assert harness.attempt.layout.disk.exists()
+        await until(lambda: not harness.attempt.layout.disk.exists())
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
@@ -202,7 +202,7 @@ def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypat
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.rejected_count > 5)
         for _ in range(2):
-            harness.script.report(Usage("m", 100, 20, 0, 0, 0.25))
+            harness.script.report_event(Usage("m", 100, 20, 0, 0, 0.25))
         disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Usage)) == 2)
         await cancel_and_wait(harness, work)

@@ -17,7 +17,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
 
 
 @pytest.mark.parametrize(
-    ("events", "rest", "message", "state"),
+    ("events", "later_events", "message", "state"),
     [
         ((), LOST, "The task is being stopped; its results so far are stored.", TaskState.CANCELLED),
         (

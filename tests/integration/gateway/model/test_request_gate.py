@@ -7,7 +7,7 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway.model import budget as model_budget
+from sandbox.gateway.model import request_gate
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
 
@@ -211,7 +211,7 @@ def test_buffered_body_is_forwarded_byte_identical():
 
 
 def test_buffered_bodies_are_limited_in_total_and_released(monkeypatch):
-    monkeypatch.setattr(model_budget, "BUFFERED_BYTES_MAX", 100_000)
+    monkeypatch.setattr(request_gate, "BUFFERED_BYTES_MAX", 100_000)
 
     async def scenario():
         async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:

@@ -29,7 +29,7 @@ def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeyp
         Script(gateway_events=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
     )
     asyncio.run(harness.attempt_runner.run())
-    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
+    metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
     assert metadata["refusals_total"] == 7
 
@@ -51,7 +51,7 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
-    artifacts = harness.attempt.task_files.artifacts
+    artifacts = harness.attempt.task_layout.artifacts
     stored = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
     assert len(refused) == 4
     assert stored == {"redacted-1": b"the agent's\n", "redacted-2": b"a\n", "redacted-3": b"b\n"}
@@ -82,7 +82,7 @@ def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     assert paths_by_name.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
     assert paths_by_name.pop("redacted-2") == f"{mark}/{'y' * 230}.md"
     assert paths_by_name == {"notes.md": f"{mark}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
-    assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
+    assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
 def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
@@ -120,7 +120,7 @@ def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, 
     asyncio.run(harness.attempt_runner.run())
     assert (harness.task.state, harness.task.base_commit, base_commits) == (TaskState.COMPLETED, BASE, [BASE])
     assert harness.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
-    assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
+    assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
 def test_error_codes_are_not_redacted(make_harness):
@@ -135,7 +135,7 @@ def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, original, refused, leftovers = (
-        harness.attempt.files.root / "transcript.ndjson",
+        harness.attempt.layout.root / "transcript.ndjson",
         getattr(collect, step),
         [],
         [],
@@ -219,7 +219,7 @@ def test_stored_transcript_needs_no_more_space_on_retry(make_harness, monkeypatc
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, len(refused)) == (TaskState.COMPLETED, 4)
-    assert (harness.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
+    assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
 
 
 def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
@@ -248,7 +248,7 @@ def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secret_scan
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
-    assert (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes() == b"diff --git a/a b/a\n"
+    assert (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes() == b"diff --git a/a b/a\n"
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
-    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
+    metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert metadata["error"]["code"] == "collect_failed"
 
 
@@ -305,7 +305,7 @@ def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     assert (harness.task.failure.code, len(started)) == ("collect_failed", 1)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
-    assert (harness.attempt.task_files.artifacts / "metadata.json").is_file()
+    assert (harness.attempt.task_layout.artifacts / "metadata.json").is_file()
 
 
 def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
@@ -335,4 +335,4 @@ def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypat
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     assert harness.task.failure.code == "collect_failed"
-    assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()} == set()
+    assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()} == set()

@@ -65,7 +65,7 @@ def test_progress_usage_comes_from_the_gateway(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
+        harness.script.report_event(Usage("a-model", 10, 5, cost_usd=0.25))
         harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 
@@ -162,7 +162,7 @@ def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, 
 
 def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatch):
     harness = make_harness(Script())
-    artifacts = harness.attempt.task_files.artifacts
+    artifacts = harness.attempt.task_layout.artifacts
     on_disk, recorded = set(), {}
     fsync, record = os.fsync, Recorder.record
 
@@ -202,7 +202,7 @@ def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, m
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     runtime = harness.attempt.dependencies.runtime
-    write_handle(harness.attempt.files.handle, runtime.prepare(ATTEMPT_ID))
+    write_handle(harness.attempt.layout.handle, runtime.prepare(ATTEMPT_ID))
     states = []
 
     async def destroy(handle, disk):

@@ -139,7 +139,7 @@ def test_root_creates_no_sandbox_without_a_claimed_uid(runtime: BubblewrapRuntim
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
     handle = SandboxHandle("bubblewrap", new_attempt_id(), details)
-    with pytest.raises(AttemptError, match="plan"):
+    with pytest.raises(AttemptError, match="prepare"):
         asyncio.run(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
 
 
