@@ -45,9 +45,11 @@ class KernelUidPool:
             return self._allocations[attempt_id][0]
         try:
             self._ensure_directory()
-            for uid in self._iterate_from_offset():
-                if self._try_allocate(uid, attempt_id):
-                    return uid
+            for includes_retired in (False, True):
+                for uid in self._iterate_from_offset():
+                    is_candidate = includes_retired or not self._retired_marker(uid).exists()
+                    if is_candidate and self._try_allocate(uid, attempt_id):
+                        return uid
         except OSError as error:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
@@ -122,11 +124,23 @@ class KernelUidPool:
         # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
-        if processes.find_by_uid(uid) or _has_files_in_transit(uid):
+        if processes.find_by_uid(uid) or self._was_retired(uid):
             os.close(descriptor)
             return False
         self._allocations[attempt_id] = (uid, descriptor)
         return True
+
+    def _was_retired(self, uid: int) -> bool:
+        """Retire a uid with files in transit, so that later allocations try it last. Returns whether it is retired."""
+        marker = self._retired_marker(uid)
+        if _has_files_in_transit(uid):
+            marker.touch()
+            return True
+        marker.unlink(missing_ok=True)
+        return False
+
+    def _retired_marker(self, uid: int) -> Path:
+        return self._directory / f"{uid}.retired"
 
     def _open(self, uid: int) -> int:
         return os.open(self._directory / str(uid), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -145,6 +159,8 @@ def _try_lock(descriptor: int) -> bool:
         return False
     return True
 
+
+_PROBE_SECONDS = 20.0
 
 _SEND_FILE = """
 import array, errno, os, resource, socket, sys
@@ -165,7 +181,11 @@ def _has_files_in_transit(uid: int) -> bool:
     """Return whether the kernel still holds files that an earlier owner sent and nobody received.
 
     They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, which then
-    can send no files.
+    can send no files. A uid that cannot be tried in time counts as one with such files.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
-    return subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False).returncode == 9
+    try:
+        probe = subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False, timeout=_PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    return probe.returncode == 9

@@ -12,6 +12,7 @@ import pytest
 
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import processes
+from sandbox.runtimes.limits import kernel_uid
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can allocate kernel uids")
@@ -109,6 +110,22 @@ def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes])
     assert processes.find_by_uid(UIDS[0]) == []
 
 
+def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypatch):
+    """A probe takes a process. Many such uids would delay each start."""
+    probed = []
+
+    def is_first(uid: int) -> bool:
+        probed.append(uid)
+        return uid == probed[0]
+
+    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", is_first)
+    uids = KernelUidPool(UIDS, directory)
+    for name in ("a", "b", "c"):
+        assert uids.allocate(name) != probed[0]
+        uids.release(name)
+    assert (probed.count(probed[0]), len(probed)) == (1, 4)
+
+
 _SEND_FILE = "import array, socket; socket.socket(fileno=1).sendmsg([b'x'], [(1, 1, array.array('i', [1]))])"
 
 
@@ -122,9 +139,11 @@ def test_uid_with_files_in_transit_is_skipped(directory: Path):
         assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
         with pytest.raises(AttemptError, match="in use"):
             uids.allocate("c")
+        assert [path.name for path in directory.glob("*.retired")] == [f"{UIDS[0]}.retired"]
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # the kernel collects the files some time after the socket's end
         with contextlib.suppress(AttemptError):
             assert uids.allocate("c") == UIDS[0]
+            assert not list(directory.glob("*.retired"))
             return
     pytest.fail("the uid is not allocated again")
