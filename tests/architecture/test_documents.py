@@ -12,7 +12,7 @@ from typing import Any
 from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.schema import Manifest
 
 

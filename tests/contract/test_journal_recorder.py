@@ -9,8 +9,8 @@ from doubles.manifests import manifest
 from sandbox.interfaces.journal import Recorder
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import IllegalEventError
 
 TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)

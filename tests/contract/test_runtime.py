@@ -28,7 +28,7 @@ from doubles.sandbox_lifecycle import (
 )
 from sandbox.interfaces import file_layout
 from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 
 def _need_limit(limits: frozenset[str], name: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from doubles.sandbox_lifecycle import has_own_kernel, read_until, ready_sandbox, run_in, run_python, run_shell
 from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, accept_connection, respond_to_query
 from sandbox.interfaces.runtime import Command, Runtime
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 # Files
 

@@ -20,7 +20,7 @@ from doubles.sandbox_lifecycle import (
 )
 from doubles.sandbox_queries import IDENTITY_SCRIPT
 from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, Terminal, TerminalSize
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 SIZE = TerminalSize(rows=24, columns=80)
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "PS1": "ready$ "}

@@ -10,8 +10,8 @@ import pytest
 from doubles.memory_store import MemoryStore
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, InvalidCursorError, TaskQuery
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import LABELS_MAX
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task

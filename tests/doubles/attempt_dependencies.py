@@ -16,8 +16,8 @@ from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, KernelUsa
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
-from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.dependencies import AttemptContext, RunnerDependencies

@@ -23,7 +23,7 @@ from sandbox.interfaces.runtime import (
     Terminal,
     TerminalSize,
 )
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.workspace.git.host_process import NoConfinement
 
 

@@ -8,8 +8,8 @@ from doubles.live_server import wait_until
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import JournalBusyError, Recorder, replay_task
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sandbox.interfaces.runtime import Command, ExitStatus
-from sandbox.model.errors import Failure
+from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from sandbox.model.errors import Failure, without_secret_sources
+from sandbox.model.failure import Failure, without_secret_sources
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 

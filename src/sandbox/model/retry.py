@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandbox.model.errors import FailureCode
 from sandbox.model.events import FollowUp
+from sandbox.model.failure import FailureCode
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState

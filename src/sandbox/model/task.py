@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.errors import Failure
 from sandbox.model.events import METADATA_NAME, Artifact, CancelRequested, FollowUp, Idempotency, Progress
+from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, Reply
 from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
-from sandbox.model.errors import AttemptError, Failure, FailureCode, error_reason
+from sandbox.model.errors import error_reason
 from sandbox.model.events import (
     AgentExited,
     AttemptEnded,
@@ -21,6 +21,7 @@ from sandbox.model.events import (
     Output,
     TaskFinished,
 )
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import METADATA_SECONDS, OUTPUT_SYNC_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import StopAttempt

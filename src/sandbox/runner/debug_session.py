@@ -13,8 +13,8 @@ from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.runtime import Sandbox, SandboxSpec
-from sandbox.model.errors import FailureCode
 from sandbox.model.events import ErrorReported, Event
+from sandbox.model.failure import FailureCode
 from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Vm
 from sandbox.runner.dependencies import RunnerDependencies

@@ -9,8 +9,8 @@ from sandbox.interfaces.disks import Disks, DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.kernel_watch import wait_for_violation
 from sandbox.interfaces.runtime import Sandbox, Stats
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import ErrorReported, Event
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import (
     DISK_CHECK_FAILURES_MAX,
     DISK_CHECK_SECONDS,

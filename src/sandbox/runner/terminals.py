@@ -23,7 +23,7 @@ from sandbox.interfaces.terminals import (
     encode_frame,
     read_frame,
 )
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.model.limits import (
     OUTPUT_DRAIN_SECONDS,
     TERMINAL_BACKLOG_BYTES_MAX,

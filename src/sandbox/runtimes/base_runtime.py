@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sandbox.interfaces.kernel_watch import wait_for_violation
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import disk_layout, processes
 from sandbox.runtimes.bwrap import require_bwrap

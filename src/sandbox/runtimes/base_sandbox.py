@@ -17,7 +17,7 @@ from sandbox.interfaces.runtime import (
     SandboxHandle,
     SandboxSpec,
 )
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader

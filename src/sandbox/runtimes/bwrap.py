@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.launcher_client import ExecSpec, create_memfd
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 

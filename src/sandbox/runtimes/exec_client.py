@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import processes
 from sandbox.runtimes.launcher_client import attempt_marker, create_memfd, wait_readable
 from sandbox.runtimes.limits import seccomp

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries

@@ -18,7 +18,8 @@ from sandbox.interfaces.runtime import (
     SandboxHandle,
     SandboxSpec,
 )
-from sandbox.model.errors import AttemptError, FailureCode, SandboxError
+from sandbox.model.errors import SandboxError
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.limits import cgroups
 
 _PROBE_SECONDS = 8.0

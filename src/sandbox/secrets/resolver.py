@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
-from sandbox.model.errors import missing_secrets_message
+from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 from sandbox.secrets.sources import unavailable_error

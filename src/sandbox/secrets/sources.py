@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.model.errors import missing_secrets_message
+from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX
 

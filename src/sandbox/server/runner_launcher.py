@@ -18,7 +18,6 @@ from sandbox.interfaces.placement import Placement
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.disk_space import transient_disk_error
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import (
     AgentExited,
     AttemptFailed,
@@ -28,6 +27,7 @@ from sandbox.model.events import (
     FollowUpSkipped,
     TaskFinished,
 )
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import Task

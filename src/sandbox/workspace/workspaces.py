@@ -8,8 +8,8 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.relay import DialPolicy

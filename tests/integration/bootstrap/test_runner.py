@@ -13,8 +13,8 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
+from sandbox.model.failure import Failure, FailureCode
 
 SHORT_LAUNCH_TIMEOUT = """
 import sandbox.model.limits

@@ -10,7 +10,7 @@ from sandbox.bootstrap import server
 from sandbox.bootstrap.doctor import findings
 from sandbox.bootstrap.runtime import RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 
 AVAILABLE = RuntimeProbe("slow", is_available=True, tier="none", strength=1)
 

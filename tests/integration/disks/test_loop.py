@@ -15,7 +15,7 @@ from doubles.child_processes import FORKSERVER
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 MIB = 1024 * 1024
 CHILD_SECONDS = 60

@@ -24,7 +24,7 @@ from sandbox.images.definition import ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
 from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
 DEFINITION = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})

@@ -10,7 +10,6 @@ from doubles.attempt_dependencies import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
     METADATA_NAME,
     AgentExited,
@@ -22,6 +21,7 @@ from sandbox.model.events import (
     SandboxCreated,
     WorkspacePrepared,
 )
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.provision import write_handle
 

@@ -12,7 +12,6 @@ from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.secrets import make_fingerprint
-from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
     AgentStarted,
     AttemptEnded,
@@ -25,6 +24,7 @@ from sandbox.model.events import (
     Usage,
     WorkspacePrepared,
 )
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.steps.provision import write_handle

@@ -7,8 +7,8 @@ import pytest
 
 from doubles.attempt_dependencies import Script
 from sandbox.interfaces.images import Image
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import SandboxCreated
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runner.attempt import AttemptRunner
 
 IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root")

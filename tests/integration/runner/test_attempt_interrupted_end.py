@@ -8,7 +8,7 @@ import pytest
 
 from doubles.attempt_dependencies import Script
 from sandbox.interfaces.placement import CancelOrder
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt import AttemptRunner
 

@@ -12,7 +12,6 @@ from sandbox.interfaces.gateway import BudgetExhausted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.egress import EgressRule
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import (
     AgentStarted,
     Artifact,
@@ -23,6 +22,7 @@ from sandbox.model.events import (
     SandboxCreated,
     WorkspacePrepared,
 )
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import _flag_secrets
 

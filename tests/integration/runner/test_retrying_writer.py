@@ -11,7 +11,6 @@ from sandbox.interfaces.placement import CancelOrder, TerminalOrder
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_space import DiskSpace
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -22,6 +21,7 @@ from sandbox.model.events import (
     TaskFinished,
     Usage,
 )
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 
 FULL, AMPLE_SPACE = DiskSpace(9, 100), DiskSpace(100, 100)

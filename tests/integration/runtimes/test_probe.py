@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.interfaces.runtime import ConfinementLostError, ExitStatus
-from sandbox.model.errors import AttemptError, FailureCode, SandboxError
+from sandbox.model.errors import SandboxError
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.bubblewrap.runtime import probe_bubblewrap
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, run_probe
 

@@ -9,8 +9,8 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.tasks import UnavailableError
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())

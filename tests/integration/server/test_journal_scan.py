@@ -10,8 +10,8 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
 from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.tasks import UnavailableError
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import JOURNAL_SCANS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_scan import JournalScanner

@@ -14,8 +14,8 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
 from sandbox.server.maintenance.pruning import PreservationExpiry

@@ -15,7 +15,6 @@ from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.store import IndexedTask
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import (
     AgentExited,
     Artifact,
@@ -27,6 +26,7 @@ from sandbox.model.events import (
     Output,
     TaskFinished,
 )
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 

@@ -7,8 +7,8 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptEnded, AttemptFailed, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 FAILED = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "it failed"))

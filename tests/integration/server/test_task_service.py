@@ -14,8 +14,8 @@ from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskNotFoundError, TaskTerminalError, UnavailableError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import limits
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources

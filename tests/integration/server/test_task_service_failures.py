@@ -18,8 +18,8 @@ from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.disk_space import DiskSpace
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources, Scheduler

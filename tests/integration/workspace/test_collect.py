@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.workspace import SkippedFile
-from sandbox.model.errors import AttemptError
 from sandbox.model.events import Artifact
+from sandbox.model.failure import AttemptError
 from sandbox.workspace import collect as workspace_collect
 from sandbox.workspace import files
 from sandbox.workspace.collect import TEMPORARY_FILE_NAME

@@ -5,8 +5,8 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.model.errors import Failure, FailureCode, missing_secrets_message
 from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
+from sandbox.model.failure import Failure, FailureCode, missing_secrets_message
 from sandbox.model.task import Task
 
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."

@@ -16,7 +16,7 @@ from sandbox.dashboard.pages import server as pages_of_server
 from sandbox.dashboard.pages import task as pages_of_task
 from sandbox.dashboard.pages import task_list as pages_of_task_list
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 PATHS = ["/", "/submit", "/server", "/tasks/task-001"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer, Metadata, Repository
 from sandbox.model.task_state import TaskState
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up

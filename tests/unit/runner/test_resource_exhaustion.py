@@ -9,7 +9,7 @@ from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 

@@ -26,7 +26,7 @@ from sandbox.interfaces.file_layout import (
     SANDBOX_WORKSPACE,
 )
 from sandbox.interfaces.runtime import Command, ExitStatus
-from sandbox.model.errors import Failure
+from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer
 from sandbox.system.files import open_restricted
 

@@ -10,7 +10,7 @@ from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.agents.claude_code.tools import unknown_entries
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Claude, McpServer
 
 _QUOTE_CHARACTERS_MAX = 500

@@ -24,7 +24,8 @@ from sandbox.bootstrap.private_directory import private_umask
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import DECODE_ERRORS, Failure, FailureCode, SandboxError
+from sandbox.model.errors import DECODE_ERRORS, SandboxError
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from sandbox.model import events as e
-from sandbox.model.errors import Failure
+from sandbox.model.failure import Failure
 from sandbox.model.task import Attempt, Task
 
 WireEvent = dict[str, Any]

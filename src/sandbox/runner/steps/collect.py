@@ -15,7 +15,6 @@ from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.secrets import matches_fingerprint
 from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
 from sandbox.model.disk_space import transient_disk_error
-from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
     METADATA_NAME,
@@ -27,6 +26,7 @@ from sandbox.model.events import (
     ErrorReported,
     Output,
 )
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task

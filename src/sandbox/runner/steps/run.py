@@ -13,7 +13,6 @@ from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, KeyRejected
 from sandbox.interfaces.runtime import ExitStatus, Sandbox, Stats
 from sandbox.model.egress import egress_rules
-from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -24,6 +23,7 @@ from sandbox.model.events import (
     Metrics,
     Usage,
 )
+from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import (
     KILL_SECONDS,
     METRICS_INTERVAL_SECONDS,

@@ -3,8 +3,8 @@
 import asyncio
 
 from sandbox.interfaces.secrets import make_fingerprint, matches_fingerprint
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import WorkspacePrepared
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runner.attempt_takeover import destroy_earlier_sandboxes, earlier_attempt_files, take_over_files
 from sandbox.runner.dependencies import AttemptContext
 from sandbox.runner.progress import remaining_seconds

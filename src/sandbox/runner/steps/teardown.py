@@ -5,8 +5,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sandbox.interfaces.runtime import SandboxHandle
-from sandbox.model.errors import AttemptError, FailureCode, error_reason
+from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState

@@ -20,7 +20,8 @@ from sandbox.interfaces.runtime import (
     Terminal,
     TerminalSize,
 )
-from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
+from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import bwrap, launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES

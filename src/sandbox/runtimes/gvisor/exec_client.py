@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from sandbox.interfaces.runtime import TerminalSize
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.exec_client import ExecProcess, start_program
 from sandbox.runtimes.programs import launcher

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
-from sandbox.model.errors import AttemptError, FailureCode, SandboxError
+from sandbox.model.errors import SandboxError
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES

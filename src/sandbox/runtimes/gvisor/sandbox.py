@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, Stats, Terminal, TerminalSize
-from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
+from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox

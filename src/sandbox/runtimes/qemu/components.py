@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")

@@ -9,7 +9,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
-from sandbox.model.errors import AttemptError, FailureCode, SandboxError
+from sandbox.model.errors import SandboxError
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher

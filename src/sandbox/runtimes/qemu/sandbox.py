@@ -22,7 +22,8 @@ from sandbox.interfaces.runtime import (
     Terminal,
     TerminalSize,
 )
-from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
+from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup

@@ -17,7 +17,7 @@ from typing import IO
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
 from sandbox.model.disk_space import DISK_FULL_ERRNOS
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.printable import escape_character, replace_unprintable

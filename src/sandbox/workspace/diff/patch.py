@@ -15,7 +15,7 @@ from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.workspace import ContainsSecret, PatchResult
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread

@@ -17,7 +17,7 @@ from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
 DONE = Turn((Text("All done."),))

@@ -12,8 +12,8 @@ import pytest
 from doubles.attempt_dependencies import BASE, Script
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
 from sandbox.model.disk_space import DiskSpace
-from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner import attempt as runner_attempt
 from sandbox.runner.steps import collect

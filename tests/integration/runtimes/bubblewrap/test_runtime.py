@@ -15,7 +15,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import new_attempt_id, ready_sandbox, run_in, run_shell, sandbox_spec
 from sandbox.interfaces.runtime import SandboxHandle
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes import bwrap
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.launcher_client import start_launcher

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import read_until, ready_sandbox
 from sandbox.interfaces.runtime import Command
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.gvisor import runtime as gvisor_runtime
 from sandbox.runtimes.gvisor import sandbox as gvisor_sandbox

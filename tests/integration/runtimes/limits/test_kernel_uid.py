@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_uid
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool

@@ -16,7 +16,7 @@ from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, rea
 from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCRIPT, accept_connection, respond_to_query
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
-from sandbox.model.errors import AttemptError, FailureCode
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, components, kvm_selftest
 from sandbox.runtimes.qemu.kvm import KvmStatus
 

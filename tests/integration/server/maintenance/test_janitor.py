@@ -13,8 +13,8 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.garbage_collector import (
     GarbageCollectionError,

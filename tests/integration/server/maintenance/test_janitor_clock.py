@@ -12,7 +12,7 @@ from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
 from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance.janitor import Janitor
 from sandbox.store.sqlite import SqliteStore

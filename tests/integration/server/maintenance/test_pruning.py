@@ -15,7 +15,7 @@ from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, TaskNotFoundError, UnavailableError
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.server.maintenance import pruning
 from sandbox.store.sqlite import SqliteStore
 

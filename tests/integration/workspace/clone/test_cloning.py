@@ -13,7 +13,7 @@ import pytest
 
 from doubles.git_http_server import GitHttpServer
 from sandbox.gateway.egress.dialer import is_dialable
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.clone.cloning import CREDENTIAL_REQUESTS_MAX, CredentialHelper

@@ -20,7 +20,7 @@ from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from doubles.sandbox_lifecycle import new_attempt_id
 from doubles.workspace_fixture import descendant_names
 from sandbox.interfaces.runtime import ConfinedCommand, ConfinementSpec
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.programs import launcher, process_limits

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from doubles.workspace_fixture import PUBLIC_URL, run_git
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 
 def test_branch_is_checked_out_at_its_tip(env):

@@ -17,7 +17,7 @@ import pytest
 
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_fixture import PUBLIC_URL, descendant_names, run_git
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone import staging
 from sandbox.workspace.git import directory

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from doubles.workspace_fixture import run_git, snapshot
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 
 @pytest.fixture

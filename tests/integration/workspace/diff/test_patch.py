@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from doubles.workspace_fixture import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_space import transient_disk_error
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.diff import changed_files_archive as changed_files_module
 from sandbox.workspace.diff import patch, trees

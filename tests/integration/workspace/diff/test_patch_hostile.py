@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from doubles.workspace_fixture import descendant_names, run_git
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes import disk_layout
 from sandbox.workspace import files
 

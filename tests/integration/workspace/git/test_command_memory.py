@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.workspace.clone import staging
 from sandbox.workspace.git import command

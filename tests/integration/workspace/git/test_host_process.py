@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from sandbox.agents.claude_code.outcome import determine_failure
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 
 
 def test_failure_quotes_the_last_relevant_stderr_line():

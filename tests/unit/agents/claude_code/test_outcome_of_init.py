@@ -9,7 +9,7 @@ from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.interfaces.agent import AgentReady
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
 LOCAL = McpServer(command="npx")

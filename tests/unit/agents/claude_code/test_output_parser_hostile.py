@@ -18,7 +18,7 @@ from sandbox.agents.claude_code.stream_json import (
 )
 from sandbox.interfaces.agent import ApiRetry, ToolFinished, ToolStarted, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 GOOD_RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "Done.", "session_id": SESSION}

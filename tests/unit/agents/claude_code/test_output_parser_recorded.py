@@ -8,7 +8,7 @@ import pytest
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, ToolStarted, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.errors import FailureCode
+from sandbox.model.failure import FailureCode
 
 RECORDINGS = Path(__file__).parent / "recordings"
 INDEX = json.loads((RECORDINGS / "index.json").read_text())

@@ -8,7 +8,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 KEYS = {

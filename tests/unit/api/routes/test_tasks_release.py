@@ -8,7 +8,7 @@ from doubles.fake_tasks import TO_RUNNING
 from doubles.manifests import manifest
 from sandbox.interfaces.tasks import SandboxNotPreservedError
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode
 
 FAILED = (e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), e.TaskFinished())
 

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from sandbox.model import events as e
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap.sandbox import build_exec_spec, staged_paths
 from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, exec_arguments, kill_arguments, staged_entries
 from sandbox.runtimes.gvisor.sandbox import RunscState, is_lost_peer_error, last_error, read_state
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec, Stats
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu import components, jail
 from sandbox.runtimes.qemu.channel import (
     CONSOLE_BYTES_MAX,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.model.errors import AttemptError
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu import components, runtime
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus

@@ -21,8 +21,8 @@ from sandbox.interfaces.journal import JournalDamagedError, replay_task
 from sandbox.interfaces.tasks import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Output, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""Why a task failed: a stable code and a message."""
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+
+import msgspec
+
+from sandbox.model.errors import SandboxError
+
+_LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
+"""The prefix of messages in which earlier versions exposed the source of a secret."""
+
+
+class FailureCode(StrEnum):
+    """Why a task failed. Stable: clients branch on these words."""
+
+    AGENT_FAILED = "agent_failed"
+    AGENT_NO_RESULT = "agent_no_result"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    CLONE_FAILED = "clone_failed"
+    COLLECT_FAILED = "collect_failed"
+    DISK_FULL = "disk_full"
+    HANG = "hang"
+    HOST_LOST = "host_lost"
+    INTERNAL = "internal_error"
+    MCP_FAILED = "mcp_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    PROCESS_LIMIT = "process_limit"
+    PROVISION_FAILED = "provision_failed"
+    RUNNER_LOST = "runner_lost"
+    SANDBOX_LOST = "sandbox_lost"
+    SECRET_UNAVAILABLE = "secret_unavailable"
+    STAGE_TIMEOUT = "stage_timeout"
+    PROVISION_TIMEOUT = "provision_timeout"
+    TIMEOUT = "timeout"
+    TOOL_UNKNOWN = "tool_unknown"
+
+
+def missing_secrets_message(names: Iterable[str]) -> str:
+    """Return the public message about missing secrets. Only operators may see where the values come from."""
+    listed = ", ".join(dict.fromkeys(names))
+    return (
+        f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
+        "task and in the server's log."
+    )
+
+
+def without_secret_sources(message: str) -> str:
+    """Return the public form of a message, including one written by an earlier version."""
+    names = _LEAKED_SOURCES.findall(message) if message.startswith("Secret ") else []
+    return missing_secrets_message(names) if names else message
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The reason a task failed, as shown to users.
+
+    is_transient: the cause is temporary, so the attempt is retried.
+    detail: the message for operators, if they may see more.
+    """
+
+    code: FailureCode
+    message: str
+    is_transient: bool = False
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        """Move operator-only content to `detail`; earlier versions wrote it into the message."""
+        if (
+            self.code is FailureCode.SECRET_UNAVAILABLE
+            and (public := without_secret_sources(self.message)) != self.message
+        ):
+            msgspec.structs.force_setattr(self, "detail", self.message)
+            msgspec.structs.force_setattr(self, "message", public)
+
+    def message_for(self, *, is_operator: bool) -> str:
+        """Return the message for an operator or for everybody else."""
+        return (is_operator and self.detail) or self.message
+
+
+class AttemptError(SandboxError):
+    """A step of an attempt failed; becomes the task's `Failure`."""
+
+    def __init__(self, code: FailureCode, message: str, *, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.failure = Failure(code, message, is_transient)
