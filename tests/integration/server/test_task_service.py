@@ -187,6 +187,7 @@ def test_pending_task_is_cancelled_without_a_runner(components):
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
             with pytest.raises(TaskTerminalError):
                 await service.cancel("second", reason="", force=False)
+            await components.wait_for_launch("first")
             components.runners.record("first", *TO_RUNNING, *TO_END)
             await service.wait("first", 10)
         return [order.task_id for order in components.runners.orders]
