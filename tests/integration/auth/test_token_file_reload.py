@@ -290,6 +290,7 @@ def test_changes_by_threads_of_one_process_are_serialized(tmp_path):
 
 
 def test_name_is_accepted_up_to_the_length_limit(tokens):
+    assert NAME_CHARACTERS_MAX == 64
     _, record = tokens.create(Role.VIEWER, "n" * NAME_CHARACTERS_MAX)
     assert (record.name, record.created_at, record.expires_at) == ("n" * NAME_CHARACTERS_MAX, TIMESTAMP, None)
     for name in ("n" * (NAME_CHARACTERS_MAX + 1), "a\tb", "\u202e"):

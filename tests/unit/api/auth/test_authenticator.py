@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from doubles.fake_access import FakeAccess
-from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
+from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied, extract_credentials
 from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
@@ -257,3 +257,13 @@ def test_required_token_denies_anonymous_callers():
     server = Server(FakeAccess(), requires_token=True)
     assert server.denied().status == 401
     assert not server.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
+
+
+@pytest.mark.parametrize("name", ["authorization", "cookie"])
+def test_long_credentials_are_truncated(name: str):
+    prefix = {"authorization": "Bearer ", "cookie": "sandbox_session="}[name]
+    for length, kept in ((511, 511), (512, 512), (513, 512)):
+        headers = [(name.encode(), f"{prefix}{'x' * length}".encode())]
+        credentials = extract_credentials(HTTPConnection({"type": "http", "headers": headers}))
+        assert credentials is not None
+        assert credentials.value == "x" * kept

@@ -183,6 +183,13 @@ def test_inline_source_has_no_external_access(kind):
     assert external_access(content=[{"source": {"type": f"{kind}x"}}]) == f"A source of type {kind.upper()}X"
 
 
+@pytest.mark.parametrize("kind", ["document", "image"])
+@pytest.mark.parametrize("source", ["https://example.org/x", ["url"], None, 7])
+def test_source_of_unknown_shape_is_external_access(kind, source):
+    assert external_access(content=[{"type": kind, "source": source}]) == "A source of unknown shape"
+    assert external_access(content=[{"type": "text", "source": "in words"}]) is None
+
+
 @pytest.mark.parametrize("kind", ["url", "file", ""])
 def test_remote_source_is_external_access(kind):
     assert external_access(content=[{"source": {"type": kind}}]) == f"A source of type {kind.upper()}"
