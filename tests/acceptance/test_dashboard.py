@@ -72,7 +72,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
 
     page.get_by_text("Done: the greeting is polite now.").wait_for()
     wait_until(lambda: state_of(page) == "completed", 30, "the header to show the final state")
-    assert page.locator(".timeline .station").all_inner_texts()[-1] == "completed"
+    assert page.locator(".timeline .step").all_inner_texts()[-1] == "completed"
     assert page.locator(".says strong").inner_text() == "polite"
     tools = page.locator(".tool")
     assert tools.count() == 2

@@ -46,7 +46,7 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
     common = {
         "page": template,
         "version": request.app.state.context.settings.version,
-        "who": caller.principal,
+        "principal": caller.principal,
         "may_change": caller.is_operator,
         "has_session": caller.credentials is not None,
     }
@@ -67,12 +67,12 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "size": format_size,
-        "span": lambda duration: format_duration(duration.total_seconds()),
+        "duration": lambda duration: format_duration(duration.total_seconds()),
         "money": format_cost,
         "count": format_count,
-        "stamp": format_timestamp,
+        "timestamp": format_timestamp,
         "state": state_label,
-        "shade": state_class,
+        "state_class": state_class,
         "segment": quote_segment,
         "as_name": escape_name,
         "as_prose": escape_text,

@@ -12,7 +12,7 @@ _PAUSE_SECONDS_MAX = 3.0
 
 _WAITS_MAX = 10
 _WAIT_SECONDS = 0.5
-"""How often, and how long each time, one measurement is waited for. Programs can hold locks that it needs.
+"""Number and duration of the waits for one measurement. Programs inside can hold locks that it needs.
 
 A stopped event loop, as in a suspended machine, counts as one wait.
 """
@@ -49,8 +49,7 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
 
 
 _NOT_MEASURED = (
-    f"What the kernel holds for the sandbox could not be counted in {_WAITS_MAX * _WAIT_SECONDS:.0f} s; "
-    "use fewer files and sockets."
+    f"The sandbox's files and sockets could not be counted within {_WAITS_MAX * _WAIT_SECONDS:.0f} s; use fewer."
 )
 
 

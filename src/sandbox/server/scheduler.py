@@ -41,12 +41,12 @@ class Backlog:
         size_bytes = _size_bytes(manifest)
         if len(self._sizes) >= self._tasks_max:
             raise UnavailableError(
-                f"The maximum of {self._tasks_max} tasks is unfinished; submit the task again later."
+                f"The server has {self._tasks_max} unfinished tasks, its maximum; submit the task again later."
             )
         if self._sizes and self._total_bytes + size_bytes > limits.UNFINISHED_MANIFEST_BYTES_MAX:
-            most = f"{limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
+            limit = f"{limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
             raise UnavailableError(
-                f"The manifests of unfinished tasks have almost {most}; submit the task again later."
+                f"The manifests of unfinished tasks would exceed {limit}; submit the task again later."
             )
         key = object()
         self._count(key, size_bytes)

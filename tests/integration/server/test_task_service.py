@@ -141,7 +141,7 @@ def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, m
             results = await asyncio.gather(*map(service.submit, map(manifest, names)), return_exceptions=True)
             refused = [result for result in results if isinstance(result, UnavailableError)]
             assert len(refused) == 5
-            assert str(refused[0]) == "The maximum of 3 tasks is unfinished; submit the task again later."
+            assert str(refused[0]) == "The server has 3 unfinished tasks, its maximum; submit the task again later."
             with pytest.raises(UnavailableError, match="unfinished"):
                 await service.check_admission(manifest("another"))
             await components.wait_for_launch("task-0")

@@ -121,8 +121,8 @@ def test_license_of_bundled_htmx_is_served(pages):
 def test_progress_steps_mark_the_current_state(pages):
     pages.tasks.add("task-001", *TO_RUNNING)
     text = pages.get("/tasks/task-001").text
-    assert re.search(r'aria-current="step">\s*<span class="mark"[^>]*></span>\s*<span class="station">running', text)
-    assert re.findall(r'class="station">([\w, ]+)<', text) == [
+    assert re.search(r'aria-current="step">\s*<span class="mark"[^>]*></span>\s*<span class="step">running', text)
+    assert re.findall(r'class="step">([\w, ]+)<', text) == [
         *("pending", "staging", "provisioning", "ready", "running", "completing", "completed")
     ]
     pages.tasks.record("task-001", *TO_COMPLETED)

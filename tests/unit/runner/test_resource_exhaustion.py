@@ -216,7 +216,7 @@ def test_blocked_count_does_not_delay_the_count_of_open_files(scenario):
 def test_blocked_count_is_a_failure(scenario, monkeypatch):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch._WAIT_SECONDS", 0.01)
     failure = watch_files(scenario, ScriptedSandbox(KernelUsage(), delay_seconds=60))
-    assert (failure.code, "could not be counted in 5 s" in failure.message) == ("out_of_memory", True)
+    assert (failure.code, "could not be counted within 5 s" in failure.message) == ("out_of_memory", True)
 
 
 def test_slow_count_is_repeated_soon(scenario, monkeypatch):

@@ -59,7 +59,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
         manifest_text=manifest_text,
-        stations=state_steps(task),
+        state_steps=state_steps(task),
         took=_total_duration(task),
         failure=error_fields(task, is_operator=is_operator),
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,

@@ -35,7 +35,7 @@ _SAMPLE_SIZE_MAX = 4096
 _LOCK_COUNT_SECONDS = 2.0
 """Maximum CPU time of one count of locks. Usually it takes 0.2 s.
 
-The kernel lists with the locks of an epoll or inotify instance all that it watches: a million entries, 0.5 s a time.
+With the locks of an epoll or inotify instance, the kernel lists all that it watches: 0.5 s for a million entries.
 """
 _LOCK_BYTES_MAX = 1 << 20
 """Bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
@@ -46,7 +46,7 @@ _OWN_FILES = (
     *(SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp", "/dev/shm", "/dev/pts", "/proc"),  # noqa: S108
     *("/memfd:", "/SYSV", "pipe:", "socket:"),
 )
-"""What the path of a file begins with that has an inode of its own in each sandbox."""
+"""Prefixes of the paths of files that have a separate inode in each sandbox."""
 
 _HOST_SETTINGS = "/proc/sys/"
 """Bound from the host's /proc if the server runs as an ordinary user."""
