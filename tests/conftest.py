@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A slow machine is no defect: only the timeout of each test limits the time.
+# A slow machine is not a defect: only the timeout of each test limits the time.
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 

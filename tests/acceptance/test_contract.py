@@ -50,7 +50,7 @@ def test_guarantees_survive_a_server_restart(deployment):
 
 
 def check_secret_handling(deployment):
-    """A secret reaches the agent and is in no file of the server."""
+    """A secret reaches the agent and is not in any file of the server."""
     deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
     assert deployment.wait()["error"]["code"] == "agent_failed", deployment.diagnostics()
     [result] = deployment.tool_results()

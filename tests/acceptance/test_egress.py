@@ -316,7 +316,7 @@ def test_denial_events_have_destination_and_reason(results):
         ("its TLS names another server", 2),
         ("Host header names a different host", 2),
         ("the Host header and the target name different hosts", 1),
-        ("is not an address of its name", 1),
+        ("is not assigned to a host name", 1),
         ("resolves to no public address", 4),
     ):
         assert sum(reason in text for text in reasons) >= times, (reason, reasons)

@@ -1,4 +1,4 @@
-"""A server whose runtime fails at startup detects by itself when it works."""
+"""A server whose runtime fails at startup detects when the runtime starts to work."""
 
 import signal
 import time

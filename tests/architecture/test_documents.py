@@ -17,7 +17,7 @@ from sandbox.model.manifest.schema import Manifest
 
 
 def rows(document: Path) -> list[list[str]]:
-    """The rows of all tables, without their heads."""
+    """The rows of all tables, without their header rows."""
     cells = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in document.read_text().splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# The agent's home is a path inside sandboxes, not of a machine; `me` and `user` are placeholders. `/root` itself is
+# The agent's home is a path inside sandboxes, not on a machine; `me` and `user` are placeholders. `/root` itself is
 # allowed: tests check that sandboxes cannot see it.
 MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/")
 # Split, so that this line does not match.

@@ -1,4 +1,4 @@
-"""A task's journal on disk, read without any product code."""
+"""A task's journal on disk, read without any code of Sandbox."""
 
 import json
 

@@ -1,7 +1,7 @@
 """Brings a task into a state and keeps it there without hooks in the product, by slowing its environment.
 
 A clone is held by a throttled network. The runner is stopped and resumed for two milliseconds at a time until its
-journal shows the state, and then for some random steps more. A long state is reached by waiting for it.
+journal shows the state, and then for a random number of further steps. A long state is reached by waiting for it.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class HeldTask:
 class StateDriver:
     """Brings tasks of one machine into states. rng: chooses the point within a state.
 
-    is_endless: the agent runs for long in `running`; retries: `lifecycle.retries` of the task.
+    is_endless: the agent stays in `running` for a long time; retries: `lifecycle.retries` of the task.
     """
 
     def __init__(self, deployment, rng, *, needs_sandbox=False, is_endless=False, retries=0):

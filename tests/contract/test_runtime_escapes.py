@@ -171,7 +171,7 @@ def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
         tr '\\0\\n' '  ' < /proc/$$/cmdline; echo; echo $$"""
     result = run_shell(runtime, disk, script)
     *_, shell_pid = result.output.splitlines()
-    # If the command is the first process, no other process could be forged.
+    # If the command is process 1 itself, there is no separate init process to inspect.
     assert shell_pid == "1" or result.errors.count("No such file or directory") == 4
     assert result.output.startswith("/bin/bash -c")
 

@@ -136,7 +136,7 @@ report("held"); time.sleep(600)
 
 
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    """Whenever a program of the machine closes `/dev/null` or an eventfd, the kernel walks all its locks."""
+    """Whenever any process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on it."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_violation()
@@ -560,7 +560,7 @@ report("held"); time.sleep(600)
 async def _count_freed(
     runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
 ) -> int:
-    """How many objects the machine loses when the files of a program that hides some are counted, until enough."""
+    """Count the hidden objects of a program that the kernel frees when its files are counted; stops at `enough`."""
     async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))

@@ -1,4 +1,4 @@
-"""The real Claude Code with the product's command line, outside a sandbox, in directories of the test."""
+"""The real Claude Code with Sandbox's command line, outside a sandbox, in directories of the test."""
 
 import asyncio
 import os

@@ -1,6 +1,6 @@
 """A stand-in for Claude Code that prints given lines with pauses, with almost no load.
 
-A program of a few hundred bytes without libraries: the load of a hundred tasks is then the product's own. Like Claude
+A program of a few hundred bytes without libraries: the load of a hundred tasks is then Sandbox's own. Like Claude
 Code it takes the session id from its arguments and prints it in its first and last line. Prepend the directory that
 `make_fake_agent` returns to the server's PYTHONPATH.
 """

@@ -1,4 +1,4 @@
-"""The process that `forked_commands` forks: it imports the product once, and each fork runs one of its programs."""
+"""The process that `forked_commands` forks: it imports Sandbox once, and each fork runs one of its programs."""
 
 import atexit
 import gc

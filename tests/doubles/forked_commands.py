@@ -27,7 +27,7 @@ _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.fork_server i
 class ForkedCommand(subprocess.Popen):
     """Like `subprocess.Popen(("sandbox", *arguments), …)` with `env`, `cwd` and stream options.
 
-    main: entry point of another program of the product, as `module:function`.
+    main: entry point of another program of Sandbox, as `module:function`.
     """
 
     def __init__(self, arguments, *, main=COMMAND_LINE, **keywords):

@@ -244,7 +244,7 @@ class Deployment:
         return self._start_process(name, partial(subprocess.Popen, [*prefix, *command]), environment)
 
     def _start_program(self, name, main, arguments, environment, prefix):
-        """Start a program of the product, as a fork if possible."""
+        """Start one of Sandbox's programs, as a fork if possible."""
         if self.forks and not prefix:
             return self._start_process(name, partial(ForkedCommand, arguments, main=main), environment)
         return self._start(name, [sys.executable, "-m", _MODULES[main], *arguments], environment, prefix)

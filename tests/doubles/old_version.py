@@ -1,4 +1,4 @@
-"""An earlier version of the product: its source, and an interpreter that imports it."""
+"""An earlier version of Sandbox: its source, and an interpreter that imports it."""
 
 import io
 import json

@@ -1,6 +1,6 @@
 """Encoded samples of types with all alternatives: `python wire_samples.py json module:Type …` prints a list per type.
 
-Needs only msgspec, so every version of the product can run it. Each sample is also decoded.
+Needs only msgspec, so every version of Sandbox can run it. Each sample is also decoded.
 """
 
 import importlib

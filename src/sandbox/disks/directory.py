@@ -104,7 +104,7 @@ class DirectoryDisks:
     async def usage(self, layout: AttemptLayout) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
-        A file that is removed during the measurement counts nothing, and one that is unlinked is not counted twice.
+        A file that is removed during the measurement is not counted, and one that is unlinked is not counted twice.
         """
         deleted_usage = await _measure_deleted(layout.disk)
         used_bytes = deleted_usage.size_bytes + await _run_du(layout.disk, "--block-size=1")

@@ -67,7 +67,7 @@ CONNECT_SECONDS = 10.0
 """Time to reach the upstream, including DNS and TLS; above it: 504."""
 
 UPSTREAM_SECONDS = 600.0
-"""Time between two reads from an upstream that owes a response; above it: 504, or a truncated response."""
+"""Time between two reads from an upstream whose response is incomplete; above it: 504, or a truncated response."""
 
 UPSTREAM_IDLE_SECONDS = 30.0
 """How long an idle upstream connection is kept for the same client's next request."""

@@ -1,7 +1,7 @@
 """Installs packages of the machine's distribution into a root file system, with mmdebstrap.
 
 Sources, keys, proxy and certificates are those of this machine's apt, because its operator decides where packages come
-from. Nothing of them is in the image.
+from. None of these are copied into the image.
 """
 
 import os
@@ -59,7 +59,7 @@ def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
     sources = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
     if not sources:
-        raise BuildFailedError("apt of this machine has no package sources.")
+        raise BuildFailedError("This machine's apt has no package sources.")
     return sources
 
 

@@ -67,7 +67,7 @@ class RootFs:
     def add_link(self, name: str, target: str) -> None:
         """Create a symbolic link with any target: it is only ever resolved inside. Raises ImageRefusedError."""
         if not target or "\0" in target or len(os.fsencode(target)) > IMAGE_PATH_BYTES_MAX:
-            raise ImageRefusedError(f"The image has a link without a proper target: {name[:200]}")
+            raise ImageRefusedError(f"The image has a link without a valid target: {name[:200]}")
         os.symlink(target, self._make_vacant(name))  # noqa: PTH211
 
     def add_hard_link(self, name: str, target: str) -> None:

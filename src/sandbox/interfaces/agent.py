@@ -112,7 +112,7 @@ class AgentDriver(Protocol):
         ...
 
     def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Return why a terminal session failed, None if it ended well. Only the process's exit status is available."""
+        """Return why a terminal session failed, None if it succeeded. Only the process's exit status is available."""
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:

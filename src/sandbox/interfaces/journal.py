@@ -54,7 +54,7 @@ class JournalWriter(Protocol):
     def append(
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
-        """Number and write an event that happened `at` (UTC).
+        """Assign the next number to an event that happened `at` (UTC), and write it.
 
         Readers see it at once. With `durable` it is on disk on return. Raises OSError, and leaves the journal
         unchanged, if it cannot be written.

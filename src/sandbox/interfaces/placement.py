@@ -161,7 +161,7 @@ class Leftovers(Protocol):
         ...
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Remove the leftovers of an attempt that no process runs any more. Idempotent.
+        """Remove the leftovers of an attempt that no process runs anymore. Idempotent.
 
         Raises AttemptError, OSError.
         """

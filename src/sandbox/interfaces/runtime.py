@@ -190,7 +190,7 @@ class ExitStatus(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True):
     """Current resource usage of the sandbox; None if the host does not report it.
 
-    oom_kills, fork_failures: how often so far a process was killed for lack of memory, or not created because of the
+    oom_kills, fork_failures: how many times a process was killed for lack of memory, or not created because of the
         process limit.
     """
 
@@ -393,7 +393,7 @@ class Sandbox(Protocol):
     async def wait(self) -> ExitStatus:
         """Return how the command ended, once no process is left inside, or 10 s later. May be called many times.
 
-        Processes that are left then were sent KILL and execute no more instructions; `destroy` reports them.
+        Processes that are left by then have received KILL and execute no further instructions; `destroy` reports them.
         """
         ...
 

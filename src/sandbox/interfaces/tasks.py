@@ -235,7 +235,7 @@ class Tasks(Protocol):
         ...
 
     async def release(self, task_id: str) -> None:
-        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError if there is none (any more)."""
+        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError if none exists."""
         ...
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:

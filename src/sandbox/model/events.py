@@ -245,7 +245,7 @@ class EgressDenied(_EventBase, frozen=True, tag="egress_denied"):
 
 
 class Gap(_EventBase, frozen=True, tag="gap"):
-    """Events that are missing in the journal, and why. `first_seq` and `last_seq` are 0 if they never had a number."""
+    """Events missing from the journal, and why. `first_seq` and `last_seq` are 0 if they never had a number."""
 
     first_seq: int
     last_seq: int

@@ -55,7 +55,7 @@ def backoff_seconds(task: Task) -> float:
     attempt = task.attempt
     if attempt is None or attempt.follow_up is None or attempt.failure is None:
         return 0.0
-    if task.cancel is not None or task.failure is not None:  # no attempt follows any more
+    if task.cancel is not None or task.failure is not None:  # no further attempt follows
         return 0.0
     if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0

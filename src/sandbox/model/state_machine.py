@@ -125,7 +125,7 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
     if task.cancel is not None or task.failure is not None:
         raise IllegalEventError(f"Task {task.id} must end; no attempt starts.")
     if before is not None and before.follow_up is None and task.attempt_state is not TaskState.STAGING:
-        raise IllegalEventError(f"Attempt {before.id} of task {task.id} was not cleared away.")
+        raise IllegalEventError(f"Attempt {before.id} of task {task.id} was not torn down.")
     attempt = Attempt(
         event.attempt_id,
         event.runtime,

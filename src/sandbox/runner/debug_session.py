@@ -96,7 +96,7 @@ class DebugSession(msgspec.Struct, frozen=True):
                 await disks.open(self.layout, size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
-        """Wait until no client is left for a moment, the sandbox ends, a limit is exceeded, or time is up."""
+        """Wait until there has been no client for a moment, the sandbox ends, a limit is exceeded, or time is up."""
         dependencies = self.dependencies
         shortages = ExhaustionDetector(self.vm, dependencies.disks, self.layout, _log_event)
         ended = asyncio.create_task(sandbox.wait())

@@ -128,7 +128,7 @@ class HostDiskSpace:
         self._next_check_at = float("-inf")
 
     def is_short(self) -> bool:
-        """Whether less than the watermark is free, or was before and not clearly more is free yet."""
+        """Whether less than the watermark is free, or was before and has not clearly recovered yet."""
         now = self._clock.monotonic()
         if now >= self._next_check_at:
             self._next_check_at = now + DISK_SPACE_CHECK_SECONDS

@@ -80,7 +80,7 @@ def open_pidfd(pid: int) -> Iterator[int | None]:
 
 
 def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -> None:
-    """Signal a process if `is_same_process` holds after a pidfd was opened, when its id cannot be reused any more."""
+    """Signal a process if `is_same_process` holds after a pidfd was opened, when its id can no longer be reused."""
     with open_pidfd(pid) as descriptor:
         if descriptor is not None and is_same_process(pid):
             with suppress(ProcessLookupError):

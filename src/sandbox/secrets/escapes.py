@@ -262,7 +262,7 @@ def find_variable_length_escapes(data: bytes) -> Iterator[EscapeToken]:
 
 
 def may_hold_variable_length_escapes(data: bytes) -> bool:
-    """Return whether `find_long_escapes` may find something else than `find_escapes`."""
+    """Return whether the results of `find_long_escapes` may differ from those of `find_escapes`."""
     return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 
@@ -278,7 +278,7 @@ def find_joined_escapes(data: bytes) -> Iterator[EscapeToken]:
 
 
 def may_hold_joined_escapes(data: bytes) -> bool:
-    """Return whether `find_joined_escapes` may find something else than `find_escapes`."""
+    """Return whether the results of `find_joined_escapes` may differ from those of `find_escapes`."""
     return _HAS_JOINED_ESCAPE.search(data) is not None
 
 

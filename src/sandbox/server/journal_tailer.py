@@ -130,7 +130,7 @@ class JournalTailer:
             self._broadcast.publish(event)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
-        """Silence alone is no loss: only a free lock proves that no process writes any more."""
+        """A silent writer is not necessarily dead: only a free lock proves that no process writes."""
         if tracked.recorder is not None:
             return
         if self._journals.is_locked(tracked.task.id):

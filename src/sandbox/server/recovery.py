@@ -16,7 +16,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index tasks that are missing in the store or were indexed by a different version; returns as `index_journals`."""
+    """Index tasks missing from the store or were indexed by a different version; returns as `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 

@@ -86,7 +86,7 @@ class TrackedTask:
         self._finisher_launched_at = monotonic
 
     def is_finisher_backoff_over(self, monotonic: float) -> bool:
-        """Whether enough time has passed since the last finisher's launch for the cause of its death to pass.
+        """Whether enough time has passed since the last finisher's launch for the cause of its death to have passed.
 
         Always true before the first and after the last one.
         """

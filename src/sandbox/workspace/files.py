@@ -55,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is a directory and no link to one."""
+        """Whether it is a directory and not a link to one."""
         return stat.S_ISDIR(self.mode)
 
     @property

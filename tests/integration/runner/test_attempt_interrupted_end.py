@@ -58,7 +58,7 @@ def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkey
 
 
 def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
-    """A tar of changed files may have a gigabyte."""
+    """A tar of changed files may be a gigabyte in size."""
     harness = make_harness(Script())
     file_digest, started, answered = hashlib.file_digest, threading.Event(), threading.Event()
 

@@ -272,7 +272,7 @@ def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch
 
 
 def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
-    """As with a quota or a copy-on-write file system: there is space, but not that much at once."""
+    """As with a quota or a copy-on-write file system: space is free, but not this much at once."""
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []

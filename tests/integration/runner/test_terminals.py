@@ -1,4 +1,4 @@
-"""The agent's terminal behind a runner's control socket: one client types, all watch, none blocks the others."""
+"""The agent's terminal behind a runner's control socket: one client types, all watch, and none blocks another."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -79,13 +79,13 @@ def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
     runtime = FailingRuntime(ExitStatus(1))
     remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
     assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not allow users"))
-    runtime.create = None  # an error from outside the product has no full stop
+    runtime.create = None  # an error that Sandbox did not write has no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
 
 
 class FailingFirstRuntime(FailingRuntime):
-    """A runtime whose first confined programs raise or exit like this; None is one that never ends."""
+    """A runtime whose first confined programs raise or exit like this; None means that it never ends."""
 
     def __init__(self, *errors: Exception | ExitStatus | None) -> None:
         super().__init__(ExitStatus(0))

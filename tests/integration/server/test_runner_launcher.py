@@ -343,7 +343,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
 
 
 def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
-    """As after a power loss: the offset fits the current journal, the task an earlier one."""
+    """As after a power loss: the offset matches the current journal, but the task matches an earlier one."""
 
     async def before():
         async with components.server() as service:

@@ -430,7 +430,7 @@ def test_follow_all_streams_every_task(components):
 
 
 def test_index_ahead_of_its_journal_is_reloaded(components):
-    """As after a power loss: the journal lost its last records and the index did not."""
+    """As after a power loss: the journal lost its last records, but the index did not."""
 
     async def before():
         async with components.server() as service:

@@ -1,4 +1,4 @@
-"""Tokens are shown once. Their stored records do not grant access."""
+"""Tokens are shown once. Stored records do not grant access."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Pages escape invisible characters by the rules of the command line."""
+"""Pages escape invisible characters by the same rules as the command line."""
 
 import json
 import subprocess

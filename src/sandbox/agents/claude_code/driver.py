@@ -111,7 +111,7 @@ def _server_entry(server: McpServer) -> dict[str, Any]:
 
 
 PROJECTS_SCANNED_MAX = 1000
-"""Maximum number of project directories to search. Claude Code creates one per start directory, an agent any number."""
+"""Maximum number of project directories to search. Claude Code creates one per start directory; agents may add more."""
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

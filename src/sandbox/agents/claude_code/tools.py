@@ -18,7 +18,7 @@ _WILDCARDS = frozenset("*?[")
 def tool_options(claude: Claude) -> tuple[str, ...]:
     """Return the options for a manifest's allowed tools.
 
-    Only `--tools` really restricts, but it accepts plain names only and does not affect MCP tools. Those and rules need
+    Only `--tools` reliably restricts, but it takes plain names only and no MCP tools. MCP tools and rules need
     permissions, which are not checked if permissions are skipped. An empty list gets no `--allowedTools`.
     """
     entries = claude.allowed_tools

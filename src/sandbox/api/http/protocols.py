@@ -25,10 +25,10 @@ HEAD_TIMEOUT_SECONDS = 30.0
 """A client without a complete request head this long after connecting or its last response is disconnected."""
 
 _PARTS_BYTES = 28 * 1024
-"""What a few parts of a request's body cost of the client's share of a turn, however short they are."""
+"""The part of a client's turn that is charged for a few parts of a request's body, however short they are."""
 
 _REJECTION_BYTES = 16 * 1024
-"""What the answer to a malformed request costs of a turn."""
+"""The part of a turn that is charged for the response to a malformed request."""
 
 _FRAMES_BYTES = 256
 """Bytes of WebSocket frames that are parsed at once; the shortest frame has 6."""

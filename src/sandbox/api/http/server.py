@@ -23,10 +23,10 @@ CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; above it the connection is closed."""
 
 UNREAD_BYTES_MAX = 32 * 1024
-"""Bytes that the kernel buffers of requests that the server has not read; the kernel doubles it for overhead."""
+"""Bytes of unread requests that the kernel buffers; the kernel doubles the value for overhead."""
 
 UNSENT_BYTES_MAX = 128 * 1024
-"""Bytes that the kernel buffers of a response to a client that does not read. The default is megabytes."""
+"""Bytes of a response that the kernel buffers for a client that does not read. The default is megabytes."""
 
 PING_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""

@@ -53,7 +53,7 @@ class UnauthenticatedConnections:
 
 
 class PortState(ServerState):
-    """State shared by the connections of one port. rejections: in whose turns malformed requests are answered."""
+    """State shared by the connections of one port. rejections: the share for responses to malformed requests."""
 
     def __init__(self) -> None:
         super().__init__()

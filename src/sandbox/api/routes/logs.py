@@ -36,7 +36,7 @@ _TAIL_GROWTH_FACTOR = 4
 """Factor by which the number of records to read grows until they contain enough lines for the tail."""
 
 _TAIL_BLOCKS_MAX = 1000
-"""Blocks of lines whose start is remembered for a tail. One number per line takes 40 MB for a million lines."""
+"""Number of line blocks whose start is stored for a tail. One number per line takes 40 MB for a million lines."""
 
 _Formatter = Callable[[WireEvent], bytes]
 

@@ -228,7 +228,7 @@ class StreamCache:
             await self._release(task_id, buffer)
 
     async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """Return the batches after `position`, none after a wait, or None if the event is neither here nor to come.
+        """Return the batches after `position`, none after a wait, or None if the event is not here and not to come.
 
         A client that lags behind the buffer gets batches from the history cache until it catches up.
         """

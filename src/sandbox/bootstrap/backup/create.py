@@ -172,7 +172,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """Return how many bytes of the journal's file belong into the backup, and the artifacts that it records."""
+    """Return how many bytes of the journal's file belong in the backup, and the artifacts that it records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         replay_state = replay_task(journals, layout.task_id)

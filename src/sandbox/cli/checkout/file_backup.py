@@ -121,7 +121,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write this path: inside the checkout, outside of `.git`, and through no symlink that stays."""
+    """Whether git would write this path: inside the checkout, outside of `.git`, and not via a symlink that stays."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False

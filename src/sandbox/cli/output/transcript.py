@@ -27,7 +27,7 @@ class AgentMessage:
 
 @dataclass(frozen=True)
 class TextOutput:
-    """A line that is no event: Claude Code's output in text format."""
+    """A line that is not an event: Claude Code's output in text format."""
 
     text: str
 

@@ -21,7 +21,7 @@ class ClientHello(msgspec.Struct, frozen=True):
     """The result of parsing the bytes received so far.
 
     is_complete: more bytes cannot change the result.
-    server_name: None in a complete hello without a name, in bytes that are no hello, and if other data shares its
+    server_name: None in a complete hello without a name, in bytes that are not a hello, and if other data shares its
     record.
     has_encrypted_name: contains an encrypted hello (ECH) that may name a different server; browsers put random bytes
     there.

@@ -53,7 +53,7 @@ class HttpHandshake:
 
     def _mismatch(self, requested: HostPort, request: h11.Request) -> str | None:
         if self._name is None:
-            return f"{self._address} is not an address of its name."
+            return f"{self._address} is not assigned to a host name."
         if (normalize_host(requested.host), requested.port) != (normalize_host(self._name), self._port):
             return f"the connection is to {self._name}, but its Host header names a different host."
         if not request.target.startswith(b"/") and request.target != b"*":

@@ -221,7 +221,7 @@ class SniffingHandshake:
 def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
     """Open a transparent connection to `name` before the client has sent data, and inspect the data as it arrives."""
     if name is None:
-        return Denial(address, port, policy.deny_reason(address, port) or "it is not an address of its name.")
+        return Denial(address, port, policy.deny_reason(address, port) or "it is not assigned to a host name.")
     reason = policy.deny_reason(name, port)
     if reason is not None:
         return Denial(name, port, reason)

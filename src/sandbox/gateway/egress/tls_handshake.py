@@ -42,7 +42,7 @@ class TlsHandshake:
     def _mismatch(self, hello: ClientHello) -> str | None:
         requested = hello.server_name
         if self._name is None:
-            return f"{self._address} is not an address of its name."
+            return f"{self._address} is not assigned to a host name."
         if not hello.is_complete:
             return f"the connection to {self._name} starts with an incomplete TLS ClientHello."
         if requested is None and not is_address(self._name):

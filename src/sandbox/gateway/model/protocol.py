@@ -166,7 +166,7 @@ class ModelProtocol:
         effects = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._discard_pending()
-            message = "The agent's capabilities are not known yet; no model request is forwarded before."
+            message = "The agent's capabilities are not known yet; no model request is forwarded until they are."
             self._reject(effects, Rejected(503, "api_error", message))
             self._finish_cycle(effects)
         return effects

@@ -149,7 +149,7 @@ def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
             yield process.stdout
             code = process.wait(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise ImageRefusedError("A layer of the image is damaged: zstd did not end with it.") from error
+            raise ImageRefusedError("A layer of the image is damaged: zstd did not finish in time.") from error
         finally:
             process.kill()
             process.wait()

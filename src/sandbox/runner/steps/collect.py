@@ -180,7 +180,7 @@ def _tar_name(attempt: AttemptContext) -> str:
 
 
 def _is_unredactable(attempt: AttemptContext) -> bool:
-    """Whether the task's secrets may be anywhere and cannot be found."""
+    """Whether the task's secrets may occur anywhere and cannot be detected."""
     return attempt.redaction is None and bool(attempt.task.manifest.secrets)
 
 

@@ -76,7 +76,7 @@ _DRAIN_CHECKS = 5
 async def run(
     attempt: AttemptContext, provisioned: ProvisionedSandbox, stop_signal: StopSignal, terminals: TerminalServer
 ) -> None:
-    """Run the agent until its outcome is recorded; on return nothing runs inside any more."""
+    """Run the agent until its outcome is recorded; on return, nothing is left running inside."""
     await _AgentRun(attempt, provisioned, stop_signal, terminals).run()
 
 

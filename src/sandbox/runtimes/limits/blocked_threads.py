@@ -51,7 +51,7 @@ def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Frees what threads of one sandbox may hide, when the machine has many more objects than it had at some time.
+    """Frees what threads of one sandbox may hide, when the machine has many more objects than at some earlier time.
 
     count_all: counts these objects of the whole machine. growth_max: how many more.
     """
@@ -71,7 +71,7 @@ class BlockedThreadInterrupter:
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
-        """Interrupt the threads if there are many more objects than before. What stays is visible, or of others."""
+        """Interrupt the threads if there are many more objects than before. The rest is visible or of others."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
         self._counted_at = self._clock()

@@ -162,11 +162,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
         )
 
     def open_file_usage(self) -> FileUsage:
-        """Return the number of open files and directories of the group's processes; unknown without directories."""
+        """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
         return kernel_usage.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
     def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
-        """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
+        """Return the open files of the group's processes; unknown without a cgroup. Reads many files of /proc.
 
         epoll_counter: of this group; None to leave epoll entries out.
         """
@@ -179,7 +179,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free what only waiting threads of the group keep, if the machine has much more than before."""
+        """Free what only the group's waiting threads hold, if the machine holds many more objects than before."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 

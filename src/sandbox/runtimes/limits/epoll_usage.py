@@ -39,7 +39,7 @@ _COMPARED_FILES_MAX = 8
 _KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
 _HEADER_LINES = 16
-"""More than the lines before the entries in /proc/PID/fdinfo."""
+"""Larger than the lines that precede the entries in /proc/PID/fdinfo."""
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 

@@ -417,7 +417,7 @@ def exec_command(argv_file: int, descriptors: list[int]) -> None:
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
         os.dup2(number, target)
-    # pid 1 inside keeps this environment readable in /proc, so it must contain nothing of the host.
+    # pid 1 inside keeps this environment readable in /proc, so it must not reveal anything about the host.
     os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
 
 

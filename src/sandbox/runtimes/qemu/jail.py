@@ -147,7 +147,7 @@ def build_exec_spec(
 
 
 def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
-    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves by filters.
+    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from (

@@ -36,7 +36,7 @@ class KvmStatus:
             return True
 
     async def is_too_slow(self, *arguments: str) -> bool:
-        """Return whether a guest that counts is too slow, twice in a row. Takes up to 40 s.
+        """Return whether a guest that runs a counting loop is too slow, twice in a row. Takes up to 40 s.
 
         arguments: see `kvm_selftest.py`. It runs twice because a pause of the whole machine can look like work. A
         self-test that only waits proves nothing and does not count as slow.

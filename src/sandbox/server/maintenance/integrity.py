@@ -139,7 +139,7 @@ class IntegrityCheck:
     def _describe_fault(self, file: Path, artifact: Artifact) -> str:
         status = file.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
-            return f"is no file of {artifact.size_bytes} bytes"
+            return f"is not a file of {artifact.size_bytes} bytes"
         if self._deep and checksum(file) != artifact.checksum:
             return "does not match its checksum"
         return ""

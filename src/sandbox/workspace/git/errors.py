@@ -83,9 +83,9 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|5\d\d)",
     re.IGNORECASE,
 )
-"""The connection was established and broke, or the host reports its own failure.
+"""The connection was established and then broke, or the host reports its own failure.
 
-A name or an address that does not respond at all is as often an error in the manifest.
+A name or an address that does not respond at all is just as often caused by an error in the manifest.
 """
 
 

@@ -1,7 +1,7 @@
 """Runs programs with this process's rights: those that need the server user's files, or all if confinement fails.
 
 - `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's own children
-  (transport, index-pack, ssh) live on pipes from git and end with the next byte when these close; a transport whose
+  (transport, index-pack, ssh) live on pipes from git and exit at the next byte once these close; a transport whose
   server is silent ends by its own timeout (set in clone/staging.py). It costs one more exec of less than a millisecond;
   a `preexec_fn` would not be safe in a process with threads.
 - Each program gets its own session, so a cancelled call can kill it together with its children.

@@ -30,7 +30,7 @@ def _low_memory_limit(monkeypatch):
 
 
 def store_many_artifacts(api, file):
-    """Artifacts whose list has a good megabyte, and one that is a file."""
+    """Artifacts whose list exceeds a megabyte, and one with a real file."""
     api.tasks.add("task-001", *TO_RUNNING)
     for number in range(3000):
         name = f"{number}-{'x' * 100}"
@@ -43,7 +43,7 @@ def store_many_artifacts(api, file):
 
 @contextmanager
 def connect_without_reading(port, path, token="vera", buffer_bytes=4096, headers=""):
-    """A client that asks and reads nothing by itself, with a small buffer."""
+    """A client that sends a request and does not read the response, with a small buffer."""
     with socket.socket() as client:
         client.settimeout(20)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)

@@ -201,7 +201,7 @@ def test_patch_cannot_escape_the_checkout(sandbox, serve_patch, checkout, tmp_pa
 
 @pytest.fixture
 def install_filter(checkout):
-    """Configure a smudge filter. Git runs it after it removed the files that the patch changes."""
+    """Configure a smudge filter. Git runs it after it has removed the files that the patch changes."""
 
     def configure(program: str) -> None:
         (checkout / ".git" / "info" / "attributes").write_text("*.txt filter=slow\n")

@@ -13,7 +13,7 @@ from doubles.recorded_task import task_status
 
 @pytest.fixture
 def complete(environment, tmp_path):
-    """Return the completions of bash for the words of an incomplete command line."""
+    """Return bash's completions for the words of an incomplete command line."""
     program = tmp_path / "bin" / "sandbox"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable} -I\nfrom sandbox.cli.main import main\nmain()\n")

@@ -16,7 +16,7 @@ from sandbox.runtimes.limits import kernel_uid
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can allocate kernel uids")
-_FIRST = 270_000 + os.getpid() % 9_000 * 3  # another run of the tests on this machine has others
+_FIRST = 270_000 + os.getpid() % 9_000 * 3  # another test run on this machine uses a different range
 UIDS = range(_FIRST, _FIRST + 3)
 
 

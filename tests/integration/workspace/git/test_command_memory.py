@@ -13,7 +13,7 @@ MEMORY_BYTES_MAX = 24 * 1024**2
 
 
 def content_larger_than(memory_bytes):
-    """Content that git holds in memory at once, but that takes a few pages on disk."""
+    """Content that git holds in memory at once, but that uses only a few pages on disk."""
     return bytes(memory_bytes + 8 * 1024**2)
 
 
@@ -46,7 +46,7 @@ def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
 def low_memory_env(env, request, monkeypatch):
-    """The environment with a task of little memory; git has its own limit or only the kernel's."""
+    """The environment of a task with little memory; git has its own limit or only the kernel's."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
     env.memory_bytes = 32 * 1024**2

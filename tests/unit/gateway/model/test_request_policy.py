@@ -1,4 +1,4 @@
-"""The model provider's servers fetch nothing that the sandbox may not fetch, and a rejected key ends the task."""
+"""The model provider's servers cannot fetch what the sandbox may not fetch, and a rejected key ends the task."""
 
 import json
 from typing import Any

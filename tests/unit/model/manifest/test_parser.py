@@ -1,4 +1,4 @@
-"""Accepted manifests: written by hand, sent by programs, and those of the quick reference."""
+"""Accepted manifests: written by hand, sent by programs, and from the quick reference."""
 
 import json
 

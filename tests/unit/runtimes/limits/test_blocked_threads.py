@@ -1,4 +1,4 @@
-"""Threads of a sandbox are interrupted when the machine has many more objects than it had at some time."""
+"""Threads of a sandbox are interrupted when the machine has many more objects than at some earlier time."""
 
 import itertools
 from collections.abc import Collection
@@ -25,7 +25,7 @@ def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
         ([50, 150], 0),
         ([50, 151], 1),
         ([150, 50, 150, 151], 1),  # counted from the lowest
-        ([50, 151, 151, 251], 1),  # what stays after an interruption is of others
+        ([50, 151, 151, 251], 1),  # what stays after an interruption belongs to others
         ([50, 151, 252], 2),
         ([None, 500, 600], 0),
         ([50, None, 151], 1),

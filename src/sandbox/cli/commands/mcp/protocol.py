@@ -86,7 +86,7 @@ class TaskTools:
         name: Annotated[str | None, Field(description="The artifact to read; without it, all are listed.")] = None,
         offset: _Offset = 0,
     ) -> str:
-        """List the files that were stored of a task, or read the text of one of them."""
+        """List the stored files of a task, or read the text of one of them."""
         async with self._client() as client:
             return await tools.artifacts(client, task_id, name, offset)
 
