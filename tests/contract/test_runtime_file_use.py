@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -126,7 +127,8 @@ def lock(open_one, count):
     files = [open_one() for _ in range(count)]
     for one in files: fcntl.flock(one, fcntl.LOCK_SH)
     return files
-held = [lock(lambda: os.open(path, os.O_RDONLY), {count}) for path in ("/dev/null", library, "/workspace")]
+paths = ("/dev/null", library, "/workspace", "/proc/sys/kernel/osrelease")
+held = [lock(lambda: os.open(path, os.O_RDONLY), {count}) for path in paths]
 held.append(lock(lambda: os.eventfd(0), {count}))
 for place in range({count}): fcntl.lockf(held[-1][0], fcntl.LOCK_EX, 1, 2 * place)
 report("held"); time.sleep(600)
@@ -136,32 +138,39 @@ report("held"); time.sleep(600)
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
     """Whenever any process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on it."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
-    assert (usage.locks, usage.shared_locks) == (1200, 400), result
+    assert (usage.locks, usage.shared_locks) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_violation()
 
 
-_LOCKED_PROGRAM = """
-file = os.open("/usr/bin/env", os.O_RDONLY)
-fcntl.flock(file, fcntl.LOCK_EX)
-report("held"); time.sleep(600)
+_LOCKED_FILES = """
+paths = ("/usr/bin/env", "/etc/ld.so.cache", "/etc/ssl/certs", "/run/sandbox/a")
+files = [os.open(path, os.O_RDONLY) for path in paths]
+for file in files: fcntl.flock(file, fcntl.LOCK_EX)
+report(os.read(files[1], 16), os.read(files[3], 16), len(os.listdir("/etc/ssl/certs")) > 0, "held"); time.sleep(600)
 """
 
 
-def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            program = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKED_PROGRAM]
-            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            await read_until(output, b"held")
-            with Path("/usr/bin/env").open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, disk: Path, tmp_path: Path):
+    (program := tmp_path / "a").write_text("content")
+    paths = (Path("/usr/bin/env"), Path("/etc/ld.so.cache"), Path("/etc/ssl/certs"), program)
 
-    asyncio.run(scenario())
+    async def scenario() -> bytes:
+        async with ready_sandbox(runtime, disk, programs={program: "/run/sandbox/a"}) as sandbox:
+            command = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKED_FILES]
+            output, _ = await sandbox.start(Command(command, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            text = await read_until(output, b"held")
+            for path in paths:
+                file = os.open(path, os.O_RDONLY)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.close(file)
+            return text
+
+    assert asyncio.run(scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
 def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
-    assert (usage.shared_locks, usage.find_violation()) == (80, ""), result
+    assert (usage.shared_locks, usage.find_violation()) == (100, ""), result
 
 
 _WATCHED = """

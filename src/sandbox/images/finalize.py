@@ -89,12 +89,12 @@ def compute_digest(root: Path) -> TreeDigest:
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
     yield path, name
-    for entry in sorted(os.scandir(path), key=lambda one: os.fsencode(one.name)):
-        inside = f"{name}/{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, inside)
+    # Names only: the entries of scandir contain their whole paths, up to several gigabytes.
+    for child in map(os.fsdecode, sorted(os.listdir(os.fsencode(path)))):  # noqa: PTH208
+        if stat.S_ISDIR(os.lstat(f"{path}/{child}").st_mode):
+            yield from _walk(f"{path}/{child}", f"{name}/{child}")
         else:
-            yield entry.path, inside
+            yield f"{path}/{child}", f"{name}/{child}"
 
 
 def _header(path: str, name: str, status: os.stat_result) -> bytes:

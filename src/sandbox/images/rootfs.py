@@ -34,7 +34,8 @@ class RootFs:
         self._bytes = 0
         self._entries = 0
         self._whiteout_entries = 0
-        self._added_in_layer: set[str] = set()
+        self._added_in_layer: set[int] = set()
+        """Hashes of paths. A million paths of an image may be several gigabytes."""
 
     def start_layer(self) -> None:
         """Start a layer. Whiteouts do not apply to files of the same layer."""
@@ -187,12 +188,12 @@ class RootFs:
 
     def _mark_added(self, path: str) -> None:
         root = str(self.root)
-        while path != root and path not in self._added_in_layer:
-            self._added_in_layer.add(path)
+        while path != root and hash(path) not in self._added_in_layer:
+            self._added_in_layer.add(hash(path))
             path = os.path.dirname(path)  # noqa: PTH120
 
     def _remove_earlier(self, path: str) -> None:
-        if path not in self._added_in_layer:
+        if hash(path) not in self._added_in_layer:
             _remove(path)
         elif _is_directory(path):
             self._remove_earlier_content(path)

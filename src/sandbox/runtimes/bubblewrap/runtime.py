@@ -7,7 +7,7 @@ from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, Sandbox
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
-from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_paths
+from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_paths, staged_views
 from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
@@ -89,12 +89,12 @@ class BubblewrapDriver:
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Stage the disk's directories and the programs for bubblewrap to bind."""
+        """Stage the disk's directories, the programs and the system files for bubblewrap to bind."""
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
             staged_paths(spec),
-            entries=[("overlay", "usr", "/usr") if spec.image is None else ("overlay", "image", str(spec.image))],
+            entries=staged_views(spec),
             transparent_ports=spec.transparent_ports,
         )
 

@@ -32,10 +32,19 @@ from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Return the host paths to stage, by their names below the launcher's staging directory."""
-    paths: dict[str, Path] = {name: spec.disk / name for name in DISK_DIRECTORIES}
-    paths.update({f"program-{index}": path for index, path in enumerate(describe_rootfs(spec).mounts)})
-    return paths
+    """Return the disk's directories, by their names below the launcher's staging directory."""
+    return {name: spec.disk / name for name in DISK_DIRECTORIES}
+
+
+def staged_views(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
+    """Yield entries for the launcher to stage: the host's files that are read-only inside."""
+    root = describe_rootfs(spec)
+    if root.image is not None:
+        yield ("overlay", "image", str(root.image))
+    for path in filter(os.path.exists, root.host_paths):
+        yield ("overlay", f"host{path}", path)
+    for index, program in enumerate(root.mounts):
+        yield ("overlay", f"program-{index}", str(program))
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ExecSpec:
@@ -87,7 +96,7 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
     for link, target in root.links.items():
         yield from ("--symlink", target, link)
     for path in root.host_paths:
-        yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/usr" if path == "/usr" else path, path)
+        yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/host{path}", path)
 
 
 def _system_arguments(spec: SandboxSpec) -> Iterator[str]:

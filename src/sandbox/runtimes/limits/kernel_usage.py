@@ -48,6 +48,9 @@ _OWN_FILES = (
 )
 """Prefixes of the paths of files that have a separate inode in each sandbox."""
 
+_HOST_SETTINGS = "/proc/sys/"
+"""Bound from the host's /proc if the server runs as an ordinary user."""
+
 
 def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
     """Count the open files of one sandbox's processes.
@@ -178,7 +181,8 @@ def list_locks(file: str) -> list[str]:
 def is_shared(file: str) -> bool:
     """Return whether the host uses this file too: a device, a file of /usr or of an image, an eventfd or similar."""
     with suppress(OSError):
-        return not str(Path(file.format("fd")).readlink()).startswith(_OWN_FILES)
+        path = str(Path(file.format("fd")).readlink())
+        return path.startswith(_HOST_SETTINGS) or not path.startswith(_OWN_FILES)
     return False
 
 

@@ -173,8 +173,8 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     """
     # Opened first, because the mount at STAGING_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
-    programs = [path for kind, _, path in entries if kind == "program"]
-    parent_fds = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
+    with_parents = {path: os.path.dirname(path) for kind, _, path in entries if kind in ("overlay", "program")}  # noqa: PTH120
+    parent_fds = {path: os.open(parent, os.O_PATH) for path, parent in with_parents.items()}
     _mount("tmpfs", STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for kind, name, value in entries:
         target = f"{STAGING_DIRECTORY}/{name}"
@@ -184,8 +184,9 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
                 readable = f"{STAGING_DIRECTORY}/readable/{name}"
                 source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
-            if kind != "overlay" or _has_mounts_below(value) or not _mount_view(source, target):
-                _bind(source, target, is_read_only=kind != "bind")
+            if kind == "overlay" and stage_view(value, source, parent_fds[value], name):
+                continue
+            _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
@@ -198,6 +199,30 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for descriptor in (*sources.values(), *parent_fds.values()):
         os.close(descriptor)
+
+
+def stage_view(path: str, source: str, parent: int, name: str) -> bool:
+    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, out of a view of its directory.
+
+    source: another path of the same file. parent: descriptor of its directory. Returns False where there is no view.
+    """
+    target = f"{STAGING_DIRECTORY}/{name}"
+    if os.path.isdir(source):  # noqa: PTH112
+        return not _has_mounts_below(path) and _mount_view(source, target)
+    # An ordinary user's overlay opens files as that user, who may be allowed to execute but not to read them.
+    view = f"{STAGING_DIRECTORY}/views/{name}"
+    if not os.access(source, os.R_OK) or not _mount_view(f"/proc/self/fd/{parent}", view):
+        return False
+    file = f"{view}/{os.path.basename(path)}"  # noqa: PTH119
+    if not _is_same_inode(file, source):
+        return False
+    _bind(file, target, is_read_only=True)
+    return True
+
+
+def _is_same_inode(file: str, source: str) -> bool:
+    """Return whether the number is the same. It is not if the path is a mount point or a link."""
+    return os.path.exists(file) and os.stat(file).st_ino == os.stat(source).st_ino  # noqa: PTH110, PTH116
 
 
 def _has_mounts_below(directory: str) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,30 @@ def test_file_systems_below_a_directory_are_found(tmp_path):
     command = ["unshare", "--mount", "sh", "-c", mount, "sh", tmp_path / "usr/local", sys.executable, "-c", PROGRAM]
     completed = subprocess.run([*command, *names], capture_output=True, text=True, timeout=30, check=True)
     assert completed.stdout == "[True, False, False]\n"
+
+
+VIEW_PROGRAM = """
+import os, sys
+from sandbox.runtimes.programs import launcher
+for path in sys.argv[1:]:
+    entry = ("overlay", "file", path)
+    launcher.stage_entries([entry], None)
+    target = launcher.STAGING_DIRECTORY + "/file"
+    is_view = os.stat(target).st_dev != os.stat(path).st_dev
+    print(is_view, open(target).read())
+"""
+
+
+def test_single_files_are_staged_as_views(tmp_path):
+    """A file that is mounted, or reached through a link, is bound: the view of its directory does not contain it."""
+    for name in ("plain", "mounted", "other"):
+        (tmp_path / name).write_text(f"{name} file")
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    paths = [tmp_path / "plain", tmp_path / "mounted", tmp_path / "link"]
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", tmp_path / "other", tmp_path / "mounted"]
+    completed = subprocess.run(
+        [*command, sys.executable, "-c", VIEW_PROGRAM, *paths], capture_output=True, text=True, timeout=30, check=True
+    )
+    host_name = Path("/etc/hostname").read_text()
+    assert completed.stdout == f"True plain file\nFalse other file\nFalse {host_name}\n"

@@ -4,13 +4,14 @@ import contextlib
 import io
 import stat
 import tarfile
+import tracemalloc
 
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
 from sandbox.images import definition, rootfs
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.finalize import read_packages
+from sandbox.images.finalize import compute_digest, read_packages
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
@@ -190,6 +191,23 @@ def test_parent_directories_count(tree, monkeypatch):
 def test_shared_parent_directory_counts_once(tree, monkeypatch):
     monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 5)
     tree.apply(layer(*(entry(f"a/b/{name}") for name in ("one", "two", "three"))))
+
+
+def test_long_paths_are_not_kept_in_memory(tree):
+    """A million entries may have paths of 3500 bytes each."""
+    parent = "/".join(["d" * 250] * 10)
+    data = layer(*(symlink(f"{parent}/{number}", "target") for number in range(1000)))
+    tracemalloc.start()
+    try:
+        tree.apply(data)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        digest = compute_digest(tree.root)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert digest.entries == 1011
+    assert max(kept_bytes, peak_bytes - kept_bytes) < 1_000_000
 
 
 def test_hard_links_count_for_the_image_size(tree, monkeypatch):
