@@ -109,6 +109,15 @@ def malformed_events():
     yield Output.from_bytes("stderr", b"Written after the poison.\n")
 
 
+def events_with_many_fields():
+    """A failed tool call, which the page shows open, with more fields than a page can show, and an ordinary one."""
+    for name, fields in {"small": 3, "large": 100_000}.items():
+        tool_input = {f"{name}-{number}": "value" for number in range(fields)}
+        yield assistant({"type": "tool_use", "id": name, "name": name, "input": tool_input})
+        tool_result = {"type": "tool_result", "tool_use_id": name, "content": f"{name} failed", "is_error": True}
+        yield stdout_event({"type": "user", "message": {"content": [tool_result]}})
+
+
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
     """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
@@ -123,6 +132,10 @@ def loaded_server(tmp_path_factory):
     tasks.end(recorder)
     recorder = tasks.run("poisoned", lines=0)
     for event in malformed_events():
+        recorder.record(event)
+    tasks.end(recorder)
+    recorder = tasks.run("wide", lines=0)
+    for event in events_with_many_fields():
         recorder.record(event)
     tasks.end(recorder)
     tasks.finish("endless", lines=LINES)
@@ -261,7 +274,10 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
     rendered = """async (text) => {
         const { markdown } = await import("/assets/markdown.js");
         const began = performance.now();
-        return [markdown(text).innerHTML, performance.now() - began];
+        const element = document.body.appendChild(markdown(text));
+        const height = document.body.offsetHeight;
+        element.remove();
+        return [element.innerHTML, performance.now() - began, height];
     }"""
     durations = {
         name: page.evaluate(rendered, text)[1]
@@ -271,6 +287,9 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
             "tildes": f"{'~' * 4_000}`",
             "table": f"a|b\n{' ' * 150_000}x",
             "cells": f"a|b\n-{' ' * 150_000}x",
+            "columns": f"a|b\n-|-\n{'|' * 50_000}",
+            "rows": "a|b\n-|-\n" + "|\n" * 90_000,
+            "items": "- \n" * 60_000,
         }.items()
     }
     assert {name: milliseconds for name, milliseconds in durations.items() if milliseconds > 2_000} == {}
@@ -281,6 +300,25 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",
     }.items():
         assert html in page.evaluate(rendered, text)[0]
+
+
+def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    text = "|".join("abcde") + "\n" + "|".join("-" * 5) + "\n" + "1|2|3|4|5\n" * 200
+    count_cells = """async (text) => {
+        const { markdown } = await import("/assets/markdown.js");
+        return markdown(text).querySelectorAll("td").length;
+    }"""
+    assert page.evaluate(count_cells, text) == 1000
+
+
+def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/wide", before=WATCH)
+    page.get_by_text("99900 more fields").wait_for()
+    page.get_by_text("large failed").wait_for()
+    assert page.locator("h4", has_text="small-").count() == 3
+    assert page.locator("h4", has_text="large-").count() == 100
+    assert page.evaluate("Math.max(0, ...window.longTasks)") < 1000, "the page was blocked"
 
 
 def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):

@@ -15,7 +15,7 @@ from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
 from sandbox.client.download import Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.events import Event
-from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
+from sandbox.client.http_settings import ERROR_BYTES_MAX, RESPONSE_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
 from sandbox.client.requests import Manifest, Request, StreamBody
 from sandbox.client.responses import (
@@ -248,7 +248,7 @@ class AsyncClient:
 
     async def _request(self, call: Request[ResponseT]) -> ResponseT:
         async with self._stream(call) as response:
-            body = await response.aread()
+            body = await _read_body(response, RESPONSE_BYTES_MAX)
         return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
@@ -257,14 +257,15 @@ class AsyncClient:
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:
                 if not response.is_success:
-                    raise self._connection.parse_error(response, await _read_error_body(response))
+                    raise self._connection.parse_error(response, await _read_body(response, ERROR_BYTES_MAX))
                 yield response
 
 
-async def _read_error_body(response: httpx.Response) -> bytes:
+async def _read_body(response: httpx.Response, bytes_max: int) -> bytes:
+    """Return the body; of a larger one only the start, which is no complete JSON document."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > ERROR_BYTES_MAX:
+        if len(body) > bytes_max:
             break
     return bytes(body)

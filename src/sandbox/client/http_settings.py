@@ -24,6 +24,9 @@ from sandbox.model.limits import DEFAULT_SERVER
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
+RESPONSE_BYTES_MAX = 512 * 1024 * 1024
+"""Size limit of a JSON response, decompressed; a page of the task list with the largest results has half of it."""
+
 TIMEOUT_SECONDS = 30.0
 
 _TOKEN_PATTERN = re.compile("[!-~]+")

@@ -86,12 +86,18 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
     import websockets
     from websockets.asyncio.client import connect
 
+    class ConnectWithoutRedirects(connect):
+        """Follows no redirect, as for other requests: some versions send the token to the new address too."""
+
+        def process_redirect(self, exc: Exception) -> Exception | str:
+            return exc
+
     server = validate_base_url(server)
     with translate_url_errors():
         url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
     headers = authorization_header(token)
     try:
-        connection = await connect(
+        connection = await ConnectWithoutRedirects(
             str(url),
             additional_headers=headers,
             open_timeout=OPEN_TIMEOUT_SECONDS,

@@ -73,7 +73,8 @@ def single_request(request: h11.Request, target: bytes) -> h11.Request:
 def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Response:
     """Build the response for the client. h11 uses chunked framing if there is no length."""
     headers = [
-        (name, redactor.redact(value)) for name, value in _forwarded_headers(response, _DROPPED_RESPONSE_HEADERS)
+        (redactor.redact(name), redactor.redact(value))
+        for name, value in _forwarded_headers(response, _DROPPED_RESPONSE_HEADERS)
     ]
     framing = [(name, value) for name, value in _framing_headers(response.headers) if name == b"content-length"]
     return h11.Response(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from sandbox.client import (
     RateLimitError,
     ServerError,
     TooLargeError,
+    UnexpectedAnswerError,
     UnreachableError,
 )
 from sandbox.client.http_settings import resolve_connection
@@ -306,6 +308,39 @@ def test_terminal_accepts_an_uppercase_url_scheme(api):
     with pytest.raises(UnreachableError):  # the recorded API does not support terminals
         asyncio.run(open_and_close())
     assert api.requests[0].path == "/tasks/other/terminal"
+
+
+@pytest.mark.parametrize("location", ["/elsewhere", "ws://127.0.0.2:9/elsewhere"])
+def test_terminal_follows_no_redirect(location):
+    paths = []
+
+    async def redirect(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        paths.append(head.split()[1].decode())
+        writer.write(b"HTTP/1.1 307 Elsewhere\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % location.encode())
+        await writer.drain()
+        writer.close()
+
+    async def open_redirected():
+        async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with open_terminal(f"http://127.0.0.1:{port}", "token", "other"):
+                pass
+
+    with pytest.raises(UnexpectedAnswerError, match="HTTP 307"):
+        asyncio.run(open_redirected())
+    assert paths == ["/api/v1/tasks/other/terminal"]
+
+
+def test_too_large_response_is_rejected(api, client, monkeypatch):
+    for module in ("client", "async_client"):
+        monkeypatch.setattr(f"sandbox.client.{module}.RESPONSE_BYTES_MAX", 1000)
+    page = {"tasks": [], "next_cursor": None}
+    blanks = b" " * 10_000
+    api.on("GET", "/tasks", json_response(page), ApiResponse(200, [blanks] * 100 + [json.dumps(page).encode()]))
+    assert client.tasks()["tasks"] == []
+    with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
+        client.tasks()
 
 
 def test_all_tasks_follows_the_page_cursor(api, client):

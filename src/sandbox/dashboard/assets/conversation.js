@@ -2,12 +2,14 @@
 import { $, clock, h, money, span } from "/assets/page.js";
 import { markdown } from "/assets/markdown.js";
 import { BREAKS } from "/assets/output.js";
-import { appendText, visible } from "/assets/plain.js";
+import { appendText, elementLimit, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
 const CHARACTERS_MAX = 48_000_000;
 const SHOWN_MAX = 300;
 const TEXT_MAX = 100_000;
+const LABEL_MAX = 2000;
+const FIELDS_MAX = 100;
 const BUDGET_MILLISECONDS = 10;
 
 const SUMMARY_FIELDS = ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill", "notebook_path"];
@@ -257,6 +259,8 @@ function toText(value) {
   }
 }
 
+const label = (text) => (text.length > LABEL_MAX ? `${text.slice(0, LABEL_MAX)}…` : text);
+
 function textOf(content) {
   if (!Array.isArray(content)) return toText(content ?? "");
   return content.map((block) => (block?.type === "text" ? toText(block.text) : `[${toText(block?.type ?? "something")}]`)).join("\n");
@@ -277,7 +281,7 @@ const RENDERERS = {
   thinks: ({ text }) =>
     h("details", { class: "thinks" }, h("summary", {}, "Thinking"), h("div", { class: "said", dir: "auto" }, visible(text.slice(0, TEXT_MAX)))),
   aside: ({ text, at, style }) =>
-    h("div", { class: `aside ${style ?? ""}` }, h("span", {}, visible(String(text))), at ? h("span", { class: "muted", title: at }, clock(at)) : null),
+    h("div", { class: `aside ${style ?? ""}` }, h("span", {}, visible(label(String(text)))), at ? h("span", { class: "muted", title: at }, clock(at)) : null),
   tool: renderTool,
   result: renderResult,
 };
@@ -289,7 +293,7 @@ function renderTool(entry) {
   const summary = h(
     "summary",
     {},
-    h("span", { class: "tool-name" }, visible(name)),
+    h("span", { class: "tool-name" }, visible(label(name))),
     h("span", { class: "tool-brief" }, visible(inputSummary).slice(0, 300)),
     h("span", { class: "tool-took" }, isError ? "failed · " : "", duration !== undefined ? span(duration) : isDone ? "" : "…"),
   );
@@ -311,17 +315,20 @@ function summarizeInput(input) {
 
 function renderBody(input, output, isDone) {
   const container = h("div", { class: "tool-body" });
-  for (const [name, value] of Object.entries(input ?? {})) {
-    container.append(h("h4", {}, visible(name)), renderText(toText(value)));
+  const fields = Object.entries(input ?? {});
+  const left = elementLimit();
+  for (const [name, value] of fields.slice(0, FIELDS_MAX)) {
+    container.append(h("h4", {}, visible(label(name))), renderText(toText(value), left));
   }
+  if (fields.length > FIELDS_MAX) container.append(h("p", { class: "muted" }, `… and ${fields.length - FIELDS_MAX} more fields`));
   if (output) container.append(h("h4", {}, "Output"), renderText(output));
   else if (isDone) container.append(h("p", { class: "muted" }, "No output."));
   return container;
 }
 
-function renderText(text) {
+function renderText(text, left) {
   const displayed = text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}\n… and ${text.length - TEXT_MAX} more characters` : text;
-  return appendText(h("pre", { tabindex: "0" }), displayed);
+  return appendText(h("pre", { tabindex: "0" }), displayed, "", left);
 }
 
 function renderResult({ event, isRepeated }) {
@@ -331,7 +338,7 @@ function renderResult({ event, isRepeated }) {
     typeof event.duration_ms === "number" && span(event.duration_ms),
     typeof event.total_cost_usd === "number" && `${money(event.total_cost_usd)} as counted by Claude Code`,
   ].filter(Boolean);
-  const container = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(toText(event.subtype))}` : "Result"));
+  const container = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(label(toText(event.subtype)))}` : "Result"));
   if (typeof event.result === "string" && !isRepeated) container.append(markdown(event.result));
   if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));
   return container;

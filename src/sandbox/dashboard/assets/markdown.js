@@ -4,10 +4,21 @@ import { visible } from "/assets/plain.js";
 
 const LENGTH_MAX = 200_000;
 const DEPTH_MAX = 8;
+const ELEMENTS_MAX = 3000;
+const COLUMNS_MAX = 100;
+
+// How many more elements the current text may have; what follows is shown unformatted. Layout takes the time, not parsing.
+let elementsLeft = 0;
+
+function make(...parts) {
+  elementsLeft--;
+  return h(...parts);
+}
 
 export function markdown(text) {
   const root = h("div", { class: "said", dir: "auto" });
   const escaped = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
+  elementsLeft = ELEMENTS_MAX;
   blocks(root, escaped.split("\n"), 0);
   if (text.length > LENGTH_MAX) root.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} more characters`));
   return root;
@@ -26,10 +37,14 @@ function blocks(parent, lines, depth) {
   let at = 0;
   while (at < lines.length) {
     const line = lines[at];
+    if (elementsLeft <= 0) {
+      parent.append(lines.slice(at).join("\n"));
+      return;
+    }
     if (!line.trim()) at++;
     else if (FENCE.test(line)) at = fence(parent, lines, at);
     else if (HEADING.test(line)) at = heading(parent, lines, at);
-    else if (RULE.test(line)) parent.append(h("hr")), at++;
+    else if (RULE.test(line)) parent.append(make("hr")), at++;
     else if (depth < DEPTH_MAX && QUOTE.test(line)) at = quote(parent, lines, at, depth);
     else if (depth < DEPTH_MAX && ITEM.test(line)) at = list(parent, lines, at, depth);
     else if (line.includes("|") && TABLE_RULE.test((lines[at + 1] ?? "").trim())) at = table(parent, lines, at);
@@ -46,13 +61,13 @@ function fence(parent, lines, at) {
     if (closing.length >= mark.length && closing === mark[0].repeat(closing.length)) break;
     body.push(line.startsWith(indent) ? line.slice(indent.length) : line);
   }
-  parent.append(h("pre", { tabindex: "0", dir: "ltr" }, h("code", {}, body.join("\n"))));
+  parent.append(make("pre", { tabindex: "0", dir: "ltr" }, make("code", {}, body.join("\n"))));
   return at + 1;
 }
 
 function heading(parent, lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]);
-  const element = h(`h${Math.min(6, marks.length + 2)}`);
+  const element = make(`h${Math.min(6, marks.length + 2)}`);
   inline(element, text.trim().replace(HEADING_END, "").trim(), 0);
   parent.append(element);
   return at + 1;
@@ -61,7 +76,7 @@ function heading(parent, lines, at) {
 function quote(parent, lines, at, depth) {
   const body = [];
   for (let match; at < lines.length && (match = QUOTE.exec(lines[at])); at++) body.push(match[1]);
-  const element = h("blockquote");
+  const element = make("blockquote");
   blocks(element, body, depth + 1);
   parent.append(element);
   return at;
@@ -71,7 +86,7 @@ function list(parent, lines, at, depth) {
   const first = ITEM.exec(lines[at]);
   const isOrdered = /\d/.test(first[2]);
   const indent = first[1].length;
-  const element = h(isOrdered ? "ol" : "ul", isOrdered && parseInt(first[2], 10) !== 1 ? { start: String(parseInt(first[2], 10)) } : {});
+  const element = make(isOrdered ? "ol" : "ul", isOrdered && parseInt(first[2], 10) !== 1 ? { start: String(parseInt(first[2], 10)) } : {});
   while (at < lines.length) {
     const match = ITEM.exec(lines[at]);
     if (!match || match[1].length !== indent || /\d/.test(match[2]) !== isOrdered) break;
@@ -89,6 +104,7 @@ function list(parent, lines, at, depth) {
       else body.push(line);
     }
     element.append(item(body, depth));
+    if (elementsLeft <= 0) break;
     while (at < lines.length && !lines[at].trim() && ITEM.exec(lines[at + 1] ?? "")?.[1].length === indent) at++;
   }
   parent.append(element);
@@ -96,7 +112,7 @@ function list(parent, lines, at, depth) {
 }
 
 function item(body, depth) {
-  const element = h("li");
+  const element = make("li");
   const task = /^\[([ xX])\]\s+(.*)$/.exec(body[0]);
   if (task) {
     element.append(task[1] === " " ? "☐ " : "☑ ");
@@ -113,22 +129,24 @@ function item(body, depth) {
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+  const all = line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/);
+  const kept = all.length > COLUMNS_MAX ? [...all.slice(0, COLUMNS_MAX - 1), all.slice(COLUMNS_MAX - 1).join("|")] : all;
+  return kept.map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
 function table(parent, lines, at) {
   const row = (kind, line) => {
-    const rowElement = h("tr");
+    const rowElement = make("tr");
     for (const cell of cells(line)) {
-      const element = h(kind, kind === "th" ? { scope: "col" } : {});
+      const element = make(kind, kind === "th" ? { scope: "col" } : {});
       inline(element, cell, 0);
       rowElement.append(element);
     }
     return rowElement;
   };
-  const body = h("tbody");
-  const made = h("table", { tabindex: "0" }, h("thead", {}, row("th", lines[at])), body);
-  for (at += 2; at < lines.length && lines[at].includes("|"); at++) body.append(row("td", lines[at]));
+  const body = make("tbody");
+  const made = make("table", { tabindex: "0" }, make("thead", {}, row("th", lines[at])), body);
+  for (at += 2; at < lines.length && lines[at].includes("|") && elementsLeft > 0; at++) body.append(row("td", lines[at]));
   parent.append(made);
   return at;
 }
@@ -141,7 +159,7 @@ function paragraph(parent, lines, at) {
     body.push(line);
     at++;
   }
-  const element = h("p");
+  const element = make("p");
   inline(element, body.map((line) => line.trim()).join("\n"), 0);
   parent.append(element);
   return at;
@@ -162,13 +180,13 @@ const INLINE = new RegExp(
 );
 
 function inline(parent, text, depth) {
-  if (depth > DEPTH_MAX || text.length > 20_000) {
+  if (depth > DEPTH_MAX || text.length > 20_000 || elementsLeft <= 0) {
     parent.append(text);
     return;
   }
   let end = 0;
   const pattern = new RegExp(INLINE);
-  for (let match; (match = pattern.exec(text)); end = pattern.lastIndex) {
+  for (let match; elementsLeft > 0 && (match = pattern.exec(text)); end = pattern.lastIndex) {
     if (match.index > end) appendWords(parent, text.slice(end, match.index));
     appendMatch(parent, match, depth);
   }
@@ -180,12 +198,12 @@ function appendMatch(parent, match, depth) {
   const { ticks, name, url, bare, strong, struck, soft } = match.groups;
   if (ticks) {
     const code = all.slice(ticks.length, -ticks.length);
-    parent.append(h("code", {}, /^ .*\S.* $/s.test(code) ? code.slice(1, -1) : code));
+    parent.append(make("code", {}, /^ .*\S.* $/s.test(code) ? code.slice(1, -1) : code));
   } else if (all[0] === "\\") parent.append(all[1]);
   else if (url !== undefined) link(parent, name, url, depth);
-  else if (bare) parent.append(h("a", { href: bare, rel: "noreferrer noopener nofollow", target: "_blank" }, bare));
+  else if (bare) parent.append(make("a", { href: bare, rel: "noreferrer noopener nofollow", target: "_blank" }, bare));
   else {
-    const element = h(strong ? "strong" : struck ? "del" : "em");
+    const element = make(strong ? "strong" : struck ? "del" : "em");
     inline(element, strong ?? struck ?? soft, depth + 1);
     parent.append(element);
   }
@@ -194,7 +212,7 @@ function appendMatch(parent, match, depth) {
 // Allow only web and mail links, no other schemes.
 function link(parent, name, url, depth) {
   const isSafe = /^(https?:\/\/|mailto:)/i.test(url);
-  const element = isSafe ? h("a", { href: url, rel: "noreferrer noopener nofollow", target: "_blank", title: url }) : h("span", { title: url });
+  const element = isSafe ? make("a", { href: url, rel: "noreferrer noopener nofollow", target: "_blank", title: url }) : make("span", { title: url });
   inline(element, name || url, depth + 1);
   parent.append(element);
 }
@@ -202,7 +220,7 @@ function link(parent, name, url, depth) {
 function appendWords(parent, text) {
   const lines = text.split(/(?<! ) {2,}\n/);
   lines.forEach((line, at) => {
-    if (at) parent.append(h("br"));
+    if (at) parent.append(make("br"));
     parent.append(line);
   });
 }

@@ -105,9 +105,11 @@ export function runs(text) {
 
 export const withoutColors = (text) => (text.includes("\x1b[") ? text.replace(SGR, "") : text);
 
+// How many elements texts may have; several texts can share it.
+export const elementLimit = () => ({ pieces: PIECES_MAX });
+
 // Append text to parent; mark matches of `wanted` (lower case).
-export function appendText(parent, text, wanted = "") {
-  const left = { pieces: PIECES_MAX };
+export function appendText(parent, text, wanted = "", left = elementLimit()) {
   const all = runs(text);
   let at = 0;
   for (; at < all.length && left.pieces > 0; at++, left.pieces--) {

@@ -69,6 +69,23 @@ def test_response_is_byte_identical_and_keys_are_swapped():
     run(scenario)
 
 
+def test_key_in_a_response_header_is_redacted():
+    async def respond_with_key(_, writer):
+        key = SERVER_KEY.encode()
+        writer.write(b"HTTP/1.1 200 %b\r\nX-Name: %b\r\n%b: value\r\nContent-Length: 0\r\n\r\n" % (key, key, key))
+
+    async def scenario():
+        async with scripted_upstream(respond_with_key) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.send_request()
+            status, headers, _ = await client.read_response()
+            redacted = "*" * len(SERVER_KEY)
+            assert (status, headers["x-name"], headers[redacted]) == (200, redacted, "value")
+            assert SERVER_KEY.encode() not in client.received
+
+    run(scenario)
+
+
 def test_each_event_is_forwarded_before_the_next_is_sent():
     async def scenario():
         script = SteppedUpstream()
