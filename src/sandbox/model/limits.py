@@ -239,7 +239,7 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
-JOURNAL_SCANS_MAX = 2
+JOURNAL_REPLAYS_MAX = 2
 """Unlocked journals that are scanned from start to end concurrently, per kind of reader (launchers, tailers).
 
 Additional scans wait.

@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, encode_characters, values, with_noise
-from sandbox.secrets.patterns import SecretPattern
 from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.value_patterns import SecretPattern
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 MARK = "[REDACTED:TOKEN]"
