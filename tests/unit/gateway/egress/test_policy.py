@@ -264,10 +264,10 @@ def test_oversized_request_head_is_denied():
 
 def test_unassigned_address_is_denied_even_for_an_allowed_host():
     assert (
-        "not an address"
+        "not assigned to a host name"
         in expect_denial(plain(None).client_data_received(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())).reason
     )
-    assert "not an address" in expect_denial(tls(None).client_data_received(hello(HOST))).reason
+    assert "not assigned to a host name" in expect_denial(tls(None).client_data_received(hello(HOST))).reason
 
 
 # Port 443
