@@ -189,7 +189,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
     program.chmod(0o755)
     monkeypatch.setattr(archive, "_PROGRAM", str(program))
     monkeypatch.setattr(archive, "_EXIT_SECONDS", 0.5)
-    with pytest.raises(ImageRefusedError, match="did not end"):
+    with pytest.raises(ImageRefusedError, match="did not finish in time"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
 
 
