@@ -27,11 +27,11 @@ async def collect(events):
 
 async def collect_until_end(events):
     """Return the events of all tasks until one has ended."""
-    events = []
+    collected = []
     async with contextlib.aclosing(events):
-        while not events or events[-1]["type"] != "end":
-            events.append(await anext(events))
-    return events
+        while not collected or collected[-1]["type"] != "end":
+            collected.append(await anext(events))
+    return collected
 
 
 def test_check_admission_matches_submit_and_has_no_effect(components):
