@@ -6,7 +6,7 @@ from doubles.fake_event_stream import FakeEventStream, assistant_text, claude_me
 from doubles.live_server import Deployment
 from doubles.stored_tasks import StoredTasks
 
-LINES_PER_FRAME = 1000
+LINES_PER_EVENT = 1000
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_torn_line_is_not_joined_with_the_next(open_task):
 
 def output_lines(first, end):
     """Output events with up to LINES_A_FRAME lines each."""
-    for begin in range(first, end, LINES_PER_FRAME):
-        together = range(begin, min(begin + LINES_PER_FRAME, end))
+    for begin in range(first, end, LINES_PER_EVENT):
+        together = range(begin, min(begin + LINES_PER_EVENT, end))
         yield output("".join(f"line {number}\n" for number in together))
 
 

@@ -48,7 +48,7 @@ def agent_session_ids(deployment, task_id="task-1"):
 
 
 @pytest.mark.parametrize("event_types", [("attempt_started", "workspace_prepared"), ("sandbox_created",)])
-def test_runner_killed_before_agent_start_is_retried(deploy, event_types):
+def test_attempt_follows_again_if_the_runner_is_killed_before_agent_start(deploy, event_types):
     deployment = deploy(bash("echo once >> once.txt"), reply())
     for number in range(TRIES):
         task_id = deployment.submit(f"task-{number}")

@@ -22,11 +22,11 @@ def document(root: Path) -> str:
 
 def test_table_has_exactly_the_attacks(document: str):
     expected = [(kind, row) for kind, rows in table.names().items() for row in rows]
-    assert list(table.parse(document).marks) == expected, "run script/escape-battery"
+    assert list(table.parse(document).outcomes) == expected, "run script/escape-battery"
 
 
 def test_no_attack_escapes(document: str):
-    marks = table.parse(document).marks
+    marks = table.parse(document).outcomes
     assert [
         (row, runtime_tier)
         for row, row_marks in marks.items()
@@ -35,8 +35,8 @@ def test_no_attack_escapes(document: str):
     ] == []
 
 
-def test_each_mark_is_the_declared_outcome(document: str):
-    marks = table.parse(document).marks
+def test_each_cell_is_the_declared_outcome(document: str):
+    marks = table.parse(document).outcomes
     declared = {
         ((kind, attack.name), runtime_tier): attack.expected_outcome(runtime_tier)
         for kind, attacks in ATTACKS.items()
@@ -52,7 +52,7 @@ def test_each_mark_is_the_declared_outcome(document: str):
 
 
 def test_each_attack_ran_on_some_runtime(document: str):
-    marks = table.parse(document).marks
+    marks = table.parse(document).outcomes
     assert [row for row, row_marks in marks.items() if not set(table.PASSED) & set(row_marks.values())] == []
 
 
@@ -97,14 +97,14 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
 
 def test_writing_a_column_keeps_the_others(document: str):
     (kind, row), battery_table = ("network", table.names()["network"][0]), table.parse(document)
-    before = {row_key: marks["bubblewrap"] for row_key, marks in battery_table.marks.items()}
+    before = {row_key: marks["bubblewrap"] for row_key, marks in battery_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
     battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
     reread = table.parse(table.replace_table(document, battery_table))
-    assert reread.marks[kind, row]["qemu"] == Outcome.ESCAPED
-    assert {row_key: marks["bubblewrap"] for row_key, marks in reread.marks.items()} == before
-    assert {marks["qemu"] for row_key, marks in reread.marks.items() if row_key != (kind, row)} == set(table.PASSED)
+    assert reread.outcomes[kind, row]["qemu"] == Outcome.ESCAPED
+    assert {row_key: marks["bubblewrap"] for row_key, marks in reread.outcomes.items()} == before
+    assert {marks["qemu"] for row_key, marks in reread.outcomes.items() if row_key != (kind, row)} == set(table.PASSED)
     assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
@@ -112,8 +112,8 @@ def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatc
     before = table.parse(document)
     monkeypatch.setattr(table, "RUNTIMES", (*table.RUNTIMES, "new"))
     reread = table.parse(table.replace_table(document, table.parse(document)))
-    assert {marks.pop("new") for marks in reread.marks.values()} == {table.NOT_RUN}
-    assert (reread.marks, reread.runs) == (before.marks, before.runs)
+    assert {marks.pop("new") for marks in reread.outcomes.values()} == {table.NOT_RUN}
+    assert (reread.outcomes, reread.runs) == (before.outcomes, before.runs)
 
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
@@ -133,38 +133,38 @@ def test_column_with_unasserted_row_is_not_written(document: str, kind: str, ver
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
 TRAPS_BY_REQUIREMENT = {trap.requirement: trap for trap in reversed(TRAPS)}
 
-HEAD = f"# left out: {TRAPS_BY_REQUIREMENT[OUT_OF_PATCH].evidence}\n".encode()
+HEAD = f"# left out: {TRAPS_BY_REQUIREMENT[OUT_OF_PATCH].checked_text}\n".encode()
 
 
 def collected(
-    patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), message: str = "", is_marked: bool = False
+    patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), message: str = "", has_executed: bool = False
 ) -> CollectedOutput:
-    return CollectedOutput(patch, [(path, path) for path in ("out/plain.txt", *paths)], [message], is_marked)
+    return CollectedOutput(patch, [(path, path) for path in ("out/plain.txt", *paths)], [message], has_executed)
 
 
 @pytest.mark.parametrize(
     ("requirement", "good", "bad"),
     [
-        (NO_EXECUTION, collected(), collected(is_marked=True)),
+        (NO_EXECUTION, collected(), collected(has_executed=True)),
         (NO_EXECUTION, collected(), collected(b"")),
         (
             SKIPPED,
-            collected(message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].evidence}: it is not a regular file"),
+            collected(message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].checked_text}: it is not a regular file"),
             collected(
-                message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].evidence}: it is not a regular file",
-                paths=(TRAPS_BY_REQUIREMENT[SKIPPED].evidence,),
+                message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].checked_text}: it is not a regular file",
+                paths=(TRAPS_BY_REQUIREMENT[SKIPPED].checked_text,),
             ),
         ),
-        (SKIPPED, collected(message=TRAPS_BY_REQUIREMENT[SKIPPED].evidence), collected()),
+        (SKIPPED, collected(message=TRAPS_BY_REQUIREMENT[SKIPPED].checked_text), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected(HEAD + GOOD_PATCH + HEAD)),
-        (NOT_DELIVERED, collected(), collected(paths=(TRAPS_BY_REQUIREMENT[NOT_DELIVERED].evidence,))),
+        (NOT_DELIVERED, collected(), collected(paths=(TRAPS_BY_REQUIREMENT[NOT_DELIVERED].checked_text,))),
         (
             RENAMED,
-            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence,)),
-            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence, "out/\x1b[2J")),
+            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].checked_text,)),
+            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].checked_text, "out/\x1b[2J")),
         ),
-        (RENAMED, collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence,)), collected()),
+        (RENAMED, collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].checked_text,)), collected()),
     ],
 )
 def test_trap_passes_only_if_the_host_met_the_requirement(

@@ -21,7 +21,7 @@ class ChaosDeployment(Deployment):
         self.runtime = runtime
         self.acknowledged = set()
         self.submitted = {}
-        self.throttles = []
+        self.relays = []
 
     def __enter__(self):
         # Large enough that a clone can be interrupted in the middle.
@@ -36,7 +36,7 @@ class ChaosDeployment(Deployment):
 
     def __exit__(self, *_):
         self.close()
-        for throttle in self.throttles:
+        for throttle in self.relays:
             throttle.close()
 
     def start_git(self, prefix=()):
@@ -45,13 +45,13 @@ class ChaosDeployment(Deployment):
 
     def add_pausing_relay(self, bytes_max):
         """Return a throttle, and the URL of the repository behind it."""
-        throttle = PausingRelay(self.git_port, bytes_max)
-        self.throttles.append(throttle)
+        relay = PausingRelay(self.git_port, bytes_max)
+        self.relays.append(relay)
         with (self.home / ".gitconfig").open("a") as file:
             file.write(
-                f'[url "http://127.0.0.1:{throttle.port}/"]\n\tinsteadOf = https://held-{throttle.port}.example.org/\n'
+                f'[url "http://127.0.0.1:{relay.port}/"]\n\tinsteadOf = https://held-{relay.port}.example.org/\n'
             )
-        return throttle, f"https://held-{throttle.port}.example.org/repo.git"
+        return relay, f"https://held-{relay.port}.example.org/repo.git"
 
     def submit_order(
         self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0
@@ -64,7 +64,7 @@ class ChaosDeployment(Deployment):
             repository={"url": url},
             claude={"prompt": json.dumps(order)},
             vm={"cpus": cpus, "memory": "512M", "disk": "64M"},
-            lifecycle={"artifact_patterns": [logging_fake_agent.MARK, "made/**"], "retries": retries},
+            lifecycle={"artifact_patterns": [logging_fake_agent.WRITTEN_LINES_FILE, "made/**"], "retries": retries},
         )
         self.acknowledged.add(task_id)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from chaos.chaos_deployment import END_SECONDS
-from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskEvidence
+from chaos.oracle import WRITTEN_LINES_FILE, DownloadedArtifact, Evidence, TaskEvidence
 from doubles.leftovers import find_leftovers
 
 CLEANUP_SECONDS = 10
@@ -59,7 +59,7 @@ def _collect_task(deployment, task_id, target, state, stdout_before):
         deployment.records(task_id),
         stdout_before=stdout_before,
         artifacts=artifacts,
-        patched_mark=None if patch is None else _apply(deployment, patch),
+        patched_lines=None if patch is None else _apply(deployment, patch),
         agent_starts=deployment.agent_starts(task_id),
         retries=deployment.submitted[task_id]["retries"],
         files=deployment.submitted[task_id]["files"],
@@ -76,7 +76,7 @@ def _download(deployment, task_id):
 
 
 def _apply(deployment, patch):
-    """Content of MARK in a clone of the base commit with the patch applied; None if git rejects the patch."""
+    """WRITTEN_LINES_FILE after the patch was applied to a clone of the base commit; None if git rejects the patch."""
     clone = deployment.directory / "clone"
     shutil.rmtree(clone, ignore_errors=True)
     git = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=false"]
@@ -85,5 +85,5 @@ def _apply(deployment, patch):
     apply = [*git, "apply", "--index", "--allow-empty", "-"]
     if subprocess.run(apply, cwd=clone, input=patch, capture_output=True, timeout=60, check=False).returncode:
         return None
-    mark = clone / MARK
+    mark = clone / WRITTEN_LINES_FILE
     return mark.read_bytes() if mark.exists() else b""

@@ -68,11 +68,11 @@ class StateDriver:
 
     def _reach_staging(self, task_id, steps):
         """Between the start of the runner and the last byte of its clone."""
-        throttle, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
+        relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
         self._deployment.submit_order(task_id, url=url)
-        held = HeldTask(task_id, relay=throttle)
+        held = HeldTask(task_id, relay=relay)
         if steps % 2 or self._deployment.state(task_id) == "pending":
-            wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
+            wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
         return held
 
@@ -104,12 +104,12 @@ class StateDriver:
 
     def _step_into(self, state, task_id, steps):
         """From a held clone on, run the runner only in observed steps."""
-        throttle, url = self._deployment.add_pausing_relay(0)
+        relay, url = self._deployment.add_pausing_relay(0)
         self._deployment.submit_order(task_id, url=url)
-        wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
-        held = HeldTask(task_id, runner=self._find_runner(task_id), relay=throttle)
+        wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
+        held = HeldTask(task_id, runner=self._find_runner(task_id), relay=relay)
         held.is_stopped = processes.stop(held.runner)
-        throttle.open()
+        relay.open()
         extra = itertools.count()
         deadline = time.monotonic() + REACH_SECONDS
         while held.is_stopped and time.monotonic() < deadline:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 
 SCRIPT = "logging_fake_agent.py"
-MARK = "written.txt"
+WRITTEN_LINES_FILE = "written.txt"
 
 _PYTHON = b"/usr/bin/python3\0"
 _CODE_AT = 64 + 56

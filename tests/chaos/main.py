@@ -77,7 +77,7 @@ def main():
         for runtime in ("bubblewrap", *(("gvisor",) if number % GVISOR_INTERVAL == 0 else ())):
             for target in ("server", "each", "all"):
                 run_one(score, runtime, target, f"{options.seed}-{number}")
-        # After each round, since the whole run takes long and may be interrupted.
+        # After each round, since the whole run takes a long time and may be interrupted.
         summary = f"{number + 1} rounds, seed {options.seed}, in {(time.monotonic() - started) / 60:.0f} minutes"
         write_document(score, restarted, summary)
     return int(bool(score.messages or restarted.violations))

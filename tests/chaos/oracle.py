@@ -37,7 +37,7 @@ ALLOWED_ENDS = {
 ALLOWED_ENDS["all"] = {**ALLOWED_ENDS["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
 """`{kill target: {state at the kill: {(state, code)}}}`: the only final states that are allowed."""
 
-MARK = "written.txt"
+WRITTEN_LINES_FILE = "written.txt"
 """The file in the workspace to which the agent writes each line before printing it."""
 
 
@@ -55,9 +55,9 @@ class DownloadedArtifact:
 class TaskEvidence:
     """Everything known about one task. target: what was killed, None if nothing was.
 
-    records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_mark: MARK in a clone of
-    the base commit after `git apply`, empty if missing; None if git rejected the patch. agent_starts: reported to the
-    model. files: how many the agent creates, each with its number as content.
+    records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
+    WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
+    patch. agent_starts: reported to the model. files: how many the agent creates, each with its number as content.
     """
 
     task_id: str
@@ -67,7 +67,7 @@ class TaskEvidence:
     records: list[dict]
     stdout_before: bytes = b""
     artifacts: list[DownloadedArtifact] = field(default_factory=list)
-    patched_mark: bytes | None = None
+    patched_lines: bytes | None = None
     agent_starts: int = 0
     retries: int = 0
     files: int = 0
@@ -91,7 +91,7 @@ class TaskEvidence:
     @property
     def written(self):
         """The agent's log of its output, if it was collected."""
-        return next((artifact.content for artifact in self.artifacts if artifact.name == MARK), None)
+        return next((artifact.content for artifact in self.artifacts if artifact.name == WRITTEN_LINES_FILE), None)
 
     @property
     def lost_sandbox(self):
@@ -244,7 +244,7 @@ def _check_contents(task, contents):
     for name in (f"{task.task_id}.patch", "transcript.ndjson", "metadata.json"):
         if name not in contents:
             yield f"{name} is missing"
-    if task.patched_mark != (task.written or b""):
+    if task.patched_lines != (task.written or b""):
         yield "the patch does not reproduce the workspace"
     if contents.get("transcript.ndjson", task.stdout) != task.stdout:
         yield "the transcript differs from the output"

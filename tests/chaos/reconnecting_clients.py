@@ -19,9 +19,9 @@ class Client:
     """Collects a task's `events`."""
 
     @staticmethod
-    def is_delivered(frame):
+    def is_delivered(event):
         """Whether clients of this kind receive the event. By default: output and log events."""
-        return log_stream_of(frame) is not None
+        return log_stream_of(event) is not None
 
     def __init__(self, deployment, task_id):
         self.deployment, self.task_id = deployment, task_id

@@ -52,7 +52,7 @@ def task_record(lines=LINES, written=LINES, target="server", state="running", en
             artifact("metadata.json", b"{}"),
             artifact("made-0", b"0\n"),
         ],
-        patched_mark=text,
+        patched_lines=text,
         agent_starts=1,
         files=1,
     )
@@ -236,7 +236,7 @@ def remove_artifact(name):
 
 
 def break_patch(task):
-    task.patched_mark = None
+    task.patched_lines = None
 
 
 def change_transcript(task):
@@ -288,17 +288,23 @@ def test_second_agent_run_is_allowed_with_retries():
     assert not list(oracle.check_agent_runs_once(task))
 
 
-FRAMES = [{"seq": 1}, {"seq": 2}, {"seq": 3, "type": "end"}]
+WIRE_EVENTS = [{"seq": 1}, {"seq": 2}, {"seq": 3, "type": "end"}]
 
 
 @pytest.mark.parametrize(
     "received",
-    [FRAMES[:2], FRAMES[1:], [*FRAMES[:2], *FRAMES[1:]], [FRAMES[1], FRAMES[0], FRAMES[2]], []],
+    [
+        WIRE_EVENTS[:2],
+        WIRE_EVENTS[1:],
+        [*WIRE_EVENTS[:2], *WIRE_EVENTS[1:]],
+        [WIRE_EVENTS[1], WIRE_EVENTS[0], WIRE_EVENTS[2]],
+        [],
+    ],
     ids=["no end", "no start", "duplicate", "wrong order", "empty"],
 )
 def test_transcript_differing_from_the_journal_is_reported(received):
-    assert list(oracle.check_client_transcripts({"a": FRAMES}, {("sse", "a"): received}))
+    assert list(oracle.check_client_transcripts({"a": WIRE_EVENTS}, {("sse", "a"): received}))
 
 
 def test_complete_transcript_passes():
-    assert not list(oracle.check_client_transcripts({"a": FRAMES}, {("sse", "a"): list(FRAMES)}))
+    assert not list(oracle.check_client_transcripts({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))

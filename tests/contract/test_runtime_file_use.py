@@ -512,7 +512,7 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
     assert exceeds or not any(violations)
 
 
-_EPOLL_ENTRIES_OF_WAITING_THREADS = (
+_EPOLL_ENTRIES_OF_BLOCKED_THREADS = (
     _EPOLL
     + """
 import threading
@@ -534,7 +534,7 @@ report("held"); time.sleep(600)
 )
 
 
-_DIRECTORIES_OF_WAITING_THREADS = """
+_DIRECTORIES_OF_BLOCKED_THREADS = """
 import array
 threading.stack_size(65536)
 def send(pair, files):
@@ -578,12 +578,12 @@ async def _count_freed(
 @pytest.mark.parametrize(
     ("source", "count_all", "growth_max"),
     [
-        (_EPOLL_ENTRIES_OF_WAITING_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
-        (_DIRECTORIES_OF_WAITING_THREADS, count_machine_files, OPEN_FILES_GROWTH_MAX),
+        (_EPOLL_ENTRIES_OF_BLOCKED_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
+        (_DIRECTORIES_OF_BLOCKED_THREADS, count_machine_files, OPEN_FILES_GROWTH_MAX),
     ],
     ids=["epoll entries", "directories"],
 )
-def test_files_held_only_by_waiting_threads_are_freed(
+def test_files_held_only_by_blocked_threads_are_freed(
     runtime: Runtime,
     disk: Path,
     limits: frozenset[str],

@@ -35,8 +35,8 @@ class Script:
     """The course of an attempt.
 
     runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: it ignores that signal.
-    report: the gateway's callback for events; redact: its redaction of names, once it is created;
-    reports: the events that it reports when it starts to serve.
+    report_to_runner: the gateway's callback for events; redact: its redaction of names, once it is created;
+    events_when_serving: the events that it reports when it starts to serve.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -45,9 +45,9 @@ class Script:
     runs_until_signal: bool = False
     ignores_term: bool = False
     survives_kill: bool = False
-    gateway_serves: bool = False
-    report_event: Callable | None = None
-    gateway_events: tuple = ()
+    is_gateway_serving: bool = False
+    report_to_runner: Callable | None = None
+    events_when_serving: tuple = ()
     stage_error: AttemptError | None = None
     create_error: AttemptError | None = None
     patch_error: AttemptError | None = None
@@ -165,7 +165,7 @@ class ScriptedGateway:
         self._script = script
 
     def create(self, upstream, task_key, report, rules, redact=str):
-        self._script.report_event = report
+        self._script.report_to_runner = report
         self._script.rules = rules
         self._script.redact = redact
         return self
@@ -174,9 +174,9 @@ class ScriptedGateway:
         self._script.calls.append("release model")
 
     async def serve(self, listeners):
-        self._script.gateway_serves = True
-        for event in self._script.gateway_events:
-            self._script.report_event(event)
+        self._script.is_gateway_serving = True
+        for event in self._script.events_when_serving:
+            self._script.report_to_runner(event)
         await asyncio.Event().wait()
 
 

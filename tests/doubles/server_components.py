@@ -104,9 +104,9 @@ class AdjustableClock(SystemClock):
 class ServerComponents:
     """A server's components with one data directory; each `server()` is a restart, the runners stay."""
 
-    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, blocked_reasons=(), upstream=None):
+    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
         self.upstream = upstream
-        self.data_dir, self.store, self.capacity, self.blocked_reasons = data_dir, store, capacity, blocked_reasons
+        self.data_dir, self.store, self.capacity, self.permanent_reasons = data_dir, store, capacity, permanent_reasons
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
         self.runners = FakeRunners(self.journals, self.clock)
@@ -168,7 +168,7 @@ class ServerComponents:
                 ),
                 event_stream=EventStream(self.journals, self.store, tailer, broadcast),
                 artifact_store=ArtifactStore(self.data_dir),
-                health_check=HealthCheck(self.store, clock, space, drain, prober, self.blocked_reasons),
+                health_check=HealthCheck(self.store, clock, space, drain, prober, self.permanent_reasons),
                 disk_monitor=space,
                 drain=drain,
                 preserved_sandboxes=preserved_sandboxes,

@@ -12,7 +12,7 @@ class Trap(NamedTuple):
 
     name: str
     requirement: str
-    evidence: str = ""
+    checked_text: str = ""
 
 
 NO_EXECUTION = "executes nothing"

@@ -12,12 +12,12 @@ child = os.fork()
 if child == 0: os._exit(3)
 if os.waitpid(child, 0)[1] >> 8 == 3: succeeded()"""
 
-_NEW_USER, _NEW_MOUNTS, _NEW_NAMES, _NEW_GROUPS = 0x10000000, 0x00020000, 0x04000000, 0x02000000
+_CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWCGROUP = 0x10000000, 0x00020000, 0x04000000, 0x02000000
 _ROOT_INSIDE = f"""
 def become_root(more=0):
     # The first call gives capabilities over new namespaces, even if no ids can be mapped.
     uid, gid = os.getuid(), os.getgid()
-    call("unshare", {_NEW_USER} | more)
+    call("unshare", {_CLONE_NEWUSER} | more)
     for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
         try: pathlib.Path("/proc/self", name).write_text(line)
         except OSError as error: print(name, error)
@@ -60,8 +60,8 @@ succeeded() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: 
 
 
 def _namespaces():
-    yield Attack("a new user namespace", f"call('unshare', {_NEW_USER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
-    yield Attack("a new mount namespace", f"call('unshare', {_NEW_MOUNTS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a new user namespace", f"call('unshare', {_CLONE_NEWUSER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a new mount namespace", f"call('unshare', {_CLONE_NEWNS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
     yield Attack(
         "the namespace of another process",
         """
@@ -82,14 +82,14 @@ try_calls(*[
 def _root_of_a_namespace():
     for name, code, observers in (
         ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: succeeded()", ("namespaces", "processes")),
-        ("a new mount namespace", f"become_root({_NEW_MOUNTS}); succeeded()", ("namespaces", "mounts")),
+        ("a new mount namespace", f"become_root({_CLONE_NEWNS}); succeeded()", ("namespaces", "mounts")),
         ("a mount over /etc", f"""
-become_root({_NEW_MOUNTS})
+become_root({_CLONE_NEWNS})
 mount("/etc", "tmpfs")
 pathlib.Path("/etc/ld.so.preload").write_text(MARKER)
 if pathlib.Path("/etc/ld.so.preload").read_text() == MARKER: succeeded()""", ("files", "mounts")),
         ("pivot_root", f"""
-become_root({_NEW_MOUNTS})
+become_root({_CLONE_NEWNS})
 mount("/tmp/new-root", "tmpfs")
 os.mkdir("/tmp/new-root/old")
 call("pivot_root", b"/tmp/new-root", b"/tmp/new-root/old")
@@ -97,7 +97,7 @@ os.chdir("/")
 pathlib.Path("/", MARKER).write_text("x")
 if set(os.listdir("/")) == {{"old", MARKER}}: succeeded()""", ("files", "mounts", "namespaces")),
         ("core_pattern in a new procfs", f"""
-become_root({_NEW_MOUNTS} | 0x20000000)
+become_root({_CLONE_NEWNS} | 0x20000000)
 child = os.fork()
 if child == 0:
     try:
@@ -109,11 +109,11 @@ number = os.waitpid(child, 0)[1] >> 8
 if number: raise OSError(number, os.strerror(number))
 succeeded()""", ("mounts", "settings")),
         ("sethostname", f"""
-become_root({_NEW_NAMES})
+become_root({_CLONE_NEWUTS})
 call("sethostname", MARKER.encode(), len(MARKER))
 if os.uname().nodename == MARKER: succeeded()""", ("settings", "namespaces")),
         ("a new control group", f"""
-become_root({_NEW_MOUNTS} | {_NEW_GROUPS})
+become_root({_CLONE_NEWNS} | {_CLONE_NEWCGROUP})
 def make(kind, options):
     target = "/tmp/" + kind + options
     mount(target, kind, options)

@@ -64,7 +64,7 @@ class HostWatch:
     def mark_sandbox_ready(self):
         """A sandbox is running: from now on its processes must not gain privileges on the host."""
         with self._lock:
-            self._sandbox.update(self._attempt())
+            self._sandbox.update(self._sandbox_processes())
 
     def changes(self):
         """`{observer: changes}`, without observers that took no sample."""
@@ -76,7 +76,7 @@ class HostWatch:
         """Take one sample."""
         begin = time.time()
         with self._lock:
-            attempt = self._attempt()
+            attempt = self._sandbox_processes()
             pairs = list(self._pairs(attempt))
             for name, observe in OBSERVERS.items():
                 if self._sandbox or name not in SANDBOX_OBSERVERS:
@@ -93,17 +93,17 @@ class HostWatch:
         except Exception as error:
             self._failure = error
 
-    def _attempt(self):
+    def _sandbox_processes(self):
         found = ((pid, host_facts.read_process(pid)) for pid, _ in processes(self._data_dir))
         return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
-    def _pairs(self, attempt):
+    def _pairs(self, sandbox_processes):
         """(pid, old, new) of every process that must not change; a process of a sandbox may end."""
         for pid, before in self._before.items():
             yield pid, before, host_facts.read_process(pid)
         for pid, before in self._sandbox.items():
-            if pid in attempt and attempt[pid].start == before.start:
-                yield pid, before, attempt[pid]
+            if pid in sandbox_processes and sandbox_processes[pid].start == before.start:
+                yield pid, before, sandbox_processes[pid]
 
     def _processes(self, _, pairs):
         return {f"process {pid} ended" for pid, old, new in pairs if new is None or new.start != old.start}
@@ -149,8 +149,10 @@ class HostWatch:
             if new is not None and new.oom_score < old.oom_score:
                 yield f"process {pid} has {new.oom_score}, and had {old.oom_score}"
 
-    def _keys(self, attempt, _):
-        for uid in {process.uid for process in attempt.values()} - {process.uid for process in self._before.values()}:
+    def _keys(self, sandbox_processes, _):
+        for uid in {process.uid for process in sandbox_processes.values()} - {
+            process.uid for process in self._before.values()
+        }:
             if (count := host_facts.key_count(uid)) > KEYS_MAX:
                 yield f"uid {uid} has {count} keys"
         yield from (line for line in host_facts.key_names() if self._marker in line)
@@ -161,17 +163,17 @@ class HostWatch:
                 yield f"process {pid} is in {new.cgroups}"
         yield from (path for path in host_facts.control_groups() if self._marker in path)
 
-    def _priorities(self, attempt, pairs):
+    def _priorities(self, sandbox_processes, pairs):
         nice_min = min(process.nice for process in self._sandbox.values())
-        for pid, process in attempt.items():
+        for pid, process in sandbox_processes.items():
             if process.nice < nice_min or process.policies:
                 yield f"process {pid} has {process.nice}, {sorted(process.policies)}"
         for pid, old, new in pairs:
             if new is not None and (new.nice < old.nice or new.policies != old.policies):
                 yield f"process {pid} has {new.nice}, {sorted(new.policies)}"
 
-    def _terminals(self, attempt, _):
-        count = sum(process.terminals for process in attempt.values())
+    def _terminals(self, sandbox_processes, _):
+        count = sum(process.terminals for process in sandbox_processes.values())
         return {f"{count} descriptors of terminals"} if count > TERMINAL_DESCRIPTORS_MAX else set()
 
 

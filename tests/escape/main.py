@@ -28,10 +28,12 @@ def main(requested):
         )
         return 2
     # Each result is written immediately: the following runs may take long.
-    return max([run_battery(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES])
+    return max(
+        [run_attacks_and_update_table(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES]
+    )
 
 
-def run_battery(runtime, *, is_requested):
+def run_attacks_and_update_table(runtime, *, is_requested):
     """Run one runtime. An unavailable runtime keeps its column, and is an error only if requested."""
     with tempfile.TemporaryDirectory(prefix="escape-") as directory:
         probe = asyncio.run(make_runtime(runtime, Path(directory, "probe")).probe())

@@ -46,7 +46,7 @@ class Table:
     """marks: `{(kind, row): {runtime: mark}}`; runs: `{runtime: (date, versions)}`."""
 
     def __init__(self, marks=None, runs=None):
-        self.marks, self.runs = marks or {}, runs or {}
+        self.outcomes, self.runs = marks or {}, runs or {}
 
     def put(self, runtime, verdicts, date, versions):
         """Replace a runtime's column. Raises UnprovenError, without changes, unless every row is asserted."""
@@ -55,7 +55,7 @@ class Table:
         if unproven:
             raise UnprovenError("\n".join(unproven))
         for key, verdict in column.items():
-            self.marks.setdefault(key, {})[runtime] = str(verdict.outcome)
+            self.outcomes.setdefault(key, {})[runtime] = str(verdict.outcome)
         self.runs[runtime] = (date, versions)
 
     def _column(self, verdicts):
@@ -75,11 +75,11 @@ class Table:
             yield f"\n### {_TITLES[kind]}\n"
             yield f"| {len(rows)} | {' | '.join(RUNTIMES)} |\n| --- |{' --- |' * len(RUNTIMES)}"
             for row in rows:
-                marks = (self.marks.get((kind, row), {}).get(runtime, NOT_RUN) for runtime in RUNTIMES)
+                marks = (self.outcomes.get((kind, row), {}).get(runtime, NOT_RUN) for runtime in RUNTIMES)
                 yield f"| {row.replace('|', '&#124;')} | {' | '.join(marks)} |"
 
     def _counts(self, runtime):
-        marks = [self.marks.get((kind, row), {}).get(runtime) for kind, rows in names().items() for row in rows]
+        marks = [self.outcomes.get((kind, row), {}).get(runtime) for kind, rows in names().items() for row in rows]
         has_run = runtime in self.runs
         return [str(marks.count(outcome)) if has_run else NOT_RUN for outcome in (*PASSED, Outcome.ESCAPED)]
 
@@ -102,7 +102,7 @@ def parse(text):
         elif cells[0].isdigit():
             runtimes = cells[1:]
         else:
-            table.marks[kind, cells[0]] = dict(zip(runtimes, cells[1:], strict=True))
+            table.outcomes[kind, cells[0]] = dict(zip(runtimes, cells[1:], strict=True))
     return table
 
 

@@ -11,5 +11,5 @@ def attack_run(tmp_path_factory):
         yield run
 
 
-class TestBatteryOnBubblewrap(EscapeTests):
+class TestEscapesOfBubblewrap(EscapeTests):
     pass

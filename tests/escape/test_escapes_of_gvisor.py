@@ -15,5 +15,5 @@ def attack_run(tmp_path_factory):
         yield run
 
 
-class TestBatteryOnGvisor(EscapeTests):
+class TestEscapesOfGvisor(EscapeTests):
     pass

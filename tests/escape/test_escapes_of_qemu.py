@@ -45,5 +45,5 @@ def attack_run(tmp_path_factory):
         yield run
 
 
-class TestBatteryOnQemu(EscapeTests):
+class TestEscapesOfQemu(EscapeTests):
     pass

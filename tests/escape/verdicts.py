@@ -80,20 +80,20 @@ def _judge_traps(attack_run):
         [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"],
         attack_run.execution_marker_file.exists(),
     )
-    return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.evidence}") for trap in TRAPS}
+    return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.checked_text}") for trap in TRAPS}
 
 
 class CollectedOutput:
     """Collected results of a workspace: patch, artifacts (name, path), messages, and whether the mark exists."""
 
-    def __init__(self, patch, artifacts, messages, is_marked):
-        self.patch, self.artifacts, self.messages, self.is_marked = patch, artifacts, messages, is_marked
+    def __init__(self, patch, artifacts, messages, has_executed):
+        self.patch, self.artifacts, self.messages, self.has_executed = patch, artifacts, messages, has_executed
         self.paths = {path for _, path in artifacts}
 
     def passes(self, trap):
         """Whether the host handled the trap as required, and delivered the ordinary files."""
         is_patched = b"+changed\n" in self.patch and "out/plain.txt" in self.paths
-        return is_patched and not self.is_marked and self._is_handled(trap)
+        return is_patched and not self.has_executed and self._is_handled(trap)
 
     def _is_handled(self, trap):
         return {
@@ -105,26 +105,26 @@ class CollectedOutput:
             SKIPPED: self._is_skipped,
             OUT_OF_PATCH: self._is_left_out_of_the_patch,
             RENAMED: self._has_safe_name,
-        }[trap.requirement](trap.evidence)
+        }[trap.requirement](trap.checked_text)
 
-    def _preserved_bytes(self, sign):
-        return b"\r" not in self.patch and f" b/{sign}".encode() in self.patch
+    def _preserved_bytes(self, checked_text):
+        return b"\r" not in self.patch and f" b/{checked_text}".encode() in self.patch
 
-    def _treated_as_ordinary(self, sign):
-        return f" b/{sign}".encode() in self.patch and b" b/nested/.git/" not in self.patch
+    def _treated_as_ordinary(self, checked_text):
+        return f" b/{checked_text}".encode() in self.patch and b" b/nested/.git/" not in self.patch
 
-    def _is_not_delivered(self, sign):
-        return not any(path == sign or path.startswith(f"{sign}/") for path in self.paths)
+    def _is_not_delivered(self, checked_path):
+        return not any(path == checked_path or path.startswith(f"{checked_path}/") for path in self.paths)
 
     def _is_skipped(self, path):
         is_reported = any(path in message for message in self.messages)
         return is_reported and self._is_not_delivered(path) and b"the host's own" not in self.patch
 
-    def _is_left_out_of_the_patch(self, sign):
+    def _is_left_out_of_the_patch(self, checked_text):
         head, _, rest = self.patch.partition(b"diff --git ")
-        return sign.encode() in head and sign.encode() not in rest
+        return checked_text.encode() in head and checked_text.encode() not in rest
 
-    def _has_safe_name(self, sign):
-        return sign in self.paths and not any(
+    def _has_safe_name(self, checked_path):
+        return checked_path in self.paths and not any(
             _CONTROL_CHARACTERS.search(text) for pair in self.artifacts for text in pair
         )

@@ -12,8 +12,7 @@ from collections import defaultdict
 from multiprocessing import connection, get_context
 from pathlib import Path
 
-from mutation.mutants import Mutant, mutants_of
-from mutation.test_runner import (
+from mutation.forked_test_runs import (
     CheckoutCopy,
     Outcome,
     adopt_orphans,
@@ -22,6 +21,7 @@ from mutation.test_runner import (
     preload,
     run_tests,
 )
+from mutation.mutants import Mutant, mutants_of
 
 CHECKOUT = Path(__file__).parents[2]
 MUTATION_DIRECTORY = Path("tests") / "mutation"

@@ -73,7 +73,7 @@ class EventReporter:
             self._report(ErrorReported("egress_denials_dropped", message))
 
     def report_error(self, error: str, message: str) -> None:
-        """Report an error, at most once per TROUBLE_INTERVAL_SECONDS for each kind."""
+        """Report an error, at most once per ERROR_REPORT_INTERVAL_SECONDS for each kind."""
         now = self._monotonic()
         if now - self._error_times.get(error, float("-inf")) >= ERROR_REPORT_INTERVAL_SECONDS:
             self._error_times[error] = now

@@ -108,7 +108,7 @@ PARTIAL_HELLOS_MAX = 16
 TUNNEL_IDLE_SECONDS = 300.0
 """Time without data in either direction between the sandbox and a host; above it the connection ends."""
 
-HALF_OPEN_SECONDS = 60.0
+HALF_CLOSED_SECONDS = 60.0
 """Time without data on a half-closed connection between the sandbox and a host; above it the connection ends."""
 
 LOOKUP_SECONDS = 5.0

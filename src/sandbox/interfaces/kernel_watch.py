@@ -23,7 +23,7 @@ async def wait_for_violation(
     open_file_usage: Callable[[], Awaitable[FileUsage]],
     file_usage: Callable[[], Awaitable[FileUsage]],
 ) -> str:
-    """Return why the sandbox must end. Each kind is polled separately, because one may take long."""
+    """Return why the sandbox must end. Each kind is polled separately, because one may take a long time."""
     polls = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
         asyncio.create_task(_poll_for_violation(open_file_usage, FILE_USAGE_CHECK_SECONDS)),

@@ -69,7 +69,7 @@ DISK_RELEASE_SECONDS = 10.0
 
 DISK_CHECK_SECONDS = 2.0
 DISK_CHECK_SECONDS_MAX = 60.0
-"""Interval of disk usage checks: the minimum, and the maximum if a check takes long."""
+"""Interval of disk usage checks: the minimum, and the maximum if a check takes a long time."""
 
 DISK_CHECK_FAILURES_MAX = 3
 """Consecutive failed usage checks of a disk without an enforced size; then the attempt ends with `sandbox_lost`."""
@@ -239,7 +239,7 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
-JOURNAL_SCANS_MAX = 2
+JOURNAL_REPLAYS_MAX = 2
 """Unlocked journals that are scanned from start to end concurrently, per kind of reader (launchers, tailers).
 
 Additional scans wait.

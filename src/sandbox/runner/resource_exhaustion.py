@@ -26,7 +26,7 @@ _IDLE_FACTOR = 10
 
 
 class ExhaustionDetector:
-    """Watches disk, memory and processes of one sandbox. disk_use: the latest disk usage, None before the first."""
+    """Watches disk, memory and processes of one sandbox. disk_usage: the latest disk usage, None before the first."""
 
     def __init__(self, vm: Vm, disks: Disks, layout: AttemptLayout, record: Callable[[Event], object]) -> None:
         self.disk_usage: DiskUsage | None = None

@@ -1,4 +1,4 @@
-"""Host programs in confinement: the launcher does not exec and starts bubblewrap for each program.
+"""Runs host programs in confinement. The launcher keeps running, and starts bubblewrap for each program.
 
 The programs have a sandbox's kernel uid and control group but run in no sandbox. Each gets its own namespaces, the
 host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.

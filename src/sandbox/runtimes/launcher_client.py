@@ -63,24 +63,34 @@ class LauncherProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait_ready(self) -> Listeners:
-        """Wait up to 30 s for the listeners.
+        """Wait up to 30 s for the listeners, and until the launcher is confined.
 
         Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) if the launcher was killed.
         """
+        sockets: list[socket.socket] = []
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                await wait_readable(self._control.fileno())
-        except TimeoutError:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
+                sockets = await self._receive(b"sockets")
+                await self._receive(b"ready")
+        except BaseException as error:
+            for each in sockets:
+                each.close()
+            if isinstance(error, TimeoutError):
+                raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
+            raise
+        return self._build_listeners(sockets)
+
+    async def _receive(self, expected: bytes) -> list[socket.socket]:
+        await wait_readable(self._control.fileno())
         message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _DESCRIPTORS_MAX)
-        if message != b"ready":
-            await self.raise_if_killed()
-            reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without an error message"
-            raise AttemptError(
-                FailureCode.PROVISION_FAILED,
-                f"The sandbox could not be created: {reason.decode(errors='replace')}. Run 'sandbox doctor' for help.",
-            )
-        return self._build_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
+        if message == expected:
+            return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        await self.raise_if_killed()
+        reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without an error message"
+        raise AttemptError(
+            FailureCode.PROVISION_FAILED,
+            f"The sandbox could not be created: {reason.decode(errors='replace')}. Run 'sandbox doctor' for help.",
+        )
 
     def exec_command(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Make the launcher exec `argv`: the path, then the arguments from argv[0] on.

@@ -60,7 +60,7 @@ async def run_probe(
                 await runtime.destroy(handle, disk)
                 shutil.rmtree(disk, ignore_errors=True)
     except TimeoutError:
-        raise TimeoutError(f"'true' did not end in a sandbox within {within_seconds:g} s.") from None
+        raise TimeoutError(f"The program 'true' did not exit within {within_seconds:g} s in a sandbox.") from None
 
 
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:

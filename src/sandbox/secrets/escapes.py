@@ -257,12 +257,12 @@ def find_escapes(data: bytes) -> Iterator[EscapeToken]:
 
 
 def find_variable_length_escapes(data: bytes) -> Iterator[EscapeToken]:
-    """Yield escapes and invisible characters, where escapes have the length that `_LONG_SYNTAX` gives them."""
+    """Yield escapes and invisible characters, with the escape lengths of `_VARIABLE_LENGTH_SYNTAX`."""
     return _find_tokens(data, _variable_length_escapes(is_utf_8=_is_utf_8(data)))
 
 
 def may_hold_variable_length_escapes(data: bytes) -> bool:
-    """Return whether the results of `find_long_escapes` may differ from those of `find_escapes`."""
+    """Return whether the results of `find_variable_length_escapes` may differ from those of `find_escapes`."""
     return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sandbox.secrets.decoders import DecodedLayer, Normalizer, align_cut
 from sandbox.secrets.escapes import before_backslashes, find_partial_escape
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX, REDACTED_SPREAD_BYTES_MAX
-from sandbox.secrets.patterns import SecretPattern, make_patterns
+from sandbox.secrets.value_patterns import SecretPattern, make_patterns
 
 _WORD_BYTES = 4
 _CANDIDATE_WORDS_MAX = 16

@@ -13,7 +13,7 @@ from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.server.broadcast import Broadcast
-from sandbox.server.journal_scan import JournalScanner
+from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.system.log_context import bind_task
 
@@ -35,7 +35,7 @@ class JournalTailer:
         self.on_writer_silent: Callable[[TrackedTask], Awaitable[None]]
         self.on_finished: Callable[[TrackedTask], None] = lambda _: None
         self._journals = journals
-        self._journal_scanner = JournalScanner(journals)
+        self._journal_replayer = JournalReplayer(journals)
         self._store = store
         self._clock = clock
         self._broadcast = broadcast
@@ -102,7 +102,7 @@ class JournalTailer:
                 return batch
         except JournalOffsetError:
             pass
-        replay_state = await self._journal_scanner.read_task(tracked.task.id)
+        replay_state = await self._journal_replayer.read_task(tracked.task.id)
         if replay_state.task is not None:
             await asyncio.to_thread(self._store.save, IndexedTask(replay_state.task, replay_state.offset))
             tracked.update(replay_state.task, replay_state.offset)

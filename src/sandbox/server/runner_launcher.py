@@ -32,7 +32,7 @@ from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.journal_scan import JournalScanner, ScanSlot
+from sandbox.server.journal_replay import JournalReplayer, ReplaySlot
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.secret_resolution import ResolveSecrets, resolve_task_secrets
 from sandbox.server.tracked_task import TrackedTask
@@ -79,8 +79,8 @@ class RunnerLauncher:
         prober: RuntimeProber,
         host: Host,
     ) -> None:
-        self._journal_scanner = JournalScanner(journals)
-        self._cancellation_scanner = JournalScanner(journals)
+        self._journal_replayer = JournalReplayer(journals)
+        self._cancellation_replayer = JournalReplayer(journals)
         self._placement = placement
         self._clock = clock
         self._secret_resolver = resolve_secrets
@@ -114,13 +114,13 @@ class RunnerLauncher:
 
         Raises OSError, JournalDamagedError.
         """
-        async with self._journal_scanner.slot() as slot, tracked.write_lock:
+        async with self._journal_replayer.slot() as slot, tracked.write_lock:
             try:
-                writer = await self._journal_scanner.open(tracked.task.id, slot)
+                writer = await self._journal_replayer.open(tracked.task.id, slot)
             except JournalBusyError:
                 return False
             try:
-                task = (await self._journal_scanner.read_from(tracked.task.id, tracked.replay_state, slot)).task
+                task = (await self._journal_replayer.read_from(tracked.task.id, tracked.replay_state, slot)).task
                 if task is not None and task.is_waiting_to_start:
                     tracked.recorder = Recorder(writer, task, self._clock.now)
             finally:
@@ -221,15 +221,15 @@ class RunnerLauncher:
         resolved = await self._resolve_secrets(tracked.task)
         # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
         async with (
-            self._journal_scanner.slot() as slot,
+            self._journal_replayer.slot() as slot,
             tracked.write_lock,
-            self._locked_recorder(tracked, self._journal_scanner, slot) as recorder,
+            self._locked_recorder(tracked, self._journal_replayer, slot) as recorder,
         ):
             if recorder is not None and not recorder.task.state.is_terminal:
                 await self._recover(recorder, tracked, resolved)
 
     @asynccontextmanager
-    async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ScanSlot]:
+    async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
         """Wait for a scan slot of a cancel request; these slots are separate from those of launches.
 
         Raises UnavailableError if all of them are busy for longer.
@@ -237,7 +237,7 @@ class RunnerLauncher:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(within_seconds):
-                    slot = await stack.enter_async_context(self._cancellation_scanner.slot())
+                    slot = await stack.enter_async_context(self._cancellation_replayer.slot())
             except TimeoutError as error:
                 raise UnavailableError(
                     "The server is still cancelling other tasks whose runners died; try again."
@@ -245,13 +245,13 @@ class RunnerLauncher:
             yield slot
 
     async def record_cancel(
-        self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ScanSlot
+        self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ReplaySlot
     ) -> Task | None:
         """Record a cancel request that no runner accepts. Return the updated task, None if it cannot be written now.
 
         The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """
-        async with self._locked_recorder(tracked, self._cancellation_scanner, slot) as recorder:
+        async with self._locked_recorder(tracked, self._cancellation_replayer, slot) as recorder:
             if recorder is None or recorder.task.state.is_terminal:
                 return None
             await asyncio.to_thread(recorder.record, cancel_requested)
@@ -260,16 +260,16 @@ class RunnerLauncher:
 
     @asynccontextmanager
     async def _locked_recorder(
-        self, tracked: TrackedTask, scanner: JournalScanner, slot: ScanSlot
+        self, tracked: TrackedTask, replayer: JournalReplayer, slot: ReplaySlot
     ) -> AsyncIterator[Recorder | None]:
         """Hold a free journal for the duration of the block; yields None if another process holds it."""
         try:
-            writer = await scanner.open(tracked.task.id, slot)
+            writer = await replayer.open(tracked.task.id, slot)
         except JournalBusyError:
             yield None
             return
         try:
-            replay_state = await scanner.read_from(tracked.task.id, tracked.replay_state, slot)
+            replay_state = await replayer.read_from(tracked.task.id, tracked.replay_state, slot)
             yield Recorder(writer, replay_state.task, self._clock.now)
         finally:
             writer.close()

@@ -1,1 +1,1 @@
-"""Operating-system primitives that several components share."""
+"""Operating-system primitives, and shares of CPU time, threads and memory, for several components."""

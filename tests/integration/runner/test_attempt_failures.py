@@ -54,7 +54,7 @@ def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.script.report_event(Usage("a-model", 1, 1))
+        harness.script.report_to_runner(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
 
     asyncio.run(scenario())

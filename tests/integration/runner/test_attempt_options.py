@@ -48,8 +48,8 @@ def test_host_of_denied_egress_is_redacted(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        script.report_event(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
-        script.report_event(BudgetExhausted("enough"))
+        script.report_to_runner(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
+        script.report_to_runner(BudgetExhausted("enough"))
         await work
 
     asyncio.run(scenario())
@@ -102,7 +102,7 @@ def test_exhausted_budget_ends_the_task(make_harness):
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
-        script.report_event(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
+        script.report_to_runner(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
     asyncio.run(scenario())

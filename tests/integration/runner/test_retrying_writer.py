@@ -60,7 +60,7 @@ async def cancel_and_wait(harness, work):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("kind", [Output, Progress, AgentExited, Usage, ArtifactCollected, TaskFinished])
 def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch, kind, number):
-    harness = make_harness(Script(stdout=LINES, gateway_events=(Usage("a-model", 1, 1),)))
+    harness = make_harness(Script(stdout=LINES, events_when_serving=(Usage("a-model", 1, 1),)))
     disk = FullDisk(harness, monkeypatch, kind, number=number)
 
     async def scenario():
@@ -95,7 +95,7 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: "kill" in harness.script.calls)
-        assert not harness.script.gateway_serves
+        assert not harness.script.is_gateway_serving
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
@@ -129,9 +129,9 @@ def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harn
         await until(lambda: disk.rejected_count > 2)
         with pytest.raises(TerminalRefusedError):
             harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
-        assert not harness.script.gateway_serves
+        assert not harness.script.is_gateway_serving
         disk.is_full = False
-        await until(lambda: harness.script.gateway_serves)
+        await until(lambda: harness.script.is_gateway_serving)
         harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
         await cancel_and_wait(harness, work)
 
@@ -202,7 +202,7 @@ def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypat
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.rejected_count > 5)
         for _ in range(2):
-            harness.script.report_event(Usage("m", 100, 20, 0, 0, 0.25))
+            harness.script.report_to_runner(Usage("m", 100, 20, 0, 0, 0.25))
         disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Usage)) == 2)
         await cancel_and_wait(harness, work)

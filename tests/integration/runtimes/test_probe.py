@@ -65,7 +65,7 @@ class FailingRuntime:
             b"bwrap: gone.\n",
             "'true' did not end before its sandbox: bwrap: gone.",
         ),
-        (None, b"", "'true' did not end in a sandbox within 0.1 s."),
+        (None, b"", "The program 'true' did not exit within 0.1 s in a sandbox."),
     ],
 )
 def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, stderr, message):

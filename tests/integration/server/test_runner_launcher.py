@@ -43,8 +43,8 @@ def components(tmp_path, monkeypatch):
         instance.runners.kill(task_id)
 
 
-async def collect(frames):
-    return [frame async for frame in frames]
+async def collect(events):
+    return [frame async for frame in events]
 
 
 def test_finisher_does_not_get_the_model_key(components):
@@ -60,7 +60,7 @@ def test_finisher_does_not_get_the_model_key(components):
     assert [(order.finish, order.upstream) for order in components.runners.orders] == [(False, UPSTREAM), (True, None)]
 
 
-def test_task_of_a_runner_that_never_started_is_retried(components):
+def test_attempt_follows_again_after_a_runner_that_never_started(components):
     """The server dies between the intent and the start of the runner: nothing was created, so nothing is lost."""
 
     async def before():

@@ -68,7 +68,7 @@ def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
     asyncio.run(scenario())
 
 
-def test_admitted_task_clears_its_block_reason(components):
+def test_admitted_task_clears_its_pending_reason(components):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     launch, may_continue = components.runners.launch, asyncio.Event()
 

@@ -21,17 +21,17 @@ from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
 
 
-async def collect(frames):
-    return [frame async for frame in frames]
+async def collect(events):
+    return [frame async for frame in events]
 
 
-async def collect_until_end(frames):
+async def collect_until_end(events):
     """Return the events of all tasks until one has ended."""
-    events = []
-    async with contextlib.aclosing(frames):
-        while not events or events[-1]["type"] != "end":
-            events.append(await anext(frames))
-    return events
+    collected = []
+    async with contextlib.aclosing(events):
+        while not collected or collected[-1]["type"] != "end":
+            collected.append(await anext(events))
+    return collected
 
 
 def test_check_admission_matches_submit_and_has_no_effect(components):
@@ -312,7 +312,7 @@ def test_failing_launch_fails_the_task(components):
 
 
 def test_submit_is_rejected_while_the_server_is_not_ready(components):
-    components.blocked_reasons = ("There is no key for the model.",)
+    components.permanent_reasons = ("There is no key for the model.",)
 
     async def scenario():
         async with components.server() as service:

@@ -89,7 +89,7 @@ mkdir "$1/upper/files" "$1/upper/work"
 mount -t overlay -o lowerdir="$1/lower,upperdir=$1/upper/files,workdir=$1/upper/work" overlay "$1/data"
 exec "$2" -c "$3" "$1/data"
 """
-EVICTION = f"""
+KILL_LOCK_HOLDER_PROGRAM = f"""
 import subprocess, sys
 from pathlib import Path
 from sandbox.journal.journals import FileJournals
@@ -113,7 +113,7 @@ finally:
 def test_runner_is_found_on_an_overlay_file_system(tmp_path):
     for name in ("lower", "upper", "data"):
         (tmp_path / name).mkdir()
-    argv = ["unshare", "--mount", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, EVICTION]
+    argv = ["unshare", "--mount", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, KILL_LOCK_HOLDER_PROGRAM]
     result = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
 
@@ -193,28 +193,28 @@ def components(tmp_path, monkeypatch):
 
 def run_unresponsive(components, is_responsive, *, pings_min):
     """Return how many pings preceded the eviction of a runner whose responses `is_responsive` determines."""
-    pings, evicted = [], []
+    pings, pings_before_kill = [], []
 
     async def ping(attempt_id):
         pings.append(attempt_id)
         return is_responsive(len(pings))
 
-    def evict(task_id):
-        evicted.append(len(pings))
+    def kill_lock_holder(task_id):
+        pings_before_kill.append(len(pings))
         components.runners.kill(task_id)
         return True
 
     async def scenario():
-        components.runners.is_responsive, components.journals.kill_lock_holder = ping, evict
+        components.runners.is_responsive, components.journals.kill_lock_holder = ping, kill_lock_holder
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")
             deadline = time.monotonic() + 20
-            while len(pings) < pings_min and not evicted and time.monotonic() < deadline:
+            while len(pings) < pings_min and not pings_before_kill and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
-            if evicted:
+            if pings_before_kill:
                 await components.wait_for_launch("task-1", 2)
-            return evicted
+            return pings_before_kill
 
     return asyncio.run(scenario())
 

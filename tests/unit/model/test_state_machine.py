@@ -113,7 +113,7 @@ def test_running_task_passes_completing_before_a_final_state(ending):
     assert states(*TO_RUNNING, ending, exited, FINISHED)[-2:] == [TaskState.COMPLETING, final]
 
 
-def test_old_journal_with_a_restart_while_cloning_is_accepted():
+def test_old_journal_with_two_attempt_starts_while_cloning_is_accepted():
     second_start = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
     assert states(SUBMITTED, ATTEMPT, second_start, PREPARED) == ["pending", "staging", "provisioning"]
     task = final_task(SUBMITTED, ATTEMPT, second_start)
@@ -432,10 +432,10 @@ class TaskStateMachine(RuleBasedStateMachine):
         assert self.attempt_log.count("resume") <= (RESUMES_MAX if lifecycle.resume else 0)
         agents = self.attempt_log.count("agent")
         assert agents <= 1 + self.attempt_log.count("retry") + self.attempt_log.count("resume")
-        restarts = 0
+        again_count = 0
         for entry in self.attempt_log:
-            restarts = restarts + 1 if entry == "again" else 0
-            assert restarts < ATTEMPTS_MAX
+            again_count = again_count + 1 if entry == "again" else 0
+            assert again_count < ATTEMPTS_MAX
 
     @invariant()
     def task_can_always_finish(self) -> None:
@@ -492,7 +492,7 @@ SECOND_ATTEMPT = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2
 
 @pytest.mark.parametrize("step_count", range(1, 4))
 @pytest.mark.parametrize("code", sorted(LOST_CODES))
-def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
+def test_attempt_lost_before_the_agent_starts_is_followed_by_again(step_count, code):
     remaining = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
     steps = replay_with(Lifecycle(), *TO_READY[:step_count], failed(code), ENDED, SECOND_ATTEMPT, *remaining)
     assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
@@ -502,7 +502,7 @@ def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
     assert (lost.failure.code, lost.follow_up, lost.ended_at is not None) == (code, "again", True)
 
 
-def test_consecutive_restarts_are_limited():
+def test_consecutive_again_attempts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
     steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (ATTEMPTS_MAX - 1), lost)
     assert next_follow_up(steps[-1].task) is None

@@ -14,11 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, encode_characters, values, with_noise
-from sandbox.secrets.patterns import SecretPattern
 from sandbox.secrets.redactor import SecretRedactor
+from sandbox.secrets.value_patterns import SecretPattern
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
-MARK = "[REDACTED:TOKEN]"
+REPLACEMENT = "[REDACTED:TOKEN]"
 EXPANSION_MAX = 32
 """The maximum expansion of a value that is still found, plus 4 KiB for a short one."""
 
@@ -143,7 +143,7 @@ def test_base64_is_redacted_at_every_alignment(
 def test_base64_in_base64_is_redacted(redactor: SecretRedactor):
     login = base64.b64encode(f"user:{TOKEN}".encode()).decode()
     config = json.dumps({"auths": {"registry.example": {"auth": login}}})
-    assert MARK in redactor.redact_text(base64.b64encode(config.encode()).decode())
+    assert REPLACEMENT in redactor.redact_text(base64.b64encode(config.encode()).decode())
 
 
 def test_json_tool_result_inside_a_json_event_is_redacted(redactor: SecretRedactor):
@@ -151,7 +151,7 @@ def test_json_tool_result_inside_a_json_event_is_redacted(redactor: SecretRedact
     line = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": tool_result}]}})
     event = json.loads(redactor.redact_text(line))
     inner = json.loads(event["message"]["content"][0]["content"])
-    assert inner == {"env": {"GITHUB_TOKEN": MARK, "PASSWORD": "[REDACTED:OTHER]"}}
+    assert inner == {"env": {"GITHUB_TOKEN": REPLACEMENT, "PASSWORD": "[REDACTED:OTHER]"}}
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,22 +172,22 @@ def test_terminal_escapes_inside_a_value_do_not_hide_it(redactor: SecretRedactor
         c_escaped = noisy.replace("\\", "\\\\").replace("\x1b", "\\033")
         for encoded in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), c_escaped):
             assert TOKEN[-9:-1] not in redactor.redact_text(encoded)
-            assert MARK in redactor.redact_text(encoded)
+            assert REPLACEMENT in redactor.redact_text(encoded)
 
 
 def test_utf_16_value_is_redacted(redactor: SecretRedactor):
-    assert MARK.encode() in redactor.redact(TOKEN.encode("utf-16-le"))
+    assert REPLACEMENT.encode() in redactor.redact(TOKEN.encode("utf-16-le"))
 
 
 def test_hex_dump_with_spaces_and_line_breaks_is_redacted(redactor: SecretRedactor):
     code = TOKEN.encode().hex()
     pairs = " ".join(code[start : start + 2] for start in range(0, len(code), 2))
     for encoded in (code, code.upper(), pairs, code[:60] + "\n" + code[60:]):
-        assert redactor.redact_text(encoded) == MARK
+        assert redactor.redact_text(encoded) == REPLACEMENT
 
 
 def test_lower_case_host_name_is_redacted(redactor: SecretRedactor):
-    assert redactor.redact_text(f"{TOKEN.lower()}.evil.example") == f"{MARK}.evil.example"
+    assert redactor.redact_text(f"{TOKEN.lower()}.evil.example") == f"{REPLACEMENT}.evil.example"
 
 
 def test_git_quoted_file_and_branch_names_are_redacted(redactor: SecretRedactor):
@@ -195,7 +195,9 @@ def test_git_quoted_file_and_branch_names_are_redacted(redactor: SecretRedactor)
     quoted = "".join(chr(byte) if byte < 128 else f"\\{byte:03o}" for byte in value.encode())
     redacted = SecretRedactor({"S": value}).redact_text(f'diff --git "a/{quoted}" "b/{quoted}"')
     assert redacted == 'diff --git "a/[REDACTED:S]" "b/[REDACTED:S]"'
-    assert redactor.redact_text(f"error: cannot open refs/heads/{TOKEN}") == f"error: cannot open refs/heads/{MARK}"
+    assert (
+        redactor.redact_text(f"error: cannot open refs/heads/{TOKEN}") == f"error: cannot open refs/heads/{REPLACEMENT}"
+    )
 
 
 def test_lines_of_a_multiline_value_are_found_separately(redactor: SecretRedactor):
@@ -207,7 +209,7 @@ def test_lines_of_a_multiline_value_are_found_separately(redactor: SecretRedacto
 def test_short_values_are_listed_and_not_redacted():
     redactor = SecretRedactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
     assert redactor.too_short_names == ("PIN", "NONE")
-    assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {MARK}"
+    assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {REPLACEMENT}"
 
 
 @pytest.mark.parametrize(
@@ -231,8 +233,8 @@ def test_values_of_special_characters_are_found_verbatim(value: str):
 def test_json_data_is_redacted_in_strings_and_keys(redactor: SecretRedactor):
     value = {"a": [TOKEN, 1, None, True, 2.5], TOKEN: {"b": f"x {TOKEN}"}, "c": ("y",)}
     assert redactor.redact_json(value) == {
-        "a": [MARK, 1, None, True, 2.5],
-        MARK: {"b": f"x {MARK}"},
+        "a": [REPLACEMENT, 1, None, True, 2.5],
+        REPLACEMENT: {"b": f"x {REPLACEMENT}"},
         "c": ["y"],
     }
 
@@ -240,7 +242,7 @@ def test_json_data_is_redacted_in_strings_and_keys(redactor: SecretRedactor):
 def test_unusual_text_is_preserved(redactor: SecretRedactor):
     for text in ("", "\ud800 lone", "é🔑", "\0"):
         assert redactor.redact_text(text) == text
-        assert redactor.redact_text(text + TOKEN) == text + MARK
+        assert redactor.redact_text(text + TOKEN) == text + REPLACEMENT
 
 
 def test_repr_does_not_contain_values(redactor: SecretRedactor):
@@ -290,9 +292,9 @@ LONG_ESCAPES = {
 
 @pytest.mark.parametrize("text", LONG_ESCAPES.values(), ids=LONG_ESCAPES)
 def test_escapes_of_either_length_are_read(redactor: SecretRedactor, text: str):
-    assert redactor.redact_text(f"a {text} b") == f"a {MARK} b"
+    assert redactor.redact_text(f"a {text} b") == f"a {REPLACEMENT} b"
     stream = redactor.stream()
-    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
+    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == REPLACEMENT.encode()
 
 
 def test_text_with_escapes_of_either_length_is_unchanged(redactor: SecretRedactor):
@@ -317,9 +319,9 @@ JOINED_ESCAPES = {
 
 @pytest.mark.parametrize("text", JOINED_ESCAPES.values(), ids=JOINED_ESCAPES)
 def test_escapes_with_escaped_characters_are_redacted(redactor: SecretRedactor, text: str):
-    assert redactor.redact_text(f"a {text} b") == f"a {MARK} b"
+    assert redactor.redact_text(f"a {text} b") == f"a {REPLACEMENT} b"
     stream = redactor.stream()
-    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
+    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == REPLACEMENT.encode()
 
 
 def test_joined_surrogate_pair_and_named_reference_are_redacted():

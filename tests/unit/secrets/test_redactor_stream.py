@@ -157,7 +157,7 @@ def test_unterminated_escapes_are_emitted(junk: bytes):
     assert output + stream.flush() == junk
 
 
-def test_repeated_self_overlapping_value_is_one_mark():
+def test_repeated_self_overlapping_value_is_replaced_once():
     redactor = SecretRedactor({"LOOP": "abababab"})
     stream = redactor.stream()
     output = b"".join(stream.feed(b"ab") for _ in range(5000)) + stream.flush()

@@ -22,7 +22,7 @@ GIB = 1024**3
 AMPLE_SPACE = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
 
 
-class FakeDiskSpace:
+class SimulatedHealthCheck:
     """A health check on a simulated disk."""
 
     def __init__(self, data_dir):
@@ -50,7 +50,7 @@ class FakeDiskSpace:
 
 @pytest.fixture
 def machine(tmp_path):
-    result = FakeDiskSpace(tmp_path)
+    result = SimulatedHealthCheck(tmp_path)
     result.disk_monitor.check()
     return result
 

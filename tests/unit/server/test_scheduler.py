@@ -110,7 +110,7 @@ def test_unknown_free_memory_does_not_block(scheduler):
     assert scheduler.admit_next(None) == "a"
 
 
-def test_pending_task_reports_its_block_reason(scheduler):
+def test_pending_task_reports_what_it_waits_for(scheduler):
     scheduler.reserve("running", Resources(6, 15 * GIB, GIB))
     scheduler.enqueue("large", HALF)
     scheduler.enqueue("next", SMALL)

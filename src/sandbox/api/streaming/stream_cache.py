@@ -31,16 +31,16 @@ class Batch:
         self.last_seq = int(events[-1]["seq"])
         self.is_end = events[-1]["type"] == "end"
         self.size_bytes = size_bytes
-        self._frames = events
+        self._events = events
         self._encoded: dict[Encoder, Messages] = {}
 
     def encode(self, encoder: Encoder, after: int) -> Messages:
         """Return the encoder's messages for the events after `after`."""
         if after > self.after:
-            return encoder.encode([event for event in self._frames if event["seq"] > after])
+            return encoder.encode([event for event in self._events if event["seq"] > after])
         result = self._encoded.get(encoder)
         if result is None:
-            result = encoder.encode(self._frames)
+            result = encoder.encode(self._events)
             if len(self._encoded) < CACHED_ENCODERS_MAX:
                 self._encoded[encoder] = result
         return result
@@ -57,7 +57,7 @@ class HistoryCache:
     async def get_or_load(self, position: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event after `position`, or None if there is none.
 
-        frames: reads all events after `position`. One client reads at a time, so concurrent ones share its result, and
+        events: reads all events after `position`. One client reads at a time, so concurrent ones share its result, and
             the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
@@ -93,7 +93,7 @@ class HistoryCache:
 class StreamBuffer:
     """The latest batches of one task.
 
-    frames: starts with the current state, as `Tasks.follow` without `after` does.
+    events: starts with the current state, as `Tasks.follow` without `after` does.
     """
 
     def __init__(self, events: AsyncIterator[WireEvent]) -> None:

@@ -134,6 +134,6 @@ class EgressConnection:
             host_stream.abort()
 
     def _reset_timeouts(self, host_stream: Stream) -> None:
-        seconds = limits.HALF_OPEN_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_SECONDS
+        seconds = limits.HALF_CLOSED_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_SECONDS
         self._client.set_timeout(seconds)
         host_stream.set_timeout(seconds)

@@ -1,4 +1,4 @@
-"""Forwards a protocol that starts neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
+"""Detects TLS and HTTP by the first bytes, and forwards other protocols unless one of the two follows in them.
 
 Lenient servers skip or accept bytes that a strict parser takes for another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its

@@ -19,7 +19,9 @@ async def stage(attempt: AttemptContext) -> None:
     """
     lifecycle = attempt.task.manifest.lifecycle
     if remaining_seconds(attempt.task, attempt.dependencies.clock) <= 0:
-        raise AttemptError(FailureCode.TIMEOUT, f"The task exceeded its {lifecycle.timeout}; raise lifecycle.timeout.")
+        raise AttemptError(
+            FailureCode.TIMEOUT, f"The task exceeded its timeout of {lifecycle.timeout}; raise lifecycle.timeout."
+        )
     await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
         # Not in a thread: it would still move files while others finalize an attempt that was asked to stop.

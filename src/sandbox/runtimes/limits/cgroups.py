@@ -44,7 +44,7 @@ _DEFAULT_TCP_MEMORY_DIVISOR = 16
 """TCP may use 1/16 of the machine's memory before there is pressure, unless tcp_mem was changed."""
 
 _SOCKET_MEMORY_DIVISOR = 8
-"""Socket buffers may hold 1/8 of the sandbox's memory (resources.memory)."""
+"""Socket buffers may hold 1/8 of the sandbox's memory (vm.memory)."""
 _FEW_SOCKETS = 64
 """Up to this many sockets, their receive queues are not measured.
 

@@ -64,7 +64,7 @@ class EpollCounter:
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
-        Not among them are those of instances that only waiting threads keep, see `HiddenFiles`.
+        Not among them are those of instances that only waiting threads keep, see `BlockedThreadInterrupter`.
         """
         total = self._count_all()
         growth = 0

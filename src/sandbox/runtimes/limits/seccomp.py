@@ -451,7 +451,7 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
     """Refuse uses that make the kernel hold memory that the control group does not count."""
     return [
         *_restrict_socket_options(architecture.setsockopt),
-        *_when_mapped(architecture.getsockopt),
+        *_refuse_zerocopy_receive(architecture.getsockopt),
         *_refuse_flags(architecture.sendto, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
         *_refuse_flags(architecture.sendmsg, _ARG2, MSG_MORE, errno.EOPNOTSUPP),
         *_refuse_flags(architecture.sendmmsg, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
@@ -470,7 +470,7 @@ def _restrict_socket_options(call: int) -> list[bytes]:
     return _for_call(call, [_load(_ARG1), *levels, _return_errno(errno.ENOPROTOOPT)])
 
 
-def _when_mapped(call: int) -> list[bytes]:
+def _refuse_zerocopy_receive(call: int) -> list[bytes]:
     refused = [_load(_ARG2), *_skip_unless_in((TCP_ZEROCOPY_RECEIVE,), [_return_errno(errno.ENOPROTOOPT)])]
     return _for_call(call, [_load(_ARG1), *_skip_unless_in((TCP_LEVEL,), refused)])
 

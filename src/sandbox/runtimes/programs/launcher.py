@@ -343,10 +343,10 @@ def open_counter() -> list[_socket.socket]:
         return []
 
 
-def report_ready(control: _socket.socket, sockets: list[_socket.socket]) -> None:
+def send_sockets(control: _socket.socket, sockets: list[_socket.socket]) -> None:
     """Send the listeners and the counter to the runner and close them here."""
     numbers = struct.pack(f"{len(sockets)}i", *(one.fileno() for one in sockets))
-    control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
+    control.sendmsg([b"sockets"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     for one in sockets:
         one.close()
 
@@ -443,7 +443,7 @@ def main(arguments: list[str]) -> None:
         mount_devpts()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
         # As root, because files in transit that the last sandbox with this uid left behind would make it fail.
-        report_ready(control, sockets)
+        send_sockets(control, sockets)
         if agent_uid != "-":
             enter_user_namespace(int(kernel_uid), int(agent_uid))
         elif as_root:
@@ -452,6 +452,7 @@ def main(arguments: list[str]) -> None:
         if filter_number != "-":
             install_seccomp_filter(os.pread(int(filter_number), 65536, 0))
             os.close(int(filter_number))
+        control.send(b"ready")
         serve(control)
     except Exception as error:
         control.send(f"error {error}".encode(errors="replace")[:4096])

@@ -46,7 +46,7 @@ class GarbageCollectorDependencies:
 
 
 class GarbageCollector:
-    """Removes leftovers. kinds: in the order of their removal; files are removed last."""
+    """Removes leftovers. leftover_sources: in the order of their removal; files are removed last."""
 
     def __init__(self, dependencies: GarbageCollectorDependencies, leftover_sources: Sequence[Leftovers]) -> None:
         self._dependencies = dependencies

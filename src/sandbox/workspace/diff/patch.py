@@ -128,7 +128,7 @@ async def _write_diff(git: Git, repository: Path, base_commit: str, target: Path
 
 
 def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
-    """List the paths that the patch does not contain, before the first difference, where `git apply` ignores it."""
+    """List the paths that were left out, in lines before the first diff, which `git apply` ignores."""
     lines = [*_comment_lines(skipped), *_comment_lines(dict.fromkeys(too_large, "too large for a patch"))]
     return "".join(lines).encode()
 

@@ -156,7 +156,7 @@ def test_closed_pipe_ends_a_table_silently(api, sandbox_process):
     assert process.stderr.read() == b""
 
 
-def test_watched_pending_task_reports_its_block_reason(api, endless_task, on_terminal, terminal):
+def test_watched_pending_task_reports_its_pending_reason(api, endless_task, on_terminal, terminal):
     pending = task_status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
     ended = threading.Event()
 

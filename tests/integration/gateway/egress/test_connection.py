@@ -257,8 +257,8 @@ def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
 
 
 @pytest.mark.parametrize("first_end", ["client", "host"])
-def test_half_open_connection_is_closed_after_a_timeout(monkeypatch, first_end):
-    monkeypatch.setattr(limits, "HALF_OPEN_SECONDS", 0.2)
+def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end):
+    monkeypatch.setattr(limits, "HALF_CLOSED_SECONDS", 0.2)
     never_set = asyncio.Event()
 
     async def silent(_, writer):

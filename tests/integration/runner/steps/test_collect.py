@@ -26,7 +26,7 @@ SECRET = "s3cret-value-of-the-customer"
 def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeypatch):
     monkeypatch.setattr(collect, "_DENIALS_MAX", 3)
     harness = make_harness(
-        Script(gateway_events=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
+        Script(events_when_serving=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
     )
     asyncio.run(harness.attempt_runner.run())
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())

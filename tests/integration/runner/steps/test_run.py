@@ -65,7 +65,7 @@ def test_progress_usage_comes_from_the_gateway(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.script.report_event(Usage("a-model", 10, 5, cost_usd=0.25))
+        harness.script.report_to_runner(Usage("a-model", 10, 5, cost_usd=0.25))
         harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 

@@ -30,7 +30,7 @@ while input(): write()
 """
 
 
-def test_a_file_that_only_a_waiting_thread_keeps_is_freed():
+def test_file_held_only_by_a_blocked_thread_is_freed():
     with subprocess.Popen(
         [sys.executable, "-c", _KEPT_BY_A_THREAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:

@@ -27,7 +27,7 @@ def test_file_systems_below_a_directory_are_found(tmp_path):
     assert completed.stdout == "[True, False, False]\n"
 
 
-VIEW_PROGRAM = """
+OVERLAY_PROGRAM = """
 import os, sys
 from sandbox.runtimes.programs import launcher
 for path in sys.argv[1:]:
@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_single_files_are_staged_as_views(tmp_path):
+def test_mounted_and_linked_files_are_bound_and_plain_ones_overlaid(tmp_path):
     """A file that is mounted, or reached through a link, is bound: the view of its directory does not contain it."""
     for name in ("plain", "mounted", "other"):
         (tmp_path / name).write_text(f"{name} file")
@@ -48,7 +48,11 @@ def test_single_files_are_staged_as_views(tmp_path):
     paths = [tmp_path / "plain", tmp_path / "mounted", tmp_path / "link"]
     command = ["unshare", "--mount", "sh", "-c", mount, "sh", tmp_path / "other", tmp_path / "mounted"]
     completed = subprocess.run(
-        [*command, sys.executable, "-c", VIEW_PROGRAM, *paths], capture_output=True, text=True, timeout=30, check=True
+        [*command, sys.executable, "-c", OVERLAY_PROGRAM, *paths],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     host_name = Path("/etc/hostname").read_text()
     assert completed.stdout == f"True plain file\nFalse other file\nFalse {host_name}\n"

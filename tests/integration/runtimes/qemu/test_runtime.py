@@ -170,7 +170,7 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 @pytest.mark.timeout(300)
 def test_guest_returns_output_reaches_the_gateway_and_is_limited_in_memory(runtime: QemuRuntime, disk: Path):
-    """Checks of tests/contract in one guest, because a boot takes long."""
+    """Checks of tests/contract in one guest, because a boot takes a long time."""
 
     async def scenario() -> None:
         async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:

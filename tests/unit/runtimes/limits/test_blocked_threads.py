@@ -33,20 +33,22 @@ def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
 )
 def test_threads_are_interrupted_after_a_growth(counts: list[int | None], interruptions: int):
     machine, interrupted = {"objects": counts[0]}, list[Collection[int]]()
-    hidden = BlockedThreadInterrupter(lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__)
+    interrupter = BlockedThreadInterrupter(
+        lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__
+    )
     for machine["objects"] in counts[1:]:
-        hidden.interrupt_if_grown([7])
+        interrupter.interrupt_if_grown([7])
     assert interrupted == [[7]] * interruptions
 
 
 def test_growth_is_counted_from_the_objects_left_after_an_interruption():
     machine = {"objects": 0}
-    hidden = BlockedThreadInterrupter(
+    interrupter = BlockedThreadInterrupter(
         lambda: machine["objects"], 100, lambda _: machine.update(objects=10), itertools.count().__next__
     )
     for objects in (101, 110, 111):
         machine["objects"] = objects
-        hidden.interrupt_if_grown([])
+        interrupter.interrupt_if_grown([])
         assert machine["objects"] == (110 if objects == 110 else 10)
 
 

@@ -42,9 +42,13 @@ PARTS = components.GuestComponents(
 )
 
 
-def plan(**hidden: str) -> jail.GuestPlan:
+def plan(**unreadable_programs: str) -> jail.GuestPlan:
     return jail.GuestPlan(
-        SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG, Path("/run/s")
+        SPEC,
+        PARTS,
+        {Path(path): inside for path, inside in unreadable_programs.items()},
+        Accelerator.TCG,
+        Path("/run/s"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The wall clock is trusted for ages once it has run evenly for an hour."""
+"""Ages are computed from the wall clock only after it has run steadily for an hour."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -12,9 +12,9 @@ from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import JOURNAL_SCANS_MAX
+from sandbox.model.limits import JOURNAL_REPLAYS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.journal_scan import JournalScanner
+from sandbox.server.journal_replay import JournalReplayer
 
 SHARED_THREADS = 3
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
@@ -69,7 +69,7 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
             for task_id in task_ids:
                 components.runners.kill(task_id)
             try:
-                await slow_journals.has_started(JOURNAL_SCANS_MAX)
+                await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
                 await asyncio.sleep(0.3)
                 await asyncio.wait_for(service.health(), 5)
                 await asyncio.wait_for(service.submit(manifest("new")), 5)
@@ -81,7 +81,7 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     asyncio.run(scenario())
-    assert slow_journals.maximum == JOURNAL_SCANS_MAX
+    assert slow_journals.maximum == JOURNAL_REPLAYS_MAX
 
 
 def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
@@ -92,8 +92,8 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
             return await journals.open("task-1", slot)
 
     async def scenario():
-        journals = JournalScanner(components.journals)
-        for _ in range(JOURNAL_SCANS_MAX + 1):
+        journals = JournalReplayer(components.journals)
+        for _ in range(JOURNAL_REPLAYS_MAX + 1):
             slow_journals.release_opens.clear()
             pending = asyncio.create_task(open_with_slot(journals))
             await slow_journals.has_started()
@@ -114,7 +114,7 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
 def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
     """The cancelled task has a short journal and waits for a finisher after the others."""
     slow_journals.fast_task_ids.add("short")
-    long = [f"long-{number}" for number in range(JOURNAL_SCANS_MAX)]
+    long = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX)]
 
     async def scenario():
         async with components.server() as service:
@@ -125,7 +125,7 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
                 await components.wait_for_state(service, task_id, TaskState.RUNNING)
             for task_id in long:
                 components.runners.kill(task_id)
-            await slow_journals.has_started(JOURNAL_SCANS_MAX)
+            await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
             components.runners.kill("short")
             await asyncio.sleep(0.5)  # it is detected as lost and waits for a slot
             try:
@@ -144,7 +144,7 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
 def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 1.0)
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
-    task_ids = [f"long-{number}" for number in range(JOURNAL_SCANS_MAX + 1)]
+    task_ids = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX + 1)]
 
     async def scenario():
         async with components.server() as service:
@@ -155,11 +155,11 @@ def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkey
                 await components.wait_for_state(service, task_id, TaskState.RUNNING)
                 components.runners.kill(task_id)
             first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
-            await slow_journals.has_started(JOURNAL_SCANS_MAX)
+            await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
             with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
                 await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
             slow_journals.release_opens.set()
-            assert len(await asyncio.gather(*first)) == JOURNAL_SCANS_MAX
+            assert len(await asyncio.gather(*first)) == JOURNAL_REPLAYS_MAX
             await service.cancel(task_ids[-1], reason="", force=False)
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""Scans journals of any length in dedicated threads, a few at a time."""
+"""Replays journals of any length in dedicated threads, a few at a time."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, ReplayState, replay_task
-from sandbox.model.limits import JOURNAL_SCANS_MAX
+from sandbox.model.limits import JOURNAL_REPLAYS_MAX
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 
-class ScanSlot:
-    """The right to scan one journal, released once neither its holder nor a thread needs it."""
+class ReplaySlot:
+    """The right to replay one journal, released once neither its holder nor a thread needs it."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore = semaphore
@@ -29,27 +29,27 @@ class ScanSlot:
             self._semaphore.release()
 
 
-class JournalScanner:
-    """Scans large journals outside the shared thread pool, where they would delay submissions and health checks."""
+class JournalReplayer:
+    """Replays large journals outside the shared thread pool, where they would delay submissions and health checks."""
 
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
-        self._semaphore = asyncio.Semaphore(JOURNAL_SCANS_MAX)
+        self._semaphore = asyncio.Semaphore(JOURNAL_REPLAYS_MAX)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[ScanSlot]:
+    async def slot(self) -> AsyncIterator[ReplaySlot]:
         """Wait for a slot and hold it.
 
         Take locks that others wait for inside it, to avoid holding them while waiting.
         """
         await self._semaphore.acquire()
-        scan_slot = ScanSlot(self._semaphore)
+        replay_slot = ReplaySlot(self._semaphore)
         try:
-            yield scan_slot
+            yield replay_slot
         finally:
-            scan_slot.release()
+            replay_slot.release()
 
-    async def open(self, task_id: str, slot: ScanSlot) -> JournalWriter:
+    async def open(self, task_id: str, slot: ReplaySlot) -> JournalWriter:
         """Like `Journals.open`.
 
         After a cancellation the caller holds nothing, but the thread may hold the lock until it ends.
@@ -71,7 +71,7 @@ class JournalScanner:
             raise
         return opened.pop()
 
-    async def read_from(self, task_id: str, start: ReplayState, slot: ScanSlot) -> ReplayState:
+    async def read_from(self, task_id: str, start: ReplayState, slot: ReplaySlot) -> ReplayState:
         """Continue a replay; see `replay_task`."""
         slot.acquire()
         return await run_in_daemon_thread(partial(replay_task, self._journals, task_id, start), slot.release)
