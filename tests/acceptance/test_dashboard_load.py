@@ -12,6 +12,8 @@ from sandbox.cli.output.text import escape_text
 from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
+BLOCKED_MILLISECONDS_MAX = 5000
+"""A busy machine takes a second for these pages; the defects that the tests find block a page for half a minute."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -318,7 +320,7 @@ def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
     page.get_by_text("large failed").wait_for()
     assert page.locator("h4", has_text="small-").count() == 3
     assert page.locator("h4", has_text="large-").count() == 100
-    assert page.evaluate("Math.max(0, ...window.longTasks)") < 1000, "the page was blocked"
+    assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
 
 
 def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):
@@ -332,8 +334,7 @@ def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser)
     page.get_by_role("button", name="Previous match").click()
     assert page.locator(".found-now .line-text").inner_text() == "line 4249 of endless"
     assert page.locator(".line").count() < 200
-    slowest_milliseconds = page.evaluate("Math.max(0, ...window.longTasks)")
-    assert slowest_milliseconds < 1000, "the page was blocked"
+    assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
 
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network", "manifest")

@@ -19,7 +19,7 @@ import pytest
 from doubles import wire_samples
 from doubles.leftovers import find_leftovers
 from doubles.live_server import bash, make_repository, reply, wait_until
-from doubles.old_version import OldVersion, missing_reason
+from doubles.old_version import OldVersion, lock_retired_uids, missing_reason
 from doubles.runners import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
@@ -85,7 +85,8 @@ def old_version(tmp_path_factory):
     reason = missing_reason(OLD_COMMIT)
     if reason is not None:
         pytest.skip(f"the history of this copy does not have the old version: {reason}")
-    return OldVersion(tmp_path_factory.mktemp("old"), OLD_COMMIT)
+    with lock_retired_uids():
+        yield OldVersion(tmp_path_factory.mktemp("old"), OLD_COMMIT)
 
 
 @pytest.mark.parametrize(("kind", "types"), [("json", JSON_TYPES), ("msgpack", MSGPACK_TYPES)], ids=["json", "msgpack"])

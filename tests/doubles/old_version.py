@@ -1,12 +1,16 @@
 """An earlier version of Sandbox: its source, and an interpreter that imports it."""
 
+import fcntl
 import io
 import json
 import subprocess
 import sysconfig
 import tarfile
 import venv
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from sandbox.runtimes.limits.kernel_uid import LOCK_DIRECTORY
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,6 +24,19 @@ def missing_reason(commit):
     except FileNotFoundError:
         return "git is not installed"
     return None if result.returncode == 0 else f"no commit {commit[:12]} here: {result.stderr.decode(errors='replace')}"
+
+
+@contextmanager
+def lock_retired_uids():
+    """Hold the kernel uids that the machine has retired; versions without retired uids would use them and fail."""
+    with ExitStack() as stack:
+        for marker in LOCK_DIRECTORY.glob("*.retired"):
+            lock_file = stack.enter_context(marker.with_suffix("").open("a"))
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # held by another test
+        yield
 
 
 class OldVersion:

@@ -213,12 +213,15 @@ class AttackRun:
     def _wait_for_agent(self, task_id):
         """Wait for the agent's first output: a task is running before its sandbox has entered all its namespaces."""
         deadline = time.monotonic() + TASK_SECONDS
-        while (state := self.deployment.status(task_id)["state"]) != "running" or not self.deployment.logs(task_id):
+        while (state := self.deployment.status(task_id)["state"]) != "running" or not self._agent_output(task_id):
             is_waiting = state not in TERMINAL and time.monotonic() < deadline
             assert is_waiting, f"{state}\n{self.deployment.diagnostics(task_id)}"
             time.sleep(0.05)
         self._watch.mark_sandbox_ready()
         self._missing = self._missing_paths()
+
+    def _agent_output(self, task_id):
+        return self.deployment.logs(task_id, "stdout")
 
     def _run_resource_attacks(self):
         """An attack that kills its agent was refused; the next task continues with the remaining attacks.
