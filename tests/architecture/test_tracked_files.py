@@ -59,7 +59,8 @@ def test_machine_path_pattern_matches_only_home_directories(line: str, is_match:
 
 def test_each_requirement_is_pinned_by_hash(root: Path):
     for path in sorted((root / "requirements").glob("*.txt")):
-        pins = re.split(r"\n(?=\S)", path.read_text().strip())
+        build_option, *pins = re.split(r"\n+(?=\S)", path.read_text().strip())
+        assert build_option == "--only-binary :all:"
         assert pins
         assert [
             pin.split()[0] for pin in pins if not re.search(r"^\S+==\S+.*--hash=sha256:[0-9a-f]{64}", pin, re.DOTALL)

@@ -48,7 +48,7 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 export function size(bytes) {
   let unit = 0;
-  while (bytes >= 1024 && unit < UNITS.length - 1) (bytes /= 1024), unit++;
+  for (; bytes >= 1024 && unit < UNITS.length - 1; unit++) bytes /= 1024;
   return `${unit === 0 || bytes >= 100 ? bytes.toFixed(0) : bytes.toFixed(1)} ${UNITS[unit]}`;
 }
 

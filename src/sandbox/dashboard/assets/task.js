@@ -144,7 +144,7 @@ $("talk-jump").addEventListener("click", () => window.scrollTo(0, document.docum
 // Update counters immediately. Reload the head, which the server renders, when the state changes; data-refresh also reloads
 // it periodically, for changes without an event.
 let refreshTimer = 0;
-let openedAt = Date.now();
+const openedAt = Date.now();
 
 function updateHead(frame) {
   if (frame.type === "progress") {
