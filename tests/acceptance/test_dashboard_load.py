@@ -1,6 +1,7 @@
 """The dashboard with hostile and large output, and its accessibility."""
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -292,6 +293,22 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
             "columns": f"a|b\n-|-\n{'|' * 50_000}",
             "rows": "a|b\n-|-\n" + "|\n" * 90_000,
             "items": "- \n" * 60_000,
+            "quotes": "> " * 100_000,
+            "nested items": "- " * 100_000,
+            "mixed emphasis": "**a_" * 50_000,
+            "crossed emphasis": "_a__b" * 40_000,
+            "stars": "*" * 200_000,
+            "underlined headings": "a\n-\n" * 50_000,
+            "brackets": "[" * 200_000,
+            "links": "[a](" * 50_000,
+            "images": "![" * 100_000,
+            "backticks": "".join("`" * (number % 300) + " " for number in range(1300)),
+            "addresses": "http://a.b/(" * 16_000,
+            "mail addresses": "a@b.c." * 33_000,
+            "entities": "&#x" * 66_000,
+            "backslashes": "\\" * 200_000,
+            "tags": "<a " * 66_000,
+            "definitions": "[a]: b\n" * 28_000,
         }.items()
     }
     assert {name: milliseconds for name, milliseconds in durations.items() if milliseconds > 2_000} == {}
@@ -300,8 +317,61 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         "# C#": "<h3>C#</h3>",
         "~~~ js\na\n~~~": '<pre tabindex="0" dir="ltr"><code>a</code></pre>',
         "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",
+        "***both***": "<em><strong>both</strong></em>",
+        "Title\n===": "<h3>Title</h3>",
+        "AT&amp;T": "<p>AT&amp;T</p>",
+        "- [ ] open\n- [x] done": "<li>☐ open</li><li>☑ done</li>",
+        "3. third": '<ol start="3"><li>third</li></ol>',
+        "[x](javascript:alert)": '<span title="javascript:alert">x</span>',
+        "![x](data:image/png;base64,AA)": '<span title="data:image/png;base64,AA">x</span>',
+        "see https://example.com.": '<a href="https://example.com" rel="noreferrer noopener nofollow" target="_blank"',
+        "<b>raw</b>": "<p>&lt;b&gt;raw&lt;/b&gt;</p>",
     }.items():
         assert html in page.evaluate(rendered, text)[0]
+
+
+def test_paths_of_a_patch_are_the_names_of_the_files(base_url, browser, tmp_path):
+    names = [
+        "x b/y.txt",
+        "h\u00e4\u00df.txt",
+        'say "hi".txt',
+        "tab\there",
+        "back\\slash",
+        "line\nbreak",
+        "\x01",
+        "b/a b/b",
+    ]
+    patch = patch_of_changed_files(tmp_path, names)
+    page = open_plain_page(base_url, browser)
+    parse = """async (patch) => {
+        const { parse } = await import("/assets/changes.js");
+        return parse(patch).map((file) => [file.kind, file.path]);
+    }"""
+    found = page.evaluate(parse, patch)
+    assert sorted(found) == sorted([["", name] for name in names] + [["renamed", "new/h\u00e4\u00df b/\t"]])
+
+
+def patch_of_changed_files(directory, names):
+    """A patch as Sandbox creates it, with one changed line per file, and one renamed file."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.quotePath=false")
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=directory, capture_output=True, check=True, timeout=60, text=True).stdout
+
+    git("init", "-q")
+    for text in ("one\n", "two\n"):
+        for name in names:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(text)
+        if text == "one\n":
+            (directory / "old").write_text("kept\n" * 20)
+        else:
+            (directory / "new" / "h\u00e4\u00df b").mkdir(parents=True)
+            (directory / "old").rename(directory / "new" / "h\u00e4\u00df b" / "\t")
+        git("add", "--all")
+        git("commit", "-q", "-m", text)
+    return git("diff-tree", "-r", "--patch", "--find-renames", "HEAD^", "HEAD")
 
 
 def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):

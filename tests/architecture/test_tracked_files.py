@@ -13,6 +13,11 @@ MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w
 # Split, so that this line does not match.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]
 
+VENDORED_ASSETS = {
+    "htmx.min.js": "htmx.org/dist/htmx.min.js",
+    "markdown-it.min.js": "markdown-it/dist/browser/markdown-it.esm.min.mjs",
+}
+
 
 @pytest.fixture(scope="module")
 def tracked(root: Path) -> dict[Path, str]:
@@ -77,6 +82,18 @@ def test_each_npm_package_is_pinned_by_hash_without_location(root: Path, directo
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), location
         assert "resolved" not in package, location
         assert "hasInstallScript" not in package, location
+
+
+@pytest.mark.parametrize(("asset", "package_file"), VENDORED_ASSETS.items())
+def test_vendored_asset_is_the_file_of_the_locked_package(root: Path, asset: str, package_file: str):
+    installed = root / ".venv/share/npm-dev/node_modules" / package_file
+    if not installed.exists():
+        pytest.skip("the npm packages are missing; run script/setup --dev with access to a registry")
+    assert (root / "src/sandbox/dashboard/assets" / asset).read_bytes() == installed.read_bytes()
+
+
+def test_every_minified_asset_is_a_vendored_one(root: Path):
+    assert {path.name for path in (root / "src/sandbox/dashboard/assets").glob("*.min.*")} == VENDORED_ASSETS.keys()
 
 
 def test_scripts_are_executable(root: Path):

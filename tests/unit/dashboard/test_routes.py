@@ -131,7 +131,7 @@ def test_progress_steps_mark_the_current_state(pages):
 
 def test_scripts_do_not_parse_html():
     assets = Path(sandbox.dashboard.__file__).parent / "assets"
-    modules = [file for file in assets.glob("*.js") if file.name != "htmx.min.js"]
+    modules = [file for file in assets.glob("*.js") if not file.name.endswith(".min.js")]
     assert len(modules) > 10
     parsing = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc"
     assert {file.name: re.findall(parsing, file.read_text()) for file in modules} == {file.name: [] for file in modules}

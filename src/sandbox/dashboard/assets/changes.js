@@ -19,7 +19,7 @@ export function parse(patch) {
       file = { path: pathOf(line), kind: "", plus: 0, minus: 0, hunks: [], isBinary: false };
       files.push(file);
     } else if (!file) continue;
-    else if (hunk && (hunk.oldCount > 0 || hunk.newCount > 0) && /^[ +\-]/.test(line)) {
+    else if (hunk && (hunk.oldCount > 0 || hunk.newCount > 0) && /^[ +-]/.test(line)) {
       hunk.lines.push(line);
       if (line[0] !== "+") hunk.oldCount--;
       if (line[0] !== "-") hunk.newCount--;
@@ -33,18 +33,33 @@ export function parse(patch) {
       file.hunks.push(hunk);
     } else if (line.startsWith("new file")) file.kind = "new";
     else if (line.startsWith("deleted file")) file.kind = "deleted";
-    else if (line.startsWith("rename to ")) Object.assign(file, { kind: "renamed", path: line.slice(10) });
+    else if (line.startsWith("rename to ")) Object.assign(file, { kind: "renamed", path: unquote(line.slice(10)) });
     else if (line.startsWith("GIT binary patch") || line.startsWith("Binary files")) Object.assign(file, { isBinary: true });
     else if (line.startsWith("new mode")) file.kind ||= "mode changed";
   }
   return files;
 }
 
+// The path of `diff --git a/PATH b/PATH`. Both paths are the same, except for a renamed file, which has further lines.
 function pathOf(line) {
-  const quoted = / "b\/((?:[^"\\]|\\.)*)"$/.exec(line);
-  if (quoted) return quoted[1];
-  const at = line.indexOf(" b/");
-  return at < 0 ? line.slice(11) : line.slice(at + 3);
+  const paths = line.slice("diff --git ".length);
+  const second = paths.slice((paths.length + 1) / 2);
+  return unquote(second).replace(/^b\//, "");
+}
+
+const ESCAPES = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 };
+
+// Git quotes a path with control characters, quotes or backslashes like a string in C.
+function unquote(path) {
+  const quoted = /^"(.*)"$/s.exec(path);
+  if (!quoted) return path;
+  const bytes = [];
+  for (const [part, octal, letter] of quoted[1].matchAll(/\\([0-7]{3})|\\(.)|[^\\]+/gs)) {
+    if (octal) bytes.push(parseInt(octal, 8) & 255);
+    else if (letter) bytes.push(ESCAPES[letter] ?? letter.charCodeAt(0));
+    else for (const byte of new TextEncoder().encode(part)) bytes.push(byte);
+  }
+  return new TextDecoder().decode(new Uint8Array(bytes));
 }
 
 export class Changes {

@@ -117,6 +117,12 @@ def test_unusual_names_are_in_the_patch(env):
     assert env.verify_patch(base).count(b"new file mode") == len(ODD_NAMES)
 
 
+def test_names_outside_ascii_are_not_escaped(env):
+    base = env.stage()
+    (env.workspace / "h\u00e4\u00df.txt").write_text("odd\n")
+    assert "+++ b/h\u00e4\u00df.txt\n".encode() in env.verify_patch(base)
+
+
 def test_unusual_names_of_the_repository_can_change(env):
     base = env.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
     env.stage()
