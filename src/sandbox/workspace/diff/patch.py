@@ -117,17 +117,8 @@ async def _write_diff(git: Git, repository: Path, base_commit: str, target: Path
             file.write(preamble)
             file.flush()
             await git.run(
-                *(
-                    "--git-dir=.",
-                    "-c",
-                    "core.quotePath=false",
-                    "diff-tree",
-                    "-r",
-                    "--patch",
-                    "--binary",
-                    "--full-index",
-                ),
-                *("--find-renames"),
+                *("--git-dir=.", "-c", "core.quotePath=false"),
+                *("diff-tree", "-r", "--patch", "--binary", "--full-index", "--find-renames"),
                 *("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative"),
                 *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, NEW_TREE_REF),
                 directory=repository,
