@@ -1,4 +1,4 @@
-"""Parts of the documentation that are generated from the code. Run as a program, it writes them."""
+"""Generates parts of the documentation from the code. As a program, writes them to the files."""
 
 import json
 import re

@@ -28,7 +28,7 @@ def rows(document: Path) -> list[list[str]]:
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
-    """Codes in the source: of error classes, calls, responses and events."""
+    """Error codes in a module: of error classes, calls, responses and events."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(body=body):
@@ -120,9 +120,9 @@ def test_configuration_example_is_valid(root: Path, tmp_path: Path):
 def test_glossary_defines_the_terms_of_the_architecture(root: Path):
     words = set(re.findall(r"\*\*([a-z ]+)\*\*", (root / "docs" / "glossary.md").read_text()))
     used = set(re.findall(r"\*\*([a-z]+)\*\*", (root / "ARCHITECTURE.md").read_text()))
-    plural = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}
-    assert plural
-    assert plural <= words
+    terms = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}
+    assert terms
+    assert terms <= words
 
 
 def test_decision_records_are_numbered_consecutively(root: Path):

@@ -27,7 +27,7 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, made as GitHub makes them."""
+    """The anchors that GitHub makes for the headings of a page."""
     counts: Counter[str] = Counter()
     slugs = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):

@@ -47,7 +47,7 @@ class Thing:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> dict[tuple[str, str], str]:
-    """Maps original and mutated line to the operator."""
+    """The operator of each mutant of the sample, by original and mutated line."""
     (tmp_path / "sample.py").write_text(SAMPLE)
     return {
         (mutant.original, mutant.mutated): mutant.operator for mutant in mutants_of(tmp_path / "sample.py", tmp_path)
@@ -246,7 +246,7 @@ def test_failing_baseline_stops_the_run(project):
     assert list(project.temporary.iterdir()) == []
 
 
-def test_terminated_run_leaves_nothing(project):
+def test_terminated_run_leaves_no_files_or_processes(project):
     project.write("tests/test_tiny.py", TESTS + "\ndef test_long():\n    import time\n    time.sleep(60)\n")
     with project.start("--sample", "0") as running:
         deadline = time.monotonic() + 60

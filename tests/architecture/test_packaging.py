@@ -15,7 +15,7 @@ def unit(root: Path) -> str:
     return (root / "packaging" / "systemd" / "sandbox.service").read_text()
 
 
-def test_unit_restart_keeps_runners(unit: str):
+def test_systemd_unit_keeps_runners_on_restart(unit: str):
     settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z][A-Za-z]+=", line))
     expected = {"KillMode": "process", "Delegate": "yes", "OOMPolicy": "continue", "DelegateSubgroup": "server"}
     assert expected.items() <= settings.items()
@@ -79,7 +79,7 @@ def test_workflow_scripts_are_valid_shell_and_git_config(workflow: dict, tmp_pat
     assert output == "url.https://x-access-token:t0ken@github.com/.insteadof=https://github.com/\n"
 
 
-def test_links_of_the_page_exist(root: Path):
+def test_links_of_the_deployment_page_exist(root: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
     assert targets
     assert [target for target in targets if not (root / "docs" / target).exists()] == []

@@ -53,7 +53,7 @@ class Checkout:
     def set_up(
         self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
     ) -> tuple[str, list[str]]:
-        """The output, and the calls of uv. index: the package index; if empty, pip's configuration is read."""
+        """Run the setup; return its output and the calls of uv. If `index` is empty, it reads pip's configuration."""
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
         path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]
@@ -83,7 +83,7 @@ def test_repeated_setup_installs_nothing(
     assert output.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
     assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
     assert "--compile-bytecode" in calls[1]
-    # These make newer and older versions of uv trust the system's certificates.
+    # These variables make newer and older versions of uv trust the system's certificates.
     assert [call for call in calls if not call.endswith("UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1")] == []
     assert checkout.set_up()[1] == []
     assert checkout.set_up(before_path=venv_path)[1] == []
@@ -118,7 +118,7 @@ def test_development_setup_is_kept(checkout: Checkout):
 
 
 def kernel_image(payload: bytes) -> bytes:
-    """An x86 kernel image: the header has the offset of the payload, and the unpacked length follows the payload."""
+    """An x86 kernel image. Its header has the offset of the payload. The unpacked length follows the payload."""
     head = bytearray(3 * 512)
     head[0x1F1] = 2
     struct.pack_into("<II", head, 0x248, 7, len(payload) + 4)

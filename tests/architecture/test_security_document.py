@@ -26,17 +26,17 @@ def test_table_has_exactly_the_attacks(document: str):
 
 
 def test_no_attack_escapes(document: str):
-    marks = table.parse(document).outcomes
+    outcomes = table.parse(document).outcomes
     assert [
         (row, runtime_tier)
-        for row, row_marks in marks.items()
-        for runtime_tier in row_marks
-        if row_marks[runtime_tier] == Outcome.ESCAPED
+        for row, row_outcomes in outcomes.items()
+        for runtime_tier in row_outcomes
+        if row_outcomes[runtime_tier] == Outcome.ESCAPED
     ] == []
 
 
 def test_each_cell_is_the_declared_outcome(document: str):
-    marks = table.parse(document).outcomes
+    outcomes = table.parse(document).outcomes
     declared = {
         ((kind, attack.name), runtime_tier): attack.expected_outcome(runtime_tier)
         for kind, attacks in ATTACKS.items()
@@ -44,16 +44,16 @@ def test_each_cell_is_the_declared_outcome(document: str):
         for runtime_tier in table.RUNTIMES
     }
     assert [
-        (row, runtime_tier, mark)
-        for row, row_marks in marks.items()
-        for runtime_tier, mark in row_marks.items()
-        if mark not in {declared.get((row, runtime_tier), Outcome.REQUIREMENT_MET), table.NOT_RUN}
+        (row, runtime_tier, outcome)
+        for row, row_outcomes in outcomes.items()
+        for runtime_tier, outcome in row_outcomes.items()
+        if outcome not in {declared.get((row, runtime_tier), Outcome.REQUIREMENT_MET), table.NOT_RUN}
     ] == [], "run script/escape-battery"
 
 
 def test_each_attack_ran_on_some_runtime(document: str):
-    marks = table.parse(document).outcomes
-    assert [row for row, row_marks in marks.items() if not set(table.PASSED) & set(row_marks.values())] == []
+    outcomes = table.parse(document).outcomes
+    assert [row for row, row_outcomes in outcomes.items() if not set(table.PASSED) & set(row_outcomes.values())] == []
 
 
 def test_each_outcome_is_explained(document: str):
@@ -75,7 +75,7 @@ def test_table_is_unchanged_since_it_was_generated(document: str):
     assert table.replace_table(document, table.parse(document)) == document, "run script/escape-battery"
 
 
-def test_links_of_the_page_exist(root: Path, document: str):
+def test_links_of_the_security_page_exist(root: Path, document: str):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document)
     assert len(targets) >= 10
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
@@ -97,14 +97,16 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
 
 def test_writing_a_column_keeps_the_others(document: str):
     (kind, row), battery_table = ("network", table.names()["network"][0]), table.parse(document)
-    before = {row_key: marks["bubblewrap"] for row_key, marks in battery_table.outcomes.items()}
+    before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in battery_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
     battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
     reread = table.parse(table.replace_table(document, battery_table))
     assert reread.outcomes[kind, row]["qemu"] == Outcome.ESCAPED
-    assert {row_key: marks["bubblewrap"] for row_key, marks in reread.outcomes.items()} == before
-    assert {marks["qemu"] for row_key, marks in reread.outcomes.items() if row_key != (kind, row)} == set(table.PASSED)
+    assert {row_key: outcomes["bubblewrap"] for row_key, outcomes in reread.outcomes.items()} == before
+    assert {outcomes["qemu"] for row_key, outcomes in reread.outcomes.items() if row_key != (kind, row)} == set(
+        table.PASSED
+    )
     assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
@@ -112,7 +114,7 @@ def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatc
     before = table.parse(document)
     monkeypatch.setattr(table, "RUNTIMES", (*table.RUNTIMES, "new"))
     reread = table.parse(table.replace_table(document, table.parse(document)))
-    assert {marks.pop("new") for marks in reread.outcomes.values()} == {table.NOT_RUN}
+    assert {outcomes.pop("new") for outcomes in reread.outcomes.values()} == {table.NOT_RUN}
     assert (reread.outcomes, reread.runs) == (before.outcomes, before.runs)
 
 

@@ -40,11 +40,11 @@ def findings(tracked: dict[Path, str], pattern: re.Pattern[str]) -> list[str]:
     return [f"{path}: {match[0]}" for path, text in tracked.items() for match in pattern.finditer(text)]
 
 
-def test_no_machine_paths(tracked: dict[Path, str]):
+def test_no_file_contains_machine_paths(tracked: dict[Path, str]):
     assert findings(tracked, MACHINE_PATH) == []
 
 
-def test_no_package_indexes(tracked: dict[Path, str]):
+def test_no_file_contains_package_indexes(tracked: dict[Path, str]):
     assert findings(tracked, re.compile("|".join(map(re.escape, INDEX_HOSTS)))) == []
 
 

@@ -1,4 +1,4 @@
-"""A task that failed for a missing secret: all roles see the secret's name, operators also its source."""
+"""A task that failed because of a missing secret: all roles see the secret's name, and operators see its source."""
 
 import msgspec
 import pytest
@@ -67,7 +67,7 @@ def test_without_tokens_the_caller_is_the_operator(api, tasks):
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {"code": "secret_unavailable", "message": DETAIL}
 
 
-def test_transition_of_an_earlier_version_is_read_without_source():
+def test_transition_of_an_earlier_version_is_read_without_the_secret_source():
     stored = {
         "seq": 3,
         "epoch": 1,
@@ -81,7 +81,7 @@ def test_transition_of_an_earlier_version_is_read_without_source():
     assert msgspec.convert(other, Record).transition.message == "The agent said: Secret A (source b."
 
 
-def test_several_secrets_are_named_once_and_other_messages_kept():
+def test_each_secret_is_named_once_and_other_messages_are_kept():
     old = f"{DETAIL} Secret OTHER (source env, key X): it is not set. {DETAIL}"
     failure = Failure(FailureCode.SECRET_UNAVAILABLE, old)
     assert (failure.message, failure.detail) == (missing_secrets_message(["TOKEN", "OTHER"]), old)
@@ -93,7 +93,7 @@ def test_several_secrets_are_named_once_and_other_messages_kept():
         assert Failure(code, message).message_for(is_operator=True) == message
 
 
-def test_failure_survives_the_index(tasks):
+def test_failure_round_trips_through_the_index(tasks):
     task = tasks.add("task-001", NEW, TaskFinished())
     decoded = msgspec.json.decode(msgspec.json.encode(task), type=Task)
     assert decoded.failure == NEW.failure

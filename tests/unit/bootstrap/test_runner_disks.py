@@ -24,14 +24,14 @@ def attempt_files(order):
 
 
 @pytest.mark.parametrize("kind", DISKS)
-def test_new_attempt_uses_the_kind_of_the_order(order, kind):
+def test_new_attempt_uses_the_disk_kind_of_the_order(order, kind):
     assert isinstance(choose_disks(msgspec.structs.replace(order, disk_kind=kind)), DISKS[kind])
 
 
 @pytest.mark.parametrize("purpose", ["finish", "is_debug_session"])
 @pytest.mark.parametrize("kind", DISKS)
 @pytest.mark.parametrize("original_kind", DISKS)
-def test_old_attempt_keeps_its_kind(order, kind, original_kind, purpose):
+def test_old_attempt_keeps_its_disk_kind(order, kind, original_kind, purpose):
     """After a restart the server may lack loop devices or root rights."""
     disk = attempt_files(order).disk
     (disk / "workspace").mkdir(parents=True)

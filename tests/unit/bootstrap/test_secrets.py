@@ -1,4 +1,4 @@
-"""The server secrets that tasks may use, by configuration."""
+"""The configuration decides which of the server's secrets tasks may use."""
 
 import asyncio
 import re

@@ -106,7 +106,7 @@ def test_common_options_work_before_and_after_the_command(probe_options, argumen
     assert probe_options(*arguments) == options.CliOptions("http://a", "t", "json", False)
 
 
-def test_option_closest_to_the_command_wins(probe_options):
+def test_option_after_the_command_overrides_earlier_ones(probe_options):
     current = probe_options("--server", "http://a", "task", "probe", "--server", "http://b", SANDBOX_SERVER="http://c")
     assert current.server == "http://b"
 

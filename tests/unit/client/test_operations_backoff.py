@@ -1,4 +1,4 @@
-"""The retry duration of a client."""
+"""The delays between a client's retries."""
 
 import pytest
 

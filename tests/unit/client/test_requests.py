@@ -52,8 +52,8 @@ def test_manifest_is_sent_without_unicode_escapes():
     sent = requests.submit({"claude": {"prompt": prompt}}, None, "k").content
     assert len(sent) < BODY_BYTES_MAX
     assert json.loads(sent) == {"claude": {"prompt": prompt}}
-    halved = requests.submit({"claude": {"prompt": "\ud800"}}, None, "k").content
-    assert json.loads(halved) == {"claude": {"prompt": "\ud800"}}
+    with_lone_surrogate = requests.submit({"claude": {"prompt": "\ud800"}}, None, "k").content
+    assert json.loads(with_lone_surrogate) == {"claude": {"prompt": "\ud800"}}
 
 
 @pytest.mark.parametrize("body", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])

@@ -1,4 +1,4 @@
-"""Requests dashboard pages without a socket."""
+"""Requests for dashboard pages without a socket."""
 
 import asyncio
 from typing import Any

@@ -37,7 +37,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Node recognizes a module by its file name."""
+    """A copy of the script with the suffix by which Node recognizes a module."""
     module = tmp_path_factory.mktemp("assets") / "plain.mjs"
     module.write_bytes((ASSETS / "plain.js").read_bytes())
     return module
@@ -50,7 +50,7 @@ def escape_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
 
 
 def replace_symbols(text: str) -> str:
-    """Pages show the 33 ASCII control characters as symbols."""
+    """Scripts show the 33 ASCII control characters as symbols. Replace these by the form that templates use."""
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 

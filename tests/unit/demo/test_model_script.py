@@ -1,4 +1,4 @@
-"""The demo's script matches the demo's repository: the tests fail before it and pass after it."""
+"""The demo's script matches the demo's repository: the tests fail before the script and pass after it."""
 
 import subprocess
 import sys
@@ -55,9 +55,9 @@ def test_script_is_short_and_fast():
 @pytest.mark.parametrize(
     ("prompt", "command"),
     [
-        ("Print the secret in GREETING and how long it is.", "GREETING"),
-        ("Fetch https://example.com/ with curl and tell the status.", "https://example.com/"),
-        ("The tests fail. Mend them.", "python3 -m unittest"),
+        ("Print the secret in GREETING and its length. Change nothing.", "GREETING"),
+        ("Fetch https://example.com/ with curl and report the status. Change nothing.", "https://example.com/"),
+        ("The tests fail. Fix them.", "python3 -m unittest"),
     ],
 )
 def test_script_handles_tutorial_prompts(prompt, command):

@@ -24,7 +24,7 @@ def small_members(monkeypatch):
 
 @pytest.fixture
 def journals(tmp_path):
-    """A journal of many members; one line is longer than a member."""
+    """A journal that is compressed into many members. One line is longer than a member."""
     journals, rng = FileJournals(tmp_path), random.Random(7)
     writer = journals.create("t")
     for number in range(150):
@@ -107,7 +107,7 @@ def test_bit_flips_and_truncation_are_detected(journals, directory):
             records, _ = read_all(journals)
         except JournalDamagedError:
             continue
-        # Truncated between two members: a valid journal, but shorter than the index.
+        # Truncated between two members, the journal is valid, but it ends before the offset in the index.
         assert records == expected[0][: len(records)]
         with pytest.raises(JournalDamagedError):
             journals.read("t", expected[1])
@@ -119,7 +119,7 @@ def replace(file, data):
     compressed_module._read_members.cache_clear()
 
 
-def unlink_except(name, crash):
+def unlink_that_crashes_for(name, crash):
     original = Path.unlink
     return lambda path, **options: crash() if path.name == name else original(path, **options)
 
@@ -137,7 +137,9 @@ def test_crash_at_any_step_is_recoverable(journals, directory, monkeypatch, step
         elif step == "fsync":
             patch.setattr(os, "fsync", crash)
         else:
-            patch.setattr(f"pathlib.Path.{step}", crash if step == "rename" else unlink_except("records", crash))
+            patch.setattr(
+                f"pathlib.Path.{step}", crash if step == "rename" else unlink_that_crashes_for("records", crash)
+            )
         with pytest.raises(KeyboardInterrupt):
             journals.compress("t")
     assert read_all(journals) == expected
@@ -173,7 +175,7 @@ def test_damaged_or_open_journal_is_not_compressed(journals, directory):
 
 
 def test_journal_without_an_end_is_not_compressed_and_stays_writable(journals, directory):
-    """The end may have been published already: an old journal was restored, or the disk lost the last records."""
+    """Clients may have received the end already: an old journal was restored, or the disk lost the last records."""
     lines = (directory / "records").read_bytes().splitlines(keepends=True)
     for remaining in (lines[:-1], []):
         (directory / "records").write_bytes(b"".join(remaining))

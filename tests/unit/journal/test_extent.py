@@ -24,7 +24,7 @@ scan_limits = st.sampled_from([1, 100, 1000, 64 * 1024])
 
 @contextmanager
 def journals_with(line_sizes):
-    """A new writer for every seven records, as after runner crashes."""
+    """Journals with a new writer for every seven records, as after runner crashes."""
     with tempfile.TemporaryDirectory() as directory:
         journals = FileJournals(Path(directory))
         write(journals, line_sizes)

@@ -8,7 +8,7 @@ _FDINFO_WITH_LOCK = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 0
 
 
 def process_with(proc_directory: Path, file: Path, info: str) -> Path:
-    """A directory like /proc/PID, with the file open as 3."""
+    """A directory like /proc/PID, in which the file is open as descriptor 3."""
     (proc_directory / "fd").mkdir(parents=True)
     (proc_directory / "fdinfo").mkdir()
     (proc_directory / "fd/3").symlink_to(file)
@@ -16,7 +16,7 @@ def process_with(proc_directory: Path, file: Path, info: str) -> Path:
     return proc_directory
 
 
-def test_the_holder_of_the_lock_is_found(tmp_path: Path):
+def test_lock_holder_is_found(tmp_path: Path):
     journal = tmp_path / "journal"
     journal.touch()
     assert lock._descriptor_holds_lock(process_with(tmp_path / "1", journal, _FDINFO_WITH_LOCK), "3", journal.stat())

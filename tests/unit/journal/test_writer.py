@@ -67,7 +67,7 @@ class RecordedSyscalls:
             raise OSError(errno.EIO, "Input/output error")
 
     def pop_calls(self) -> list[tuple]:
-        """The calls since the last invocation."""
+        """Return the calls since the previous `pop_calls`."""
         calls, self.calls = self.calls, []
         return calls
 
@@ -295,7 +295,7 @@ def test_partial_line_is_truncated_before_the_next_append(writer, syscalls, reco
     assert [call[0] for call in syscalls.pop_calls()] == ["truncate", "write"]
     assert [record.seq for record in journals.read("t").records] == [1, 2]
     writer.append(error_event(), at=TIMESTAMP)
-    assert [call[0] for call in syscalls.pop_calls()] == ["write"], "it is truncated once"
+    assert [call[0] for call in syscalls.pop_calls()] == ["write"], "the journal is truncated once"
 
 
 def test_record_over_the_line_limit_is_rejected(writer, syscalls, records, monkeypatch):

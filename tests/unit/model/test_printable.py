@@ -50,7 +50,7 @@ def test_any_text_becomes_one_printable_line(text):
 
 
 @pytest.mark.parametrize("text", ["⚠️ 1️⃣ ℹ️ ❤︎ ↔️", "non\u00a0breaking", "a\tb", "\u0301", "\ue0b0", "e\u0301"])
-def test_replace_invisible_preserves_visible_prose(text):
+def test_replace_invisible_preserves_visible_text(text):
     assert replace_invisible(text, escape_character, "\t") == text
 
 

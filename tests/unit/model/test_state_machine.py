@@ -68,7 +68,7 @@ def final_task(*events: e.Event) -> Task:
     return replay(*events)[-1].task
 
 
-def test_successful_task_passes_all_states():
+def test_successful_task_passes_through_all_states():
     assert states(*TO_RUNNING, SUCCESS, FINISHED) == [
         "pending", "staging", "provisioning", "ready", "running", "completing", "completed",
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_cancel_before_the_agent_starts_cancels_the_task(step_count):
 
 
 @pytest.mark.parametrize("ending", [e.CancelRequested(), failed(FailureCode.TIMEOUT)])
-def test_running_task_passes_completing_before_a_final_state(ending):
+def test_running_task_passes_through_completing_to_a_final_state(ending):
     final = TaskState.CANCELLED if isinstance(ending, e.CancelRequested) else TaskState.FAILED
     exited = e.AgentExited(143, failure=Failure(FailureCode.AGENT_FAILED, "killed"))
     assert states(*TO_RUNNING, ending, exited, FINISHED)[-2:] == [TaskState.COMPLETING, final]
@@ -195,10 +195,10 @@ def test_unfinished_task_has_no_final_state(step_count):
 
 def test_recollected_artifact_replaces_the_first_one():
     first = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
-    again = Artifact("a.md", "a.md", 2, "text/markdown", "sha256:" + "1" * 64)
+    second = Artifact("a.md", "a.md", 2, "text/markdown", "sha256:" + "1" * 64)
     other = Artifact("b.md", "b.md", 2, "text/markdown", "sha256:" + "2" * 64)
-    task = final_task(*TO_RUNNING, SUCCESS, *(e.ArtifactCollected(artifact) for artifact in (first, other, again)))
-    assert task.artifacts == (other, again)
+    task = final_task(*TO_RUNNING, SUCCESS, *(e.ArtifactCollected(artifact) for artifact in (first, other, second)))
+    assert task.artifacts == (other, second)
 
 
 def test_collecting_artifacts_does_not_change_earlier_tasks():
@@ -383,7 +383,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             assert next_follow_up(step.task) is None
 
     def update_model(self, event: e.Event) -> None:
-        if isinstance(event, e.CancelRequested) and (self.outcome is None or self.has_retry):
+        if isinstance(event, e.CancelRequested) and (self.outcome is None or self.has_follow_up):
             self.cancelled = True
         if isinstance(event, e.AgentStarted):
             self.attempt_log.append("agent")
@@ -397,7 +397,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             self.outcome = event
 
     @property
-    def has_retry(self) -> bool:
+    def has_follow_up(self) -> bool:
         return self.task is not None and next_follow_up(self.task) is not None
 
     def check_end(self) -> None:
@@ -578,13 +578,13 @@ def test_backoff_doubles_up_to_a_limit():
 
 def test_lost_agent_is_resumed_up_to_a_limit_and_then_retried():
     attempt_events = (*TO_READY, STARTED, AGENT_LOST)
-    retries = []
+    follow_ups = []
     events: list[e.Event] = []
     for _ in range(RESUMES_MAX + 2):
         events += attempt_events
-        retries.append(next_follow_up(replay_with(Lifecycle(retries=1, resume=True), *events)[-1].task))
+        follow_ups.append(next_follow_up(replay_with(Lifecycle(retries=1, resume=True), *events)[-1].task))
         events.append(ENDED)
-    assert retries == [*["resume"] * RESUMES_MAX, "retry", None]
+    assert follow_ups == [*["resume"] * RESUMES_MAX, "retry", None]
 
 
 @pytest.mark.parametrize("event", [e.CancelRequested("enough"), failed(FailureCode.SECRET_UNAVAILABLE)])
@@ -609,13 +609,13 @@ def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
 
 
 @pytest.mark.parametrize("after", range(3))
-def test_cancel_between_or_in_attempts_ends_the_task(after):
+def test_cancel_between_or_during_attempts_ends_the_task(after):
     events = (*TO_READY, STARTED, AGENT_FAILED, ENDED, SECOND_ATTEMPT)[: 5 + after]
     steps = replay_with(Lifecycle(retries=1), *events, e.CancelRequested("enough"), FINISHED)
     assert [step.transition.new_state for step in steps[-2:]] == [TaskState.COMPLETING, TaskState.CANCELLED]
 
 
-def test_skipped_retry_kind_is_not_used():
+def test_skipped_follow_up_is_not_used():
     exited = replay_with(Lifecycle(retries=1, resume=True), *TO_READY, STARTED, AGENT_LOST)[-1].task
     no_resume = advance(exited, e.FollowUpSkipped(e.FollowUp.RESUME, "no session"), seq=7, at=START_TIME)
     assert (next_follow_up(no_resume.task), no_resume.transition) == ("retry", None)
@@ -623,7 +623,7 @@ def test_skipped_retry_kind_is_not_used():
     assert no_follow_up.transition.new_state is TaskState.COMPLETING
 
 
-def test_will_retry_predicts_a_retry_for_an_unrecorded_exit():
+def test_will_be_followed_up_predicts_a_follow_up_for_an_unrecorded_exit():
     running = replay_with(Lifecycle(retries=1), *TO_READY, STARTED)[-1].task
     assert will_be_followed_up(running, AGENT_FAILED)
     assert not will_be_followed_up(running, SUCCESS)

@@ -176,7 +176,7 @@ def test_next_attempt_clears_the_previous_outcome():
     assert (lost.failure, lost.exit_code, lost.result, lost.agent_has_exited) == (None, None, None, False)
 
 
-def test_skipped_retry_kinds_are_reset_for_the_next_attempt():
+def test_skipped_follow_ups_are_reset_for_the_next_attempt():
     skipped = e.FollowUpSkipped(e.FollowUp.RESUME, "no session")
     events = (*running(), exited(LOST), skipped)
     assert final_task(*events, retries=2, resume=True).skipped_follow_ups == (e.FollowUp.RESUME,)
@@ -262,7 +262,7 @@ def test_final_state_has_a_reason():
             final_state(final_task(*events))
 
 
-def test_will_retry_does_not_change_the_task():
+def test_will_be_followed_up_does_not_change_the_task():
     task = final_task(*running(), retries=1)
     encoded = msgspec.json.encode(task)
     assert (will_be_followed_up(task, exited()), will_be_followed_up(task, exited(None))) == (True, False)

@@ -60,7 +60,7 @@ def test_empty_lines_are_rate_limited(clock):
     assert clock.now_seconds > 5
 
 
-def test_output_past_the_total_is_counted_without_delay(clock, monkeypatch):
+def test_output_past_the_total_limit_is_counted_without_delay(clock, monkeypatch):
     monkeypatch.setattr(module, "OUTPUT_BYTES_MAX", 2 * MIB)
     quota = OutputQuota(clock)
     assert acquire(quota, MIB, 4) == [True, False, False, False]

@@ -31,7 +31,7 @@ class Clock:
 FIRST_AGENT = AgentStartTime(100.0, "boot")
 
 
-def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
+def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
     history = (StateHistoryEntry(TaskState.PENDING, START_TIME), StateHistoryEntry(TaskState.RUNNING, START_TIME))
     task_manifest = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
     attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
@@ -44,13 +44,13 @@ def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
         9,
         attempt=attempt,
         attempts=2,
-        agent_start_time=beginning,
+        agent_start_time=agent_start_time,
         **parts,
     )
 
 
 def test_full_time_remains_before_the_first_agent():
-    assert remaining_seconds(task(beginning=None), Clock(500.0, START_TIME)) == 60
+    assert remaining_seconds(task(agent_start_time=None), Clock(500.0, START_TIME)) == 60
 
 
 @pytest.mark.parametrize("jump", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])

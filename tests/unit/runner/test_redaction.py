@@ -10,7 +10,7 @@ LARGE = [b"ordinary\n"] * 5
 
 
 class TimedRedactor:
-    """Scanning a chunk takes one second; reading one takes `wait_seconds`."""
+    """A redactor with a fake clock: scanning a chunk takes one second, and reading it takes `wait_seconds`."""
 
     def __init__(self, wait_seconds=0.0):
         self.now, self.scanned, self._wait_seconds = 100.0, [], wait_seconds

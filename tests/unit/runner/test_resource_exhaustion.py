@@ -114,7 +114,7 @@ def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
     assert explained_code(scenario, fork_error, {"is_error": True}) == "process_limit"
 
 
-def test_disk_with_free_space_again_explains_nothing(scenario):
+def test_disk_that_was_full_only_earlier_explains_nothing(scenario):
     scenario.disks.is_full = True
     scenario.check_disk()
     scenario.disks.is_full = False
@@ -140,8 +140,8 @@ def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
 class ScriptedSandbox:
     """A sandbox with scripted kernel usage; the last values repeat."""
 
-    def __init__(self, *uses, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
-        self.usages = list(uses)
+    def __init__(self, *usages, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
+        self.usages = list(usages)
         self.files, self.open_files = files, open_files
         self.delay_seconds = delay_seconds
         self.file_counts = 0
@@ -208,12 +208,12 @@ def watch_files(scenario, sandbox, seconds=10):
     return asyncio.run(run())
 
 
-def test_blocked_count_does_not_delay_the_count_of_open_files(scenario):
-    blocked = ScriptedSandbox(KernelUsage(), open_files=FileUsage(9000, directories=8193), delay_seconds=60)
-    assert "more than 8192 open directories" in watch_files(scenario, blocked).message
+def test_hanging_count_does_not_delay_the_count_of_open_files(scenario):
+    hanging = ScriptedSandbox(KernelUsage(), open_files=FileUsage(9000, directories=8193), delay_seconds=60)
+    assert "more than 8192 open directories" in watch_files(scenario, hanging).message
 
 
-def test_blocked_count_is_a_failure(scenario, monkeypatch):
+def test_hanging_count_is_a_failure(scenario, monkeypatch):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch._WAIT_SECONDS", 0.01)
     failure = watch_files(scenario, ScriptedSandbox(KernelUsage(), delay_seconds=60))
     assert (failure.code, "could not be counted within 5 s" in failure.message) == ("out_of_memory", True)
@@ -235,10 +235,10 @@ def test_file_usage_within_the_limits_is_not_a_violation(scenario):
 def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_failure(scenario, monkeypatch):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
-    async def run(use):
+    async def run(usage):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await scenario.detector.watch_kernel_usage(ScriptedSandbox(use))
+                await scenario.detector.watch_kernel_usage(ScriptedSandbox(usage))
 
-    for use in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
-        asyncio.run(run(use))
+    for usage in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
+        asyncio.run(run(usage))

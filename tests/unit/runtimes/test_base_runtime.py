@@ -1,4 +1,4 @@
-"""Kernel usage of confined programs is watched until they end. A failed measurement also ends them."""
+"""Confined programs are killed if their kernel usage exceeds a limit or cannot be measured."""
 
 import asyncio
 from contextlib import suppress
@@ -24,18 +24,18 @@ class FakeLaunch:
 
 
 class FakeGroup:
-    """Returns these usages in order and repeats the last. Raises those that are errors."""
+    """Returns these usages in order and repeats the last. Raises a usage that is an exception."""
 
-    def __init__(self, *uses: KernelUsage | Exception) -> None:
-        self._usages = list(uses)
+    def __init__(self, *usages: KernelUsage | Exception) -> None:
+        self._usages = list(usages)
         self.checks = 0
 
     def kernel_usage(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUsage:
         self.checks += 1
-        use = self._usages.pop(0) if len(self._usages) > 1 else self._usages[0]
-        if isinstance(use, Exception):
-            raise use
-        return use
+        usage = self._usages.pop(0) if len(self._usages) > 1 else self._usages[0]
+        if isinstance(usage, Exception):
+            raise usage
+        return usage
 
     def open_file_usage(self) -> FileUsage:
         return FileUsage(1)
@@ -62,7 +62,7 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
 
 
 @pytest.mark.parametrize(
-    ("uses", "expected"),
+    ("usages", "expected"),
     [
         ([WITHIN_LIMIT], False),
         ([KernelUsage()], False),
@@ -72,7 +72,7 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
     ],
 )
 def test_confined_programs_are_killed_on_excess_or_error(
-    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUsage | Exception], expected: bool
+    monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
-    assert asyncio.run(is_killed_after(FakeGroup(*uses), check_count=3)) is expected
+    assert asyncio.run(is_killed_after(FakeGroup(*usages), check_count=3)) is expected

@@ -1,4 +1,4 @@
-"""A confinement in the control group that the sandbox of its attempt used before."""
+"""A confinement runs in the control group that the attempt's sandbox used before."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from sandbox.workspace.git.command import Git, GitError
 
 
 class FakeLaunch:
-    """A program that writes an error to stderr and exits after the kernel counted this many kills."""
+    """A program that writes an error to stderr and exits. Then the kernel has counted this many OOM kills."""
 
     def __init__(self, events: Path, kills: int) -> None:
         self._events = events

@@ -12,7 +12,7 @@ HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200
 
 
 class FakeRuntime:
-    """A runtime that can recover a handle. Records what was destroyed."""
+    """A runtime that can recover a handle and records which sandboxes are destroyed."""
 
     def __init__(self):
         self.destroyed = []

@@ -1,4 +1,4 @@
-"""A plain value is found, however its bytes and their context could be decoded."""
+"""A plain value is found even if its bytes, or the bytes around it, look like an encoding."""
 
 import html
 import json

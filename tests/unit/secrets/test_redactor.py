@@ -20,7 +20,7 @@ from sandbox.secrets.value_patterns import SecretPattern
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 REPLACEMENT = "[REDACTED:TOKEN]"
 EXPANSION_MAX = 32
-"""The maximum expansion of a value that is still found, plus 4 KiB for a short one."""
+"""An encoded value is found if it is at most this many times as long as the value, plus 4 KiB."""
 
 
 @pytest.fixture(scope="module")
@@ -280,24 +280,24 @@ def test_redactor_does_not_import_the_vault_client():
 
 LONG_ESCAPES = {
     "echo": r"\0147\0150\0160_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
-    "one letter": r"ghp_aB3dE6gH9jK2mN5p\01218sT1vW4yZ7bC0eF3hI6",
+    "one octal": r"ghp_aB3dE6gH9jK2mN5p\01218sT1vW4yZ7bC0eF3hI6",
     "hex in C": r"ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3\x0000068I6",
     "short in a shell": r"ghp_aB3dE6gH9jK2mN5p\u51\u38sT1vW4yZ7bC0eF3hI6",
     "in JSON": r"ghp_aB3dE6gH9jK2mN5p\\0121\\0070sT1vW4yZ7bC0eF3hI6",
-    "in an address": "ghp_aB3dE6gH9jK2mN5p%5C0121%5C0070sT1vW4yZ7bC0eF3hI6",
-    "short ones": r"ghp_aB3dE6gH9jK2mN5p\121\70sT1vW4yZ7bC0eF3hI6",
+    "percent-encoded": "ghp_aB3dE6gH9jK2mN5p%5C0121%5C0070sT1vW4yZ7bC0eF3hI6",
+    "short octals": r"ghp_aB3dE6gH9jK2mN5p\121\70sT1vW4yZ7bC0eF3hI6",
     "a control before a digit": r"ghp_aB3dE6gH\0119jK2mN\0165pQ8sT1vW4yZ7bC0eF3hI6",
 }
 
 
 @pytest.mark.parametrize("text", LONG_ESCAPES.values(), ids=LONG_ESCAPES)
-def test_escapes_of_either_length_are_read(redactor: SecretRedactor, text: str):
+def test_short_and_long_escapes_are_decoded(redactor: SecretRedactor, text: str):
     assert redactor.redact_text(f"a {text} b") == f"a {REPLACEMENT} b"
     stream = redactor.stream()
     assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == REPLACEMENT.encode()
 
 
-def test_text_with_escapes_of_either_length_is_unchanged(redactor: SecretRedactor):
+def test_text_with_short_and_long_escapes_is_unchanged(redactor: SecretRedactor):
     text = r"printf '\0101\0102' \x0041 \u41 C:\users\U0 \0"
     assert redactor.redact_text(text) == text
 
@@ -307,14 +307,14 @@ JOINED_ESCAPES = {
     "hex in JSON": r"ghp_&#x6\u0031;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "semicolon in JSON": r"ghp_&#97\u003bB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "octal in HTML": r"ghp_\14&#49;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
-    "octal in an address": r"ghp_\1%341B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "octal, percent-encoded": r"ghp_\1%341B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "HTML in HTML": r"ghp_&#9&#x37;;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "invisible character": "ghp_&#9\u200b7;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "three layers": r"ghp_&#9\u00&#51;7;B3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "sequence": r"ghp_\141\102\63\144\105\66gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
     "sequence in HTML": "ghp_&#97&#66&#51&#100E6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
 }
-"""Escapes that continue with an escaped character, and sequences of escapes without an end."""
+"""Escapes in which a character is escaped again, and sequences of escapes without terminators."""
 
 
 @pytest.mark.parametrize("text", JOINED_ESCAPES.values(), ids=JOINED_ESCAPES)

@@ -1,4 +1,4 @@
-"""A stream is redacted independent of its chunking, with minimal buffering."""
+"""A stream is redacted independently of its chunking, with minimal buffering."""
 
 import base64
 import json

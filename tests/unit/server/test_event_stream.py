@@ -69,7 +69,7 @@ class StreamedJournal:
         self.start_server()
 
     def start_server(self):
-        """The new server has read the journal up to its current end."""
+        """Start a server that has read the journal up to its current end."""
         replayed = replay_task(self.journals, "task-1")
         tailer = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
         self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset)))
@@ -195,7 +195,7 @@ resumptions = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_si
 
 @given(event_lists, event_lists, resumptions, st.integers(0, 30))
 def test_resumed_follower_receives_the_rest_to_the_end(before, during, resumptions, restart_at):
-    """resumptions: the step at which a client connects, and the last record that it has."""
+    """resumptions: pairs of the step at which a client connects and the last `seq` that it has received."""
 
     async def run(streamed):
         followers = {}

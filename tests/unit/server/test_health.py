@@ -43,21 +43,21 @@ class SimulatedHealthCheck:
 
     def reasons(self, space=None):
         self.space = space or self.space
-        health = self.health_check.run()
-        assert health.is_ready == (not health.reasons)
-        return " ".join(health.reasons)
+        report = self.health_check.run()
+        assert report.is_ready == (not report.reasons)
+        return " ".join(report.reasons)
 
 
 @pytest.fixture
-def machine(tmp_path):
+def health(tmp_path):
     result = SimulatedHealthCheck(tmp_path)
     result.disk_monitor.check()
     return result
 
 
-def test_healthy_server_is_ready(machine):
-    assert machine.reasons() == ""
-    assert machine.reserve.is_allocated
+def test_healthy_server_is_ready(health):
+    assert health.reasons() == ""
+    assert health.reserve.is_allocated
 
 
 @pytest.mark.parametrize(
@@ -69,24 +69,24 @@ def test_healthy_server_is_ready(machine):
         (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],
 )
-def test_unusable_disk_is_reported(machine, space, reason):
-    assert reason in machine.reasons(space)
+def test_unusable_disk_is_reported(health, space, reason):
+    assert reason in health.reasons(space)
 
 
-def test_unreadable_reserve_is_reported_and_checked_again(machine, monkeypatch):
+def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
     space_freed = asyncio.Event()
-    machine.disk_monitor.on_space_freed = space_freed.set
+    health.disk_monitor.on_space_freed = space_freed.set
     monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     async def run():
-        monitoring = asyncio.create_task(machine.disk_monitor.run())
+        monitoring = asyncio.create_task(health.disk_monitor.run())
         async with asyncio.timeout(10):
-            while machine.disk_monitor.shortage is None:
+            while health.disk_monitor.shortage is None:
                 await asyncio.sleep(0)
-            assert "cannot be checked: Permission denied" in machine.disk_monitor.shortage
+            assert "cannot be checked: Permission denied" in health.disk_monitor.shortage
             broken.undo()
             await space_freed.wait()
         monitoring.cancel()
@@ -94,79 +94,79 @@ def test_unreadable_reserve_is_reported_and_checked_again(machine, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr("pathlib.Path.exists", refuse)
         asyncio.run(run())
-    assert machine.reasons() == ""
+    assert health.reasons() == ""
 
 
-def test_small_disk_is_judged_by_free_percentage(machine):
-    assert machine.reasons(DiskSpace(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
-    assert "nearly full" in machine.reasons(DiskSpace(free_bytes=GIB - 1, total_bytes=20 * GIB))
+def test_small_disk_is_judged_by_free_percentage(health):
+    assert health.reasons(DiskSpace(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
+    assert "nearly full" in health.reasons(DiskSpace(free_bytes=GIB - 1, total_bytes=20 * GIB))
 
 
-def test_readiness_has_hysteresis(machine):
-    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=4 * GIB)) == ""
-    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=3 * GIB)) != ""
-    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB - 1)) != ""
-    assert machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB)) == ""
+def test_readiness_has_hysteresis(health):
+    assert health.reasons(structs.replace(AMPLE_SPACE, free_bytes=4 * GIB)) == ""
+    assert health.reasons(structs.replace(AMPLE_SPACE, free_bytes=3 * GIB)) != ""
+    assert health.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB - 1)) != ""
+    assert health.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB)) == ""
 
 
-def test_released_reserve_is_not_space_for_new_tasks(machine):
+def test_released_reserve_is_not_space_for_new_tasks(health):
     tiny = DiskSpace(free_bytes=0, total_bytes=100 * 1024**2)
-    assert "0 MiB are free" in machine.reasons(tiny)
-    assert "0 MiB are free" in machine.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
-    assert machine.reasons(structs.replace(tiny, free_bytes=32 * 1024**2)) == ""
+    assert "0 MiB are free" in health.reasons(tiny)
+    assert "0 MiB are free" in health.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
+    assert health.reasons(structs.replace(tiny, free_bytes=32 * 1024**2)) == ""
 
 
-def test_reserve_is_released_on_full_disk_and_reallocated(machine):
-    machine.reasons()
-    machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=GIB))
-    assert machine.reserve.is_allocated
-    machine.reasons(structs.replace(AMPLE_SPACE, free_bytes=1024))
-    assert not machine.reserve.is_allocated
-    machine.reasons(AMPLE_SPACE)
-    assert machine.reserve.is_allocated
+def test_reserve_is_released_on_full_disk_and_reallocated(health):
+    health.reasons()
+    health.reasons(structs.replace(AMPLE_SPACE, free_bytes=GIB))
+    assert health.reserve.is_allocated
+    health.reasons(structs.replace(AMPLE_SPACE, free_bytes=1024))
+    assert not health.reserve.is_allocated
+    health.reasons(AMPLE_SPACE)
+    assert health.reserve.is_allocated
 
 
-def test_reserve_is_released_when_no_files_are_left(machine):
-    machine.reasons()
-    machine.reasons(structs.replace(AMPLE_SPACE, files_free=1))
-    assert machine.reserve.is_allocated
-    machine.reasons(structs.replace(AMPLE_SPACE, files_free=0))
-    assert not machine.reserve.is_allocated
-    machine.reasons(structs.replace(AMPLE_SPACE, files_free=1))
-    assert not machine.reserve.is_allocated
-    machine.reasons(AMPLE_SPACE)
-    assert machine.reserve.is_allocated
+def test_reserve_is_released_when_no_inodes_are_left(health):
+    health.reasons()
+    health.reasons(structs.replace(AMPLE_SPACE, files_free=1))
+    assert health.reserve.is_allocated
+    health.reasons(structs.replace(AMPLE_SPACE, files_free=0))
+    assert not health.reserve.is_allocated
+    health.reasons(structs.replace(AMPLE_SPACE, files_free=1))
+    assert not health.reserve.is_allocated
+    health.reasons(AMPLE_SPACE)
+    assert health.reserve.is_allocated
 
 
-def test_file_system_without_file_count_has_free_files(machine):
-    machine.reasons(DiskSpace(free_bytes=GIB, total_bytes=100 * GIB))
-    assert machine.reserve.is_allocated
+def test_file_system_without_an_inode_count_is_not_short_of_inodes(health):
+    health.reasons(DiskSpace(free_bytes=GIB, total_bytes=100 * GIB))
+    assert health.reserve.is_allocated
 
 
-def test_drained_server_reason_names_the_undo_command(machine):
-    machine.drain.start(SystemClock().now())
-    assert "sandbox admin drain --undo" in machine.reasons()
-    machine.drain.undo()
-    assert machine.reasons() == ""
+def test_drained_server_reason_names_the_undo_command(health):
+    health.drain.start(SystemClock().now())
+    assert "sandbox admin drain --undo" in health.reasons()
+    health.drain.undo()
+    assert health.reasons() == ""
 
 
-def test_drain_persists_even_with_a_damaged_file(machine, tmp_path):
+def test_drain_persists_even_with_a_damaged_file(health, tmp_path):
     since = SystemClock().now()
-    machine.drain.start(since)
-    machine.drain.start(SystemClock().now())
+    health.drain.start(since)
+    health.drain.start(SystemClock().now())
     assert Drain(tmp_path).since == since
     (tmp_path / "draining").write_text("no time")
     assert Drain(tmp_path).since is not None
-    machine.drain.undo()
-    machine.drain.undo()
+    health.drain.undo()
+    health.drain.undo()
     assert Drain(tmp_path).since is None
 
 
-def test_server_with_unreadable_index_is_not_ready(machine, monkeypatch):
+def test_server_with_unreadable_index_is_not_ready(health, monkeypatch):
 
     def broken(_):
         raise StoreError("gone")
 
     monkeypatch.setattr(MemoryStore, "count_by_state", broken)
-    health = machine.health_check.run()
-    assert (health.is_ready, health.is_store_ok, len(health.reasons)) == (False, False, 1)
+    report = health.health_check.run()
+    assert (report.is_ready, report.is_store_ok, len(report.reasons)) == (False, False, 1)

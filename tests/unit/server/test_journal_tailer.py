@@ -1,7 +1,6 @@
-"""The tailer indexes what a restarted server needs, and writes no row again for each of many artifacts."""
+"""The tailer keeps the index current for a restarted server, without an update for each artifact."""
 
 import asyncio
-from contextlib import contextmanager
 
 import pytest
 
@@ -30,7 +29,7 @@ ARTIFACTS = [
 
 
 class CountingStore(MemoryStore):
-    """Counts how often a task was saved."""
+    """A store that counts its saves."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +41,7 @@ class CountingStore(MemoryStore):
 
 
 class TailedTask:
-    """A task whose records the test writes while a tailer follows."""
+    """A task whose records the test writes while a tailer reads them."""
 
     def __init__(self, data_dir):
         self.journals, self.store = FileJournals(data_dir), CountingStore()
@@ -67,14 +66,9 @@ class TailedTask:
 
 @pytest.fixture
 def tailed_task(tmp_path):
-    @contextmanager
-    def begin():
-        one = TailedTask(tmp_path)
-        yield one
-        one.recorder.writer.close()
-
-    with begin() as one:
-        yield one
+    task = TailedTask(tmp_path)
+    yield task
+    task.recorder.writer.close()
 
 
 def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
@@ -83,7 +77,7 @@ def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
     assert tailed_task.store.saves == 0
 
 
-def test_the_end_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
+def test_end_of_the_task_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
     asyncio.run(tailed_task.write_events([*ARTIFACTS, e.TaskFinished()]))
     assert tailed_task.store.saves == 1

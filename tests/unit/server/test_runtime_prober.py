@@ -1,4 +1,4 @@
-"""When runtimes are probed again."""
+"""Failed runtimes are probed again after increasing pauses."""
 
 import asyncio
 from dataclasses import replace
@@ -11,13 +11,13 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 
-FAILS = ProbeResult(
+UNAVAILABLE = ProbeResult(
     [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
     LaunchOrder("", "", "", "", "bubblewrap"),
     "namespaces",
     "It does not work.",
 )
-AVAILABLE = replace(FAILS, failure=None)
+AVAILABLE = replace(UNAVAILABLE, failure=None)
 
 
 class SleepClock(SystemClock):
@@ -63,7 +63,7 @@ def test_working_runtime_is_not_probed_again(clock):
 
 
 def test_final_failure_is_not_probed_again(clock):
-    prober = run(clock, replace(FAILS, is_final=True))
+    prober = run(clock, replace(UNAVAILABLE, is_final=True))
     assert (prober.blocked_reason, prober.next_probe_at, prober.retry_after_seconds) == (
         "It does not work.",
         None,
@@ -72,7 +72,7 @@ def test_final_failure_is_not_probed_again(clock):
 
 
 def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
-    prober = run(clock, *[FAILS] * 12, AVAILABLE)
+    prober = run(clock, *[UNAVAILABLE] * 12, AVAILABLE)
     assert prober.result is AVAILABLE
     bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
@@ -81,7 +81,7 @@ def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
 
 
 def test_failed_probe_is_retried(clock, caplog):
-    assert run(clock, FAILS, OSError("process limit reached"), AVAILABLE).result is AVAILABLE
+    assert run(clock, UNAVAILABLE, OSError("process limit reached"), AVAILABLE).result is AVAILABLE
     assert "process limit reached" in caplog.text
 
 
@@ -92,7 +92,7 @@ def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
         reports.append((prober.blocked_reason, prober.retry_after_seconds))
         return AVAILABLE
 
-    prober = RuntimeProber(FAILS, probe, clock)
+    prober = RuntimeProber(UNAVAILABLE, probe, clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
     asyncio.run(prober.run())

@@ -1,4 +1,4 @@
-"""Tasks are admitted oldest first. Small tasks may overtake within a limit."""
+"""Tasks are admitted oldest first. Small tasks may overtake large ones a limited number of times."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Queues for a runner's CPU are FIFO. Priority work overtakes."""
+"""Work waits for a runner's CPU budget in order of arrival. Priority work overtakes."""
 
 import asyncio
 
@@ -38,7 +38,7 @@ def test_no_wait_within_the_budget(process):
 
 
 def test_cpu_used_before_start_is_not_debt(process):
-    """The same process relays a large clone."""
+    """Before the start, the same process may have relayed a large clone."""
 
     async def run():
         process.used = 100.0

@@ -1,4 +1,4 @@
-"""A runner's CPU budget: debt is waited off, and priority work waits less."""
+"""A runner's CPU budget: work waits until the CPU debt is repaid, and priority work waits less."""
 
 import pytest
 

@@ -56,7 +56,7 @@ def test_other_client_does_not_wait():
     asyncio.run(run())
 
 
-def test_large_messages_count_as_many():
+def test_large_message_counts_as_several():
     async def run():
         share, taken = FairShares().of("vera"), []
         stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
@@ -96,11 +96,11 @@ def test_shared_work_is_charged_to_no_client():
         streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
         await asyncio.sleep(0)
         with fair_share.shared_work():
-            reader = asyncio.create_task(take_from_context(100, taken))
+            reader = asyncio.create_task(acquire_from_current_share(100, taken))
             await fair_share.acquire(1024 * 1024)
         await asyncio.sleep(0)
         assert len(taken) == 100
-        charged_reader = asyncio.create_task(take_from_context(100, []))
+        charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
         await asyncio.sleep(0)
         assert not charged_reader.done()
         for stream in (*streams, charged_reader, reader):
@@ -110,7 +110,7 @@ def test_shared_work_is_charged_to_no_client():
     asyncio.run(run())
 
 
-async def take_from_context(count, taken):
+async def acquire_from_current_share(count, taken):
     for _ in range(count):
         await fair_share.acquire(100)
         taken.append(count)

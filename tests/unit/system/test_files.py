@@ -1,4 +1,4 @@
-"""Files that the agent made inaccessible are opened, or no descriptor leaks."""
+"""Opening a file that the agent made inaccessible. A failure leaks no descriptor."""
 
 import errno
 import os

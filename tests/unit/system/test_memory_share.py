@@ -1,4 +1,4 @@
-"""Memory of responses to one client is bounded; closing stalled connections makes room."""
+"""Memory of responses to one client is bounded; closing stalled connections frees it."""
 
 import asyncio
 
@@ -126,7 +126,7 @@ def test_waiter_closes_stalled_connections():
     asyncio.run(scenario())
 
 
-def test_each_share_has_separate_memory_and_none_is_unlimited():
+def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():
     async def scenario():
         shares = fair_share.FairShares()
         first_share, second_share = shares.of("vera"), shares.of("otto")

@@ -10,8 +10,10 @@ from sandbox.agents.claude_code.driver import ClaudeCodeDriver, encode_prompt
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
 COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
-BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")]
-"""Claude Code trims these characters."""
+COMMANDS_AFTER_BLANKS = [
+    f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")
+]
+"""Commands after blank characters, which Claude Code trims."""
 
 BINARY = Path("/data/agent/claude-1")
 
@@ -47,7 +49,7 @@ def test_settings_and_mcp_servers_of_repository_and_home_are_ignored():
     assert "--strict-mcp-config" in argv
 
 
-def test_sandbox_program_is_the_servers_copy():
+def test_program_in_the_sandbox_is_the_servers_copy():
     start = prepare()
     assert start.programs == {BINARY: start.command.argv[0]}
 
@@ -60,7 +62,7 @@ def test_agent_starts_in_subpath_and_loads_each_parent_claude_md():
     assert prepare().command.directory == "/workspace"
 
 
-def test_environment_does_not_depend_on_the_servers(monkeypatch):
+def test_agent_environment_is_independent_of_the_servers_environment(monkeypatch):
     before = prepare().command.environment
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-servers-own-key")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "https://elsewhere.example")
@@ -106,7 +108,9 @@ def test_no_mcp_config_file_without_mcp_servers():
     assert "--mcp-config" not in prepare().command.argv
 
 
-@pytest.mark.parametrize("prompt", [*COMMANDS, *BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"])
+@pytest.mark.parametrize(
+    "prompt", [*COMMANDS, *COMMANDS_AFTER_BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"]
+)
 def test_prompt_like_a_command_is_prefixed(prompt):
     assert encode_prompt(prompt) == f"Task:\n{prompt}".encode()
 

@@ -9,7 +9,7 @@ from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 
 RESULT = {"type": "result", "is_error": False, "result": "All done.\nReally — ✓", "total_cost_usd": 0.5}
-TURNS_OVER = {"type": "result", "is_error": True, "errors": ["Reached maximum number of turns (2)"]}
+MAX_TURNS_REACHED = {"type": "result", "is_error": True, "errors": ["Reached maximum number of turns (2)"]}
 
 
 def render(output_format, result):
@@ -21,7 +21,7 @@ def test_text_is_the_result_text():
 
 
 def test_text_of_a_failed_run_is_the_error():
-    assert render("text", TURNS_OVER) == b"Reached maximum number of turns (2)\n"
+    assert render("text", MAX_TURNS_REACHED) == b"Reached maximum number of turns (2)\n"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_result_without_text_renders_empty(result):
     assert render("text", result) == b""
 
 
-@pytest.mark.parametrize("result", [RESULT, TURNS_OVER])
+@pytest.mark.parametrize("result", [RESULT, MAX_TURNS_REACHED])
 def test_json_is_the_result_on_one_line(result):
     rendered = render("json", result)
     assert rendered.endswith(b"}\n")

@@ -58,8 +58,8 @@ def test_api_error_message_names_the_fix(status, advice):
     assert advice in determine_failure(ExitStatus(1), result, b"").message
 
 
-def test_explained_failure_is_not_reported_as_out_of_memory():
-    """A child process ran out of memory earlier."""
+def test_failure_with_a_reason_is_not_reported_as_out_of_memory():
+    """The kernel may have killed a child process earlier, and the agent failed for another reason."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
     assert determine_failure(ExitStatus(1, was_oom_killed=True), result, b"").code is FailureCode.AGENT_FAILED
     success_result = {"is_error": False, "result": "Done."}

@@ -56,9 +56,9 @@ def test_finished_run_is_a_success(name, summary):
     assert outcome.result["is_error"] is False
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("success_with_tools", 1), ("background_command", 2)])
-def test_agent_ready_is_reported_once(name, rounds):
-    assert sum(b'"subtype":"init"' in line for line in recorded(name)) == rounds
+@pytest.mark.parametrize(("name", "init_count"), [("success_with_tools", 1), ("background_command", 2)])
+def test_agent_ready_is_reported_once(name, init_count):
+    assert sum(b'"subtype":"init"' in line for line in recorded(name)) == init_count
     events, _ = replay(name)
     (ready,) = [event for event in events if isinstance(event, AgentReady)]
     assert {"Bash", "Read", "Task", "Write"} <= ready.tools

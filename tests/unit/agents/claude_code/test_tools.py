@@ -17,7 +17,7 @@ def options(*entries, **claude):
 
 
 @pytest.mark.parametrize("config", [None, SERVERS, McpConfig(mcpServers={})])
-def test_skip_permissions_decides_without_allowed_tools(config):
+def test_permission_mode_without_allowed_tools_depends_on_skip_permissions(config):
     assert tool_options(Claude(prompt="x", mcp_config=config)) == SKIP
     assert tool_options(Claude(prompt="x", mcp_config=config, skip_permissions=False)) == DENY
 
@@ -40,7 +40,7 @@ def test_rules_and_mcp_tools_use_permissions(entries, tools, allowed):
     assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
 
 
-def test_plain_names_use_permissions_if_not_skipped_or_with_mcp():
+def test_plain_tool_names_use_permissions_if_not_skipped_or_with_mcp():
     expected = ("--tools", "Read", "--allowedTools", "Read", *DENY)
     assert options("Read", skip_permissions=False) == expected
     assert options("Read", mcp_config=SERVERS) == expected
@@ -85,7 +85,7 @@ def test_many_entries_and_many_tools_are_compared_quickly():
     assert time.thread_time() - begin < 0.1
 
 
-def test_an_entry_is_known_by_its_redacted_name_or_a_pattern():
+def test_entry_matches_a_tool_by_its_redacted_name_or_a_pattern():
     tools = frozenset({"mcp__db__[REDACTED:KEY]", "mcp__db__query_7"})
     entries = ["mcp__db__secret-value", "mcp__db__q*", "mcp__db__query_[0-9]", "mcp__db__write*x", "mcp__db__drop"]
     assert unknown_entries(entries, tools, [], lambda name: name.replace("secret-value", "[REDACTED:KEY]")) == [

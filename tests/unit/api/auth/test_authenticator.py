@@ -58,7 +58,7 @@ def server() -> Server:
 
 
 @pytest.mark.parametrize("path", [STREAM, "/api/v1/tasks/task-001/logs"])
-def test_stream_ends_with_its_token(server, path):
+def test_stream_is_invalid_after_its_token_is_revoked(server, path):
     operator, viewer = (server.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
     assert server.authenticator.is_still_valid(operator)
     assert server.authenticator.is_still_valid(viewer)
@@ -67,7 +67,7 @@ def test_stream_ends_with_its_token(server, path):
     assert server.authenticator.is_still_valid(operator), "another token's stream continues"
 
 
-def test_stream_ends_with_its_session(server):
+def test_stream_is_invalid_after_its_session_ends(server):
     closed_session, open_session = server.session_of("vera"), server.session_of("vera")
     first, second = server.caller(cookie=closed_session), server.caller(cookie=open_session)
     assert server.authenticator.is_still_valid(first)
@@ -78,13 +78,13 @@ def test_stream_ends_with_its_session(server):
     assert not server.authenticator.is_still_valid(second)
 
 
-def test_session_stream_ends_with_its_token(server):
+def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(server):
     viewer = server.caller(cookie=server.session_of("vera"))
     del server.access.roles["vera"]
     assert not server.authenticator.is_still_valid(viewer)
 
 
-def test_anonymous_stream_ends_when_tokens_exist():
+def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
     server = Server(FakeAccess())
     caller = server.caller(path=STREAM)
     assert caller == Caller(LOCAL_OPERATOR)
@@ -93,14 +93,14 @@ def test_anonymous_stream_ends_when_tokens_exist():
     assert not server.authenticator.is_still_valid(caller)
 
 
-def test_wrong_token_without_tokens_ends_when_tokens_exist():
+def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_created():
     server = Server(FakeAccess())
     caller = server.caller(authorization="Bearer of another server")
     server.access.has_tokens = True
     assert not server.authenticator.is_still_valid(caller)
 
 
-def test_anonymous_health_stream_stays_valid(server):
+def test_anonymous_health_caller_stays_valid(server):
     probe = server.caller(path="/api/v1/health")
     assert probe.principal is None
     assert not probe.is_operator
@@ -161,7 +161,7 @@ def test_viewer_may_change_only_its_session(server, method):
     assert server.caller(method=method, authorization="Bearer olga")
 
 
-def test_viewer_may_stream_and_not_open_terminals(server):
+def test_viewer_may_stream_but_not_open_terminals(server):
     assert server.caller(path=STREAM, kind="websocket", authorization="Bearer vera")
     for path in (TERMINAL, "/api/v1/session", "/nowhere"):
         assert server.denied(path=path, kind="websocket", authorization="Bearer vera").status == 403
@@ -186,7 +186,7 @@ def test_missing_and_invalid_credentials_have_different_challenges(server):
     assert wrong.message.startswith("This token or session is unknown, revoked or expired. Send a token as")
 
 
-# Requests of other sites
+# Requests from other sites
 
 
 EVIL_ORIGIN = {"origin": "https://evil.example"}

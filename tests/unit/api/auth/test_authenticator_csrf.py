@@ -1,4 +1,4 @@
-"""Browsers let other sites reach loopback. Such requests are denied; programs and the server's pages are not."""
+"""Requests that browsers send for other sites are denied. Those of programs and the server's pages are accepted."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_origin_without_port_has_the_port_of_its_scheme(origin, port):
      "localhost@evil.example", "evil.example@localhost", "localhost:port", "localhost:999999", "localhost/x",
      "localhost#", "2130706433", "[::1", "0.0.0.0:8122", "localhost\t"],
 )  # fmt: skip
-def test_rebound_host_name_is_denied(host):
+def test_unknown_or_malformed_host_header_is_denied(host):
     assert check_host(host, None, names=NAMES, ports={8121, 8122}) is not None
 
 
@@ -82,7 +82,7 @@ def test_cross_site_request_reaches_no_route(api, tasks, headers):
 EMBEDDED_DESTINATIONS = (
     "audio", "audioworklet", "dictionary", "embed", "fencedframe", "font", "frame", "iframe", "image", "json",
     "manifest", "object", "paintworklet", "report", "script", "serviceworker", "sharedworker", "style", "track",
-    "video", "webidentity", "worker", "xslt", "DOCUMENT", "", "a-word-of-next-year",
+    "video", "webidentity", "worker", "xslt", "DOCUMENT", "", "a-future-value",
 )  # fmt: skip
 SERVER_PATHS = (
     "/api/v1/tasks", "/api/v1/tasks/task-001", "/api/v1/tasks/task-001/logs", "/api/v1/tasks/task-001/artifacts",
@@ -145,7 +145,7 @@ def test_programs_links_and_same_origin_pages_are_answered(api, tasks, headers):
     ("destination", "is_allowed"),
     [(None, True), ("document", True), ("iframe", False), ("empty", False), ("frame", False)],
 )
-def test_only_top_level_navigation_from_another_site_is_a_link(destination: str | None, is_allowed: bool):
+def test_only_top_level_navigation_is_allowed_from_another_site(destination: str | None, is_allowed: bool):
     headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     if destination is not None:
         headers["sec-fetch-dest"] = destination

@@ -1,4 +1,4 @@
-"""With tokens, the server accepts requests with a valid token, as the role allows."""
+"""If tokens exist, a request needs a valid token whose role allows it."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_operator_may_do_everything(api, tasks):
     assert api.delete("/api/v1/tasks/task-001", headers=OPERATOR).status_code == 200
 
 
-def test_viewer_may_read_and_not_change(api, tasks):
+def test_viewer_may_read_but_not_change(api, tasks):
     for path in ("/api/v1/tasks", "/api/v1/tasks/task-001", "/api/v1/tasks/task-001/logs", "/openapi.json"):
         assert api.get(path, headers=VIEWER).status_code == 200
     assert api("HEAD", "/api/v1/tasks", headers=VIEWER).status_code == 200
@@ -97,7 +97,7 @@ def test_token_allows_any_host_and_origin(api):
     assert api.get("/api/v1/tasks", headers=other_host).status_code == 401
 
 
-def test_required_token_denies_when_no_tokens_exist(api_with_tokens):
+def test_required_token_denies_all_requests_if_no_tokens_exist(api_with_tokens):
     api = api_with_tokens(FakeAccess(), requires_token=True)
     assert api.get("/api/v1/tasks").status_code == 401
     assert api.get("/api/health").status_code == 200

@@ -5,7 +5,7 @@ import pytest
 from sandbox.interfaces.tasks import Retention
 
 
-def test_bounds_are_read_from_the_query_and_pruned_tasks_listed(api, tasks):
+def test_limits_are_read_from_the_query_and_pruned_tasks_are_listed(api, tasks):
     response = api.post("/api/v1/admin/prune?older_than_seconds=60&keep=5&max_bytes=100&dry_run=true")
     assert response.status_code == 200
     assert tasks.pruned_by == (Retention(60, 5, 100), True)
@@ -16,13 +16,13 @@ def test_bounds_are_read_from_the_query_and_pruned_tasks_listed(api, tasks):
     }  # fmt: skip
 
 
-def test_without_bounds_the_servers_retention_applies(api, tasks):
+def test_without_limits_the_servers_retention_applies(api, tasks):
     assert api.post("/api/v1/admin/prune").status_code == 200
     assert tasks.pruned_by == (None, False)
 
 
 @pytest.mark.parametrize("query", ["keep=0", "keep=-1", "older_than_seconds=x", "max_bytes=-1", "older=1"])
-def test_invalid_bounds_prune_nothing(api, tasks, query):
+def test_invalid_limits_prune_nothing(api, tasks, query):
     response = api.post(f"/api/v1/admin/prune?{query}")
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert not hasattr(tasks, "pruned_by")

@@ -16,7 +16,7 @@ ARTIFACTS = "/api/v1/tasks/task-001/artifacts"
 
 @pytest.fixture(autouse=True)
 def add_artifact(tasks, tmp_path):
-    """Return a function that adds artifacts. One `report.bin` exists already."""
+    """Return a function that adds artifacts. The artifact `report.bin` already exists."""
     tasks.add("task-001")
 
     def add(name, path=None, data=DATA, content_type="application/octet-stream", *, contains_secret=False):
@@ -148,7 +148,7 @@ def test_download_has_no_last_modified(api):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
-def test_download_has_a_safe_type_and_list_the_declared_type(api, add_artifact, declared, served, headers):
+def test_download_has_a_safe_type_and_list_has_the_declared_type(api, add_artifact, declared, served, headers):
     add_artifact("a.txt", data="grün".encode("latin-1"), content_type=declared)
     response = api.get(f"{ARTIFACTS}/a.txt", headers=headers)
     assert response.headers["content-type"] == served
@@ -176,7 +176,7 @@ def test_download_policy_forbids_scripts_and_frames(api, method, headers):
         ("bytes=a-b", 200, DATA),
     ],
 )
-def test_single_range_is_served_else_the_whole_file(api, range_header, status, part):
+def test_single_range_is_served_and_other_ranges_return_the_whole_file(api, range_header, status, part):
     response = api.get(f"{ARTIFACTS}/report.bin", headers={"range": range_header})
     assert (response.status_code, response.content) == (status, part)
 

@@ -111,7 +111,7 @@ def test_tail_counts_lines_after_filtering(api):
 
 @pytest.fixture
 def replay_positions(api, tasks):
-    """Adds a task with much output, little of it on stderr. Returns the positions at which replays began."""
+    """Add a task with much output, little of it on stderr. Return the list of positions at which replays start."""
     outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
     replay_positions, replay = [], tasks.replay

@@ -13,15 +13,15 @@ from sandbox.model.failure import Failure, FailureCode
 FAILED = (e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), e.TaskFinished())
 
 
-def fail_preserved(tasks):
-    """A failed task with a preserved sandbox."""
+def add_failed_preserved_task(tasks):
+    """Add a failed task with a preserved sandbox."""
     asyncio.run(tasks.submit(manifest("task-001", lifecycle={"failure_action": "preserve"})))
     tasks.preserved.add("task-001")
     return tasks.record("task-001", *TO_RUNNING, *FAILED)
 
 
 def test_status_has_sandbox_kept_until_release(api, tasks):
-    fail_preserved(tasks)
+    add_failed_preserved_task(tasks)
     for path in ("", "/wait"):
         status = api.get(f"/api/v1/tasks/task-001{path}").json()
         assert (status["state"], status["sandbox_kept"]) == ("failed_preserved", True)
@@ -32,7 +32,7 @@ def test_status_has_sandbox_kept_until_release(api, tasks):
 
 
 def test_not_preserved_message_depends_on_the_reason(tasks):
-    released = SandboxNotPreservedError(fail_preserved(tasks)).message
+    released = SandboxNotPreservedError(add_failed_preserved_task(tasks)).message
     assert "was released, or has expired" in released
     not_preserved_message = SandboxNotPreservedError(tasks.add("task-002")).message
     assert "failure_action: preserve" in not_preserved_message

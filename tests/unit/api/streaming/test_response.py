@@ -107,7 +107,7 @@ def test_source_error_is_raised_after_earlier_messages():
     asyncio.run(run())
 
 
-def test_encoded_batches_are_cached_for_few_views():
+def test_encodings_of_a_batch_are_cached_for_a_few_views():
     encodings = []
 
     class View:

@@ -130,7 +130,7 @@ def test_concurrent_writes_are_moved_aside(root):
     assert [(backup.replaced / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
 
 
-def test_signal_is_delivered_after_the_work(root):
+def test_signal_is_delivered_after_the_backup_block(root):
     done = []
 
     def interrupt_and_continue():

@@ -1,4 +1,4 @@
-"""The event printer."""
+"""Printing of a task's events as lines of text."""
 
 import io
 import json

@@ -59,7 +59,7 @@ def test_fields_before_the_extensions_are_skipped(session, ciphers):
     assert read(server_names((0, NAME)), session=session, ciphers=ciphers).server_name == "files.example.org"
 
 
-# Which name counts
+# Which server name is used
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_empty_record_is_rejected():
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\0\0", b"\0\0\0\1"])
 def test_truncated_extensions_have_no_server_name(trailing):
-    """Their length includes a further extension, which is truncated."""
+    """The length of the extensions includes a further extension, which is truncated."""
     original = message(server_names((0, NAME)))
     body = original[4:]
     at = 2 + 32 + 1 + 4 + 2

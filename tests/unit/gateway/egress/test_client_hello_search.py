@@ -104,7 +104,7 @@ def test_body_length_decides_whether_a_hello_is_expected(length: int, is_hello: 
 
 
 @pytest.mark.parametrize("high_byte", [1, 2])
-def test_message_is_complete_by_all_three_bytes_of_its_length(high_byte: int):
+def test_message_length_uses_all_three_bytes(high_byte: int):
     content = body(OTHER)
     assert deny_reason(record(message(content))) is not None
     assert deny_reason(record(message(content, high_byte << 16 | len(content)))) is None

@@ -1,4 +1,4 @@
-"""Requests to the proxy, port 80 and port 443 pass to allowed hosts; all others are denied with a reason."""
+"""Requests to the proxy, port 80 and port 443 are forwarded to allowed hosts; all others are denied with a reason."""
 
 import ssl
 
@@ -119,7 +119,7 @@ def test_plain_proxy_request_is_forwarded_without_hop_by_hop_headers():
     )
 
 
-NAMES_ANOTHER_HOST = (
+HOST_OVERRIDE_HEADERS = (
     "Forwarded: host=other.example",
     "X-Forwarded: host=other.example",
     "X-Forwarded-Host: other.example",
@@ -134,7 +134,7 @@ NAMES_ANOTHER_HOST = (
 """A reverse proxy passes the original host in these headers; many programs use them instead of Host."""
 
 
-@pytest.mark.parametrize("header", NAMES_ANOTHER_HOST)
+@pytest.mark.parametrize("header", HOST_OVERRIDE_HEADERS)
 def test_forwarded_host_headers_are_removed(header):
     forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\nOrigin: http://{HOST}\r\n"
     request = f"GET http://{HOST}/ HTTP/1.1\r\n{header}\r\n{forwarded}\r\n".encode()

@@ -1,4 +1,4 @@
-"""With `network_mode: full` every public name is allowed, and through the proxy every public address; nothing else."""
+"""With `network_mode: full`, every public name is allowed, and through the proxy every public address."""
 
 import pytest
 

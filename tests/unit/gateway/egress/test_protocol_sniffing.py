@@ -1,4 +1,4 @@
-"""On ports other than 80 and 443, no prefix before HTTP or TLS gets another host's name past the gateway."""
+"""On ports other than 80 and 443, the gateway detects HTTP and TLS for another host after any prefix."""
 
 import random
 
@@ -142,8 +142,8 @@ TLS_ATTACKS = {
     "IMAP STARTTLS": b"a1 STARTTLS\r\n" + HELLO_TO_ANOTHER,
     "after SOCKS": b"\5\1\0\5\1\0\3\x0dother.example\1\xbb" + HELLO_TO_ANOTHER,
     "after a NUL": b"\0" + HELLO_TO_ANOTHER,
-    "that is incomplete": b"\0\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" + bytes(CLIENT_HELLO_BYTES_MAX),
-    "that starts too many times": b"\0" + b"\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" * (PARTIAL_HELLOS_MAX + 1),
+    "incomplete hello": b"\0\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" + bytes(CLIENT_HELLO_BYTES_MAX),
+    "too many starts of a hello": b"\0" + b"\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" * (PARTIAL_HELLOS_MAX + 1),
 }
 
 LEGITIMATE = {

@@ -1,4 +1,4 @@
-"""On ports other than 80 and 443, every host name in a connection must be the connected host."""
+"""On ports other than 80 and 443, every host name in a connection must be that of the connected host."""
 
 import pytest
 from hypothesis import given
@@ -57,7 +57,7 @@ def test_fragmented_data_is_buffered_until_the_protocol_is_known():
     assert forwarded_data(handshake.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
 
 
-def test_client_that_ends_before_detection_is_forwarded():
+def test_data_of_a_client_that_ends_before_detection_is_forwarded():
     handshake = create_handshake()
     assert handshake.client_data_received(b"quit") is None
     assert forwarded_data(handshake.client_data_received(b"")) == b"quit"

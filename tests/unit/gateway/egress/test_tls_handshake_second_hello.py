@@ -1,4 +1,4 @@
-"""A server may request a second ClientHello; it must name the same server, otherwise it is denied."""
+"""A TLS server may request a second ClientHello. It is denied unless it names the same server as the first one."""
 
 import ssl
 from contextlib import suppress

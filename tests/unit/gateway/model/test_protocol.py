@@ -578,7 +578,7 @@ def test_interim_responses_are_not_forwarded():
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_neither_followed_nor_passed_on(status):
+def test_redirect_is_neither_followed_nor_forwarded(status):
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     effects = protocol.upstream_data_received(
@@ -658,7 +658,7 @@ def test_early_response_closes_the_upstream():
     assert (protocol.phase, protocol.is_in_flight) == (Phase.IDLE, False)
 
 
-def test_pipelining_client_gets_one_response_and_is_closed():
+def test_pipelining_client_gets_one_response_and_is_disconnected():
     protocol, _ = create_protocol()
     protocol.client_data_received(request() + request())
     effects = protocol.upstream_data_received(STREAM)
@@ -666,7 +666,7 @@ def test_pipelining_client_gets_one_response_and_is_closed():
     assert effects.close_client
 
 
-def test_client_that_sends_too_much_while_waiting_is_closed():
+def test_client_that_sends_too_much_while_waiting_is_disconnected():
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     assert protocol.client_data_received(bytes(limits.PIPELINED_BYTES_MAX)) == Effects()

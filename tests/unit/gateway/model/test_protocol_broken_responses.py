@@ -92,7 +92,7 @@ def test_stream_that_ends_with_an_error_event_counts_as_broken():
 
 
 def test_broken_json_response_costs_max_tokens():
-    """The model generates it in full before it sends the first byte."""
+    """The model generates a JSON response in full before it sends the first byte."""
     forwarded = ForwardedRequest().receive(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
     assert forwarded.usage.output_tokens == 64_000
     assert forwarded.usage.input_tokens == forwarded.body_bytes // 3
@@ -162,7 +162,7 @@ def test_input_estimate_is_capped_at_the_model_maximum():
 
 @pytest.mark.parametrize("headers", ["Connection: close\r\n", ""])
 def test_data_after_a_request_does_not_reduce_its_cost(headers):
-    """Data after a last request is invalid HTTP, and still does not reduce the counted cost."""
+    """Data after the last request is invalid HTTP. It must not reduce the counted cost."""
     forwarded = ForwardedRequest(headers=headers)
     effects = forwarded.protocol.client_data_received(b"x")
     assert not effects.close_upstream

@@ -240,7 +240,7 @@ def test_request_is_an_object_with_a_string_model():
 
 def test_request_with_too_many_json_values_is_rejected(monkeypatch):
     monkeypatch.setattr(request_body, "REQUEST_JSON_VALUES_MAX", 10)
-    # An object with one member counts: its brace and colon, one bracket, the commas.
+    # The limit counts opening brackets, colons and commas: here one brace, one colon, one bracket and `count` commas.
     for count, is_read in ((7, True), (8, False)):
         body = b'{"a":[%s]}' % b",".join([b"1"] * (count + 1))
         assert isinstance(decode_body(body), dict) is is_read

@@ -1,4 +1,4 @@
-"""A task's budget covers all attempts and every kind of token; once spent, no request is forwarded."""
+"""A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
 import pytest
 
@@ -166,7 +166,7 @@ def test_responses_in_progress_count_with_their_latest_usage():
     assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (100 of 100 tokens)")
 
 
-def test_settled_response_replaces_its_progress():
+def test_charged_response_replaces_its_progress():
     gate, _ = create_gate(Budget(tokens=100))
     gate.record_progress("first", streaming(60))
     gate.charge("first", usage(60))
@@ -187,7 +187,7 @@ def test_json_response_is_counted_when_it_is_complete():
     assert gate.check() is not None
 
 
-def test_no_budget_is_never_exhausted():
+def test_gate_without_a_budget_is_never_exhausted():
     gate, events = create_gate()
     gate.record_progress("first", streaming(10**9))
     gate.charge("first", usage(10**9, usd=10.0**9))

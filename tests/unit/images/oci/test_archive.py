@@ -1,4 +1,4 @@
-"""Import of archives of `skopeo` and `docker save`. Damaged, foreign and hostile ones are rejected."""
+"""Import of archives of `skopeo` and `docker save`. Damaged, foreign and hostile archives are rejected."""
 
 import json
 import os

@@ -29,7 +29,7 @@ def outside(tmp_path):
 
 @pytest.fixture
 def tree(tmp_path, outside):
-    """A RootFs with an `apply` method for layers. Afterwards, checks that nothing outside it changed."""
+    """A RootFs with an `apply` method for layers. After the test, nothing outside the tree may have changed."""
     root = tmp_path / "root"
     root.mkdir()
     tree = RootFs(root)
@@ -105,7 +105,7 @@ def test_file_replaces_a_symlink_and_not_its_target(tree, outside):
     ],
     ids=["symlink loop", "file as directory", "symlink past the root"],
 )
-def test_unresolvable_path_is_rejected_or_stays_inside(tree, entries):
+def test_unresolvable_path_is_rejected_or_stays_inside_the_tree(tree, entries):
     try:
         tree.apply(layer(*entries))
     except ImageRefusedError:
@@ -114,7 +114,7 @@ def test_unresolvable_path_is_rejected_or_stays_inside(tree, entries):
 
 
 @pytest.mark.parametrize("target", ["../outside/file", "{outside}/file", "missing", "door/file", "self", "directory"])
-def test_hard_link_to_other_than_a_tree_file_is_rejected(tree, outside, target):
+def test_hard_link_to_anything_but_a_file_of_the_tree_is_rejected(tree, outside, target):
     entries = [symlink("door", str(outside)), directory("directory")]
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(*entries, hardlink("self", target.format(outside=outside))))
@@ -181,7 +181,7 @@ def test_image_with_too_many_files_is_rejected(tree, monkeypatch):
         tree.apply(layer(entry("one-more")))
 
 
-def test_parent_directories_count(tree, monkeypatch):
+def test_parent_directories_count_as_entries(tree, monkeypatch):
     monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 3)
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry("a/b/c/d/e")))

@@ -81,7 +81,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
     ),
     e.AttemptEnded: (e.AttemptEnded(), None),
-    e.FollowUpSkipped: (e.FollowUpSkipped(e.FollowUp.RETRY, "would not go"), None),
+    e.FollowUpSkipped: (e.FollowUpSkipped(e.FollowUp.RETRY, "not allowed"), None),
     e.AgentExited: (
         e.AgentExited(1, {"is_error": True}, FAILURE),
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},

@@ -87,6 +87,6 @@ async def write_as_user(directory):
     assert read(home) == FILES
 
 
-def test_read_only_home_is_writable_for_the_runner():
+def test_files_are_written_to_a_read_only_home():
     with ordinary_user_directory() as place:
         run_as_ordinary_user(write_as_user, str(place))

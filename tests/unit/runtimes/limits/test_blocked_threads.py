@@ -1,4 +1,4 @@
-"""Threads of a sandbox are interrupted when the machine has many more objects than at some earlier time."""
+"""A sandbox's threads are interrupted when the machine has many more open objects than at some earlier time."""
 
 import itertools
 from collections.abc import Collection
@@ -24,14 +24,14 @@ def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
     [
         ([50, 150], 0),
         ([50, 151], 1),
-        ([150, 50, 150, 151], 1),  # counted from the lowest
-        ([50, 151, 151, 251], 1),  # what stays after an interruption belongs to others
+        ([150, 50, 150, 151], 1),  # growth is counted from the lowest count
+        ([50, 151, 151, 251], 1),  # objects left after an interruption are not the sandbox's
         ([50, 151, 252], 2),
         ([None, 500, 600], 0),
         ([50, None, 151], 1),
     ],
 )
-def test_threads_are_interrupted_after_a_growth(counts: list[int | None], interruptions: int):
+def test_threads_are_interrupted_after_growth(counts: list[int | None], interruptions: int):
     machine, interrupted = {"objects": counts[0]}, list[Collection[int]]()
     interrupter = BlockedThreadInterrupter(
         lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__
@@ -55,8 +55,10 @@ def test_growth_is_counted_from_the_objects_left_after_an_interruption():
 def test_objects_are_counted_twice_a_second():
     times = [0.0]
     counts: list[float] = []
-    hidden = BlockedThreadInterrupter(lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1])
+    interrupter = BlockedThreadInterrupter(
+        lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1]
+    )
     for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):
         times.append(seconds)
-        hidden.interrupt_if_grown([])
+        interrupter.interrupt_if_grown([])
     assert counts == [0.0, 0.5, 1.1]

@@ -75,8 +75,8 @@ def test_version_2_has_no_socket_limit_with_nosocket(tmp_path: Path, monkeypatch
 def test_version_2_reports_socket_buffers_with_a_limit(tmp_path: Path):
     root, group = _unified(tmp_path)
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
-    use = group.kernel_usage(os.getpid(), 1 << 30)
-    assert (use.buffer_bytes, use.buffer_bytes_max) == (7 << 20, 128 << 20)
+    usage = group.kernel_usage(os.getpid(), 1 << 30)
+    assert (usage.buffer_bytes, usage.buffer_bytes_max) == (7 << 20, 128 << 20)
 
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])
@@ -217,8 +217,8 @@ def test_version_1_ignores_ebusy_of_the_socket_limit(
 
 def test_version_1_reports_socket_buffers_without_a_limit(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
-    use = ControlGroup([tmp_path]).kernel_usage(os.getpid(), 1 << 30)
-    assert (use.buffer_bytes, use.buffer_bytes_max) == (8192, None)
+    usage = ControlGroup([tmp_path]).kernel_usage(os.getpid(), 1 << 30)
+    assert (usage.buffer_bytes, usage.buffer_bytes_max) == (8192, None)
 
 
 def test_version_1_reports_oom_kills_and_stats(tmp_path: Path):

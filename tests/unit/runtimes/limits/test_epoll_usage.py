@@ -34,7 +34,7 @@ class FakeEpollUsage:
 
 @pytest.fixture
 def five_entries() -> Iterator[None]:
-    """Makes this process watch five descriptors with one epoll instance."""
+    """Make this process watch five descriptors with one epoll instance."""
     with ExitStack() as stack:
         poll = stack.enter_context(select.epoll())
         reader, writer = os.pipe()
@@ -48,7 +48,7 @@ def five_entries() -> Iterator[None]:
 
 @pytest.fixture
 def descriptors_in_transit() -> Iterator[None]:
-    """Makes this process send itself a descriptor that it never receives."""
+    """Make this process send itself a descriptor that it never receives."""
     sender, receiver = socket.socketpair()
     with sender, receiver:
         socket.send_fds(sender, [b"x"], [0])
@@ -152,7 +152,7 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
         assert counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX
 
 
-def test_count_that_takes_too_long_is_a_violation(monkeypatch: pytest.MonkeyPatch):
+def test_count_that_takes_too_long_is_marked_as_cut_short(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_usage, "_INSPECTION_SECONDS", -1)
     machine = FakeEpollUsage(MANY)
     counter = EpollCounter(machine.count)
@@ -163,7 +163,7 @@ def test_count_that_takes_too_long_is_a_violation(monkeypatch: pytest.MonkeyPatc
     assert not counter.was_cut_short
 
 
-def test_a_process_that_ended_has_no_entries():
+def test_ended_process_has_no_entries():
     assert EpollCounter(FakeEpollUsage(MANY).count).count([2**22 + 1]) == 0
 
 

@@ -1,4 +1,4 @@
-"""All processes of a sandbox's uid are killed at its end, so the uid must not be used elsewhere."""
+"""When a sandbox ends, all processes with its uid are killed, so nothing else may use the uid."""
 
 import pytest
 
@@ -8,10 +8,10 @@ from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 @pytest.mark.parametrize(
     ("others", "user"),
     [
-        (range(65_536), "accounts and the classic overflow uid"),
-        (range(100_000, 600_100_001), "subordinate uids of users (login.defs), for their containers"),
-        (range(524_288, 1_879_048_192), "containers of systemd"),
-        (range(2_147_352_576, 2**32), "foreign and signed ids"),
+        (range(65_536), "user accounts and the overflow uid"),
+        (range(100_000, 600_100_001), "subordinate uids of users for containers (login.defs)"),
+        (range(524_288, 1_879_048_192), "systemd containers"),
+        (range(2_147_352_576, 2**32), "foreign uids of systemd, and uids that are negative as signed integers"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )

@@ -43,7 +43,7 @@ def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 20)
 
 
-def test_directories_count_and_files_and_o_path_do_not(start_holder: Holder, tmp_path: Path):
+def test_directories_count_but_files_and_o_path_do_not(start_holder: Holder, tmp_path: Path):
     (tmp_path / "file").touch()
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
     assert kernel_usage.count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0

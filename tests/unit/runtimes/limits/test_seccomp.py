@@ -1,4 +1,4 @@
-"""The seccomp filter, run by a small interpreter so that both architectures are tested on either."""
+"""The seccomp filters of both architectures, evaluated by a small interpreter."""
 
 import errno
 import struct
@@ -43,7 +43,7 @@ all_architectures = pytest.mark.parametrize("architecture", seccomp.ARCHITECTURE
 def evaluate(
     architecture: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None
 ) -> int:
-    """The kernel's decision: ALLOW, KILL, an errno or IGNORED. code: a filter other than the sandbox filter."""
+    """The kernel's decision: ALLOW, KILL, an errno or IGNORED. `code` replaces the sandbox filter."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[architecture] if audit is None else audit, 0, *padded)
     program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(architecture) if code is None else code))
@@ -130,8 +130,8 @@ def test_new_namespaces_are_denied(architecture: str, flag: int):
 
 @all_architectures
 def test_threads_and_processes_are_allowed(architecture: str):
-    assert evaluate(architecture, CLONE[architecture], 0x3D0F00) == ALLOW  # a thread of the C library
-    assert evaluate(architecture, CLONE[architecture], 0x1200011) == ALLOW  # a fork of it
+    assert evaluate(architecture, CLONE[architecture], 0x3D0F00) == ALLOW  # a thread created by the C library
+    assert evaluate(architecture, CLONE[architecture], 0x1200011) == ALLOW  # a fork by the C library
     assert evaluate(architecture, UNSHARE[architecture], 0x200) == ALLOW  # a working directory per thread
     assert evaluate(architecture, UNSHARE[architecture], 0x80) == errno.EPERM  # a new time namespace
 
@@ -180,10 +180,10 @@ def test_ordinary_socket_options_are_allowed(architecture: str, assemble: Assemb
 @both_filters
 @pytest.mark.parametrize(
     ("level", "option"),
-    # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_TIMESTAMPING and its 64-bit one, SO_LOCK_FILTER,
-    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, -_EBPF, SO_RESERVE_MEM, SO_ZEROCOPY; IP_OPTIONS, IP_MINTTL,
-    # IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP, and
-    # the tables of iptables; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
+    # SO_RCVLOWAT, SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_TIMESTAMPING_OLD, SO_TIMESTAMPING_NEW, SO_LOCK_FILTER,
+    # SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_RESERVE_MEM, SO_ZEROCOPY;
+    # IP_OPTIONS, IP_MINTTL, IP_IPSEC_POLICY, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER, MCAST_JOIN_SOURCE_GROUP,
+    # IPT_SO_SET_REPLACE; TCP_MD5SIG, TCP_ULP, TCP_REPAIR, TCP_FASTOPEN_KEY; UDP_CORK, UDP_ENCAP; IPV6_ADDRFORM,
     # IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, IPV6_HOPOPTS, IPV6_MINHOPCOUNT; unknown levels
     [(1, 18), (1, 26), (1, 27), (1, 37), (1, 65), (1, 44), (1, 50), (1, 51), (1, 52), (1, 73), (1, 60),
      (0, 4), (0, 21), (0, 16), (0, 39), (0, 41), (0, 46),
@@ -351,7 +351,7 @@ def test_ioctls_that_load_modules_are_denied(architecture: str):
 
 
 @all_architectures
-def test_high_halves_of_arguments_are_ignored(architecture: str):
+def test_upper_32_bits_of_arguments_are_ignored(architecture: str):
     assert evaluate(architecture, SOCKET[architecture], (1 << 32) | 17, 3, 0) == errno.EAFNOSUPPORT
     assert evaluate(architecture, IOCTL[architecture], 0, (7 << 32) | 0x5412) == errno.EPERM
 
@@ -365,10 +365,10 @@ def test_terminal_injection_ioctls_are_denied(architecture: str):
 
 
 @all_architectures
-def test_personality_may_be_queried_and_addresses_not_randomized(architecture: str):
+def test_personality_may_be_queried_and_may_disable_address_randomization(architecture: str):
     assert evaluate(architecture, PERSONALITY[architecture], 0xFFFFFFFF) == ALLOW
     assert evaluate(architecture, PERSONALITY[architecture], 0x0040000) == ALLOW
-    assert evaluate(architecture, PERSONALITY[architecture], 0x0400000) == errno.EPERM  # readable memory is executable
+    assert evaluate(architecture, PERSONALITY[architecture], 0x0400000) == errno.EPERM  # READ_IMPLIES_EXEC
 
 
 def test_unknown_architecture_has_no_filter():

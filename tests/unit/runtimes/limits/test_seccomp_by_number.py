@@ -1,7 +1,7 @@
 """The system call filter, compared with an independent list of numbers from the kernel's headers.
 
-Sources: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12. A new row in the
-filter's table needs its row here.
+Sources: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12. Each new row in
+the filter's table needs a row here.
 """
 
 import errno
@@ -116,7 +116,7 @@ def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> in
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
-    """Machine, name and number of each call that the machine has."""
+    """Architecture, name and number of each call that the architecture has."""
     numbered = [
         (architecture, name, call_number(architecture, numbers))
         for architecture in AUDIT
@@ -248,8 +248,8 @@ ALLOWED_ARGUMENTS = [
     *[("fcntl", (3, 4, flags)) for flags in (0, 0x800, 0xC00, 0x4800)],  # F_SETFL: O_NONBLOCK, O_APPEND, O_DIRECT
     # F_DUPFD F_SETFD F_GETFL F_SETOWN F_DUPFD_CLOEXEC F_ADD_SEALS
     *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030, 1033)],
-    *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel refuses real time
-    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # the kernel checks other flags
+    *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel denies real-time policies
+    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # the kernel checks the other flags
 ]
 REFUSED_ARGUMENTS = [
     *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x60000, 0x400000, 0x20009, 0xFFFFFFFE)],

@@ -98,9 +98,9 @@ def test_virtiofsd_serves_the_share_and_not_the_jail_root():
 
 
 def test_unreadable_program_is_staged_for_virtiofsd_only():
-    hidden = jail.GuestPlan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
-    assert jail.staged_program_entries(hidden) == [("program", "hidden-0", "/host/claude")]
-    assert Path("/host/claude") not in jail.staged_paths(hidden).values()
+    with_unreadable_program = jail.GuestPlan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    assert jail.staged_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
+    assert Path("/host/claude") not in jail.staged_paths(with_unreadable_program).values()
     assert Path("/host/claude") in jail.staged_paths(plan()).values()
 
 
@@ -370,7 +370,7 @@ def test_encoded_command_has_pwd_and_rejects_nul():
 
 
 def run_redirection(program: bytes, address: str, port: int) -> str:
-    """The address that the kernel would connect to: an interpreter of the BPF program."""
+    """Interpret the BPF program. Return the address that the kernel would connect to."""
     memory = {4: int.from_bytes(socket.inet_aton(address), "little"), 24: socket.htons(port)}
     registers = dict.fromkeys(range(11), 0)
     position = 0

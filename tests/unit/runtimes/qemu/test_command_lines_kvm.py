@@ -1,4 +1,4 @@
-"""Guests use KVM if it works, even on a busy machine. Otherwise the reason is reported."""
+"""Guests use KVM if it works, even on a busy machine. Otherwise they are emulated, and the reason is reported."""
 
 import asyncio
 from pathlib import Path
@@ -48,7 +48,6 @@ class FakeQemuRuntime(QemuRuntime):
 def machine(monkeypatch):
     """A machine with all guest components and /dev/kvm."""
     found = components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
-    monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     set_kvm_speed(monkeypatch, is_too_slow=False)

@@ -165,7 +165,7 @@ def test_proxy_auth_method_is_passed():
 
 
 @pytest.mark.parametrize(
-    ("proxy", "upstream_proxy", "proxy_in_confinement", "hosts"),
+    ("proxy", "upstream_proxy", "proxy_in_confinement", "has_hosts_file"),
     [
         ("http://me:pw@proxy.corp:8080", HostPort("proxy.corp", 8080), "http://me:pw@proxy.corp:3128", True),
         ("proxy.corp:8080", HostPort("proxy.corp", 8080), "http://proxy.corp:3128", True),
@@ -175,10 +175,10 @@ def test_proxy_auth_method_is_passed():
         ("socks4://10.0.0.1:1081", HostPort("10.0.0.1", 1081), "socks4a://127.0.0.1:3128", False),
     ],
 )
-def test_user_proxy_is_reached_through_the_relay(proxy, upstream_proxy, proxy_in_confinement, hosts):
+def test_user_proxy_is_reached_through_the_relay(proxy, upstream_proxy, proxy_in_confinement, has_hosts_file):
     remote = resolve_remote("https://git.example/a", [], proxy, Path("/"))
     assert (remote.upstream_proxy, remote.settings) == (upstream_proxy, [("http.proxy", proxy_in_confinement)])
-    assert ("/etc/hosts" in remote.files) == hosts
+    assert ("/etc/hosts" in remote.files) == has_hosts_file
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sandbox.workspace.files import Entry
 
 
 class FakeGit(RawIOBase):
-    """A fake git process. It ignores odd numbers and checks that each directory exists when it is queried."""
+    """A fake git process. It ignores paths that end in an odd digit, and checks that each queried directory exists."""
 
     def __init__(self, directory, responses_max=10**9):
         self.directory = directory

@@ -90,7 +90,7 @@ def test_artifact_with_secret_is_not_returned(call_tool):
 
 
 class AmbiguousNamesClient(FakeClient):
-    """Artifacts where one's name is another's path. Lookup works as in the server."""
+    """A client in which the name of one artifact is the path of another. Lookups work as in the server."""
 
     async def artifacts(self, task_id):
         rows = [("patch", "a.md", False), ("a.md", f".sandbox/{task_id}.patch", False), ("b.md", "patch", True)]
