@@ -1,4 +1,4 @@
-"""Browser sessions: a cookie replaces a token that was presented once. Stored in memory; a restart ends them."""
+"""Browser sessions: a token is presented once and replaced by a cookie. Stored in memory; a restart ends them."""
 
 from __future__ import annotations
 
