@@ -81,7 +81,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""Fetch destinations of data: `document` for navigations, which download everything but pages; `empty` for scripts."""
+"""Fetch destinations of data: `document` (navigation; downloads everything but pages), `empty` (fetch, EventSource)."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
 
 
@@ -230,7 +230,7 @@ class Authenticator:
                 del self._requests_in_progress[name]
 
     def share_of(self, principal: Principal | None) -> FairShare:
-        """Return the caller's share of the event loop. All anonymous callers have the same one."""
+        """Return the caller's share of the event loop. All anonymous callers have the same share."""
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
@@ -303,7 +303,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request requires the operator role, as all requests do that are not known to be read-only."""
+    """Whether the request requires the operator role. Every request that is not known to be read-only does."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

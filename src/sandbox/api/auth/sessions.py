@@ -56,7 +56,7 @@ class SessionStore:
         return session.principal_id
 
     def close(self, secret: str) -> None:
-        """Close a session; unknown ones are ignored."""
+        """Close a session; do nothing if it is unknown."""
         self._sessions.pop(_digest(secret), None)
 
 

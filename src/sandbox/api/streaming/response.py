@@ -94,7 +94,7 @@ class Prefetcher:
         self._changed.set()
 
     async def next_batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
-        """Return all buffered messages: none after `idle_seconds` without messages, None at the end.
+        """Return all buffered messages: an empty list after `idle_seconds` without messages, None at the end.
 
         Raises the exception of the source.
         """

@@ -57,8 +57,8 @@ class HistoryCache:
     async def get_or_load(self, position: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event after `position`, or None if there is none.
 
-        events: reads all events after `position`. One client reads at a time; those that wait then use its result. Of
-            each token only one stream waits here, so a token with many streams does not delay other tokens.
+        events: reads all events after `position`. One client reads at a time, and waiting clients use its result. Each
+            token can have only one stream waiting here, so many streams of one token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(position) or await self.load(events(), position)
