@@ -63,7 +63,7 @@ def parse_token_id(token: str) -> str | None:
 
 
 def verify_token(token: str, record: TokenRecord) -> bool:
-    """Whether the token matches the record. The time does not depend on the secret."""
+    """Whether the token matches the record. Compares in constant time."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
 
