@@ -79,8 +79,8 @@ def require_data_dir(data_dir: Path) -> None:
 def rebuild_index(data_dir: Path) -> RebuildResult:
     """Rebuild the index from the journals; the previous one is kept as `index.sqlite.before`.
 
-    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError; then
-    the index is unchanged.
+    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError. After
+    an error, the index is unchanged.
     """
     require_data_dir(data_dir)
     with lock_data_dir(data_dir), private_umask():

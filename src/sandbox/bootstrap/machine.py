@@ -15,7 +15,7 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks: CPUs of this process, memory, and the data directory's disk, times the factors."""
+    """Return the capacity for tasks: the overcommitted CPUs of this process, memory and disk of the data directory."""
     disk = os.statvfs(data_dir)
     return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),

@@ -26,7 +26,7 @@ def create_maintenance_jobs(
 ) -> Sequence[PeriodicJob]:
     """Create the jobs in the order of their execution."""
     leftover_sources: Sequence[Leftovers] = (
-        # Every runtime can end the sandboxes of all runtimes. Bubblewrap's needs no installed program for that.
+        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),

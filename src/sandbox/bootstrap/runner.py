@@ -212,7 +212,7 @@ def choose_disks(order: LaunchOrder) -> Disks:
 
 
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
-    """Import redaction only if needed: most tasks have no secrets."""
+    """Return a redactor; None without secrets. Redaction is imported only if needed: most tasks have no secrets."""
     if not secrets:
         return None
     from sandbox.secrets.redactor import SecretRedactor

@@ -35,7 +35,7 @@ _UNLIMITED = 2**63 - 1
 
 
 def check_open_files(probe: RuntimeProbe) -> list[Finding]:
-    """Report if one sandbox can hold so many open files that others get none."""
+    """Report if one sandbox can open so many files that other processes cannot open any."""
     machine = _read_sysctl("fs/file-max")
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
