@@ -204,7 +204,7 @@ class Checkout:
         return self._git(*_apply_arguments(*options, patch=patch))
 
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
-        """Run git; return its exit code and stderr. It has a separate session, because ^C would leave files removed."""
+        """Run git in a separate session, because ^C would leave files removed; return its exit code and stderr."""
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
             cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -35,7 +35,7 @@ TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
 OPEN_TOOL_CALLS_MAX = 100
-"""Number of unfinished tool calls to track. The oldest of more calls are printed without a summary."""
+"""Number of unfinished tool calls to track. If there are more, the oldest are printed without a summary."""
 
 
 @dataclass(frozen=True)
