@@ -45,8 +45,8 @@ class AsyncClient:
     Every method may raise subclasses of ClientError. To stop iterating `events` or `logs` early, close the iterator
     with `contextlib.aclosing`.
 
-    server: base URL such as `http://localhost:8122`; None: SANDBOX_SERVER.
-    token: bearer token; None: SANDBOX_TOKEN.
+    server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
+    token: bearer token; None uses SANDBOX_TOKEN.
     timeout_seconds: for each response, and for each read of a stream.
     """
 

@@ -47,8 +47,8 @@ PAGE_TASKS_MAX = 1000
 class Client:
     """Client of one Sandbox server; a context manager. Every method may raise subclasses of ClientError.
 
-    server: base URL such as `http://localhost:8122`; None: SANDBOX_SERVER.
-    token: bearer token; None: SANDBOX_TOKEN.
+    server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
+    token: bearer token; None uses SANDBOX_TOKEN.
     timeout_seconds: for each response, and for each read of a stream.
     """
 

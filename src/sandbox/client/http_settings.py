@@ -127,7 +127,10 @@ def resolve_connection(server: str | None, token: str | None, timeout_seconds: f
 
 
 def authorization_header(token: str | None) -> dict[str, str]:
-    """Return the Authorization header, empty without a token. Raises InvalidParameterError, without the token in it."""
+    """Return the Authorization header; empty without a token.
+
+    Raises InvalidParameterError, whose message does not contain the token.
+    """
     if not token:
         return {}
     if not _TOKEN_PATTERN.fullmatch(token):
