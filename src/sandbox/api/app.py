@@ -44,7 +44,7 @@ _ARTIFACTS_SEGMENT = b"/artifacts/"
 
 
 class EncodedSlashMiddleware:
-    """Keeps encoded slashes (`%2F`) encoded in the routed path, except in an artifact's name, which may have slashes.
+    """Keeps `%2F` encoded in the path that is routed, except in an artifact's name, which may contain slashes.
 
     Routes match the decoded path. Without this, the task id `a%2Fvm` would address the sandbox of the task `a`.
     """
@@ -72,7 +72,7 @@ class _Api(FastAPI):
 def create_app(
     tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
 ) -> FastAPI:
-    """Create the REST API app; the event stream is also available here, under the same path as on its own port."""
+    """Create the REST API app. It also serves the event stream, under the same path as on the separate port."""
     app = create_api_schema_app(settings.version)
     metrics = ServerMetrics(settings.version)
     _configure(app, AppContext(tasks, settings, shutting_down, authenticator, metrics, StreamCache(tasks)))
@@ -152,7 +152,7 @@ def _configure(app: Starlette, context: AppContext) -> None:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Raise 404 for WebSockets too: the handshake then gets the same response as a request."""
+    """Raise 404 for WebSockets too, so that a handshake gets the same response as a request."""
     raise HTTPException(404)
 
 

@@ -118,7 +118,7 @@ def _problem_handler(status: int, fields: _Fields) -> Callable[..., Any]:
 
 
 def retry_after_header(seconds: int | None) -> dict[str, str]:
-    """Return the Retry-After header of a 429 or 503. None: DEFAULT_RETRY_AFTER_SECONDS."""
+    """Return the Retry-After header of a 429 or 503. None means DEFAULT_RETRY_AFTER_SECONDS."""
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 

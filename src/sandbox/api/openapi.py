@@ -49,12 +49,11 @@ def responses_for(model: str, status: int = 200, **extra: Any) -> Responses:
 
 
 def problem_responses(*statuses: int) -> Responses:
-    """Describe the error responses of an operation; those that any operation may have are added."""
-    value = [*statuses, 400, 401, 403, 429, 500]
+    """Describe the error responses of an operation: these statuses and those that every operation may return."""
     return {
         status: _response(reason_phrase(status), "application/problem+json", _PROBLEM_REF)
         | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
-        for status in value
+        for status in (*statuses, 400, 401, 403, 429, 500)
     }
 
 
@@ -64,7 +63,7 @@ def raw_content(description: str, *media_types: str) -> dict[str, Any]:
 
 
 def request_body(description: str, *, required: bool, **schemas: dict[str, Any]) -> dict[str, Any]:
-    """Describe a body that the route reads itself. In the names of media types, `_` replaces `/` and then `-`."""
+    """Describe a body that the route reads itself. In a media type's name, the first `_` means `/`, others mean `-`."""
     media = {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in schemas.items()}
     return {"requestBody": {"description": description, "required": required, "content": media}}
 
@@ -130,7 +129,7 @@ def _add_tags(schema: dict[str, Any]) -> None:
 
 
 def _tag_for(path: str) -> str:
-    places = {
+    tags = {
         paths.ARTIFACTS: "Artifacts",
         paths.LOGS: "Logs",
         paths.TASKS: "Tasks",
@@ -138,7 +137,7 @@ def _tag_for(path: str) -> str:
         paths.DRAIN: "Administration",
         paths.PRUNE: "Administration",
     }
-    return next((group for place, group in places.items() if path.startswith(place)), "Health")
+    return next((tag for prefix, tag in tags.items() if path.startswith(prefix)), "Health")
 
 
 def _add_security(schema: dict[str, Any]) -> None:
@@ -147,7 +146,7 @@ def _add_security(schema: dict[str, Any]) -> None:
     A server without tokens requires neither; health endpoints are public.
     """
     schema["components"]["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "description": "A token of `sandbox token create`."},
+        "token": {"type": "http", "scheme": "bearer", "description": "A token created with `sandbox token create`."},
         "session": {
             "type": "apiKey",
             "in": "cookie",

@@ -37,7 +37,7 @@ TaskId = Annotated[str, Path(description="The task's id")]
 
 
 class _AnyPathConvertor(Convertor[str]):
-    """Matches the rest of the path. Starlette's own `path` stops at a newline, which a file name may contain."""
+    """Matches the rest of the path. Starlette's `path` convertor stops at a newline, which a file name may contain."""
 
     regex = "[\\s\\S]+"
 

@@ -49,7 +49,7 @@ async def reject_unknown_query_params(connection: HTTPConnection) -> None:
 
 
 def _declared_names(route: APIRoute) -> list[str]:
-    """Read from the route: building the schema of all routes takes 0.1 s."""
+    """Return the names from the route itself: building the schema of all routes takes 0.1 s."""
     return [field.alias for field in get_flat_params(route.dependant) if field.alias not in route.param_convertors]
 
 
@@ -105,7 +105,7 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @asynccontextmanager
 async def body_memory(request: Request) -> AsyncIterator[None]:
-    """Wait until the client's share has room for the body, which is in use in here."""
+    """Reserve memory for the body in the client's share; wait until it is available."""
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX

@@ -28,7 +28,7 @@ _REASON_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Reason phrases of RFC 9110. Python has them from 3.13 on; responses and schema must not depend on its version."""
+"""Reason phrases of RFC 9110. Python has them since 3.13; responses and schema must not depend on Python's version."""
 
 
 def reason_phrase(status: int) -> str:

@@ -10,7 +10,7 @@ from sandbox.model.task_state import TaskState
 
 
 class Body(BaseModel):
-    """Base class: a response contains no undeclared keys."""
+    """Base class that forbids undeclared keys."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -185,7 +185,7 @@ class PrunedTaskBody(Body):
 
 
 class PrunedBody(Body):
-    """The tasks that were removed, or would be removed with `dry_run`; those that ended first come first."""
+    """The tasks that were removed, or would be removed with `dry_run`, in the order in which they ended."""
 
     dry_run: bool
     tasks: list[PrunedTaskBody]

@@ -14,9 +14,9 @@ class ApiSettings:
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.
     clone_hosts: hosts from which repositories may be cloned once there are tokens.
-    has_price: whether a model has a price, which `budget_usd` requires; None accepts every model.
-    profiles: returns the names of all profiles with the reason why each cannot be used, at each submission; None
-    accepts every name.
+    has_price: returns whether a model has a price, which `budget_usd` requires; None accepts every model.
+    profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it is usable); called
+    for each submission. None accepts every name.
     """
 
     version: str

@@ -65,7 +65,7 @@ def _vm_body(task: Task) -> dict[str, Any]:
 
 
 def _patch_digest(patch: str | None) -> str | None:
-    """Replace the patch, up to half a megabyte, by its digest."""
+    """Return the digest that replaces the patch, which may have half a megabyte."""
     return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""The token file of a server. Changes replace the whole file, and a running server notices them."""
+"""The token file of a server. A change replaces the whole file, and a running server reads the new one."""
 
 import base64
 import fcntl
@@ -28,8 +28,8 @@ _TOKEN_FORMAT = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A stored token.
 
-    sha256: of the secret, in hex. A fast hash is sufficient, because the secret is 256 random bits and cannot be
-    guessed.
+    sha256: digest of the secret, in hex. A fast hash is sufficient, because the secret has 256 random bits and cannot
+    be guessed.
     """
 
     id: str
@@ -63,7 +63,7 @@ def parse_token_id(token: str) -> str | None:
 
 
 def verify_token(token: str, record: TokenRecord) -> bool:
-    """Whether the token matches the record. The time does not depend on the secret."""
+    """Whether the token matches the record. Compares in constant time."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
 
@@ -76,7 +76,7 @@ NAME_CHARACTERS_MAX = 64
 """Maximum length of a token's name; a longer one is rejected."""
 
 LOCK_SECONDS = 5.0
-"""How long a change waits for a concurrent change. After that it fails."""
+"""How long a change waits for a concurrent change before it fails."""
 
 _LOCK_POLL_SECONDS = 0.02
 _log = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ FileStamp = tuple[int, int, int]
 class TokenFile:
     """Implements `interfaces.auth.TokenStore`, and changes the tokens.
 
-    Once a token existed, the server never returns to open access by itself: the file stays when the last token is
-    revoked, and with an unreadable file every request is rejected.
+    Once a token existed, the server never returns to open access by itself: the file remains when the last token is
+    revoked, and while the file is unreadable, every request is rejected.
     """
 
     def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -142,7 +142,7 @@ class TokenFile:
         return record.principal if record is not None else None
 
     def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
-        """Create a token, which is shown only once. Durable on return.
+        """Create a token. It is durable on return, and only its hash is stored.
 
         Raises OSError, TokenFileError, InvalidTokenNameError.
         """
@@ -212,7 +212,7 @@ class TokenFile:
 
     @contextmanager
     def _change_lock(self) -> Iterator[None]:
-        """Hold the lock for changes, across processes. The running server holds the data directory's own lock."""
+        """Hold the lock for changes across processes. It is not the data directory's lock, which the server holds."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:

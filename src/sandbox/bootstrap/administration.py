@@ -61,11 +61,11 @@ def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy
         is_new = not task_ids and not index_file(data_dir).exists()
         return len(task_ids), [] if is_new else [Discrepancy("", DiscrepancyKind.INDEX_UNUSABLE, error.message)]
     try:
-        audit = IntegrityCheck(
+        check = IntegrityCheck(
             journals, store, data_dir, deep=deep, wait_for_flush=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS)
         )
-        discrepancies = list(audit.find_discrepancies())
-        return audit.tasks_count, discrepancies
+        discrepancies = list(check.find_discrepancies())
+        return check.tasks_count, discrepancies
     finally:
         store.close()
 
@@ -79,8 +79,8 @@ def require_data_dir(data_dir: Path) -> None:
 def rebuild_index(data_dir: Path) -> RebuildResult:
     """Rebuild the index from the journals; the previous one is kept as `index.sqlite.before`.
 
-    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError; then
-    the index is unchanged.
+    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError. After
+    an error, the index is unchanged.
     """
     require_data_dir(data_dir)
     with lock_data_dir(data_dir), private_umask():
@@ -95,20 +95,20 @@ def rebuild_index(data_dir: Path) -> RebuildResult:
 
 
 def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
-    """Build a complete index in one file. Raises StoreError."""
+    """Build a new index as a single complete file. Raises StoreError."""
     store = SqliteStore(file)
     try:
-        refused = index_journals(journals, store, journals.task_ids())
+        skipped = index_journals(journals, store, journals.task_ids())
         tasks_count = len(store.task_ids())
     finally:
         store.close()
-    if not checkpoint_wal(file):  # SQLite does this at `close`, but reports no failure
+    if not checkpoint_wal(file):  # SQLite also does this at `close`, but does not report a failure
         raise StoreError(
             "The new index could not be written completely, and the old one is unchanged: free disk space and "
             "try again."
         )
     fsync_path(file)
-    return RebuildResult(tasks_count, refused)
+    return RebuildResult(tasks_count, skipped)
 
 
 def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
@@ -141,7 +141,7 @@ def _replace_index(index: Path, new: Path) -> None:
             index.rename(backup)
     for name in _sidecar_files(index):
         name.unlink(missing_ok=True)
-    fsync_path(index.parent)  # before the rename: the old one's log would damage the new database
+    fsync_path(index.parent)  # the deletion must be durable before the rename: an old log would damage the new index
     new.rename(index)
     fsync_path(index.parent)
 
@@ -165,5 +165,5 @@ def _remove_database(file: Path) -> None:
 
 
 def _sidecar_files(file: Path) -> tuple[Path, ...]:
-    """Return the files that SQLite keeps next to a database. They would damage another database."""
+    """Return the files that SQLite keeps next to a database. Used with another database, they would damage it."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

@@ -1,4 +1,4 @@
-"""The clock of the host and its boot id. Runners import this module: each import of it slows their start."""
+"""The clock of the host and its boot id. Runners import this module: each of its imports slows their start."""
 
 import time
 from datetime import UTC, datetime
@@ -18,5 +18,5 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds that never go backward."""
+        """Return the seconds of a clock that never goes backward."""
         return time.monotonic()

@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.02
 
 
 class DataDirBusyError(SandboxError):
-    """Another server uses this data directory, or the one that it is a copy of."""
+    """Another server uses this data directory, or this directory is a copy of another one."""
 
     code = "data_dir_busy"
 
@@ -30,8 +30,8 @@ def lock_data_dir(data_dir: Path) -> Iterator[None]:
 
     The directory itself is locked, independent of its path: unlike a file, it cannot be removed by a cleaner of
     temporary files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is
-    rejected: it names the same attempts as the original and would end those that run there. Raises DataDirBusyError,
-    UnsafeDirectoryError if another user owns it, OSError.
+    rejected: it contains the same attempts as the original, so its server would end those that are running. Raises
+    DataDirBusyError, UnsafeDirectoryError if another user owns the directory, OSError.
     """
     check_owner(data_dir)
     with ExitStack() as opened:
@@ -72,7 +72,7 @@ def _encode_owner(data_dir: Path) -> bytes:
 
 
 def _check_not_copy(data_dir: Path, owner: bytes) -> None:
-    """Reject a copy. A moved directory is not a copy: nothing is left at its old path."""
+    """Reject a copy. A moved directory is not a copy: its old path no longer exists."""
     try:
         _, recorded_identity, path = owner.split(b"\n", 2)
         original = Path(os.fsdecode(path))
@@ -84,9 +84,9 @@ def _check_not_copy(data_dir: Path, owner: bytes) -> None:
     )
     if has_original and not os.path.samestat(status, data_dir.stat()):
         raise DataDirBusyError(
-            f"{data_dir} is a copy of {original}, and would end that server's tasks. Create copies with 'sandbox "
-            "admin backup' "
-            "and 'sandbox admin restore'. Or, if no task of the original is running: rm "
+            f"{data_dir} is a copy of {original}; a server that uses it would end the original's running tasks. "
+            "Create copies with 'sandbox admin backup' and 'sandbox admin restore'. "
+            "Or, if no task of the original is running: rm "
             f"{shlex.quote(str(data_dir / 'server.lock'))}"
         )
 

@@ -1,6 +1,6 @@
 """Logging of servers and runners: text or JSON lines with the context of each message.
 
-Uses the standard library, which every process has loaded anyway: asyncio logs through it.
+Uses the standard library's `logging`, which asyncio imports in every process anyway.
 """
 
 import json
@@ -39,7 +39,7 @@ _EXTRA_FIELDS = (
 
 
 def configure_logging(log_format: str, level: str) -> "LogFormatter":
-    """Log everything from `level` up to stderr; from libraries, warnings only. Return the formatter."""
+    """Log messages of at least `level` to stderr, and warnings and errors of libraries. Return the formatter."""
     lines = LogFormatter(_render_json if log_format == "json" else _render_text)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(lines)
@@ -96,7 +96,7 @@ def _render_text(fields: Mapping[str, Any]) -> str:
     del rest["logger"]
     exception = rest.pop("exception", "")
     line = "  ".join([head, " ".join(f"{name}={_quote_value(value)}" for name, value in rest.items())]).rstrip()
-    # Escape everything: an attacker-chosen name or path must not forge log lines.
+    # Escape everything: a name or path chosen by an attacker must not forge log lines.
     return "\n    ".join([line, *(replace_unprintable(below, escape_character) for below in exception.splitlines())])
 
 

@@ -15,10 +15,7 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks, with each resource overcommitted.
-
-    These are the CPUs of this process, all memory, and the data directory's disk.
-    """
+    """Return the capacity for tasks: the overcommitted CPUs of this process, memory and disk of the data directory."""
     disk = os.statvfs(data_dir)
     return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
@@ -46,13 +43,13 @@ def host_name() -> str:
 def choose_run_dir(data_dir: Path) -> Path:
     """Return a short, private directory for sockets, one per data directory.
 
-    A Unix socket's path has at most 107 bytes. The name depends on the directory's identity, not on its path: another
-    path to it must lead to the sockets of live runners.
+    A Unix socket's path has at most 107 bytes. The name is derived from the data directory's inode, not from its path:
+    another path to the same directory must lead to the same sockets of live runners.
     """
     status = data_dir.stat()
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
     candidates = _run_dir_candidates()
-    # XDG_RUNTIME_DIR differs between login sessions, but runners of an earlier server keep their sockets.
+    # XDG_RUNTIME_DIR differs between login sessions; the runners of an earlier server keep their directory.
     parent = next((candidate for candidate in candidates if (candidate / name).is_dir()), candidates[0])
     make_private_directory(parent)
     return make_private_directory(parent / name)

@@ -26,7 +26,7 @@ def create_maintenance_jobs(
 ) -> Sequence[PeriodicJob]:
     """Create the jobs in the order of their execution."""
     leftover_sources: Sequence[Leftovers] = (
-        # Any runtime can end the sandboxes of all runtimes; this one needs no installed program.
+        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
@@ -63,7 +63,7 @@ def create_maintenance_jobs(
         PeriodicJob(
             "leftovers of crashed attempts",
             garbage_collector.sweep,
-            "docs/operations.md describes how to remove it by hand.",
+            "docs/operations.md describes how to remove them by hand.",
         ),
         PeriodicJob("journals of finished tasks", compactor.sweep, "Free space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 
 _SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
-"""Every data directory of a server, a restored backup, a first token or a first profile has one of these."""
+"""A data directory has one of these once a server, a restore, `sandbox token` or `sandbox profile` has used it."""
 
 _FILE_SYSTEM_FILES = frozenset({"lost+found"})
 
@@ -68,7 +68,7 @@ def check_usable_data_dir(directory: Path) -> None:
 
 
 def check_owner(directory: Path) -> None:
-    """Require that this user owns a data directory: its owner could not use files created here.
+    """Require that this user owns a data directory: a different owner could not use files that this user creates in it.
 
     Raises UnsafeDirectoryError, OSError.
     """

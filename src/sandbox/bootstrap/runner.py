@@ -1,12 +1,12 @@
-"""Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`, with its order on standard input.
+"""Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`. Reads its order from standard input.
 
-Imports as little as possible of the server, to start fast and stay small.
+Imports few modules of the server, to start fast and use little memory.
 """
 
 import gc
 
 if __name__ == "__main__":
-    # Imported modules are permanent and would be scanned for garbage a hundred times.
+    # Otherwise the objects of imported modules, which are permanent, would be scanned for garbage a hundred times.
     gc.disable()
 
 import asyncio
@@ -61,8 +61,8 @@ _log = logging.getLogger("sandbox.runner")  # the name of this module is __main_
 
 
 def main() -> None:
-    """Run or finish the attempt of the order."""
-    # The default action ends the process, which releases the journal's lock even if the process is stuck.
+    """Run the attempt of the order, finish it, or run a debug session."""
+    # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
     gc.enable()
@@ -92,7 +92,7 @@ def _read_order() -> LaunchOrder:
 
 
 def _startup_timeout_seconds(order: LaunchOrder) -> int:
-    """Allow time to read the whole journal: its work must not be lost because the host is busy."""
+    """Return a timeout that allows reading the whole journal: a busy host must not cause the loss of a task's work."""
     size_bytes = FileJournals(Path(order.data_dir)).size_bytes(order.task_id)
     return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
@@ -110,7 +110,7 @@ async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> 
         except (OSError, UnsafeDirectoryError) as error:
             if not order.finish:
                 raise
-            _log.warning("The results of a dead runner are collected by a runner without a control socket: %s", error)
+            _log.warning("Collecting the results of a dead runner without a control socket: %s", error)
         _log.info("Finishing the attempt of a dead runner" if order.finish else "The attempt starts")
         await (runner.finish() if order.finish else runner.run())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
@@ -178,7 +178,7 @@ def _build_recorder(
     reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """A released reserve is for the end of the task, not for output."""
+        """Exclude a released reserve, which is for the end of the task, not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
@@ -204,7 +204,7 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
 
 
 def choose_disks(order: LaunchOrder) -> Disks:
-    """Choose the kind that an earlier process of the attempt used, regardless of what the host supports now."""
+    """Choose the kind of disk that an earlier process of the task used, regardless of what the host supports now."""
     is_loop, data_dir = order.disk_kind == "loop", Path(order.data_dir)
     if order.finish or order.is_debug_session or order.resumes:
         is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
@@ -212,7 +212,7 @@ def choose_disks(order: LaunchOrder) -> Disks:
 
 
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
-    """Import redaction only if needed: most tasks have no secrets."""
+    """Return a redactor; None without secrets. Redaction is imported only if needed: most tasks have no secrets."""
     if not secrets:
         return None
     from sandbox.secrets.redactor import SecretRedactor

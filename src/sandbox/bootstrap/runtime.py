@@ -24,7 +24,7 @@ class UnknownRuntimeError(SandboxError):
 
 
 def make_runtime(name: str, run_dir: Path, *, auto: bool = False) -> Runtime:
-    """Create the runtime with this name. auto: it was not requested by name. Raises UnknownRuntimeError."""
+    """Create the runtime with this name. auto: it was selected automatically. Raises UnknownRuntimeError."""
     maker = (_AUTO_MAKERS if auto else _MAKERS).get(name)
     if maker is None:
         names = ", ".join((AUTO, *_MAKERS))
@@ -69,22 +69,22 @@ _AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
 
 
 class RuntimeChoice(msgspec.Struct, frozen=True):
-    """The chosen runtime, and the probes of all examined runtimes, strongest first."""
+    """The chosen runtime, and the probes of all runtimes that were examined, strongest first."""
 
     chosen: RuntimeProbe
     probes: Sequence[RuntimeProbe]
 
     @property
     def tier(self) -> str:
-        """The tier of the chosen runtime. If none works, that of the strongest, which may work later."""
+        """The tier of the chosen runtime; if none works, the tier of the strongest one, which may work later."""
         return self.chosen.tier if self.chosen.is_available else self.probes[0].tier
 
 
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
 
-    A name selects that runtime, working or not; no other one is probed then, because a probe creates sandboxes. Raises
-    UnknownRuntimeError.
+    A name selects that runtime, even if it does not work. Then no other runtime is probed, because a probe creates
+    sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, auto=True) for name in _MAKERS]
@@ -119,7 +119,7 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
 
 
 def image_components() -> Mapping[str, Component]:
-    """Return the components by the name that profile definitions use."""
+    """Return the components, by the names that profile definitions use."""
     try:
         version = nodejs.node_version()
     except (OSError, SubprocessError):

@@ -15,7 +15,7 @@ from sandbox.secrets.sources import EnvironmentSource, FileSource
 
 
 class ServerSecretResolver:
-    """Resolves secrets from the configured sources. Once there are tokens, only listed variables are accessible."""
+    """Resolves secrets from the configured sources. Once tokens exist, only listed variables are accessible."""
 
     def __init__(self, settings: SecretsSection, environment: Mapping[str, str], token_store: TokenStore) -> None:
         self._settings = settings
@@ -36,7 +36,7 @@ class ServerSecretResolver:
 
 
 def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
-    """Return the Vault settings: the configured address and the variables of Vault's own command line."""
+    """Return the Vault settings from the configuration and the variables of Vault's own command line."""
     address, token = settings.vault.address, environment.get("VAULT_TOKEN")
     if address is None or not token:
         return None
@@ -53,7 +53,7 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 
 
 def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
-    """Return ANTHROPIC_BASE_URL and its key; None without a key. The API key takes precedence over the token.
+    """Return the base URL of the model API and its key; None without a key. An API key takes precedence over a token.
 
     Raises ConfigurationError if the gateway cannot use them.
     """

@@ -91,10 +91,10 @@ from sandbox.system.files import fsync_path
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
-    """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's rights.
+    """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's privileges.
 
-    On a busy host the result is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
-    can be created, because a finisher of an earlier attempt still reads its workspace.
+    Returns True if the host is too busy to determine it: at worst, an attempt ends because its confinement fails. This
+    is probed even if no sandbox can be created, because the finisher of an earlier attempt still reads its workspace.
     """
     try:
         reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
@@ -108,7 +108,10 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RedirectRestrictingPlacement:
-    """Checks for tokens whenever a runner starts, because they may be created while the server runs."""
+    """Allows git to follow redirects only while no token exists.
+
+    Each launch checks this, because tokens may be created while the server runs.
+    """
 
     placement: Placement
     token_store: TokenStore
@@ -124,7 +127,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
-"""Open files of the server, if the host allows as many; beyond it tasks get 503."""
+"""Limit of the server's open files, if the host allows it. Once it is reached, new tasks get 503."""
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.bootstrap.runner")
 _RUNNER_VARIABLES = (
@@ -216,7 +219,7 @@ def _api_settings(settings: ServerSettings, sockets: Sequence[socket], *, needs_
 async def _background_jobs(
     settings: ServerSettings, directories: ServerDirectories, service: TaskService
 ) -> AsyncIterator[None]:
-    """Run the background jobs; close the service at the end."""
+    """Run the background jobs while the context is active, then close the service."""
     jobs = create_maintenance_jobs(directories.data_dir, directories.run_dir, service.dependencies, settings)
     tasks = [
         asyncio.create_task(Janitor(jobs).run(), name="janitor"),
@@ -338,7 +341,7 @@ def _build_service(
 
 
 def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories) -> DiskMonitor:
-    """Create the monitor and check once before any file is opened: on a full disk the server starts on the reserve."""
+    """Create the monitor and check the disk before any file is opened: if it is full, this releases the reserve."""
     reserve = ReserveFile(directories.data_dir / "reserve", SERVER_RESERVE_BYTES)
     disk_monitor = DiskMonitor(
         directories.data_dir, lambda: measure_disk_space(directories.data_dir), settings.disk.new_tasks, reserve

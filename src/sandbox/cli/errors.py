@@ -85,7 +85,7 @@ class RootGroup(LazyGroup):
     """The root group, which converts the errors of all commands to messages and exit codes."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
-        """Run click's main; also handle output errors of shell completion, which runs outside of every context."""
+        """Run click's main; also handle output errors of shell completion, which runs outside of any context."""
         try:
             return super().main(*arguments, **keywords)
         except OSError as error:
@@ -96,7 +96,7 @@ class RootGroup(LazyGroup):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Create the context; click prints `--help` and `--version` here."""
+        """Create the context and handle output errors: click prints `--help` and `--version` here."""
         try:
             return super().make_context(info_name, args, parent, **extra)
         except OSError as error:

@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolve a command; for a subcommand's name, fail with its full command line."""
+        """Resolve a command. For the name of a subcommand, fail and suggest its full command line."""
         name = args[0]
         if name not in self._entries:
             groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
@@ -64,6 +64,6 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands into the help."""
+        """Add the list of commands to the help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in self._entries.items()])

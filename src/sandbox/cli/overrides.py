@@ -14,7 +14,7 @@ _PATH_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,
 
 
 class OverrideError(ValueError):
-    """The override cannot be applied; the message says what to write instead."""
+    """The override cannot be applied; the message names a valid alternative."""
 
 
 @dataclass(frozen=True)

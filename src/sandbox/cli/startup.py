@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def gc_frozen() -> Iterator[None]:
     """Exclude all objects created in the context from garbage collection, permanently.
 
-    Modules live until the process ends, and scanning them took a quarter of the CPU time of a server's start and end.
+    Modules live until the process ends, and scanning them takes a quarter of the CPU time of a server's start and end.
     """
     gc.disable()
     try:
@@ -63,7 +63,7 @@ class _Stderr(io.BufferedWriter):
 
 
 def set_up_streams() -> None:
-    """Open closed streams, and set how errors of encoding and writing are handled."""
+    """Open closed streams, and configure the handling of encoding errors and write errors."""
     _open_closed_streams()
     sys.stdout = _wrap_stream(sys.stdout, _Stdout)
     sys.stderr = _wrap_stream(sys.stderr, _Stderr)
@@ -75,7 +75,7 @@ def discard_stdout() -> None:
 
 
 def _wrap_stream(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
-    """Escape characters that the terminal's encoding lacks; they must not fail a command."""
+    """Return a stream that escapes characters that its encoding lacks, so that they do not fail a command."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     encoding, is_line_buffered = stream.encoding, stream.line_buffering

@@ -53,7 +53,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
 
 
 def print_submitted(submitted: Submitted, *, is_watched: bool) -> None:
-    """Print the id on stdout, and on a terminal how to watch the task unless it is being watched."""
+    """Print the id on stdout. On a terminal, also print how to watch the task, unless it is being watched."""
     task_id = escape_text(submitted["task_id"])
     click.echo(task_id)
     sys.stdout.flush()

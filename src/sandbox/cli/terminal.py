@@ -1,8 +1,8 @@
-"""Connects the local terminal to one in a sandbox: raw keys in, raw output out.
+"""Connects the local terminal to a terminal in a sandbox and copies raw input and output.
 
-Programs inside can do to the terminal whatever the terminal permits: set its title and colors, and its clipboard where
-that is enabled. The user opts into this by opening a terminal. At the end, all modes that a program may have left
-enabled are reset.
+Programs in the sandbox can send every control sequence that the local terminal supports: they can set its title, its
+colors and, if that is enabled, the clipboard. The user accepts this by opening a terminal. At the end, all modes that a
+program may have enabled are reset.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ROLE_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or y
 
 
 class DetachKeyDetector:
-    """Finds the detach keys in the input; keys that may be their start are held until more input arrives."""
+    """Finds the detach keys in the input. Keys that may be their start are held back until more input arrives."""
 
     def __init__(self, keys: bytes) -> None:
         self._keys = keys
@@ -113,7 +113,7 @@ async def _copy_output(terminal: Terminal) -> Exit | None:
 
 
 async def _copy_input(terminal: Terminal, detector: DetachKeyDetector) -> None:
-    """Copy until the detach keys or EOF on stdin."""
+    """Copy input until the detach keys or EOF."""
     loop, keys = asyncio.get_running_loop(), asyncio.Queue[bytes]()
     descriptor = sys.stdin.fileno()
     resized = asyncio.Event()
@@ -156,7 +156,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 @contextmanager
 def _raw_mode(descriptor: int) -> Iterator[None]:
-    """Set raw mode; restore terminal and modes at the end."""
+    """Set raw mode; reset all modes and restore the terminal's settings at the end."""
     before = termios.tcgetattr(descriptor)
     tty.setraw(descriptor, termios.TCSADRAIN)
     try:

@@ -1,4 +1,4 @@
-"""Verified downloads: a file is complete and verified or absent; other targets receive verified bytes only."""
+"""Verified downloads: a file is only created once it is verified; pipes and devices receive verified bytes only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from sandbox.client.errors import ChecksumError, TooLargeError
 class Download:
     """A download to `target`; a context manager that removes the partial file unless `finish` was called.
 
-    A device or a pipe cannot be replaced: it is written to once all bytes have arrived and are verified. checksum:
-    hexadecimal SHA-256, with or without the prefix `sha256:`. Every method may raise OSError.
+    A device or pipe cannot be replaced, so it is written once all bytes have arrived and are verified. Every method may
+    raise OSError.
+
+    checksum: hexadecimal SHA-256, with or without the prefix `sha256:`.
     """
 
     def __init__(self, target: Path, checksum: str) -> None:
@@ -28,7 +30,7 @@ class Download:
 
     def __enter__(self) -> Self:
         is_no_file = self._target.exists() and not self._target.is_file()
-        # The name does not contain the target's name: together they could exceed the length limit.
+        # Omit the target's name: with the random part, it could exceed the length limit of a file name.
         self._temporary_path = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             self._file = self._temporary_path.open("xb") if self._temporary_path else TemporaryFile()
@@ -101,4 +103,4 @@ class ChecksumVerifier:
     def verify(self, name: str) -> None:
         """Raise ChecksumError if the checksums differ."""
         if self._digest.hexdigest() != self._expected:
-            raise ChecksumError(f"{name} arrived damaged: its checksum is wrong. Nothing was kept; try again.")
+            raise ChecksumError(f"{name} was damaged in transit: its checksum differs. Nothing was saved; try again.")

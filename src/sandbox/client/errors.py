@@ -55,7 +55,7 @@ class ClientError(SandboxError):
 
 
 class UnreachableError(ClientError):
-    """No response: the connection was refused or broke.
+    """No response: the connection was refused or lost.
 
     may_have_arrived: the request was already sent, so the server may have executed it.
     """
@@ -201,7 +201,7 @@ class RateLimitError(ClientError):
 
 
 class ResponseMemoryError(RateLimitError):
-    """Too much data of responses to this token is unread; read or close them, then retry."""
+    """Too much data of responses to this token is unread; read or close those responses, then retry."""
 
     code = "response_memory_exceeded"
 
@@ -316,7 +316,7 @@ _FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
     422: ConflictError,
     429: RateLimitError,
 }
-"""Fallback by status for unknown codes of a newer server."""
+"""Base classes by status, for codes of a newer server that this client does not know."""
 
 
 def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:

@@ -25,7 +25,7 @@ from sandbox.model.limits import DEFAULT_SERVER
 CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
 RESPONSE_BYTES_MAX = 512 * 1024 * 1024
-"""Size limit of a JSON response, decompressed; a page of the task list with the largest results has half of it."""
+"""Size limit of a decompressed JSON response; the largest possible page of the task list has half of it."""
 
 TIMEOUT_SECONDS = 30.0
 
@@ -116,7 +116,7 @@ class Connection:
 
 
 def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
-    """Resolve the connection settings; None: the environment (SANDBOX_SERVER, SANDBOX_TOKEN).
+    """Resolve the connection settings. None uses the environment (SANDBOX_SERVER, SANDBOX_TOKEN).
 
     Raises InvalidParameterError.
     """
@@ -127,7 +127,10 @@ def resolve_connection(server: str | None, token: str | None, timeout_seconds: f
 
 
 def authorization_header(token: str | None) -> dict[str, str]:
-    """Return the Authorization header, empty without a token. Raises InvalidParameterError, which omits the token."""
+    """Return the Authorization header; empty without a token.
+
+    Raises InvalidParameterError, whose message does not contain the token.
+    """
     if not token:
         return {}
     if not _TOKEN_PATTERN.fullmatch(token):

@@ -38,7 +38,7 @@ class Backoff:
         self._remaining = iter(self._delays_seconds)
 
     def next_delay_seconds(self, error: ClientError) -> float:
-        """Return the delay before the next retry; at least the server's Retry-After, within its limit.
+        """Return the delay before the next retry: at least the server's Retry-After, up to RETRY_AFTER_SECONDS_MAX.
 
         Raises `error` if no retry is left or the error is not retryable.
         """

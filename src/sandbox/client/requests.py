@@ -33,7 +33,7 @@ RELEASE_TIMEOUT_SECONDS = 90.0
 """Timeout for the removal of a preserved sandbox, which waits for its shells to end."""
 
 WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
-"""Time to wait for the response of a long poll after its own timeout."""
+"""Additional time that the client waits for the response after the timeout of a long poll."""
 
 _TASK_KEYS = ("id", "state")
 
@@ -44,7 +44,7 @@ class Request(Generic[ResponseT]):
 
     response_type: the type of the response.
     required_keys: keys without which a response is invalid.
-    read_seconds: read timeout, where it differs from the client's.
+    read_seconds: read timeout, if it differs from the client's.
     """
 
     method: str

@@ -32,8 +32,8 @@ def parse_object(text: bytes | str) -> ResponseDict | None:
 def matches_schema(value: Any, kind: Any) -> bool:
     """Whether the present values have the types that `kind` (a TypedDict or a type used in one) requires.
 
-    Missing keys are accepted, since an older server omits them; so are further keys and other values of a Literal,
-    which a newer server may send.
+    Missing keys are accepted, because an older server omits them. Additional keys and other values of a Literal are
+    accepted, because a newer server may send them.
     """
     if is_typeddict(kind):
         fields = _schema_fields(kind)
@@ -54,5 +54,5 @@ def matches_schema(value: Any, kind: Any) -> bool:
 
 @cache
 def _schema_fields(kind: Any) -> dict[str, Any]:
-    """Return the fields of a TypedDict, without those that are always null so far."""
+    """Return the fields of a TypedDict, without those that are always null in this version."""
     return {name: each for name, each in get_type_hints(kind).items() if each is not NoneType}

@@ -166,7 +166,7 @@ class Release(TypedDict):
 
 
 class PrunedTask(TypedDict):
-    """A task that was pruned, or would be with `dry_run`."""
+    """A task that was removed, or would be removed with `dry_run`."""
 
     id: str
     state: str
@@ -175,7 +175,7 @@ class PrunedTask(TypedDict):
 
 
 class Pruned(TypedDict):
-    """Response to pruning: the removed tasks, or with `dry_run` those that would be."""
+    """Response to pruning: the tasks that were removed, or would be removed with `dry_run`."""
 
     dry_run: bool
     tasks: list[PrunedTask]

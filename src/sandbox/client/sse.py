@@ -11,11 +11,11 @@ from sandbox.client.events import BaseEvent, Event
 from sandbox.client.response_validation import matches_schema, parse_object
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
-"""Limit of an event's JSON; a line of output of 1 MiB, fully escaped, stays far below."""
+"""Size limit of an event's JSON; an output line of 1 MiB with all characters escaped is far smaller."""
 
 
 class SseParser:
-    """Parses the stream of one connection; skips comments and an event truncated by its end."""
+    """Parses the stream of one connection. Skips comments, and an event that is incomplete when the stream ends."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -25,7 +25,7 @@ class SseParser:
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Return the events completed by `chunk`.
 
-        Raises UnexpectedAnswerError for an event that is too large or not one of Sandbox's.
+        Raises UnexpectedAnswerError for an event that is too large or malformed.
         """
         for line in self._lines(chunk):
             if line.startswith(b"data:"):
@@ -53,7 +53,7 @@ def _check_size(size_bytes: int) -> None:
 
 
 def parse_event(data: bytes) -> Event:
-    """Parse one event from JSON. Raises UnexpectedAnswerError if it is not one of Sandbox's."""
+    """Parse one event from JSON. Raises UnexpectedAnswerError if it is malformed."""
     data_object = parse_object(data)
     kind = data_object.get("type") if data_object is not None and "seq" in data_object else None
     if not isinstance(kind, str) or not matches_schema(data_object, _event_types().get(kind, BaseEvent)):

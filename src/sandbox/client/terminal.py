@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 OPEN_TIMEOUT_SECONDS = 90.0
-"""For a preserved task, the server first creates a sandbox, which takes up to a minute."""
+"""Time to open a terminal. For a preserved task, the server first creates a sandbox, which takes up to a minute."""
 
 CLOSE_TIMEOUT_SECONDS = 2.0
 
@@ -40,7 +40,7 @@ class Terminal:
         self._socket = socket
 
     async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """Iterate over output (bytes), changes of whether this client may type (bool), and finally the Exit."""
+        """Iterate over output (bytes), changes of the permission to type (bool), and finally the Exit."""
         import websockets
 
         try:
@@ -87,7 +87,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
     from websockets.asyncio.client import connect
 
     class ConnectWithoutRedirects(connect):
-        """Follows no redirect, as for other requests: some versions send the token to the new address too."""
+        """Follows no redirects: some versions of websockets send the token to the new address."""
 
         def process_redirect(self, exc: Exception) -> Exception | str:
             return exc

@@ -20,7 +20,7 @@ def validate_base_url(address: str) -> str:
     try:
         url = httpx.URL(address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
-        url.raw_host.decode().encode("idna")  # as connecting does; raises for a label that no host name may have
+        url.raw_host.decode().encode("idna")  # as for a connection; raises if a label is invalid in a host name
     except (httpx.InvalidURL, ValueError):
         is_address = False
     if not is_address or "?" in address or "#" in address:
@@ -32,7 +32,7 @@ def task_path(task_id: str, *rest: str) -> str:
     """Return the path of a task or of a part of it. Raises InvalidParameterError and TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
-    if "/" in task_id:  # a proxy may decode an encoded slash: `a/vm` is another path than `a`
+    if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`
         raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
     with translate_url_errors():
         return "/".join(["/tasks", *map(_quote_segment, (task_id, *rest))])

@@ -45,7 +45,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
-    """Encode the events of an ended task in large messages: each costs a page as much as a hundred events."""
+    """Encode the events of an ended task in large messages: a message costs the page as much as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:
@@ -55,7 +55,7 @@ async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder
             if batch_bytes > _BATCH_BYTES:
                 yield encoder.encode(batch)
                 batch, batch_bytes = [], 0
-            del event  # so that a stream that waits for memory holds little
+            del event  # release its memory before waiting for the next one
         if batch:
             yield encoder.encode(batch)
     finally:

@@ -141,12 +141,12 @@ def state_class(value: TaskState) -> str:
 
 
 def escape_name(text: str) -> str:
-    """Escape all characters that do not print in an untrusted name."""
+    """Escape all unprintable characters in an untrusted name."""
     return replace_unprintable(text, _code_point)
 
 
 def escape_text(text: str) -> str:
-    """Escape invisible characters in untrusted text; tabs and newlines stay."""
+    """Escape invisible characters in untrusted text; tabs and newlines are kept."""
     return replace_invisible(text, _code_point, "\t\n")
 
 

@@ -1,4 +1,4 @@
-"""Subprocesses of the demo; they end with it."""
+"""Subprocesses that end with the demo."""
 
 from __future__ import annotations
 

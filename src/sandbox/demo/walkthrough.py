@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _COMMANDS = Path(sys.executable).parent
-"""The directory of the command `sandbox`, next to its Python interpreter."""
+"""The directory of the command `sandbox` and its Python interpreter."""
 
 CANCEL_TIMEOUT_SECONDS = 20.0
-"""Time for the task to end when the user leaves the demo early."""
+"""Time for the task to end when the user interrupts the demo."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
@@ -117,7 +117,7 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
 
 
 def _end_task(client: Client) -> None:
-    """Cancel the task if it still runs: it would outlive the server, unsupervised."""
+    """Cancel the task if it is still running; otherwise it would continue without a server."""
     from sandbox.client import ClientError
 
     with contextlib.suppress(ClientError):  # a task that has already ended is a conflict

@@ -55,7 +55,10 @@ def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
         shutil.copytree(data_dir, copy, copy_function=shutil.copy2)
     result = serve(copy)
     assert result.returncode == 4
-    assert f"{copy} is a copy of {data_dir}, and would end that server's tasks." in result.stderr
+    assert (
+        f"{copy} is a copy of {data_dir}; a server that uses it would end the original's running tasks."
+        in result.stderr
+    )
     assert f"rm '{copy}/server.lock'" in result.stderr
     with lock_data_dir(data_dir):
         pass

@@ -1,8 +1,8 @@
 """Authenticates and authorizes requests, and rejects requests forged by pages of other sites.
 
-Without tokens on a loopback address, any client that reaches the port is the operator. Therefore requests of other
-sites' pages are detected by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens, a page cannot forge a request that
-contains one. It can cause a request with a session cookie, so `Origin` and `Sec-Fetch-Site` are still checked then.
+Without tokens on a loopback address, any client that reaches the port is the operator. Therefore requests from pages of
+other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens, such a page cannot forge a request that
+contains a token. It can trigger a request with a session cookie, so `Origin` and `Sec-Fetch-Site` are still checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BEARER_PROTOCOL = "sandbox.bearer."
 """Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""
 
 STREAM_PROTOCOL = "sandbox.v1"
-"""The negotiated subprotocol. Browsers require one of those they offered, and it must not be the token."""
+"""The negotiated subprotocol. A browser requires the server to select one that it offered; it must not be the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
 _SESSION_COOKIE = re.compile(rf"(?:^|;)[ \t]*{SESSION_COOKIE}[ \t]*=([^;]*)")
@@ -58,7 +58,7 @@ def extract_credentials(connection: HTTPConnection) -> Credentials | None:
 
 
 def session_cookie(connection: HTTPConnection) -> str | None:
-    """Return the session cookie; the last one counts. The other cookies, up to thousands, are not parsed."""
+    """Return the last session cookie. The other cookies, of which there may be thousands, are not parsed."""
     values = [value for line in connection.headers.getlist("cookie") for value in _SESSION_COOKIE.findall(line)]
     return values[-1].strip() if values else None
 
@@ -81,7 +81,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""Fetch destinations of data: navigations, which download everything except pages, and `fetch` or `EventSource`."""
+"""Fetch destinations of data: `document` (navigation; downloads everything but pages), `empty` (fetch, EventSource)."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
 
 
@@ -100,8 +100,8 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
     """Return why a request from this origin is denied, or None. Non-browser clients send no `Origin`."""
     if origin is None or origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
         return None
-    place = _parse_origin(origin, names)
-    if place is None or place[1] not in ports:
+    parsed = _parse_origin(origin, names)
+    if parsed is None or parsed[1] not in ports:
         return "The Origin header names a different site."
     return None
 
@@ -117,14 +117,14 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
-    """Return why a browser may not load this with its `Sec-Fetch-Dest`, or None. Non-browser clients send none.
+    """Return why a browser may not load a resource for this `Sec-Fetch-Dest`, or None.
 
     Only the assets of the server's own pages may be executed or used as style sheets. Other responses may contain text
-    written by an agent.
+    written by an agent. Non-browser clients do not send this header.
     """
     if destination is None or destination in (_ASSET_DESTINATIONS if is_page_asset else _DATA_DESTINATIONS):
         return None
-    return "The Sec-Fetch-Dest header is for a script, style, frame or image; this can only be fetched or downloaded."
+    return "The Sec-Fetch-Dest header is for a script, style, frame or image; fetch or download this resource instead."
 
 
 def _parse_origin(origin: str, names: Collection[str]) -> tuple[str, int] | None:
@@ -140,10 +140,10 @@ LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 """The principal of every client of a server without tokens."""
 
 REQUESTS_AT_ONCE_MAX = 1000
-"""Concurrent requests per token, including streams; an additional one gets 429."""
+"""Maximum number of concurrent requests per token, including streams; further requests get 429."""
 
 STREAMS_OF_ALL_MAX = 100
-"""Concurrent streams of all tasks per token; an additional one gets 429. Each stream costs work for every event."""
+"""Maximum number of concurrent all-task streams per token; further ones get 429. Each event costs work per stream."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
@@ -230,12 +230,12 @@ class Authenticator:
                 del self._requests_in_progress[name]
 
     def share_of(self, principal: Principal | None) -> FairShare:
-        """Return the caller's share of the event loop. Anonymous callers share one."""
+        """Return the caller's share of the event loop. All anonymous callers have the same share."""
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
     def count_all_tasks_stream(self, caller: Caller) -> Iterator[None]:
-        """Count a stream of all tasks. Raises TooManyStreamsError."""
+        """Count a stream of all tasks while it is open. Raises TooManyStreamsError."""
         name = caller.principal.id if caller.principal else "-"
         if self._all_tasks_streams[name] >= STREAMS_OF_ALL_MAX:
             raise TooManyStreamsError(STREAMS_OF_ALL_MAX)
@@ -270,9 +270,9 @@ class Authenticator:
     def _deny_cross_site(
         self, connection: HTTPConnection, credentials: Credentials | None, *, requires_token: bool
     ) -> Denied | None:
-        """Deny requests that another site's page may have forged: such a page has no token, but may send a cookie."""
-        if connection.scope["type"] == "http" and (misused := _deny_embedding(connection)):
-            return misused
+        """Deny requests that a page of another site may have forged. Such a page can send a cookie, but no token."""
+        if connection.scope["type"] == "http" and (denied := _deny_embedding(connection)):
+            return denied
         has_cookie = credentials is not None and credentials.kind == "session"
         if requires_token and not has_cookie:
             return None
@@ -285,9 +285,9 @@ class Authenticator:
 
 
 def _deny_embedding(connection: HTTPConnection) -> Denied | None:
-    """Deny requests with which a page, including the server's own, would execute or embed the response."""
-    is_part_of_page = paths.is_page_asset(connection.scope["path"])
-    reason = check_fetch_destination(connection.headers.get("sec-fetch-dest"), is_page_asset=is_part_of_page)
+    """Deny requests of pages, including the server's own, that would execute or embed the response."""
+    is_page_asset = paths.is_page_asset(connection.scope["path"])
+    reason = check_fetch_destination(connection.headers.get("sec-fetch-dest"), is_page_asset=is_page_asset)
     return Denied(403, code="forbidden", message=reason) if reason is not None else None
 
 
@@ -303,7 +303,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request needs the operator role. Everything not known to be read-only does."""
+    """Whether the request requires the operator role. Every request that is not known to be read-only does."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

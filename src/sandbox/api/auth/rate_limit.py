@@ -1,4 +1,4 @@
-"""Rate limits per client: a token bucket of requests for each."""
+"""Rate limits: each client has a token bucket of requests."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Token buckets of `per_minute` requests that refill within a minute; 0 means unlimited.
-
-    Performs no I/O; `monotonic` is its clock.
-    """
+    """Token buckets of `per_minute` requests that refill within a minute; 0 means unlimited. Performs no I/O."""
 
     def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
         self._per_minute = per_minute

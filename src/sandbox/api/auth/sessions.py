@@ -1,4 +1,4 @@
-"""Browser sessions: a cookie replaces a token that was presented once. Stored in memory; a restart ends them."""
+"""Browser sessions: a token is presented once and replaced by a cookie. Stored in memory; a restart ends them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SessionStore:
         return session.principal_id
 
     def close(self, secret: str) -> None:
-        """Close a session; unknown ones are ignored."""
+        """Close a session; do nothing if it is unknown."""
         self._sessions.pop(_digest(secret), None)
 
 

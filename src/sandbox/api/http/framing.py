@@ -1,8 +1,7 @@
 """Strict request framing: delimits requests on a connection before the HTTP library parses any byte.
 
-A reverse proxy and a server that disagree about the end of a request let one client inject a request into another
-client's connection (request smuggling). Input that RFC 9112 leaves to the recipient is therefore rejected, not
-interpreted.
+If a reverse proxy and a server disagree about where a request ends, one client can inject a request into another
+client's connection (request smuggling). Input that RFC 9112 allows the recipient to interpret is therefore rejected.
 """
 
 import re
@@ -12,19 +11,19 @@ from typing import Any
 import h11
 
 HEAD_BYTES_MAX = 16 * 1024
-"""Request line and all header fields; also the trailer fields after a chunked body."""
+"""Maximum size of the request line with all header fields, and of the trailer fields after a chunked body."""
 
 CHUNK_LINE_BYTES_MAX = 512
-"""A chunk-size line including its extensions."""
+"""Maximum size of a chunk-size line, including its extensions."""
 
 CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
-"""All chunk extensions of a body; their content is ignored."""
+"""Maximum total size of a body's chunk extensions; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Fields of a header or trailer, and values of its lists: each costs far more to parse than its bytes."""
+"""Maximum number of fields in a header or trailer, and of values in its lists: even short ones are costly to parse."""
 
 PARTS_PER_READ_MAX = 24
-"""Heads, chunk-size lines, chunks and line ends that are passed on at once."""
+"""Maximum number of parts (heads, chunk-size lines, chunks, line ends) that are passed on at once."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
@@ -42,10 +41,10 @@ class _FramingError(Exception):
 
 
 class RequestFraming:
-    """Passes on complete heads and body bytes of one connection, one request at a time. No I/O.
+    """Passes on complete heads and body bytes of one connection, one request at a time. Performs no I/O.
 
     error: why nothing more is passed on, or None.
-    is_paused: whether there may be more parts of the current request in the buffer; `feed` continues.
+    is_paused: whether the buffer may hold more parts of the current request; the next `feed` returns them.
     """
 
     def __init__(self) -> None:
@@ -63,9 +62,9 @@ class RequestFraming:
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Add received bytes; return the bytes that may be parsed: a few parts, up to the end of a request.
+        """Add received bytes; return those that may be parsed now: a few parts, up to the end of a request.
 
-        A client may send thousands of requests or chunks at once; parsing all at once would delay other clients.
+        A client may send thousands of requests or chunks at once. Parsing all of them would delay other clients.
         """
         self._buffer += data
         output = bytearray()
@@ -162,7 +161,7 @@ class RequestFraming:
     def _read_chunk_end(self) -> bytes | None:
         end = bytes(self._buffer[:2])
         if not b"\r\n".startswith(end):
-            raise _FramingError("A chunk is not as long as its size says.")
+            raise _FramingError("A chunk is longer or shorter than its declared size.")
         if len(end) < 2:
             return None
         del self._buffer[:2]
@@ -222,7 +221,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """h11 connection with strict framing. The error is raised where the rejected request would start or continue."""
+    """An h11 connection with strict framing. It raises an error where a rejected request would start or continue."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)
@@ -244,7 +243,7 @@ class FramedConnection(h11.Connection):
             super().receive_data(framed)
 
     def receive_data(self, data: bytes) -> None:
-        """Frame received data and pass it to h11, one request at a time, in few parts."""
+        """Frame received data and pass it to h11, one request and a few parts at a time."""
         if self.is_paused or (self._framing.has_more and self.their_state is not h11.IDLE):
             self._framing.keep(data)
         elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
@@ -266,7 +265,7 @@ class FramedConnection(h11.Connection):
         return event
 
     def send(self, event: Any) -> Any:
-        """Send an event. If 100 Continue was never sent, close after the response: the client may omit its body."""
+        """Send an event. If 100 Continue was never sent, the client may omit its body, so close after the response."""
         if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
             headers = [*event.headers.raw_items(), (b"Connection", b"close")]
             event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)

@@ -25,13 +25,13 @@ HEAD_TIMEOUT_SECONDS = 30.0
 """A client without a complete request head this long after connecting or its last response is disconnected."""
 
 _PARTS_BYTES = 28 * 1024
-"""The part of a client's turn that is charged for a few parts of a request's body, however short they are."""
+"""Bytes charged to a client's share for a few parts of a request body, regardless of their length."""
 
 _REJECTION_BYTES = 16 * 1024
-"""The part of a turn that is charged for the response to a malformed request."""
+"""Bytes charged to the share of rejections for the response to a malformed request."""
 
 _FRAMES_BYTES = 256
-"""Bytes of WebSocket frames that are parsed at once; the shortest frame has 6."""
+"""Bytes of WebSocket frames that are parsed at once; the shortest frame of a client has 6."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class _BackpressureMixin(asyncio.Protocol):
-    """Aborts a connection whose write buffer stays full."""
+    """Aborts a connection if its write buffer stays full for STALL_TIMEOUT_SECONDS."""
 
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
@@ -74,20 +74,21 @@ class _BackpressureMixin(asyncio.Protocol):
 
 
 class _Flow(FlowControl):
-    """Flow control that does not resume reading while there is something left to parse."""
+    """Flow control that does not resume reading while received data is left to parse."""
 
     is_held = False
 
     def resume_reading(self) -> None:
-        """Resume reading, unless it is held."""
+        """Resume reading unless `is_held` is set."""
         if not self.is_held:
             super().resume_reading()
 
 
 class HttpProtocol(_BackpressureMixin, H11Protocol):
-    """An HTTP connection. Invalid HTTP gets an error response in the usual format.
+    """An HTTP connection. Invalid HTTP gets an error response in the format of the API.
 
-    uvicorn waits for a request head without limit: the first byte cancels its keep-alive timer.
+    The head timer is needed because uvicorn waits for a request head without limit: the first byte cancels its
+    keep-alive timer.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -112,7 +113,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         return caller is not None and caller.principal is not None
 
     def abort(self) -> None:
-        """Close it immediately."""
+        """Close the connection immediately."""
         self.transport.abort()
 
     def connection_made(self, transport: Any) -> None:
@@ -123,12 +124,12 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._unauthenticated_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Process data and update the head timer."""
+        """Process received data and update the head timer."""
         super().data_received(data)
         self._update_head_timer()
 
     def handle_events(self) -> None:
-        """Handle what was received. What is left of a body with many chunks is read in the turns of the share."""
+        """Handle received data. The rest of a body with many chunks is read as fast as the client's share allows."""
         super().handle_events()
         self.flow.is_held = self.conn.is_paused
         if self.conn.is_paused and self._body_reader is None:
@@ -146,7 +147,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._body_reader = None
 
     def on_response_complete(self) -> None:
-        """Wait for the next request head."""
+        """Start waiting for the next request head."""
         super().on_response_complete()
         self._update_head_timer()
         if not self.transport.is_closing():
@@ -184,9 +185,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400 in turns, unless a response has started, and close. `msg` is uvicorn's text, not used."""
+        """Respond with 400 unless a response has started, then close. uvicorn's text in `msg` is not used."""
         if self.cycle is not None:
-            self.cycle.disconnected = True  # its response would replace or follow the final one
+            self.cycle.disconnected = True  # otherwise the app's response would replace or follow this one
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.close()
         elif self._rejection is None:
@@ -211,8 +212,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    A response that rejects the handshake completes it; uvicorn logs that as an application error. Only the latest ping
-    of a client that does not read gets a pong (RFC 6455 §5.5.3); uvicorn buffers all pongs.
+    It differs from uvicorn's class in two ways. A response that rejects the handshake completes it; uvicorn logs that
+    as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3); uvicorn
+    buffers all pongs.
     """
 
     _pending_pong = b""
@@ -224,9 +226,9 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         self._changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        """Process the handshake, and keep the frames until the share of the client allows parsing them.
+        """Process the handshake; buffer frames until the client's share allows parsing them.
 
-        Respond with 400 to a handshake that the library cannot parse; uvicorn never responds to it.
+        A handshake that the library cannot parse gets a 400; uvicorn would not respond to it.
         """
         if self.handshake_initiated:
             self._unparsed += data
@@ -239,7 +241,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             self.transport.close()
 
     async def _parse_frames(self) -> None:
-        """Parse what was received once the handshake is answered, a few frames at a time."""
+        """Parse the buffered frames, a few at a time, once the handshake is complete."""
         await self._wait_until(lambda: self.handshake_complete)
         while self._unparsed and not self.transport.is_closing():
             await _share_of(self.scope).acquire(_PARTS_BYTES)
@@ -255,14 +257,14 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             await self._changed.wait()
 
     async def receive(self) -> Any:
-        """Return the next message. The parser resumes reading once it has parsed everything."""
+        """Return the next message. The frame parser resumes reading once the buffer is empty."""
         self.read_paused = False
         message = await self.queue.get()
         self._changed.set()
         return message
 
     async def send(self, message: Any) -> None:
-        """Send a message, and mark a rejected handshake as complete. Return when the client has read most of it."""
+        """Send a message; return when the client has read most of it. Mark a rejected handshake as complete."""
         await super().send(message)
         if message["type"] == "websocket.send":
             await self.writable.wait()
@@ -277,7 +279,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         self._changed.set()
 
     def handle_ping(self) -> None:
-        """Send the pong now, or once the client reads again."""
+        """Send the pong now, or when the client reads again."""
         if self.writable.is_set():
             super().handle_ping()
         elif pongs := self.conn.data_to_send():  # the pongs to all pings that arrived in one read
@@ -291,7 +293,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 
 
 def _share_of(scope: Any) -> FairShare:
-    """Return the client's share, or an unused one until the middleware has authenticated the request."""
+    """Return the client's share, or a new one if the middleware has not authenticated the request yet."""
     share = scope["state"].get("share")
     return share if isinstance(share, FairShare) else FairShare()
 

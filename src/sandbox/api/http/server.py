@@ -17,13 +17,13 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SHUTDOWN_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
-"""Time for responses in progress after the streams were ended; then they are cut off."""
+"""Time that responses in progress may take after the streams have ended; then they are aborted."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; above it the connection is closed."""
 
 UNREAD_BYTES_MAX = 32 * 1024
-"""Bytes of unread requests that the kernel buffers; the kernel doubles the value for overhead."""
+"""Bytes of unread requests that the kernel buffers per connection; the kernel doubles the value for overhead."""
 
 UNSENT_BYTES_MAX = 128 * 1024
 """Bytes of a response that the kernel buffers for a client that does not read. The default is megabytes."""
@@ -32,7 +32,7 @@ PING_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""
 
 PONG_SECONDS = 20.0
-"""A client that has not replied to a ping by then is disconnected."""
+"""A WebSocket client that does not reply to a ping within this time is disconnected."""
 
 
 async def serve(
@@ -157,7 +157,7 @@ def is_externally_reachable(sockets: Sequence[socket.socket]) -> bool:
 
 
 def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
-    """Bind sockets, all to one port. 127.0.0.1 and localhost include ::1 if IPv6 is available.
+    """Bind sockets to the same port. 127.0.0.1 and localhost include ::1 if IPv6 is available.
 
     Port 0 selects any free port. `key` is the port's name in the configuration. Raises AddressError.
     """
@@ -171,9 +171,9 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 
 
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
-    """Start accepting connections. Earlier clients are refused, so their requests had no effect. Raises AddressError.
+    """Start accepting connections; earlier connections were refused, so their requests had no effect.
 
-    Only listening reserves the port: with SO_REUSEADDR another server can bind to it until then.
+    Only listening reserves the port: with SO_REUSEADDR another server can bind to it until then. Raises AddressError.
     """
     for bound in sockets:
         try:
@@ -191,7 +191,7 @@ def _address_error(host: str, port: int, key: str, cause: OSError) -> AddressErr
 
 
 def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
-    """With port 0 the first socket selects a free port, and the others use the same one."""
+    """Bind a socket for each host. With port 0 the first one selects a free port, and the others use the same port."""
     bound: list[socket.socket] = []
     try:
         for host in hosts:

@@ -1,4 +1,4 @@
-"""Limits connections without an authenticated request in progress: each one uses a file descriptor."""
+"""Limits the connections without an authenticated request in progress, because each uses a file descriptor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of such connections per port; an additional one closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""Such connections use at most 1/N of the server's file descriptors."""
+"""Such connections may use 1/N of the server's file descriptors."""
 
 
 class Connection(Protocol):
@@ -29,7 +29,7 @@ class Connection(Protocol):
 
 
 class UnauthenticatedConnections:
-    """Connections that may be closed, ordered by their accept or their last response. No I/O."""
+    """Connections that may be closed, ordered by the time of their accept or last response. Performs no I/O."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

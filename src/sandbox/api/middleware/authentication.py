@@ -23,7 +23,7 @@ RECHECK_SECONDS = 5.0
 """How long a stream may continue after its token was revoked or has expired."""
 
 _REQUEST_BYTES = 16 * 1024
-"""Cost of a request in the client's share, including rejected requests."""
+"""Bytes charged to the client's share for a request, even if it is rejected."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is no longer valid."}
@@ -39,7 +39,7 @@ class CredentialsRevokedError(OSError):
 
 
 class AuthenticationMiddleware:
-    """Passes requests on, or rejects them with 401, 403 or 429. `get_caller` returns the caller of a request."""
+    """Passes requests on, or rejects them with 401, 403 or 429. `get_caller` returns the caller of a passed request."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -71,10 +71,10 @@ class AuthenticationMiddleware:
             )
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """Wrap the channels: end the connection as if the client had disconnected once its credentials are revoked."""
+        """Wrap the channels so that revoked credentials end the connection, as if the client had disconnected."""
         checked_at, is_cut_off = time.monotonic(), False
 
-        def is_unknown() -> bool:
+        def is_revoked() -> bool:
             nonlocal checked_at
             now = time.monotonic()
             if is_cut_off or now - checked_at < RECHECK_SECONDS:
@@ -82,7 +82,7 @@ class AuthenticationMiddleware:
             checked_at = now
             return not self._authenticator.is_still_valid(caller)
 
-        async def dismiss() -> None:
+        async def disconnect() -> None:
             nonlocal is_cut_off
             if is_cut_off:
                 return
@@ -91,20 +91,20 @@ class AuthenticationMiddleware:
             if kind == "websocket":
                 await send(_CLOSE_MESSAGE)
 
-        async def receive_watched() -> Message:
+        async def receive_checked() -> Message:
             message = await receive()
-            if message["type"] == "websocket.receive" and is_unknown():
-                await dismiss()
+            if message["type"] == "websocket.receive" and is_revoked():
+                await disconnect()
                 return _DISCONNECT_MESSAGE
             return message
 
-        async def send_watched(message: Message) -> None:
-            if is_cut_off or (message["type"] in _CONTENT and is_unknown()):
-                await dismiss()
+        async def send_checked(message: Message) -> None:
+            if is_cut_off or (message["type"] in _CONTENT and is_revoked()):
+                await disconnect()
                 raise CredentialsRevokedError
             await send(message)
 
-        return receive_watched, send_watched
+        return receive_checked, send_checked
 
 
 def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:

@@ -28,7 +28,7 @@ from sandbox.system.log_context import TASK_ID
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_ROUTE = "none"
-"""The route label of requests that were rejected before routing or match no route."""
+"""The route label of requests that were rejected before routing or matched no route."""
 
 _CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
 """The `_created` series of OpenMetrics. The Prometheus text format has none, and they would add a line per series."""
@@ -121,27 +121,27 @@ class MetricsMiddleware:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        began, has_begun = time.monotonic(), False
+        request_at, has_response_started = time.monotonic(), False
 
-        def note(status: int) -> None:
-            nonlocal has_begun
-            has_begun = True
-            seconds = time.monotonic() - began
+        def record_start(status: int) -> None:
+            nonlocal has_response_started
+            has_response_started = True
+            seconds = time.monotonic() - request_at
             route = scope.setdefault("state", {}).get("route", NO_ROUTE)
             self._metrics.record_response(route, scope.get("method", "GET"), status, seconds)
             _log_response(scope, status, seconds)
 
         async def send_measured(message: Message) -> None:
             if (status := _response_status(message)) is not None:
-                note(status)
+                record_start(status)
             await send(message)
 
         try:
             await self._app(scope, receive, send_measured)
         except Exception:
-            # Starlette's outermost middleware, outside this one, creates the response.
-            if not has_begun:
-                note(HTTPStatus.INTERNAL_SERVER_ERROR.value)
+            # Starlette's error middleware, which is outside this one, creates the response.
+            if not has_response_started:
+                record_start(HTTPStatus.INTERNAL_SERVER_ERROR.value)
             raise
 
 

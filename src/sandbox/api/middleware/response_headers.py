@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""For every response without its own policy: nothing in it may execute, wherever it is displayed."""
+"""The policy of every response that sets no other one: its content may not execute, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
@@ -45,7 +45,7 @@ class ResponseHeadersMiddleware:
         if _REQUEST_ID.fullmatch(request_id_header):
             state["request_id"] = request_id_header
         identity = get_request_id(HTTPConnection(scope))
-        # Never reset: the server runs each request in a separate context and logs its errors there.
+        # Never reset: the server runs each request in a separate context and logs errors in the same context.
         REQUEST_ID.set(identity)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True

@@ -1,4 +1,4 @@
-"""Counts the memory of a response until its client has read it, and refuses a response for which there is no room."""
+"""Limits the memory of unread responses per client. A response that exceeds the limit is replaced by a 429."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sandbox.system import fair_share
 from sandbox.system.memory_share import MemoryShare
 
 PIECE_BYTES = 64 * 1024
-"""A body is handed to the connection in pieces of this size, so that most of it stays counted until it is read."""
+"""A body is sent in pieces of this size, so most of it is counted until the client reads it."""
 
 _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
-_MESSAGE = "Unread responses of this token use all the memory that it may use; read or close some."
+_MESSAGE = "Unread responses to this token use all memory that is available to it; read or close some of them."
 
 
 class ResponseRefusedError(OSError):
-    """There is no memory for the response; an error response was sent to the client."""
+    """There is no memory for the response, and an error response was sent instead."""
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
-    """Call the app, and send its response in the turns of the current share."""
+    """Call the app and send its response as fast as the current share allows."""
     response = _CountedResponse(scope, receive, send, memory)
     if not await memory.try_reserve(0):
         await response.refuse()
@@ -39,7 +39,7 @@ async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, se
 
 
 class _CountedResponse:
-    """One response. The head of one with a known length is held back until there is room for its body."""
+    """A response. If its length is known, the head is not sent until memory for the body is reserved."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
         self._scope = scope
@@ -97,11 +97,11 @@ class _CountedResponse:
 
 
 def _size_bytes(message: Message) -> int:
-    """A text with one wide character takes four bytes for each of its characters."""
+    """Return the memory size. A single wide character makes a text take four bytes for each of its characters."""
     if (text := message.get("text")) is not None:
         return sys.getsizeof(text)
     return len(message.get("body") or message.get("bytes") or b"")
 
 
 def _close_nothing() -> None:
-    """Close nothing: the server has no connection for this request."""
+    """Do nothing: the request has no connection that can be aborted."""

@@ -61,7 +61,7 @@ def add_pruning_routes(app: FastAPI) -> None:
 async def prune_tasks(
     context: ContextDep,
     older_than_seconds: Annotated[
-        float | None, Query(ge=0, le=_SECONDS_MAX, description="Remove tasks that ended longer ago")
+        float | None, Query(ge=0, le=_SECONDS_MAX, description="Remove tasks that ended longer ago than this")
     ] = None,
     keep: Annotated[
         int | None, Query(ge=1, le=_COUNT_MAX, description="Number of tasks to keep; the oldest are removed")

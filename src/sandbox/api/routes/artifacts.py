@@ -132,7 +132,7 @@ def _etags(request: Request, name: str) -> set[str]:
 
 
 def download_content_type(content_type: str) -> str:
-    """Return the Content-Type of a download, from a small set that no browser executes, styles or frames."""
+    """Return a Content-Type for a download that no browser executes, applies as a style sheet or renders in a frame."""
     match = _MEDIA_TYPE.fullmatch(content_type)
     if match is None:
         return _OCTET_STREAM
@@ -145,7 +145,7 @@ def download_content_type(content_type: str) -> str:
 def content_disposition(name: str) -> str:
     """Return a Content-Disposition (RFC 6266) with an ASCII fallback for old clients.
 
-    `name` cannot end the header or its quoted string.
+    Escapes `name`, so that it cannot end the header or its quoted string.
     """
     plain = re.sub(r"[^A-Za-z0-9 ._+=@,-]", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
@@ -168,9 +168,9 @@ def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str |
 
 
 class _ArtifactResponse(FileResponse):
-    """A file response for a validated range, and for HEAD, which ResponseHeadersMiddleware replaced by GET.
+    """A file response with a validated range. It restores HEAD, which ResponseHeadersMiddleware replaced by GET.
 
-    It sends no Last-Modified: only the ETag identifies the content.
+    It sends no Last-Modified, because only the ETag identifies the content.
     """
 
     def __init__(

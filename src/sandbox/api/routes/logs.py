@@ -33,10 +33,10 @@ _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 _TAIL_GROWTH_FACTOR = 4
-"""Factor by which the number of records to read grows until they contain enough lines for the tail."""
+"""Factor by which the number of records to read grows until the records contain enough lines for the tail."""
 
 _TAIL_BLOCKS_MAX = 1000
-"""Number of line blocks whose start is stored for a tail. One number per line takes 40 MB for a million lines."""
+"""Number of line blocks whose start is stored for a tail. One number per line would take 40 MB for a million lines."""
 
 _Formatter = Callable[[WireEvent], bytes]
 
@@ -143,7 +143,7 @@ def _normalize_time(since: str) -> str:
 
 
 async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
-    """Return the `after` that leaves the last `lines` lines available now, reading only as far back as needed."""
+    """Return the `after` that selects the last `lines` existing lines, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
     scan_count = lines
     while True:
@@ -188,7 +188,7 @@ def _choose_format(request: Request) -> tuple[str, _Formatter]:
 
 
 class _TextFormatter:
-    """Formats events as lines. Joins the parts of a line again, unless another event lies between them."""
+    """Formats events as lines. Joins the parts of a split line unless another event is between them."""
 
     def __init__(self) -> None:
         self._open_source = ""

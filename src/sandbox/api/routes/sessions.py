@@ -46,8 +46,5 @@ async def close_session(request: Request, context: ContextDep) -> Response:
 
 
 def _is_encrypted(request: Request) -> bool:
-    """Whether the browser's connection is encrypted.
-
-    A proxy may terminate TLS; the Origin header shows the page's scheme.
-    """
+    """Whether the browser's connection is encrypted. If a proxy terminates TLS, the Origin header has the scheme."""
     return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

@@ -102,7 +102,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
 
 
 async def query_page(tasks: Tasks, query: TaskQuery, params: QueryParams) -> TaskPage:
-    """Return the requested page; an empty one if one label is requested with two values."""
+    """Return the requested page. It is empty if one label is requested with two values."""
     return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 
 

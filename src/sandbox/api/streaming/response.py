@@ -36,7 +36,7 @@ async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> Asy
     try:
         async for event in events:
             yield encoder.encode((event,))
-            del event  # so that a stream that waits for memory holds none
+            del event  # release its memory before waiting for the next one
     finally:
         await close_iterator(events)
 
@@ -48,7 +48,7 @@ async def close_iterator(source: AsyncIterator[Any]) -> None:
 
 
 PREFETCH_BYTES_MAX = 256 * 1024
-"""Bytes buffered for one client; above it the source is paused until the client reads."""
+"""Bytes buffered for one client; above this limit the source is paused until the client reads."""
 
 _EMPTY_MESSAGES_PER_YIELD = 256
 
@@ -94,7 +94,7 @@ class Prefetcher:
         self._changed.set()
 
     async def next_batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
-        """Return all buffered messages; empty after `idle_seconds` without any, None at the end.
+        """Return all buffered messages: an empty list after `idle_seconds` without messages, None at the end.
 
         Raises the exception of the source.
         """

@@ -1,4 +1,4 @@
-"""Buffers and encodes the latest events of a task once for all of its subscribers."""
+"""Buffers the latest events of a task and encodes them once for all subscribers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CACHED_ENCODERS_MAX = 8
 
 
 class Batch:
-    """Consecutive events after `after`, with the cached results of the first encoders.
+    """Consecutive events after `after`, with cached results of encoders.
 
-    Clients choose their encoders, so the number of cached results is limited.
+    Clients choose their encoders, so only the results of the first few are cached.
     """
 
     def __init__(self, after: int, events: Sequence[WireEvent], size_bytes: int) -> None:
@@ -47,7 +47,7 @@ class Batch:
 
 
 class HistoryCache:
-    """Recently read events for clients that lag behind the buffer; clients at the same position share them."""
+    """Recently read events for clients that lag behind the buffer, shared by clients at the same position."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
@@ -57,8 +57,8 @@ class HistoryCache:
     async def get_or_load(self, position: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event after `position`, or None if there is none.
 
-        events: reads all events after `position`. One client reads at a time, so concurrent ones share its result, and
-            the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
+        events: reads all events after `position`. One client reads at a time, and waiting clients use its result. Each
+            token can have only one stream waiting here, so many streams of one token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(position) or await self.load(events(), position)
@@ -68,7 +68,7 @@ class HistoryCache:
         return next((batch for batch in self._batches if batch.after <= position < batch.last_seq), None)
 
     async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
-        """Read a batch of the first of these events, which follow `after`; None if there are none."""
+        """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
         with fair_share.shared_work():
@@ -114,7 +114,7 @@ class StreamBuffer:
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
-        """Wait until `covers` is meaningful."""
+        """Wait until the first event or the end was read, so that `covers` is meaningful."""
         while self._oldest_seq is None and not self.is_finished:
             await self.changed.wait()
 
@@ -153,7 +153,7 @@ class StreamBuffer:
                     self._timer = self._loop.call_at(self._published_at + BATCH_SECONDS, self._publish)
             self._publish()
         finally:
-            # A subscriber that did not get the end here continues with its own iterator, which raises the error.
+            # After an error, each subscriber continues with its own iterator, which raises the error again.
             self.is_finished = True
             if self._timer is not None:
                 self._timer.cancel()
@@ -193,7 +193,7 @@ class StreamCache:
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
-        """Like `Tasks.follow`, encoded."""
+        """Follow a task as `Tasks.follow` does, and encode its events."""
         if task.state.is_terminal:
             return encode_each(self._tasks.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)
@@ -228,9 +228,10 @@ class StreamCache:
             await self._release(task_id, buffer)
 
     async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """Return the batches after `position`, none after a wait, or None if the event is not here and not to come.
+        """Return the batches after `position`. An empty list means that the buffer has changed: try again.
 
-        A client that lags behind the buffer gets batches from the history cache until it catches up.
+        A client that lags behind the buffer gets batches from the history cache until it catches up. Returns None if
+        neither the buffer nor the history has the next event.
         """
         await buffer.wait_started()
         if buffer.covers(position):
@@ -244,9 +245,8 @@ class StreamCache:
 
     def _acquire(self, task_id: str) -> StreamBuffer:
         buffer = self._buffers.get(task_id)
-        if (
-            buffer is None or buffer.is_finished
-        ):  # a pruned task's id may be reused while a client still reads the old task's end
+        # The id of a pruned task may be reused while a client still reads the end of the old task.
+        if buffer is None or buffer.is_finished:
             buffer = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
         buffer.subscriber_count += 1
         return buffer

@@ -78,7 +78,7 @@ def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
 async def _serve(websocket: WebSocket, context: AppContext, connection: TerminalConnection) -> None:
     """Serve until the terminal ends, the client disconnects or the server shuts down.
 
-    A shutdown ends a shell; a runner continues.
+    A shutdown ends a shell, but not the runner of a running task.
     """
     sending = _send_output(websocket, connection)
     done = await _wait_first(sending, _receive_input(websocket, connection), context.shutting_down.wait())
@@ -122,7 +122,7 @@ async def _receive_input(websocket: WebSocket, connection: TerminalConnection) -
 
 
 async def _wait_first(*coroutines: Coroutine[Any, Any, object]) -> object:
-    """Wait for the first to complete and cancel the others. Raises its exception."""
+    """Wait for the first coroutine to complete and cancel the others. Raises its exception."""
     tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

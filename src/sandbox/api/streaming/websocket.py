@@ -85,7 +85,7 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
         except WebSocketDisconnect:
             return
         except Exception:
-            _log.exception("A stream broke")
+            _log.exception("A stream failed")
             await websocket.close(_INTERNAL, "Internal server error; the server's log has details.")
 
 
@@ -99,7 +99,7 @@ async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIter
 async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:
     while (batch := await prefetcher.next_batch()) is not None:
         await _send_batch(websocket, batch)
-        batch.clear()  # so that a stream that waits for memory holds none
+        batch.clear()  # release the memory before waiting for the next batch
 
 
 async def _send_batch(websocket: WebSocket, batch: Messages) -> None:

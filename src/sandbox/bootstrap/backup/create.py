@@ -1,7 +1,7 @@
 """Creates backups: a tar of journals, artifacts and tokens, with a manifest of checksums as its last member.
 
-The index is omitted, because it is rebuilt from the journals. So are the working files of attempts: a sandbox cannot be
-restored.
+The index is omitted, because it is rebuilt from the journals. The working files of attempts are omitted, because a
+sandbox cannot be restored.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
 
 
 def _create_part(part: Path, target: Path) -> int:
-    """Create the temporary file. Raises OSError that names the requested target."""
+    """Create the temporary file. Raises an OSError whose file name is the requested target."""
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:
@@ -110,7 +110,7 @@ def _create_part(part: Path, target: Path) -> int:
 
 
 def _rename_to_target(part: Path, target: Path) -> None:
-    """Rename without overwriting. On a disk without hard links, only a check beforehand prevents that."""
+    """Rename without overwriting. On a disk without hard links, only a check before the rename prevents overwriting."""
     try:
         if not try_link(part, target):
             if os.path.lexists(target):
@@ -146,7 +146,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
     """Add a task, unless it was already removed. Raises OSError if the backup cannot be written."""
     with ExitStack() as stack:
         try:
-            # With the lock held, by a runner or here, the task is neither removed nor compressed in the meantime.
+            # While the lock is held, by a runner or here, the task is neither removed nor compressed.
             stack.enter_context(journals.try_lock(layout.task_id))
             name, file = _open_journal(stack, layout)
             size_bytes, artifacts = _inspect_journal(backup, journals, layout, name, file)
@@ -161,7 +161,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
 
 
 def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
-    """Open the plain journal first: it is removed once the compressed one exists, which may happen right now."""
+    """Open the plain journal, or else the compressed one, which exists before the plain one is removed."""
     directory = layout.root / "journal"
     try:
         return "records", stack.enter_context(_open_hashing(directory / "records"))
@@ -231,7 +231,7 @@ class _HashingReader(io.BufferedReader):
         self.failure: OSError | None = None
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes; `size` is always given."""
+        """Return the next bytes. tarfile always passes `size`."""
         data = self._read_or_pad(size or 0)
         self.digest.update(data)
         return data

@@ -1,4 +1,4 @@
-"""Restores a data directory from a backup. Nothing is trusted before everything is verified."""
+"""Restores a data directory from a backup, which is untrusted until all of it is verified."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class RestoreResult:
 
 
 def restore(source: Path, data_dir: Path) -> RestoreResult:
-    """Restore `data_dir`, which must be missing or empty, from a backup. It appears complete or not at all.
+    """Restore `data_dir`, which must be missing or empty, from a backup. The restore is complete or changes nothing.
 
     Tasks that had started end as `host_lost`; the next server starts the others. Raises BackupUnusableError,
     DataDirNotEmptyError, RestoreTargetUnusableError, StoreUnusableError, StoreError, OSError.
@@ -106,13 +106,13 @@ def _check_target(data_dir: Path) -> None:
 
 
 def _check_regular_file(source: Path) -> None:
-    """Reject pipes, to which nothing may ever be written, and devices, which may have no end."""
+    """Reject pipes, which may never deliver data, and devices, which may be endless."""
     if not stat.S_ISREG(source.stat().st_mode):
         raise BackupUnusableError(f"{source} is not a regular file; nothing was restored.")
 
 
 def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
-    """Unpack everything; return the manifest that it was compared with."""
+    """Unpack all files and compare them with the manifest, which is returned."""
     entries: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
     try:
@@ -171,7 +171,7 @@ def _decode_manifest(content: bytearray) -> BackupManifest:
 
 
 def _store_member(content: IO[bytes], directory: Path, name: str) -> BackupEntry:
-    """Store a member as a new file below `directory`. Raises BackupUnusableError if its name is not one of a backup."""
+    """Store a member as a new file below `directory`. Raises BackupUnusableError if the name is invalid."""
     path = _member_path(directory, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest, size_bytes = hashlib.sha256(), 0
@@ -179,7 +179,7 @@ def _store_member(content: IO[bytes], directory: Path, name: str) -> BackupEntry
     try:
         descriptor = os.open(path, flags, 0o600)
     except FileExistsError:
-        raise BackupUnusableError(f"{name!r} is twice in the backup; nothing was restored.") from None
+        raise BackupUnusableError(f"{name!r} is in the backup twice; nothing was restored.") from None
     with os.fdopen(descriptor, "wb") as file:
         while data := content.read(_READ_BYTES_MAX):
             digest.update(data)
@@ -199,7 +199,7 @@ def _member_path(directory: Path, name: str) -> Path:
 
 
 def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
-    """End tasks whose runner is on another machine, or works for the directory that was backed up.
+    """End the tasks that had a runner, which is on another machine or works on the directory that was backed up.
 
     Returns the ended tasks, and those that could not be ended.
     """
@@ -244,9 +244,9 @@ def _end_task(journals: FileJournals, task: Task) -> None:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A bounded file for `tarfile`, which trusts the headers of a hostile archive.
+    """A file that rejects excessive reads and seeks of `tarfile`, which trusts the headers of a hostile archive.
 
-    tarfile reads a header of any claimed length in one piece, and seeks to any claimed position of the next one.
+    tarfile reads a header of any claimed length at once, and seeks to any claimed position of the next header.
     """
 
     def read(self, size: int | None = -1) -> bytes:

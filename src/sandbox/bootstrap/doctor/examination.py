@@ -1,4 +1,4 @@
-"""Checks of `sandbox doctor`: everything that a task needs from this host."""
+"""Checks of `sandbox doctor`: whether the host has everything that tasks need."""
 
 import asyncio
 import os
@@ -94,7 +94,7 @@ def _nearest_existing(directory: Path) -> Path:
 
 @contextmanager
 def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
-    """Yield the directory for a server's probes. Without a data directory it is a temporary one."""
+    """Yield the directory in which a server would run its probes; a temporary one if there is no data directory."""
     with ExitStack() as stack:
         data_dir = settings.server.data_dir.absolute()
         if not data_dir.is_dir():
@@ -146,7 +146,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
         return [Finding("disks", True, "each task has a separate file system with the size vm.disk")]
-    message = f"vm.disk is checked every {DISK_CHECK_SECONDS:.0f} s, and a task over it ends: {reason}"
+    message = f"vm.disk is only checked every {DISK_CHECK_SECONDS:.0f} s, and a task that exceeds it ends: {reason}"
     remedy = (
         "Run as root on a machine with loop devices and e2fsprogs, so that a full disk is reported to the agent "
         "and no file is hidden from the count."
@@ -155,9 +155,9 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Check for unowned control groups, which cost next to nothing.
+    """Check for control groups that do not belong to this data directory; the janitor removes those that do.
 
-    The janitor removes those of this data directory.
+    They use hardly any resources.
     """
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())

@@ -17,9 +17,9 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: the state; mend: how to fix it, or empty.
+    """The result of one check. message: what was found; mend: how to fix a problem, or empty.
 
-    is_needed: no task can run without it; otherwise tasks run, but something is weaker.
+    is_needed: no task can run if this check fails; otherwise tasks run, but with weaker guarantees.
     """
 
     name: str
@@ -35,7 +35,7 @@ _UNLIMITED = 2**63 - 1
 
 
 def check_open_files(probe: RuntimeProbe) -> list[Finding]:
-    """Report if one sandbox can hold so many open files that others get none."""
+    """Report if one sandbox can open so many files that other processes cannot open any."""
     machine = _read_sysctl("fs/file-max")
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
@@ -51,9 +51,9 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
-    """Return the maximum: a mapped, closed file is still open, but does not count for the process's limit.
+    """Return the maximum. A closed file that is still mapped remains open, but does not count towards process limits.
 
-    In a tier with its own kernel, one host process holds the files of all processes.
+    In a tier with a separate kernel, one host process holds the open files of all processes.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
@@ -95,8 +95,9 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     try:
         reason = asyncio.run(find_confinement_problem(make_runtime(chosen.runtime, run_dir), run_dir))
     except MachineBusyError as busy:
-        message = f"two attempts to confine it failed, and a server still confines it: {busy}"
-        return [Finding("git", False, message, "Run it again when the machine is less busy.", is_needed=False)]
+        message = f"two attempts to confine git failed, but a server still confines it: {busy}"
+        remedy = "Run sandbox doctor again when the machine is less busy."
+        return [Finding("git", False, message, remedy, is_needed=False)]
     if reason is None:
         return [Finding("git", True, "runs confined where it reads repositories")]
     message = f"git reads repositories with the server's privileges, because it cannot be confined: {reason}"

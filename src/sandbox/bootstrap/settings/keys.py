@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from sandbox.bootstrap.settings.schema import Description, ServerSettings
 
 _ROOT_SECTION = "server"
-"""Its keys omit the section in their variables, and have command-line options."""
+"""The section whose keys have command-line options, and variables without the section's name."""
 
 _DEFAULT_TEXTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
 
@@ -51,7 +51,7 @@ class SettingKey:
         return {None: "none", (): "[]"}.get(self.default, str(self.default))
 
     def parse(self, text: str) -> Any:
-        """Parse a text from outside the file. Invalid text stays text, which the schema then rejects."""
+        """Parse the text of a variable or option. Invalid text is returned unchanged; the schema rejects it later."""
         if self.value_type is tuple:
             return [part.strip() for part in text.split(",") if part.strip()]
         if self.value_type in {int, float}:

@@ -35,7 +35,7 @@ class ConfigurationError(SandboxError):
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings; the origin of each value by its key's path; and the file, None if none was read."""
+    """The settings. origins: where each value comes from, by its key's path. file: None if no file was read."""
 
     settings: ServerSettings
     origins: Mapping[str, str]
@@ -62,7 +62,6 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
 
     options: command-line values by key; None means not given. The key `config` is the path of the configuration file.
     """
-
     file, is_explicit = find_config_file(options.get("config"), environment)
     has_file = is_explicit or file.exists()
     data = _read(file) if has_file else {}
@@ -123,7 +122,7 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the values that override the file, the weaker first. An empty variable counts as unset."""
+    """Return origins and values that override the file, the weaker first. An empty variable counts as unset."""
     overrides = []
     if environment.get(key.variable):
         overrides.append((key.variable, environment[key.variable]))
@@ -191,7 +190,7 @@ def _adapter() -> TypeAdapter[ServerSettings]:
 
 
 def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
-    """Find conflicts between values: both listeners on one port."""
+    """Return the conflicts between values: both listeners on the same port."""
     section = data.get("server", {})
     if not isinstance(section, dict):
         return []

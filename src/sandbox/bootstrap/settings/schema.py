@@ -79,10 +79,10 @@ class Description:
 
 
 class _NotEmpty:
-    """Rejects empty text, which would be the current directory as a path, for example from an unset shell variable."""
+    """Rejects empty text, for example from an unset shell variable: as a path it would mean the current directory."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Run the check in pydantic, which is imported only where a configuration is validated."""
+        """Run the check in pydantic, which is imported only when a configuration is validated."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: Any) -> Any:
@@ -269,8 +269,8 @@ class RetentionSection:
 
     @property
     def retention(self) -> Retention:
-        """The limits as numbers. Imported locally, because the module imports asyncio, which commands do not need."""
-        from sandbox.interfaces.tasks import Retention
+        """The limits as numbers."""
+        from sandbox.interfaces.tasks import Retention  # local: it imports asyncio, which most commands do not need
 
         return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
 
@@ -299,7 +299,7 @@ class LogSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """All sections. Pure values."""
+    """All settings, by section."""
 
     __pydantic_config__ = _FORBID_EXTRA
     server: ServerSection = field(default_factory=ServerSection)

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 PREVIEW_LINES_MAX = 200
-"""Lines of the patch to show before the prompt."""
+"""Maximum number of the patch's lines to show before the prompt."""
 
 
 @dataclass(frozen=True)
 class ApplyPrompt:
     """Prompt to apply a task's patch.
 
-    should_apply: whether to apply it; None: ask on the terminal.
+    should_apply: whether to apply the patch; None asks on the terminal.
     has_local_changes: the task started with uncommitted changes, which stay separate from the task's own changes.
     head: the commit and branch from which the task started.
     """
@@ -54,7 +54,7 @@ class ApplyPrompt:
         """Show the changes, and apply them if requested."""
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            # running the same command again would create another task
+            # Repeating the same command would create another task.
             advice = f"{self._apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
@@ -80,7 +80,7 @@ class ApplyPrompt:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
-        """Do not stage if the user has changes: they must stay separate from the patch."""
+        """Whether to stage the patch. If the user has changes, it is not staged, so that they stay separate from it."""
         return not (self.has_local_changes or self.checkout.count_changed())
 
     def _apply_command(self, task_id: str) -> str:
@@ -93,7 +93,7 @@ class ApplyPrompt:
         return head
 
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
-        """Return why a requested patch is not applied, or None. A different commit or branch needs confirmation."""
+        """Return why a requested patch is not applied, or None. A different commit or branch requires confirmation."""
         if not has_diff:
             return "Error: The patch contains nothing that git can apply."
         if (head := self.checkout.head()) != expected:

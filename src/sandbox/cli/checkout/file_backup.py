@@ -26,8 +26,8 @@ class _FileState(NamedTuple):
 class FileBackup:
     """Backup of some paths of a checkout: a copy of each file in `copies`, and a list of paths without a file.
 
-    replaced: directory for files found at these paths during a restore.
-    was_interrupted: a signal is deferred to the end.
+    replaced: directory for other files that a restore finds at these paths.
+    was_interrupted: a signal was received and is deferred to the end.
     """
 
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
@@ -72,7 +72,7 @@ class FileBackup:
         return failed
 
     def _move(self, source: Path, target: Path, path: str) -> bool:
-        """Move a file; return whether that worked. Renames if possible, which needs no space on a full disk."""
+        """Move a file; return whether that succeeded. Renames if possible, which needs no disk space."""
         try:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -95,17 +95,19 @@ class FileBackup:
 
 @contextmanager
 def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[FileBackup]:
-    """Back up files for the context, which must call `discard`. Signals are deferred to its end. Raises OSError."""
+    """Back up files while the context is active; its body must call `discard`. Signals are deferred. Raises OSError."""
     backup = FileBackup(root, git_directory, paths)
     received_signals: list[int] = []
 
-    def note(number: int, _: object) -> None:
+    def defer(number: int, _: object) -> None:
         received_signals.append(number)
         backup.was_interrupted = True
         with suppress(OSError):
             os.write(2, _DEFERRED_MESSAGE)
 
-    before = {one: signal.signal(one, note) for one in _DEFERRED_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {
+        one: signal.signal(one, defer) for one in _DEFERRED_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN
+    }
     try:
         try:
             backup.create()
@@ -121,7 +123,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write this path: inside the checkout, outside of `.git`, and not via a symlink that stays."""
+    """Whether git would write this path: it is in the checkout, not in `.git`, and below no symlink that is kept."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False
@@ -137,7 +139,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _file_state(root: Path, path: str) -> _FileState | None:
-    """Return None if there is no file or symlink, or if the path leads through a symlink."""
+    """Return the state of a file or symlink. Return None if there is none, or if the path leads through a symlink."""
     if _links_above(root, path):
         return None
     try:

@@ -39,7 +39,7 @@ class Origin:
 
 
 def find_origin(checkout: Checkout, remote: str | None) -> Origin:
-    """Determine the origin from local information, without network access. Fails the command if that is not enough.
+    """Determine the origin without network access. Fails the command if local information is not sufficient.
 
     remote: its name; None: the current branch's upstream, else `origin`, else the only remote.
     """
@@ -68,7 +68,7 @@ def _choose_remote(checkout: Checkout) -> str:
 
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
-    """Return the URL as configured, since the server has its own git settings; else as git resolves it here."""
+    """Return the URL as configured, because the server has other git settings; if it is invalid, as git resolves it."""
     urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
     written = urls.partition("\n")[0]  # git fetches from the first URL, and pushes to all
     if not written:
@@ -117,7 +117,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
 
 
 def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
-    """Return the upstream of the current branch on this remote, else its own name."""
+    """Return the current branch's upstream on this remote, or else the name of the current branch."""
     branch = checkout.branch()
     if branch and checkout.git_output("config", "--get", f"branch.{branch}.remote") == remote:
         merged = checkout.git_output("config", "--get", f"branch.{branch}.merge")
@@ -131,13 +131,13 @@ def _fail(sentence: str, advice: str) -> NoReturn:
 
 LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
-"""Limit for the changed files, larger than for the patch: a large file may have a small change."""
+"""Limit for all changed files. It is larger than the limit for the patch: a large file may have a small change."""
 
 _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
-    """Create the patch from `commit` to the working tree, empty without changes; print its files.
+    """Create the patch from `commit` to the working tree and print its files. It is empty without changes.
 
     Ignored files are excluded. Fails the command if the patch is too large to send.
     """
@@ -160,7 +160,7 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
 
 
 def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
-    """A patch of this repository cannot contain changes inside of them."""
+    """Fail if there are changes in nested repositories, which a patch of this repository cannot contain."""
     if submodules := checkout.changed_submodules():
         message = f"Error: The submodule {escape_name(submodules[0])} has uncommitted changes, which cannot be sent."
         fail(f"{message}\n  Commit and push them there, or stash them there: git stash -u", ExitCode.CONFLICT)
@@ -170,7 +170,7 @@ def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> Non
 
 
 def _reject_oversized(sizes: Mapping[str, int]) -> None:
-    """Check before git reads the files: the patch would be too large to send."""
+    """Fail before git reads the files if they are too large to send."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         actual_size, size_limit = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)

@@ -1,4 +1,4 @@
-"""The user's checkout. Patches are applied by the user's own git."""
+"""The user's checkout. The user's own git applies patches."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sandbox.cli.output.text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
 APPLY_TIMEOUT_SECONDS = 3600.0
-"""Timeout for git to apply a patch, including filters; after that the files are restored."""
+"""Timeout for git to apply a patch, including filters. After it git is terminated and the files are restored."""
 
 TERMINATE_GRACE_SECONDS = 10.0
-"""Time for git to release its locks after that."""
+"""Time for git to release its locks after SIGTERM."""
 
 _PATCH_REJECTED = 1
-"""Exit code of git for a patch that does not fit; no file has been written."""
+"""Exit code of git for a patch that does not apply; no file has been written."""
 
 GIT_ERROR_LINES_MAX = 20
 
@@ -129,7 +129,7 @@ class Checkout:
     def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
         """Write the patch from a commit to the working tree, including untracked files.
 
-        scratch: directory for a temporary index and objects, so the user's own stay unchanged.
+        scratch: directory for a temporary index and objects, so that the user's index and objects stay unchanged.
         """
         objects = self.root / (self.git_output("rev-parse", "--git-path", "objects") or "")
         others = [_quote_path(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
@@ -148,7 +148,10 @@ class Checkout:
                 _fail("git could not collect the local changes.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
-        """Copy the index; return whether there is one. It records skip-worktree files, which often contain secrets."""
+        """Copy the index, so that skip-worktree files, which often contain secrets, are not added.
+
+        Returns whether there is an index.
+        """
         index_path = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
         if not index_path.is_file():
             return False
@@ -163,9 +166,9 @@ class Checkout:
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
     def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
-        """Apply a patch to the files atomically and stage it; return the changed files.
+        """Apply a patch to the files, completely or not at all; return the changed files.
 
-        advice: what to do if it does not fit.
+        advice: what to do if the patch cannot be applied.
         """
         index_options = ["--index"] if should_stage else []
         with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as backup:
@@ -201,7 +204,7 @@ class Checkout:
         return self._git(*_apply_arguments(*options, patch=patch))
 
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
-        """Run git in a separate session, since ^C would leave files removed; return its exit code and stderr."""
+        """Run git in a separate session, because ^C would leave files removed; return its exit code and stderr."""
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
             cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def config() -> None:
     """Show the server's configuration and its origin.
 
-    Options take precedence over environment variables, these over sandbox.toml, and that over the defaults.
+    Precedence, highest first: options, environment variables, sandbox.toml, defaults.
     """
 
 
@@ -92,5 +92,5 @@ def _to_json_value(value: Any) -> Any:
 
 
 def _toml_value(value: Any) -> str:
-    """Strings, numbers and lists of strings have the same syntax in JSON."""
+    """Return the value as TOML, which has the same syntax as JSON for strings, numbers and lists of strings."""
     return json.dumps(value, ensure_ascii=False)

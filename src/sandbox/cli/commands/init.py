@@ -176,7 +176,7 @@ def _require_valid(text: str) -> None:
     try:
         ManifestFile("manifest", text.encode()).parse()
     except InvalidManifestError as error:
-        # The line numbers refer to a file that does not exist.
+        # Omit line numbers: they refer to text that was not written to a file.
         field_errors = [
             {**field_error, "line": None, "column": None} for field_error in field_error_details(error.errors)
         ]

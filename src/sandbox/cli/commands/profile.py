@@ -98,7 +98,7 @@ def build(
 @click.argument("name")
 @data_dir_options
 def remove(*, name: str, **options: Any) -> None:
-    """Remove the images of a profile. Refused while a task uses one."""
+    """Remove the images of a profile. Fails while a task uses one of them."""
     catalog = _catalog(options)
     with _translate_errors():
         catalog.image_store(name).remove_images()

@@ -142,8 +142,6 @@ def _print_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -
         lines.append(f"The credentials in the address of {origin.remote} are not sent; the server clones with its own.")
     untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)
     if untracked:
-        lines.append(
-            f"{pluralize(untracked, 'file')} that git does not track {'stays' if untracked == 1 else 'stay'} here."
-        )
+        lines.append(f"{pluralize(untracked, 'untracked file')} {'is' if untracked == 1 else 'are'} not included.")
     for line in lines:
         click.echo("\n".join(wrap_text(line, terminal_width(sys.stderr), "  ")), err=True)

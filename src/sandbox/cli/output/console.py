@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OFF_TERMINAL = 120
-"""Width at which prose and summaries are cut without a terminal."""
+"""Width to which text is wrapped or truncated if the stream is not a terminal."""
 
 
 def stdout_console(*, has_color: bool) -> Console:

@@ -112,5 +112,5 @@ class EventLayout:
 
 
 def one_line(text: str) -> str:
-    """Join the text to one line and escape it."""
+    """Put the text on one line and escape it."""
     return escape_text(" ".join(text.split()))

@@ -35,7 +35,7 @@ TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
 OPEN_TOOL_CALLS_MAX = 100
-"""Number of unfinished tool calls to track; above it, the oldest are printed without a summary."""
+"""Number of unfinished tool calls to track. If there are more, the oldest are printed without a summary."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class EventPrinter:
 
     @property
     def current_activity(self) -> str:
-        """The current activity: the oldest tool call without an end, else the state."""
+        """The oldest tool call that has not ended, or else the state."""
         use = next(iter(self._open_calls.values()), None)
         if use is not None:
             return one_line(f"{use.tool}  {use.summary}")
@@ -122,7 +122,7 @@ class EventPrinter:
 
     @property
     def totals(self) -> list[str]:
-        """Tool calls, tokens and cost so far, as far as there are any."""
+        """Tool calls, tokens and cost so far, without those that are zero."""
         parts = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
             parts.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
@@ -143,7 +143,7 @@ class EventPrinter:
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
-        """Tool calls of the previous agent have no end event."""
+        """Forget the open tool calls: those of the previous agent never get an end event."""
         self._open_calls.clear()
         start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
         self._layout.print_lines(
@@ -165,8 +165,8 @@ class EventPrinter:
                 case ToolResult():
                     self._record_result(event, item)
                 case ApiRetry(attempt, attempts_max, reason):
-                    again = f"The model did not respond ({reason}); retrying, {attempt} of {attempts_max}"
-                    self._layout.print_lines(event, again, "yellow", lines_max=NOTICE_LINES_MAX)
+                    notice = f"The model did not respond ({reason}); retrying, {attempt} of {attempts_max}"
+                    self._layout.print_lines(event, notice, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _start_tool(self, use: ToolCall) -> None:
         _put_bounded(self._open_calls, use.id, use)
@@ -222,14 +222,14 @@ class EventPrinter:
 
 
 def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:
-    """Add an entry and drop the oldest above the limit."""
+    """Add an entry, and drop the oldest one if there are too many."""
     known[key] = value
     if len(known) > OPEN_TOOL_CALLS_MAX:
         del known[next(iter(known))]
 
 
 def _drop_decoration(message: str) -> str:
-    """Remove lines without letters or digits, such as rulers: only the first lines are shown."""
+    """Remove lines without letters or digits, such as rulers, because only the first lines are shown."""
     return "\n".join(line for line in message.splitlines() if any(map(str.isalnum, line)))
 
 
@@ -241,7 +241,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""The status line is not updated during a poll; without a response, it keeps the previous reason."""
+"""The status line is not updated during a poll. Without a response, it keeps the previous reason."""
 
 
 class PendingReason:

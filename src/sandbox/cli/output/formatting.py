@@ -35,7 +35,7 @@ def format_datetime(timestamp: str | None) -> str:
 
 
 def format_elapsed(first: str | None, last: str | None) -> str:
-    """Format the time between two times: `2 min 5 s`; empty unless both are given."""
+    """Format the time between two timestamps: `2 min 5 s`; empty unless both are given."""
     begin, end = parse_timestamp(first), parse_timestamp(last)
     return format_duration((end - begin).total_seconds()) if begin and end else ""
 

@@ -51,7 +51,7 @@ def applied_message(files: int, *, is_staged: bool) -> str:
 
 
 REMARKS_MAX = 50
-"""More than a server writes."""
+"""Maximum number of remarks to print; a server writes fewer."""
 
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
 _INDEX_LINE = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
@@ -66,7 +66,7 @@ def fetch_patch(
     entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended:
-        entries = _patch_entries(client, task_id, path)  # the task may have ended, with a patch, since the listing
+        entries = _patch_entries(client, task_id, path)  # the task may have ended with a patch after the listing
     if not entries:
         escaped = escape_text(task_id)
         if has_ended:

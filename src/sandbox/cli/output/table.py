@@ -28,8 +28,8 @@ def print_table(
     """Print rows with headings.
 
     has_border: draw a border.
-    shrinkable: columns that may be truncated, and then omitted, on a terminal that is too narrow, in this order;
-    without a terminal nothing is cut.
+    shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. Without a
+    terminal, no column is truncated.
     """
     kept_columns = columns
     if console.is_terminal:

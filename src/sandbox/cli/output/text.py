@@ -12,12 +12,12 @@ from sandbox.model.printable import escape_character, replace_invisible, replace
 
 
 def escape_text(text: str) -> str:
-    r"""Escape control and invisible characters in prose: ESC becomes `\x1b`. Tabs stay."""
+    r"""Escape control and invisible characters in prose: ESC becomes `\x1b`. Tabs are kept."""
     return replace_invisible(text, escape_character, "\t")
 
 
 def escape_name(name: str) -> str:
-    """Escape all characters in a name or path that do not print, so that no two names look the same."""
+    """Escape all unprintable characters in a name or path, so that no two names look the same."""
     return replace_unprintable(name, escape_character)
 
 
@@ -29,10 +29,10 @@ def escape_json(value: object) -> str:
 
 
 COLUMN_CELLS_MIN = 20
-"""Minimum width of a column; in a narrower window lines may be too long."""
+"""Minimum width of a column; in a narrower window, lines may be too long."""
 
 _WORD = re.compile(r"\s*(?:sandbox(?: task)? \S+|\S+)|\s+\Z")
-"""Keeps the first words of a command together."""
+"""Matches a word; `sandbox` and its subcommand count as one word, so that they stay on the same line."""
 
 
 def terminal_width(stream: TextIO) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
-"""Longer lines are not parsed; none of their content would be displayed."""
+"""Longer lines are skipped, because none of their content would be displayed."""
 
 _SUMMARY_FIELDS = ("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt")
 """Fields of a tool's input that summarize a call, the best first."""
@@ -148,7 +148,7 @@ _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", 
 
 
 class LogLine(NamedTuple):
-    """A line or a part of one. is_continued: the next part follows, without time and stream."""
+    """A line or a part of it. is_continued: the next part follows, without time and stream."""
 
     time: bytes
     stream: bytes

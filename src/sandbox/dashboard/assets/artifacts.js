@@ -34,7 +34,7 @@ async function preview(button) {
   const text = new TextDecoder().decode(await response.arrayBuffer());
   if (text.slice(0, 4096).includes("\0")) return [h("p", { class: "muted" }, "This is a binary file; download it to view it.")];
   const content = /\.(md|markdown)$/i.test(name) || type.startsWith("text/markdown") ? markdown(text) : appendText(h("pre", { tabindex: "0" }), text);
-  const more = Number(bytes) > BYTES_MAX ? h("p", { class: "muted" }, `Only the first ${size(BYTES_MAX)} of ${size(Number(bytes))} are content.`) : null;
+  const more = Number(bytes) > BYTES_MAX ? h("p", { class: "muted" }, `Only the first ${size(BYTES_MAX)} of ${size(Number(bytes))} are shown.`) : null;
   return more ? [more, content] : [content];
 }
 

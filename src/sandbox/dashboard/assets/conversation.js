@@ -60,7 +60,7 @@ export class Conversation {
     }
   }
 
-  // Process the transcript in time slices, since it may be long.
+  // Process the transcript in time slices, because it may be long.
   async addTranscript(text) {
     this.#isTranscript = true;
     let deadline = performance.now() + BUDGET_MILLISECONDS;
@@ -90,7 +90,7 @@ export class Conversation {
       return;
     }
     if (event === null || typeof event !== "object") return;
-    // The size of an entry is its share of its line.
+    // The size of an entry is its share of the size of its line.
     this.#lineShare = Math.ceil(line.length / Math.max(1, blocksOf(event).length));
     const nested = typeof event.parent_tool_use_id === "string";
     if (event.type === "assistant") for (const block of blocksOf(event)) this.#addAgentBlock(block, at, nested);
@@ -159,7 +159,7 @@ export class Conversation {
     this.#renderedCount = Math.max(0, this.#renderedCount - count);
   }
 
-  // Render an entry again that now has a result or a duration.
+  // Render an entry again after it got a result or a duration.
   #rerender(entry) {
     if (!entry.element) return;
     const before = entry.element;
@@ -181,7 +181,7 @@ export class Conversation {
     const deadline = performance.now() + BUDGET_MILLISECONDS;
     $("talk-empty").hidden = this.#entries.length > 0;
     if (this.#entries.length - this.#renderedCount > SHOWN_MAX) {
-      // Leave no gap between displayed entries: skipped ones belong to the earlier entries, which the user can load.
+      // Leave no gap between displayed entries: skipped ones are added to the earlier entries, which the user can load.
       while (this.#list.firstElementChild) this.#removeFirst();
       this.#renderedCount = this.#entries.length - SHOWN_MAX;
     }
@@ -255,7 +255,7 @@ function toText(value) {
   try {
     return JSON.stringify(value, null, 2) ?? "";
   } catch {
-    return "[This value is too deep to be displayed.]";
+    return "[This value is too deeply nested to be displayed.]";
   }
 }
 

@@ -187,7 +187,7 @@ export class Output {
     }
     const isDone = find.scanned >= this.#filtered.length;
     const position = find.at >= 0 ? `${find.at + 1} of ` : "";
-    $("find-count").textContent = find.text ? `${position}${find.hits.length}${isDone ? "" : " so far"} lines` : "";
+    $("find-count").textContent = find.text ? `${position}${find.hits.length} lines${isDone ? "" : " so far"}` : "";
     $("find-on").disabled = $("find-back").disabled = find.hits.length === 0;
   }
 

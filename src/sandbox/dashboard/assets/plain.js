@@ -19,13 +19,13 @@ function escapeCharacter(character) {
   return `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
 }
 
-// Escape invisible characters, where elements are not possible.
+// Escape invisible characters in text that cannot contain elements.
 export const visible = (text) => text.replace(HIDDEN, escapeCharacter);
 
 // Escape invisible characters in a name or a path.
 export const visibleName = (name) => name.replace(HIDDEN_IN_NAMES, (run) => Array.from(run, escapeCharacter).join(""));
 
-// left: how many more elements may be created; the rest becomes one text.
+// left: how many more elements may be created; the remaining text becomes a single text node.
 function appendEscaped(parent, text, left) {
   const lines = text.replace(/\r(?=\n|$)/g, "");
   let end = 0;
@@ -105,7 +105,7 @@ export function runs(text) {
 
 export const withoutColors = (text) => (text.includes("\x1b[") ? text.replace(SGR, "") : text);
 
-// How many elements texts may have; several texts can share it.
+// The number of elements that may be created; several texts can share one limit.
 export const elementLimit = () => ({ pieces: PIECES_MAX });
 
 // Append text to parent; mark matches of `wanted` (lower case).

@@ -462,7 +462,7 @@ def test_untracked_files_are_kept(completed_task, sandbox, checkout):
     (checkout / "notes.txt").write_text("mine\n")
     result = sandbox("run", "Go.", cwd=checkout)
     assert result.returncode == 0
-    assert "1 file that git does not track stays here." in result.stderr.decode()
+    assert "1 untracked file is not included." in result.stderr.decode()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def backup(file: Path, **options: Any) -> None:
         _print_remarks(manifest.remarks)
     message = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
-        fail(f"{message}; {len(manifest.remarks)} of them are damaged.", ExitCode.TASK_FAILED)
+        fail(f"{message}; {pluralize(len(manifest.remarks), 'problem')} found.", ExitCode.TASK_FAILED)
     click.echo(f"{message}.", err=True)
 
 
@@ -60,17 +60,17 @@ def restore(file: Path, **options: Any) -> None:
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.backup import restore as backup_restore
 
-    done = backup_restore.restore(file, data_dir)
+    result = backup_restore.restore(file, data_dir)
     if current_options().format == "json":
-        print_json(asdict(done))
+        print_json(asdict(result))
     else:
-        _print_remarks(done.remarks)
-        print_discrepancies(done.discrepancies)
-        for task_id in done.lost:
+        _print_remarks(result.remarks)
+        print_discrepancies(result.discrepancies)
+        for task_id in result.lost:
             click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
-    message = f"{escape_text(str(data_dir))} has {pluralize(done.tasks_count, 'task')}"
-    if done.discrepancies:
-        fail(f"{message}; {len(done.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
+    message = f"{escape_text(str(data_dir))} has {pluralize(result.tasks_count, 'task')}"
+    if result.discrepancies:
+        fail(f"{message}; {len(result.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
     command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
     click.echo(f"{message}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
 

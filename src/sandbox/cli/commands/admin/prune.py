@@ -32,15 +32,18 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_bound(value: str, error: str | None, unlimited: str) -> str:
-    """Reject `unlimited`: here, an omitted option already means no limit."""
+    """Reject `unlimited`: here, no limit is expressed by omitting the option."""
     if error is not None or value == unlimited:
-        raise click.BadParameter((error or "leave the option out").removesuffix(f", or {unlimited}"))
+        raise click.BadParameter((error or "omit the option for no limit").removesuffix(f", or {unlimited}"))
     return value
 
 
 @click.command()
 @click.option(
-    "--older-than", metavar="AGE", callback=_parse_age_option, help="Remove tasks that ended longer ago, such as 30d."
+    "--older-than",
+    metavar="AGE",
+    callback=_parse_age_option,
+    help="Remove tasks that ended longer ago than this, such as 30d.",
 )
 @click.option("--keep", type=click.IntRange(min=1), help="Number of finished tasks to keep; the oldest are removed.")
 @click.option(

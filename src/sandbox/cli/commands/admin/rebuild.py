@@ -26,13 +26,13 @@ def rebuild(**options: Any) -> None:
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import rebuild_index
 
-    done = rebuild_index(data_dir)
+    result = rebuild_index(data_dir)
     if current_options().format == "json":
-        print_json({"tasks": done.tasks_count, "refused": dict(done.skipped)})
+        print_json({"tasks": result.tasks_count, "refused": dict(result.skipped)})
     else:
-        for task_id, reason in done.skipped.items():
+        for task_id, reason in result.skipped.items():
             click.echo(f"{escape_text(task_id)}  {escape_text(reason)}")
-    tasks = pluralize(done.tasks_count, "task")
-    if done.skipped:
-        fail(f"The new index has {tasks}; {len(done.skipped)} could not be read.", ExitCode.TASK_FAILED)
+    tasks = pluralize(result.tasks_count, "task")
+    if result.skipped:
+        fail(f"The new index has {tasks}; {len(result.skipped)} could not be read.", ExitCode.TASK_FAILED)
     click.echo(f"The new index has {tasks}.", err=True)

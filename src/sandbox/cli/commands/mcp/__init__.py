@@ -1,1 +1,1 @@
-"""`sandbox mcp`: a Model Context Protocol server, with which agents submit tasks to Sandbox."""
+"""`sandbox mcp`: a Model Context Protocol server that lets agents submit tasks to Sandbox."""

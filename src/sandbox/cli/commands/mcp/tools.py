@@ -1,4 +1,4 @@
-"""Implementation of the MCP tools. Results are limited in size, since an agent reads them in full."""
+"""Implementation of the MCP tools. The size of results is limited, because an agent reads them in full."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     entry = await _find_artifact(client, task_id, path)
     has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
     if has_ended:
-        entry = await _find_artifact(client, task_id, path)  # the task may have ended, with a patch, since the listing
+        entry = await _find_artifact(client, task_id, path)  # the task may have ended with a patch after the listing
     if entry is None:
         ended = "The task ended without a patch; see its status for the reason."
         message = ended if has_ended else "There is no patch yet; it is created when the agent has ended."
@@ -106,9 +106,7 @@ async def _artifact_text(client: AsyncClient, task_id: str, entry: Artifact, off
         raise ToolFailedError(message)
     data = await client.read(task_id, entry["name"], bytes_max=READ_BYTES_MAX)
     if b"\0" in data[:8000]:
-        raise ToolFailedError(
-            f"artifact_not_text: {entry['name']} is {entry['content_type']}; a person can download it."
-        )
+        raise ToolFailedError(f"artifact_not_text: {entry['name']} is {entry['content_type']}; a user can download it.")
     return _text_page(data.decode(errors="replace"), offset)
 
 

@@ -31,9 +31,9 @@ def show_paged(lines: Iterable[str]) -> None:
         for line in lines:
             click.echo(line, color=True)
         return
-    # git's own defaults; less uses them for colors and short texts
+    # git's defaults: with them, less shows colors and exits if the text fits on one screen
     environment = {"LESS": "FRX", "LV": "-c", **os.environ}
-    # Use a shell, as git does: `diff-so-fancy | less` is a common value. It is the user's own setting.
+    # Use a shell, as git does: `diff-so-fancy | less` is a common value. Only the user can set it.
     paging = subprocess.Popen(["/bin/sh", "-c", pager], stdin=subprocess.PIPE, env=environment)
     try:
         assert paging.stdin is not None

@@ -95,12 +95,12 @@ def _targets(
     task_id: str, name: str | None, entries: list[Artifact], output: str | None
 ) -> list[tuple[Artifact, Path]]:
     if name is None:
-        # A separate directory by default: the agent chose the names, and `.envrc` is a possible one.
+        # A separate directory by default: the agent chose the names, and may have chosen one such as `.envrc`.
         directory = Path(output or _file_name(task_id))
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
         directory.mkdir(parents=True, exist_ok=True)
         return targets
-    own_name = _file_name(name)  # the name as typed: an artifact found by its path may have any name
+    own_name = _file_name(name)  # as given by the user: an artifact found by its path may have any name
     target = Path(output) if output else Path(own_name)
     return [(entries[0], target / own_name if target.is_dir() else target)]
 

@@ -68,7 +68,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the past events without output, then all events from the start of the current tool call on."""
+    """Yield past events without output, then all events since the latest change of state or tool call."""
     last_seq = start_seq = 0
     for event in parse_log_events(client.logs(task_id, stream="events"), task_id):
         last_seq = int(event.get("seq") or last_seq)
@@ -114,13 +114,13 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
         yield "Finished", format_datetime(task["finished_at"]) + (f"  after {elapsed}" if elapsed else "")
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
-        yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is both a runtime's name and its tier's
+        yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _attempt_rows(task)
     yield from _progress_rows(task)
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield rows only for more than one attempt. Servers before this version send no attempts."""
+    """Yield rows only if there are several attempts. Older servers send no attempts."""
     attempts = task.get("attempts", [])
     for attempt in attempts if len(attempts) > 1 else []:
         error = attempt["error"]

@@ -20,8 +20,8 @@ from sandbox.cli.output.table import print_table
 def top() -> None:
     """Watch all tasks on one screen.
 
-    Active tasks first, then pending ones with the reason, then the latest that ended. Arrow keys select a task, enter
-    watches it, q quits.
+    Lists active tasks first, then pending ones with the reason, then the latest that ended. Arrow keys select a task,
+    enter watches it, q quits.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):
@@ -32,7 +32,7 @@ def top() -> None:
     try:
         run_top(options)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # leaving needs no message
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # no message: ^C is a normal way to quit
 
 
 def _print_once(options: CliOptions) -> None:

@@ -43,7 +43,7 @@ _MOVES = {"up": -1, "down": 1, "page up": -PAGE_LINES, "page down": PAGE_LINES}
 
 
 def run_top(options: CliOptions) -> None:
-    """Run until the user leaves. Raises ClientError if the server is unreachable at the start."""
+    """Run until the user quits. Raises ClientError if the server is unreachable at the start."""
     console = stdout_console(has_color=options.has_color)
     page = TopView(options.server)
     while (task_id := asyncio.run(_run_screen(options, console, page))) is not None:
@@ -51,7 +51,7 @@ def run_top(options: CliOptions) -> None:
 
 
 async def _run_screen(options: CliOptions, console: Console, page: TopView) -> str | None:
-    """Return the id of the task to watch; None to leave."""
+    """Return the id of the task to watch; None to quit."""
     async with AsyncClient(options.server, options.token) as client:
         page.update(await fetch_snapshot(client))
         changed, keys = asyncio.Event(), asyncio.Queue[bytes]()
@@ -100,20 +100,20 @@ async def _handle_keys(keys: asyncio.Queue[bytes], page: TopView, changed: async
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
-    """Print the task's events from the beginning; ^C, or enter after the end, returns."""
-    console.print(f"Task {escape_text(task_id)}; ^C returns.\n", style="bold")
+    """Print the task's events from the beginning, until ^C, or until enter is pressed after the end."""
+    console.print(f"Task {escape_text(task_id)}; press ^C to return.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
             is_trusted = not is_interactive(client.status(task_id))
             reason = PendingReason(options, task_id)
             print_events(client.events(task_id), console, is_trusted=is_trusted, pending_reason=reason)
-        console.print("\nenter returns.", style="dim", end="")
+        console.print("\nPress enter to return.", style="dim", end="")
         sys.stdin.readline()
 
 
 @contextmanager
 def _cbreak_mode() -> Iterator[None]:
-    """Read keys one by one without echo; ^C keeps its meaning."""
+    """Read keys one by one without echo; ^C still interrupts."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor, termios.TCSAFLUSH)  # discard keys that were typed before
@@ -124,7 +124,7 @@ def _cbreak_mode() -> Iterator[None]:
 
 
 def _read(descriptor: int, keys: asyncio.Queue[bytes]) -> None:
-    """Split the input into keys; at the end of the terminal, queue an empty key."""
+    """Split the input into keys and queue them; at EOF, queue an empty key."""
     try:
         typed = os.read(descriptor, _READ_BYTES)
     except OSError:

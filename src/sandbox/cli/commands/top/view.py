@@ -29,7 +29,7 @@ _FOOT_LINES = 2
 
 
 class TopView:
-    """View model of the screen. The selection follows its task when tasks come and go.
+    """View model of the screen. The selection stays on its task when other tasks appear or disappear.
 
     error_message: why the data is outdated, empty if it is current.
     """
@@ -76,17 +76,17 @@ class TopView:
     def _table(self, snapshot: Snapshot, width: int, rows_max: int, now: datetime) -> list[Text]:
         if not snapshot.tasks:
             return [Text("No tasks yet. Submit one: sandbox task submit task.yaml", "dim")]
-        chosen_at = self._selected_index()
+        selected_index = self._selected_index()
         last_first = max(len(snapshot.tasks) - rows_max, 0)
-        self._scroll_offset = min(max(self._scroll_offset, chosen_at - rows_max + 1), chosen_at, last_first)
+        self._scroll_offset = min(max(self._scroll_offset, selected_index - rows_max + 1), selected_index, last_first)
         visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + rows_max]
         heading, *rows = plain_lines(
             *fit_table(COLUMNS, [task_row(task, now) for task in visible_tasks], SHRINKABLE, width - 2)
         )
         marked = [Text.assemble("  ", heading)]
         for at, line in enumerate(rows, self._scroll_offset):
-            marked.append(Text.assemble(("▸ ", "cyan") if at == chosen_at else "  ", line))
-            if at == chosen_at:
+            marked.append(Text.assemble(("▸ ", "cyan") if at == selected_index else "  ", line))
+            if at == selected_index:
                 marked[-1].stylize("bold")
         return marked
 
@@ -155,7 +155,7 @@ UNFINISHED_MAX = 500
 ENDED_MAX = 100
 
 _ACTIVE_STATES = ("running", "completing", "ready", "provisioning", "staging", "pending")
-_STATE_ORDER = {state: place for place, state in enumerate(_ACTIVE_STATES)}
+_STATE_ORDER = {state: index for index, state in enumerate(_ACTIVE_STATES)}
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Snapshot:
     """Health and tasks at one point in time.
 
     tasks: active ones, then pending ones, then ended ones, the latest first.
-    omitted_count: number of further tasks.
+    omitted_count: number of tasks that are not included.
     """
 
     health: Health

@@ -44,7 +44,7 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     terminal.type(b"\x1b[B")
     terminal.read_until("▸ done-1".encode())
     terminal.type(b"\r")
-    terminal.read_until(b"enter returns")
+    terminal.read_until(b"Press enter to return")
     assert b"All 128 tests pass." in terminal.output
     terminal.output = b""
     terminal.type(b"\n")
