@@ -274,6 +274,6 @@ def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
 
 
 def _raise_invalid(errors: list[FieldError]) -> NoReturn:
-    ordered = sorted(errors, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
+    ordered = sorted(errors, key=lambda error: (error.line or 0, error.column or 0))
     reported = ordered[: limits.MANIFEST_ERRORS_MAX]
     raise InvalidManifestError(reported, omitted_count=len(ordered) - len(reported))
