@@ -177,7 +177,7 @@ ARTIFACTS_MAX = 10_000
 """Maximum number of files collected from one workspace; the rest is skipped."""
 
 ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
-"""Maximum of the printable paths of these files together, and of those of skipped ones.
+"""Maximum total size of the printable paths of these files, and separately of those of skipped files.
 
 The paths are in the journal, in the index and in every list of the artifacts.
 """
