@@ -9,7 +9,7 @@ from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
-"""The machine lost the attempt; neither the agent nor the task caused it."""
+"""Failures in which the machine lost the attempt; neither the agent nor the task caused them."""
 
 RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,

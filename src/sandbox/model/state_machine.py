@@ -155,8 +155,8 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
     changes = _update_attempt(task, TaskState.READY, session_id=event.session_id)
     if task.agent_start_time is None and task.attempt is not None:
         changes["agent_start_time"] = AgentStartTime(event.monotonic_seconds, task.attempt.boot_id)
-    at_terminal = f"Claude Code is at its terminal: sandbox task attach {task.id}"
-    message = "Claude Code is working" if task.manifest.claude.headless else at_terminal
+    in_terminal = f"Claude Code is running in its terminal: sandbox task attach {task.id}"
+    message = "Claude Code is working" if task.manifest.claude.headless else in_terminal
     return changes, (TaskState.RUNNING, message), ()
 
 

@@ -244,7 +244,7 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
     if wrapped.key == "manifest":
         return wrapped.value
     if not isinstance(wrapped.value, str):
-        reject("must have the text of a manifest in manifest_yaml", rule="type")
+        reject("must contain the text of a manifest in manifest_yaml", rule="type")
     # Encode again for the same checks; lone surrogates are rejected there.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
