@@ -82,9 +82,9 @@ def _count_restarts(task: Task) -> int:
 
     Attempts of earlier versions have no recorded follow-up. They had a follow-up only if they ended while cloning.
     """
-    row: list[Attempt] = []
+    restarts: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
         if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
-        row.append(attempt)
-    return len(row)
+        restarts.append(attempt)
+    return len(restarts)

@@ -193,10 +193,10 @@ def parse_manifest(
     if type(data.get("version")) is int:
         data["version"] = str(data["version"])
     result = validate(data)
-    found = [] if isinstance(result, Manifest) else result
+    schema_violations = [] if isinstance(result, Manifest) else result
     errors = [
         *document.errors,
-        *_to_field_errors(document, found, [*find_violations(data, profiles, clone_hosts, has_price)]),
+        *_to_field_errors(document, schema_violations, [*find_violations(data, profiles, clone_hosts, has_price)]),
     ]
     if errors or not isinstance(result, Manifest):
         _raise_invalid(errors)

@@ -54,9 +54,9 @@ async def _write_patch(
     git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
 ) -> PatchResult:
     base = await read_base_tree(git, layout.repository, base_commit)
-    tree, left_out = await _import_workspace(git, layout, base, base_commit, contains_secret)
+    tree, skipped = await _import_workspace(git, layout, base, base_commit, contains_secret)
     too_large = sorted(tree.too_large)
-    preamble = _preamble(left_out, too_large)
+    preamble = _preamble(skipped, too_large)
     if tree.is_changed:
         await _write_diff(git, layout.repository, base_commit, target, preamble)
     else:

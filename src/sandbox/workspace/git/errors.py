@@ -117,5 +117,5 @@ def redact_credentials(text: str, secrets: Collection[str]) -> str:
 def last_error_line(stderr: str) -> str:
     """Return the last line that starts with `fatal:` or `error:`, else the last one; printable and truncated."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    writer = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    return replace_unprintable(writer[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if writer else ""
+    error_lines = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    return replace_unprintable(error_lines[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if error_lines else ""
