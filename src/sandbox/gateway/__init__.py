@@ -1,1 +1,1 @@
-"""Network gateway: a sandbox's only path out. Only `server` and the modules that it names use sockets."""
+"""Network gateway: a sandbox's only path out. Only the modules that the docstring of `server` lists use sockets."""

@@ -20,8 +20,8 @@ T = TypeVar("T")
 class ConnectionQueues:
     """CPU queues by priority: non-model traffic, new model connections, model connections in use.
 
-    A sandbox can cause any amount of parsing. Therefore only one connection's data is parsed at a time, other work of
-    the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.
+    A sandbox can send any amount of data to parse. Therefore only one connection's data is parsed at a time, other work
+    of the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -130,7 +130,7 @@ class ModelConnection(ConnectionHandler):
                 await super().run()
                 if self._relay_task is not None and self._model_protocol.is_in_flight:
                     await asyncio.wait({self._relay_task})
-                self._close_upstream()  # which ends the relay
+                self._close_upstream()  # ends the relay
                 if self._hold_task is not None:
                     self._hold_task.cancel()
         finally:

@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address, in the spelling of the query; redaction needs the original spelling."""
+        """Return the name of an address as spelled in the query, because redaction needs the original spelling."""
         return self._names.get(IPv4Address(address))
 
 
@@ -53,7 +53,7 @@ AddressLookup = Callable[[str], IPv4Address | None]
 
 
 class DnsResponse(msgspec.Struct, frozen=True):
-    """The response message (None: send nothing) and the name that was denied (None if none was)."""
+    """The response message (None: send nothing) and the denied name (None: no name was denied)."""
 
     message: bytes | None
     denied_name: str | None = None

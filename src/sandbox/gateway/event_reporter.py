@@ -1,4 +1,4 @@
-"""Rate-limited reports from the gateway to the runner; a sandbox cannot raise the rate."""
+"""Rate-limited reports from the gateway to the runner; a sandbox cannot exceed the rate."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ class EventReporter:
     def sanitize(self, text: str) -> str:
         """Make a name from the sandbox safe for the journal: redact the full name, then truncate it.
 
-        Names above REDACTED_NAME_CHARACTERS_MAX are replaced.
+        A name longer than REDACTED_NAME_CHARACTERS_MAX is replaced by a fixed text.
         """
         if len(text) > REDACTED_NAME_CHARACTERS_MAX:
             return "(too-long)"

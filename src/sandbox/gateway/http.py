@@ -44,7 +44,7 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request: replaces the task's key with the server's and asks for an uncompressed response.
+    """Build the upstream request: replaces the task's key with the server's and requests an uncompressed response.
 
     body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
     headers.
@@ -124,7 +124,8 @@ def plain_text_error(status: int, message: str) -> LocalResponse:
 def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
     """Return the headers to forward, spelled as received.
 
-    Dropped names are compared with punctuation as `-`: some servers read `X_Api_Key` or `X.Api.Key` as `X-Api-Key`.
+    Names are compared with punctuation replaced by `-`, because some servers read `X_Api_Key` or `X.Api.Key` as
+    `X-Api-Key`.
     """
     named = connection_header_names(message)
     return [

@@ -73,7 +73,7 @@ UPSTREAM_IDLE_SECONDS = 30.0
 """How long an idle upstream connection is kept for the same client's next request."""
 
 HOLD_SECONDS = 120.0
-"""How long a model request waits for the agent check; above it: 503. During this time, silence counts as a hang."""
+"""How long a model request waits for the agent check; above it: 503. The hang timeout keeps running."""
 
 REQUEST_JSON_VALUES_MAX = 500_000
 """Commas, colons and opening brackets in the body of a model request; above it: 413. Limits the memory for decoding."""
@@ -91,10 +91,10 @@ JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
 """A non-streaming response that is searched for usage; longer ones pass unread."""
 
 INPUT_TOKENS_MAX = 1_000_000
-"""Upper limit of input tokens assumed for a response that broke before it reported usage; no model accepts more."""
+"""Upper limit of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
 
 OUTPUT_TOKENS_MAX = 1_000_000
-"""Output tokens assumed for a broken response whose request sets no limit; no model produces more."""
+"""Output tokens assumed for a response that ended early if its request sets no limit; no model produces more."""
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Bytes to wait for until the server name of a TLS ClientHello is known; a longer hello is denied."""
@@ -145,4 +145,4 @@ REPORTED_HOST_CHARACTERS_MAX = 255
 """A host name in a report; longer ones are truncated after redaction."""
 
 REDACTED_NAME_CHARACTERS_MAX = 4096
-"""A name in which secrets are searched; a longer one is not reported, since truncation might leave part of a secret."""
+"""A name that is searched for secrets; a longer one is not reported: truncation might leave part of a secret."""

@@ -21,8 +21,8 @@ class Effects(msgspec.Struct):
     """Effects to apply, in the order of the fields.
 
     close_upstream: abort the previous upstream connection.
-    dial: open a new one; if that fails, the other effects are void.
-    close_client: send EOF to the client after the data before it.
+    dial: open a new one; if that fails, discard the other effects.
+    close_client: send EOF to the client after `to_client`.
     """
 
     close_upstream: bool = False

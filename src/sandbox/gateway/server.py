@@ -97,7 +97,7 @@ class SocketGateway:
         return self._reporter.denial_count
 
     def release_model_requests(self) -> None:
-        """Let held model requests pass. Idempotent."""
+        """Forward the held model requests, and hold no others. Idempotent."""
         self._request_gate.release()
         self._released.set()
 
@@ -215,15 +215,15 @@ class SocketGateway:
             except OSError:  # a reply that cannot be sent now is dropped, as UDP allows
                 await asyncio.sleep(0.01)
             except Exception as error:
-                self._report_failure("A name query", error)
+                self._report_failure("A DNS query", error)
             await asyncio.sleep(0)  # a flood of queries must not block the event loop
 
 
 async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: CpuQueue) -> socket:
     """Accept the next connection once a slot is free. Raises OSError.
 
-    A loop's `sock_accept` logs an error if it is cancelled while the listener is being closed; this function does not.
-    It takes a slot only once a connection is waiting, so an idle listener does not block the others.
+    The event loop's `sock_accept` logs an error if it is cancelled while the listener is closed; this function does
+    not. A slot is taken only once a connection is waiting, so an idle listener does not block the others.
     """
     while True:
         await _wait_readable(listener)

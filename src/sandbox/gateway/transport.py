@@ -102,7 +102,7 @@ class Stream:
 
 
 def limit_buffers(connection: socket) -> None:
-    """Limit the kernel's buffers for a stalled connection; their memory is charged to no task.
+    """Limit the kernel's buffers for a stalled connection, because their memory is charged to no task.
 
     Only root may exceed the machine's rmem_max; for other users the system's sizes remain.
     """

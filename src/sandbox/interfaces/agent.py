@@ -44,7 +44,7 @@ class TurnStarted(msgspec.Struct, frozen=True):
 
 
 class AgentReady(msgspec.Struct, frozen=True):
-    """The agent is initialized, before its first model request: its tools, and its MCP servers with their status."""
+    """The agent is initialized and has sent no model request yet. mcp_servers: status by name."""
 
     tools: frozenset[str]
     mcp_servers: Mapping[str, str]
@@ -107,12 +107,12 @@ class AgentDriver(Protocol):
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return why the agent lacks requested tools or MCP servers, None if all are present.
 
-        redact: the redaction that the names in `ready` have already been through.
+        redact: the redaction that was already applied to the names in `ready`.
         """
         ...
 
     def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Return why a terminal session failed, None if it succeeded. Only the process's exit status is available."""
+        """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:

@@ -14,7 +14,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller. id: of the token; name: the token's display name."""
+    """An authenticated caller. id: the token's id; name: the token's display name."""
 
     id: str
     name: str
@@ -22,7 +22,7 @@ class Principal:
 
 
 class TokenStore(Protocol):
-    """The current tokens of a server. No method raises or blocks on a disk for long."""
+    """The current tokens of a server. No method raises an error or waits long for a disk."""
 
     @property
     def has_tokens(self) -> bool:

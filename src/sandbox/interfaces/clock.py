@@ -12,5 +12,5 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Return seconds that never go backward."""
+        """Return the monotonic time in seconds."""
         ...

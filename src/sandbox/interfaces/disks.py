@@ -30,7 +30,7 @@ class Disks(Protocol):
         ...
 
     async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
-        """Create the disk, or open the one that an earlier process of the attempt made; that process must be dead.
+        """Create the disk, or open the one that an earlier process of the attempt created; that process must be dead.
 
         Raises AttemptError (provision_failed).
         """

@@ -22,7 +22,7 @@ def runner_socket(run_dir: Path, attempt_id: str) -> Path:
 
 
 def probe_directory(run_dir: Path, probe_id: str) -> Path:
-    """The directory of a probe, which has an id like an attempt."""
+    """The directory of a probe. Its id has the format of an attempt id."""
     return run_dir / f"probe-{probe_id}"
 
 

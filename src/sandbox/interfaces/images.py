@@ -52,7 +52,7 @@ class ProfileCatalog(Protocol):
     """The profiles that a server offers."""
 
     def list_profiles(self) -> Mapping[str, str]:
-        """Return each profile's name and minimum tier (empty for any). Looked up again at each call."""
+        """Return each profile's name and minimum tier (empty for any). Reads the current profiles at each call."""
         ...
 
     def find_image(self, profile: str, tier: str) -> Image | None:

@@ -74,7 +74,7 @@ class Journals(Protocol):
     """All journals of one data directory."""
 
     def create(self, task_id: str) -> JournalWriter:
-        """Create a task's journal with epoch 1. Raises FileExistsError if the task has one, OSError."""
+        """Create a task's journal with epoch 1. Raises FileExistsError if the task already has one, OSError."""
         ...
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:
@@ -116,7 +116,7 @@ class Journals(Protocol):
         ...
 
     def kill_lock_holder(self, task_id: str) -> bool:
-        """KILL the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
+        """Kill (SIGKILL) the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
         ...
 
     def compress(self, task_id: str) -> None:

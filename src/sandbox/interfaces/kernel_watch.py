@@ -12,9 +12,8 @@ _PAUSE_SECONDS_MAX = 3.0
 
 _WAITS_MAX = 10
 _WAIT_SECONDS = 0.5
-"""Number and duration of the waits for one measurement. Programs inside can hold locks that it needs.
-
-A stopped event loop, as in a suspended machine, counts as one wait.
+"""Number and duration of the waits for one measurement, because programs inside can hold locks that it needs. If the
+event loop stops, for example because the machine is suspended, that counts as one wait.
 """
 
 
@@ -40,12 +39,12 @@ async def wait_for_violation(
 async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | FileUsage]], seconds: float) -> str:
     loop = asyncio.get_running_loop()
     while True:
-        began = loop.time()
+        started_at = loop.time()
         usage = await _measure_in_time(measure)
         violation = _NOT_MEASURED if usage is None else usage.find_violation()
         if violation:
             return violation
-        await asyncio.sleep(max(seconds, min(_IDLE_FACTOR * (loop.time() - began), _PAUSE_SECONDS_MAX)))
+        await asyncio.sleep(max(seconds, min(_IDLE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
 
 
 _NOT_MEASURED = (

@@ -27,13 +27,13 @@ class LaunchOrder(
 ):
     """The launch order of a runner, sent through a pipe; never an argument list or a file.
 
-    Its encoded names are those of earlier versions, whose runners may still read it.
+    The encoded names are those of earlier versions, because their runners may read the order.
 
     finish: only end the attempt and collect what a dead runner left (finisher).
-    is_debug_session: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then
-        that of the session, not the journal's.
+    is_debug_session: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then the
+        session's, not the journal's.
     resumes: the attempt takes over an earlier attempt's disk.
-    excludes_emulation: the server chose the runtime itself, so emulation is excluded.
+    excludes_emulation: the server chose the runtime (`auto`), so emulation is excluded.
     agent_program: host path of the agent's executable.
     follow_redirects: git may follow a redirect to a different host than the manifest's when it starts to clone.
     disk_kind: the kind of disk that this host supports.
@@ -126,8 +126,7 @@ class RunnerClient(Protocol):
     async def is_responsive(self, attempt_id: str) -> bool:
         """Return False if a process listens at the runner's socket and does not respond within 5 s.
 
-        Returns True if no process listens, or if this process lacks the resources to ask, which is not the runner's
-        fault.
+        Returns True if no process listens, or if this process lacks the resources to connect.
         """
         ...
 
@@ -143,12 +142,12 @@ class RunnerClient(Protocol):
 class Leftovers(Protocol):
     """Leftovers of one kind.
 
-    The caller holds the task's lock, so it determines whose attempt it is and whether it is over.
+    The caller holds the task's lock and determines whether the attempt belongs to this server and is over.
     """
 
     @property
     def kind(self) -> str:
-        """The kind in a word or two, for operators."""
+        """A short name of the kind, for operators."""
         ...
 
     @property

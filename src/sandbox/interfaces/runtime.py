@@ -93,10 +93,10 @@ Raises AttemptError (provision_failed). Everything is removed at the end of the 
 
 
 class RuntimeProbe(msgspec.Struct, frozen=True):
-    """What a runtime can do on this host, determined by trying.
+    """What a runtime can do on this host, determined by running it.
 
     strength: a larger number means stronger isolation.
-    isolates, gaps: human-readable sentences.
+    isolates, gaps: what is isolated and what is not; human-readable sentences.
     limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
     remedy: what to do if the runtime does not work.
     is_explicit_only: the runtime works, but `auto` never selects it because it is too slow.
@@ -143,7 +143,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     programs: absolute paths inside by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
-    is_disk_reused: an earlier, destroyed sandbox used the disk; hard links in it are its own.
+    is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
     """
 
     attempt_id: str
@@ -161,7 +161,7 @@ class ConfinementSpec(msgspec.Struct, frozen=True):
     """Resources and directories of host programs that run for an attempt.
 
     directories: writable; the confinement's uid becomes their owner.
-    read_only: readable as far as their modes allow everybody to read.
+    read_only: readable; only files that all users may read are accessible.
     """
 
     cpus: int
@@ -240,8 +240,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
         received, received_max = self.received_bytes, self.received_bytes_max
         if received is not None and received_max is not None and received > received_max:
             return (
-                f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, errors and time stamps of what "
-                f"it sent included, and the limit is {received_max >> 20} MiB; read or close them."
+                f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, including errors and time "
+                f"stamps of sent data, and the limit is {received_max >> 20} MiB; read or close them."
             )
         if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
             return (
@@ -262,7 +262,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     open_files: descriptors of all its processes.
     directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
     shared_locks: locks of any kind on files that the host uses too.
-    epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 while few.
+    epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
     was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
     """
 
@@ -378,7 +378,7 @@ class Sandbox(Protocol):
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run an additional process inside, with the same confinement and limits as the command; `stdin` is unused.
 
-        Only between `start` and the end. Raises AttemptError (sandbox_lost).
+        Call it only while the command runs. Raises AttemptError (sandbox_lost).
         """
         ...
 
@@ -410,7 +410,7 @@ class Sandbox(Protocol):
         ...
 
     async def file_usage(self) -> FileUsage:
-        """Return its open files; for a sandbox with its own kernel only the directories that the host opened for it.
+        """Return the open files; for a sandbox with a separate kernel, only directories that the host opened for it.
 
         Slow if there are many.
         """
@@ -456,13 +456,13 @@ class Runtime(Protocol):
         """Remove everything that exists of the sandbox. Idempotent, from any process, even after a crash or a reboot.
 
         On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller. Pass None for
-        `disk` if it is removed next, which saves changing the owner of a million files. Raises AttemptError
-        (sandbox_lost) if something does not end within 10 s.
+        `disk` if it is removed next, which saves changing the owner of every file. Raises AttemptError (sandbox_lost)
+        if something does not end within 10 s.
         """
         ...
 
     def recover(self, attempt_id: str) -> SandboxHandle:
-        """Return a handle for `destroy` if the stored one is lost; it lacks what only that one contained.
+        """Return a handle for `destroy` if the stored one is lost. It lacks details that only the stored one contained.
 
         Claims nothing.
         """

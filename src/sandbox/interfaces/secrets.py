@@ -89,7 +89,7 @@ def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
 
 
 class SecretUnavailableError(SandboxError):
-    """A secret has no usable value. Everybody may see the message, only operators `detail` (source, key, remedy).
+    """A secret has no usable value. Only operators may see `detail` (source, key, remedy); others see the message.
 
     Neither contains a value.
     """

@@ -101,7 +101,8 @@ def without_large_fields(task: Task) -> Task:
 
 
 class Store(Protocol):
-    """Calls block on the disk for milliseconds; changes are durable on return. All but `close` may raise StoreError.
+    """The index of tasks. Calls block for milliseconds; changes are durable on return. All but `close` may raise
+    StoreError.
 
     Calls that return one task raise IndexDamagedError if its row is unreadable. Calls that return many skip such rows
     and log each one once.

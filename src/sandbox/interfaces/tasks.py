@@ -34,7 +34,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class PrunedTask:
-    """A task that was removed, or would be. size_bytes: its disk usage."""
+    """A task that was removed, or would be removed (dry run). size_bytes: its disk usage."""
 
     id: str
     state: TaskState
@@ -264,7 +264,7 @@ class Tasks(Protocol):
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
         """Yield the events after `after`, then live ones; the last one is `end`.
 
-        None: only live events, preceded by the current state.
+        With `after=None`, yield only live events, preceded by the current state.
         """
         ...
 
@@ -277,7 +277,7 @@ class Tasks(Protocol):
         ...
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
-        """Return one artifact by name, else by path. Raises ArtifactNotFoundError."""
+        """Return the artifact with this name, or else with this path. Raises ArtifactNotFoundError."""
         ...
 
     async def drain(self) -> DrainStatus:

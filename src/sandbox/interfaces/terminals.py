@@ -21,7 +21,7 @@ class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
 
 
 class RoleFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
-    """Whether input of this client is accepted from now on. One client types; all others are read-only."""
+    """Whether input of this client is accepted from now on. Only one client at a time may write."""
 
     may_write: bool
 
@@ -63,7 +63,7 @@ class TerminalConnection(Protocol):
     """One client's connection to a terminal."""
 
     async def read(self) -> RunnerFrame:
-        """Return the next frame; `EndFrame` at the end, also if the runner is gone."""
+        """Return the next frame; `EndFrame` at the end, even if the runner is gone."""
         ...
 
     async def send(self, frame: ClientFrame) -> None:

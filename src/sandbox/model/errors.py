@@ -19,7 +19,7 @@ class SandboxError(Exception):
 
 def error_reason(error: BaseException) -> str:
     """Return the error's text, or a fixed text for a timeout, whose exception has no text."""
-    return str(error) or "it takes too long"
+    return str(error) or "the operation timed out"
 
 
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

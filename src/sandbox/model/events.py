@@ -77,7 +77,7 @@ Stream = Literal["stdout", "stderr", "transcript"]
 """`transcript` holds the agent's raw events if `stdout` is rendered from them; clients see it only in the artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
-"""Names directories, sockets and control groups, so the pattern keeps a foreign journal from choosing an unsafe one."""
+"""Name of directories, sockets and control groups. The pattern prevents unsafe names from an untrusted journal."""
 
 
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -114,7 +114,7 @@ class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
 
 
 class WorkspacePrepared(_EventBase, frozen=True, tag="workspace_prepared"):
-    """The workspace holds the clone at `base_commit` (full hex object name)."""
+    """The workspace contains the clone at `base_commit` (full hex object name)."""
 
     base_commit: str
 
@@ -141,8 +141,8 @@ _SHORT_ESCAPES = b'\b\t\n\f\r"\\'
 _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 
 
-def _escapes_bytes(data: bytes) -> int:
-    r"""Return how many bytes JSON escapes add: 5 for `\u0001`, 1 for `\n`."""
+def _escape_overhead_bytes(data: bytes) -> int:
+    r"""Return how many bytes JSON escaping adds: 5 for `\u0001`, 1 for `\n`."""
     not_long_escaped_count = len(data.translate(None, _LONG_ESCAPES))
     unescaped_count = len(data.translate(None, _LONG_ESCAPES + _SHORT_ESCAPES))
     return 5 * (len(data) - not_long_escaped_count) + (not_long_escaped_count - unescaped_count)
@@ -163,7 +163,7 @@ class Output(_EventBase, frozen=True, tag="output"):
     @classmethod
     def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
         """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, else as base64."""
-        if _escapes_bytes(data) > len(data):
+        if _escape_overhead_bytes(data) > len(data):
             return cls(stream, base64=data, continued=continued)
         try:
             return cls(stream, text=data.decode(), continued=continued)
@@ -273,9 +273,9 @@ class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
 
 
 class FollowUp(StrEnum):
-    """Why another attempt follows; the first applicable kind is used.
+    """The kind of a follow-up attempt; the first applicable kind is used.
 
-    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: from the beginning.
+    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: a new start.
     """
 
     AGAIN = "again"

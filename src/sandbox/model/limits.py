@@ -111,17 +111,19 @@ EPOLL_ENTRIES_MAX = 32768
 
 OPEN_FILES_GROWTH_MAX = 24576
 """Growth of the machine's open files after which a sandbox's waiting threads are interrupted. A file that one of their
-system calls uses stays open without a descriptor. More than OPEN_DIRECTORIES_MAX and what can be in transit."""
+system calls uses stays open without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the files that can be in
+transit.
+"""
 
 OPEN_DIRECTORIES_MAX = 8192
-"""Open directories among them. A partly read one takes up to 20 KiB that no control group is charged for."""
+"""Open directories of one sandbox. A partly read one takes up to 20 KiB that no control group is charged for."""
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Buffers of one sandbox's TCP and UDP sockets: an eighth of vm.memory, within these bounds."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
-"""Unread data in TCP and UDP sockets beyond that share: 20 KiB for each of SOCKETS_MAX, which the kernel accepts."""
+"""Unread data in TCP and UDP sockets in addition to that share: the kernel accepts 20 KiB for each of SOCKETS_MAX."""
 
 SECRET_SCAN_SECONDS_MIN = 5.0
 """Minimum time for the secret scan of collected files, even if its share of `collect_timeout` is less."""
@@ -228,9 +230,9 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""How long a runner may wait for its launch order, and then again, plus time for its journal's size, to take over.
-
-Alone it reads sixty times as fast. After a reboot, all lost tasks may have finishers at the same time.
+"""Time for a runner to receive its launch order, and again to take over the journal, plus the time to read the journal
+at this rate. An idle machine reads it sixty times as fast, but after a reboot all lost tasks may have finishers at the
+same time.
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
@@ -273,7 +275,7 @@ CANCEL_SECONDS = 10.0
 """Time to record a cancel request, including a runner that is just starting; then the request gets 503."""
 
 CANCEL_SECONDS_MIN = 1.0
-"""Minimum time to ask a runner whose start took all of that, and for waiting for the journal's writer."""
+"""Minimum time to contact a runner whose start used up CANCEL_SECONDS, and to wait for the journal's writer."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
 """Bytes of a journal that are read at a time for one subscriber."""
@@ -295,14 +297,14 @@ DISK_SPACE_CHECK_SECONDS = 1.0
 RUNNER_RESERVE_BYTES = 4 * 1024**2
 """Disk space that each runner reserves for the end of its task.
 
-A result of 256 KiB escaped sixfold (1.5 MiB), a thousand artifacts of 1 KiB each, a thousand refusals in the metadata,
-and the file system's overhead.
+Enough for a result of 256 KiB escaped sixfold (1.5 MiB), a thousand artifacts of 1 KiB each, a thousand refusals in the
+metadata, and the file system's overhead.
 """
 
 SERVER_RESERVE_BYTES = 16 * 1024**2
 """Disk space that the server reserves to record task ends and to open its index.
 
-The ends of a thousand waiting tasks (4 MiB), the index's log (4 MiB), and as much again.
+Twice the size of the ends of a thousand waiting tasks (4 MiB) and the index's log (4 MiB).
 """
 
 BACKUP_MANIFEST_BYTES_MAX = 256 * 1024**2
@@ -312,7 +314,7 @@ BUFFERED_OUTPUT_BYTES_MAX = 1024**2
 """Output that a runner buffers while the disk rejects writes; more output is dropped, and a `gap` event says so."""
 
 JOURNAL_WRITE_RETRY_SECONDS = 24 * 3600.0
-"""How long a runner retries to record the end of its task; then it gives up, and the server continues."""
+"""How long a runner retries to record the end of its task; then it exits, and the server tries to record the end."""
 
 REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held if their end may be the start of a secret value."""

@@ -52,13 +52,13 @@ def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     pieces: list[str] = []
     before = ""
     for character in text:
-        shows = (
+        is_visible = (
             character.isprintable()
             and not INVISIBLE.match(character)
             and not _is_lone_combining_mark(character, before)
         )
-        pieces.append(character if shows else replace(character))
-        before = character if shows else ""
+        pieces.append(character if is_visible else replace(character))
+        before = character if is_visible else ""
     return "".join(pieces)
 
 
@@ -67,7 +67,8 @@ def is_printable(text: str) -> bool:
     if not text.isprintable():
         return False
     return text.isascii() or not (
-        INVISIBLE.search(text) or any(map(_is_lone_combining_mark, text, ("", *text)))  # the character before each
+        INVISIBLE.search(text)
+        or any(map(_is_lone_combining_mark, text, ("", *text)))  # each with the character before it
     )
 
 

@@ -9,7 +9,7 @@ from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
-"""The machine lost the attempt; neither the agent nor the task caused it."""
+"""Failures in which the machine lost the attempt; neither the agent nor the task caused them."""
 
 RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
@@ -25,7 +25,8 @@ RETRYABLE_CODES = LOST_CODES | {
 
 
 def next_follow_up(task: Task) -> FollowUp | None:
-    """Return what follows the current attempt, as far as is known. None while it runs, or if it is the last one.
+    """Return the follow-up of the current attempt, judged by the events so far. None while it runs, or if it is the
+    last.
 
     If the agent had not started, the attempt is restarted if the machine lost it or the clone failed temporarily. If it
     had started, it is resumed if the machine lost it and the manifest allows resuming, else retried if the manifest
@@ -79,11 +80,11 @@ def _count_follow_ups(task: Task, kind: FollowUp) -> int:
 def _count_restarts(task: Task) -> int:
     """Count consecutive earlier attempts, up to the current one, whose agent did not start.
 
-    Attempts of earlier versions have no recorded follow-up. They were followed only while they cloned.
+    Attempts of earlier versions have no recorded follow-up. They had a follow-up only if they ended while cloning.
     """
-    row: list[Attempt] = []
+    restarts: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
         if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
-        row.append(attempt)
-    return len(row)
+        restarts.append(attempt)
+    return len(restarts)

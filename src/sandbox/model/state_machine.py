@@ -117,9 +117,9 @@ def _update_attempt(task: Task, state: TaskState, **changes: Any) -> dict[str, A
 
 
 def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
-    """The first attempt, or the follow-up of one that was torn down.
+    """Start the first attempt, or the follow-up of one that was torn down.
 
-    Earlier versions started over without a teardown while there was no workspace; their journals are still read.
+    Earlier versions started another attempt without a teardown if there was no workspace yet.
     """
     before, repository = task.attempt, task.manifest.repository
     if task.cancel is not None or task.failure is not None:
@@ -155,15 +155,15 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
     changes = _update_attempt(task, TaskState.READY, session_id=event.session_id)
     if task.agent_start_time is None and task.attempt is not None:
         changes["agent_start_time"] = AgentStartTime(event.monotonic_seconds, task.attempt.boot_id)
-    at_terminal = f"Claude Code is at its terminal: sandbox task attach {task.id}"
-    message = "Claude Code is working" if task.manifest.claude.headless else at_terminal
+    in_terminal = f"Claude Code is running in its terminal: sandbox task attach {task.id}"
+    message = "Claude Code is working" if task.manifest.claude.headless else in_terminal
     return changes, (TaskState.RUNNING, message), ()
 
 
 def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
-    """A cancel request after the outcome changes nothing.
+    """Record the request, unless the outcome is already decided.
 
-    While another attempt is to follow, there is no outcome yet.
+    As long as another attempt follows, there is no outcome.
     """
     if task.agent_has_exited and next_follow_up(task) is None:
         return {}, None, ()
@@ -181,7 +181,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
 
 
 def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
-    """The failure belongs to the attempt. The task has none until its last attempt fails."""
+    """Move the failure to the attempt. The task has no failure until its last attempt fails."""
     follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
@@ -198,7 +198,7 @@ def _follow_up_skipped(task: Task, event: e.FollowUpSkipped) -> _HandlerResult:
 
 
 def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
-    """Fix the outcome, unless another attempt follows the failure."""
+    """Record the final outcome, unless another attempt follows the failure."""
     changes = _update_attempt(task, TaskState.RUNNING)
     changes |= {
         "agent_has_exited": True,

@@ -1,4 +1,4 @@
-"""The state of a task, computed from its journal up to some record."""
+"""The state of a task, computed from its journal up to a given record."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Task(
 
     @property
     def is_collected(self) -> bool:
-        """Whether collecting is over, complete or given up, possibly in a runner that died later."""
+        """Whether collecting has ended, completely or not, possibly in a runner that died later."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property

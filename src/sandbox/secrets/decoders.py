@@ -49,7 +49,7 @@ class DecodedLayer:
         return layer if pieces else None
 
     def original_span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the span of layer 0 from which a non-empty span of this layer was decoded."""
+        """Return the span of layer 0 that a non-empty span of this layer was decoded from."""
         layer = self
         while layer.source is not None:
             start, end = layer._source_span(start)[0], layer._source_span(end - 1)[1]
@@ -89,12 +89,14 @@ class DecodedLayer:
 
 
 def decode_layers(data: bytes) -> list[DecodedLayer]:
-    """Return all layers, each after the one below it, the original bytes first.
+    """Return all layers, each after the one below it. The original bytes are first.
 
-    At terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
-    character between the letters of a value consumes the letter after it. A terminal escape in the original bytes may
-    end with a backslash, which consumes the letter after it too: there the layers fork once more. They also fork at
-    escapes that have a different length in other languages, and at those that continue with an escaped character.
+    The layers fork where the bytes can be decoded in different ways:
+    - At terminal escapes, which may be removed or unchanged. An escape character between the letters of a value
+      consumes the letter after it.
+    - At a terminal escape in the original bytes that ends with a backslash, which consumes the letter after it too.
+    - At escapes whose length differs between languages.
+    - At escapes that continue with an escaped character.
     """
     layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
     first: list[DecodedLayer] = []
@@ -161,7 +163,7 @@ def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[Decode
 
 
 def align_cut(layers: list[DecodedLayer], position: int) -> int:
-    """Move a position in layer 0 back until a cut there splits no token of any layer."""
+    """Move a position in layer 0 back until a cut there splits no token in any layer."""
     while (moved := _move_back(layers, position)) < position:
         position = moved
     return position

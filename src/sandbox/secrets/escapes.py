@@ -1,4 +1,4 @@
-"""Escapes and invisible sequences: finds and decodes them, also incomplete ones. None contains a line feed."""
+"""Escapes and invisible sequences: finds and decodes them, including incomplete ones. None contains a line feed."""
 
 import re
 from codecs import utf_8_decode
@@ -15,7 +15,7 @@ _LAST_BY_LENGTH = (_LAST_ASCII, 0x7FF, 0xFFFF)
 _CONTINUATION_BITS = 6
 
 _ByteRanges = tuple[tuple[int, int], ...]
-"""For each byte of a character, its lowest and its highest value."""
+"""The lowest and the highest value of each byte of a character."""
 
 
 def _sequences(first: int, last: int) -> Iterator[_ByteRanges]:
@@ -203,9 +203,9 @@ _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | 
 _TERMINAL_ESCAPE = re.compile(
     rb"""
       \x1b (?:
-          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, movements of the cursor
+          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, cursor movements
         | [\]PX^_] $STRING $END                                         # titles, links
-        | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # but `&`, which begins a reference
+        | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # except `&`, which starts a reference
     | \xc2 (?:
           \x9b $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )
         | [\x90\x98\x9d-\x9f] $STRING $END
@@ -312,7 +312,7 @@ def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken
 
 
 def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
-    """Yield terminal escapes. Such an escape may be a letter after a control character."""
+    """Yield terminal escapes. Such an escape may consist of a control character and a letter."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
 

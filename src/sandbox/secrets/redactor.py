@@ -1,7 +1,7 @@
 """Replaces the values of secrets by `[REDACTED:NAME]`, in all common encodings.
 
-Pure: no I/O. Finds a value unchanged; escaped for JSON, JavaScript, C, shells, HTML or URLs, also partly and nested; in
-base64 (both alphabets, any alignment, wrapped) and in hex, also of an escaped value; and interspersed with terminal
+Pure: no I/O. Finds a value unchanged; escaped for JSON, JavaScript, C, shells, HTML or URLs, even partly or nested; in
+base64 (both alphabets, any alignment, wrapped) or in hex, even of an escaped value; and interspersed with terminal
 escapes, carriage returns and zero-width characters.
 """
 
@@ -16,8 +16,8 @@ from sandbox.secrets.scanner import Scanner, replace_spans
 class SecretStreamRedactor:
     """Redacts a stream. The output is the redaction of the whole stream, however the input is split.
 
-    Bytes that may start a value are held back until that is decided: at most `Scanner.span_bytes_max` bytes plus the
-    escapes that they start with, and a quarter more until they are rescanned. Split lines in the output, never in the
+    Bytes that may be the start of a value are held back until this is decided: at most `Scanner.span_bytes_max` bytes
+    plus the escapes at their start, and a quarter more until they are rescanned. Split the output into lines, never the
     input.
     """
 
@@ -46,8 +46,7 @@ class SecretStreamRedactor:
     def flush_lines(self) -> bytes:
         """Return the complete lines that are held back. Call it after a pause of the input.
 
-        They may contain the start of wrapped base64 or of a multi-line value. If it continues, only the rest is
-        redacted.
+        They may contain the start of wrapped base64 or of a multi-line value. Then only the rest of it is redacted.
         """
         released = self._release(is_end=False) if self._unscanned else b""
         end = self._pending.rfind(b"\n") + 1
@@ -97,7 +96,7 @@ class SecretRedactor:
             return text
         try:
             return redacted.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:  # a value that is not text once decoded was found within a character
+        except UnicodeDecodeError:  # a match may split a character if the value is not text
             return redacted.decode("utf-8", "replace")
 
     def redact_json(self, value: Any) -> Any:
@@ -121,5 +120,5 @@ class SecretRedactor:
         return stream.has_redacted
 
     def stream(self) -> SecretStreamRedactor:
-        """Return a redactor for one more stream."""
+        """Return a redactor for another stream."""
         return SecretStreamRedactor(self._scanner)

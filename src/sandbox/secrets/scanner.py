@@ -1,4 +1,4 @@
-"""Finds the spans of values in bytes, and the length of a stream's settled prefix."""
+"""Finds the spans of values in bytes, and the prefix of a stream that is safe to release."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _words(text: bytes, first: int = 0) -> memoryview[int]:
 def _most_selective(words: memoryview[int], index: Mapping[int, Sequence[object]]) -> int:
     """Return the index of the word that is the key of the fewest patterns.
 
-    Secrets share beginnings and ends with other text, so the middle word is preferred if it is free.
+    Secrets share prefixes and suffixes with other text, so the middle word is preferred if it is not used yet.
     """
     middle = len(words) // 2
     if words[middle] not in index:
@@ -127,21 +127,21 @@ class Scanner:
         """Return the spans of values, in order."""
         found: set[Span] = set()
         for layer in layers:
-            for hit in self._find_in_layer(layer):
-                start, end = layer.original_span(hit.start, hit.end)
+            for match in self._find_in_layer(layer):
+                start, end = layer.original_span(match.start, match.end)
                 if end - start <= self.span_bytes_max:
-                    found.add(Span(before_backslashes(layers[0].data, start), -end, hit.name))
+                    found.add(Span(before_backslashes(layers[0].data, start), -end, match.name))
         return sorted(found)
 
     def _find_in_layer(self, layer: DecodedLayer) -> Iterator[PatternMatch]:
         for normalizer, search in self._searches:
-            hits = list(search.find(normalizer.normalize(layer.data)))
-            positions = normalizer.positions(layer.data) if hits else ()
-            for hit in hits:
-                yield PatternMatch(positions[hit.start], positions[hit.end - 1] + 1, hit.name)
+            matches = list(search.find(normalizer.normalize(layer.data)))
+            positions = normalizer.positions(layer.data) if matches else ()
+            for match in matches:
+                yield PatternMatch(positions[match.start], positions[match.end - 1] + 1, match.name)
 
     def safe_length(self, layers: list[DecodedLayer]) -> int:
-        """Return the length of the prefix of layer 0 that no continuation can make part of an unfinished value."""
+        """Return the length of the prefix of layer 0 in which no unfinished value starts."""
         length = len(layers[0].data)
         if not self._searches:
             return length
@@ -174,7 +174,7 @@ class Scanner:
 
 
 def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
-    """Return all positions where the settled part may end.
+    """Return all positions where the decided part of the data may end.
 
     An incomplete escape may or may not be completed. If it is, its decoded text may continue with an escape of the next
     layer that starts before it.

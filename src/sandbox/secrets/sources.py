@@ -14,7 +14,7 @@ from sandbox.secrets.limits import SECRET_BYTES_MAX
 
 
 def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """Build the error. `reason`: the problem and its fix; never a value, because operators read it."""
+    """Build the error. `reason`: the problem and its fix, for operators; never a value."""
     detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
     return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 

@@ -25,7 +25,7 @@ _PATTERN_BYTES_MIN = 7
 _QUOTES = "\"'"
 
 _PEM_BOUNDARY = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
-"""A line that all keys of its kind share."""
+"""Matches a line that is the same in all keys of one kind."""
 
 
 class SecretPattern(NamedTuple):
@@ -65,7 +65,7 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
 
 
 def _usable_pattern(text: bytes) -> bytes:
-    """Normalize a text and strip the quotes at its ends (in JSON one may end the text); empty if too short."""
+    """Normalize a text and strip quotes at its ends (one may end a JSON string); empty if it is too short."""
     normalized = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
     return normalized if len(normalized) >= REDACTED_CHARACTERS_MIN else b""
 
@@ -74,7 +74,7 @@ def _survives_normalization(value: str) -> bool:
     """Return whether normalization leaves enough of the value in each of its layers, even without its first letter.
 
     A backslash before the value may consume its first letter. Text that looks like an escape may decode to nothing: no
-    normalized form contains a backslash and a `b` that end a value.
+    normalized form contains a backslash and a `b` at the end of a value.
     """
     layers = chain.from_iterable(map(decode_layers, _byte_encodings(value)))
     return all(_usable_pattern(layer.data) and _usable_pattern(layer.data[1:]) for layer in layers)
@@ -86,7 +86,7 @@ _ESCAPE_PREFIXES = (b"\x1b[", b"\x1b", b"\\", b"%", b"&", b"&#", b"&#x")
 _OPEN_ESCAPE_BYTES_MAX = 2
 """Maximum length of an incomplete escape at the end of a value, which following bytes may complete.
 
-If more of the value were dropped, it would be another value.
+A pattern that omitted more of the value would match other values.
 """
 
 
@@ -101,7 +101,7 @@ def _text_variants(value: str) -> Iterator[bytes]:
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
         for layer in decode_layers(data):
             yield layer.data
-            if layer.data[:1] < b"\x80":  # no escape consumes half a letter
+            if layer.data[:1] < b"\x80":  # no escape consumes a part of a character
                 yield layer.data[1:]
             end = find_partial_escape(layer.data, len(layer.data))
             if len(layer.data) - end <= _OPEN_ESCAPE_BYTES_MAX:
@@ -144,7 +144,7 @@ def _escaped_forms(value: str) -> set[bytes]:
 
 
 def _nested_forms(value: str) -> set[bytes]:
-    """Return the value's forms, those for HTML and shells (also of its JSON), and their forms in nested JSON."""
+    """Return the escaped forms of the value for JSON, URLs, HTML and shells, combined and in nested JSON."""
     forms = _escaped_forms(value)
     plain = {value}
     if len(value) <= TWICE_ENCODED_BYTES_MAX:
@@ -166,7 +166,7 @@ _QUOTES_IN_SHELLS = ("'\\''", "'\"'\"'")
 
 
 def _escape_quotes(value: str) -> Iterator[str]:
-    """Yield the value as template engines escape it for HTML and as it is quoted in shells."""
+    """Yield the value as template engines escape it for HTML and as shells quote it."""
     text = html.escape(value, quote=False)
     for double, single in _QUOTES_IN_HTML:
         yield text.replace('"', double).replace("'", single)
@@ -175,7 +175,7 @@ def _escape_quotes(value: str) -> Iterator[str]:
 
 
 def _strip_quotes_and_backslashes(form: bytes) -> bytes:
-    """Strip backslashes and quotes at the ends, which JSON may add or use, if enough is left."""
+    """Strip backslashes and quotes at the ends, which JSON may add or consume, if enough is left."""
     rest = form.strip(_QUOTES.encode() + b"\\")
     return rest if len(rest) >= REDACTED_CHARACTERS_MIN else form
 

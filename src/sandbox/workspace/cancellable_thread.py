@@ -29,7 +29,7 @@ class StopFlag:
 
 
 async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
-    """Run `work` off the event loop. On cancellation the thread ends before CancelledError propagates."""
+    """Run `work` in a thread. On cancellation the thread ends before CancelledError propagates."""
     stop = StopFlag()
     running = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:

@@ -177,7 +177,7 @@ ARTIFACTS_MAX = 10_000
 """Maximum number of files collected from one workspace; the rest is skipped."""
 
 ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
-"""Maximum of the printable paths of these files together, and of those of skipped ones.
+"""Maximum total size of the printable paths of these files, and separately of those of skipped files.
 
 The paths are in the journal, in the index and in every list of the artifacts.
 """
@@ -195,14 +195,14 @@ async def collect(
     """
     names = ArtifactNames(taken_names)
     bytes_left = ARTIFACT_BYTES_MAX
-    result, left_out = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
-    for path in result:
+    paths, skipped = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
+    for path in paths:
         collected = await run_in_thread(partial(_collect_file, workspace, path, target, names, bytes_left))
         if isinstance(collected, Artifact):
             bytes_left -= collected.size_bytes
         yield collected
-    for reason in left_out:
-        yield reason
+    for skipped_file in skipped:
+        yield skipped_file
 
 
 def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> tuple[list[bytes], list[SkippedFile]]:

@@ -24,10 +24,10 @@ DEPTH_MAX = 256
 """Directories nested deeper are skipped."""
 
 ENTRIES_MAX = 1_000_000
-"""Maximum number of files and directories that are read of one workspace."""
+"""Maximum number of files and directories that are read from one workspace."""
 
 PATHS_BYTES_MAX = 256 * 1024**2
-"""Maximum of all paths of one commit, or of one workspace, together. They are kept in memory."""
+"""Maximum total size of all paths of one commit, or of one workspace. They are kept in memory."""
 
 _CHUNK_BYTES = 256 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -557,7 +557,7 @@ def test_interactive_task_message_names_the_attach_command():
     claude = dataclasses.replace(MANIFEST.claude, headless=False)
     submitted = e.TaskSubmitted("t", dataclasses.replace(MANIFEST, claude=claude))
     task = replay(submitted, *TO_RUNNING[1:])[-1].task
-    assert task.state_message == "Claude Code is at its terminal: sandbox task attach t"
+    assert task.state_message == "Claude Code is running in its terminal: sandbox task attach t"
 
 
 def test_last_failure_is_kept_when_no_retry_is_left():

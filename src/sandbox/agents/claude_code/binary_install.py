@@ -45,9 +45,9 @@ def binary_version(binary: Path) -> str:
 def install_binary(data_dir: Path, source: Path | None = None) -> Path:
     """Return the execute-only copy of the binary below `data_dir`; create it if it does not exist.
 
-    The kernel makes a process non-dumpable if its user cannot read its program. So no process that the agent starts,
-    though it has the same uid, can open the agent's stdout to forge a result, trace the agent, or read its environment.
-    This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
+    The kernel makes a process non-dumpable if its user cannot read its program. Processes that the agent starts have
+    the same uid, but they can therefore neither open the agent's stdout to forge a result, nor trace the agent, nor
+    read its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
 
     Raises BinaryMissingError, and OSError if the copy cannot be written.
     """

@@ -38,7 +38,7 @@ _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
-    """Prefix the prompt if it starts with a command prefix, also after trimming white space."""
+    """Prefix the prompt if it starts with a command prefix, even after white space."""
     begin = _LEADING_WHITE_SPACE.match(prompt)
     return PLAIN_TEXT_PREFIX + prompt if begin and prompt.startswith(command_prefixes, begin.end()) else prompt
 
@@ -46,7 +46,7 @@ def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
 PROMPT_FILE = ".sandbox/prompt.md"
 
 _ARGUMENT_BYTES_MAX = 100 * 1024
-"""A longer prompt is passed in a file: the kernel accepts no argument of more than 128 KiB."""
+"""A longer prompt is passed in a file, because the kernel limits an argument to 128 KiB."""
 
 _KEY_SUFFIX_CHARACTERS = 20
 _PERMISSION_MODES = {"dontAsk": "default"}
@@ -54,12 +54,15 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 
 
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
-    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot prompt."""
+    """Return the arguments of an interactive session.
+
+    options: the options of a headless run, in which Claude Code cannot ask for permission.
+    """
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Return files of the home that answer the questions of Claude Code about a new home, API key or folder."""
+    """Return files for the home directory that suppress Claude Code's first-run questions (setup, API key, trust)."""
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
@@ -83,9 +86,9 @@ def interactive_variables() -> Mapping[str, str]:
 
 
 def _initial_prompt(prompt: str) -> str:
-    """Return the prompt as text: a command prefix at its start would make it a command."""
+    """Return the prompt in a form that Claude Code does not interpret as a command."""
     if _exceeds_argument_limit(prompt):
-        return f"Your task is in the file {SANDBOX_HOME}/{PROMPT_FILE}. Read it whole and carry it out."
+        return f"Your task is in the file {SANDBOX_HOME}/{PROMPT_FILE}. Read the whole file and carry out the task."
     return escape_commands(prompt.replace("\0", "\ufffd"), _COMMAND_PREFIXES)
 
 
@@ -149,7 +152,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """Render the result: one line of JSON for `json`, its text for `text`, else (or without result) nothing."""
+    """Render the result as one line of JSON (`json`) or as its text (`text`); return nothing in other cases."""
     if result is None:
         return b""
     match output_format:
@@ -183,14 +186,14 @@ _MCP_FILE = ".sandbox/mcp.json"
 
 RESUME_PROMPT = (
     b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
-    b"are as they were then; whatever you did last may be half done. Look at where you are, and go on with the task."
+    b"have not changed since then, but your last action may be incomplete. Check the current state, and continue."
 )
 """Prompt of an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""WebFetch would first check every host with Anthropic's; here the gateway decides which hosts are reached.
+"""WebFetch would first check every host with an Anthropic service. Here the gateway decides which hosts are allowed.
 
-The confirmation of skipped permissions is disabled, because the manifest decides that.
+The manifest decides whether permissions are skipped, so the confirmation is disabled.
 """
 
 
@@ -209,9 +212,11 @@ class ClaudeCodeDriver:
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Build command, environment and files. `secrets` become variables of the agent and of all that it starts.
+        """Build command, environment and files. `secrets` become environment variables of the agent and of all programs
+        that it starts.
 
-        The repository is not read: the agent itself reads CLAUDE.md, inside. resumes: see `AgentDriver.prepare`.
+        The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes: see
+        `AgentDriver.prepare`.
         """
         claude = manifest.claude
         directory = _working_directory(manifest.repository.subpath)
@@ -252,8 +257,8 @@ class ClaudeCodeDriver:
 def encode_prompt(prompt: str) -> bytes:
     """Encode the prompt for stdin, where Claude Code must not interpret it as a command.
 
-    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. White space before them would be
-    safe only as long as no code trims it, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
+    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. Claude Code might trim white
+    space before them, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
@@ -263,7 +268,7 @@ def _working_directory(subpath: str | None) -> str:
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
-    """Yield the workspace and each directory down to the start directory: every CLAUDE.md on the way applies."""
+    """Yield the workspace and each directory down to the start directory: the CLAUDE.md of each of them applies."""
     inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
         yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))
@@ -302,7 +307,7 @@ def _environment(task_key: str) -> dict[str, str]:
         "LOGNAME": SANDBOX_USER,
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
-        "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a /tmp of its own)
+        "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a separate /tmp)
         "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
         "ANTHROPIC_API_KEY": task_key,

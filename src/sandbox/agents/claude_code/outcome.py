@@ -25,7 +25,7 @@ def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_t
     """Return the failure, or None for success: exit code 0 and a last result with `is_error: false`."""
     if exit_.code == 0 and result is not None and result.get("is_error") is False:
         return None
-    # Some program may have run out of memory long before, so an error that the agent reports takes precedence.
+    # An error that the agent reports takes precedence, because the OOM kill may have happened long before.
     if exit_.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
@@ -45,7 +45,7 @@ def determine_session_failure(exit_: ExitStatus) -> Failure | None:
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
         return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
-    return Failure(FailureCode.AGENT_FAILED, f"{_describe_exit(exit_.code)} in the middle of its session.")
+    return Failure(FailureCode.AGENT_FAILED, f"{_describe_exit(exit_.code)} before its session ended.")
 
 
 def _describe_error_result(result: dict[str, Any]) -> str:
@@ -132,7 +132,7 @@ def _mcp_failure_message(name: str, status: str, server: McpServer) -> str:
     if server.command is None:
         todo = "check its url, its headers and vm.allowed_hosts"
     else:
-        todo = "check its command, args and env, and that the sandbox has the program and reaches what it needs"
+        todo = "check its command, args and env, and that the program exists in the sandbox and can reach its hosts"
     return f"The MCP server {sanitize(name)} is not connected (status: {sanitize(status)}); {todo}."
 
 

@@ -9,7 +9,7 @@ from sandbox.model.manifest.schema import Claude
 
 _MCP = "mcp__"
 _INIT_NAMES = {"Agent": "Task"}
-"""Name in requests and permission rules, and name in the `init` event."""
+"""Maps names in requests and permission rules to names in the `init` event."""
 
 _EDIT_TOOLS = frozenset({"Write", "NotebookEdit"})
 _WILDCARDS = frozenset("*?[")
@@ -18,8 +18,8 @@ _WILDCARDS = frozenset("*?[")
 def tool_options(claude: Claude) -> tuple[str, ...]:
     """Return the options for a manifest's allowed tools.
 
-    Only `--tools` reliably restricts, but it takes plain names only and no MCP tools. MCP tools and rules need
-    permissions, which are not checked if permissions are skipped. An empty list gets no `--allowedTools`.
+    Only `--tools` restricts the tools reliably, but it accepts plain names only. MCP tools and rules need permissions,
+    which are not checked if permissions are skipped. An empty list gets no `--allowedTools`.
     """
     entries = claude.allowed_tools
     if entries is None:
@@ -56,7 +56,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a redacted value in its name may match: the texts before it and `*` agree."""
+    """Return whether a tool with a redacted value in its name may match: the texts before the value and `*` agree."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (

@@ -21,13 +21,13 @@ class ClientHello(msgspec.Struct, frozen=True):
     """The result of parsing the bytes received so far.
 
     is_complete: more bytes cannot change the result.
-    server_name: None in a complete hello without a name, in bytes that are not a hello, and if other data shares its
+    server_name: None if a complete hello has no name, if the bytes are not a hello, or if other data shares the hello's
     record.
-    has_encrypted_name: contains an encrypted hello (ECH) that may name a different server; browsers put random bytes
-    there.
+    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers send
+    random bytes in this extension if they do not use it.
     has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
-    byte_count: length of the records that hold the hello, or of the first ones: some servers may find a hello in
-    malformed records.
+    byte_count: length of the records that contain the hello. If the records are malformed, length of the first ones,
+    because some servers may still find a hello in them.
     """
 
     is_complete: bool
@@ -63,7 +63,7 @@ def parse_client_hello(data: bytes) -> ClientHello:
             return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
-            # No client puts more into the same record, and a server might use the rest as the hello that counts.
+            # No client adds data to this record, and a server might treat the rest as the actual hello.
             byte_count = offset + 5 + length
             is_only_message = len(message) == end and len(data) >= byte_count
             return (
@@ -81,16 +81,16 @@ def parse_client_hello(data: bytes) -> ClientHello:
 
 def parse_server_names(body: bytes) -> ServerNames | None:
     """Return the names in the body of a ClientHello, or None if a length field points past its end."""
-    names, hides_name, is_before_data = [], False, False
+    names, has_encrypted_name, has_early_data = [], False, False
     try:
         for kind, content in _extensions(body):
             if kind == _SERVER_NAME_EXTENSION:
                 names += _host_names(content)
-            hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
-            is_before_data |= kind == _EARLY_DATA_EXTENSION
+            has_encrypted_name |= kind == _ENCRYPTED_HELLO_EXTENSION
+            has_early_data |= kind == _EARLY_DATA_EXTENSION
     except _TruncatedError:
         return None
-    return ServerNames(tuple(names), hides_name, is_before_data)
+    return ServerNames(tuple(names), has_encrypted_name, has_early_data)
 
 
 def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
@@ -147,7 +147,7 @@ class _Reader:
 _HELLO_START = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
 _HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
-"""Matches lenient records: some servers accept an alert or a ChangeCipherSpec between the records of a hello.
+"""Matches records as lenient servers do: some accept an alert or a ChangeCipherSpec between the records of a hello.
 
 They check the version only in the hello, where its first byte is 3.
 """
@@ -168,7 +168,7 @@ class _PartialHello(msgspec.Struct, frozen=True):
 class ClientHelloSearch:
     """Searches the bytes of a client that connects to `name` for a ClientHello.
 
-    The hello may omit the server name, since the surrounding protocol had none either.
+    The hello may omit the server name, because the surrounding protocol did not contain one either.
     """
 
     def __init__(self, policy: EgressPolicy, name: str) -> None:

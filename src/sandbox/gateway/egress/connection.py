@@ -12,7 +12,7 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
 
 class EgressConnection:
-    """One egress connection. `handshake` may already be decided. Its work is queued with the sandbox's connections."""
+    """One egress connection. `handshake` may be an outcome that is already decided."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class EgressConnection:
                 return outcome
 
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
-        # for connections queued before this one
+        # includes the wait for connections queued before this one
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
         host, port = tunnel.host, tunnel.port
@@ -98,8 +98,8 @@ class EgressConnection:
             self._reset_timeouts(host_stream)
             if isinstance(output, Denial):
                 self._denial = output
-                host_stream.abort()  # which ends the other direction too
-                if self._has_host_data:  # then a gateway response would land in the middle of the host's
+                host_stream.abort()  # also ends the other direction
+                if self._has_host_data:  # a gateway response would be inserted into the host's
                     self._client.abort()
                 return
             host_stream.write(output)

@@ -22,7 +22,7 @@ _NOT_GLOBAL_V4 = [
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # shared (CGNAT), metadata of Alibaba Cloud
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # metadata of Azure, amid public addresses
+        "168.63.129.16/32",  # metadata of Azure, within a public block
         "169.254.0.0/16",  # link-local, metadata of most clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments, metadata of Oracle Cloud
@@ -68,7 +68,7 @@ AddressPolicy = Callable[[Address], bool]
 
 
 class AddressDeniedError(Exception):
-    """No address of the name may be dialed. The message gives the reason for users."""
+    """No address of the name may be dialed. The message is for users."""
 
 
 class HostUnreachableError(Exception):
@@ -119,7 +119,7 @@ class PublicDialer:
     async def _refresh_model_addresses(self) -> None:
         """Update the model's addresses; old ones stay denied.
 
-        While none is known, no host can be distinguished from the model. Every dial fails then.
+        While none is known, every dial fails, because no host can be distinguished from the model.
         """
         now = asyncio.get_running_loop().time()
         if now - self._model_resolved_at < limits.MODEL_LOOKUP_SECONDS:
@@ -158,13 +158,13 @@ def _resolve(host: str) -> set[str]:
 
 
 def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
-    """Sort IPv4 first: more machines can reach it."""
+    """Sort IPv4 addresses first, because more machines can reach them."""
     addresses = {unmap_ipv4(ip_address(one)) for one in addresses_text}
     return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
 
 
 def _is_local_address(address: Address) -> bool:
-    """Whether the address belongs to this machine: only then can a socket bind to it. Unclear errors count as local."""
+    """Whether the address belongs to this machine, so that a socket can bind to it. Unexpected errors count as yes."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

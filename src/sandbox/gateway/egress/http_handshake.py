@@ -1,4 +1,4 @@
-"""A plain HTTP request to a host: its Host header must match the host, and the connection carries one request only."""
+"""A plain HTTP request to a host: its Host header must name that host, and the connection carries one request only."""
 
 from typing import Any
 

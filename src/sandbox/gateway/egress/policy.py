@@ -59,10 +59,8 @@ class EgressPolicy:
 
     def _address_deny_reason(self, host: str) -> str | None:
         if not self._allows_ip_addresses:
-            hint = (
-                "with network_mode full, by the proxy" if self._rules.is_unrestricted else "only with network_mode full"
-            )
-            return f"hosts are reachable only by name; addresses {hint}."
+            requirement = "through the proxy" if self._rules.is_unrestricted else "with network_mode full"
+            return f"hosts are reachable by name; IP addresses only {requirement}."
         return None if is_address(host) else "an address must be four decimal numbers, or IPv6."
 
 
@@ -139,15 +137,15 @@ class InspectingFilter:
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the handshake has passed and its filter forwards unread."""
+        """Whether the handshake has passed and its filter forwards data without inspection."""
         return self._stream_filter is not None and self._stream_filter.is_passthrough
 
     def start(self) -> bytes | Denial:
-        """Return nothing before it has been inspected."""
+        """Inspect the initial data and return what to forward."""
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return nothing until the handshake is decided."""
+        """Return no data until the handshake is decided, then the output of its filter."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
         outcome = self._handshake.client_data_received(data)

@@ -1,4 +1,4 @@
-"""A TLS connection to a host: the server name in its ClientHello must be that host's."""
+"""A TLS connection to a host: the server name in its ClientHello must be that host."""
 
 from collections.abc import Callable
 
@@ -114,7 +114,7 @@ class HelloRetryFilter:
         """Do nothing: the search for a second hello does not depend on the responses of the host."""
 
     def _read_skippable(self) -> bytes:
-        """Remove and return the received bytes of skippable records. The last record's header is complete."""
+        """Remove and return the received bytes of skippable records. The content of the last may be incomplete."""
         end = 0
         while True:
             available_bytes = min(self._skip_bytes, len(self._pending) - end)

@@ -1,4 +1,4 @@
-"""Connections to the model: dialed directly with the system's resolver; HTTPS_PROXY and redirects are not followed."""
+"""Connections to the model: dialed directly with the system's resolver. HTTPS_PROXY and redirects are ignored."""
 
 import asyncio
 import re
@@ -171,8 +171,8 @@ class KeyRedactor:
 
     def flush(self) -> bytes:
         """Return the bytes held back, at the end of the body."""
-        held_count, self._pending = self._pending, b""
-        return held_count
+        held, self._pending = self._pending, b""
+        return held
 
     def redact(self, text: bytes) -> bytes:
         """Replace the key in a complete text."""

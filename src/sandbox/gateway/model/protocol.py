@@ -2,8 +2,8 @@
 
 Pipelined requests get no response; the connection ends after the current response. A client that closes its side
 before its response is complete counts as gone: its request is aborted upstream too. With a budget, the response is read
-to its end instead, because it reports its cost at the end. A client that does not read its response for too long counts
-as gone in that case.
+to its end instead, because it reports its cost at the end. In that case, a client that does not read its response for
+too long also counts as gone.
 """
 
 from typing import Any
@@ -55,16 +55,17 @@ class InflightRequest(msgspec.Struct):
         return usage
 
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
-        """Returns None if usage was reported or not required, the request was rejected, or no response started.
+        """Return the maximum usage of a request whose actual usage is unknown but required, or None.
 
-        Exception for the last case: an abandoned or timed-out request counts, since the model may have produced output.
+        It is None if usage was reported, the request was rejected, or no response started. An abandoned or timed-out
+        request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
         is_refused = self.has_response and meter is None
         if cost_bound is None or is_refused or (meter is not None and meter.is_complete):
             return None
-        has_begun = meter is not None and meter.has_started
-        if not (has_begun or is_abandoned or self.has_timed_out):
+        has_started = meter is not None and meter.has_started
+        if not (has_started or is_abandoned or self.has_timed_out):
             return None
         meter = meter or create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
         return meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out)

@@ -18,7 +18,7 @@ _CLIENT_TOOLS = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|to
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_CLIENT_TOOLS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""These, and server-side tools that cost tokens only or a fee that responses report and the price table lists."""
+"""`_CLIENT_TOOLS`, and server-side tools that cost only tokens, or a fee with a price that responses report."""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""
@@ -141,9 +141,9 @@ def _is_self_contained_call(call: dict[str, Any]) -> bool:
 
 
 def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every object that may direct the model's servers, and every non-object in place of a tool.
+    """Yield every object that may instruct the model's servers, and every non-object in place of a tool.
 
-    Each comes with the name of its field, whether it is the field's value or an item of a list there.
+    Each is paired with the name of its field. Items of a list are paired with the name of the list's field.
     """
     pending: list[tuple[str, Any]] = [("", document)]
     while pending:

@@ -1,7 +1,7 @@
 """Decides when a model request may be forwarded.
 
-A request is denied or held while the agent is on hold, once the budget is spent or the server's key was rejected, and
-if it makes the model's servers access external resources.
+Requests are held until the agent has been checked. They are denied once the budget is spent or the server's key was
+rejected, and if they make the model's servers access external resources.
 """
 
 from typing import Any

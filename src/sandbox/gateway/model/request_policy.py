@@ -58,7 +58,7 @@ class ModelPolicy:
         ]
         if len(keys) == 1 and compare_digest(keys[0], self._task_key):
             return None
-        problem = "has no key" if not keys else "has another key" if len(keys) == 1 else "has several keys"
+        problem = "has no key" if not keys else "has a different key" if len(keys) == 1 else "has several keys"
         return Rejected(
             401, "authentication_error", f"The request {problem}; the gateway accepts only this task's key."
         )

@@ -24,7 +24,7 @@ _DELTA_OVERHEAD_BYTES = 80
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
 
-Not included are the input that is read again after an advisor's message, and output that another model started. All
+The input that is read again after an advisor's message and the output that another model started are not included. All
 other iterations (compaction, an advisor) are billed in addition.
 """
 
@@ -32,7 +32,7 @@ _GLOBAL_REGIONS = ("", "global", "not_available")
 
 
 class UsageMeter(Protocol):
-    """Reads usage from a response body. Never raises on upstream data; data it cannot parse counts as nothing."""
+    """Reads usage from a response body. Never raises on upstream data; data that it cannot parse is ignored."""
 
     def feed(self, data: bytes) -> None:
         """Process the next bytes of the body, split anywhere."""
@@ -43,7 +43,7 @@ class UsageMeter(Protocol):
         ...
 
     def partial_usage(self) -> Usage | None:
-        """Return the usage so far if that is cheap while the body is incomplete, else None."""
+        """Return the usage so far, or None if it cannot be computed cheaply while the body is incomplete."""
         ...
 
     @property
@@ -57,9 +57,9 @@ class UsageMeter(Protocol):
         ...
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound of the usage of a response that broke off. Call no other method afterwards.
+        """Return an upper bound of the usage of a response that ended early. Call no other method afterwards.
 
-        is_fully_received: all output that the model has produced by then was received.
+        is_fully_received: all output that the model had produced by then was received.
         """
         ...
 
@@ -147,7 +147,7 @@ class StreamMeter:
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """A token has at least one byte, so the received bytes bound the number of output tokens."""
+        """Return the bound. A token has at least one byte, so the received bytes limit the number of output tokens."""
         received_bytes = self._received_bytes + len(self._line)
         return self._tally.upper_bound(
             cost_bound,

@@ -1,7 +1,7 @@
 """A manifest's text as plain data, with source locations.
 
 The readers (`yaml.read_yaml`, `read_json`) turn text into nodes. This module turns nodes into dicts and lists and
-expands aliases, with limits that are checked before anything grows. No step is recursive, so no nesting can exhaust the
+expands aliases. Limits are checked before the result grows. No step is recursive, so deep nesting cannot exhaust the
 stack.
 """
 
@@ -165,13 +165,13 @@ class _DocumentBuilder:
         self._document.errors.append(FieldError.at(path, rule, message, location))
 
     def _count(self, *, values: int = 0, characters: int = 0) -> None:
-        """Only aliases can yield more characters than the body has bytes."""
+        """Count and enforce the limits. Only aliases can yield more characters than the body has bytes."""
         self._value_count += values
         self._character_count += characters
         if self._value_count > limits.MANIFEST_VALUES_MAX:
             reject_count()
         if self._character_count > limits.BODY_BYTES_MAX:
-            reject("grows past 1 MiB when its aliases are expanded", rule="range")
+            reject("exceeds 1 MiB when its aliases are expanded", rule="range")
 
 
 _INTEGER_DIGITS_MAX = 18

@@ -29,7 +29,7 @@ class FieldError(msgspec.Struct, frozen=True):
     """One error that the author has to fix.
 
     field: the path, such as `secrets[0].name`; empty for the document as a whole.
-    line, column: from 1; null if the text has no useful lines (JSON).
+    line, column: counted from 1; null if lines are not useful (JSON).
     """
 
     field: str

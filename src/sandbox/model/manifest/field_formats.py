@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 PROMPT_BYTES_MAX = 512 * 1024
 GIT_PATCH_BYTES_MAX = 512 * 1024
-"""Of the patch itself, before base64."""
+"""Maximum size of the patch before base64 encoding."""
 
 DURATION_SECONDS_MAX = 168 * 3600
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -20,7 +20,7 @@ _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
 
 
 class RangeMessage(str):
-    """An error about an amount, not about the format."""
+    """An error message about a value out of range, not about its format."""
 
     __slots__ = ()
 
@@ -47,12 +47,12 @@ class Format:
 
 
 def parse_duration(text: str) -> int:
-    """Return the seconds of `90s`, `15m` or `24h`."""
+    """Parse a duration such as `90s`, `15m` or `24h`; return seconds."""
     return int(text[:-1]) * _UNIT_SECONDS[text[-1]]
 
 
 def parse_byte_size(text: str) -> int:
-    """Return the bytes of `512M` or `8G` (binary units)."""
+    """Parse a size such as `512M` or `8G` (binary units); return bytes."""
     return int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
@@ -188,7 +188,7 @@ _ALLOWED_HOST_CHARACTERS_MAX = len("*.") + 253 + len(":65535")
 
 def _allowed_host(value: str) -> str | None:
     """Reject a numeric last label (`127.1`, `0x7f000001`), because many resolvers parse it as an IP address."""
-    # The length first: matching a megabyte takes most of a second, in which nothing else runs.
+    # Check the length first: matching a megabyte takes most of a second, during which nothing else runs.
     is_short = len(value) <= _ALLOWED_HOST_CHARACTERS_MAX
     match = re.fullmatch(rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?", value) if is_short else None
     if match is None or len(match["host"]) > 253 or re.fullmatch(r"[0-9]+|0[xX].*", match["host"].split(".")[-1]):

@@ -193,10 +193,10 @@ def parse_manifest(
     if type(data.get("version")) is int:
         data["version"] = str(data["version"])
     result = validate(data)
-    found = [] if isinstance(result, Manifest) else result
+    schema_violations = [] if isinstance(result, Manifest) else result
     errors = [
         *document.errors,
-        *_to_field_errors(document, found, [*find_violations(data, profiles, clone_hosts, has_price)]),
+        *_to_field_errors(document, schema_violations, [*find_violations(data, profiles, clone_hosts, has_price)]),
     ]
     if errors or not isinstance(result, Manifest):
         _raise_invalid(errors)
@@ -244,7 +244,7 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
     if wrapped.key == "manifest":
         return wrapped.value
     if not isinstance(wrapped.value, str):
-        reject("must have the text of a manifest in manifest_yaml", rule="type")
+        reject("must contain the text of a manifest in manifest_yaml", rule="type")
     # Encode again for the same checks; lone surrogates are rejected there.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
@@ -274,6 +274,6 @@ def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
 
 
 def _raise_invalid(errors: list[FieldError]) -> NoReturn:
-    ordered = sorted(errors, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
+    ordered = sorted(errors, key=lambda error: (error.line or 0, error.column or 0))
     reported = ordered[: limits.MANIFEST_ERRORS_MAX]
     raise InvalidManifestError(reported, omitted_count=len(ordered) - len(reported))

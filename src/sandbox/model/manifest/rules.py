@@ -28,7 +28,7 @@ _RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "LD_", "BUN_")
 
 
 class RuleViolation(NamedTuple):
-    """A rule that plain data violates at a path."""
+    """A violation of a rule by the value at `path`."""
 
     path: FieldPath
     rule: RuleName

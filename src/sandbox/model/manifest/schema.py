@@ -1,6 +1,6 @@
 """The manifest schema: records of a validated manifest.
 
-`manifest.parser` reads types, bounds and `Format` marks from these records.
+`manifest.parser` reads types, bounds and `Format` annotations from these records.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _location_at(text: str, index: int) -> SourceLocation:
 
 @dataclass(slots=True)
 class _OpenCollection:
-    """A list or mapping whose end event is still to come."""
+    """A list or mapping whose end event has not been read yet."""
 
     node: Node
     invalid_value: InvalidValue | None
@@ -198,7 +198,7 @@ class _NodeBuilder:
             reject("has a field whose name is not text", location=_location(event.start_mark))
 
     def _register_anchor(self, anchor: str | None, node: Node) -> None:
-        """Register an anchor at the end of its value, so nothing can contain itself."""
+        """Register an anchor at the end of its value, so that no value can contain itself."""
         if anchor is None:
             return
         self._anchor_count += 1

@@ -14,7 +14,7 @@ from sandbox.model.task import Attempt, Task
 WireEvent = dict[str, Any]
 
 LogStream = Literal["all", "stdout", "stderr", "events"]
-"""Values of the logs' `stream=`. An event belongs to exactly one of the last three, or to none."""
+"""Values of the `stream` parameter of logs. An event belongs to exactly one of the last three, or to none."""
 
 
 _OVERHEAD_BYTES = 256
@@ -40,7 +40,7 @@ def to_wire_event(task_id: str, record: e.Record) -> WireEvent | None:
 
 
 def end_event(task: Task) -> WireEvent:
-    """Return the last event of a finished task. Its number follows the last record's; no record has it."""
+    """Return the last event of a finished task. Its number is that of the last record plus one."""
     return {
         "type": "end",
         "task_id": task.id,
@@ -86,7 +86,7 @@ def error_fields(task: Task, *, is_operator: bool = False) -> dict[str, str] | N
 
 
 def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
-    """Return every attempt of a task as JSON, oldest first. The last one ends as the task does."""
+    """Return every attempt of a task as JSON, oldest first. The last one has the outcome of the task."""
     last = task.attempt
     if last is None:
         return []
@@ -150,8 +150,8 @@ def _event_fields(event: e.Event) -> dict[str, Any] | None:
             return {"type": "progress", "progress": progress_fields(progress)}
         case e.Metrics() as metrics:
             return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
-        case e.ErrorReported() as trouble:
-            return {"type": "error", "error": trouble.error, "message": trouble.message, "details": None}
+        case e.ErrorReported() as error:
+            return {"type": "error", "error": error.error, "message": error.message, "details": None}
         case e.AttemptStarted() as started if started.number > 1:
             return {
                 "type": "attempt",
@@ -161,7 +161,7 @@ def _event_fields(event: e.Event) -> dict[str, Any] | None:
             }
         case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
             return {"type": "error", "error": failure.code, "message": failure.message, "details": None}
-        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap() as told:
-            return {"type": type(told).__struct_config__.tag, **msgspec.structs.asdict(told)}
+        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap() as unchanged:
+            return {"type": type(unchanged).__struct_config__.tag, **msgspec.structs.asdict(unchanged)}
         case _:
             return None

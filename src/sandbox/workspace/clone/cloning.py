@@ -29,16 +29,16 @@ HELPER_COMMAND = (
     f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '
     f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR}; }}; }}; f'
 )
-"""Credential helper of the confined git. It forwards requests and responses; nothing is stored or erased."""
+"""Credential helper of the confined git. It forwards lookups and their results; nothing is stored or erased."""
 
 CREDENTIAL_REQUESTS_MAX = 8
-"""Maximum per clone. Additional requests get no response."""
+"""Maximum number of requests per clone. Additional requests get no response."""
 
 _REQUEST_BYTES_MAX = 16 * 1024
 
 
 class CredentialHelper:
-    """Looks up credentials, for the host of `url` only. secrets: the passwords that were given out."""
+    """Looks up credentials, for the host of `url` only. secrets: the passwords that it has returned."""
 
     def __init__(self, url: str, settings: Sequence[GitSetting], variables: Mapping[str, str], path: str) -> None:
         self.secrets: set[str] = set()
@@ -88,7 +88,7 @@ class CredentialHelper:
         return f"username={known[0]}\npassword={known[2]}\n".encode() if known and known[0] and known[2] else b""
 
     def _matches_url(self, protocol: str, host: str) -> bool:
-        """Return whether the request is for the URL's host and port, or for that host by HTTPS (after a redirect)."""
+        """Return whether the request is for the URL's host and port, or for that host with HTTPS (after a redirect)."""
         own = self._url.netloc.rpartition("@")[2].lower()
         return (protocol, host.lower()) in {(self._url.scheme, own), ("https", own.partition(":")[0])}
 
@@ -100,7 +100,7 @@ _STDERR_BYTES_MAX = 64 * 1024
 class ConfinedClone:
     """A clone of one URL.
 
-    user_settings: the used settings of the server's user. secrets: those of their values that were given out.
+    user_settings: the settings of the server's user that apply. secrets: the passwords that git received.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ConfinedClone:
 
     @asynccontextmanager
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:
-        """Run ssh outside and connect git to its pipes. ssh's errors are put before git's."""
+        """Run ssh outside and connect git to its pipes. ssh's errors are added before git's."""
         try:
             async with capture_output() as (stderr, read_stderr):
                 with stderr, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
@@ -204,7 +204,7 @@ async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterat
 
 
 async def _close_when_done(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:
-    """Close the files when `work` ends, which signals the end to the other ends of the pipes."""
+    """Close the files when `work` ends, so that the other ends of the pipes get EOF."""
     try:
         await work
     finally:

@@ -22,7 +22,7 @@ FILES_DIRECTORY = "/etc/clone"
 """Directory of the files that settings name; also the HOME of a confined clone."""
 
 SETTINGS_FILES_MAX = 64
-"""Maximum per clone. Each file needs a descriptor when passed in, and a confinement takes 90 for one command."""
+"""Maximum number of files per clone. Each needs a descriptor, and a confinement accepts 90 for one command."""
 
 _PORTS = {"http": 80, "https": 443}
 _HTTP_SETTING = re.compile(r"http\.(?:(?P<url>.+)\.)?(?P<name>[a-z]+)", re.DOTALL)
@@ -30,11 +30,11 @@ _FILE_SETTINGS = frozenset(
     {"sslcainfo", "sslcert", "sslkey", "cookiefile", "proxysslcert", "proxysslkey", "proxysslcainfo"}
 )
 _HASHED_CERTIFICATE_NAME = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
-"""The names by which OpenSSL finds certificates in a directory. Other files are mostly duplicates of these."""
+"""Names under which OpenSSL looks for certificates in a directory. Other files are mostly duplicates of these."""
 
 _IGNORED_SETTINGS = frozenset({"proxy", "savecookies", "curloptresolve"})
 _TOO_MANY_FILES = (
-    "http.{name} of the server's user is {value}, a directory, which a confined git cannot use; put the "
+    "http.{name} of the server's user is {value}, which contains too many files for a confined git; put the "
     "certificates into one file and set http.sslCAInfo"
 )
 _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
@@ -96,7 +96,7 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
 
 
 def _stage_setting_file(name: str, value: str, home: Path, path_inside: str) -> Mapping[str, bytes] | None:
-    """Return the files to stage for a setting, empty for none; None if its value is to be used unchanged."""
+    """Return the files to stage for a setting (may be empty), or None if its value is used unchanged."""
     if name == "sslcapath":
         is_visible = any(Path(value).is_relative_to(one) for one in ("/usr", *CERTIFICATE_DIRECTORIES))
         return None if is_visible else _read_directory(name, value, home, path_inside)
@@ -127,10 +127,9 @@ def _unreadable(name: str, path: Path, error: OSError) -> OSError:
 
 
 def _read_setting_file(name: str, value: str, home: Path) -> bytes | None:
-    """Read the file that a setting names. Returns None for an empty value and for a cookie file that does not exist
-    yet.
+    """Read the file that a setting names. Raises OSError with the setting's name.
 
-    Raises OSError with the setting's name.
+    Returns None for an empty value and for a cookie file that does not exist yet.
     """
     path = home / value.removeprefix("~/")
     try:
@@ -176,7 +175,7 @@ def _length(rule: tuple[str, str]) -> int:
 STUB_SSH_COMMAND = f"f() {{ cat <&{FIRST_EXTRA_DESCRIPTOR + 1} & exec cat >&{FIRST_EXTRA_DESCRIPTOR}; }}; f"
 """Replaces ssh in the confinement. It forwards git's data to the remote and the remote's data to git.
 
-`exec` is needed: a remaining shell would hold git's end open, and git would wait for a remote that is gone.
+`exec` is needed: a remaining shell would keep the pipe open, and git would wait for a remote that has disconnected.
 """
 
 DEFAULT_SSH_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"
@@ -205,7 +204,7 @@ def parse_ssh_url(url: str) -> SshRemote | None:
     match = (_SCP if is_scp else _SSH_URL).fullmatch(url)
     if match is None:
         return None
-    # Unquote each part by itself: an escaped slash or @ separates nothing.
+    # Unquote after splitting: an escaped slash or @ is not a separator.
     raw = (match["user"] or "", match["host"].strip("[]"), match["path"])
     user, host, path = raw if is_scp else (unquote(part, errors="surrogateescape") for part in raw)
     if (user or host).startswith("-") or _UNSAFE_CHARACTERS.search(user + host) or _CONTROL_CHARACTERS.search(path):

@@ -34,7 +34,7 @@ from sandbox.workspace.git.user_config import find_secrets, read_user_config, us
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 _IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
-"""Fixed, so that the same patch makes the same commit in every attempt."""
+"""Fixed, so that the same patch results in the same commit in every attempt."""
 
 _STDERR_CHARACTERS_MAX = 300
 
@@ -72,7 +72,7 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
 def _parse_object_id(output: bytes) -> str:
     object_id = output.decode(errors="replace").strip()
     if not OBJECT_ID.fullmatch(object_id):
-        raise GitError(0, b"fatal: git did not name what it wrote")
+        raise GitError(0, b"fatal: git printed no valid object id")
     return object_id
 
 
@@ -102,7 +102,7 @@ _TOLERATED_FSCK_FAULTS = (
     *("missingSpaceBeforeDate", "missingSpaceBeforeEmail", "multipleAuthors", "nulInCommit", "zeroPaddedDate"),
     *("zeroPaddedFilemode", "badTagName", "missingTaggerEntry"),
 )
-"""Old defects in authors, dates and the spelling of modes. Real histories contain them, and they are harmless."""
+"""Harmless defects in authors, dates and the format of modes, which real histories contain."""
 
 
 class WorkspaceStaging:
@@ -143,7 +143,7 @@ class WorkspaceStaging:
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
             if error.is_possibly_killed:
-                # A killer of git may also be about to kill the runner. Then that is the reason, and another attempt
+                # The process that killed git may also be about to kill the runner. In that case another attempt
                 # follows.
                 await asyncio.sleep(GIT_KILLED_GRACE_SECONDS)
             message = explain_clone_failure(error.stderr, self._repository, self._secrets)

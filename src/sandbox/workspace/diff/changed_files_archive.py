@@ -76,7 +76,7 @@ def _decode_path(path: bytes) -> str:
 
 
 async def write_changed_files(git: Git, layout: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    """Write the tar completely and flushed, up to half of ARTIFACT_BYTES_MAX. Raises AttemptError.
+    """Write the complete tar, up to half of ARTIFACT_BYTES_MAX, and flush it. Raises AttemptError.
 
     Returns why some changed files are missing, or None.
     """

@@ -59,8 +59,8 @@ class TreeComparison:
 
     Only the working tree counts: the agent's commits, branches and stashes are in its `.git`, which is not read. A
     nested repository counts as ordinary files without its `.git`. A gitlink of the base commit is unchanged as long as
-    a directory exists there; the content of that directory cannot be expressed. git ignores FIFOs, sockets and devices.
-    `skipped` says why no patch can contain these paths.
+    a directory exists there; a patch cannot contain the content of that directory. git ignores FIFOs, sockets and
+    devices. `skipped` says why no patch can contain these paths.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ _CHUNK_BYTES = 64 * 1024
 _FIELD_BYTES_MAX = 1024 * 1024
 
 IGNORE_FILE_BYTES_MAX = 100 * 1024**2
-"""A larger `.gitignore` is ignored, as by git."""
+"""A larger `.gitignore` is ignored, as in git."""
 
 IGNORE_FILES_BYTES_MAX = 1024**3
 """Maximum of all `.gitignore` files of a commit. Beyond it there is no patch: the task fails with `collect_failed`."""
@@ -38,8 +38,8 @@ class IgnoreRules:
 
     At most one batch is sent before its responses are read. A batch always fits into a pipe, so neither side can block
     the other. git checks whether a path is a directory, so queried directories are created for the duration of their
-    batch (not longer, because the agent may have made a million on its disk). A directory in place of a `.gitignore` is
-    not created: that path is a file here. Parent directories stay until entries of another directory are queried. A
+    batch (not longer, because the agent may have created a million). A directory in place of a `.gitignore` is not
+    created: that path is a file here. Parent directories stay until entries of another directory are queried. A
     directory of the base commit that the agent replaced by something else is moved aside while that path is queried. On
     exit, the directory contains what it contained before.
     """
@@ -86,10 +86,10 @@ class IgnoreRules:
 
 
 class NoIgnoreRules:
-    """Used if the base commit has no `.gitignore`: git reads no other ignore rules, so it need not run."""
+    """Used if the base commit has no `.gitignore`: git reads no other ignore rules and is not started."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """Nothing is ignored."""
+        """Return an empty set."""
         return frozenset()
 
 
@@ -97,12 +97,12 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
     page: list[bytes] = []
     size = 0
     for entry in entries:
-        bytes_asked = len(entry.path) + len(b"./\0")
-        if page and size + bytes_asked > _BATCH_BYTES:
+        query_bytes = len(entry.path) + len(b"./\0")
+        if page and size + query_bytes > _BATCH_BYTES:
             yield page
             page, size = [], 0
         page.append(entry.path)
-        size += bytes_asked
+        size += query_bytes
     if page:
         yield page
 

@@ -1,8 +1,8 @@
 """Writes the patch of the agent's changes with the host's git and the host's own repository.
 
-git never sees the workspace. The differences between workspace and base commit are found here and written to git as a
-new tree; git compares the two trees. So no configuration, attribute, hook or filter of the agent takes effect, and the
-bytes in the patch are the bytes in the files.
+git never accesses the workspace. Python code finds the differences between workspace and base commit and writes them to
+git as a new tree; git compares the two trees. So no configuration, attribute, hook or filter of the agent takes effect,
+and the bytes in the patch are the bytes in the files.
 """
 
 import os
@@ -34,7 +34,7 @@ async def write_patch(
 ) -> PatchResult:
     """Write the patch to `target` and flush it; an empty file if nothing was changed. Raises AttemptError.
 
-    If some changes are left out, the patch contains the others or none.
+    If some changes are omitted, the patch contains the others or none.
     """
     try:
         return await _write_patch(git, layout, base_commit, target, contains_secret)
@@ -54,9 +54,9 @@ async def _write_patch(
     git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
 ) -> PatchResult:
     base = await read_base_tree(git, layout.repository, base_commit)
-    tree, left_out = await _import_workspace(git, layout, base, base_commit, contains_secret)
+    tree, skipped = await _import_workspace(git, layout, base, base_commit, contains_secret)
     too_large = sorted(tree.too_large)
-    preamble = _preamble(left_out, too_large)
+    preamble = _preamble(skipped, too_large)
     if tree.is_changed:
         await _write_diff(git, layout.repository, base_commit, target, preamble)
     else:
@@ -68,7 +68,7 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
     if not too_large:
         return None
     return (
-        f"{len(too_large)} changed files, the first is {printable_path(too_large[0])}, are larger than the limit "
+        f"{len(too_large)} changed files (the first is {printable_path(too_large[0])}) exceed the limit "
         f"of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     )
 

@@ -43,7 +43,7 @@ class BaseTreeEntry(NamedTuple):
 
 
 def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
-    """Yield the entries of `git ls-tree -r -l -z`. Raises GitError for output that no intact git would write."""
+    """Yield the entries of `git ls-tree -r -l -z`. Raises GitError for output that an intact git never writes."""
     remaining = b""
     while chunk := listing.read(_CHUNK_BYTES):
         *lines, remaining = (remaining + chunk).split(b"\0")
@@ -72,7 +72,7 @@ class BaseTree:
             path_bytes_left -= len(entry.path)
             # Staging checked this already, but the listing may come from a compromised git by now.
             if number >= ENTRIES_MAX or path_bytes_left < 0:
-                raise GitError(0, b"fatal: the tree is larger than it was")
+                raise GitError(0, b"fatal: the tree is larger than at staging")
             self.entries[entry.path] = entry
             self._add_parents(entry.path)
 

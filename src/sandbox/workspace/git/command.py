@@ -3,11 +3,11 @@
 Decisions:
 - git runs in a confinement if it reads untrusted data, and unconfined if it needs the server user's files.
 - Only the settings in this module and those of the caller apply: configuration of the system and the user is disabled,
-  and so are the machine's attributes and ignore rules. git's defaults already mean protocol version 2, redirects of the
-  first request only, no submodules and no filters (no configuration names one), so they are not repeated.
+  and so are the machine's attributes and ignore rules. git's defaults are not repeated: protocol version 2, redirects
+  of the first request only, no submodules, and no filters (no configuration names one).
 - `prlimit` limits files and memory: a pack of 16 KB can contain an object of many gigabytes, and comparing lines takes
   forty times the bytes of the lines.
-- Nothing is flushed to disk: git's output here is worth as much as the workspace, which is not flushed either, and
+- Nothing is flushed to disk: git's output is no more valuable than the workspace, which is not flushed either, and
   flushing takes a third of the time of a small clone. The writer of the patch flushes the patch.
 """
 
@@ -113,9 +113,9 @@ _NEUTRAL_SETTINGS: Sequence[GitSetting] = (
     ("maintenance.auto", "false"),
 )
 MEMORY_BYTES_MAX = 3 * 1024**3
-"""Private memory of one git process; mapped packs do not count. Beyond it git gives up.
+"""Private memory of one git process; mapped packs do not count. Beyond it git fails.
 
-Less if the confinement does not have that much for git (`Git.memory_bytes_max`).
+The limit is lower if the confinement has less memory (`Git.memory_bytes_max`).
 """
 
 _MEMORY_SHARE = 0.75
@@ -152,7 +152,7 @@ class GitError(Exception):
 
     @property
     def is_inconclusive(self) -> bool:
-        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then means nothing."""
+        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then proves nothing."""
         is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
         return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
 
@@ -200,7 +200,7 @@ class Git:
         Given files are closed as soon as git has ended. No file that git writes grows beyond `file_bytes_max`. Raises
         GitError, and OSError if the machine lacks resources. On cancellation git and its children are killed.
         """
-        # Closed also if git never starts: the other end of the pipe would wait forever.
+        # Close them even if git never starts; otherwise the other end of the pipe would wait forever.
         with stdin or nullcontext(), stdout or nullcontext():
             argv = [*_prlimit_arguments(self.memory_bytes_max, file_bytes_max), "git", *arguments]
             async with capture_output(stdout) as (out, output), capture_output() as (err, read_stderr):
@@ -223,7 +223,7 @@ class Git:
     def _was_killed_for_memory(self, code: int) -> bool:
         """Return whether git or a program that it started was OOM-killed.
 
-        Another killer of git would soon stop the runner too.
+        SIGKILL counts as an OOM kill: any other process that kills git would soon kill the runner too.
         """
         return code == _SIGNAL_EXIT_BASE + signal.SIGKILL or self._confinement.was_oom_killed()
 
@@ -266,7 +266,7 @@ async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple
         try:
             yield write_end, lambda: bytes(captured)
         finally:
-            # A background process of ssh may hold the pipe long after git is gone, so the wait has a limit.
+            # A background process of ssh may hold the pipe long after git has exited, so the wait has a limit.
             await asyncio.wait([task], timeout=_DRAIN_SECONDS)
             task.cancel()
             transport.close()

@@ -1,8 +1,9 @@
-"""Writes git directories without git: it is faster, and nothing unexpected gets into them.
+"""Writes git directories without git, which is faster and puts nothing unexpected into them.
 
 The workspace has its own `.git`: the agent can commit, branch, diff and log, and none of it reaches the host. The
-host's repository may have been written by a git that its remote had taken over, so it is read and written only without
-following links. Objects are copied, not linked: a hard link would let the agent write into the host's repository.
+host's repository may have been written by a git process that the remote had compromised, so it is read and written only
+without following links. Objects are copied, not linked: a hard link would let the agent write into the host's
+repository.
 
 Attributes are neutral in both git directories: `info/attributes` outranks every `.gitattributes` and disables text
 conversion, `eol`, `ident`, filters and encodings. Then the bytes in the workspace are the bytes of the blobs, no
@@ -26,7 +27,8 @@ NEUTRAL_ATTRIBUTES = "* -text !eol !crlf -ident !filter !working-tree-encoding\n
 def neutralize_attributes(repository: Path) -> None:
     """Disable attributes in the host's bare repository.
 
-    Newer versions of git read those of HEAD in a bare repository, so HEAD points to a branch that never exists.
+    In a bare repository, newer versions of git read the attributes of HEAD, so HEAD points to a branch that never
+    exists.
     """
     with RootedFiles(repository) as files:
         _replace_file(files, b"", "HEAD", "ref: refs/sandbox/unborn\n")

@@ -1,6 +1,6 @@
 """Translates git's errors into messages that say what to do.
 
-git's stderr contains data from the remote, and the server user's settings where git quotes them.
+git's stderr contains data from the remote, and may quote settings of the server's user.
 """
 
 import re
@@ -19,7 +19,7 @@ SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
 """git's only message if a signal ended its index-pack, for example at the file size limit."""
 
 DISK_FULL_MESSAGE = "not enough disk space; raise vm.disk, or free space in the server's data directory"
-# Matched once per word and limited to so many letters: the sender of the text may send a megabyte of them.
+# The scheme is matched once per word and limited in length, because the remote may send a megabyte of letters.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
 _EXPLANATIONS = (
     # Must be first: if one of git's programs is killed for memory, git also reports a broken connection.
@@ -85,7 +85,7 @@ _TRANSIENT = re.compile(
 )
 """The connection was established and then broke, or the host reports its own failure.
 
-A name or an address that does not respond at all is just as often caused by an error in the manifest.
+If a name or an address does not respond at all, an error in the manifest is just as likely.
 """
 
 
@@ -117,5 +117,5 @@ def redact_credentials(text: str, secrets: Collection[str]) -> str:
 def last_error_line(stderr: str) -> str:
     """Return the last line that starts with `fatal:` or `error:`, else the last one; printable and truncated."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    writer = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    return replace_unprintable(writer[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if writer else ""
+    error_lines = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    return replace_unprintable(error_lines[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if error_lines else ""

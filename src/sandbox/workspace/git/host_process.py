@@ -1,9 +1,9 @@
-"""Runs programs with this process's rights: those that need the server user's files, or all if confinement fails.
+"""Runs programs with this process's privileges: those that need the server user's files, or all without confinement.
 
-- `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's own children
-  (transport, index-pack, ssh) live on pipes from git and exit at the next byte once these close; a transport whose
-  server is silent ends by its own timeout (set in clone/staging.py). It costs one more exec of less than a millisecond;
-  a `preexec_fn` would not be safe in a process with threads.
+- `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's children
+  (transport, index-pack, ssh) read and write pipes of git and exit at the next byte after these close; a transport
+  whose server is silent exits after its timeout (set in clone/staging.py). `setpriv` costs one more exec of less than a
+  millisecond; a `preexec_fn` would not be safe in a process with threads.
 - Each program gets its own session, so a cancelled call can kill it together with its children.
 """
 

@@ -12,7 +12,7 @@ _SECRET_CHARACTERS_MIN = 8
 
 
 async def read_user_config(environment: Mapping[str, str], path: str) -> Sequence[GitSetting]:
-    """Return the settings in git's order of reading. Raises GitError if the configuration is not readable."""
+    """Return the settings in git's order. Raises GitError if the configuration is not readable."""
     # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and in HOME; `--global` would read only one.
     global_config = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
     reader = Git(path, variables={**user_environment(environment), **global_config})

@@ -321,7 +321,7 @@ def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
 
     task_patch, reason = env.patch_and_reason(base)
 
-    assert "1 changed files, the first is huge" in reason
+    assert "1 changed files (the first is huge" in reason
     assert task_patch.startswith(b"# skipped, too large for a patch: huge\n")
     assert b"b/small" in task_patch
     assert b"b/huge" not in task_patch
