@@ -140,8 +140,8 @@ class RunnerClient(Protocol):
         ...
 
 
-class Leftovers(Protocol):
-    """Leftovers of one kind.
+class LeftoverSource(Protocol):
+    """Finds and removes the leftovers of one kind.
 
     The caller holds the task's lock, so it determines whose attempt it is and whether it is over.
     """

@@ -108,7 +108,7 @@ class AttemptRunner:
             if self._attempt.resumes:
                 # The attempt may have failed before taking over the previous disk, which holds the agent's work.
                 await self._reattach_disk()
-            await self._finalize()
+            await self._follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
         redaction = self._attempt.redaction
@@ -140,7 +140,7 @@ class AttemptRunner:
             self._attempt.recorder.record(AgentExited(None, None, lost))
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
-        await self._finalize()
+        await self._follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
         """Called before files of the sandbox are read. Raises only while something is not collected yet.
@@ -220,7 +220,7 @@ class AttemptRunner:
             raise AttemptError(timeout_failure.code, timeout_failure.message)
         raise AttemptStoppedError
 
-    async def _finalize(self) -> None:
+    async def _follow_up_or_end(self) -> None:
         """Prepare for the next attempt; if none follows, collect, tear down and end the task."""
         self._attempt.recorder.stop_keeping_reserve()
         while (follow_up := next_follow_up(self._attempt.task)) is not None:

@@ -22,7 +22,7 @@ from sandbox.model.manifest.schema import Vm
 _UNEXPLAINED_CODES = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
 _ERRNO_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
 """Error names with which an agent's own explanation mentions the resource."""
-_IDLE_FACTOR = 10
+_PAUSE_FACTOR = 10
 
 
 class ExhaustionDetector:
@@ -32,7 +32,7 @@ class ExhaustionDetector:
         self.disk_usage: DiskUsage | None = None
         self._vm = vm
         self._disks = disks
-        self._files = layout
+        self._layout = layout
         self._record = record
         self._reported: dict[FailureCode, str] = {}
 
@@ -52,7 +52,7 @@ class ExhaustionDetector:
         while True:
             began = clock.monotonic()
             problem = await self.check_disk()
-            pause = min(_IDLE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
+            pause = min(_PAUSE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
             misses = misses + 1 if problem else 0
             if not self._disks.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
@@ -63,13 +63,13 @@ class ExhaustionDetector:
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
         """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
-        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.open_file_usage, sandbox.file_usage)
+        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
         return Failure(FailureCode.OUT_OF_MEMORY, violation)
 
     async def check_disk(self) -> str:
         """Measure the disk. On failure keep the last values and return the reason."""
         try:
-            self.disk_usage = await self._disks.usage(self._files)
+            self.disk_usage = await self._disks.usage(self._layout)
         except OSError as error:
             self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)

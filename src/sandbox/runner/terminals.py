@@ -281,7 +281,7 @@ PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, S
 """The sandbox's own command, which only keeps it open until the agent ends."""
 
 
-class AgentSession(msgspec.Struct, frozen=True):
+class InteractiveAgent(msgspec.Struct, frozen=True):
     """An agent that runs on a terminal."""
 
     sandbox: Sandbox
@@ -304,7 +304,7 @@ class AgentSession(msgspec.Struct, frozen=True):
         await self.terminal.hang_up()
 
 
-async def start_session(sandbox: Sandbox, command: Command) -> AgentSession:
+async def start_interactive_agent(sandbox: Sandbox, command: Command) -> InteractiveAgent:
     """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
     await sandbox.start(PAUSE_COMMAND)
-    return AgentSession(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))
+    return InteractiveAgent(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))

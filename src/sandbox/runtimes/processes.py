@@ -144,7 +144,7 @@ def _read(pid: int, name: str) -> bytes:
 
 
 class SandboxLeftovers:
-    """Finds and destroys leftover sandboxes. Implements `interfaces.placement.Leftovers`.
+    """Finds and destroys leftover sandboxes. Implements `interfaces.placement.LeftoverSource`.
 
     One runtime suffices for the sandboxes of all: they are named, marked and killed in the same way.
     """
@@ -165,7 +165,7 @@ class SandboxLeftovers:
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
     async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:
-        handle = _read_handle(layout.handle) or self._runtime.recover(attempt_id)
+        handle = _read_handle(layout.handle) or self._runtime.recover_handle(attempt_id)
         await self._runtime.destroy(handle, layout.disk)
 
 

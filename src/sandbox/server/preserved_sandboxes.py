@@ -158,14 +158,14 @@ class DebugSessions:
         placement: Placement,
         runners: RunnerClient,
         preserved_sandboxes: PreservedSandboxes,
-        resolve_secrets: ResolveSecrets,
+        look_up_secrets: ResolveSecrets,
         find_image: Callable[[str], Image | None],
         prober: RuntimeProber,
     ) -> None:
         self._placement = placement
         self._runners = runners
         self._preserved_sandboxes = preserved_sandboxes
-        self._secret_resolver = resolve_secrets
+        self._look_up_secrets = look_up_secrets
         self._find_image = find_image
         self._prober = prober
 
@@ -229,7 +229,7 @@ class DebugSessions:
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """Resolve secrets for redaction only. Without them, the agent's files must not be shown."""
         try:
-            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
+            return await resolve_task_secrets(self._look_up_secrets, task.manifest.secrets)
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
         problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"

@@ -73,7 +73,7 @@ class RunnerLauncher:
         journals: Journals,
         placement: Placement,
         clock: Clock,
-        resolve_secrets: ResolveSecrets,
+        look_up_secrets: ResolveSecrets,
         find_image: FindImage,
         *,
         prober: RuntimeProber,
@@ -83,7 +83,7 @@ class RunnerLauncher:
         self._cancellation_replayer = JournalReplayer(journals)
         self._placement = placement
         self._clock = clock
-        self._secret_resolver = resolve_secrets
+        self._look_up_secrets = look_up_secrets
         self._find_image = find_image
         self._prober = prober
         self._host = host
@@ -145,7 +145,7 @@ class RunnerLauncher:
     async def _resolve_secrets(self, task: Task) -> Mapping[str, str] | Failure:
         """Return the values by name. They are sent to the runner and nowhere else."""
         try:
-            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
+            return await resolve_task_secrets(self._look_up_secrets, task.manifest.secrets)
         except SecretUnavailableError as error:
             _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
             detail = error.detail if error.detail != error.message else ""

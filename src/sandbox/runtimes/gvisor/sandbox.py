@@ -151,7 +151,7 @@ class GvisorSandbox(BaseSandbox):
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
         return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
 

@@ -161,11 +161,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
         )
 
-    def open_file_usage(self) -> FileUsage:
+    def file_counts(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
         return kernel_usage.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
-    def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
+    def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files of /proc.
 
         epoll_counter: of this group; None to leave epoll entries out.

@@ -360,7 +360,7 @@ def serve(control: _socket.socket) -> None:
         if message == b"start":
             argv_file, stdin, *rest = numbers
             os.dup2(stdin, 0)
-            exec_command(argv_file, rest)
+            exec_program(argv_file, rest)
         if not message.startswith(b"run "):
             os._exit(0)
         # Let the kernel reap the supervisors.
@@ -390,7 +390,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
             for target, number in enumerate(high[1 : first_fd_count + 1]):
                 os.dup2(number, target)
-            exec_command(high[0], high[first_fd_count + 1 :])
+            exec_program(high[0], high[first_fd_count + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:
@@ -412,7 +412,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
         os._exit(0)
 
 
-def exec_command(argv_file: int, descriptors: list[int]) -> None:
+def exec_program(argv_file: int, descriptors: list[int]) -> None:
     """Exec the argv in the file: the path, then the arguments from argv[0] on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):

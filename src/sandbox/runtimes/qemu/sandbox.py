@@ -155,11 +155,11 @@ class QemuSandbox:
         launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter)
 
-    async def open_file_usage(self) -> FileUsage:
-        """Return nothing: `file_usage` takes no lock of a program inside."""
+    async def file_counts(self) -> FileUsage:
+        """Return no counts: `detailed_file_usage` takes no lock that programs inside can hold."""
         return FileUsage()
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
         group.
         """
@@ -207,7 +207,7 @@ class QemuSandbox:
             await self._channel.open(host_socket)
             exec_spec = self._build_exec_spec(guest_socket, status_inside)
         try:
-            self._launcher.exec_command(exec_spec.argv, b"", exec_spec.descriptors)
+            self._launcher.exec_program(exec_spec.argv, b"", exec_spec.descriptors)
         except OSError as error:
             raise BootError(f"the sandbox has ended: {error.strerror}") from error
         finally:

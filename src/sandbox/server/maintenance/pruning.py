@@ -87,7 +87,7 @@ class PruningDependencies:
     data_dir: Path
     journals: Journals
     store: Store
-    preservation: PreservedSandboxes
+    preserved_sandboxes: PreservedSandboxes
     clock: Clock
     remove: RemovePaths
     flush: Callable[[Path], None]
@@ -238,7 +238,7 @@ class Pruner:
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
         """Whether the task has files for its user. If that is unknown, the task is kept and noted in `skipped`."""
         try:
-            return self._dependencies.preservation.is_preserved(task)
+            return self._dependencies.preserved_sandboxes.is_preserved(task)
         except OSError as error:
             skipped[task.id] = error_reason(error)
             return True
