@@ -1,4 +1,4 @@
-"""Detects exhausted resources of a sandbox; reports each once, and as the failure if the agent did not survive it."""
+"""Detects exhausted resources of a sandbox, reports each once, and attributes failures of the agent to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,8 +21,9 @@ from sandbox.model.manifest.schema import Vm
 
 _UNEXPLAINED_CODES = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
 _ERRNO_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
-"""Error names with which an agent's own explanation mentions the resource."""
+"""Error names by which an agent's own message refers to the resource."""
 _PAUSE_FACTOR = 10
+"""The pause after a measurement, as a multiple of its duration."""
 
 
 class ExhaustionDetector:
@@ -37,7 +38,7 @@ class ExhaustionDetector:
         self._reported: dict[FailureCode, str] = {}
 
     def update(self, stats: Stats) -> None:
-        """Process the current counters."""
+        """Report the resources that the current counters show as exhausted."""
         if stats.oom_kills:
             self._report(FailureCode.OUT_OF_MEMORY, f"A process was killed at vm.memory {self._vm.memory}; raise it.")
         if stats.fork_failures:
@@ -47,7 +48,7 @@ class ExhaustionDetector:
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
-        """Poll the disk; return why only the end of the agent can keep it within limits."""
+        """Poll the disk until the agent must end to keep it within limits; return the failure."""
         misses = 0
         while True:
             began = clock.monotonic()
@@ -85,8 +86,8 @@ class ExhaustionDetector:
     def explain_failure(self, outcome: AgentOutcome) -> Failure | None:
         """Attribute a failure that the agent does not explain to an exhausted resource.
 
-        A disk counts only if it is still full. An agent that explains its failure may have met the shortage long
-        before.
+        A disk counts only if it is still full. If the agent explains its failure, the explanation must name the
+        resource's error, because the shortage may have been long before.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

@@ -14,11 +14,11 @@ from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Manifest, Vm
 
 _DESCRIPTORS_SHARE = 4
-"""Unfinished tasks are at most 1/N of the server's file descriptors; a waiting one takes two."""
+"""At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
 
 
 class UnfinishedTaskLimit:
-    """Bounds the unfinished tasks and the size of their manifests, which the server keeps in memory."""
+    """Limits the number of unfinished tasks and the size of their manifests, which the server keeps in memory."""
 
     def __init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -149,8 +149,8 @@ class Scheduler:
         reservations = self._reservations.values()
         return Resources(
             self.total.cpus - sum(reservation.cpus for reservation in reservations),
-            self.total.memory_bytes - sum(reserved.memory_bytes for reserved in reservations),
-            self.total.disk_bytes - sum(claim.disk_bytes for claim in reservations),
+            self.total.memory_bytes - sum(reservation.memory_bytes for reservation in reservations),
+            self.total.disk_bytes - sum(reservation.disk_bytes for reservation in reservations),
         )
 
     @property

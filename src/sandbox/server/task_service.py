@@ -128,7 +128,7 @@ class TaskService:
         self.dependencies.journal_tailer.start(tracked, submission)
 
     async def close(self) -> None:
-        """Accept nothing more, finish running launches, stop following. The tasks continue."""
+        """Stop accepting tasks, finish running launches and stop following journals. The tasks continue."""
         self._closing.set()
         if self._next_scheduling is not None:
             self._next_scheduling.cancel()
@@ -141,7 +141,7 @@ class TaskService:
         await asyncio.to_thread(self.dependencies.store.close)
 
     async def _wait_for_launches(self) -> None:
-        """Wait for launches that record or start something. The others have left no trace yet and are cancelled."""
+        """Wait for launches that record or start something. The others have recorded nothing yet and are cancelled."""
         if self._launches:
             await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
         self.dependencies.runner_launcher.cancel_secret_lookups()
@@ -360,7 +360,7 @@ class TaskService:
         return self.dependencies.prober.blocked_reason or self.dependencies.disk_monitor.check()
 
     async def _on_writer_lost(self, tracked: TrackedTask) -> None:
-        """No process holds the journal.
+        """Recover a task whose journal no process holds.
 
         If a pending task's journal was locked at the server's start, queue the task now.
         """
@@ -385,7 +385,7 @@ class TaskService:
         return self.dependencies.scheduler.waiting_messages(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
-        """Available memory minus what starting tasks will soon use."""
+        """Return the available memory minus what starting tasks will soon use."""
         available_bytes = self.dependencies.read_memory_available_bytes()
         if available_bytes is None:
             return None

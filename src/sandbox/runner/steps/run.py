@@ -255,7 +255,7 @@ class _AgentRun:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
     def _check_start(self, ready: AgentReady) -> None:
-        """Hold only the first model request until the agent has confirmed its requested tools and MCP servers."""
+        """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
         failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, ready, redact)
@@ -265,7 +265,7 @@ class _AgentRun:
             self._gateway.release_model_requests()
 
     def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
-        """Called by the gateway, which cannot handle errors of this method."""
+        """Record an event of the gateway, which cannot handle errors: `_watch_report_errors` raises them."""
         try:
             if isinstance(event, BudgetExhausted):
                 self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
@@ -313,7 +313,7 @@ class _AgentRun:
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_timeouts(self) -> None:
-        """Enforce timeouts by the monotonic clock. A hang is silence with no model request in flight."""
+        """Enforce timeouts by the monotonic clock. A hang is silence without model requests and viewers."""
         deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
         while True:
             now = self._clock.monotonic()
@@ -367,19 +367,20 @@ class _AgentRun:
     async def _drain_output(self, output_readers: list["asyncio.Task[None]"]) -> None:
         missing = await self._wait_for_output(output_readers)
         done, late = await asyncio.wait(output_readers, timeout=0)
-        for pump in late:
-            pump.cancel()
+        for reader in late:
+            reader.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         if late:
             self._record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
-        for pump in done:
-            pump.result()
+        for reader in done:
+            reader.result()
 
     async def _wait_for_output(self, output_readers: list["asyncio.Task[None]"]) -> str:
         """Drain the output pipes; return the reason if draining stopped early.
 
-        A stall of the host costs one check, not the output that is ready by then. Output that waits for the CPU budget
-        is not silence.
+        A stall of the host counts as one check, so output that is ready after it is not lost.
+
+        Output that waits for the CPU budget is not silence.
         """
         check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
         silent_checks = 0

@@ -2,8 +2,8 @@
 
 An attempt belongs to this server if it has a directory in its data directory: the directory is created before anything
 else of the attempt, and its log stays. It is over if its task has ended and no process holds the journal's lock, which
-is held here in the meantime. So an attempt that is being planned, run or finished is never disturbed, however long ago
-it started.
+the garbage collector holds while it removes leftovers. So an attempt that is being planned, run or finished is never
+disturbed, however long ago it started.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class GarbageCollector:
         leftovers = {
             source: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources
         }
-        # After the scan of the host: the directory of an attempt is older than its leftovers.
+        # Scan the directories after the host: the directory of an attempt is older than its leftovers.
         failures: list[str] = []
         attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
         is_all_known = not failures
@@ -128,16 +128,16 @@ class GarbageCollector:
             async with self._dependencies.preserved_sandboxes.exclusive(task) as is_exclusive:
                 if not is_exclusive:
                     return
-                await self._end_leftovers(attempt_id, files)
+                await self._clean_up_leftovers(attempt_id, files)
                 files.handle.unlink(missing_ok=True)
         else:
-            await self._end_leftovers(attempt_id, files)
+            await self._clean_up_leftovers(attempt_id, files)
             preserved = (files.runner_log, files.handle)
             await self._dependencies.remove([path for path in files.root.iterdir() if path not in preserved])
             files.handle.unlink(missing_ok=True)
         _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 
-    async def _end_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
+    async def _clean_up_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Clean up every kind, whatever was found: a handle alone may be enough to end a sandbox."""
         for source in self._leftover_sources:
             await source.clean_up(attempt_id, layout)

@@ -31,7 +31,7 @@ def probe_lock(run_dir: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
-    """Like `probe_lock` without blocking the event loop, on which the server itself runs the cleanup."""
+    """Like `probe_lock`, without blocking the event loop, because the cleanup may run on the same loop."""
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
             await asyncio.sleep(_POLL_SECONDS)
