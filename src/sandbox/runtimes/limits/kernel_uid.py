@@ -181,7 +181,8 @@ def _has_files_in_transit(uid: int) -> bool:
     """Return whether the kernel still holds files that an earlier owner sent and nobody received.
 
     They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, which then
-    can send no files. A uid that cannot be tried in time counts as one with such files.
+    can send no files. If the test does not finish in time, the uid counts as one
+    with such files.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:

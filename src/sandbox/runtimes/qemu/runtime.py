@@ -108,7 +108,7 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """The launcher execs the jail of a guest. `plans` must contain the attempt's plan by then."""
+    """Starts the launcher that execs a guest's jail. `plans` must contain the attempt's plan by then."""
 
     name = NAME
 
@@ -209,9 +209,7 @@ class QemuRuntime(BaseRuntime):
         raise problem
 
     def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
-        """Return accelerators and timeouts. Each emulated boot gets twice the time of the one before, in case it was
-        slow.
-        """
+        """Return accelerators and timeouts. Each emulated boot gets twice as much time as the one before."""
         kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
         emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
         if self._excludes_emulation:
