@@ -38,7 +38,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """Base class. A runtime adds how the command starts, how its exit is detected and how all inside is killed."""
+    """A runtime adds how the command is started, how its exit is detected and how everything inside is killed."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle

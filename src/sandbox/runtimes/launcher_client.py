@@ -25,7 +25,7 @@ _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
 """Less than the kernel's limit for one message (SCM_MAX_FD)."""
 _FIXED_LISTENERS = 4
-"""Listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
+"""Number of listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """Run by import, because Python caches bytecode only for imported modules."""
 

@@ -63,8 +63,8 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
     """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
     The server acquires the journal of a pending task to launch it. All other tasks are followed: a live runner holds
-    its journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the index
-    row is damaged as well, the task can no longer be found.
+    its journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the
+    index row is damaged as well, the task can no longer be found.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})

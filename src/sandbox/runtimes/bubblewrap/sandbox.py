@@ -190,7 +190,7 @@ class BubblewrapSandbox(BaseSandbox):
         return self._group.stats()
 
     async def kernel_usage(self) -> KernelUsage:
-        """Return the kernel usage. Waiting threads that may hide open files are interrupted first."""
+        """Return the kernel usage. Blocked threads that may hide open files are interrupted first."""
         await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
         return await super().kernel_usage()
 

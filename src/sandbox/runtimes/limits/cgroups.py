@@ -179,7 +179,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free objects that only blocked threads of the group hold, if the machine has many more objects than before."""
+        """Free objects that only blocked threads of the group hold, if the machine has many more than before."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 

@@ -27,7 +27,7 @@ from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the whole machine has fewer locks, those of a sandbox are not counted. Listing many takes the kernel a long time."""
+"""While the machine has fewer locks, those of a sandbox are not counted, because listing many takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Number of open files to inspect; a larger set is sampled at random each time."""

@@ -128,8 +128,8 @@ _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
 For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
-the cause of the event: a process of the host that reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds
-without effect, because nginx requires it.
+the cause of the event: a process of the host that reads a directory of /usr, or a kernel thread, for terminals.
+FIOASYNC succeeds without effect, because nginx requires it.
 """
 
 _IDLE_POLICIES = (5, 0x40000005)

@@ -1,9 +1,9 @@
 """Runs an additional command in a sandbox of namespaces. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's init through a pidfd, so it depends on no path and no process id that a process
-inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the sandbox's
-devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so processes
-inside do not see it and cannot read its memory.
+It enters the namespaces of the sandbox's init through a pidfd, so it depends on no path and no process id that a
+process inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the
+sandbox's devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so
+processes inside do not see it and cannot read its memory.
 
 Arguments: control descriptor, parent's pid, uid inside, rows, columns, directory. The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and three files: the command's argv, its
@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent, even if it has already ended. Its pid is unknown inside, so it must respond."""
+    """In the child: die with the parent, even if it has ended. Its pid is unknown inside, so it must respond."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":

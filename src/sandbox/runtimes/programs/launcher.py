@@ -81,7 +81,7 @@ def set_parent_death_signal(parent: int) -> None:
 
 
 def enter_namespaces(as_root: bool) -> None:
-    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace, which permits it."""
+    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace."""
     uid, gid = os.getuid(), os.getgid()
     check_errno(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:

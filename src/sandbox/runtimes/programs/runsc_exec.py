@@ -1,7 +1,7 @@
 """Runs runsc against a running sandbox. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's own runsc through a pidfd and becomes root of their user namespace: the sandbox's
-kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
+It enters the namespaces of the sandbox's own runsc through a pidfd and becomes root of their user namespace: the
+sandbox's kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd, and for a

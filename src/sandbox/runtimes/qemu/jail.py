@@ -1,8 +1,8 @@
 """Command line of a guest's jail: bubblewrap around QEMU and virtiofsd.
 
 Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network
-except the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the tools
-that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
+except the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the
+tools that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
 """
 
 import marshal
