@@ -2,8 +2,8 @@
 
 Run with the project's Python: python bench/crowd.py [RUNNING [WAITING [FINISHED]]]    (defaults: 100, 1000, 10000)
 
-Runners and sandboxes are real; the agent is a stand-in that prints two lines per second. At the end, the server is
-killed and restarted, to measure how soon it follows every task again. The latest results are in docs/benchmarks.md.
+Runners and sandboxes are real; a fake agent prints two lines per second. At the end, the server is killed and
+restarted, to measure how soon it follows every task again. The latest results are in docs/benchmarks.md.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from doubles.fake_agent import make_fake_agent
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from doubles.reconnecting_clients import ReconnectingClient
 
-LINE_SECONDS, LIFE_SECONDS = 0.5, 900
+LINE_SECONDS, AGENT_SECONDS = 0.5, 900
 ROUNDS = 500
 TIMEOUT_SECONDS = 300
 
@@ -38,7 +38,7 @@ def resident_mb(pid):
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def processor_seconds(pid):
+def cpu_seconds(pid):
     """Return the CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
@@ -52,12 +52,12 @@ def milliseconds(values):
         for name, value in (
             ("p50", statistics.median(ordered)),
             ("p99", ordered[len(ordered) * 99 // 100]),
-            ("at most", ordered[-1]),
+            ("max", ordered[-1]),
         )
     )
 
 
-def started_server(deployment):
+def start_timed_server(deployment):
     """Start a server with capacity for all tasks; return the seconds until it responded."""
     begin = time.monotonic()
     ports = (
@@ -78,9 +78,9 @@ def started_server(deployment):
 
 def print_usage(deployment, name, seconds=5.0):
     """Print the server's memory and CPU usage."""
-    pid, before = deployment.server.ready_message["pid"], processor_seconds(deployment.server.ready_message["pid"])
+    pid, before = deployment.server.ready_message["pid"], cpu_seconds(deployment.server.ready_message["pid"])
     time.sleep(seconds)
-    used = (processor_seconds(pid) - before) / seconds
+    used = (cpu_seconds(pid) - before) / seconds
     print(f"{name}: {resident_mb(pid):.0f} MB resident, {used:.0%} of a core", flush=True)
 
 
@@ -91,12 +91,12 @@ def count(deployment, state):
 
 def submit(deployment, names, cpus):
     """Submit small tasks; return the duration of each request."""
-    took = []
+    durations = []
     for name in names:
         begin = time.monotonic()
         deployment.submit(name, vm={"cpus": cpus, "memory": "32M", "disk": "32M"})
-        took.append(time.monotonic() - begin)
-    return took
+        durations.append(time.monotonic() - begin)
+    return durations
 
 
 def follow(deployment, names):
@@ -114,28 +114,28 @@ def follow(deployment, names):
 
 def time_status_requests(deployment, names):
     """Request the status of tasks one after the other; return the duration of each request."""
-    took = []
+    durations = []
     for number in range(ROUNDS):
         begin = time.monotonic()
         assert deployment.http.get(f"/api/v1/tasks/{names[number % len(names)]}").status_code == 200
-        took.append(time.monotonic() - begin)
-    return took
+        durations.append(time.monotonic() - begin)
+    return durations
 
 
 def seconds_to_follow_again(deployment, names):
     """Return the seconds from `kill -9` until the server responds, and until it has new output of every task."""
     deployment.server.stop(signal.SIGKILL)
     begin = time.monotonic()
-    answered = started_server(deployment)
+    responded = start_timed_server(deployment)
     before = {name: deployment.status(name)["progress"]["output_bytes"] for name in names}
     left = set(names)
     while left:
-        assert time.monotonic() - begin < TIMEOUT_SECONDS, f"{len(left)} are not followed"
+        assert time.monotonic() - begin < TIMEOUT_SECONDS, f"{len(left)} tasks are not followed"
         left = {name for name in left if deployment.status(name)["progress"]["output_bytes"] <= before[name]}
-    return answered, time.monotonic() - begin
+    return responded, time.monotonic() - begin
 
 
-def end(deployment, running):
+def cancel_all(deployment, running):
     """Cancel all tasks, pending ones first."""
     with httpx.Client(base_url=deployment.server.ready_message["http"], trust_env=False, timeout=60) as http:
         while waiting := http.get("/api/v1/tasks?state=pending&limit=1000").json()["tasks"]:
@@ -160,12 +160,12 @@ def main():
         deployment.start_git()
         deployment.start_model(reply())
         line = json.dumps({"type": "note", "text": "still at work"})
-        make_fake_agent(deployment.directory / "agent", [(line, LINE_SECONDS)] * int(LIFE_SECONDS / LINE_SECONDS))
+        make_fake_agent(deployment.directory / "agent", [(line, LINE_SECONDS)] * int(AGENT_SECONDS / LINE_SECONDS))
         deployment.data_dir.mkdir(mode=0o700)
         fill(deployment.data_dir / "index.sqlite", finished).close()
         names = [f"crowd-{number}" for number in range(running)]
         try:
-            print(f"started with {finished} finished tasks: responds after {started_server(deployment):.2f} s")
+            print(f"started with {finished} finished tasks: responds after {start_timed_server(deployment):.2f} s")
             print_usage(deployment, "idle")
             begin = time.monotonic()
             submit(deployment, names, 1)
@@ -173,17 +173,17 @@ def main():
             print(f"{running} tasks are running after {time.monotonic() - begin:.1f} s")
             print_usage(deployment, f"{running} running")
             followers = follow(deployment, names)
-            took = submit(deployment, [f"waiting-{number}" for number in range(waiting)], 1999)
-            print(f"{waiting} more submitted, which are pending: {milliseconds(took)} each")
+            durations = submit(deployment, [f"waiting-{number}" for number in range(waiting)], 1999)
+            print(f"{waiting} more submitted, which are pending: {milliseconds(durations)} each")
             print_usage(
                 deployment, f"{running} running, {len(followers)} followers, {count(deployment, 'pending')} pending"
             )
             print(f"{ROUNDS} status requests under this load: {milliseconds(time_status_requests(deployment, names))}")
-            answered, followed = seconds_to_follow_again(deployment, names)
-            print(f"after kill -9: responds after {answered:.2f} s, follows all {running} after {followed:.2f} s")
+            responded, followed = seconds_to_follow_again(deployment, names)
+            print(f"after kill -9: responds after {responded:.2f} s, follows all {running} after {followed:.2f} s")
             print_usage(deployment, "the next server")
         finally:
-            end(deployment, names)
+            cancel_all(deployment, names)
             deployment.close()
 
 

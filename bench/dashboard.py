@@ -34,18 +34,18 @@ MESSAGE = "I looked at `module_{0}` and found **one** more place:\n\n- it reads 
 def main(seconds: int = 60, pages: int = 200) -> None:
     """Measure one page for `seconds`, then many."""
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there,))
+    own_end, server_end = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(server_end,))
     server.start()
-    port = here.recv()
-    look_at_one_page(here, port, seconds)
-    asyncio.run(open_many_pages(here, port, pages))
-    here.send(None)
+    port = own_end.recv()
+    measure_one_page(own_end, port, seconds)
+    asyncio.run(measure_many_pages(own_end, port, pages))
+    own_end.send(None)
     server.join(20)
     print(f"load average after: {os.getloadavg()[0]:.2f}")
 
 
-def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
+def measure_one_page(server: Connection, port: int, seconds: int) -> None:
     """Print the longest tasks and the memory of the page of a busy task."""
     from doubles.browser import open_chromium
 
@@ -64,22 +64,24 @@ def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
             heaps.append(chromium.send("Runtime.getHeapUsage")["usedSize"] / 1e6)
         events = server.recv()
         page.wait_for_timeout(2000)
-        tally = page.locator("#tally-output").inner_text()
+        line_count = page.locator("#tally-output").inner_text()
         at_output = page.evaluate("window.longTasks")
         elements = page.evaluate("document.querySelectorAll('*').length")
-        print(f"one page, {EVENTS_PER_SECOND} events/s for {seconds} s: {events} events, {tally} lines on the page")
-        for view, longs in (("conversation", at_conversation), ("output", at_output)):
-            print(f"at the {view}: {len(longs)} tasks over 50 ms, the longest {sorted(longs)[-3:]} ms")
+        print(
+            f"one page, {EVENTS_PER_SECOND} events/s for {seconds} s: {events} events, {line_count} lines on the page"
+        )
+        for view, durations in (("conversation", at_conversation), ("output", at_output)):
+            print(f"{view} view: {len(durations)} tasks over 50 ms, the longest {sorted(durations)[-3:]} ms")
         halves = max(heaps[: seconds // 2]), max(heaps[seconds // 2 :])
         print(f"memory of its scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second")
         print(f"elements at the end: {elements}; errors in the browser's console: {browser.console_errors}")
 
 
-async def open_many_pages(server: Connection, port: int, pages: int) -> None:
+async def measure_many_pages(server: Connection, port: int, pages: int) -> None:
     """Print the growth of the server's memory while `pages` pages follow the task."""
     server.send("memory")
     before = await asyncio.to_thread(server.recv)
-    readers = [asyncio.create_task(be_a_page(port)) for _ in range(pages)]
+    readers = [asyncio.create_task(read_as_page(port)) for _ in range(pages)]
     await asyncio.sleep(3)
     server.send(MANY_SECONDS)
     await asyncio.to_thread(server.recv)
@@ -88,12 +90,12 @@ async def open_many_pages(server: Connection, port: int, pages: int) -> None:
     for reader in readers:
         reader.cancel()
     read = await asyncio.gather(*readers, return_exceptions=True)
-    died = [error for error in read if not isinstance(error, asyncio.CancelledError)]
+    lost = [error for error in read if not isinstance(error, asyncio.CancelledError)]
     print(f"{pages} pages on a task with {EVENTS_PER_SECOND} events/s: the server grew by {after - before:.0f} MB "
-          f"(from {before:.0f} MB); {len(died)} were lost")  # fmt: skip
+          f"(from {before:.0f} MB); {len(lost)} were lost")  # fmt: skip
 
 
-async def be_a_page(port: int) -> None:
+async def read_as_page(port: int) -> None:
     """Request the page, then read the event stream, as the page's script does."""
     head = f"Host: 127.0.0.1:{port}\r\nAccept: text/html\r\n"
     for path, close in ((f"/tasks/{TASK}", "Connection: close\r\n"), (f"/tasks/{TASK}/story?after=0", "")):
@@ -109,10 +111,10 @@ async def be_a_page(port: int) -> None:
 def serve_one_task(parent: Connection) -> None:
     """Run the server's process, which includes the task's runner."""
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(serve_and_play(Path(directory), parent))
+        asyncio.run(serve_and_record(Path(directory), parent))
 
 
-async def serve_and_play(data_dir: Path, parent: Connection) -> None:
+async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     """Handle orders: a number of seconds of events to record, "memory" to report it, None to stop."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
@@ -142,23 +144,23 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
         components.runners.record(TASK, *TO_RUNNING)
         parent.send(port)
         while (order := await asyncio.to_thread(parent.recv)) is not None:
-            parent.send(memory_megabytes() if order == "memory" else await play(components, order))
+            parent.send(memory_megabytes() if order == "memory" else await record_events(components, order))
         components.runners.record(TASK, *TO_END)
         shutting_down.set()
         await serving
 
 
-async def play(components, seconds: int) -> int:
+async def record_events(components, seconds: int) -> int:
     """Record events for `seconds`; return their number."""
     began = time.monotonic()
     per_tick = EVENTS_PER_SECOND // TICKS_PER_SECOND
     for tick in range(seconds * TICKS_PER_SECOND):
-        components.runners.record(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
+        components.runners.record(TASK, *[make_event(tick * per_tick + number) for number in range(per_tick)])
         await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
     return seconds * EVENTS_PER_SECOND
 
 
-def an_event(number: int):
+def make_event(number: int):
     from sandbox.model import events as e
 
     match number % 30:

@@ -36,26 +36,27 @@ def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> No
     alone, _, _ = measure(0, seconds, seed)
     cost, readers, delays = measure(followers, seconds, seed)
     last = max(reader.seqs[-1] for reader in readers)
-    whole = sum(reader.seqs == list(range(1, last + 1)) for reader in readers)
+    complete_count = sum(reader.seqs == list(range(1, last + 1)) for reader in readers)
     same = len({reader.digest for reader in readers}) == 1
     print(f"{followers} followers, {LINES_PER_SECOND} lines/s for {seconds} s, {last} events each")
     print(f"connections lost and resumed: {sum(reader.reconnects for reader in readers)}")
-    print(f"whole, in order, exactly once: {whole} of {followers}, {'identical' if same else 'NOT identical'} bytes")
+    comparison = "identical" if same else "NOT identical"
+    print(f"complete, in order, exactly once: {complete_count} of {followers}, {comparison} bytes")
     print(f"server CPU: {alone / seconds:.1%} of a core alone, {cost / seconds:.1%} with them")
     print(f"a follower: {(cost - alone) / followers / seconds:.2%} of a core")
     print(f"delay: p50 {delays[len(delays) // 2]:.0f} ms, p99 {delays[len(delays) * 99 // 100]:.0f} ms")
     print(f"load average after: {os.getloadavg()[0]:.2f}")
-    if whole < followers or not same:
+    if complete_count < followers or not same:
         sys.exit(1)
 
 
 def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[ReconnectingClient], list[float]]:
     """Return the server's CPU seconds, the followers, and the sorted delays (ms) of a sample of the events."""
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there, seconds))
+    own_end, server_end = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(server_end, seconds))
     server.start()
-    readers, delays = asyncio.run(read_all(here, followers, seed))
-    cpu_seconds: float = here.recv()
+    readers, delays = asyncio.run(read_all(own_end, followers, seed))
+    cpu_seconds: float = own_end.recv()
     server.join(10)
     return cpu_seconds, readers, sorted(delays)
 
@@ -92,10 +93,10 @@ def recorded_at(seq: int, text: bytes) -> float:
 def serve_one_task(parent: Connection, seconds: int) -> None:
     """Run the server's process, which includes the task's runner; both measurements include its cost."""
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(serve_and_play(Path(directory), parent, seconds))
+        asyncio.run(serve_and_record(Path(directory), parent, seconds))
 
 
-async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> None:
+async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> None:
     """Serve until the task has ended and its followers have disconnected."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest

@@ -37,20 +37,20 @@ def main() -> None:
 
 def measure(bench: FloodBench, name: str, seconds: float) -> str:
     """Run one flood; return the start of its result line."""
-    asked: dict[str, list[float]] = {"kept": [], "fresh": []}
-    looks = [(time.monotonic(), bench.cpu_seconds)]
+    durations: dict[str, list[float]] = {"kept": [], "fresh": []}
+    samples = [(time.monotonic(), bench.cpu_seconds)]
     with bench.connected() as kept, bench.flooded(name):
-        while len(looks) < 3:
-            asked["kept"].append(timed(kept))
+        while len(samples) < 3:
+            durations["kept"].append(timed(kept))
             with bench.connected() as fresh:
-                asked["fresh"].append(timed(fresh))
+                durations["fresh"].append(timed(fresh))
             time.sleep(0.1)
             now = time.monotonic()
-            if now > looks[0][0] + seconds / 2 * len(looks):
-                looks.append((now, bench.cpu_seconds))
-    (began, before), (middle, by_then), (end, after) = looks
-    cores, later = (after - before) / (end - began), (after - by_then) / (end - middle)
-    times = "   ".join(f"{statistics.median(one):>9.1f} {max(one):>9.1f}  " for one in asked.values())
+            if now > samples[0][0] + seconds / 2 * len(samples):
+                samples.append((now, bench.cpu_seconds))
+    (began, before), (middle, between), (end, after) = samples
+    cores, later = (after - before) / (end - began), (after - between) / (end - middle)
+    times = "   ".join(f"{statistics.median(one):>9.1f} {max(one):>9.1f}  " for one in durations.values())
     return f"{name:<36} {cores:6.2f} {later:6.2f}   {times}"
 
 

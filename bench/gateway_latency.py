@@ -27,7 +27,7 @@ async def main() -> None:
     before = rss_kilobytes()
     import sandbox.gateway.server  # noqa: F401 - measured here
 
-    print(f"importing the gateway (asyncio and msgspec before it): {rss_kilobytes() - before} KiB")
+    print(f"importing the gateway (after asyncio and msgspec): {rss_kilobytes() - before} KiB")
     from doubles.scripted_upstream import scripted_upstream
     from doubles.served_gateway import served_gateway
 
@@ -45,10 +45,10 @@ async def main() -> None:
     for script, label in ((respond, "upstream kept"), (respond_and_close, "upstream dialled each time")):
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             if script is respond:
-                print_result("direct, kept connection", await kept(upstream.port, served.port))
-            print_result("direct, fresh connection", await fresh(upstream.port, served.port))
-            print_result(f"gateway, kept connection, {label}", await kept(served.port, served.port))
-            print_result(f"gateway, fresh connection, {label}", await fresh(served.port, served.port))
+                print_result("direct, kept connection", await time_kept_connection(upstream.port, served.port))
+            print_result("direct, new connection", await time_new_connections(upstream.port, served.port))
+            print_result(f"gateway, kept connection, {label}", await time_kept_connection(served.port, served.port))
+            print_result(f"gateway, new connection, {label}", await time_new_connections(served.port, served.port))
 
     for rules, label in ((GatewayRules(), "read"), (GatewayRules(egress=EgressRules(is_unrestricted=True)), "unread")):
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, rules) as served:
@@ -56,8 +56,10 @@ async def main() -> None:
                 body = conversation(messages)
                 kilobytes = f"{len(body) // 1000} KB"
                 if label == "read":
-                    print_result(f"direct, {kilobytes}", await kept(upstream.port, served.port, body))
-                print_result(f"gateway, {kilobytes}, {label}", await kept(served.port, served.port, body))
+                    print_result(f"direct, {kilobytes}", await time_kept_connection(upstream.port, served.port, body))
+                print_result(
+                    f"gateway, {kilobytes}, {label}", await time_kept_connection(served.port, served.port, body)
+                )
 
 
 def conversation(messages: int) -> bytes:
@@ -69,7 +71,7 @@ def conversation(messages: int) -> bytes:
     return json.dumps({"model": "claude-haiku-4-5", "max_tokens": 1, "tools": tools, "messages": turns}).encode()
 
 
-async def kept(port: int, host_port: int, body: bytes = SMALL) -> list[float]:
+async def time_kept_connection(port: int, host_port: int, body: bytes = SMALL) -> list[float]:
     """Return the milliseconds of sequential requests on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     times = [await timed(lambda: send(reader, writer, host_port, body)) for _ in range(REQUESTS)]
@@ -77,7 +79,7 @@ async def kept(port: int, host_port: int, body: bytes = SMALL) -> list[float]:
     return times
 
 
-async def fresh(port: int, host_port: int) -> list[float]:
+async def time_new_connections(port: int, host_port: int) -> list[float]:
     """Return the milliseconds of requests, each on a new connection."""
 
     async def once() -> None:

@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from doubles import floods
 from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash, make_repository, reply, wait_until
 
-HOSTILE = 4
+HOSTILE_TASKS = 4
 PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
 FLOODS = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
 
 BUFFERS = """
 import socket, time
 while True:
-    door = socket.socket(); door.bind(("127.0.0.1", 0)); door.listen(512); held = []
+    listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(512); held = []
     for _ in range(150):
-        client = socket.create_connection(door.getsockname()); held += [client, door.accept()[0]]
+        client = socket.create_connection(listener.getsockname()); held += [client, listener.accept()[0]]
         client.setblocking(False)
         try:
             while True: client.send(bytes(65536))
@@ -66,7 +66,7 @@ time.sleep(600)
 """
 
 
-def work(seconds: float) -> dict[str, str]:
+def task_scripts(seconds: float) -> dict[str, str]:
     """Return the content of work.sh for each task's repository."""
     ports = json.dumps({**PORTS, "host": 443})
     flood = "\n".join(f"setsid python3 -I -S floods.py '{name}' '{ports}' >/dev/null 2>&1 &" for name in FLOODS)
@@ -110,7 +110,7 @@ class Watch:
                     self.peak[name] = max(mebibytes, self.peak.get(name, 0))
 
 
-def ordinary_task(deployment, task_id):
+def run_ordinary_task(deployment, task_id):
     """Run a task; return the seconds until its sandbox runs, and until it is completed."""
     began = time.monotonic()
     deployment.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
@@ -128,25 +128,25 @@ def main(seconds=120.0, runtime="bubblewrap"):
         deployment = Deployment(directory)
         deployment.runtime = runtime
         try:
-            flooding = Path(floods.__file__).read_text()
-            for name, script in work(seconds).items():
-                files = {"work.sh": script, "floods.py": flooding, "buffers.py": BUFFERS, "filters.py": FILTERS}
+            floods_source = Path(floods.__file__).read_text()
+            for name, script in task_scripts(seconds).items():
+                files = {"work.sh": script, "floods.py": floods_source, "buffers.py": BUFFERS, "filters.py": FILTERS}
                 make_repository(deployment.repositories / f"{name}.git", files)
             deployment.start_git()
             deployment.start_model(bash("sh work.sh"), reply())
             deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
             before = host_memory()
-            alone = ordinary_task(deployment, "alone")
-            for number in range(1, HOSTILE + 1):
+            alone = run_ordinary_task(deployment, "alone")
+            for number in range(1, HOSTILE_TASKS + 1):
                 repository = {"url": f"{ORGANISATION}hostile-{number}.git"}
                 deployment.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
-            hostile = [f"hostile-{number}" for number in range(1, HOSTILE + 1)]
+            hostile = [f"hostile-{number}" for number in range(1, HOSTILE_TASKS + 1)]
             wait_until(
                 lambda: all(deployment.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks"
             )
             time.sleep(5)
             with Watch(deployment.server.ready_message["http"]) as watch:
-                attacked = [ordinary_task(deployment, f"neighbour-{number}") for number in range(3)]
+                attacked = [run_ordinary_task(deployment, f"neighbour-{number}") for number in range(3)]
                 statuses = {one: deployment.status(one) for one in hostile}
                 states = {one: (status["state"], status["error"]) for one, status in statuses.items()}
                 time.sleep(max(0.0, 10 - sum(whole for _, whole in attacked)))
@@ -164,7 +164,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
 def print_results(before, alone, attacked, states, watch):
     """Print the results."""
     median, longest = statistics.median(watch.health) * 1000, max(watch.health) * 1000
-    print(f"health: p50 {median:.0f} ms, at most {longest:.0f} ms, of {len(watch.health)} requests")
+    print(f"health: p50 {median:.0f} ms, max {longest:.0f} ms, of {len(watch.health)} requests")
     print(f"ordinary task before the attacks: sandbox after {alone[0]:.1f} s, completed after {alone[1]:.1f} s")
     for started, whole in attacked:
         print(f"ordinary task during four attacks: sandbox after {started:.1f} s, completed after {whole:.1f} s")

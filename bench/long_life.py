@@ -2,7 +2,7 @@
 
 Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (defaults: 2000, 200, no drawing)
 
-Runners and sandboxes are real; the agent is a stand-in. After every KEPT tasks, all but the latest KEPT are pruned.
+Runners and sandboxes are real; the agent is fake. After every KEPT tasks, all but the latest KEPT are pruned.
 Prints the server's memory, descriptors, threads and files, and draws them as SVG. Exits with 1 if the second half needs
 more than the first. The latest results are in docs/benchmarks.md.
 """
@@ -55,7 +55,7 @@ def sample(deployment, tasks):
     )
 
 
-def play(deployment, first, count):
+def run_tasks(deployment, first, count):
     """Run tasks, AT_ONCE at a time; each must complete."""
     waiting, running = [f"short-{number}" for number in range(first, first + count)], {}
     while waiting or running:
@@ -79,7 +79,7 @@ def prune(deployment, kept):
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 
-def grown(samples):
+def find_growth(samples):
     """Yield each measure whose maximum in the second half exceeds that of the first half by more than the slack."""
     early, late = samples[1 : len(samples) // 2 + 1], samples[len(samples) // 2 + 1 :]
     for name, factor in SLACK.items():
@@ -94,13 +94,13 @@ def draw(samples):
     parts = []
     for number, (name, title) in enumerate(TITLES.items()):
         left, top = (number % 2) * (width + gap) + 20, number // 2 * (height + gap) + 30
-        most = max(getattr(each, name) for each in samples)
+        peak = max(getattr(each, name) for each in samples)
         points = " ".join(
-            f"{left + width * each.tasks / samples[-1].tasks:.1f},{top + height * (1 - getattr(each, name) / most):.1f}"
+            f"{left + width * each.tasks / samples[-1].tasks:.1f},{top + height * (1 - getattr(each, name) / peak):.1f}"
             for each in samples
         )
         parts += [
-            f'<text x="{left}" y="{top - 8}">{title}: peak {most:.0f}</text>',
+            f'<text x="{left}" y="{top - 8}">{title}: peak {peak:.0f}</text>',
             f'<path d="M{left},{top} v{height} h{width}"/>',
             f'<polyline points="{points}"/>',
             f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">{samples[-1].tasks} tasks</text>',
@@ -128,7 +128,7 @@ def main():
             )
             begin, samples = time.monotonic(), [sample(deployment, 0)]
             for first in range(0, tasks, kept):
-                play(deployment, first, kept)
+                run_tasks(deployment, first, kept)
                 prune(deployment, kept)
                 samples.append(sample(deployment, first + kept))
                 print(f"{time.monotonic() - begin:6.0f} s  {samples[-1]}", flush=True)
@@ -137,7 +137,7 @@ def main():
             deployment.close()
     if len(sys.argv) > 3:
         Path(sys.argv[3]).write_text(draw(samples))
-    if growth := list(grown(samples)):
+    if growth := list(find_growth(samples)):
         sys.exit("\n".join(growth))
     print("no growth, no leftovers")
 

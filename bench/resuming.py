@@ -30,7 +30,7 @@ from sandbox.server.journal_tailer import JournalTailer
 ROUNDS = 15
 LEFT = 100
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
-VIEW = LogEncoder("all", "", _format_ndjson, is_following=False)
+ENCODER = LogEncoder("all", "", _format_ndjson, is_following=False)
 
 Read = Callable[[], Awaitable[int]]
 
@@ -46,33 +46,33 @@ class LongTask:
             recorder.record(e.Output.from_bytes("stdout", (TEXT % number).encode()))
         recorder.writer.close()
         store = MemoryStore()
-        reading = replay_task(self.journals, "task-1")
-        self.task = reading.task
-        store.save(IndexedTask(reading.task, reading.offset))
-        follower = JournalTailer(self.journals, store, SystemClock(), Broadcast())
-        self.stream = EventStream(self.journals, store, follower, Broadcast())
+        replay_state = replay_task(self.journals, "task-1")
+        self.task = replay_state.task
+        store.save(IndexedTask(replay_state.task, replay_state.offset))
+        tailer = JournalTailer(self.journals, store, SystemClock(), Broadcast())
+        self.stream = EventStream(self.journals, store, tailer, Broadcast())
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Like `Tasks.replay`."""
         return self.stream.replay(task_id, after=after)
 
     async def resume(self) -> int:
-        """Return the number of remaining frames."""
-        return len([frame async for frame in self.replay("task-1", after=self.task.last_seq - LEFT)])
+        """Return the number of remaining events."""
+        return len([event async for event in self.replay("task-1", after=self.task.last_seq - LEFT)])
 
     async def resume_from_start(self) -> int:
-        """Return the number of remaining frames; reads the journal from the start."""
+        """Return the number of remaining events; reads the journal from the start."""
         after = self.task.last_seq - LEFT
         records = (record for record in read_records(self.journals, "task-1") if record.seq > after)
-        return len([frame for record in records if (frame := to_wire_event("task-1", record)) is not None])
+        return len([event for record in records if (event := to_wire_event("task-1", record)) is not None])
 
     async def tail(self) -> int:
         """Return the position of the last ten lines."""
-        return await _find_tail_start(self, self.task, 0, 10, VIEW)
+        return await _find_tail_start(self, self.task, 0, 10, ENCODER)
 
     async def tail_from_start(self) -> int:
         """Return the position of the last ten lines; reads the journal from the start."""
-        seqs = [frame["seq"] async for frame in self.replay("task-1") if VIEW.includes(frame)]
+        seqs = [event["seq"] async for event in self.replay("task-1") if ENCODER.includes(event)]
         return seqs[-11]
 
 

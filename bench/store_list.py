@@ -86,12 +86,12 @@ def main() -> None:
         store.close()
         print(f"{count:,} tasks, {path.stat().st_size / count:,.0f} bytes per task")
         store = SqliteStore(path)
-        dice = random.Random(1)
+        rng = random.Random(1)
         measure("plain", lambda: store.query(TaskQuery()))
         for sort in SORTS:
             deep = store.query(TaskQuery(sort=sort, limit=1, offset=count // 2)).next_cursor
             measure(f"cursor deep, {sort}", partial(store.query, TaskQuery(sort=sort, cursor=deep)))
-        measure("offset, any", lambda: store.query(TaskQuery(offset=dice.randrange(count))))
+        measure("offset, any", lambda: store.query(TaskQuery(offset=rng.randrange(count))))
         for states in (
             {TaskState.RUNNING},
             {TaskState.FAILED},
@@ -101,7 +101,7 @@ def main() -> None:
             measure(f"state {' or '.join(sorted(states))}", partial(store.query, TaskQuery(states=frozenset(states))))
         by_name = TaskQuery(states=frozenset({TaskState.FAILED}), sort="name", order="asc")
         measure("state failed, by name", lambda: store.query(by_name))
-        measure("label of two", lambda: store.query(TaskQuery(labels={"ticket": str(dice.randrange(count // 2))})))
+        measure("label of two", lambda: store.query(TaskQuery(labels={"ticket": str(rng.randrange(count // 2))})))
         measure("label of a tenth", lambda: store.query(TaskQuery(labels={"team": "team-3"})))
         measure("label of all", lambda: store.query(TaskQuery(labels={"all": "yes"})))
         measure("two labels", lambda: store.query(TaskQuery(labels={"all": "yes", "team": "team-3"})))

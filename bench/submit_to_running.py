@@ -36,7 +36,7 @@ def run_task(client, url, number):
         "claude": {"prompt": "Say hello."},
     }
     client.submit(json.dumps(manifest).encode(), "application/json")
-    return [frame for frame in client.events(f"bench-{number}") if frame["type"] == "state_change"]
+    return [event for event in client.events(f"bench-{number}") if event["type"] == "state_change"]
 
 
 def runner_memory():

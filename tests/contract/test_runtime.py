@@ -345,7 +345,7 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
 def test_sandbox_is_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
-        recovered = runtime.recover(handle.attempt_id)
+        recovered = runtime.recover_handle(handle.attempt_id)
         assert recovered.details == {key: handle.details[key] for key in recovered.details}
         assert ("kernel_uid" in recovered.details) == (os.getuid() == 0)
         asyncio.run(runtime.destroy(recovered, disk))

@@ -53,7 +53,7 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
         text = await read_until(output, b"held")
-        usage = await sandbox.file_usage()
+        usage = await sandbox.detailed_file_usage()
         await sandbox.kill()
         await sandbox.wait()
         return usage, CommandResult(None, text.decode(), (await errors.read()).decode())
@@ -502,7 +502,7 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")
-            violations = [(await sandbox.file_usage()).find_violation() for _ in range(3)]
+            violations = [(await sandbox.detailed_file_usage()).find_violation() for _ in range(3)]
             await sandbox.kill()
             await sandbox.wait()
             return violations

@@ -111,10 +111,10 @@ class ScriptedSandbox:
     async def kernel_usage(self):
         return self._script.kernel_usage
 
-    async def open_file_usage(self):
+    async def file_counts(self):
         return FileUsage()
 
-    async def file_usage(self):
+    async def detailed_file_usage(self):
         return FileUsage()
 
 
@@ -198,7 +198,7 @@ class ScriptedAgent:
     def check_ready(self, manifest, init, redact):
         return self._script.start_failure
 
-    def check_session_exit(self, exit_):
+    def check_interactive_exit(self, exit_):
         return self.outcome(exit_, b"").failure
 
     def render_output(self, manifest, result):

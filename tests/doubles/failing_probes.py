@@ -41,7 +41,7 @@ class FailingRuntime(BubblewrapRuntime):
 
 
 def main():
-    runtime._MAKERS["bubblewrap"] = runtime._AUTO_MAKERS["bubblewrap"] = FailingRuntime
+    runtime._MAKERS["bubblewrap"] = runtime._MAKERS_WITHOUT_EMULATION["bubblewrap"] = FailingRuntime
     if "FAILING_PROBES_PAUSE" in os.environ:
         runtime_prober.PROBE_BACKOFF_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

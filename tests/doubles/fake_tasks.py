@@ -140,7 +140,7 @@ class FakeTasks:
             self.keys[idempotency.key] = idempotency
         return Submission(self.entries[task_id].task)
 
-    async def check_admission(self, manifest: Manifest) -> None:
+    async def check_acceptance(self, manifest: Manifest) -> None:
         if self.failure is not None:
             raise self.failure
         if (entry := self.entries.get(manifest.metadata.id)) is not None:

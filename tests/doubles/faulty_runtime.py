@@ -90,10 +90,10 @@ class FaultySandbox:
     async def kernel_usage(self) -> KernelUsage:
         return KernelUsage()
 
-    async def open_file_usage(self) -> FileUsage:
+    async def file_counts(self) -> FileUsage:
         return FileUsage()
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         return FileUsage()
 
     def _end(self, code: int | None) -> None:

@@ -121,8 +121,10 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         journals, clock, store = FileJournals(data_dir), SystemClock(), SqliteStore(index_file(data_dir))
         try:
             update_index(journals, store)
-            preservation = PreservedSandboxes(data_dir, remove_trees)
-            dependencies = PruningDependencies(data_dir, journals, store, preservation, clock, remove_trees, fsync_path)
+            preserved_sandboxes = PreservedSandboxes(data_dir, remove_trees)
+            dependencies = PruningDependencies(
+                data_dir, journals, store, preserved_sandboxes, clock, remove_trees, fsync_path
+            )
             return asyncio.run(Pruner(dependencies).prune(retention, dry_run=dry_run))
         finally:
             store.close()

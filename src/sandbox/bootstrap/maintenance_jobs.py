@@ -10,10 +10,10 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
-from sandbox.interfaces.placement import Leftovers
+from sandbox.interfaces.placement import LeftoverSource
 from sandbox.placements.local.placement import SocketLeftovers
 from sandbox.runtimes.processes import SandboxLeftovers
-from sandbox.server.maintenance.compaction import JournalCompactor
+from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
 from sandbox.server.maintenance.janitor import ClockCheck, PeriodicJob
 from sandbox.server.maintenance.probe_cleanup import ProbeCleanup
@@ -25,7 +25,7 @@ def create_maintenance_jobs(
     data_dir: Path, run_dir: Path, dependencies: ServiceDependencies, settings: ServerSettings
 ) -> Sequence[PeriodicJob]:
     """Create the jobs in the order of their execution."""
-    leftover_sources: Sequence[Leftovers] = (
+    leftover_sources: Sequence[LeftoverSource] = (
         # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
@@ -43,7 +43,7 @@ def create_maintenance_jobs(
     )
     probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
 
-    compactor = JournalCompactor(dependencies.journals, dependencies.store, dependencies.clock)
+    compressor = JournalCompressor(dependencies.journals, dependencies.store, dependencies.clock)
 
     async def expire() -> None:
         if clock_check.is_trusted(time_to_live_seconds):
@@ -65,7 +65,7 @@ def create_maintenance_jobs(
             garbage_collector.sweep,
             "docs/operations.md describes how to remove them by hand.",
         ),
-        PeriodicJob("journals of finished tasks", compactor.sweep, "Free space on the disk of the data directory."),
+        PeriodicJob("journals of finished tasks", compressor.sweep, "Free space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),
         PeriodicJob("leftovers of probes", probes.sweep, f"Check {run_dir}."),
         PeriodicJob("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),

@@ -192,7 +192,7 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
         disks=choose_disks(order),
         remove=remove_trees,
         images=ImageLeases(data_dir),
-        runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.excludes_emulation),
+        runtime=make_runtime(order.runtime, Path(order.run_dir), excludes_emulation=order.excludes_emulation),
         gateways=SocketGateways(throttle=throttle),
         agent=ClaudeCodeDriver(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, order.follow_redirects)),

@@ -23,9 +23,9 @@ class UnknownRuntimeError(SandboxError):
     code = "unknown_runtime"
 
 
-def make_runtime(name: str, run_dir: Path, *, auto: bool = False) -> Runtime:
-    """Create the runtime with this name. auto: it was selected automatically. Raises UnknownRuntimeError."""
-    maker = (_AUTO_MAKERS if auto else _MAKERS).get(name)
+def make_runtime(name: str, run_dir: Path, *, excludes_emulation: bool = False) -> Runtime:
+    """Create the runtime with this name. Raises UnknownRuntimeError."""
+    maker = (_MAKERS_WITHOUT_EMULATION if excludes_emulation else _MAKERS).get(name)
     if maker is None:
         names = ", ".join((AUTO, *_MAKERS))
         raise UnknownRuntimeError(f"There is no runtime {name!r}; choose one of {names}.")
@@ -56,7 +56,7 @@ def _make_qemu(run_dir: Path) -> Runtime:
 def _make_qemu_unless_emulated(run_dir: Path) -> Runtime:
     from sandbox.runtimes.qemu import QemuRuntime
 
-    return QemuRuntime(run_dir, only_kvm=True)
+    return QemuRuntime(run_dir, excludes_emulation=True)
 
 
 _MAKERS: Mapping[str, Callable[[Path], Runtime]] = {
@@ -64,7 +64,7 @@ _MAKERS: Mapping[str, Callable[[Path], Runtime]] = {
     "gvisor": _make_gvisor,
     "qemu": _make_qemu,
 }
-_AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
+_MAKERS_WITHOUT_EMULATION = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
 """Emulation is never chosen automatically, and booting a guest just to probe it takes seconds."""
 
 
@@ -87,7 +87,7 @@ async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
-        [make_runtime(name, run_dir, auto=True) for name in _MAKERS]
+        [make_runtime(name, run_dir, excludes_emulation=True) for name in _MAKERS]
         if requested == AUTO
         else [make_runtime(requested, run_dir)]
     )

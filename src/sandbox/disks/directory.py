@@ -31,7 +31,7 @@ class DeletedFiles(msgspec.Struct, frozen=True):
 def measure_deleted_files(device: int) -> DeletedFiles:
     """Measure deleted files on the device (st_dev) that descendants of this process have open, by any path.
 
-    Skips processes whose /proc is closed to their user, and files that are only mapped or in flight in a socket. Raises
+    Skips processes whose /proc entries their own user cannot read, and files that are only mapped or in transit. Raises
     OSError if it takes longer than DISK_COMMAND_SECONDS.
     """
     deadline = time.monotonic() + DISK_COMMAND_SECONDS
@@ -40,7 +40,7 @@ def measure_deleted_files(device: int) -> DeletedFiles:
         if found.st_dev == device and found.st_nlink == 0:
             sizes[found.st_ino] = found.st_blocks * 512
         if time.monotonic() > deadline:
-            raise OSError("its sandbox has too many open files")
+            raise OSError("the sandbox has too many open files")
     return DeletedFiles(sum(sizes.values()), len(sizes))
 
 
@@ -104,7 +104,7 @@ class DirectoryDisks:
     async def usage(self, layout: AttemptLayout) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
-        A file that is removed during the measurement is not counted, and one that is unlinked is not counted twice.
+        A file that is deleted during the measurement may be missed, but is never counted twice.
         """
         deleted_usage = await _measure_deleted(layout.disk)
         used_bytes = deleted_usage.size_bytes + await _run_du(layout.disk, "--block-size=1")

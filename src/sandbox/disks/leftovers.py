@@ -1,7 +1,7 @@
 """Releases leftover disks: those that are still mounted although no process runs their attempts.
 
 A disk's mount is in its runner's mount namespace, which exists as long as any process in it. That can be a process that
-the runner started outside of the sandbox and that did not end with the runner.
+the runner started outside of the sandbox and that survived the runner.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.01
 
 
 class DiskLeftovers:
-    """Implements `interfaces.placement.Leftovers` for the disks below one data directory."""
+    """Implements `interfaces.placement.LeftoverSource` for the disks below one data directory."""
 
     kind = "disk"
     is_exclusive = True
@@ -47,7 +47,7 @@ class DiskLeftovers:
 
 
 def _device_numbers(image: Path) -> frozenset[str]:
-    """Return `major:minor` of the image's loop devices, except those that an operator mounted for everybody."""
+    """Return `major:minor` of the image's loop devices, except those that an operator mounted on the host."""
     numbers = set()
     for device in find_devices(image):
         with suppress(OSError):

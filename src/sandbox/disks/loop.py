@@ -15,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""An e2fsck that outlives its killed parent would modify a disk that the next process has already mounted."""
+"""Prefix of a command: an e2fsck that outlives its killed parent could modify a disk that is mounted again."""
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
@@ -138,8 +138,9 @@ class LoopDisks:
             raise self._sync_error
 
     async def close(self, layout: AttemptLayout) -> None:
-        """Unmount the disk. Waits for processes that use it; finally unmounts lazily, so that they keep only its
-        blocks.
+        """Unmount the disk once no process uses it.
+
+        After DISK_RELEASE_SECONDS, unmount it lazily; then processes that still use it only keep its blocks allocated.
         """
         if self._disk_fd >= 0:
             os.close(self._disk_fd)
@@ -175,7 +176,7 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
 
 
 async def _wait_until_released(image: Path) -> None:
-    """Wait until no loop device uses the image: a file system mounted twice destroys itself. Raises OSError."""
+    """Wait until no loop device uses the image: mounting it twice would destroy the file system. Raises OSError."""
     deadline = time.monotonic() + DISK_RELEASE_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:

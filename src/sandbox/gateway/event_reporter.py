@@ -28,7 +28,7 @@ class EventReporter:
         self._second_started = float("-inf")
         self._denials_in_second = 0
         self._denials_reported = 0
-        self.denial_count = 0
+        self.denied_count = 0
         self._error_times: dict[str, float] = {}
         self._dropped_headers = 0
         self._reported_headers: set[bytes] = set()
@@ -46,17 +46,17 @@ class EventReporter:
         """Report spent tokens."""
         self._report(usage)
 
-    def report_budget_reached(self, message: str) -> None:
+    def report_budget_exhausted(self, message: str) -> None:
         """Report that the budget is spent and no more model requests are forwarded."""
         self._report(BudgetExhausted(message))
 
-    def report_key_refused(self, message: str) -> None:
+    def report_key_rejected(self, message: str) -> None:
         """Report that the model rejected the server's key and no more model requests are forwarded."""
         self._report(KeyRejected(message))
 
     def report_denied(self, host: str, port: int, reason: str) -> None:
         """Report a denied connection or request. `host` may be untrusted."""
-        self.denial_count += 1
+        self.denied_count += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             return
         now = self._monotonic()

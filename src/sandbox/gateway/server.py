@@ -94,7 +94,7 @@ class SocketGateway:
     @property
     def denied_count(self) -> int:
         """The number of denials so far, reported or not."""
-        return self._reporter.denial_count
+        return self._reporter.denied_count
 
     def release_model_requests(self) -> None:
         """Forward the held model requests, and hold no others. Idempotent."""

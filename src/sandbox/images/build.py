@@ -21,7 +21,8 @@ from sandbox.images.rootfs import RootFs
 class Component:
     """Files that are copied into an image.
 
-    paths: paths inside by host file or directory. links: targets by path. versions: for the image's metadata.
+    paths: paths inside by host file or directory. links: targets by path. files: contents by path. versions: for the
+    image's metadata.
     """
 
     paths: Mapping[Path, str]
@@ -74,7 +75,7 @@ def build_image(
     components: Mapping[str, Component],
     install_packages: InstallPackages = install_packages,
 ) -> ImageMetadata:
-    """Build an image and make it the profile's current one. On an error nothing has changed.
+    """Build an image and make it the profile's current one. On an error nothing changes.
 
     Raises BuildFailedError, ImageRefusedError, ProfileBusyError, OSError.
     """

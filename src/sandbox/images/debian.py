@@ -46,7 +46,7 @@ def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path,
     settings = scratch / "apt.conf"
     settings.write_text("".join(f"{line}\n" for line in _read_apt_settings()))
     argv = [*_NAMESPACE_COMMAND, *_NAMESPACE_OPTIONS, *_mmdebstrap_command(definition, settings, program)]
-    with (scratch / "said").open("w+b") as log_file:
+    with (scratch / "mmdebstrap.log").open("w+b") as log_file:
         _run_mmdebstrap(argv, _environment(definition, scratch), log_file, rootfs)
     for path in _HOST_SPECIFIC_PATHS:
         rootfs.remove(path)

@@ -11,12 +11,12 @@ from sandbox.images.errors import InvalidProfileError
 from sandbox.model.tier import TIERS
 
 IMAGE_BYTES_MAX = 16 * 1024**3
-"""Maximum of all files of an image, counted once per name, and of all its layers uncompressed. Beyond it: refused."""
+"""Maximum size of all files of an image, counted once per name, and of all its uncompressed layers."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.
 
-Directories that only the path of another entry requires count too, and so do names that opaque whiteouts check.
+Directories that are only part of another entry's path count too, and so do names that opaque whiteouts check.
 """
 
 IMAGE_LAYERS_MAX = 128
@@ -29,7 +29,7 @@ IMAGE_DEPTH_MAX = 128
 """Maximum nesting of directories. A deeper tree could be neither measured nor removed."""
 
 IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
-"""Maximum of an index, manifest or configuration in an archive, and of one tar header with its extensions."""
+"""Maximum size of an index, manifest or configuration in an archive, and of a tar header with its extensions."""
 
 IMAGE_LINKS_MAX = 40
 """Maximum number of links followed on the way to one entry, as in the kernel."""

@@ -1,7 +1,7 @@
 """Stores a profile's images and locks those in use.
 
 An image is a directory named after its digest and never changed; the file `current` names the profile's current image.
-Users of an image hold a shared lock on its directory, its remover an exclusive one.
+Users of an image hold a shared lock on its directory; removing it requires an exclusive one.
 """
 
 import fcntl
@@ -132,7 +132,7 @@ class ImageStore:
         return metadata
 
     def _replace(self, final: Path, built: Path, backup: Path) -> None:
-        """Replace an image. A kill between the two renames leaves no image, which the next build repairs."""
+        """Replace an image. A process killed between the two renames leaves no image until the next build."""
         if final.exists():
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
@@ -159,7 +159,7 @@ class ImageStore:
     def lease(self, digest: str) -> int:
         """Return a descriptor that prevents the image's removal while it is open. Raises ImageUnusableError.
 
-        Retries briefly, because a removal that is refused has locked the image for an instant.
+        Retries briefly, because a removal that is refused locks the image for an instant.
         """
         image = self._image_directory(digest)
         for _ in range(_LOCK_ATTEMPTS):
@@ -266,8 +266,6 @@ class ImageLeases:
 
     def acquire(self, image: Image) -> None:
         """Lease the image until the process ends. Implements `ImageLeases.acquire`."""
-        # most runners do without archives and compression
-
         try:
             ImageStore(self._data_dir, image.profile).lease(image.digest)
         except ImageUnusableError as error:

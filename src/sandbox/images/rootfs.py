@@ -118,9 +118,7 @@ class RootFs:
         return path if os.path.lexists(path) else None
 
     def resolve(self, name: str) -> str | None:
-        """Return the host path that the sandbox resolves a name to, following the last link too; None if nothing is
-        there.
-        """
+        """Like `find`, but follow a link at the end of the path too, as the sandbox does."""
         for _ in range(IMAGE_LINKS_MAX):
             path = self.find(name)
             if path is None or not os.path.islink(path):  # noqa: PTH114
@@ -241,7 +239,7 @@ def _chunks(content: BinaryIO, size: int) -> Iterator[bytes]:
 
 def _make_directory(path: str) -> None:
     os.mkdir(path)  # noqa: PTH102
-    os.chmod(path, 0o755)  # noqa: PTH101, S103  (whatever the mask is)
+    os.chmod(path, 0o755)  # noqa: PTH101, S103  (regardless of the umask)
 
 
 def _is_directory(path: str) -> bool:

@@ -111,7 +111,7 @@ class AgentDriver(Protocol):
         """
         ...
 
-    def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
+    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
         ...
 

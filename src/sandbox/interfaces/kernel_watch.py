@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from sandbox.interfaces.runtime import FileUsage, KernelUsage
 from sandbox.model.limits import FILE_USAGE_CHECK_SECONDS, KERNEL_USAGE_CHECK_SECONDS
 
-_IDLE_FACTOR = 10
+_PAUSE_FACTOR = 10
 _PAUSE_SECONDS_MAX = 3.0
 """The pause after a measurement: this multiple of its duration, but no longer than the maximum."""
 
@@ -19,14 +19,14 @@ event loop stops, for example because the machine is suspended, that counts as o
 
 async def wait_for_violation(
     kernel_usage: Callable[[], Awaitable[KernelUsage]],
-    open_file_usage: Callable[[], Awaitable[FileUsage]],
-    file_usage: Callable[[], Awaitable[FileUsage]],
+    file_counts: Callable[[], Awaitable[FileUsage]],
+    detailed_file_usage: Callable[[], Awaitable[FileUsage]],
 ) -> str:
     """Return why the sandbox must end. Each kind is polled separately, because one may take a long time."""
     polls = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
-        asyncio.create_task(_poll_for_violation(open_file_usage, FILE_USAGE_CHECK_SECONDS)),
-        asyncio.create_task(_poll_for_violation(file_usage, FILE_USAGE_CHECK_SECONDS)),
+        asyncio.create_task(_poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS)),
+        asyncio.create_task(_poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_SECONDS)),
     ]
     try:
         done, _ = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
@@ -44,7 +44,7 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
         violation = _NOT_MEASURED if usage is None else usage.find_violation()
         if violation:
             return violation
-        await asyncio.sleep(max(seconds, min(_IDLE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
+        await asyncio.sleep(max(seconds, min(_PAUSE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
 
 
 _NOT_MEASURED = (

@@ -139,8 +139,8 @@ class RunnerClient(Protocol):
         ...
 
 
-class Leftovers(Protocol):
-    """Leftovers of one kind.
+class LeftoverSource(Protocol):
+    """Finds and removes the leftovers of one kind.
 
     The caller holds the task's lock and determines whether the attempt belongs to this server and is over.
     """

@@ -405,11 +405,11 @@ class Sandbox(Protocol):
         """Return what the host's kernel holds for the sandbox. Cheap enough to call ten times a second."""
         ...
 
-    async def open_file_usage(self) -> FileUsage:
+    async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories, without a lock that programs inside can hold for long."""
         ...
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return the open files; for a sandbox with a separate kernel, only directories that the host opened for it.
 
         Slow if there are many.
@@ -461,7 +461,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def recover(self, attempt_id: str) -> SandboxHandle:
+    def recover_handle(self, attempt_id: str) -> SandboxHandle:
         """Return a handle for `destroy` if the stored one is lost. It lacks details that only the stored one contained.
 
         Claims nothing.

@@ -218,7 +218,7 @@ class Tasks(Protocol):
         """
         ...
 
-    async def check_admission(self, manifest: Manifest) -> None:
+    async def check_acceptance(self, manifest: Manifest) -> None:
         """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
         ...
 

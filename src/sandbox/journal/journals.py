@@ -1,7 +1,7 @@
 """All journals of one data directory.
 
 A finished task's journal may be compressed: then it has `records.gz` instead of `records`. If a crash left both, the
-plain file counts. Readers try it first: it is removed only after the compressed file is complete and in its place.
+plain file is used. Readers try it first: it is removed only after the compressed file is complete and in place.
 """
 
 import errno
@@ -53,7 +53,7 @@ class FileJournals:
             writer.close()
 
     def open(self, task_id: str) -> FileJournalWriter:
-        """Take the lock and start the next epoch; see `Journals.open`."""
+        """Acquire the lock and start the next epoch; see `Journals.open`."""
         directory = self._directory(task_id)
         lock_fd = lock.acquire(directory / "lock")
         try:
@@ -135,7 +135,7 @@ class FileJournals:
         return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
-        """Check the id, which the manifest's rules already restrict: a bug there must not lead to a path elsewhere."""
+        """Return the directory. The id is checked again, so a bug in the manifest's rules cannot lead elsewhere."""
         if not _TASK_ID.fullmatch(task_id):
             raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
         return TaskLayout(self._data_dir, task_id).root / "journal"

@@ -63,7 +63,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """Try a few times, because `is_locked` in another process holds the lock for an instant."""
+    """Try a few times, because `is_locked` in another process may hold the lock for an instant."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return

@@ -10,7 +10,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Record
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
-"""A line with its newline. A manifest, a result and a line of output have far lower limits, even when escaped."""
+"""Maximum size of a line with its newline. Manifests, results and output lines have far lower limits."""
 
 RECORD_VERSION = 1
 """The newest record format that this program supports."""

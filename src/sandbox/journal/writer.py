@@ -81,9 +81,10 @@ class FileJournalWriter:
     def _flush(self, appended_bytes: int = 0) -> None:
         """Flush to disk. After a failed flush, rewrite the data first: the kernel marks unwritten pages as clean.
 
-        The kernel reports such an error only once, so only one flush runs at a time. appended_bytes: size of the record
-        behind the last one, if its append waits for this flush. Other flushes leave it alone, because it may be cut off
-        in the meantime.
+        The kernel reports such an error only once, so only one flush runs at a time.
+
+        appended_bytes: size of the record that is being appended, if its append waits for this flush. Other flushes do
+            not rewrite it, because it may be cut off in the meantime.
         """
         with self._flush_lock:
             end = self._end + appended_bytes
@@ -128,7 +129,7 @@ class FileJournalWriter:
 
 
 def _rewrite(records: Path, begin: int, end: int) -> None:
-    """Write the same bytes in the same place, which makes the kernel write them to the disk once more."""
+    """Write the same bytes in the same place, so the kernel writes them to the disk again."""
     with records.open("r+b", buffering=0) as file:
         data = memoryview(os.pread(file.fileno(), end - begin, begin))
         while data:
@@ -137,7 +138,7 @@ def _rewrite(records: Path, begin: int, end: int) -> None:
 
 
 def _write_all(records_fd: int, text: bytes) -> None:
-    """Write a whole line. One write is the rule, but the kernel may accept less when the disk is nearly full."""
+    """Write a whole line. One write is usually enough, but the kernel may accept less when the disk is nearly full."""
     rest = memoryview(text)
     while rest:
         rest = rest[os.write(records_fd, rest) :]

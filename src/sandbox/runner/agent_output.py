@@ -19,7 +19,7 @@ from sandbox.model.task import Task
 from sandbox.system.cpu_throttle import CpuQueue
 
 _RECORD_OVERHEAD_BYTES = 128
-"""Bytes of a record in the journal in addition to its text, so a flood of empty lines counts as well."""
+"""Size of a record in the journal without its text. It is counted, so a flood of empty lines uses quota too."""
 
 
 def earlier_output_bytes(task: Task) -> int:
@@ -31,7 +31,7 @@ def earlier_output_bytes(task: Task) -> int:
 
 
 class OutputQuota:
-    """Slows down a fast writer without losing data, and stops recording at a total.
+    """Throttles fast output without losing data, and stops recording at a total size.
 
     dropped_bytes: output after the total was used up.
     used_bytes: quota used by earlier attempts.
@@ -102,7 +102,7 @@ class LineSplitter:
 
 
 class LineJoiner:
-    """Joins the pieces of a splitter into whole lines. A line over the limit is discarded as soon as it exceeds it."""
+    """Joins the pieces of a splitter into whole lines. A line is discarded as soon as it exceeds the limit."""
 
     def __init__(self, line_bytes_max: int = PARSED_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
@@ -184,7 +184,7 @@ class AgentOutput:
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
         """Record a terminal's output as it arrives and broadcast it to viewers. It is not parsed.
 
-        A terminal has no lines: any process inside may write to it, and a page is redrawn many times.
+        Its lines have no meaning: any process inside may write to a terminal, and programs redraw the screen.
         """
         async for chunk in chunks:
             self._count_chunk(len(chunk))
@@ -235,7 +235,7 @@ class AgentOutput:
             self.processed_bytes += len(piece)
 
     def _handle_stdout_piece(self, piece: bytes, continued: bool) -> None:
-        """Only whole lines are parsed: the tail of a split one is meaningless."""
+        """Parse whole lines only, because a part of one is meaningless."""
         line = self._line_joiner.feed(piece, continued)
         if line is not None:
             self._on_line(line)
@@ -261,7 +261,7 @@ async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | Non
 async def redacted_chunks(
     reader: asyncio.StreamReader, redaction: Redactor | None, queue: CpuQueue
 ) -> AsyncIterator[bytes]:
-    """Yield redacted output. Data that may be the start of a secret value waits for what follows."""
+    """Yield redacted output. Data that may be the start of a secret value is held back for a short time."""
     stream = redaction.stream() if redaction is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
         await queue.wait()

@@ -38,7 +38,7 @@ from sandbox.runner.terminals import TerminalServer
 
 
 async def record_last_result(attempt: AttemptContext) -> None:
-    """Record the stdout rendered from the agent's last result, unless it exists or the agent wrote stdout itself.
+    """Render the agent's last result and record it as stdout, unless stdout is recorded already or not rendered.
 
     Raises OSError.
     """
@@ -74,7 +74,7 @@ class AttemptStoppedError(Exception):
 
 
 class AttemptRunner:
-    """Runs one attempt, or (as a finisher) ends what a dead runner left."""
+    """Runs one attempt or, as a finisher, ends an attempt whose runner died."""
 
     def __init__(self, attempt: AttemptContext) -> None:
         self._attempt = attempt
@@ -97,9 +97,9 @@ class AttemptRunner:
         return Reply(done=True)
 
     async def run(self) -> None:
-        """Stage, provision, run, collect, teardown. The final record is written in any case.
+        """Run all steps: stage, provision, run, collect and teardown. Always write a final record.
 
-        It is the task's last record, or the attempt's if another one follows.
+        It ends the task, or only the attempt if another one follows.
         """
         self._attempt.recorder.allocate_reserve()
         async with self._flush_on_exit():
@@ -108,7 +108,7 @@ class AttemptRunner:
             if self._attempt.resumes:
                 # The attempt may have failed before taking over the previous disk, which holds the agent's work.
                 await self._reattach_disk()
-            await self._finalize()
+            await self._follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
         redaction = self._attempt.redaction
@@ -117,13 +117,13 @@ class AttemptRunner:
             self._attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 
     async def finish(self) -> None:
-        """End what a dead runner left: its sandbox first, then its records."""
+        """End an attempt whose runner died: destroy its sandbox, then write the missing records."""
         async with self._flush_on_exit():
             await self._finish_lost_attempt()
 
     @contextlib.asynccontextmanager
     async def _flush_on_exit(self) -> AsyncIterator[None]:
-        """Everything recorded in the block is on disk afterwards."""
+        """Flush the records of the block periodically, and wait at its end until all are written."""
         flush_task = asyncio.create_task(self._flush_periodically())
         try:
             yield
@@ -140,10 +140,10 @@ class AttemptRunner:
             self._attempt.recorder.record(AgentExited(None, None, lost))
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
-        await self._finalize()
+        await self._follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
-        """Called before files of the sandbox are read. Raises only while something is not collected yet.
+        """Destroy the sandbox, before its files are read. Once only the teardown is left, errors are only logged.
 
         Raises like `Runtime.destroy`, and OSError.
         """
@@ -155,10 +155,10 @@ class AttemptRunner:
         except (AttemptError, OSError) as error:
             if not self._attempt.task.needs_only_teardown:
                 raise
-            _log.warning("The rest of the sandbox cannot be ended: %s", error_reason(error))
+            _log.warning("The remains of the sandbox cannot be removed: %s", error_reason(error))
 
     def _loss_failure(self) -> Failure:
-        """If the host has rebooted, all its processes are gone, not only the runner."""
+        """Return `host_lost` if the host has rebooted since the attempt started, else `runner_lost`."""
         attempt = self._attempt.task.attempt
         is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.dependencies.boot_id)
         code, message = (
@@ -220,7 +220,7 @@ class AttemptRunner:
             raise AttemptError(timeout_failure.code, timeout_failure.message)
         raise AttemptStoppedError
 
-    async def _finalize(self) -> None:
+    async def _follow_up_or_end(self) -> None:
         """Prepare for the next attempt; if none follows, collect, tear down and end the task."""
         self._attempt.recorder.stop_keeping_reserve()
         while (follow_up := next_follow_up(self._attempt.task)) is not None:
@@ -233,7 +233,7 @@ class AttemptRunner:
         self._attempt.recorder.record(TaskFinished())
 
     async def _prepare_follow_up(self, follow_up: FollowUp) -> bool:
-        """Tear the attempt down for the next one. Return False, and skip that one, if that fails."""
+        """Tear the attempt down for the next one. If that fails, skip the next one and return False."""
         attempt = self._attempt
         try:
             if follow_up is FollowUp.RESUME:
@@ -252,7 +252,7 @@ class AttemptRunner:
         return True
 
     async def _require_resumable(self) -> None:
-        """Raises AttemptError if the agent cannot resume; a retry may still follow."""
+        """Raise AttemptError if the agent cannot resume; a retry may still follow."""
         if not await asyncio.to_thread(self._has_session):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
         await require_same_secrets(self._attempt)
@@ -273,7 +273,7 @@ class AttemptRunner:
             _log.error("Collecting failed", exc_info=error)
             self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
         if not self._attempt.task.is_collected:
-            # Record the failure first: if this runner dies from here on, the outcome of the task stays.
+            # Only now that the failure is recorded: if this runner dies here, the task keeps its outcome.
             await self._store_metadata()
 
     async def _store_metadata(self) -> None:

@@ -20,8 +20,9 @@ _log = logging.getLogger(__name__)
 class AttemptRecorder:
     """Records the events of an attempt's task.
 
-    Below the watermark output is dropped to leave space for state changes; one `gap` event says so at once, and another
-    one how much was dropped. Records that the disk rejects wait in memory, in order; the reserve is released first.
+    Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this at once, and
+    another one how much was dropped. If the disk rejects a record, the reserve is released; if that does not help,
+    records are buffered in order.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class AttemptRecorder:
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
-        """Hashes, because the paths in them may be long and there are thousands."""
+        """Hashes use less memory than thousands of events with long paths."""
         self._should_keep_reserve = self._has_logged_reserve_failure = False
         self._is_dropping = False
         self._dropped_bytes = self._dropped_events = 0
@@ -47,7 +48,7 @@ class AttemptRecorder:
         return self._recorder.task
 
     def set_effect_handler(self, handler: Callable[[Effect], None]) -> None:
-        """Set the handler of effects."""
+        """Set the function that is called with each effect."""
         self._recorder.on_effect = handler
 
     def record(self, event: e.Event) -> None:
@@ -59,7 +60,7 @@ class AttemptRecorder:
         self._record_or_drop(event)
 
     def _record_or_drop(self, event: e.Event) -> bool:
-        """Return whether the event was not dropped."""
+        """Record an event or drop it; return whether it was recorded."""
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
         if isinstance(event, e.Output) and (self._is_dropping or self.disk_space.is_short()):
@@ -75,7 +76,7 @@ class AttemptRecorder:
         return True
 
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
-        """Like `record`, unless this instance recorded the same event before: a retry finds the same problems again.
+        """Like `record`, but only the first time for equal events: a retry finds the same problems again.
 
         subject: what the event is about, if the event itself does not say so.
         """
@@ -115,14 +116,14 @@ class AttemptRecorder:
                         return
                     await asyncio.sleep(OUTPUT_SYNC_SECONDS)
         except TimeoutError:
-            raise OSError("The end of the task could not be written") from None
+            raise OSError("The last records of the task could not be written") from None
 
     def close(self) -> None:
         """Close the journal. Raises OSError."""
         self._writer.close()
 
     def _allocate_reserve(self) -> None:
-        """Without a reserve the task continues and its records are flushed; the reason is logged once."""
+        """Allocate the reserve. If that fails, log the reason once and continue without a reserve."""
         try:
             self._reserve.allocate()
         except OSError as error:

@@ -21,7 +21,7 @@ CancelHandler = Callable[[CancelOrder], Reply]
 
 @contextlib.asynccontextmanager
 async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
-    """Handle orders at `path` while the context lasts. The directory is private to the server's user."""
+    """Handle orders at `path` until the context exits. The directory is private to the server's user."""
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

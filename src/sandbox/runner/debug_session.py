@@ -87,7 +87,7 @@ class DebugSession(msgspec.Struct, frozen=True):
         return sandbox
 
     async def _open_disk(self) -> None:
-        """Enlarge a full disk without an enforced size, because the session needs some space."""
+        """Open the disk. A full one without an enforced size is enlarged, because the session needs some space."""
         disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
         await disks.open(self.layout, size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors
@@ -98,12 +98,12 @@ class DebugSession(msgspec.Struct, frozen=True):
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Wait until there has been no client for a moment, the sandbox ends, a limit is exceeded, or time is up."""
         dependencies = self.dependencies
-        shortages = ExhaustionDetector(self.vm, dependencies.disks, self.layout, _log_event)
+        detector = ExhaustionDetector(self.vm, dependencies.disks, self.layout, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
-        disk_full_task = asyncio.create_task(shortages.watch_disk(dependencies.clock))
-        past_bounds = asyncio.create_task(shortages.watch_kernel_usage(sandbox))
-        tasks = (ended, idle_task, disk_full_task, past_bounds)
+        disk_full_task = asyncio.create_task(detector.watch_disk(dependencies.clock))
+        limit_task = asyncio.create_task(detector.watch_kernel_usage(sandbox))
+        tasks = (ended, idle_task, disk_full_task, limit_task)
         try:
             await asyncio.wait(tasks, timeout=DEBUG_SESSION_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
             if disk_full_task.done():
@@ -111,8 +111,8 @@ class DebugSession(msgspec.Struct, frozen=True):
                 terminals.close_shells(
                     _OUT_OF_SPACE_MESSAGE if failure.code is FailureCode.DISK_FULL else failure.message
                 )
-            elif past_bounds.done():
-                terminals.close_shells(past_bounds.result().message)
+            elif limit_task.done():
+                terminals.close_shells(limit_task.result().message)
         finally:
             for task in tasks:
                 task.cancel()
@@ -120,6 +120,6 @@ class DebugSession(msgspec.Struct, frozen=True):
 
 
 def _log_event(event: Event) -> None:
-    """A debug session has no journal."""
+    """Log an error instead of recording it: a debug session has no journal."""
     if isinstance(event, ErrorReported):
         _log.warning("A debug session failed: %s", event.message)

@@ -26,7 +26,7 @@ class RunnerDependencies(msgspec.Struct, frozen=True):
     """The components of a runner, behind their interfaces. boot_id: the host's current boot.
 
     confine: confines host programs; None uses the runtime.
-    throttle: for all work that a sandbox causes in its runner.
+    throttle: limits the CPU usage of all work that a sandbox causes in its runner.
     """
 
     journals: Journals

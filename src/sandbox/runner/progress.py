@@ -19,8 +19,9 @@ URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 class ProgressTracker:
     """Counts events and records a snapshot when it is due.
 
-    A change of tool, turn or usage is recorded at most ten times as often as output bytes alone. baseline: the counters
-    of earlier attempts, from which counting continues.
+    A change of tool, turn or usage is recorded at most ten times as often as output bytes alone.
+
+    baseline: the counters of earlier attempts, from which counting continues.
     """
 
     def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime], baseline: Progress) -> None:
@@ -51,9 +52,9 @@ class ProgressTracker:
         )
 
     def set_denied_count(self, count: int) -> None:
-        """Set this attempt's refusals so far.
+        """Set the number of connections that this attempt has been denied.
 
-        Recorded as rarely as output, because a sandbox can cause any number of them.
+        It is recorded as rarely as output bytes, because a sandbox can cause any number of denials.
         """
         count += self._baseline_denied
         if count != self._counters.egress_denied:
@@ -91,12 +92,12 @@ class ProgressTracker:
         self._record_snapshot(float("inf"))
 
     def _record_bounded(self, event: Event) -> None:
-        """The agent can invent any number of events in its stream, which continues even when output is dropped."""
+        """Record an event, up to a limit: the agent can invent any number of them, even while output is dropped."""
         self._unconfirmed_recorded += 1
         if self._unconfirmed_recorded <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
         elif self._unconfirmed_recorded == TOOL_CALL_EVENTS_MAX + 1:
-            self._record(Gap(0, 0, f"Over {TOOL_CALL_EVENTS_MAX} tool calls and retries are counted but not listed."))
+            self._record(Gap(0, 0, f"Tool calls and retries beyond {TOOL_CALL_EVENTS_MAX} are counted but not listed."))
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

@@ -1,4 +1,4 @@
-"""Detects exhausted resources of a sandbox; reports each once, and as the failure if the agent did not survive it."""
+"""Detects exhausted resources of a sandbox, reports each once, and attributes failures of the agent to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,8 +21,9 @@ from sandbox.model.manifest.schema import Vm
 
 _UNEXPLAINED_CODES = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
 _ERRNO_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
-"""Error names with which an agent's own explanation mentions the resource."""
-_IDLE_FACTOR = 10
+"""Error names by which an agent's own message refers to the resource."""
+_PAUSE_FACTOR = 10
+"""The pause after a measurement, as a multiple of its duration."""
 
 
 class ExhaustionDetector:
@@ -32,12 +33,12 @@ class ExhaustionDetector:
         self.disk_usage: DiskUsage | None = None
         self._vm = vm
         self._disks = disks
-        self._files = layout
+        self._layout = layout
         self._record = record
         self._reported: dict[FailureCode, str] = {}
 
     def update(self, stats: Stats) -> None:
-        """Process the current counters."""
+        """Report the resources that the current counters show as exhausted."""
         if stats.oom_kills:
             self._report(FailureCode.OUT_OF_MEMORY, f"A process was killed at vm.memory {self._vm.memory}; raise it.")
         if stats.fork_failures:
@@ -47,12 +48,12 @@ class ExhaustionDetector:
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
-        """Poll the disk; return why only the end of the agent can keep it within limits."""
+        """Poll the disk until the agent must end to keep it within limits; return the failure."""
         misses = 0
         while True:
             began = clock.monotonic()
             problem = await self.check_disk()
-            pause = min(_IDLE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
+            pause = min(_PAUSE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
             misses = misses + 1 if problem else 0
             if not self._disks.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
@@ -63,13 +64,13 @@ class ExhaustionDetector:
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
         """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
-        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.open_file_usage, sandbox.file_usage)
+        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
         return Failure(FailureCode.OUT_OF_MEMORY, violation)
 
     async def check_disk(self) -> str:
         """Measure the disk. On failure keep the last values and return the reason."""
         try:
-            self.disk_usage = await self._disks.usage(self._files)
+            self.disk_usage = await self._disks.usage(self._layout)
         except OSError as error:
             self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)
@@ -85,8 +86,8 @@ class ExhaustionDetector:
     def explain_failure(self, outcome: AgentOutcome) -> Failure | None:
         """Attribute a failure that the agent does not explain to an exhausted resource.
 
-        A disk counts only if it is still full. An agent that explains its failure may have met the shortage long
-        before.
+        A disk counts only if it is still full. If the agent explains its failure, the explanation must name the
+        resource's error, because the shortage may have been long before.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

@@ -30,9 +30,10 @@ class _PendingRecord(NamedTuple):
 class RetryingWriter:
     """Implements `JournalWriter`. Records stay in order, and no sequence number is used twice.
 
-    A cancel request is a promise to its caller, so it is written now or rejected. Records that contain neither a state
-    nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX. free_space: called when the disk rejects a write;
-    returns whether to try again.
+    A cancel request is written at once or rejected, because its caller relies on it. Records that contain neither a
+    state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
+
+    free_space: called when the disk rejects a write; returns whether to try again.
     """
 
     def __init__(self, writer: JournalWriter, free_space: Callable[[], bool]) -> None:

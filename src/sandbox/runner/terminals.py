@@ -192,7 +192,7 @@ class TerminalServer:
             raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
 
     async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client, from its reply to its end."""
+        """Serve a client whose order was accepted, until it disconnects or its terminal ends."""
         serving = asyncio.create_task(self._serve(order, TerminalClient(order, reader, writer)))
         self._connections.add(serving)
         self._changed.set()
@@ -241,7 +241,7 @@ class TerminalServer:
             await terminal.hang_up()
 
     async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
-        """Forward the shell's output, no faster than the client reads it, and its end."""
+        """Forward the shell's output, no faster than the client reads it, and its exit code."""
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()
@@ -281,14 +281,14 @@ PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, S
 """The sandbox's own command, which only keeps it open until the agent ends."""
 
 
-class AgentSession(msgspec.Struct, frozen=True):
+class InteractiveAgent(msgspec.Struct, frozen=True):
     """An agent that runs on a terminal."""
 
     sandbox: Sandbox
     terminal: Terminal
 
     async def wait(self) -> ExitStatus:
-        """Return how the agent ended; an end of the sandbox before that counts as well."""
+        """Return how the agent ended, or how the sandbox ended if it ended first."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:
@@ -304,7 +304,7 @@ class AgentSession(msgspec.Struct, frozen=True):
         await self.terminal.hang_up()
 
 
-async def start_session(sandbox: Sandbox, command: Command) -> AgentSession:
+async def start_interactive_agent(sandbox: Sandbox, command: Command) -> InteractiveAgent:
     """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
     await sandbox.start(PAUSE_COMMAND)
-    return AgentSession(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))
+    return InteractiveAgent(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))

@@ -124,7 +124,7 @@ class BaseRuntime:
         """Allocate a kernel uid. Raises AttemptError (provision_failed)."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.allocate(attempt_id))
 
-    def recover(self, attempt_id: str) -> SandboxHandle:
+    def recover_handle(self, attempt_id: str) -> SandboxHandle:
         """Return a handle with the kernel uid whose latest claim names the attempt."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.find_uid(attempt_id))
 
@@ -350,8 +350,8 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
             lambda: asyncio.to_thread(
                 group.kernel_usage, launcher.pid, memory_bytes, launcher.socket_counter, launcher.slab_meter
             ),
-            lambda: asyncio.to_thread(group.open_file_usage),
-            lambda: asyncio.to_thread(group.file_usage, launcher.epoll_counter),
+            lambda: asyncio.to_thread(group.file_counts),
+            lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
         )
     except Exception:
         _log.exception("The kernel usage of confined programs cannot be measured; they are killed.")

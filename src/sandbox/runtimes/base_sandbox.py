@@ -38,7 +38,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """Base class. A runtime adds how the command starts, how its exit is detected and how all inside is killed."""
+    """A runtime adds how the command is started, how its exit is detected and how everything inside is killed."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle
@@ -75,7 +75,7 @@ class BaseSandbox(ABC):
             reader = await self._open_reader(reports)
             exec_spec = self._build_exec_spec(command, child_status.dup().detach())
             try:
-                self._launcher.exec_command(exec_spec.argv, command.stdin, exec_spec.descriptors)
+                self._launcher.exec_program(exec_spec.argv, command.stdin, exec_spec.descriptors)
             except OSError as error:
                 raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox has ended: {error.strerror}.") from error
             finally:
@@ -100,12 +100,12 @@ class BaseSandbox(ABC):
             self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter, launch.slab_meter
         )
 
-    async def open_file_usage(self) -> FileUsage:
-        """Return nothing: `file_usage` takes no lock of a program inside, unless programs share the host's kernel."""
+    async def file_counts(self) -> FileUsage:
+        """Return no counts: `detailed_file_usage` takes no locks of programs inside, except on a shared kernel."""
         return FileUsage()
 
     @abstractmethod
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return open files that the host's kernel holds for the sandbox."""
 
     async def close(self) -> None:

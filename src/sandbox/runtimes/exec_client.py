@@ -104,9 +104,7 @@ class ExecProcess:
                 os.close(file)
 
     async def wait_opened(self) -> tuple[int, int]:
-        """Return the pty's master and the pidfd of the command. Raises AttemptError (sandbox_lost), at the latest after
-        30 s.
-        """
+        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also after 30 s."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable(self._control.fileno())

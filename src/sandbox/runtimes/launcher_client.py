@@ -25,7 +25,7 @@ _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
 """Less than the kernel's limit for one message (SCM_MAX_FD)."""
 _FIXED_LISTENERS = 4
-"""Listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
+"""Number of listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """Run by import, because Python caches bytecode only for imported modules."""
 
@@ -92,7 +92,7 @@ class LauncherProcess:
             f"The sandbox could not be created: {reason.decode(errors='replace')}. Run 'sandbox doctor' for help.",
         )
 
-    def exec_command(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
+    def exec_program(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Make the launcher exec `argv`: the path, then the arguments from argv[0] on.
 
         `descriptors` get numbers from FIRST_DESCRIPTOR on. Raises OSError.
@@ -109,7 +109,7 @@ class LauncherProcess:
         """Make the launcher start `argv` as a child, and return its exit status.
 
         first_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
-        as in `exec_command`.
+        as in `exec_program`.
 
         On cancellation the program is killed before CancelledError propagates, if it ends on KILL within 10 s. Raises
         OSError, ConfinementLostError.

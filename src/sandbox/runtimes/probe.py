@@ -1,4 +1,4 @@
-"""Probes a runtime: creates a sandbox with an execute-only program, as agents are, and confines a host program."""
+"""Probes a runtime: creates a sandbox with an execute-only program, like an agent's, and confines a host program."""
 
 import asyncio
 import base64
@@ -103,7 +103,7 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """Return whether no process could be started, or a process was killed (by the kernel, short of memory)."""
+    """Return whether no process could be started, or a process was killed (by the kernel, for lack of memory)."""
     if isinstance(error, AttemptError):
         return error.code is FailureCode.SANDBOX_LOST or _is_transient(error.__cause__)
     return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS)

@@ -30,9 +30,7 @@ def find_by_marker(marker: str) -> list[int]:
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Return the arguments with this prefix of living processes with sandbox uids. A process can forge such an
-    argument.
-    """
+    """Return arguments with this prefix of living processes with sandbox uids. A process can forge its arguments."""
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
@@ -144,9 +142,9 @@ def _read(pid: int, name: str) -> bytes:
 
 
 class SandboxLeftovers:
-    """Finds and destroys leftover sandboxes. Implements `interfaces.placement.Leftovers`.
+    """Finds and destroys leftover sandboxes. Implements `interfaces.placement.LeftoverSource`.
 
-    One runtime suffices for the sandboxes of all: they are named, marked and killed in the same way.
+    One runtime suffices for the sandboxes of all runtimes, which are named, marked and killed in the same way.
     """
 
     kind = "sandbox"
@@ -160,12 +158,12 @@ class SandboxLeftovers:
         return self._runtime.attempt_ids()
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Destroy the sandbox by its handle on disk or a recovered one. The disk is the caller's afterwards."""
+        """Destroy the sandbox by its handle on disk or a recovered one. The caller then owns the disk."""
         # Use a separate event loop: scanning all processes of the machine would block the server's.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
     async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:
-        handle = _read_handle(layout.handle) or self._runtime.recover(attempt_id)
+        handle = _read_handle(layout.handle) or self._runtime.recover_handle(attempt_id)
         await self._runtime.destroy(handle, layout.disk)
 
 

@@ -44,7 +44,7 @@ class PtyMaster(asyncio.ReadTransport):
             self._loop.add_reader(self._descriptor, self._read)
 
     async def write(self, data: bytes) -> None:
-        """Write all data; waits as long as nobody reads it. Does nothing if the master is closed."""
+        """Write all data; wait while no program reads it. Does nothing if the master is closed."""
         async with self._write_lock:
             while data and self._descriptor >= 0:
                 try:

@@ -12,11 +12,11 @@ from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
     find_escapes,
-    find_joined_escapes,
+    find_escapes_without_joined,
     find_terminal_escapes,
     find_variable_length_escapes,
-    may_hold_escapes,
     may_hold_joined_escapes,
+    may_hold_nested_escapes,
     may_hold_variable_length_escapes,
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
@@ -102,7 +102,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     first: list[DecodedLayer] = []
     if (
         len(layers) > 1
-        and may_hold_escapes(data)
+        and may_hold_nested_escapes(data)
         and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
     ):
         first += _strip_terminal_escapes(decoded_layer, REDACTED_LAYERS_MAX)
@@ -111,7 +111,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
         *first,
         *_terminal_escape_layers(layers[1:] or layers, REDACTED_LAYERS_MAX),
         *_forked_layers(layers, may_hold_variable_length_escapes, find_variable_length_escapes),
-        *_forked_layers(layers, may_hold_joined_escapes, find_joined_escapes),
+        *_forked_layers(layers, may_hold_joined_escapes, find_escapes_without_joined),
     ]
 
 

@@ -218,7 +218,7 @@ _TERMINAL_ESCAPE = re.compile(
     re.VERBOSE,
 )
 
-_MAY_HOLD_ESCAPES = re.compile(
+_HAS_NESTED_ESCAPE = re.compile(
     rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)"
     rb"|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
 )
@@ -266,23 +266,23 @@ def may_hold_variable_length_escapes(data: bytes) -> bool:
     return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 
-def find_joined_escapes(data: bytes) -> Iterator[EscapeToken]:
+def find_escapes_without_joined(data: bytes) -> Iterator[EscapeToken]:
     r"""Yield escapes and invisible characters, but no escape whose next character is escaped too: `&#10\u0034;`."""
     tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
     token = next(tokens, None)
     while token is not None:
         following = next(tokens, None)
-        if not _is_continued(data, token, following):
+        if not _is_joined(data, token, following):
             yield token
         token = following
 
 
 def may_hold_joined_escapes(data: bytes) -> bool:
-    """Return whether the results of `find_joined_escapes` may differ from those of `find_escapes`."""
+    """Return whether the results of `find_escapes_without_joined` may differ from those of `find_escapes`."""
     return _HAS_JOINED_ESCAPE.search(data) is not None
 
 
-def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
+def _is_joined(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
     r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
 
     Two open escapes of one kind are a sequence: `\67\67` are two letters.
@@ -316,9 +316,9 @@ def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
 
-def may_hold_escapes(data: bytes) -> bool:
+def may_hold_nested_escapes(data: bytes) -> bool:
     """Return whether a terminal escape, if there is one, may contain an escape or end with the start of one."""
-    return _MAY_HOLD_ESCAPES.search(data) is not None
+    return _HAS_NESTED_ESCAPE.search(data) is not None
 
 
 def _is_utf_8(data: bytes) -> bool:
@@ -340,7 +340,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """Return the position before the backslashes around `position`, up to the number that can belong to an escape."""
+    """Return the position before the backslashes around `after`, up to the number that can belong to an escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

@@ -1,1 +1,1 @@
-"""The server: admits, launches, follows and recovers tasks, and answers requests about them."""
+"""The server: accepts, launches, follows and recovers tasks, and answers requests about them."""

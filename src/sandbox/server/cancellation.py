@@ -35,7 +35,7 @@ class Canceller:
         deadline = self._clock.monotonic() + CANCEL_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
-        # However long the lock took, leave time to ask a runner that has just started.
+        # However long the lock took, leave time to reach a runner that has just started.
         deadline = max(deadline, self._clock.monotonic() + CANCEL_SECONDS_MIN)
         while True:
             try:

@@ -16,7 +16,7 @@ from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
 _DECODED_FACTOR = 5
-"""Bytes of memory for each byte that is read: a line with one wide character takes four for each of its characters."""
+"""Bytes of memory per byte that is read: a line with one wide character takes four bytes for each of its characters."""
 
 
 class EventStream:
@@ -33,7 +33,7 @@ class EventStream:
         tracked = self._load_tracked(task_id)
         async for event in self._replay_range(tracked, None, tracked.offset, after):
             yield event
-            del event  # so that a stream that waits for memory holds none
+            del event  # a stream that waits for memory must not hold any
         if tracked.task.state.is_terminal:
             yield end_event(tracked.task)
 
@@ -69,8 +69,8 @@ class EventStream:
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
         """Wait for new events and return the task to continue with.
 
-        A task loaded from the index is never updated, so load it again. It is in the index for a moment before it is
-        followed.
+        A task loaded from the index is never updated, so load it again. A new task is in the index for a moment before
+        the tailer follows it.
         """
         if self._journal_tailer.tracked_tasks.get(tracked.task.id) is tracked:
             await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
@@ -103,7 +103,7 @@ class EventStream:
             yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
-        """It reads about as much as a batch has."""
+        """Find the offset of a record. This is charged like a batch, because it reads about as much."""
         await fair_share.acquire(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 

@@ -13,7 +13,7 @@ from sandbox.server.runtime_prober import RuntimeProber
 
 
 class HealthCheck:
-    """Measures again at each call.
+    """Creates the health report; measures again at each call.
 
     permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
     """

@@ -18,12 +18,13 @@ from sandbox.server.tracked_task import TrackedTask
 from sandbox.system.log_context import bind_task
 
 _IDLE_FACTOR = 10
+"""The pause between two reads of a silent journal grows up to this factor."""
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
     *(e.CancelRequested, e.Progress),
 )
-"""Not `ArtifactCollected`: a row has all artifacts of its task, so indexing each one takes quadratic time."""
+"""Not `ArtifactCollected`: a row contains all artifacts of its task, so indexing each one takes quadratic time."""
 
 
 class JournalTailer:
@@ -109,7 +110,7 @@ class JournalTailer:
         return RecordBatch((), tracked.offset)
 
     async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> None:
-        """Fold, then index, then publish: a failed step is retried, and nothing is published twice."""
+        """Apply the records, then index, then publish: a failed step is retried, and nothing is published twice."""
         task = tracked.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task

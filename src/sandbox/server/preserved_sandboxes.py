@@ -43,7 +43,7 @@ class PreservedSandboxes:
     def disk_attempt_id(self, task: Task) -> str | None:
         """Return the attempt whose directory has the files.
 
-        It may be an earlier one whose disk the last one was to take over.
+        It may be an earlier one, if the last one did not take over its disk.
         """
         last = task.attempt
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
@@ -147,10 +147,10 @@ _SHELL_POLL_SECONDS = 0.05
 
 
 class DebugSessions:
-    """A debug session of a preserved sandbox: the first client starts a runner, and later clients share it.
+    """Debug sessions of preserved sandboxes: the first client starts a runner, and later clients share it.
 
-    The runner inherits a lock next to the preserved files, as it does with a journal. So each disk has at most one
-    sandbox, and none is released while in use.
+    The runner inherits a lock on the preserved files, as it otherwise inherits that of a journal. So each disk has at
+    most one sandbox, and none is released while in use.
     """
 
     def __init__(
@@ -158,14 +158,14 @@ class DebugSessions:
         placement: Placement,
         runners: RunnerClient,
         preserved_sandboxes: PreservedSandboxes,
-        resolve_secrets: ResolveSecrets,
+        look_up_secrets: ResolveSecrets,
         find_image: Callable[[str], Image | None],
         prober: RuntimeProber,
     ) -> None:
         self._placement = placement
         self._runners = runners
         self._preserved_sandboxes = preserved_sandboxes
-        self._secret_resolver = resolve_secrets
+        self._look_up_secrets = look_up_secrets
         self._find_image = find_image
         self._prober = prober
 
@@ -180,7 +180,7 @@ class DebugSessions:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}; try again.") from error
 
     async def _open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
-        """Raises what `open_terminal` does, SandboxNotPreservedError, OSError."""
+        """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
         if not self._preserved_sandboxes.is_preserved(task):
             raise SandboxNotPreservedError(task)
         if order.is_agent_terminal:
@@ -202,7 +202,7 @@ class DebugSessions:
         raise UnavailableError(f"The preserved sandbox of task {task.id} could not be started; see its runner.log.")
 
     async def _launch_runner(self, task: Task, lock_fd: int) -> None:
-        """Raises TerminalRefusedError if a retry cannot help, UnavailableError."""
+        """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
         if (blocked_reason := self._prober.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
             raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
@@ -229,7 +229,7 @@ class DebugSessions:
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """Resolve secrets for redaction only. Without them, the agent's files must not be shown."""
         try:
-            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
+            return await resolve_task_secrets(self._look_up_secrets, task.manifest.secrets)
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
         problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"

@@ -16,7 +16,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index tasks missing from the store or were indexed by a different version; returns as `index_journals`."""
+    """Index tasks that the store lacks or another version indexed. Returns the same as `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 
@@ -62,9 +62,9 @@ _log = logging.getLogger(__name__)
 def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]:
     """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
-    The server takes the journal of a pending task, to launch it. All other tasks are followed: a live runner holds its
-    journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the index
-    row is damaged as well, the task can no longer be found.
+    The server acquires the journal of a pending task to launch it. All other tasks are followed: a live runner holds
+    its journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the
+    index row is damaged as well, the task can no longer be found.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})

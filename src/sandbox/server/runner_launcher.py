@@ -44,7 +44,7 @@ FindImage = Callable[[str], Image | None]
 
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
-"""Temporary errors that no task causes.
+"""Temporary errors that are not the task's fault.
 
 The host has no process, memory or descriptor to spare, or the runner's pipe broke: the runner was killed before it got
 its order, or the host was too busy.
@@ -66,14 +66,14 @@ class Host(NamedTuple):
 
 
 class RunnerLauncher:
-    """Records the intent, starts the runner and releases the journal, whose lock the runner inherits."""
+    """Records an attempt, starts its runner and releases the journal, whose lock the runner inherits."""
 
     def __init__(
         self,
         journals: Journals,
         placement: Placement,
         clock: Clock,
-        resolve_secrets: ResolveSecrets,
+        look_up_secrets: ResolveSecrets,
         find_image: FindImage,
         *,
         prober: RuntimeProber,
@@ -83,7 +83,7 @@ class RunnerLauncher:
         self._cancellation_replayer = JournalReplayer(journals)
         self._placement = placement
         self._clock = clock
-        self._secret_resolver = resolve_secrets
+        self._look_up_secrets = look_up_secrets
         self._find_image = find_image
         self._prober = prober
         self._host = host
@@ -129,7 +129,7 @@ class RunnerLauncher:
             return tracked.recorder is not None
 
     def cancel_secret_lookups(self) -> None:
-        """Cancel launches that wait for secrets. Nothing of them is recorded, and the next server starts them again."""
+        """Cancel launches that wait for secrets. They have recorded nothing yet, and the next server repeats them."""
         for launch in self._resolving:
             launch.cancel()
 
@@ -145,7 +145,7 @@ class RunnerLauncher:
     async def _resolve_secrets(self, task: Task) -> Mapping[str, str] | Failure:
         """Return the values by name. They are sent to the runner and nowhere else."""
         try:
-            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
+            return await resolve_task_secrets(self._look_up_secrets, task.manifest.secrets)
         except SecretUnavailableError as error:
             _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
             detail = error.detail if error.detail != error.message else ""
@@ -230,7 +230,7 @@ class RunnerLauncher:
 
     @asynccontextmanager
     async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
-        """Wait for a scan slot of a cancel request; these slots are separate from those of launches.
+        """Wait for a replay slot for a cancel request; these slots are separate from those of launches.
 
         Raises UnavailableError if all of them are busy for longer.
         """
@@ -247,7 +247,7 @@ class RunnerLauncher:
     async def record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ReplaySlot
     ) -> Task | None:
-        """Record a cancel request that no runner accepts. Return the updated task, None if it cannot be written now.
+        """Record a cancel request if no runner responds. Return the updated task, None if it cannot be written now.
 
         The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """
@@ -311,7 +311,7 @@ class RunnerLauncher:
         image: Image | None = None,
         finish: bool = False,
     ) -> None:
-        """A finisher does not access the model. It gets the secrets in order to redact the collected files."""
+        """Start a runner. A finisher gets no model access, and the secrets only to redact the collected files."""
         attempt = recorder.task.attempt
         template = self._prober.result.order_template
         order = msgspec.structs.replace(
@@ -341,9 +341,10 @@ def _is_force_cancelled(task: Task) -> bool:
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
-    """A failed first attempt left nothing.
+    """Record that an attempt could not be started.
 
-    Leftovers of earlier ones are removed by a finisher, which finalizes the task.
+    If it is the first one, nothing is left over and the task ends. Else a finisher removes the leftovers of earlier
+    attempts and finalizes the task.
     """
     if is_first:
         finalize(recorder, failure)

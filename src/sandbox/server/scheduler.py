@@ -14,11 +14,11 @@ from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Manifest, Vm
 
 _DESCRIPTORS_SHARE = 4
-"""Unfinished tasks are at most 1/N of the server's file descriptors; a waiting one takes two."""
+"""At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
 
 
-class Backlog:
-    """Bounds the unfinished tasks and the size of their manifests, which the server keeps in memory."""
+class UnfinishedTaskLimit:
+    """Limits the number of unfinished tasks and the size of their manifests, which the server keeps in memory."""
 
     def __init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -139,7 +139,7 @@ class Scheduler:
         return not self._queue
 
     @property
-    def queued_count(self) -> int:
+    def waiting_count(self) -> int:
         """Number of waiting tasks."""
         return len(self._queue)
 
@@ -149,8 +149,8 @@ class Scheduler:
         reservations = self._reservations.values()
         return Resources(
             self.total.cpus - sum(reservation.cpus for reservation in reservations),
-            self.total.memory_bytes - sum(reserved.memory_bytes for reserved in reservations),
-            self.total.disk_bytes - sum(claim.disk_bytes for claim in reservations),
+            self.total.memory_bytes - sum(reservation.memory_bytes for reservation in reservations),
+            self.total.disk_bytes - sum(reservation.disk_bytes for reservation in reservations),
         )
 
     @property
@@ -214,17 +214,17 @@ class Scheduler:
             overtaken.append(waiting)
         return None
 
-    def blocked_reasons(self, reason: str) -> dict[str, str]:
+    def waiting_messages_while_blocked(self, reason: str) -> dict[str, str]:
         """Return the status message of each waiting task while no task is admitted."""
         return dict.fromkeys(self._queue, f"Waiting: {reason}")
 
-    def pending_reasons(self, memory_available_bytes: int | None = None) -> dict[str, str]:
+    def waiting_messages(self, memory_available_bytes: int | None = None) -> dict[str, str]:
         """Return what each waiting task waits for."""
-        free, pending_reasons, position = self.free, {}, 0
+        free, waiting_messages, position = self.free, {}, 0
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit:
                 shortfall = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
-                pending_reasons[task_id] = (
+                waiting_messages[task_id] = (
                     f"Waiting for a larger machine: requests {shortfall}; cancel the task, or raise the capacity"
                 )
                 continue
@@ -233,11 +233,11 @@ class Scheduler:
                     *waiting.requested.describe_shortfall(free),
                     *_describe_memory_shortfall(waiting.requested, memory_available_bytes),
                 ]
-                pending_reasons[task_id] = f"Waiting for {' and '.join(shortfall_now)}"
+                waiting_messages[task_id] = f"Waiting for {' and '.join(shortfall_now)}"
             else:
-                pending_reasons[task_id] = f"Waiting behind {position} other task{'s' if position > 1 else ''}"
+                waiting_messages[task_id] = f"Waiting behind {position} other task{'s' if position > 1 else ''}"
             position += 1
-        return pending_reasons
+        return waiting_messages
 
 
 def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:

@@ -50,7 +50,7 @@ from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Backlog, Resources, Scheduler
+from sandbox.server.scheduler import Resources, Scheduler, UnfinishedTaskLimit
 from sandbox.server.submissions import SubmissionLog
 from sandbox.server.tracked_task import KeyedLock, TrackedTask
 from sandbox.server.watchdog import RunnerWatchdog
@@ -97,7 +97,7 @@ class TaskService:
     def __init__(self, dependencies: ServiceDependencies) -> None:
         self.dependencies = dependencies
         self._launches: set[asyncio.Task[None]] = set()
-        self._backlog = Backlog()
+        self._unfinished_task_limit = UnfinishedTaskLimit()
         self._closing = asyncio.Event()
         self._idempotency_locks = KeyedLock()
         self._next_scheduling: asyncio.TimerHandle | None = None
@@ -119,7 +119,7 @@ class TaskService:
 
     def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
         requested = Resources.requested_by(tracked.task.manifest.vm)
-        self._backlog.add(tracked.task.id, tracked.task.manifest)
+        self._unfinished_task_limit.add(tracked.task.id, tracked.task.manifest)
         self.dependencies.scheduler.remove(tracked.task.id)  # a pruned task may have had this id a moment ago
         if tracked.recorder is not None:
             self.dependencies.scheduler.enqueue(tracked.task.id, requested)
@@ -128,7 +128,7 @@ class TaskService:
         self.dependencies.journal_tailer.start(tracked, submission)
 
     async def close(self) -> None:
-        """Accept nothing more, finish running launches, stop following. The tasks continue."""
+        """Stop accepting tasks, finish running launches and stop following journals. The tasks continue."""
         self._closing.set()
         if self._next_scheduling is not None:
             self._next_scheduling.cancel()
@@ -141,7 +141,7 @@ class TaskService:
         await asyncio.to_thread(self.dependencies.store.close)
 
     async def _wait_for_launches(self) -> None:
-        """Wait for launches that record or start something. The others have left no trace yet and are cancelled."""
+        """Wait for launches that record or start something. The others have recorded nothing yet and are cancelled."""
         if self._launches:
             await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
         self.dependencies.runner_launcher.cancel_secret_lookups()
@@ -166,22 +166,22 @@ class TaskService:
             previous = await self.find_submission(idempotency)
             return previous or Submission(await self._accept(manifest, idempotency))
 
-    async def check_admission(self, manifest: Manifest) -> None:
-        """See `Tasks.check_admission`."""
-        self._check_admissible(manifest)
-        with self._backlog.reserved(manifest):
+    async def check_acceptance(self, manifest: Manifest) -> None:
+        """See `Tasks.check_acceptance`."""
+        self._check_acceptable(manifest)
+        with self._unfinished_task_limit.reserved(manifest):
             pass
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
                 raise DuplicateTaskError(await self.status(manifest.metadata.id))
 
     async def _accept(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
-        self._check_admissible(manifest)
+        self._check_acceptable(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = dataclasses.replace(manifest, metadata=metadata)
         try:
-            with self._backlog.reserved(named):
+            with self._unfinished_task_limit.reserved(named):
                 tracked, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
@@ -296,7 +296,7 @@ class TaskService:
 
     async def drain_status(self) -> DrainStatus:
         """See `Tasks.drain_status`."""
-        waiting = self.dependencies.scheduler.queued_count
+        waiting = self.dependencies.scheduler.waiting_count
         unfinished = sum(
             not tracked.task.state.is_terminal for tracked in self.dependencies.journal_tailer.tracked_tasks.values()
         )
@@ -313,7 +313,7 @@ class TaskService:
             raise TaskNotFoundError(task_id)
         return indexed.task
 
-    def _check_admissible(self, manifest: Manifest) -> None:
+    def _check_acceptable(self, manifest: Manifest) -> None:
         if self._closing.is_set():
             raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
         if blockers := self.dependencies.health_check.blocked_reasons:
@@ -332,7 +332,7 @@ class TaskService:
             )
 
     def _on_finished(self, tracked: TrackedTask) -> None:
-        self._backlog.remove(tracked.task.id)
+        self._unfinished_task_limit.remove(tracked.task.id)
         self.dependencies.scheduler.remove(tracked.task.id)
         self._schedule()
 
@@ -347,10 +347,10 @@ class TaskService:
             MEMORY_CHECK_SECONDS, self._schedule, context=Context()
         )
         if (reason := self._blocked_reason()) is None:
-            pending_reasons = self._launch_admitted()
+            waiting_messages = self._launch_admitted()
         else:
-            pending_reasons = self.dependencies.scheduler.blocked_reasons(reason)
-        for task_id, reason in pending_reasons.items():
+            waiting_messages = self.dependencies.scheduler.waiting_messages_while_blocked(reason)
+        for task_id, reason in waiting_messages.items():
             self.dependencies.journal_tailer.tracked_tasks[task_id].status_message = reason
 
     def _blocked_reason(self) -> str | None:
@@ -360,7 +360,7 @@ class TaskService:
         return self.dependencies.prober.blocked_reason or self.dependencies.disk_monitor.check()
 
     async def _on_writer_lost(self, tracked: TrackedTask) -> None:
-        """No process holds the journal.
+        """Recover a task whose journal no process holds.
 
         If a pending task's journal was locked at the server's start, queue the task now.
         """
@@ -382,10 +382,10 @@ class TaskService:
             launch.add_done_callback(self._launches.discard)
             if available_bytes is not None:
                 available_bytes -= MEMORY_AVAILABLE_BYTES_MIN
-        return self.dependencies.scheduler.pending_reasons(available_bytes)
+        return self.dependencies.scheduler.waiting_messages(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
-        """Available memory minus what starting tasks will soon use."""
+        """Return the available memory minus what starting tasks will soon use."""
         available_bytes = self.dependencies.read_memory_available_bytes()
         if available_bytes is None:
             return None

@@ -75,7 +75,7 @@ class TrackedTask:
         changed_event.set()
 
     def has_been_idle(self, seconds: float, monotonic: float) -> bool:
-        """Whether nothing was recorded for this long since the first call; a restarted server starts over."""
+        """Whether nothing has been recorded for this long, counted from the first call in this server process."""
         if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
             self._idle_since = (self.task.last_seq, monotonic)
         return monotonic - self._idle_since[1] >= seconds
@@ -86,7 +86,7 @@ class TrackedTask:
         self._finisher_launched_at = monotonic
 
     def is_finisher_backoff_over(self, monotonic: float) -> bool:
-        """Whether enough time has passed since the last finisher's launch for the cause of its death to have passed.
+        """Whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
 
         Always true before the first and after the last one.
         """

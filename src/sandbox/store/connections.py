@@ -28,7 +28,7 @@ def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
 
 
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for a transaction of another process. After that it fails with StoreError."""
+"""How long a transaction waits for one of another process before it fails with StoreError."""
 
 IDLE_READERS_MAX = 4
 """Idle reader connections that are kept open."""

@@ -52,7 +52,7 @@ def cursor_position(query: TaskQuery) -> PagePosition | None:
 
 
 def to_microseconds(at: datetime) -> int:
-    """Convert to a whole number, which sorts like the time without loss of precision."""
+    """Convert to an integer, which sorts like the time and keeps its precision."""
     return (at - _EPOCH) // _MICROSECOND
 
 
@@ -62,7 +62,7 @@ def _is_valid_text(text: str) -> bool:
 
 
 _SORT_ROWS_MAX = 1000
-"""Up to this many matching tasks, sorting them is faster than searching along the order."""
+"""Up to this many matching tasks, sorting them is faster than reading tasks in order until a page is full."""
 
 
 class ListedRow(NamedTuple):
@@ -97,7 +97,7 @@ class PageReader:
             fits_sort_limit = bool(counts) and counts[0] <= _SORT_ROWS_MAX
             labels = self._build_label_filters(range(int(fits_sort_limit), len(counts)), "tasks.id")
             page = self._format(
-                "page_of_few" if fits_sort_limit else "task_page",
+                "page_of_rare_label" if fits_sort_limit else "task_page",
                 [*self._state_filters, *labels, *self._cursor_filters],
             )
         return [ListedRow(*row) for row in connection.execute(page, self._values)], count
@@ -106,7 +106,7 @@ class PageReader:
         if len(counts) == 1 and not self._state_filters:
             return counts[0]
         if counts:
-            labels = self._build_label_filters(range(1, len(counts)), "few.task_id")
+            labels = self._build_label_filters(range(1, len(counts)), "labelled.task_id")
             name = "count_labelled_in_states" if self._state_filters else "count_labelled"
             statement = self._format(name, [*self._state_filters, *labels])
         else:
@@ -141,10 +141,10 @@ class PageReader:
         if position is None:
             return []
         value, task_id = position
-        self._values |= {"place_value": value, "place_id": task_id}
+        self._values |= {"cursor_value": value, "cursor_id": task_id}
         sort, comparison = self._query.sort, "<" if self._query.order == "desc" else ">"
-        kind = "valueless" if value is None else "some_valued" if sort == "started_at" else "all_valued"
-        return [self._sql[f"filter_behind_{kind}"].format(sort=sort, way=comparison)]
+        kind = "null" if value is None else "nullable" if sort == "started_at" else "value"
+        return [self._sql[f"filter_after_{kind}"].format(sort=sort, comparison=comparison)]
 
     def _format(self, name: str, conditions: list[str]) -> str:
         filters = " AND ".join(conditions) or self._sql["filter_none"]

@@ -12,7 +12,7 @@ _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 
 
 class StoreTooNewError(SandboxError):
-    """The database was created by a newer program."""
+    """The database was created by a newer version of Sandbox."""
 
     code = "store_too_new"
 

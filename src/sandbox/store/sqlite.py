@@ -86,12 +86,12 @@ class SqliteStore:
     def delete(self, task_id: str) -> None:
         """Remove a task from the index, including its texts and labels."""
         with self._connections.write_transaction() as connection:
-            connection.execute(self._sql["forget_task"], {"id": task_id})
+            connection.execute(self._sql["delete_task"], {"id": task_id})
 
     def outdated_task_ids(self) -> Sequence[str]:
         """Return the tasks indexed with a different PROJECTION_VERSION, and those whose row is damaged."""
         with self._connections.read_transaction() as connection:
-            rows = connection.execute(self._sql["every_task"])
+            rows = connection.execute(self._sql["all_tasks"])
             return [
                 row[0]
                 for fold, changed_at, *row in rows
@@ -162,11 +162,11 @@ class SqliteStore:
 
     def _write_texts_and_labels(self, connection: sqlite3.Connection, task: Task) -> None:
         """Write texts and labels. Most saves find them unchanged and write nothing."""
-        connection.execute(self._sql["keep_texts"], _texts(task))
+        connection.execute(self._sql["save_texts"], _texts(task))
         labels = task.manifest.metadata.labels
         if dict(connection.execute(self._sql["labels"], {"id": task.id})) == labels:
             return
-        connection.execute(self._sql["drop_labels"], {"id": task.id})
+        connection.execute(self._sql["delete_labels"], {"id": task.id})
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
 
 
@@ -235,7 +235,7 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
     task_id, encoded, _, state, artifacts, prompt, patch = row
     task = _decode_task(task_id, encoded)
     if task.state != state:
-        raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
+        raise IndexDamagedError(f"task {task.id} is {task.state}, but {state!r} in its row")
     kept = task.manifest.claude.prompt, task.manifest.repository.patch
     texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
@@ -252,7 +252,7 @@ def _decode_task(task_id: str, encoded: bytes) -> Task:
 
 def _check_time(task: Task, changed_at: object) -> None:
     if to_microseconds(task.state_changed_at) != changed_at:
-        raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, and at {changed_at!r} by its row")
+        raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, but at {changed_at!r} in its row")
 
 
 def _decode_text(data: bytes | None) -> str:

@@ -8,9 +8,9 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUN
 
 
 class CpuBudget:
-    """Refills over time, and is drained by all CPU time of the process. Starts full.
+    """CPU time that refills over time and that all work of the process uses up. Starts full.
 
-    Work of a higher priority may continue while the bucket is in debt; all other work waits until the debt is paid.
+    Work of a higher priority may continue while the budget is in debt; all other work waits until the debt is paid.
     """
 
     def __init__(self, monotonic: float, cpu_seconds: float) -> None:
@@ -35,7 +35,7 @@ _PAUSE_SECONDS_MIN = 0.005
 
 
 class CpuThrottle:
-    """One per runner. All CPU time of the process is charged, on whichever thread."""
+    """One per runner. The CPU time of all threads of the process is charged."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, cpu_seconds: Callable[[], float] = time.process_time

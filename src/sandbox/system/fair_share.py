@@ -97,7 +97,7 @@ def shared_work() -> Iterator[None]:
 
 
 async def acquire(size_bytes: int) -> None:
-    """Wait for the current share to admit a message of this size; returns immediately without a share."""
+    """Wait until the current share allows a message of this size; return immediately without a share."""
     if (share := _SHARE.get()) is not None:
         await share.acquire(size_bytes)
 
@@ -110,7 +110,7 @@ def current_memory() -> MemoryShare:
 
 @asynccontextmanager
 async def thread_slot() -> AsyncIterator[None]:
-    """Keep one of the current share's threads for several steps, which bounds how many requests hold loaded data."""
+    """Hold one of the current share's threads for several steps, which limits how many requests hold loaded data."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -122,7 +122,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_slot() -> AsyncIterator[None]:
-    """Read the history of a task for one of the current share's streams at a time: streams of other shares wait."""
+    """Let one stream of the current share at a time read a task's history; the other streams of this share wait."""
     share = _SHARE.get()
     if share is None:
         yield

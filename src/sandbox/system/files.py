@@ -66,7 +66,7 @@ def replace_durably(source: Path, target: Path) -> None:
 
 @contextmanager
 def remove_on_failure(path: Path) -> Iterator[None]:
-    """Remove a partly written file if the block fails: on a full disk others need its space until the next try."""
+    """Remove a partly written file if the block fails: on a full disk, its space is needed until the next try."""
     try:
         yield
     except BaseException:

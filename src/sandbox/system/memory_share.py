@@ -1,4 +1,4 @@
-"""Bounds the memory that the responses to one client hold, however many of them it does not read."""
+"""Limits the memory that the responses to one client hold, even if the client reads none of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESPONSE_BYTES_MAX = 128 * 1024 * 1024
 """Memory of the responses to one client. Above it streams wait, and other responses are refused."""
 
 STALLED_SECONDS = 10.0
-"""Once this memory is used up, connections of the client that have taken nothing for this long are closed."""
+"""Once this memory is used up, connections of the client that have accepted no data for this long are closed."""
 
 _CHECK_SECONDS = 1.0
 _ABORT_SECONDS = 0.1
@@ -99,7 +99,7 @@ class MemoryShare:
                 waiter.set_result(None)
 
     def _close_stalled(self) -> bool:
-        """Close the connections that have taken nothing for long, and return whether there were any."""
+        """Close the connections that have accepted no data for long; return whether there were any."""
         latest = self._monotonic() - STALLED_SECONDS
         stalled = [close for since, close in self._sending.values() if since <= latest]
         for close in stalled:

@@ -312,7 +312,7 @@ def test_shell_with_failing_secrets_is_rejected_without_leaking_them(components,
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            monkeypatch.setattr(service.dependencies.debug_sessions, "_secret_resolver", raise_error)
+            monkeypatch.setattr(service.dependencies.debug_sessions, "_look_up_secrets", raise_error)
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value

@@ -34,20 +34,20 @@ async def collect_until_end(events):
     return collected
 
 
-def test_check_admission_matches_submit_and_has_no_effect(components):
+def test_check_acceptance_matches_submit_and_has_no_effect(components):
     components.capacity = Resources(8, 16 * GIB, 100 * GIB)
 
     async def scenario():
         async with components.server() as service:
-            await service.check_admission(manifest())
+            await service.check_acceptance(manifest())
             with pytest.raises(InsufficientResourcesError):
-                await service.check_admission(manifest(vm={"cpus": 9}))
+                await service.check_acceptance(manifest(vm={"cpus": 9}))
             assert (await service.query(TaskQuery())).total_count == 0
             assert not components.runners.orders
             await service.submit(manifest())
             with pytest.raises(DuplicateTaskError):
-                await service.check_admission(manifest())
-            await service.check_admission(manifest("task-2"))
+                await service.check_acceptance(manifest())
+            await service.check_acceptance(manifest("task-2"))
             await components.wait_for_launch("task-1")
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
@@ -143,12 +143,12 @@ def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, m
             assert len(refused) == 5
             assert str(refused[0]) == "The server has 3 unfinished tasks, its maximum; submit the task again later."
             with pytest.raises(UnavailableError, match="unfinished"):
-                await service.check_admission(manifest("another"))
+                await service.check_acceptance(manifest("another"))
             await components.wait_for_launch("task-0")
             components.runners.record("task-0", *TO_RUNNING, *TO_END)
             await service.wait("task-0", 10)
             await asyncio.sleep(0.1)
-            await service.check_admission(manifest("another"))
+            await service.check_acceptance(manifest("another"))
             await service.submit(manifest("another"))
 
     asyncio.run(scenario())

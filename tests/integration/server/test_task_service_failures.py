@@ -415,13 +415,13 @@ def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkey
             await components.wait_for_launch("task-00")
 
     asyncio.run(before())
-    pending_reasons = Scheduler.pending_reasons
+    waiting_messages = Scheduler.waiting_messages
 
     def recording_reasons(scheduler, available_bytes):
-        passes.append(scheduler.queued_count)
-        return pending_reasons(scheduler, available_bytes)
+        passes.append(scheduler.waiting_count)
+        return waiting_messages(scheduler, available_bytes)
 
-    monkeypatch.setattr(Scheduler, "pending_reasons", recording_reasons)
+    monkeypatch.setattr(Scheduler, "waiting_messages", recording_reasons)
 
     async def after():
         async with components.server():

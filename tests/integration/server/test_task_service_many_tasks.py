@@ -10,7 +10,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.compaction import JournalCompactor
+from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.store.sqlite import SqliteStore
 
 INTERVAL, RETENTION_HOURS = timedelta(minutes=15), 6
@@ -39,7 +39,7 @@ async def open_resources(service):
 
 
 def test_day_of_tasks_leaves_only_retained_tasks(components):
-    async def run_task(service, compactor, number):
+    async def run_task(service, compressor, number):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
         await components.wait_for_launch(task_id)
@@ -47,17 +47,17 @@ def test_day_of_tasks_leaves_only_retained_tasks(components):
         await components.wait_for_state(service, task_id, TaskState.COMPLETED)
         components.runners.orders.clear()
         components.clock.set_back_by -= INTERVAL
-        await compactor.sweep()
+        await compressor.sweep()
         await service.prune(Retention(older_than_seconds=RETENTION_HOURS * 3600), dry_run=False)
 
     async def scenario():
         async with components.server() as service:
-            compactor = JournalCompactor(components.journals, components.store, components.clock)
+            compressor = JournalCompressor(components.journals, components.store, components.clock)
             for number in range(RETAINED + 1):
-                await run_task(service, compactor, number)
+                await run_task(service, compressor, number)
             baseline = await open_resources(service)
             for number in range(RETAINED + 1, TASKS_PER_DAY):
-                await run_task(service, compactor, number)
+                await run_task(service, compressor, number)
             assert await open_resources(service) <= baseline
             return len(components.store.task_ids())
 

@@ -62,6 +62,6 @@ def test_make_runtime_returns_the_named_runtime(name, tmp_path):
 
 
 def test_automatic_qemu_requires_kvm(tmp_path):
-    assert make_runtime("qemu", tmp_path, auto=True)._only_kvm
-    assert not make_runtime("qemu", tmp_path)._only_kvm
-    assert make_runtime("bubblewrap", tmp_path, auto=True).name == "bubblewrap"
+    assert make_runtime("qemu", tmp_path, excludes_emulation=True)._excludes_emulation
+    assert not make_runtime("qemu", tmp_path)._excludes_emulation
+    assert make_runtime("bubblewrap", tmp_path, excludes_emulation=True).name == "bubblewrap"

@@ -36,7 +36,7 @@ def test_denials_over_the_rate_are_counted_instead_of_reported():
     assert events[-2].error == "egress_denials_dropped"
     assert events[-2].message.startswith("5 more ")
     assert events[-1] == EgressDenied("later", 443, "no")
-    assert reporter.denial_count == DENIALS_PER_SECOND_MAX + 6
+    assert reporter.denied_count == DENIALS_PER_SECOND_MAX + 6
 
 
 def test_flush_reports_the_count_of_dropped_denials():
@@ -57,7 +57,7 @@ def test_reported_denials_are_limited_in_total():
     reporter.flush()
     assert len(events) == DENIALS_REPORTED_MAX + 1
     assert (events[-1].error, events[-1].message[:11]) == ("egress_denials_dropped", "Further den")
-    assert reporter.denial_count == DENIALS_REPORTED_MAX + 50 * DENIALS_PER_SECOND_MAX
+    assert reporter.denied_count == DENIALS_REPORTED_MAX + 50 * DENIALS_PER_SECOND_MAX
 
 
 def test_same_error_is_reported_once_per_interval():

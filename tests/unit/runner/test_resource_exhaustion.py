@@ -144,16 +144,16 @@ class ScriptedSandbox:
         self.usages = list(usages)
         self.files, self.open_files = files, open_files
         self.delay_seconds = delay_seconds
-        self.file_counts = 0
+        self.detailed_counts = 0
 
     async def kernel_usage(self):
         return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
 
-    async def open_file_usage(self):
+    async def file_counts(self):
         return self.open_files
 
-    async def file_usage(self):
-        self.file_counts += 1
+    async def detailed_file_usage(self):
+        self.detailed_counts += 1
         await asyncio.sleep(self.delay_seconds)
         return self.files
 
@@ -224,7 +224,7 @@ def test_slow_count_is_repeated_soon(scenario, monkeypatch):
     slow = ScriptedSandbox(KernelUsage(), delay_seconds=0.6)
     with pytest.raises(TimeoutError):
         watch_files(scenario, slow, seconds=3)
-    assert slow.file_counts >= 2
+    assert slow.detailed_counts >= 2
 
 
 def test_file_usage_within_the_limits_is_not_a_violation(scenario):

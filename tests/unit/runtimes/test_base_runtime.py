@@ -37,10 +37,10 @@ class FakeGroup:
             raise usage
         return usage
 
-    def open_file_usage(self) -> FileUsage:
+    def file_counts(self) -> FileUsage:
         return FileUsage(1)
 
-    def file_usage(self, _epolls: object) -> FileUsage:
+    def detailed_file_usage(self, _epolls: object) -> FileUsage:
         return FileUsage(1)
 
 

@@ -31,7 +31,7 @@ def probe_gvisor():
 
 
 def probe_qemu():
-    return asyncio.run(qemu.probe_qemu(None, None, None, only_kvm=False))
+    return asyncio.run(qemu.probe_qemu(None, None, None, excludes_emulation=False))
 
 
 @pytest.mark.parametrize(

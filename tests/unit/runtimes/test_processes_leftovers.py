@@ -17,7 +17,7 @@ class FakeRuntime:
     def __init__(self):
         self.destroyed = []
 
-    def recover(self, attempt_id):
+    def recover_handle(self, attempt_id):
         return SandboxHandle("recovered", attempt_id)
 
     async def destroy(self, handle, disk):

@@ -77,7 +77,7 @@ def test_task_larger_than_the_machine_does_not_block_others(scheduler):
         scheduler.remove(str(number))
     scheduler.reserve("running", TOTAL)
     scheduler.enqueue("next", SMALL)
-    reasons = scheduler.pending_reasons()
+    reasons = scheduler.waiting_messages()
     assert "9 CPUs (8 in all) and 17 GiB of memory (16 GiB in all)" in reasons["huge"]
     assert "cancel the task" in reasons["huge"]
     assert reasons["next"].startswith("Waiting for 2 CPUs")
@@ -87,7 +87,7 @@ def test_task_waits_for_free_memory_of_the_machine(scheduler):
     scheduler.enqueue("a", SMALL)
     half_gib = 512 * 1024**2
     assert scheduler.admit_next(half_gib - 1) is None
-    assert scheduler.pending_reasons(half_gib - 1) == {
+    assert scheduler.waiting_messages(half_gib - 1) == {
         "a": "Waiting for 0.5 GiB of free memory (the machine has 0.5 GiB)"
     }
     assert scheduler.admit_next(half_gib) == "a"
@@ -114,7 +114,7 @@ def test_pending_task_reports_what_it_waits_for(scheduler):
     scheduler.reserve("running", Resources(6, 15 * GIB, GIB))
     scheduler.enqueue("large", HALF)
     scheduler.enqueue("next", SMALL)
-    assert scheduler.pending_reasons() == {
+    assert scheduler.waiting_messages() == {
         "large": "Waiting for 4 CPUs (2 free) and 8 GiB of memory (1 GiB free)",
         "next": "Waiting behind 1 other task",
     }
@@ -153,4 +153,4 @@ def test_disk_is_reserved():
     scheduler.enqueue("a", HALF)
     scheduler.enqueue("b", HALF)
     assert [scheduler.admit_next(), scheduler.admit_next()] == ["a", None]
-    assert scheduler.pending_reasons() == {"b": "Waiting for 40 GiB of disk (10 GiB free)"}
+    assert scheduler.waiting_messages() == {"b": "Waiting for 40 GiB of disk (10 GiB free)"}

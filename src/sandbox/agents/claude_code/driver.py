@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import check_init, determine_session_failure
+from sandbox.agents.claude_code.outcome import check_init, determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.tools import tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
@@ -245,9 +245,9 @@ class ClaudeCodeDriver:
         """Return why the agent lacks requested tools or MCP servers; None if it has all."""
         return check_init(manifest.claude, ready, redact)
 
-    def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
+    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
-        return determine_session_failure(exit_)
+        return determine_interactive_failure(exit_)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """Return the task's stdout, made from the last result, unless `output_format` is `stream-json`."""

@@ -37,7 +37,7 @@ def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_t
     return Failure(FailureCode.AGENT_FAILED, _exit_message(exit_.code, result, stderr_tail))
 
 
-def determine_session_failure(exit_: ExitStatus) -> Failure | None:
+def determine_interactive_failure(exit_: ExitStatus) -> Failure | None:
     """Return the failure, or None for success: exit code 0."""
     if exit_.code == 0:
         return None

@@ -133,7 +133,7 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> Js
         return _submitted_response(before)
     manifest = await fair_share.to_thread(_parse_submission, body, request, context)
     if dry_run:
-        await context.tasks.check_admission(manifest)
+        await context.tasks.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
         return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
     return _submitted_response(await context.tasks.submit(manifest, idempotency))

@@ -54,18 +54,18 @@ class HistoryCache:
         self._cached_bytes = 0
         self._load_lock = asyncio.Lock()
 
-    async def get_or_load(self, position: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
-        """Return a batch that contains the event after `position`, or None if there is none.
+    async def get_or_load(self, after: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
+        """Return a batch that contains the event after `after`, or None if there is none.
 
-        events: reads all events after `position`. One client reads at a time, and waiting clients use its result. Each
+        events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
             token can have only one stream waiting here, so many streams of one token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
-            return self.find(position) or await self.load(events(), position)
+            return self.find(after) or await self.load(events(), after)
 
-    def find(self, position: int) -> Batch | None:
-        """Return a cached batch that contains the event after `position`."""
-        return next((batch for batch in self._batches if batch.after <= position < batch.last_seq), None)
+    def find(self, after: int) -> Batch | None:
+        """Return a cached batch that contains the event after `after`."""
+        return next((batch for batch in self._batches if batch.after <= after < batch.last_seq), None)
 
     async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
@@ -118,16 +118,16 @@ class StreamBuffer:
         while self._oldest_seq is None and not self.is_finished:
             await self.changed.wait()
 
-    def covers(self, position: int) -> bool:
-        """Whether all events after `position` are or will be in the buffer."""
-        may_follow = not self.is_finished or position < self._last_seq
-        return may_follow and self._oldest_seq is not None and position >= self._oldest_seq
+    def covers(self, after: int) -> bool:
+        """Whether all events after `after` are or will be in the buffer."""
+        may_follow = not self.is_finished or after < self._last_seq
+        return may_follow and self._oldest_seq is not None and after >= self._oldest_seq
 
-    def batches_after(self, position: int) -> list[Batch]:
-        """Return the batches with events after `position`, oldest first."""
+    def batches_after(self, after: int) -> list[Batch]:
+        """Return the batches with events after `after`, oldest first."""
         result: list[Batch] = []
         for batch in reversed(self._batches):
-            if batch.last_seq <= position:
+            if batch.last_seq <= after:
                 break
             result.append(batch)
         return result[::-1]

@@ -97,7 +97,7 @@ class ModelRequestGate:
         if status == 401 or (status == 403 and not self._has_accepted_key):
             message = f"The model at {model_address} rejected the server's key ({status}); check the key."
             if self._key_rejection is None:
-                self._reporter.report_key_refused(message)
+                self._reporter.report_key_rejected(message)
             # 403, because Claude Code retries for minutes after a 401.
             self._key_rejection = Rejected(403, "permission_error", message)
             return self._key_rejection
@@ -168,7 +168,7 @@ class Spending:
         if self.has_budget and self._exhausted_reason is None:
             self._exhausted_reason = self._find_exhausted_reason()
             if self._exhausted_reason is not None:
-                self._reporter.report_budget_reached(self._exhausted_reason)
+                self._reporter.report_budget_exhausted(self._exhausted_reason)
 
     def _find_exhausted_reason(self) -> str | None:
         costs = [self._finished, *self._running.values()]

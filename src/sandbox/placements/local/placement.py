@@ -19,7 +19,7 @@ from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LaunchOrder
 
 ORDER_SECONDS = 30.0
-"""Time limit for a new runner to read its order. After it the runner is killed."""
+"""A new runner is killed if it has not read its order within this time."""
 
 
 class LocalPlacement:
@@ -107,7 +107,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while data:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError(ETIMEDOUT, "Nobody reads")
+            raise TimeoutError(ETIMEDOUT, "The pipe is not read")
         data = data[os.write(pipe_fd, data) :]
 
 
@@ -124,7 +124,7 @@ _ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
 
 
 class SocketLeftovers:
-    """Implements `interfaces.placement.Leftovers` for one run directory, which belongs to a single data directory."""
+    """Implements `interfaces.placement.LeftoverSource` for one run directory, that of a single data directory."""
 
     kind = "socket"
     is_exclusive = True
@@ -133,7 +133,7 @@ class SocketLeftovers:
         self._run_dir = run_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts with a socket, whichever process listens, except probes.
+        """Return the attempts with a socket, whether or not a process listens, except probes.
 
         A probe's directory exists before its socket.
         """

@@ -79,15 +79,15 @@ _INCONCLUSIVE_ERRNOS = frozenset(
     {errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.ENOTDIR, errno.ELOOP}
     | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 )
-"""Errors that do not show that a runner is unresponsive.
+"""Errors that do not prove that a runner is unresponsive.
 
-Nobody listens, another file has this path, or this process lacks resources. All other errors (a connection beyond the
-runner's backlog is reset, although it seemed established) come from a runner that listens but does not accept.
+No process listens, the path is another file, or this process lacks resources. All other errors come from a runner that
+listens but does not accept: for example, a connection beyond its backlog is reset although it seemed established.
 """
 
 
 class UnixRunnerClient:
-    """Talks to runners on this machine."""
+    """Sends orders to runners on this machine. Implements `interfaces.placement.RunnerClient`."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir

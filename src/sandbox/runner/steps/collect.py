@@ -125,7 +125,7 @@ def _secret_scanner(attempt: AttemptContext) -> ContainsSecret:
 
 
 async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_commit: str, reason: str) -> None:
-    """Keep the files that the patch lacks. A success never becomes a failure because of them."""
+    """Store the files that the patch lacks. The task does not fail if some of them cannot be stored."""
     name = _tar_name(attempt)
     part = attempt.layout.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
@@ -199,7 +199,7 @@ def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Art
 
 
 def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Whether the name contains a secret value or a part of one that starts before it, or may contain one.
+    """Whether the name contains a secret value, or the end of one that starts in the path; true if that is unknown.
 
     Names may be cut, and a value may contain slashes.
     """
@@ -243,7 +243,7 @@ async def _store_chunks(
 
 
 def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
-    """Remove the file if it cannot be written completely, or if the caller no longer waits."""
+    """Write the file; remove it if it cannot be written completely, or if the caller no longer waits."""
     with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
             if abandoned.is_set():
@@ -311,9 +311,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
-    """Store the transcript.
+    """Store the transcript, or reuse that of an earlier try.
 
-    One from an earlier try is complete, because the agent has ended; another one may not fit.
+    It is complete, because the agent has ended, and a second one may not fit.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():
@@ -330,7 +330,7 @@ def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
-    """Yields nothing for a terminal session, because any process inside may write to its terminal."""
+    """Yield the recorded output; none of an interactive agent, because any process inside may write to its terminal."""
     claude = attempt.task.manifest.claude
     if not claude.headless:
         return
@@ -341,7 +341,7 @@ def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _has_space_for_transcript(attempt: AttemptContext) -> bool:
-    """Do not start a large transcript that would use the last space and fail.
+    """Whether the transcript fits: a large one must not use the last space and then fail.
 
     The transcript is no longer than the journal, so reading the journal is rarely necessary.
     """
@@ -360,7 +360,7 @@ def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
-    """Return the first denials and their number: a day may have more than fit into a runner's memory."""
+    """Return the first denials and the number of all: a runner's memory may be too small for all."""
     first: list[dict[str, object]] = []
     count = 0
     for record in read_records(attempt.dependencies.journals, attempt.task.id):

@@ -77,7 +77,7 @@ def _remove_entry(directory_fd: int, name: str) -> None:
 
 
 class HandleTooNewError(SandboxError):
-    """The sandbox was created by a newer program, which alone can end it."""
+    """The sandbox was created by a newer version, and only that version can destroy it."""
 
     code = "handle_too_new"
 
@@ -91,7 +91,7 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
 
 
 async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
-    """Store the handle, then create its sandbox. Raises AttemptError (provision_failed)."""
+    """Store the handle, then create the sandbox. Raises AttemptError (provision_failed)."""
     runtime, image = attempt.dependencies.runtime, attempt.image
     if image is not None:
         attempt.dependencies.images.acquire(image)
@@ -127,7 +127,7 @@ async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
 
 
 def prepare_handle(attempt: AttemptContext) -> SandboxHandle:
-    """Return the handle of the sandbox, stored before anything of it exists. Raises AttemptError (provision_failed)."""
+    """Create the sandbox's handle and store it before the sandbox exists. Raises AttemptError (provision_failed)."""
     handle = attempt.dependencies.runtime.prepare(attempt.id)
     if read_handle(attempt.layout.handle) != handle:
         write_handle(attempt.layout.handle, handle)

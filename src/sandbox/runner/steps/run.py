@@ -40,7 +40,13 @@ from sandbox.runner.dependencies import AttemptContext, StopSignal
 from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_budget, remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
-from sandbox.runner.terminals import AgentSession, SharedTerminal, TerminalServer, start_session, without_secrets
+from sandbox.runner.terminals import (
+    InteractiveAgent,
+    SharedTerminal,
+    TerminalServer,
+    start_interactive_agent,
+    without_secrets,
+)
 
 
 class MetricsSampler:
@@ -96,7 +102,7 @@ class _AgentRun:
         self._launch_spec = provisioned.launch_spec
         self._stop_signal = stop_signal
         self._terminals = terminals
-        self._session: AgentSession | None = None
+        self._interactive_agent: InteractiveAgent | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
         self._output_parser: OutputParser = dependencies.agent.create_parser(provisioned.launch_spec.session_id)
         self._progress = ProgressTracker(self._record, self._clock.now, attempt.task.final_progress)
@@ -149,11 +155,11 @@ class _AgentRun:
     async def _supervise(self, tasks: list["asyncio.Task[None]"]) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
-            pumps = [self._start_guarded(pump) for pump in await self._start_agent()]
-            tasks.extend(pumps)
+            output_readers = [self._start_guarded(reader) for reader in await self._start_agent()]
+            tasks.extend(output_readers)
             self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic()))
             for helper in (
-                self._open_access,
+                self._open_gateway,
                 self._record_progress,
                 self._record_metrics,
                 self._watch_timeouts,
@@ -167,7 +173,7 @@ class _AgentRun:
         finally:
             self._terminals.disable()
             await self._kill()
-        await self._drain_output(pumps)
+        await self._drain_output(output_readers)
         return ended
 
     async def _start_agent(self) -> list[BackgroundJob]:
@@ -179,9 +185,11 @@ class _AgentRun:
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self._attempt.task.manifest.claude.headless:
-                    self._session = await start_session(self._sandbox, self._launch_spec.command)
-                    chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction, self._output_queue)
-                    shared = self._terminals.agent_terminal = SharedTerminal(self._session.terminal)
+                    self._interactive_agent = await start_interactive_agent(self._sandbox, self._launch_spec.command)
+                    chunks = redacted_chunks(
+                        self._interactive_agent.terminal.output, self._attempt.redaction, self._output_queue
+                    )
+                    shared = self._terminals.agent_terminal = SharedTerminal(self._interactive_agent.terminal)
                     return [partial(output.read_terminal, chunks, shared.broadcast)]
                 stdout, stderr = await self._sandbox.start(self._launch_spec.command)
                 return [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
@@ -206,7 +214,7 @@ class _AgentRun:
 
         Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after KILL.
         """
-        ended = asyncio.create_task((self._session or self._sandbox).wait())
+        ended = asyncio.create_task((self._interactive_agent or self._sandbox).wait())
         killed = asyncio.create_task(self._killed.wait())
         try:
             await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
@@ -225,12 +233,12 @@ class _AgentRun:
         self._exhaustion.update(await self._sandbox.stats())
         await self._exhaustion.check_disk()
         agent = self._attempt.dependencies.agent
-        if self._session is not None:
-            outcome = AgentOutcome(None, agent.check_session_exit(exit_))
+        if self._interactive_agent is not None:
+            outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
         else:
             outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
         exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
-        if self._session is None and not will_be_followed_up(self._attempt.task, exited):
+        if self._interactive_agent is None and not will_be_followed_up(self._attempt.task, exited):
             await self._output.record_stdout(agent.render_output(self._attempt.task.manifest, outcome.result))
         self._output.close()
         self._record(exited)
@@ -247,7 +255,7 @@ class _AgentRun:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
     def _check_start(self, ready: AgentReady) -> None:
-        """Hold only the first model request until the agent has confirmed its requested tools and MCP servers."""
+        """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
         failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, ready, redact)
@@ -257,7 +265,7 @@ class _AgentRun:
             self._gateway.release_model_requests()
 
     def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
-        """Called by the gateway, which cannot handle errors of this method."""
+        """Record an event of the gateway, which cannot handle errors: `_watch_report_errors` raises them."""
         try:
             if isinstance(event, BudgetExhausted):
                 self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
@@ -274,7 +282,7 @@ class _AgentRun:
     async def _watch_report_errors(self) -> None:
         await self._event_recording_failure
 
-    async def _open_access(self) -> None:
+    async def _open_gateway(self) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self._attempt.recorder.wait_until_written()
         command = self._launch_spec.command
@@ -305,7 +313,7 @@ class _AgentRun:
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_timeouts(self) -> None:
-        """Enforce timeouts by the monotonic clock. A hang is silence with no model request in flight."""
+        """Enforce timeouts by the monotonic clock. A hang is silence without model requests and viewers."""
         deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
         while True:
             now = self._clock.monotonic()
@@ -342,7 +350,9 @@ class _AgentRun:
     async def _stop_on_signal(self) -> None:
         await self._stop_signal.requested.wait()
         if not self._stop_signal.is_forced:
-            await (self._session.hang_up() if self._session else self._sandbox.signal(signal.SIGTERM))
+            await (
+                self._interactive_agent.hang_up() if self._interactive_agent else self._sandbox.signal(signal.SIGTERM)
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_signal.forced.wait(), TERM_GRACE_SECONDS)
         await self._kill()
@@ -354,28 +364,29 @@ class _AgentRun:
         finally:
             self._killed.set()
 
-    async def _drain_output(self, pumps: list["asyncio.Task[None]"]) -> None:
-        missing = await self._wait_for_output(pumps)
-        done, late = await asyncio.wait(pumps, timeout=0)
-        for pump in late:
-            pump.cancel()
+    async def _drain_output(self, output_readers: list["asyncio.Task[None]"]) -> None:
+        missing = await self._wait_for_output(output_readers)
+        done, late = await asyncio.wait(output_readers, timeout=0)
+        for reader in late:
+            reader.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         if late:
             self._record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
-        for pump in done:
-            pump.result()
+        for reader in done:
+            reader.result()
 
-    async def _wait_for_output(self, pumps: list["asyncio.Task[None]"]) -> str:
+    async def _wait_for_output(self, output_readers: list["asyncio.Task[None]"]) -> str:
         """Drain the output pipes; return the reason if draining stopped early.
 
-        A stall of the host costs one check, not the output that is ready by then. Output that waits for the CPU budget
-        is not silence.
+        A stall of the host counts as one check, so output that is ready after it is not lost.
+
+        Output that waits for the CPU budget is not silence.
         """
         check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
         silent_checks = 0
         for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / check_seconds)):
             moved_bytes = self._output.processed_bytes
-            _, late = await asyncio.wait(pumps, timeout=check_seconds)
+            _, late = await asyncio.wait(output_readers, timeout=check_seconds)
             is_silent = self._output.processed_bytes == moved_bytes and not self._output_queue.is_waiting
             silent_checks = silent_checks + 1 if is_silent else 0
             if not late or silent_checks == _DRAIN_CHECKS:

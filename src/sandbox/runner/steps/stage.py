@@ -24,7 +24,7 @@ async def stage(attempt: AttemptContext) -> None:
         )
     await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
-        # Not in a thread: it would still move files while others finalize an attempt that was asked to stop.
+        # Not in a thread, which would still move files while a stopped attempt is being finalized.
         take_over_files(attempt)
         await require_same_secrets(attempt)
     elif attempt.secrets:
@@ -52,7 +52,7 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
 async def _write_fingerprint(attempt: AttemptContext) -> None:
     path = attempt.layout.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
-    # Not in a thread, for the same reason.
+    # Not in a thread, for the same reason as `take_over_files`.
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
     replace_durably(part, path)

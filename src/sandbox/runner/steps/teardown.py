@@ -16,7 +16,7 @@ from sandbox.runner.dependencies import AttemptContext
 
 
 async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:
-    """Destroy the sandbox and remove its files. Never raises: an event lists what is left."""
+    """Destroy the sandbox and remove its files. Never raises: an event reports a failure."""
     try:
         preserved = _preserved_paths(attempt)
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -28,7 +28,7 @@ async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> Non
 
 
 async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-    """Like `teardown`, for an attempt that another one follows. Raises on failure.
+    """Like `teardown`, but before a follow-up attempt. Raises on failure.
 
     The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must be
     intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.

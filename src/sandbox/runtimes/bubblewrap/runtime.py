@@ -62,7 +62,7 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 def _explain_failure(reason: str) -> str:
-    """Name the setting that is known to forbid user namespaces, if it is set, before the original reason."""
+    """Return the reason, after the setting that forbids user namespaces if there is one."""
     reason = reason.removesuffix(".")
     for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)

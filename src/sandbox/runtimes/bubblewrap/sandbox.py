@@ -190,17 +190,17 @@ class BubblewrapSandbox(BaseSandbox):
         return self._group.stats()
 
     async def kernel_usage(self) -> KernelUsage:
-        """Return the kernel usage. Waiting threads that may hide open files are interrupted first."""
+        """Return the kernel usage. Blocked threads that may hide open files are interrupted first."""
         await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
         return await super().kernel_usage()
 
-    async def open_file_usage(self) -> FileUsage:
+    async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""
-        return await asyncio.to_thread(self._group.open_file_usage)
+        return await asyncio.to_thread(self._group.file_counts)
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
-        return await asyncio.to_thread(self._group.file_usage, self._launcher.epoll_counter)
+        return await asyncio.to_thread(self._group.detailed_file_usage, self._launcher.epoll_counter)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:

@@ -52,7 +52,7 @@ def read_state(runsc_pid: int, attempt_id: str) -> RunscState:
 
 
 def is_lost_peer_error(error: str) -> bool:
-    """Return whether runsc failed because another gVisor process was gone because it was killed."""
+    """Return whether runsc failed because another gVisor process was killed."""
     return error.casefold().endswith(_LOST_PEER_ERRORS)
 
 
@@ -102,7 +102,7 @@ class GvisorSandbox(BaseSandbox):
         return bundle.build_exec_spec(self._program, self._spec, command, status_fd)
 
     async def _wait_started(self) -> None:
-        """Wait until runsc's state file says that the command runs. A command that ended earlier has started too."""
+        """Wait until the command runs according to runsc's state file, or has ended."""
         deadline = asyncio.get_running_loop().time() + _START_SECONDS
         while self._is_running() and not self._has_command_started:
             if asyncio.get_running_loop().time() > deadline:
@@ -117,8 +117,9 @@ class GvisorSandbox(BaseSandbox):
             raise AttemptError(code, f"gVisor did not start: {self._failure_reason}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run an additional command with another runsc, on a pty in the launcher's mounts. Raises AttemptError
-        (sandbox_lost).
+        """Run an additional command with another runsc, on a pty. Raises AttemptError (sandbox_lost).
+
+        The pty belongs to the launcher's devpts.
         """
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
@@ -151,7 +152,7 @@ class GvisorSandbox(BaseSandbox):
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
-    async def file_usage(self) -> FileUsage:
+    async def detailed_file_usage(self) -> FileUsage:
         """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
         return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
 

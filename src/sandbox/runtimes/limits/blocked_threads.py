@@ -16,7 +16,7 @@ from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
-"""How long interrupted threads have to leave their system calls before the machine's objects are counted again."""
+"""Time for interrupted threads to leave their system calls before the machine's objects are counted again."""
 
 _INTERVAL_SECONDS = 0.5
 """Interval between two counts of the machine's objects."""
@@ -51,9 +51,9 @@ def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Frees what threads of one sandbox may hide, when the machine has many more objects than at some earlier time.
+    """Interrupts blocked threads of one sandbox, which may hide objects, if the machine has many more than before.
 
-    count_all: counts these objects of the whole machine. growth_max: how many more.
+    count_all: counts these objects of the whole machine. growth_max: the growth above which threads are interrupted.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BlockedThreadInterrupter:
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
-        """Interrupt the threads if there are many more objects than before. The rest is visible or of others."""
+        """Interrupt the threads if there are many more objects than before. Others are visible or not the sandbox's."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
         self._counted_at = self._clock()

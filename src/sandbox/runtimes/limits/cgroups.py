@@ -51,7 +51,7 @@ _FEW_SOCKETS = 64
 They can hold at most 1 MiB and 4096 half-open connections each.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""It takes at least this many sandboxes to exhaust the buffers of all. Then datagrams of the others are dropped."""
+"""Minimum number of sandboxes that can exhaust the buffers of all. Then datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -161,11 +161,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
         )
 
-    def open_file_usage(self) -> FileUsage:
+    def file_counts(self) -> FileUsage:
         """Return the number of files and directories that the group's processes have open; unknown without a cgroup."""
         return kernel_usage.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
-    def file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
+    def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files of /proc.
 
         epoll_counter: of this group; None to leave epoll entries out.
@@ -179,7 +179,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free what only the group's waiting threads hold, if the machine holds many more objects than before."""
+        """Free objects that only blocked threads of the group hold, if the machine has many more than before."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 
@@ -286,8 +286,9 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
 
 
 def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
-    """Limit socket buffers (v1). The kernel refuses to change the limit while the group exceeds it; then it is set
-    already.
+    """Limit socket buffers (v1).
+
+    The kernel refuses to change the limit while the group exceeds it; then the limit is already set.
     """
     path = directory / f"{_TCP_CONTROLLER_V1}.limit_in_bytes"
     if not path.exists():
@@ -323,7 +324,7 @@ def _is_socket_accounting_disabled() -> bool:
 
 
 def _enable_controllers(directory: Path) -> None:
-    """Enable the controllers for child groups (v2). A group that contains processes refuses; then no child has them."""
+    """Enable the controllers for child groups (v2). A group with processes rejects this; then no child has them."""
     for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
         with suppress(OSError):
             _write(directory / "cgroup.subtree_control", f"+{controller}")

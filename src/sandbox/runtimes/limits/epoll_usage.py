@@ -1,8 +1,9 @@
 """Counts the entries of a sandbox's epoll instances.
 
 An event wakes all epoll entries of its file at once, with interrupts off: about 0.12 µs for each. If a timer is the
-cause, this happens in an interrupt, which is charged to nobody. Files can have more entries than there are descriptors,
-because each pair of epoll instance and descriptor is one. The kernel's bound (`fs.epoll.max_user_watches`) is millions.
+cause, this happens in an interrupt, which no control group is charged for. There can be more entries than descriptors,
+because each pair of an epoll instance and a descriptor is an entry. The kernel's limit (`fs.epoll.max_user_watches`) is
+in the millions.
 """
 
 import ctypes
@@ -30,16 +31,16 @@ Usually it takes some milliseconds, and 0.5 s for OPEN_FILES_OF_SANDBOX_MAX file
 _IN_TRANSIT_COUNTS_MAX = 3
 """Consecutive counts with descriptors in transit after which the machine's entries are attributed to the sandbox.
 
-An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
-repeated counts rarely find any.
+An epoll instance that is in transit in a Unix socket cannot be inspected. Ordinary programs
+receive such descriptors quickly, so repeated counts rarely find any.
 """
 _COMPARED_FILES_MAX = 8
-"""Number of instances to compare another one with. More instances of the same descriptor and size count each time."""
+"""Number of instances that each instance is compared with. Beyond it, shared instances may be counted repeatedly."""
 
 _KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
 _HEADER_LINES = 16
-"""Larger than the lines that precede the entries in /proc/PID/fdinfo."""
+"""More than the number of lines before the entries in /proc/PID/fdinfo."""
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
@@ -64,7 +65,7 @@ class EpollCounter:
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
-        Not among them are those of instances that only waiting threads keep, see `BlockedThreadInterrupter`.
+        Instances that only blocked threads keep open are not counted; see `BlockedThreadInterrupter`.
         """
         total = self._count_all()
         growth = 0
@@ -114,7 +115,7 @@ def _inspect(process_ids: Collection[int]) -> _Inspection:
 
 
 class _InheritedFiles:
-    """Recognizes instances that forked processes share: they have the same descriptor there."""
+    """Recognizes instances that forked processes share: the descriptor has the same number in each."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
@@ -122,7 +123,7 @@ class _InheritedFiles:
         self._owners: dict[tuple[str, int], list[int]] = {}
 
     def is_known(self, table: str, name: str, entries: int) -> bool:
-        """Return whether another process's descriptor of this number was this instance; False if it is unknown."""
+        """Return whether this instance was seen in another process under the same number; False if unknown."""
         thread = int(table.rpartition("/")[2])
         owners = self._owners.setdefault((name, entries), [])
         if any(self._is_same(thread, owner, int(name)) for owner in owners):
@@ -139,7 +140,7 @@ class _InheritedFiles:
 
 
 def _list_files(process_ids: Collection[int]) -> Iterator[tuple[str, str, str]]:
-    """Yield the table, the descriptor and what it leads to, for all open files."""
+    """Yield the table, the descriptor and its link target, for all open files."""
     for table in filter(None, map(find_fd_table, process_ids)):
         for name in list_directory(f"{table}/fd"):
             with suppress(OSError):

@@ -124,13 +124,13 @@ class KernelUidPool:
         # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
-        if processes.find_by_uid(uid) or self._was_retired(uid):
+        if processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
             os.close(descriptor)
             return False
         self._allocations[attempt_id] = (uid, descriptor)
         return True
 
-    def _was_retired(self, uid: int) -> bool:
+    def _retire_if_files_in_transit(self, uid: int) -> bool:
         """Retire a uid with files in transit, so that later allocations try it last. Returns whether it is retired."""
         marker = self._retired_marker(uid)
         if _has_files_in_transit(uid):
@@ -181,7 +181,8 @@ def _has_files_in_transit(uid: int) -> bool:
     """Return whether the kernel still holds files that an earlier owner sent and nobody received.
 
     They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, which then
-    can send no files. A uid that cannot be tried in time counts as one with such files.
+    can send no files. If the test does not finish in time, the uid counts as one
+    with such files.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:

@@ -1,4 +1,4 @@
-"""Counts the kernel objects behind a sandbox's open files, from outside in /proc.
+"""Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
 
 Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
 they belong to: /proc/locks names the process that took a lock, but that process may have ended and its id been reused.
@@ -27,7 +27,7 @@ from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the whole machine has fewer locks, those of a sandbox are not counted. Listing many takes the kernel long."""
+"""While the machine has fewer locks, those of a sandbox are not counted, because listing many takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Number of open files to inspect; a larger set is sampled at random each time."""
@@ -35,7 +35,7 @@ _SAMPLE_SIZE_MAX = 4096
 _LOCK_COUNT_SECONDS = 2.0
 """Maximum CPU time of one count of locks. Usually it takes 0.2 s.
 
-With the locks of an epoll or inotify instance, the kernel lists all that it watches: 0.5 s for a million entries.
+For an epoll or inotify instance, the kernel also lists all that it watches: 0.5 s for a million entries.
 """
 _LOCK_BYTES_MAX = 1 << 20
 """Bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
@@ -55,8 +55,8 @@ _HOST_SETTINGS = "/proc/sys/"
 def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
     """Count the open files of one sandbox's processes.
 
-    counts_locks: to list the locks of an epoll or inotify instance, the kernel waits for a lock of the instance, which
-    a program can hold for long.
+    counts_locks: False avoids waiting for a program inside. To list the locks of an epoll or inotify instance, the
+        kernel needs a lock of the instance, which a program can hold for long.
 
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.
@@ -211,7 +211,7 @@ def count_netlink_bytes(pid: int) -> int | None:
 
 
 SOCK_DIAG = 4
-"""Netlink protocol. Its socket sees the network namespace in which it was created."""
+"""Netlink protocol. Its sockets report on the network namespace in which they were created."""
 
 _REQUEST, _MESSAGES_BYTES = 20, 1 << 17
 _DUMP = 0x301
@@ -222,17 +222,17 @@ _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
-"""INET_DIAG_SKMEMINFO: an attribute of numbers. The first is the memory of the receive queue, errors included."""
+"""INET_DIAG_SKMEMINFO: an attribute with several numbers, first the memory of the receive queue and error queue."""
 
 _COUNTED_SOCKETS_MAX = 65536
-"""Number of sockets to inspect. More exceed every limit."""
+"""Number of sockets to inspect. A larger number exceeds every limit."""
 _RESPONSE_SECONDS = 2.0
 
 
 class SocketUsage(msgspec.Struct, frozen=True):
     """Received data that no program has read.
 
-    received_bytes: bytes in receive queues. half_open: connections that only the listener has.
+    received_bytes: bytes in receive queues. half_open: connections in SYN_RECV, which only the listener holds.
     udp_sockets_on_port: UDP sockets of the port that has the most. One broadcast is copied to each of them at once.
     """
 

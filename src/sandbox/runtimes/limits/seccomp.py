@@ -1,7 +1,7 @@
-"""The seccomp filter, assembled by hand to need no library.
+"""The seccomp filter, assembled without a library.
 
-System calls are allowed unless listed here. Calls that an agent never needs and that have been ways out of sandboxes
-fail with EPERM. Calls for which programs have a fallback fail with ENOSYS.
+System calls are allowed unless listed here. Calls that agents never need and that have been used to escape from
+sandboxes fail with EPERM. Calls for which programs have a fallback fail with ENOSYS.
 """
 
 import errno
@@ -29,7 +29,7 @@ IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {_SOL_SOCKET: (8,), _SOL_IP: (1
 """Options by level that succeed without effect.
 
 SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR, IPV6_RECVERR: no control group
-counts the error queue, and the C library insists on them for DNS. TCP_DEFER_ACCEPT: a connection stays half-open for
+counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a connection stays half-open for
 hours if its peer disappears silently.
 """
 
@@ -85,7 +85,7 @@ _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
 _SIGN_BIT = 0x80000000
 _SYSCALL_NUMBER_MAX = 462
-"""The last system call known when this was written (mseal). Newer ones do not exist inside."""
+"""The last system call known when this was written (mseal). Newer ones fail with ENOSYS."""
 
 _DENIED_IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
@@ -107,7 +107,7 @@ _ABSENT_CALLS = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
 }  # fmt: skip
-"""clone3 keeps its flags in memory, where no filter sees them; the C library falls back to clone.
+"""clone3 has its flags in memory, which a filter cannot read; the C library falls back to clone.
 
 Landlock writes what it refuses to the machine's audit log, with names that the program chooses.
 
@@ -127,9 +127,9 @@ _SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
 _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
-One event signals every process of the owner's group for each open file, in one go and at the expense of the event's
-cause: a process of the host that reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds
-without effect, because nginx insists on it.
+For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
+the cause of the event: a process of the host that reads a directory of /usr, or a kernel thread, for terminals.
+FIOASYNC succeeds without effect, because nginx requires it.
 """
 
 _IDLE_POLICIES = (5, 0x40000005)
@@ -163,10 +163,10 @@ _POLLED_FILES_MAX = 4096
 """Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
-"""Maximum in one semop. One call retries those of all waiting threads in one go: 80 ms for 500 operations each."""
+"""Maximum in one semop. One call retries those of all waiting threads at once: 80 ms for 500 operations each."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread searches for equal pages, at 64 bytes for each page, charged to nobody.
+"""MADV_MERGEABLE: a kernel thread searches for equal pages. Its 64 bytes per page are charged to no control group.
 
 Since Linux 6.13 a process can give itself any advice with process_madvise.
 """
@@ -176,7 +176,7 @@ _PR_SET_SECCOMP = 22
 _PROCESS_OPTIONS = (
     62,  # PR_SCHED_CORE: blocks the sibling of each used processor for everybody else
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
-    0x53564D41,  # PR_SET_VMA: names of mappings, of up to 80 bytes each, are charged to nobody
+    0x53564D41,  # PR_SET_VMA: names of mappings, up to 80 bytes each, are charged to no control group
 )
 
 _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
@@ -186,8 +186,8 @@ class Architecture(msgspec.Struct, frozen=True):
     """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
-    sendfile: refused. The pages that they put into a pipe or a socket are charged to nobody or belong to the host, and
-    a socket counts the used bytes of a page, not the page. Programs fall back to copying.
+    sendfile: refused. The pages that they put into a pipe or socket are charged to no control group or belong to the
+    host, and a socket counts the used bytes of a page, not the page. Programs fall back to copying.
     """
 
     audit: int
@@ -331,7 +331,7 @@ def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
 
 
 def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
-    """Let lower priorities succeed without effect. Higher ones are refused, as the kernel would."""
+    """Let requests for a lower priority succeed without effect. Refuse a higher priority, as the kernel would."""
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
         *_refuse_call(architecture.setpriority, 0),
@@ -383,7 +383,7 @@ def _return_unless_equal(offset: int, value: int, action: int) -> list[bytes]:
 
 
 def _refuse_absent_calls(architecture: Architecture) -> list[bytes]:
-    """Refuse calls past the last known number. The x32 calls of x86_64 have a high bit set, so they are included."""
+    """Refuse absent calls and numbers above the last known one, such as the x32 calls of x86_64 (a high bit is set)."""
     assert _X32_BIT > _SYSCALL_NUMBER_MAX
     program = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
     for number in (*_ABSENT_CALLS.values(), architecture.io_setup):

@@ -25,9 +25,7 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded it: the 
 
 
 def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
-    """Return the bytes of free objects in the machine's slabs, without reclaimable ones. None if only root may read
-    them.
-    """
+    """Return the bytes of free, not reclaimable objects in the machine's slabs; None if only root may read them."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
@@ -42,7 +40,7 @@ def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
 
 @cache
 def is_reclaimable(name: str, flags: Path) -> bool:
-    """Return whether the kernel can reclaim objects of this kind: names of files and similar."""
+    """Return whether the kernel can reclaim objects of this kind, such as cached file names."""
     try:
         return (flags / name / "reclaim_account").read_text().strip() == "1"
     except OSError:

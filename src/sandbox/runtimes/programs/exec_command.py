@@ -1,12 +1,12 @@
 """Runs an additional command in a sandbox of namespaces. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's init by a pidfd, so it depends on no path and no process id that a process
-inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the sandbox's
-devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so processes
-inside do not see it and cannot read its memory.
+It enters the namespaces of the sandbox's init through a pidfd, so it depends on no path and no process id that a
+process inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the
+sandbox's devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so
+processes inside do not see it and cannot read its memory.
 
 Arguments: control descriptor, parent's pid, uid inside, rows, columns, directory. The last argument is a marker for
-finding the process and is otherwise ignored. One message then brings the pidfd and three files: the command's argv, its
+finding the process and is otherwise ignored. One message then passes the pidfd and three files: the command's argv, its
 environment and the seccomp filter.
 """
 
@@ -24,7 +24,7 @@ launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
 PTMX_PATH = "/dev/pts/ptmx"
-"""Below a mount point, which no process inside can move; `/dev/ptmx` itself may be anything."""
+"""Below a mount point, which no process inside can move; `/dev/ptmx` itself may have been replaced."""
 
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 """Mount, cgroup, UTS, IPC, user, pid and network namespaces: entered all at once or not at all."""
@@ -34,7 +34,7 @@ CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 EXIT_NOT_STARTED = 127
 DESCRIPTORS_MAX = 8
-"""Maximum in the one message."""
+"""Maximum number in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,7 +77,7 @@ def open_pty(rows: int, columns: int) -> tuple[int, int]:
     master_fd = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(master_fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
-        raise OSError(f"{PTMX_PATH} makes no terminals")
+        raise OSError(f"{PTMX_PATH} is not a pty multiplexer")
     fcntl.ioctl(master_fd, TIOCSPTLCK, struct.pack("i", 0))
     fcntl.ioctl(master_fd, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     # Opened through the master's descriptor, because the slave's name could be another file by now.
@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent. Also if it has ended already; its pid is not known inside."""
+    """In the child: die with the parent, even if it has ended. Its pid is unknown inside, so it must respond."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":

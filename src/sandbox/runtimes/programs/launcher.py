@@ -2,8 +2,8 @@
 
 It creates the network namespace, opens the gateway's listeners in it, stages the host files that the sandbox may see
 below one path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the
-listeners. Then it waits for one message with the command and execs it. It is generic: the message says what to exec
-(bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
+listeners. Then it waits for one message with the command and execs it. It is generic: the message determines what to
+exec (bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
@@ -81,7 +81,7 @@ def set_parent_death_signal(parent: int) -> None:
 
 
 def enter_namespaces(as_root: bool) -> None:
-    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace, which allows it."""
+    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace."""
     uid, gid = os.getuid(), os.getgid()
     check_errno(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:
@@ -204,7 +204,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 def stage_view(path: str, source: str, parent: int, name: str) -> bool:
     """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, out of a view of its directory.
 
-    source: another path of the same file. parent: descriptor of its directory. Returns False where there is no view.
+    source: another path of the same file. parent: descriptor of its directory. Returns False if a view is not possible.
     """
     target = f"{STAGING_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
@@ -221,7 +221,7 @@ def stage_view(path: str, source: str, parent: int, name: str) -> bool:
 
 
 def _is_same_inode(file: str, source: str) -> bool:
-    """Return whether the number is the same. It is not if the path is a mount point or a link."""
+    """Return whether both have the same inode number. They do not if the path is a mount point or a link."""
     return os.path.exists(file) and os.stat(file).st_ino == os.stat(source).st_ino  # noqa: PTH110, PTH116
 
 
@@ -235,7 +235,7 @@ def _has_mounts_below(directory: str) -> bool:
 def _mount_view(directory: str, target: str) -> bool:
     """Mount a read-only view whose inodes, and so file locks and inotify watches, are those of this mount only.
 
-    Returns False where the kernel refuses it, as in user namespaces before Linux 5.11.
+    Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
     """
     empty = f"{STAGING_DIRECTORY}/empty"  # an overlay without an upper directory needs two lower ones
     for path in (empty, target):
@@ -279,7 +279,7 @@ def _stage_file(target: str, fallback: str, text: str) -> None:
 
 
 def mount_devpts() -> None:
-    """Mount a devpts at DEVPTS_DIRECTORY, and where gVisor looks for it if the host has such a path."""
+    """Mount a devpts at DEVPTS_DIRECTORY, and at the paths that gVisor uses if they exist on the host."""
     os.mkdir(DEVPTS_DIRECTORY)  # noqa: PTH102
     options = f"newinstance,ptmxmode=0666,mode=0600,max={PTYS_MAX}"
     _mount("devpts", DEVPTS_DIRECTORY, "devpts", MS_NOSUID | MS_NOEXEC, options)
@@ -352,7 +352,7 @@ def send_sockets(control: _socket.socket, sockets: list[_socket.socket]) -> None
 
 
 def serve(control: _socket.socket) -> None:
-    """Handle messages: `run` starts a program, `start` brings the command to exec. Exits when the runner hangs up."""
+    """Handle messages: `run` starts a program, `start` passes the command to exec. Exits when the runner hangs up."""
     buffer_bytes = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
     while True:
         message, ancillary, _, _ = control.recvmsg(16, buffer_bytes, _socket.MSG_CMSG_CLOEXEC)
@@ -360,7 +360,7 @@ def serve(control: _socket.socket) -> None:
         if message == b"start":
             argv_file, stdin, *rest = numbers
             os.dup2(stdin, 0)
-            exec_command(argv_file, rest)
+            exec_program(argv_file, rest)
         if not message.startswith(b"run "):
             os._exit(0)
         # Let the kernel reap the supervisors.
@@ -377,7 +377,7 @@ def serve(control: _socket.socket) -> None:
 def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
-    first_fd_count: so many descriptors get the numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
+    first_fd_count: how many descriptors get numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_fd), os.getpid()
@@ -390,7 +390,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
             for target, number in enumerate(high[1 : first_fd_count + 1]):
                 os.dup2(number, target)
-            exec_command(high[0], high[first_fd_count + 1 :])
+            exec_program(high[0], high[first_fd_count + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:
@@ -412,7 +412,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
         os._exit(0)
 
 
-def exec_command(argv_file: int, descriptors: list[int]) -> None:
+def exec_program(argv_file: int, descriptors: list[int]) -> None:
     """Exec the argv in the file: the path, then the arguments from argv[0] on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
@@ -442,7 +442,7 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
-        # As root, because files in transit that the last sandbox with this uid left behind would make it fail.
+        # Sent as root: with the sandbox's uid, it could fail because of files in transit from an earlier sandbox.
         send_sockets(control, sockets)
         if agent_uid != "-":
             enter_user_namespace(int(kernel_uid), int(agent_uid))

@@ -27,8 +27,7 @@ _LIMITS = (
 
 
 def apply_process_limits(*, limits_open_files: bool) -> None:
-    """Apply the limits and defaults that the command inherits: no core dumps, preferred by the OOM killer, default
-    signals.
+    """Apply what the command inherits: limits, default signals, no core dumps, preferred by the OOM killer.
 
     The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
     """

@@ -1,10 +1,10 @@
 """Runs runsc against a running sandbox. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's own runsc by a pidfd and becomes root of their user namespace: the sandbox's
-kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
+It enters the namespaces of the sandbox's own runsc through a pidfd and becomes root of their user namespace: the
+sandbox's kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
-finding the process and is otherwise ignored. One message then brings the pidfd and runsc's argv in a memfd, and for a
+finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd, and for a
 terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two empty ones
 for runsc's log messages and for the pid inside of the command that has started.
 """

@@ -122,7 +122,7 @@ class GuestStream(asyncio.ReadTransport):
     def feed(self, data: bytes) -> bool:
         """Add data of the guest. Returns whether there was any and the stream accepts it.
 
-        Aborts the channel if the guest keeps sending although it was told to pause.
+        Aborts the channel if the guest keeps sending after a PAUSE frame.
         """
         if self._backlog_bytes is not None:
             self._backlog_bytes += len(data)
@@ -145,12 +145,12 @@ class GuestStream(asyncio.ReadTransport):
         return not self._has_ended
 
     def pause_reading(self) -> None:
-        """Tell the guest to pause; called by the StreamReader when its buffer is full."""
+        """Send a PAUSE frame; called by the StreamReader when its buffer is full."""
         self._backlog_bytes = 0
         self._channel.send(frames.PAUSE, self._number)
 
     def resume_reading(self) -> None:
-        """Tell the guest to resume; called by the StreamReader when its buffer has space."""
+        """Send a RESUME frame; called by the StreamReader when its buffer has space."""
         self._backlog_bytes = None
         self._channel.send(frames.RESUME, self._number)
 
@@ -186,7 +186,7 @@ class OutputTail(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._resume_reading)
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 

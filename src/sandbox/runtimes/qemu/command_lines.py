@@ -21,7 +21,7 @@ GUEST_OVERHEAD_BYTES = 160 * _MEBIBYTE
 """Memory of the guest in addition to the command's: its kernel, its agent, the content of tmpfs."""
 
 JAIL_OVERHEAD_BYTES = GUEST_OVERHEAD_BYTES + 384 * _MEBIBYTE
-"""Memory of the host in addition to the command's: GUEST_BYTES, QEMU with its translation cache, and virtiofsd."""
+"""Memory of the host in addition to the command's: GUEST_OVERHEAD_BYTES, QEMU with its translation cache, virtiofsd."""
 
 JAIL_OVERHEAD_TASKS = 160
 """Threads of QEMU and virtiofsd."""
@@ -35,12 +35,12 @@ _EMULATED_KERNEL_PARAMETERS = (
     "nowatchdog",
     # QEMU's translated code jumps and returns differently, so these mitigations protect nothing there.
     "mitigations=off",
-    # Tests of ciphers, signatures of modules that the host provides, keys, and policies that no guest gets.
+    # Skip tests of ciphers, keys for signatures of modules (the host provides them), and unused security policies.
     "cryptomgr.notests",
     "initcall_blacklist=jent_mod_init,init_encrypted,load_system_certificate_list",
     "lsm=landlock,yama",
 )
-"""Parameters that omit work in an emulated kernel, where each new code path is expensive."""
+"""Parameters that save work in an emulated kernel, where each new code path is expensive."""
 _EMULATED_CPU = "max,-la57"
 """All features of QEMU's CPU except five-level page tables, which make every page walk slower."""
 
@@ -98,7 +98,7 @@ def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: Qem
 
 
 def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescriptors) -> Sequence[str]:
-    """Return virtiofsd's argv. Only the guest changes the files while it lives, so it may cache everything.
+    """Return virtiofsd's argv. Only the guest changes the files while it runs, so it may cache everything.
 
     The jail confines virtiofsd to one uid without capabilities, so virtiofsd needs no sandbox.
     """

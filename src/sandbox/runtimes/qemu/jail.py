@@ -1,8 +1,8 @@
 """Command line of a guest's jail: bubblewrap around QEMU and virtiofsd.
 
-Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network but
-the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the tools
-that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
+Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network
+except the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the
+tools that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
 """
 
 import marshal
@@ -71,7 +71,7 @@ for one in (files, channel, accelerator):
     os.close(one)
 os.execv(virtiofsd[0], virtiofsd)
 """
-"""Starts two programs, each with its own descriptors only: virtiofsd ends when QEMU does, the jail with virtiofsd."""
+"""Starts two programs, each with its own descriptors only: virtiofsd ends with QEMU, and the jail with virtiofsd."""
 
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 

@@ -1,4 +1,4 @@
-"""Detects whether KVM works. Its device alone proves little, so it is tested, and a failure is remembered."""
+"""Detects whether KVM works. A device alone proves little, so KVM is tested, and a failure is stored."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class KvmStatus:
-    """Remembered failure of KVM, shared by all processes with this run directory until a reboot or the next probe."""
+    """Stored failure of KVM, shared by all processes with this run directory until a reboot or the next probe."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _FAILURE_FILE
@@ -44,13 +44,13 @@ class KvmStatus:
         return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 
     def record_failure(self) -> None:
-        """Remember that no guest boots with KVM, however long it takes."""
+        """Store that no guest boots with KVM, even with more time."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())
 
     def reset(self) -> None:
-        """Forget the failure."""
+        """Remove a stored failure."""
         self._file.unlink(missing_ok=True)
 
 

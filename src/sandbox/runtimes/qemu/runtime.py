@@ -55,7 +55,9 @@ class BootingRuntime(Runtime, Protocol):
     last_accelerator: Accelerator | None
 
 
-async def probe_qemu(runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, only_kvm: bool) -> RuntimeProbe:
+async def probe_qemu(
+    runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, excludes_emulation: bool
+) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
         return _failed_probe("The qemu runtime is for x86_64; use another runtime.", is_final=True)
@@ -67,15 +69,15 @@ async def probe_qemu(runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, 
         kvm.reset()
         if kvm.is_present() and await kvm.is_too_slow():
             kvm.record_failure()
-        if only_kvm and not kvm.is_usable():
+        if excludes_emulation and not kvm.is_usable():
             return _failed_probe(_KVM_REQUIRED)
-        seconds = _KVM_SECONDS if only_kvm else _EMULATED_SECONDS
+        seconds = _KVM_SECONDS if excludes_emulation else _EMULATED_SECONDS
         limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
         )
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
-        return _failed_probe(_KVM_REQUIRED if only_kvm and has_not_booted else str(error))
+        return _failed_probe(_KVM_REQUIRED if excludes_emulation and has_not_booted else str(error))
     has_kvm = runtime.last_accelerator is Accelerator.KVM
     return RuntimeProbe(
         NAME,
@@ -106,7 +108,7 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """The launcher execs the jail of a guest. `plans` must contain the attempt's plan by then."""
+    """Starts the launcher that execs a guest's jail. `plans` must contain the attempt's plan by then."""
 
     name = NAME
 
@@ -152,25 +154,26 @@ class QemuDriver:
 class QemuRuntime(BaseRuntime):
     """Sandboxes with their own kernel, emulated if KVM does not work.
 
-    run_dir: private directory with a short path, for the probe's files and the state of KVM. only_kvm: never emulate.
+    run_dir: private directory with a short path, for the probe's files and the state of KVM.
+    excludes_emulation: require KVM.
     last_accelerator: the accelerator that the last guest booted with.
     """
 
     name = NAME
     tier = TIER
 
-    def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, only_kvm: bool = False) -> None:
+    def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, excludes_emulation: bool = False) -> None:
         driver = QemuDriver()
         super().__init__(driver, uid_range)
         self._plans = driver.plans
         self._run_dir = run_dir
         self._kvm = KvmStatus(run_dir)
-        self._only_kvm = only_kvm
+        self._excludes_emulation = excludes_emulation
         self.last_accelerator: Accelerator | None = None
 
     async def probe(self) -> RuntimeProbe:
-        """Boot a guest, run `true` in it and destroy it, within 10 s with `only_kvm`, else within 60 s."""
-        return await probe_qemu(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
+        """Boot a guest, run `true` in it and destroy it, within 10 s with `excludes_emulation`, else within 60 s."""
+        return await probe_qemu(self, self._run_dir, self._kvm, excludes_emulation=self._excludes_emulation)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
         """Boot a guest. An emulated guest may hang during boot for no known reason, so booting is retried."""
@@ -206,12 +209,10 @@ class QemuRuntime(BaseRuntime):
         raise problem
 
     def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
-        """Return accelerators and timeouts. Each emulated boot gets twice the time of the one before, in case it was
-        slow.
-        """
+        """Return accelerators and timeouts. Each emulated boot gets twice as much time as the one before."""
         kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
         emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
-        if self._only_kvm:
+        if self._excludes_emulation:
             return kvm
         return [*kvm, *emulated] if self._kvm.is_usable() else emulated
 

@@ -39,7 +39,7 @@ _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class BootError(Exception):
-    """The guest did not reach its agent. The message says how far it came.
+    """The guest did not reach its agent. The message describes how far the boot got.
 
     has_timed_out: it may still have been booting.
     """
@@ -155,21 +155,19 @@ class QemuSandbox:
         launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter)
 
-    async def open_file_usage(self) -> FileUsage:
-        """Return nothing: `file_usage` takes no lock of a program inside."""
+    async def file_counts(self) -> FileUsage:
+        """Return no counts: `detailed_file_usage` takes no lock that programs inside can hold."""
         return FileUsage()
 
-    async def file_usage(self) -> FileUsage:
-        """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
-        group.
-        """
+    async def detailed_file_usage(self) -> FileUsage:
+        """Return the directories that virtiofsd has open for listing; memory of other files is charged to the group."""
         return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
         """Return the statistics: CPU time from the host (QEMU uses it for the guest), the rest from the guest."""
         host_stats = self._group.stats()
-        figures = await self._request_stats()
-        return host_stats if figures is None else merge_stats(host_stats, figures, self._plan.spec)
+        guest_stats = await self._request_stats()
+        return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
 
     async def close(self) -> None:
         """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
@@ -207,7 +205,7 @@ class QemuSandbox:
             await self._channel.open(host_socket)
             exec_spec = self._build_exec_spec(guest_socket, status_inside)
         try:
-            self._launcher.exec_command(exec_spec.argv, b"", exec_spec.descriptors)
+            self._launcher.exec_program(exec_spec.argv, b"", exec_spec.descriptors)
         except OSError as error:
             raise BootError(f"the sandbox has ended: {error.strerror}") from error
         finally:
@@ -340,7 +338,7 @@ def _encode_command(command: Command) -> bytes:
 def _connect_virtiofsd(run_dir: Path, attempt_id: str) -> tuple[int, int]:
     """Return virtiofsd's listening socket and QEMU's connection to it, already pending. The socket's path is removed.
 
-    Nobody else can have connected before, because the directory is private.
+    No other process can have connected before, because the directory is private.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

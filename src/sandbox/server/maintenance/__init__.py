@@ -1,1 +1,1 @@
-"""Periodic work: garbage collection, pruning, compaction, integrity."""
+"""Periodic work: garbage collection, pruning, compression, integrity."""

@@ -2,8 +2,8 @@
 
 An attempt belongs to this server if it has a directory in its data directory: the directory is created before anything
 else of the attempt, and its log stays. It is over if its task has ended and no process holds the journal's lock, which
-is held here in the meantime. So an attempt that is being planned, run or finished is never disturbed, however long ago
-it started.
+the garbage collector holds while it removes leftovers. So an attempt that is being planned, run or finished is never
+disturbed, however long ago it started.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState, replay_task
-from sandbox.interfaces.placement import Leftovers
+from sandbox.interfaces.placement import LeftoverSource
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
@@ -41,21 +41,23 @@ class GarbageCollectorDependencies:
     data_dir: Path
     journals: Journals
     store: Store
-    preservation: PreservedSandboxes
+    preserved_sandboxes: PreservedSandboxes
     remove: RemovePaths
 
 
 class GarbageCollector:
     """Removes leftovers. leftover_sources: in the order of their removal; files are removed last."""
 
-    def __init__(self, dependencies: GarbageCollectorDependencies, leftover_sources: Sequence[Leftovers]) -> None:
+    def __init__(self, dependencies: GarbageCollectorDependencies, leftover_sources: Sequence[LeftoverSource]) -> None:
         self._dependencies = dependencies
         self._leftover_sources = leftover_sources
 
     async def sweep(self) -> None:
         """Scan everything once. A failure does not stop the rest; raises GarbageCollectionError at the end."""
-        leftovers = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._leftover_sources}
-        # After the scan of the host: the directory of an attempt is older than its leftovers.
+        leftovers = {
+            source: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources
+        }
+        # Scan the directories after the host: the directory of an attempt is older than its leftovers.
         failures: list[str] = []
         attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
         is_all_known = not failures
@@ -66,26 +68,26 @@ class GarbageCollector:
                 failures.append(f"the journal or lock of task {task_id}: {error}")
             except SandboxError as error:
                 failures.append(f"task {task_id}: {error}")
-        for kind in filter(lambda kind: kind.is_exclusive and is_all_known, self._leftover_sources):
-            failures += await self._sweep_unowned(kind, leftovers[kind] - attempts.keys())
+        for source in filter(lambda source: source.is_exclusive and is_all_known, self._leftover_sources):
+            failures += await self._sweep_unowned(source, leftovers[source] - attempts.keys())
         if failures:
             raise GarbageCollectionError("; ".join(failures))
 
-    async def _sweep_unowned(self, kind: Leftovers, attempt_ids: Collection[str]) -> list[str]:
+    async def _sweep_unowned(self, source: LeftoverSource, attempt_ids: Collection[str]) -> list[str]:
         """Remove leftovers without a directory, in a location that only this server uses. Return the failures."""
         failures = []
         for attempt_id in attempt_ids:
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await kind.clean_up(
+                    await source.clean_up(
                         attempt_id, TaskLayout(self._dependencies.data_dir, attempt_id).attempt(attempt_id)
                     )
             except (SandboxError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{kind.kind} of attempt {attempt_id}: {error_reason(error)}")
+                failures.append(f"{source.kind} of attempt {attempt_id}: {error_reason(error)}")
         return failures
 
     async def _sweep_task(
-        self, task_id: str, attempt_ids: Sequence[str], leftovers: Mapping[Leftovers, Collection[str]]
+        self, task_id: str, attempt_ids: Sequence[str], leftovers: Mapping[LeftoverSource, Collection[str]]
     ) -> list[str]:
         """Return the failures. Raises StoreError; OSError if the journal or lock cannot be read."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
@@ -113,30 +115,32 @@ class GarbageCollector:
         except (JournalDamagedError, FileNotFoundError):
             return None  # the tailer reports it
 
-    async def _sweep_attempt(self, task: Task, attempt_id: str, leftovers: Mapping[Leftovers, Collection[str]]) -> None:
+    async def _sweep_attempt(
+        self, task: Task, attempt_id: str, leftovers: Mapping[LeftoverSource, Collection[str]]
+    ) -> None:
         files = TaskLayout(self._dependencies.data_dir, task.id).attempt(attempt_id)
-        kinds = [kind.kind for kind in self._leftover_sources if attempt_id in leftovers[kind]]
-        if self._dependencies.preservation.disk_attempt_id(
+        kinds = [source.kind for source in self._leftover_sources if attempt_id in leftovers[source]]
+        if self._dependencies.preserved_sandboxes.disk_attempt_id(
             task
-        ) == attempt_id and self._dependencies.preservation.is_preserved(task):
+        ) == attempt_id and self._dependencies.preserved_sandboxes.is_preserved(task):
             if not kinds and not files.handle.exists():
                 return
-            async with self._dependencies.preservation.exclusive(task) as is_exclusive:
+            async with self._dependencies.preserved_sandboxes.exclusive(task) as is_exclusive:
                 if not is_exclusive:
                     return
-                await self._end_leftovers(attempt_id, files)
+                await self._clean_up_leftovers(attempt_id, files)
                 files.handle.unlink(missing_ok=True)
         else:
-            await self._end_leftovers(attempt_id, files)
+            await self._clean_up_leftovers(attempt_id, files)
             preserved = (files.runner_log, files.handle)
             await self._dependencies.remove([path for path in files.root.iterdir() if path not in preserved])
             files.handle.unlink(missing_ok=True)
         _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 
-    async def _end_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Clean up every kind regardless of what was found: a handle alone may be enough to end a sandbox."""
-        for kind in self._leftover_sources:
-            await kind.clean_up(attempt_id, layout)
+    async def _clean_up_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
+        """Clean up every kind, whatever was found: a handle alone may be enough to end a sandbox."""
+        for source in self._leftover_sources:
+            await source.clean_up(attempt_id, layout)
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:

@@ -152,7 +152,7 @@ def checksum(file: Path) -> str:
 
 
 def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: ReplayState) -> Iterator[Discrepancy]:
-    """Both must agree up to the index's offset. After it, only an unfinished task's journal may have more records."""
+    """Require equality up to the index's offset. After it, only an unfinished task's journal may have more records."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
         message = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"

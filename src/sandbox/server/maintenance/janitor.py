@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A job of every janitor run. It may be cancelled at any await, and must do the rest the next time.
+    """A job of every janitor run. It may be cancelled at any await, and must then do the rest in its next run.
 
     name: the object of the job, for operators.
     remedy: what operators can do if it fails.
@@ -37,7 +37,7 @@ class Janitor:
             await asyncio.sleep(JANITOR_INTERVAL_SECONDS)
 
     async def run_once(self) -> None:
-        """Run every job once. Never raises for a failed job."""
+        """Run every job once. Failures are only logged."""
         for job in self._jobs:
             try:
                 async with asyncio.timeout(PERIODIC_JOB_SECONDS):

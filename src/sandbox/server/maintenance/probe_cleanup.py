@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
-from sandbox.interfaces.placement import Leftovers
+from sandbox.interfaces.placement import LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 
@@ -31,7 +31,7 @@ def probe_lock(run_dir: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
-    """Like `probe_lock` without blocking the event loop, on which the server itself runs the cleanup."""
+    """Like `probe_lock`, without blocking the event loop, because the cleanup may run on the same loop."""
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
             await asyncio.sleep(_POLL_SECONDS)
@@ -50,7 +50,7 @@ def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
 class ProbeCleanup:
     """Removes the probes in a run directory, and what exists on the host under their ids."""
 
-    def __init__(self, run_dir: Path, leftover_sources: Sequence[Leftovers], remove: RemovePaths) -> None:
+    def __init__(self, run_dir: Path, leftover_sources: Sequence[LeftoverSource], remove: RemovePaths) -> None:
         self._run_dir = run_dir
         self._leftover_sources = leftover_sources
         self._remove = remove
@@ -80,8 +80,8 @@ class ProbeCleanup:
             raise OSError("; ".join(failures))
 
     async def _remove_probe(self, directory: Path, probe_id: str) -> None:
-        for kind in self._leftover_sources if probe_id.isalnum() else ():
-            await kind.clean_up(probe_id, AttemptLayout(directory))
+        for source in self._leftover_sources if probe_id.isalnum() else ():
+            await source.clean_up(probe_id, AttemptLayout(directory))
         await self._remove([directory])
 
 

@@ -1,7 +1,7 @@
 """Removes finished tasks beyond the retention, completely: first from the index, then from the disk.
 
-A task that is not in the index but still has its journal is restored by the next start of a server. Once one rename has
-moved its directory out of `tasks/`, it is gone permanently, and its remains only use disk space.
+If a task is not in the index but its journal still exists, the next start of a server restores the task. Once a rename
+has moved its directory out of `tasks/`, the task is gone permanently, and its remains only use disk space.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
 _Skipped = dict[str, str]
-"""Task ids of tasks that could not be examined, with the reason. They are kept."""
+"""Why tasks could not be examined, by task id. Such tasks are kept."""
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class PruningDependencies:
     data_dir: Path
     journals: Journals
     store: Store
-    preservation: PreservedSandboxes
+    preserved_sandboxes: PreservedSandboxes
     clock: Clock
     remove: RemovePaths
     flush: Callable[[Path], None]
@@ -126,15 +126,15 @@ class Pruner:
         self._size_measurement = SingleFlight(self._measure_sizes)
 
     def prepare(self) -> None:
-        """Create the directory for pruned tasks early: on a full disk that would fail."""
+        """Create the directory for pruned tasks early: a full disk would prevent it."""
         with contextlib.suppress(OSError):
             self._make_directory()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove tasks beyond the retention and return them, oldest first. dry_run: only return them.
 
-        Age and number need no size measurement. That may take longer than the caller waits; then its result serves the
-        next call. A task that cannot be examined is kept and does not stop the others. Raises StoreError, OSError;
+        Only `max_bytes` needs a size measurement. It may take longer than the caller waits; then the next call uses its
+        result. A task that cannot be examined is kept and does not stop the others. Raises StoreError, OSError;
         UnavailableError at the end if such tasks remain, or if remains of others could not be removed.
         """
         skipped: _Skipped = {}
@@ -225,7 +225,7 @@ class Pruner:
     def _count_prunable(self, limit: int, skipped: _Skipped) -> int:
         """Count the finished tasks that may be removed.
 
-        Exact only if there are more than `limit`; else all finished ones.
+        If no more than `limit` tasks are finished, return the number of all finished tasks.
         """
         counts = self._dependencies.store.count_by_state()
         finished_count = sum(counts[state] for state in TERMINAL_STATES)
@@ -238,7 +238,7 @@ class Pruner:
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
         """Whether the task has files for its user. If that is unknown, the task is kept and noted in `skipped`."""
         try:
-            return self._dependencies.preservation.is_preserved(task)
+            return self._dependencies.preserved_sandboxes.is_preserved(task)
         except OSError as error:
             skipped[task.id] = error_reason(error)
             return True

@@ -1,5 +1,5 @@
 -- Tasks and their labels. Times are microseconds since 1970 in UTC.
--- `task` is the whole task as JSON; the other columns are what is searched and sorted by.
+-- `task` is the whole task as JSON; the other columns are for filters and sorting.
 CREATE TABLE tasks (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,
@@ -11,13 +11,13 @@ CREATE TABLE tasks (
     task BLOB NOT NULL
 ) STRICT;
 
--- A page is one of these read in its order, either way; the state at the end answers the filter on the way.
+-- A page is read in the order of one of these indexes; the state is included for the filter by state.
 CREATE INDEX tasks_by_creation ON tasks (created_at, id, state);
 CREATE INDEX tasks_by_start ON tasks (started_at, id, state);
 CREATE INDEX tasks_by_change ON tasks (state_changed_at, id, state);
 CREATE INDEX tasks_by_name ON tasks (name, id, state);
 
--- Counts, and the few tasks that are not finished.
+-- For counts, and for the few unfinished tasks.
 CREATE INDEX tasks_by_state ON tasks (state);
 
 CREATE TABLE labels (

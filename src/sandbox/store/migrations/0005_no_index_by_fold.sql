@@ -1,2 +1,2 @@
--- Every row is looked at when a server starts, so that nobody asks by these rules alone any more.
+-- A starting server reads every row, so no query filters by version anymore.
 DROP INDEX tasks_by_fold;

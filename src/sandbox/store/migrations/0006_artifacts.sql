@@ -1,8 +1,8 @@
--- There may be ten thousand of them, and no list shows them: they stand last in the row, which is read up to what is
--- asked for. A JSON list, and `task` is the task without it.
+-- A JSON list, which `task` no longer contains. There may be ten thousand artifacts, and no list of tasks shows them. The
+-- column is the last one, because SQLite reads a row only up to the last requested column.
 ALTER TABLE tasks ADD COLUMN artifacts BLOB NOT NULL DEFAULT X'5B5D';
 
--- A damaged row stays as it is, and is read anew from its journal.
+-- A damaged row is left unchanged; the task is indexed again from its journal.
 UPDATE tasks SET
     artifacts = CAST(json_extract(CAST(task AS TEXT), '$.artifacts') AS BLOB),
     task = CAST(json_remove(CAST(task AS TEXT), '$.artifacts') AS BLOB)

@@ -53,7 +53,7 @@ def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_emulation_requires_an_explicit_choice(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
-    result = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
+    result = asyncio.run(QemuRuntime(tmp_path / "run", excludes_emulation=True).probe())
     assert not result.is_available
     assert "explicitly" in result.remedy
 

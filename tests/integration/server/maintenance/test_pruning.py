@@ -270,7 +270,7 @@ def damage_task_into_another(stored):
 def damage_time_of_change(stored):
     """Make the row the oldest by its time; its task is the youngest."""
     stored.damage_row("task-1", "state_changed_at", 0)
-    return "index of tasks is damaged .*and at 0 by its row"
+    return "index of tasks is damaged .*but at 0 in its row"
 
 
 PRUNE_ALL = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]

@@ -81,5 +81,5 @@ def test_permission_prompts_are_enabled_without_skip_permissions():
     ],
 )
 def test_exit_status_maps_to_failure_code(exit_: ExitStatus, code: str | None):
-    failure = ClaudeCodeDriver(Path("/opt/claude")).check_session_exit(exit_)
+    failure = ClaudeCodeDriver(Path("/opt/claude")).check_interactive_exit(exit_)
     assert (failure and failure.code) == code

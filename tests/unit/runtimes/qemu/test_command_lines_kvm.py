@@ -21,8 +21,8 @@ BOOTED = None
 class FakeQemuRuntime(QemuRuntime):
     """A runtime with predefined boot outcomes. By default a guest boots."""
 
-    def __init__(self, tmp_dir, *outcomes, only_kvm=False):
-        super().__init__(tmp_dir / "run", only_kvm=only_kvm)
+    def __init__(self, tmp_dir, *outcomes, excludes_emulation=False):
+        super().__init__(tmp_dir / "run", excludes_emulation=excludes_emulation)
         self.boots = []
         self.outcomes = list(outcomes)
 
@@ -93,12 +93,12 @@ def test_machine_without_kvm_emulates_without_slow_reason(tmp_path, monkeypatch)
 
 
 def test_only_kvm_does_not_fall_back_to_emulation(tmp_path):
-    qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, only_kvm=True)
+    qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, excludes_emulation=True)
     with pytest.raises(AttemptError, match="did not boot: not in time") as raised:
         qemu_runtime.make()
     assert raised.value.code == "provision_failed"
 
-    later = FakeQemuRuntime(tmp_path, only_kvm=True)
+    later = FakeQemuRuntime(tmp_path, excludes_emulation=True)
     later.make()
     assert later.accelerators == [Accelerator.KVM]
 
@@ -120,7 +120,7 @@ def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcome
     assert (probe.is_available, probe.is_explicit_only) == (True, is_explicit_only)
     assert any("no KVM" in gap for gap in probe.gaps) is is_explicit_only
 
-    automatic = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes, only_kvm=True).probe())
+    automatic = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes, excludes_emulation=True).probe())
     assert automatic.is_available is not is_explicit_only
     assert ("explicitly" in automatic.remedy) is is_explicit_only
 
@@ -128,7 +128,7 @@ def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcome
 def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):
     set_kvm_speed(monkeypatch, is_too_slow=True)
     monkeypatch.setattr("os.getuid", lambda: 0)
-    qemu_runtime = FakeQemuRuntime(tmp_path, only_kvm=True)
+    qemu_runtime = FakeQemuRuntime(tmp_path, excludes_emulation=True)
     automatic = asyncio.run(qemu_runtime.probe())
     assert (automatic.is_available, qemu_runtime.boots) == (False, [])
     assert "explicitly" in automatic.remedy

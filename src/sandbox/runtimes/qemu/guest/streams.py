@@ -48,7 +48,7 @@ class Streams:
             self._send(frames.INPUT_WRITTEN, number, b"")
 
     def close(self, number: int) -> None:
-        """Close the stream, which hangs a terminal up."""
+        """Close the stream, which hangs up a terminal."""
         descriptor = self._descriptors.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)

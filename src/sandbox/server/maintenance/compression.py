@@ -17,14 +17,14 @@ _FAILURES_SHOWN_MAX = 5
 _log = logging.getLogger(__name__)
 
 
-class JournalCompactor:
+class JournalCompressor:
     """Journals stay uncompressed for JOURNAL_COMPRESSION_DELAY_SECONDS, because recent tasks are read most."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals
         self._store = store
         self._clock = clock
-        self._compacted_until: Cursor | None = None
+        self._compressed_until: Cursor | None = None
         self._damaged: set[str] = set()
 
     async def sweep(self) -> None:
@@ -39,7 +39,7 @@ class JournalCompactor:
 
     async def _sweep(self, failures: list[str]) -> None:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
-        cursor, is_busy = self._compacted_until, False
+        cursor, is_busy = self._compressed_until, False
         while True:
             query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=cursor)
             page = await asyncio.to_thread(self._store.query, query)
@@ -48,15 +48,15 @@ class JournalCompactor:
                     return
                 try:
                     # This may take longer than a stopping server has; an unfinished compression starts over later.
-                    is_busy |= not await run_in_daemon_thread(partial(self._compact, task))
+                    is_busy |= not await run_in_daemon_thread(partial(self._compress, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:
                 return
             cursor = page.next_cursor
-            self._compacted_until = self._compacted_until if failures or is_busy else cursor
+            self._compressed_until = self._compressed_until if failures or is_busy else cursor
 
-    def _compact(self, task: Task) -> bool:
+    def _compress(self, task: Task) -> bool:
         """Return whether nothing is left to do. A damaged journal is read and logged once per server process."""
         if task.id in self._damaged:
             return True

@@ -12,7 +12,7 @@ from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
-from sandbox.server.maintenance.compaction import JournalCompactor
+from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.store.sqlite import SqliteStore
 
 
@@ -50,10 +50,10 @@ def test_old_journals_are_compressed_and_read_as_before(stored, components):
     async def scenario():
         async with components.server() as service:
             before = {task_id: await events_of(service, task_id) for task_id in ("old-1", "old-2", "young")}
-            compactor = JournalCompactor(components.journals, components.store, components.clock)
+            compressor = JournalCompressor(components.journals, components.store, components.clock)
             reading = service.replay("old-1")
             first = await anext(reading)
-            await compactor.sweep()
+            await compressor.sweep()
             assert compressed_task_ids(stored) == ["old-1", "old-2"]
             # A reader that started before continues.
             assert [first, *[frame async for frame in reading]] == before["old-1"]
@@ -62,7 +62,7 @@ def test_old_journals_are_compressed_and_read_as_before(stored, components):
                 for after in (1, 5, len(events) // 2, events[-2]["seq"], events[-1]["seq"]):
                     expected = [frame for frame in events if frame["seq"] > after]
                     assert await events_of(service, task_id, after) == (expected or events[-1:])
-            await compactor.sweep()
+            await compressor.sweep()
 
     asyncio.run(scenario())
     assert not (stored.data_dir / "tasks" / "old-1" / "journal" / "records").exists()
@@ -72,9 +72,9 @@ def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, com
     data = bytearray(stored.records("old-1").read_bytes())
     data[1000] ^= 1
     stored.records("old-1").write_bytes(data)
-    compactor = JournalCompactor(components.journals, components.store, components.clock)
+    compressor = JournalCompressor(components.journals, components.store, components.clock)
     for _ in range(2):
-        asyncio.run(compactor.sweep())
+        asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-2"]
     assert stored.records("old-1").read_bytes() == data
     assert caplog.text.count("old-1: its journal is left uncompressed") == 1
@@ -83,32 +83,32 @@ def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, com
 def test_restored_older_journal_is_not_compressed(stored, components, caplog):
     data = b"".join(stored.records("old-1").read_bytes().splitlines(keepends=True)[:-1])
     stored.records("old-1").write_bytes(data)
-    asyncio.run(JournalCompactor(components.journals, components.store, components.clock).sweep())
+    asyncio.run(JournalCompressor(components.journals, components.store, components.clock).sweep())
     assert compressed_task_ids(stored) == ["old-2"]
     assert stored.records("old-1").read_bytes() == data
     assert "old-1" in caplog.text
 
 
-def test_compaction_continues_after_a_full_disk(stored, components, monkeypatch):
-    compactor = JournalCompactor(components.journals, components.store, components.clock)
+def test_compression_continues_after_a_full_disk(stored, components, monkeypatch):
+    compressor = JournalCompressor(components.journals, components.store, components.clock)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
-            asyncio.run(compactor.sweep())
+            asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == []
     # A partially written file does not use the scarce space.
     assert list((stored.data_dir / "tasks").glob("*/journal/*.new")) == []
-    asyncio.run(compactor.sweep())
+    asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-1", "old-2"]
 
 
 def test_locked_journal_is_compressed_in_a_later_sweep(stored, components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.maintenance.compaction.TaskQuery", partial(TaskQuery, limit=1))
-    compactor = JournalCompactor(components.journals, components.store, components.clock)
+    monkeypatch.setattr("sandbox.server.maintenance.compression.TaskQuery", partial(TaskQuery, limit=1))
+    compressor = JournalCompressor(components.journals, components.store, components.clock)
     with stored.journals.try_lock("old-1"):
-        asyncio.run(compactor.sweep())
+        asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-2"]
-    asyncio.run(compactor.sweep())
+    asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-1", "old-2"]
 
 
@@ -125,7 +125,7 @@ def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
 
     async def scenario():
         sweeping = asyncio.create_task(
-            JournalCompactor(components.journals, components.store, components.clock).sweep()
+            JournalCompressor(components.journals, components.store, components.clock).sweep()
         )
         async with asyncio.timeout(10):
             while not started.is_set():
@@ -148,5 +148,5 @@ def test_unreadable_journal_does_not_block_others(stored, components, monkeypatc
 
     monkeypatch.setattr(components.journals, "compress", compress)
     with pytest.raises(OSError, match=r"old-1.*Input/output error"):
-        asyncio.run(JournalCompactor(components.journals, components.store, components.clock).sweep())
+        asyncio.run(JournalCompressor(components.journals, components.store, components.clock).sweep())
     assert compressed_task_ids(stored) == ["old-2"]

@@ -1,6 +1,6 @@
 """Measures the cost and the saved space of compressed journals: 100 MB of agent output, plain and compressed.
 
-Run: python bench/packed_journals.py [DIRECTORY]    (the directory selects the disk)
+Run: python bench/compressed_journals.py [DIRECTORY]    (the directory selects the disk)
 """
 
 import json
@@ -19,13 +19,13 @@ from sandbox.model.events import Output, TaskFinished, ToolCall
 JOURNAL_BYTES = 100 * 1024 * 1024
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "mar", "ten", "sol")
 WORDS = [one + other for one in SYLLABLES for other in SYLLABLES]
-CHANCE = random.Random(1)
+RNG = random.Random(1)
 
 
 def line(number: int) -> bytes:
     """Create a line like those of Claude Code: the same keys, an id, and words."""
-    text = " ".join(CHANCE.choices(WORDS, k=60))
-    message = {"type": "assistant", "uuid": CHANCE.randbytes(16).hex(), "message": {"text": text, "turn": number}}
+    text = " ".join(RNG.choices(WORDS, k=60))
+    message = {"type": "assistant", "uuid": RNG.randbytes(16).hex(), "message": {"text": text, "turn": number}}
     return json.dumps(message).encode() + b"\n"
 
 
@@ -35,7 +35,7 @@ def write(journals: FileJournals) -> int:
     while journals.size_bytes("long") < JOURNAL_BYTES:
         for number in range(500):
             writer.append(Output.from_bytes("stdout", line(number)), at=datetime.now(UTC))
-            writer.append(ToolCall("Bash", CHANCE.randbytes(8).hex(), number), at=datetime.now(UTC))
+            writer.append(ToolCall("Bash", RNG.randbytes(8).hex(), number), at=datetime.now(UTC))
     writer.append(TaskFinished(), at=datetime.now(UTC), durable=True)
     writer.close()
     return writer.last_seq
@@ -57,7 +57,7 @@ def measure(name: str, journals: FileJournals, records: int) -> None:
             offset = batch.next_offset
 
     def read_one() -> None:
-        journals.read("long", journals.find_offset("long", CHANCE.randrange(1, records)), bytes_max=1)
+        journals.read("long", journals.find_offset("long", RNG.randrange(1, records)), bytes_max=1)
 
     scanned = records / seconds(read_all)
     print(f"{name:12}{scanned:12,.0f} records/s {median(seconds(read_one) for _ in range(200)) * 1000:10.2f} ms each")
@@ -69,9 +69,8 @@ if __name__ == "__main__":
         records = write(journals)
         size_bytes = journals.size_bytes("long")
         measure("plain", journals, records)
-        took = seconds(lambda: journals.compress("long"))
-        packed_bytes = (Path(directory) / "tasks" / "long" / "journal" / "records.gz").stat().st_size
-        print(
-            f"compressing {size_bytes / took / 1024**2:12,.0f} MiB/s    {size_bytes / packed_bytes:10.1f} times smaller"
-        )
+        duration = seconds(lambda: journals.compress("long"))
+        compressed_bytes = (Path(directory) / "tasks" / "long" / "journal" / "records.gz").stat().st_size
+        rate, ratio = size_bytes / duration / 1024**2, size_bytes / compressed_bytes
+        print(f"compressing {rate:12,.0f} MiB/s    {ratio:10.1f} times smaller")
         measure("compressed", journals, records)
