@@ -18,7 +18,7 @@ def tokens(tmp_path):
     return TokenFile(tmp_path)
 
 
-def test_missing_file_has_no_tokens_and_authenticates_nobody(tokens):
+def test_missing_file_has_no_tokens_and_rejects_all_tokens(tokens):
     assert not tokens.has_tokens
     assert tokens.list() == ()
     assert tokens.authenticate("sbx_aaaaaaaa_" + "0" * 64) is None
@@ -124,7 +124,7 @@ def test_concurrently_created_tokens_are_all_stored(tmp_path):
     assert sorted(names) == sorted("012" * 5)
 
 
-def test_tokens_change_while_a_server_locks_the_directory(tokens, tmp_path):
+def test_tokens_can_be_changed_while_a_server_locks_the_directory(tokens, tmp_path):
     with lock_data_dir(tmp_path):
         _, record = tokens.create(Role.VIEWER, "wall")
         tokens.revoke(record.id)

@@ -1,4 +1,4 @@
-"""A data directory has at most one server, for every user and every path to it."""
+"""At most one server uses a data directory, regardless of its user and of the path to the directory."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ NOBODY = 65534
 
 
 def serve(data_dir, *, prefix=()):
-    """Run `serve`; as a real process if it runs with a prefix."""
+    """Run `serve`: in a fork, or as a new process if it runs with a prefix."""
     arguments = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
     if not prefix:
@@ -38,7 +38,7 @@ def serve(data_dir, *, prefix=()):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
-def test_second_server_names_the_owner_and_the_fix(tmp_path):
+def test_error_of_a_second_server_names_the_owner_and_the_fix(tmp_path):
     with lock_data_dir(tmp_path):
         result = serve(tmp_path)
     assert result.returncode == 4
@@ -267,7 +267,7 @@ async def _restart_in_other_sessions(base):
     shutil.rmtree(session)
     os.environ["XDG_RUNTIME_DIR"] = str(other)
     assert choose_run_dir(data_dir).is_relative_to(other)
-    # A symbolic link in its place is not followed.
+    # A symbolic link in place of the run directory is not followed.
     (other / "sandbox").rename(base / "elsewhere")
     (other / "sandbox").symlink_to(base / "elsewhere")
     with pytest.raises(UnsafeDirectoryError):

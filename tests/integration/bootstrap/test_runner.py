@@ -68,7 +68,7 @@ runner.main()
     ("bytes_per_second", "exit_code"), [(10, 1), (1024**2, -signal.SIGALRM)], ids=["long journal", "short journal"]
 )
 def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_second, exit_code):
-    """After a reboot many finishers share the machine; a long journal must not cost a task its workspace."""
+    """After a reboot, many finishers run at once. A timeout while reading a long journal would lose the workspace."""
     journals = FileJournals(tmp_path)
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in ENDED:
@@ -104,7 +104,7 @@ def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_s
     ],
 )
 def test_stale_or_duplicate_order_is_rejected_without_writes(tmp_path, events, finish):
-    """Even if the lock is free: the order must match the journal."""
+    """A free lock is not sufficient: the order must match the journal."""
     journals, run_dir = FileJournals(tmp_path / "data"), tmp_path / "run"
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in events:

@@ -67,7 +67,7 @@ def test_missing_bubblewrap_leaves_git_unconfined(tmp_path, use_runtime, caplog)
 
 @pytest.mark.parametrize(("runtime", "is_confined"), [(SlowRuntime(), True), (missing_bubblewrap(), False)])
 def test_git_confinement_does_not_need_a_working_sandbox(tmp_path, use_runtime, runtime, is_confined):
-    """A finisher of an earlier attempt still reads its workspace."""
+    """Without a working sandbox, finishers of earlier attempts still read workspaces with git."""
     use_runtime(runtime)
     assert can_confine(tmp_path, RuntimeProbe("slow", is_available=False, tier="none", strength=1)) is is_confined
 

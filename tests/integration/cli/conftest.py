@@ -1,4 +1,4 @@
-"""Fixtures: a recorded API, and the CLI as a process that calls it."""
+"""Fixtures: a fake API, and the CLI as a process that calls it."""
 
 import os
 import pty
@@ -19,7 +19,7 @@ END = b"<end of output>"
 
 @pytest.fixture
 def api():
-    """A recorded API without responses."""
+    """A fake API that records requests; the test adds the responses."""
     with FakeApi().running() as api:
         yield api
 
@@ -91,7 +91,7 @@ class Terminal:
             assert time.monotonic() < deadline, f"the process is still running; output: {self.output!r}"
             if select.select([self.parent_fd], [], [], 0.02)[0]:
                 self.output += os.read(self.parent_fd, 65536)
-        os.write(self.child_fd, END)  # a marker: earlier output may arrive late, but precedes it
+        os.write(self.child_fd, END)  # output of the process may arrive late, but before this marker
         self.output = self.read_until(END).removesuffix(END)
         return self.output[start_index:]
 

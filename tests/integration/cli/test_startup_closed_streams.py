@@ -31,7 +31,7 @@ def test_closed_stream_keeps_the_exit_code_of_a_failure(run_closed, closed):
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_unread_output_is_not_a_failure(api, run_closed, closed):
+def test_output_to_a_closed_stream_is_not_a_failure(api, run_closed, closed):
     api.on("GET", "/tasks", json_response({"tasks": [], "next_cursor": None, "total_count": 0}))
     result = run_closed(closed, *SANDBOX, "task", "list", "--format", "json")
     assert (result.returncode, result.stderr) == (0, b"")

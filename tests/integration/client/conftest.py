@@ -1,4 +1,4 @@
-"""Fixtures: a recorded API, and the synchronous and asynchronous client behind one blocking interface."""
+"""Fixtures: a fake API, and the synchronous and asynchronous client behind one blocking interface."""
 
 import asyncio
 import inspect
@@ -44,7 +44,7 @@ class BlockingAsyncClient:
 
 @pytest.fixture
 def api():
-    """A recorded API without responses."""
+    """A fake API that records requests; the test adds the responses."""
     with FakeApi().running() as api:
         yield api
 
@@ -58,7 +58,7 @@ def client_class(request, monkeypatch):
 
 @pytest.fixture
 def client(api, client_class):
-    """A client of the recorded API, with a token."""
+    """A client of the fake API, with a token."""
     from doubles.fake_api import json_response
 
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))

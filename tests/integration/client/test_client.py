@@ -305,7 +305,7 @@ def test_terminal_accepts_an_uppercase_url_scheme(api):
         async with open_terminal(api.url.replace("http", "HTTP"), None, "other"):
             pass
 
-    with pytest.raises(UnreachableError):  # the recorded API does not support terminals
+    with pytest.raises(UnreachableError):  # the fake API does not support terminals
         asyncio.run(open_and_close())
     assert api.requests[0].path == "/tasks/other/terminal"
 

@@ -29,10 +29,10 @@ async def git(*arguments, cwd=None):
     return process.returncode, output.decode()
 
 
-def serve(directory, use):
+def serve(directory, scenario):
     async def run():
         async with git_service(directory) as service:
-            return await use(service.url)
+            return await scenario(service.url)
 
     return asyncio.run(run())
 

@@ -101,7 +101,7 @@ def test_faults_precede_the_turn():
     assert texts(response) == ["Done."]
 
 
-def test_hanging_turn_never_responds_and_ends_with_the_model():
+def test_hanging_turn_never_responds_and_ends_when_the_model_stops():
     async def send(client, _):
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/v1/messages", json=message_request(), timeout=0.2)

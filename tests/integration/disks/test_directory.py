@@ -16,17 +16,17 @@ MIB = 1024 * 1024
 async def writes_to_an_unreadable_directory(directory):
     files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
-    hidden = files.disk / "workspace" / "hidden"
-    hidden.mkdir(parents=True)
-    (hidden / "large").write_bytes(b"x" * 5 * MIB)
+    unreadable = files.disk / "workspace" / "unreadable"
+    unreadable.mkdir(parents=True)
+    (unreadable / "large").write_bytes(b"x" * 5 * MIB)
     # Without read permission for the directory, the agent can still write to it by name.
-    hidden.chmod(0o300)
+    unreadable.chmod(0o300)
     assert (await disks.usage(files)).is_full
 
 
 @contextmanager
 def held_by_children(path, size_bytes, *, unlinks, children=1):
-    """A new file of this size that processes have open, like a sandbox's processes below its runner."""
+    """Create a file of this size that child processes have open, like the processes of a sandbox below its runner."""
     path.write_bytes(b"x" * size_bytes)
     command = ["sh", "-c", 'exec 3< "$1" && echo && cat', "holder", path]
     holders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(children)]
@@ -61,7 +61,7 @@ async def keeps_a_small_file_open(directory):
         assert not (await disks.usage(files)).is_full
 
 
-async def opens_too_many_files_to_inspect(directory):
+async def exceeds_the_inspection_timeout(directory):
     files, disks = AttemptLayout(directory), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
@@ -106,9 +106,9 @@ def test_open_files_are_counted_once():
         run_as_ordinary_user(keeps_a_small_file_open, directory)
 
 
-def test_too_many_open_files_to_inspect_is_an_error():
+def test_timeout_of_the_inspection_of_open_files_is_an_error():
     with ordinary_user_directory() as directory:
-        run_as_ordinary_user(opens_too_many_files_to_inspect, directory)
+        run_as_ordinary_user(exceeds_the_inspection_timeout, directory)
 
 
 def test_removal_handles_restrictive_modes_and_follows_no_link():

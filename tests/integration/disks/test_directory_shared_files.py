@@ -31,7 +31,7 @@ _CLONE_FILES = 0x400
 
 @contextmanager
 def hold_open(path: Path, flags: int) -> Iterator[None]:
-    """A process that has an unlinked file open many times, and its children."""
+    """Run a process that has an unlinked file open many times, and its children."""
     path.write_bytes(b"x" * 8192)
     command = [sys.executable, "-c", _HOLDER, str(path), str(_FILES), str(_CHILDREN), str(flags)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -42,7 +42,7 @@ def hold_open(path: Path, flags: int) -> Iterator[None]:
 
 
 def count_inspected_files() -> int:
-    """The number of inspected open files of descendants."""
+    """Return the number of inspected open files of descendants."""
     return sum(1 for _ in directory._open_files())
 
 

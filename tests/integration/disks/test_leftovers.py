@@ -1,4 +1,7 @@
-"""A disk that is mounted by a process that outlived its runner is released, and no other process is killed."""
+"""A process that outlived its runner and holds the disk's mount is killed, and the disk is released.
+
+No other process is killed.
+"""
 
 import asyncio
 import os
@@ -29,7 +32,7 @@ def files(tmp_path):
 
 
 def run_runner(files, queue):
-    """A runner that is killed and leaves a process behind in its mount namespace."""
+    """Simulate a runner that is killed and leaves a process in its mount namespace."""
     unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
     queue.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
@@ -80,7 +83,7 @@ def test_disk_of_another_data_directory_is_not_listed(files, tmp_path):
 
 
 def mount_and_clean_up(files, data_dir, queue):
-    """Simulates an operator who mounts the disk in this process's namespace."""
+    """Simulate an operator who mounts the disk in this process's namespace."""
     unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
     with subprocess.Popen(["sleep", "600"]) as unrelated_process:

@@ -36,8 +36,8 @@ def loop_works(tmp_path):
 
 
 def run_in_child(scenario, *arguments, exit_code=0):
-    """Runs the scenario in a process with a separate mount namespace, like a runner. Its assertions count."""
-    child = FORKSERVER.Process(target=_with_hidden_mounts, args=(scenario, *arguments))
+    """Run the scenario, with its assertions, in a process with a separate mount namespace, like a runner."""
+    child = FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)
     if child.exitcode is None:
@@ -46,7 +46,7 @@ def run_in_child(scenario, *arguments, exit_code=0):
     assert child.exitcode == exit_code
 
 
-def _with_hidden_mounts(scenario, *arguments):
+def _run_with_private_mounts(scenario, *arguments):
     unshare_mounts()
     asyncio.run(scenario(LoopDisks(), *arguments))
 
@@ -170,7 +170,7 @@ async def finds_the_orphaned_file(disks, files):
 
 
 def test_damage_of_a_power_loss_is_repaired(loop_works, files):
-    """The control is the image without a file system."""
+    """The control is `test_corrupt_disk_is_an_error_and_not_reformatted`."""
     run_in_child(writes_below_a_directory, files)
     for damage in ("clri /workspace", "set_super_value state 0"):
         subprocess.run(["debugfs", "-w", "-R", damage, str(files.disk_image)], check=True, capture_output=True)
@@ -194,7 +194,7 @@ def is_alive(process_id):
 
 
 def test_commands_of_a_killed_process_are_killed(loop_works, tmp_path):
-    """A running fsck would change the file system under the next process's mount."""
+    """Otherwise a running fsck could change a file system that the next process has mounted."""
     started = tmp_path / "started"
     run_in_child(dies_during_a_command, started, exit_code=-signal.SIGKILL)
     process_id = int(started.read_text())
@@ -228,7 +228,7 @@ def test_disk_is_not_opened_twice_by_another_path(loop_works, files, tmp_path):
     context = FORKSERVER
     opened, release = context.Event(), context.Event()
     (tmp_path / "elsewhere").symlink_to(files.root)
-    child = context.Process(target=_with_hidden_mounts, args=(holds_until_released, files, opened, release))
+    child = context.Process(target=_run_with_private_mounts, args=(holds_until_released, files, opened, release))
     child.start()
     try:
         assert opened.wait(CHILD_SECONDS)
@@ -302,7 +302,7 @@ def test_missing_directory_disk_is_an_error(files):
         asyncio.run(scenario())
 
 
-def test_error_of_unshare_is_raised(monkeypatch):
+def test_unshare_error_is_raised(monkeypatch):
     class FailingLibc:
         def unshare(self, _):
             ctypes.set_errno(errno.EPERM)

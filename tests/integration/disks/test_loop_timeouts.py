@@ -1,4 +1,4 @@
-"""An unkillable command (such as on a hanging file system) does not block its caller."""
+"""A command that cannot be killed, for example on a hanging file system, does not block its caller."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from sandbox.disks.removal import remove_trees
 
 @pytest.fixture
 def unkillable(monkeypatch):
-    """Makes kill a no-op; yields a function that kills the started processes."""
+    """Disable `Process.kill`; yield a function that kills the started processes."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
     monkeypatch.setattr("sandbox.disks.removal.KILL_SECONDS", 0.1, raising=False)
@@ -32,7 +32,7 @@ async def with_timeout(awaitable, kill_all):
             await awaitable
     finally:
         kill_all()
-        await asyncio.sleep(0.1)  # until the loop sees the exit
+        await asyncio.sleep(0.1)  # until the event loop notices the exit
 
 
 def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):

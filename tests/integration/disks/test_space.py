@@ -43,7 +43,7 @@ def test_released_reserve_is_writable_on_a_full_disk(host):
 
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
 def test_disk_reports_data_loss_on_a_full_host(host, written_bytes, is_lost):
-    """The disk of the attempt has 1 GiB: writers see no error until data is lost."""
+    """The attempt's disk (1 GiB) is larger than the host's file system, so writers see no error until data is lost."""
     child = FORKSERVER.Process(target=_write, args=(host, written_bytes, is_lost))
     child.start()
     child.join(60)

@@ -15,38 +15,38 @@ CHUNKS = b"1\r\nx\r\n" * 10_000
 
 
 @asynccontextmanager
-async def count_loop_turns():
-    """Simulates the other work of the runner; yields the number of the current loop turn."""
-    turn = [0]
+async def count_loop_iterations():
+    """Simulate other work of the runner; yield a list with the number of the current iteration of the event loop."""
+    iteration = [0]
 
-    async def count_turns():
+    async def count_iterations():
         while True:
-            turn[0] += 1
+            iteration[0] += 1
             await asyncio.sleep(0)
 
-    counter = asyncio.create_task(count_turns())
+    counter = asyncio.create_task(count_iterations())
     try:
-        yield turn
+        yield iteration
     finally:
         counter.cancel()
 
 
 def test_many_clients_with_tiny_chunks_do_not_starve_the_loop(monkeypatch):
-    turns: Counter[int] = Counter()
-    turn, processed, longest = [0], 0, 0
+    calls_per_iteration: Counter[int] = Counter()
+    iteration, processed, longest = [0], 0, 0
     process = ModelProtocol.client_data_received
 
     def record_and_process(self, data):
         nonlocal processed, longest
-        turns[turn[0]] += 1
+        calls_per_iteration[iteration[0]] += 1
         processed, longest = processed + len(data), max(longest, len(data))
         return process(self, data)
 
     monkeypatch.setattr(ModelProtocol, "client_data_received", record_and_process)
 
     async def scenario():
-        nonlocal turn
-        async with served_gateway("http://127.0.0.1:9") as served, count_loop_turns() as turn:
+        nonlocal iteration
+        async with served_gateway("http://127.0.0.1:9") as served, count_loop_iterations() as iteration:
             clients = [await served.connect() for _ in range(CLIENTS)]
             head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
             for client in clients:
@@ -54,33 +54,33 @@ def test_many_clients_with_tiny_chunks_do_not_starve_the_loop(monkeypatch):
             await wait_until(lambda: processed == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
 
     run(scenario)
-    assert max(turns.values()) == 1
+    assert max(calls_per_iteration.values()) == 1
     assert longest <= transport.READ_BYTES < len(CHUNKS)
 
 
-def test_released_requests_are_processed_in_turns(monkeypatch):
-    turns: Counter[int] = Counter()
-    turn = [0]
+def test_released_requests_are_processed_one_per_loop_iteration(monkeypatch):
+    calls_per_iteration: Counter[int] = Counter()
+    iteration = [0]
     resume = ModelProtocol.resume
 
     def record_and_resume(self):
-        turns[turn[0]] += 1
+        calls_per_iteration[iteration[0]] += 1
         return resume(self)
 
     monkeypatch.setattr(ModelProtocol, "resume", record_and_resume)
 
     async def scenario():
-        nonlocal turn
+        nonlocal iteration
         async with (
             served_gateway("http://127.0.0.1:9", GatewayRules(hold_model_requests=True)) as served,
-            count_loop_turns() as turn,
+            count_loop_iterations() as iteration,
         ):
             for _ in range(CLIENTS):
                 (await served.connect()).send_request()
             protocols = served.gateway._model_protocols
             await wait_until(lambda: sum(protocol.phase is Phase.HELD for protocol in protocols) == CLIENTS)
             served.gateway.release_model_requests()
-            await wait_until(lambda: sum(turns.values()) == CLIENTS)
+            await wait_until(lambda: sum(calls_per_iteration.values()) == CLIENTS)
 
     run(scenario)
-    assert max(turns.values()) == 1
+    assert max(calls_per_iteration.values()) == 1

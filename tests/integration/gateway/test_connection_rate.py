@@ -18,7 +18,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/j
 
 
 @pytest.fixture
-def rates(monkeypatch):
+def low_connection_rates(monkeypatch):
     for name in ("HOST", "MODEL"):
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_AT_ONCE", BURST)
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_PER_SECOND", PER_SECOND)
@@ -26,7 +26,7 @@ def rates(monkeypatch):
 
 
 def serve(arrivals, response=RESPONSE):
-    """Responds to each request, and records each connection."""
+    """Respond to each request and record each connection."""
 
     async def serve_client(reader, writer):
         arrivals.append(time.monotonic())
@@ -46,12 +46,12 @@ async def send_request(reader, writer, port):
 
 
 def is_rate_limited(arrivals):
-    """The first arrive together, the later ones at the rate."""
+    """Return whether the connections above the burst arrived at the limited rate."""
     assert len(arrivals) == TOTAL
     return arrivals[-1] - arrivals[0] >= (TOTAL - BURST) / PER_SECOND - 0.05
 
 
-def test_new_model_connections_are_rate_limited_and_requests_are_not(rates):
+def test_new_model_connections_are_rate_limited_and_requests_are_not(low_connection_rates):
     async def scenario():
         arrivals = []
         server = await serve(arrivals)
@@ -71,7 +71,7 @@ def test_new_model_connections_are_rate_limited_and_requests_are_not(rates):
     run(scenario)
 
 
-def test_new_host_connections_are_rate_limited_and_all_succeed(rates):
+def test_new_host_connections_are_rate_limited_and_all_succeed(low_connection_rates):
     async def scenario():
         arrivals = []
         server = await serve(arrivals)

@@ -28,7 +28,7 @@ def internet():
 
 @pytest.fixture
 def sandbox():
-    """A network namespace like the launcher's; returns its path."""
+    """Create a network namespace like the launcher's; yield its path."""
     namespace_holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 600"], stdout=subprocess.PIPE
     )
@@ -43,7 +43,7 @@ def sandbox():
 
 @pytest.fixture
 def gateway(internet, sandbox):
-    """The gateway's process: it runs in the server's namespace and listens in the sandbox."""
+    """Run the gateway as a process that runs in the server's namespace and listens in the sandbox."""
     with in_namespace(sandbox):
         tcp = [
             socket.create_server((address, port))

@@ -16,10 +16,12 @@ from doubles.flood_bench import flood_bench, send_model_request
 from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
-FLOOD_SECONDS, FACTOR = 5.0, 4
+FLOOD_SECONDS = 5.0
+CPU_TIME_FACTOR = 4
+"""Multiplies the counted CPU time, so that the limit is reached on a busy machine too."""
 EVENTS_PER_SECOND_MAX = 25
 SLACK_CPU_SECONDS = 0.3
-"""Data that is read ahead and discarded, timers, and the requests of the test."""
+"""CPU time for data that is read ahead and discarded, for timers, and for the requests of the test."""
 
 FLOODS = (
     "names that are refused over UDP",
@@ -41,7 +43,7 @@ FLOODS = (
 def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     seconds = []
     spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
-    with flood_bench(spent, FACTOR) as bench, bench.connected() as kept_alive:
+    with flood_bench(spent, CPU_TIME_FACTOR) as bench, bench.connected() as kept_alive:
         send_model_request(kept_alive)
         started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded(name):
@@ -53,19 +55,19 @@ def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
             used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
         with bench.connected() as new:
             send_model_request(new)
-    assert used < RUNNER_CPU_CORES / FACTOR * elapsed + SLACK_CPU_SECONDS
+    assert used < RUNNER_CPU_CORES / CPU_TIME_FACTOR * elapsed + SLACK_CPU_SECONDS
     assert statistics.median(seconds) < 1
     assert bench.final_report["events"] < EVENTS_PER_SECOND_MAX * elapsed + len(seconds) + 100
     assert bench.final_report["peak_memory_bytes"] < 200 * 1024**2
 
 
 def test_forwarded_requests_are_limited_in_cpu():
-    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, FACTOR) as bench:
+    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, CPU_TIME_FACTOR) as bench:
         started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded("requests that are forwarded"):
             time.sleep(FLOOD_SECONDS)
             used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
-    assert used < RUNNER_CPU_CORES / FACTOR * elapsed + SLACK_CPU_SECONDS
+    assert used < RUNNER_CPU_CORES / CPU_TIME_FACTOR * elapsed + SLACK_CPU_SECONDS
 
 
 def open_tunnel(bench, kind):

@@ -1,4 +1,4 @@
-"""The kernel's buffers of a connection to a host are bounded, even if it was fast before it stalled."""
+"""The kernel's buffers of a connection to a host are bounded, even if the peer was fast before it stalled."""
 
 import asyncio
 import fcntl
@@ -44,7 +44,7 @@ async def _wait_until_stable(measure):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may set the size of a receive buffer")
-def test_host_fills_one_receive_buffer_of_a_stalled_task():
+def test_unread_data_from_a_host_is_limited_to_one_receive_buffer():
     async def flood(_, writer):
         while True:
             writer.write(bytes(1 << 20))
@@ -126,19 +126,19 @@ async def tunnel(served, port):
     return client
 
 
-def connections_of(*, own=None, peer=None):
-    """The connections of this process with these ports."""
+def connections_of(*, local_port=None, remote_port=None):
+    """Yield the connections of this process with this local or remote port."""
     for path in Path("/proc/self/fd").iterdir():
         if not path.is_socket():
             continue
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as sock:
             is_tcp = (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
-            if is_tcp and (sock.getpeername()[1] == peer or sock.getsockname()[1] == own):
+            if is_tcp and (sock.getpeername()[1] == remote_port or sock.getsockname()[1] == local_port):
                 yield sock
 
 
 def buffered_bytes(connections):
-    """The received and the unsent bytes."""
+    """Return the numbers of received and of unsent bytes in the kernel's buffers."""
     counters = [struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)) for sock in connections]
     return sum(sock[0] for sock in counters), sum(sock[5] for sock in counters)
 
@@ -151,7 +151,9 @@ def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
             proxy_port = served.listeners.proxy.getsockname()[1]
 
             def buffered():
-                return buffered_bytes(connections_of(peer=port))[0], buffered_bytes(connections_of(own=proxy_port))[1]
+                received_bytes, _ = buffered_bytes(connections_of(remote_port=port))
+                _, unsent_bytes = buffered_bytes(connections_of(local_port=proxy_port))
+                return received_bytes, unsent_bytes
 
             from_hosts_bytes, to_sandbox_bytes = await _wait_until_stable(buffered)
             assert MEBIBYTE < from_hosts_bytes < 80 * MEBIBYTE
@@ -160,27 +162,27 @@ def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
     run(scenario)
 
 
-def test_first_concurrent_host_connections_have_wide_buffers(monkeypatch):
+def test_first_concurrent_host_connections_have_full_buffers(monkeypatch):
     async def scenario():
         async with flooding_host(monkeypatch) as (served, port):
             proxy_port = served.listeners.proxy.getsockname()[1]
 
-            def narrow():
-                sides = [connections_of(peer=port), connections_of(own=proxy_port)]
+            def count_reduced_buffers():
+                sides = [connections_of(remote_port=port), connections_of(local_port=proxy_port)]
                 sizes = [[sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in side] for side in sides]
                 return [(len(side), side.count(2 * REDUCED_BUFFER_BYTES)) for side in sizes]
 
             for _ in range(2):
                 clients = [await tunnel(served, port) for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4)]
-                assert await _wait_until_stable(narrow) == [(FULL_BUFFER_CONNECTIONS_MAX + 4, 4)] * 2
+                assert await _wait_until_stable(count_reduced_buffers) == [(FULL_BUFFER_CONNECTIONS_MAX + 4, 4)] * 2
                 for client in clients:
                     client.abort()
-                assert await _wait_until_stable(narrow) == [(0, 0)] * 2
+                assert await _wait_until_stable(count_reduced_buffers) == [(0, 0)] * 2
 
     run(scenario)
 
 
-def test_first_concurrent_model_connections_have_wide_buffers():
+def test_first_concurrent_model_connections_have_full_buffers():
     async def scenario():
         heads = []
 
@@ -195,7 +197,7 @@ def test_first_concurrent_model_connections_have_wide_buffers():
             for _ in range(FULL_BUFFER_CONNECTIONS_MAX + 4):
                 (await served.connect()).send_request(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
             await wait_until(lambda: len(heads) == FULL_BUFFER_CONNECTIONS_MAX + 4)
-            sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(peer=port)]
+            sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(remote_port=port)]
             assert sizes.count(2 * REDUCED_BUFFER_BYTES) == 4
         server.close()
 

@@ -1,4 +1,7 @@
-"""The shipped profiles are built from real packages. Slow, uses the machine's package mirror: on request only."""
+"""The shipped profiles can be built from real packages.
+
+The builds are slow and use the machine's package mirror, so they run only on request.
+"""
 
 import os
 import subprocess
@@ -17,7 +20,7 @@ from sandbox.images.rootfs import RootFs
 
 REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root builds")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can build images")
 
 
 @needs_packages
@@ -41,7 +44,7 @@ def test_shipped_profile_build_is_reproducible(tmp_path, name):
 
 
 def run_in_image(root, *argv):
-    """The output of a program of the image."""
+    """Return the output of a program that runs in the image."""
     sandboxed = ["bwrap", "--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", *argv]
     completed = subprocess.run(
         sandboxed, check=True, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin"}

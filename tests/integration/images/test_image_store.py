@@ -32,7 +32,7 @@ DEFINITION = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "he
 
 @pytest.fixture(scope="module")
 def root_layer():
-    """A small root, in which no program is started."""
+    """A layer with a small root file system whose programs are never started."""
     return minimal_root(is_truncated=True)
 
 
@@ -44,7 +44,7 @@ def catalog(tmp_path):
 
 @pytest.fixture
 def fake_packages(root_layer):
-    """Replaces mmdebstrap: installs the small root, and further files."""
+    """A replacement for mmdebstrap that installs the small root and further files."""
 
     def install(**files):
         def add(definition, tree, scratch):
@@ -170,7 +170,7 @@ def test_image_without_the_agents_requirements_is_refused(catalog, root_layer, t
     assert catalog.names() == ["agentic-dev", "basic"]
 
 
-KILLED = """
+KILLED_BUILD_PROGRAM = """
 import sys, time
 from datetime import date, timedelta
 from pathlib import Path
@@ -180,7 +180,7 @@ from sandbox.images.build import build_image
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.images.definition import ImageDefinition
 
-def add(declaration, tree, scratch):
+def add(definition, tree, scratch):
     tree.add_directory("usr/half")
     print("half", flush=True)
     time.sleep(60)
@@ -190,7 +190,9 @@ build_image(ProfileCatalog(Path(sys.argv[1])).image_store("tools"), ImageDefinit
 
 
 def test_killed_build_leaves_no_image(catalog, fake_packages, tmp_path):
-    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "data")], stdout=subprocess.PIPE)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED_BUILD_PROGRAM, str(tmp_path / "data")], stdout=subprocess.PIPE
+    )
     assert killed.stdout.readline() == b"half\n"
     with pytest.raises(ProfileBusyError):
         build(catalog, fake_packages())
@@ -204,7 +206,7 @@ def test_killed_build_leaves_no_image(catalog, fake_packages, tmp_path):
     assert sorted(path.name for path in root.parent.parent.iterdir()) == sorted([record.digest[7:], "current"])
 
 
-HOLDER = """
+IMAGE_HOLDER_PROGRAM = """
 import sys
 from pathlib import Path
 from sandbox.interfaces.images import Image
@@ -222,7 +224,7 @@ def hold_image(tmp_path):
     started = []
 
     def hold_image(record):
-        argv = [sys.executable, "-c", HOLDER, str(tmp_path / "data"), record.digest]
+        argv = [sys.executable, "-c", IMAGE_HOLDER_PROGRAM, str(tmp_path / "data"), record.digest]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout.readline() == b"held\n"

@@ -7,7 +7,7 @@ from doubles.attempt_dependencies import AttemptHarness
 
 @pytest.fixture
 def make_harness(tmp_path):
-    """Creates attempts whose task is submitted and assigned to a runner."""
+    """Create attempts whose task is submitted and assigned to a runner."""
     harnesses = []
 
     def make(script, **parts):

@@ -8,37 +8,37 @@ from sandbox.interfaces.journal import read_records
 from sandbox.model.events import Gap, Output, ToolCall
 
 LINES = 5000
-LINES_PER_TURN_MAX = 250
-"""One turn of each of the two streams, with a margin."""
+LINES_PER_LOOP_ITERATION_MAX = 250
+"""The maximum of both streams together, with a margin."""
 
 
 def test_line_flood_does_not_starve_other_coroutines(tmp_path):
     harness = AttemptHarness(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
-    turn, lines = 0, Counter()
+    iteration, lines = 0, Counter()
     record = harness.recorder.record
 
     def count_lines(event):
         if isinstance(event, Output):
-            lines[turn] += 1
+            lines[iteration] += 1
         return record(event)
 
     harness.recorder.record = count_lines
 
-    async def count_turns():
-        nonlocal turn
+    async def count_iterations():
+        nonlocal iteration
         while True:
-            turn += 1
+            iteration += 1
             await asyncio.sleep(0)
 
     async def scenario():
-        counter = asyncio.create_task(count_turns())
+        counter = asyncio.create_task(count_iterations())
         await harness.attempt_runner.run()
         counter.cancel()
 
     asyncio.run(scenario())
     harness.writer.close()
     assert lines.total() == 2 * LINES
-    assert max(lines.values()) <= LINES_PER_TURN_MAX
+    assert max(lines.values()) <= LINES_PER_LOOP_ITERATION_MAX
 
 
 def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""An attempt whose disk, helper tasks or sandbox fail: it always ends, and no agent runs unsupervised."""
+"""If the disk, a helper task or the sandbox fails, the attempt always ends and no agent runs unsupervised."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ from sandbox.runner.attempt import AttemptRunner
 
 
 def fail_first_record(harness, monkeypatch, kind):
-    """Recording the first event of this kind raises an exception."""
+    """Make the recording of the first event of this kind raise an exception."""
     append, pending = harness.writer.append, [kind]
 
     def append_or_fail(event, transition=None, **when):
@@ -209,7 +209,7 @@ def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monk
     ("number", "code", "advice"),
     [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "check the disk and the kernel log")],
 )
-def test_disk_error_while_writing_home_files_advises_the_user(make_harness, monkeypatch, number, code, advice):
+def test_disk_error_while_writing_home_files_fails_with_advice(make_harness, monkeypatch, number, code, advice):
     def refuse_home(home, files):
         raise OSError(number, "The disk")
 
@@ -242,21 +242,21 @@ def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, 
     assert harness.task.state is TaskState.CANCELLED
 
 
-@pytest.mark.parametrize("fault", ["it would not die", "its output broke"])
+@pytest.mark.parametrize("fault", ["the kill has no effect", "the output cannot be read"])
 def test_terminal_clients_receive_the_end_before_collection(make_harness, monkeypatch, fault):
     async def ignore_kill(self):
         pass
 
     async def raise_when_broken(*_):
         await broken.wait()
-        raise OSError("The terminal broke")
+        raise OSError("The terminal failed")
 
     harness, broken, ends = (
         make_harness(Script(runs_until_signal=True), claude={"headless": False}),
         asyncio.Event(),
         [],
     )
-    if fault == "it would not die":
+    if fault == "the kill has no effect":
         monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", ignore_kill)
@@ -270,7 +270,7 @@ def test_terminal_clients_receive_the_end_before_collection(make_harness, monkey
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        if fault == "it would not die":
+        if fault == "the kill has no effect":
             harness.attempt_runner.cancel(CancelOrder(force=True))
         broken.set()
         await asyncio.wait_for(work, 20)

@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 20
 
 @pytest.fixture
 def run_attempt(tmp_path):
-    """Runs an attempt in a runtime with these faults and returns its harness."""
+    """Run an attempt in a runtime with these faults; return its harness."""
     harnesses = []
 
     def run_attempt(faults, *, cancel_in=None, **parts):

@@ -40,7 +40,7 @@ def remaining_files(harness, attempt_id=ATTEMPT_ID):
 
 
 def kill_after(harness, *events):
-    """Creates the leftovers of a runner that is killed after these events."""
+    """Create the leftovers of a runner that is killed after these events."""
     for event in events:
         harness.recorder.record(event)
     for directory in (harness.attempt.layout.workspace, harness.attempt.layout.home, harness.attempt.layout.repository):
@@ -50,7 +50,7 @@ def kill_after(harness, *events):
 
 
 def next_attempt(harness, *, resumes, **parts):
-    """The next attempt, as the server would start it."""
+    """Record the start of the next attempt, as the server does; return its runner."""
     harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, **parts)
     attempt.layout.root.mkdir()
@@ -68,7 +68,7 @@ def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_har
 
 
 def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harness):
-    """The disk is gone, and with it any file that may hold an undetected secret."""
+    """The disk is removed, and with it any file that may hold an undetected secret."""
     harness = make_harness(
         Script(exit=ExitStatus(1)),
         secrets={"TOKEN": "the value of a token"},
@@ -133,7 +133,7 @@ def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
 
 
 def test_partially_removed_workspace_produces_no_patch(make_harness):
-    """The patch would show the files as deleted by the agent."""
+    """Otherwise the patch would show the removed files as deleted by the agent."""
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
     async def fail_removal(paths):
@@ -166,7 +166,7 @@ def test_finisher_does_not_repeat_a_started_agent(make_harness):
 
 
 def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
-    """The failure is recorded, and the workspace is partially removed."""
+    """The first finisher recorded the failure and removed a part of the workspace."""
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
@@ -197,7 +197,7 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.attempt_runner.finish())
-    assert harness.task.attempt.follow_up == "resume"  # the values changed after that
+    assert harness.task.attempt.follow_up == "resume"  # the values change only now
     asyncio.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in harness.script.calls
@@ -273,7 +273,7 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
 
 
 def test_timeout_before_resume_preserves_the_work(make_harness):
-    """As after a machine was down for longer than `lifecycle.timeout`."""
+    """This happens if the machine was down for longer than `lifecycle.timeout`."""
     harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s"})
     kill_after(
         harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
@@ -387,7 +387,10 @@ def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
-    """The control above hands the disk over. Data may be lost until the sandbox that writes it is gone."""
+    """The disk is verified after the sandbox is destroyed, because data may be lost until then.
+
+    The control is `test_resume_hands_over_the_disk_and_the_session`.
+    """
     harness = make_harness(Script(), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
 
@@ -408,7 +411,7 @@ def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retrie
 
 
 class MountedDisks(DirectoryDisks):
-    """The content is visible from `open` to `close` only, as with a file system in a file."""
+    """Disks whose content is visible only between `open` and `close`, like a file system in an image file."""
 
     async def open(self, files, size_bytes):
         if (files.root / "disk.img").exists():

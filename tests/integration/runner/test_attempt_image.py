@@ -16,7 +16,7 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 @pytest.fixture
 def run_in_image(make_harness):
-    """Runs an attempt in this image to its end."""
+    """Run an attempt with the given image to its end."""
 
     def run(image, acquire=None):
         harness = make_harness(Script())

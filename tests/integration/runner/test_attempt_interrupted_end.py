@@ -1,4 +1,4 @@
-"""A runner during the end of its attempt: it stays responsive, and a kill does not damage collected artifacts."""
+"""While its attempt ends, a runner stays responsive, and a kill does not damage collected artifacts."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from sandbox.runner.attempt import AttemptRunner
 
 
 class KilledError(BaseException):
-    """Simulates a kill of the runner at this point."""
+    """A simulated kill of the runner."""
 
 
 def kill_while_files_are_removed(harness, monkeypatch):

@@ -188,7 +188,7 @@ def test_sandbox_resource_usage_is_sampled(make_harness):
 
 
 def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
-    """They are never merged into one file, and the records match the files."""
+    """The files are not merged, and the recorded names match the files."""
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
     asyncio.run(harness.attempt_runner.run())
@@ -228,7 +228,7 @@ def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harnes
 
 @pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
 def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness, monkeypatch, checksum):
-    """The agent ran on for a while after its runner died, and the file may have been stored under another name."""
+    """The agent may have continued after its runner died, so the file with this name may have another path by now."""
 
     async def collect_report(self, workspace, patterns, target, taken_names):
         (target / "report.md").write_bytes(VALUE.encode())
@@ -257,7 +257,7 @@ def test_finisher_with_secret_values_flags_only_matches(make_harness):
 
 
 def attempt_of_dead_runner(make_harness, script, secrets):
-    """A task whose agent had the secrets, for a finisher that has `secrets`."""
+    """Create the attempt of a dead runner whose agent had SECRETS; its finisher has `secrets`."""
     harness = make_harness(
         script, secrets=secrets, manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*",)}
     )
@@ -269,7 +269,7 @@ def attempt_of_dead_runner(make_harness, script, secrets):
 
 
 def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
-    """A thread cannot be cancelled, and a runner lives as long as its threads."""
+    """A thread cannot be cancelled, and a runner does not exit before its threads have ended."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1024**3)
 
@@ -291,5 +291,5 @@ def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
         await asyncio.gather(checking, return_exceptions=True)
         return slow
 
-    slow = asyncio.run(scenario())  # which waits for its threads
+    slow = asyncio.run(scenario())  # waits for the threads
     assert slow.chunks < 50

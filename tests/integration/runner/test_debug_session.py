@@ -1,4 +1,4 @@
-"""Debug shells in the preserved files of a failed task: a disk without size enforcement is monitored there too."""
+"""Debug shells on the preserved disk of a failed task: a disk without size enforcement is monitored."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ SECONDS = 5
 
 
 class FillingDisk:
-    """Reports the usage that the test sets."""
+    """A disk that reports the usage that the test sets."""
 
     def __init__(self, used_bytes=0, *, enforces_size=False):
         self.used_bytes, self.enforces_size, self.is_broken = used_bytes, enforces_size, False
@@ -44,7 +44,7 @@ class FillingDisk:
 
 
 class SilentTerminal:
-    """Has no output until it is hung up."""
+    """A terminal without output that ends when it is hung up."""
 
     def __init__(self):
         self.output, self._over = asyncio.StreamReader(), asyncio.Event()
@@ -58,7 +58,7 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """sockets: the script with the reported number of sockets."""
+    """sockets: the script that sets the reported number of sockets."""
 
     def __init__(self, handle, script, sockets):
         super().__init__(handle, script)
@@ -158,7 +158,7 @@ def test_session_continues_when_the_disk_enforces_its_size(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(enforces_size=True), 2 * GIB)
 
 
-def test_session_opens_after_failure_with_a_full_disk(tmp_path):
+def test_session_opens_on_a_disk_that_is_already_full(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
 
 

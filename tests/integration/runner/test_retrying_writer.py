@@ -104,7 +104,7 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
 
 
 def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
-    """The agent's own disk may hold the space that the records need."""
+    """The agent's disk may occupy the space that the records need."""
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
@@ -177,7 +177,8 @@ def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, m
     async def scenario():
         work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.rejected_count > 5)
-        with pytest.raises(OSError, match="is full"):  # a cancel request is recorded now or rejected
+        # A cancel request that cannot be recorded immediately is rejected.
+        with pytest.raises(OSError, match="is full"):
             harness.attempt_runner.cancel(CancelOrder(force=True))
         disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Gap)) == 2)
@@ -256,7 +257,7 @@ def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
 
 @pytest.mark.parametrize("is_finisher", [False, True], ids=["runner", "finisher"])
 def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
-    """Teardown removes the reserve with the attempt's files; a later one would never be removed."""
+    """Teardown removes the reserve with the attempt's files; a reserve allocated later would never be removed."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(Script(create_error=error))
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
@@ -272,7 +273,7 @@ def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch
 
 
 def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
-    """As with a quota or a copy-on-write file system: space is free, but not this much at once."""
+    """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []

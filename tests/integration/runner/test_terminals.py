@@ -20,7 +20,7 @@ WATCH = TerminalOrder(30, 100, is_agent_terminal=True, is_read_only=True)
 
 
 class RecordingTerminal:
-    """Records input and sizes."""
+    """A terminal that records input and sizes."""
 
     def __init__(self):
         self.typed, self.sizes, self.changed = b"", [], asyncio.Event()
@@ -42,7 +42,7 @@ class RecordingTerminal:
 
 @asynccontextmanager
 async def serve_terminal(tmp_path):
-    """Serves a recording terminal; `connect` connects one more client."""
+    """Serve a recording terminal; yield the server, the terminal and a function that connects another client."""
     terminals, terminal = TerminalServer(None, CpuThrottle().queue()), RecordingTerminal()
     terminals.enable(object(), {}, "/")
     terminals.agent_terminal = SharedTerminal(terminal)

@@ -1,4 +1,4 @@
-"""Waiting for the launcher, and for the exit of a process."""
+"""Waiting for the launcher to be ready and for a process to exit."""
 
 import asyncio
 import os

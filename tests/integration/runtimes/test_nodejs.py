@@ -31,7 +31,7 @@ REQUESTS = [
 ]
 STDIN = "".join(f"{json.dumps(request)}\n" for request in REQUESTS).encode()
 
-# A package `greeter` in a registry of the test, on loopback in the sandbox's network.
+# Publish a package `greeter` in a test registry on loopback, in the sandbox's network.
 REGISTRY = """
 mkdir -p /tmp/greeter /tmp/registry && cd /tmp/greeter
 printf '{"name":"greeter","version":"1.2.3","bin":"greet.js"}' >package.json
@@ -70,7 +70,7 @@ def disk(tmp_path):
 
 @asynccontextmanager
 async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
-    """The real gateway at the sandbox's listeners; yields its events."""
+    """Serve the real gateway on the sandbox's listeners; yield its events."""
     gateway_events = []
     gateway = SocketGateways().create(
         ModelUpstream(model_url, api_key="sk-server-key"), TASK_KEY, gateway_events.append
@@ -83,7 +83,7 @@ async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
 
 
 def run_shell(runtime, disk, script, stdin=b"", *, has_gateway=False):
-    """Runs a shell script with the agent's environment; without a gateway, no network request is answered."""
+    """Run a shell script with the agent's environment; without a gateway, no network request is answered."""
 
     async def run():
         async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
@@ -137,10 +137,16 @@ def test_unreachable_registry_is_abandoned_quickly(runtime, disk):
 
 
 def test_npm_and_npx_work_normally_with_a_registry(runtime, disk):
-    fetched = "npx -y greeter && test ! -e node_modules && echo and left nothing"
-    installed = "npm install greeter >/dev/null && node -p 'require(\"greeter/package.json\").version' && npx greeter"
-    for_itself = "cd /tmp && npm install -g greeter >/dev/null && command -v greeter && greeter"
-    completed = run_shell(runtime, disk, f"{REGISTRY} {fetched} && {installed} && cat package.json >&2 && {for_itself}")
+    run_without_install = "npx -y greeter && test ! -e node_modules && echo and left nothing"
+    install_in_project = (
+        "npm install greeter >/dev/null && node -p 'require(\"greeter/package.json\").version' && npx greeter"
+    )
+    install_globally = "cd /tmp && npm install -g greeter >/dev/null && command -v greeter && greeter"
+    completed = run_shell(
+        runtime,
+        disk,
+        f"{REGISTRY} {run_without_install} && {install_in_project} && cat package.json >&2 && {install_globally}",
+    )
     assert completed.output.splitlines() == [
         "hello from /workspace",
         "and left nothing",
@@ -171,7 +177,7 @@ def test_installation_is_read_only_in_the_sandbox(runtime, disk):
 
 
 def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
-    """As in the quick reference, in a sandbox that reaches only the model."""
+    """The example of the quick reference, in a sandbox that can reach only the model."""
     servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER], "env": {"TOKEN": "x"}}}}
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
     turns = (Turn((call,)), Turn((Text("Done."),)))

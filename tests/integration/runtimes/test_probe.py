@@ -1,4 +1,4 @@
-"""The reasons that a probe gives for an unusable runtime form sentences."""
+"""A probe explains in complete sentences why a runtime is unusable."""
 
 import asyncio
 import errno
@@ -14,7 +14,10 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, r
 
 
 class FailingRuntime:
-    """A runtime whose programs end with `exit_`, or never; it is also its sandboxes and control groups."""
+    """A runtime whose programs end with `exit_`, or never if it is None.
+
+    The object also represents its sandboxes and control groups.
+    """
 
     def __init__(self, exit_: ExitStatus | None, stderr: bytes = b"") -> None:
         self.exit_, self.stderr = exit_, stderr
@@ -79,13 +82,13 @@ def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
     runtime = FailingRuntime(ExitStatus(1))
     remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
     assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not allow users"))
-    runtime.create = None  # an error that Sandbox did not write has no full stop
+    runtime.create = None  # an error message of the operating system has no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
 
 
 class FailingFirstRuntime(FailingRuntime):
-    """A runtime whose first confined programs raise or exit like this; None means that it never ends."""
+    """A runtime whose first confined programs raise or exit as given. None: the program never ends."""
 
     def __init__(self, *errors: Exception | ExitStatus | None) -> None:
         super().__init__(ExitStatus(0))
@@ -138,7 +141,7 @@ def test_confinement_problem_is_described(tmp_path, runtime, message):
 @pytest.mark.parametrize(
     "error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone"), ExitStatus(1), ExitStatus(137)]
 )
-def test_transient_error_is_no_confinement_problem(tmp_path, error):
+def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
     assert asyncio.run(find_confinement_problem(FailingFirstRuntime(error), tmp_path)) is None
 
 

@@ -23,7 +23,7 @@ VALUE = "s3cr3t-value-of-the-database"
 
 
 @pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "VAULT_TOKEN"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -141,7 +141,7 @@ def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
 
 def test_token_does_not_follow_a_redirect(vault: FakeVault):
     with serving(FakeVault()) as redirect_target:
-        redirect_target.secrets["team/app"] = {"password": "from the thief"}
+        redirect_target.secrets["team/app"] = {"password": "of the redirect target"}
         vault.status, vault.location = 307, f"{redirect_target.address}/v1/secret/data/team/app"
         assert "not a key-value engine" in resolve_error(vault)
         assert redirect_target.requests == []

@@ -1,4 +1,4 @@
-"""Slow scans of journals delay only their own tasks."""
+"""A slow scan of a journal delays only the task of that journal."""
 
 import asyncio
 import threading
@@ -42,7 +42,7 @@ class SlowJournals:
 
         monkeypatch.setattr(journals, "open", open_slowly)
 
-    async def has_started(self, count=1):
+    async def wait_for_opens(self, count=1):
         async with asyncio.timeout(10):
             while self.count < count:
                 await asyncio.sleep(0.005)
@@ -69,7 +69,7 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
             for task_id in task_ids:
                 components.runners.kill(task_id)
             try:
-                await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
+                await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
                 await asyncio.sleep(0.3)
                 await asyncio.wait_for(service.health(), 5)
                 await asyncio.wait_for(service.submit(manifest("new")), 5)
@@ -96,7 +96,7 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
         for _ in range(JOURNAL_REPLAYS_MAX + 1):
             slow_journals.release_opens.clear()
             pending = asyncio.create_task(open_with_slot(journals))
-            await slow_journals.has_started()
+            await slow_journals.wait_for_opens()
             pending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pending
@@ -125,9 +125,9 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
                 await components.wait_for_state(service, task_id, TaskState.RUNNING)
             for task_id in long:
                 components.runners.kill(task_id)
-            await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
+            await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
             components.runners.kill("short")
-            await asyncio.sleep(0.5)  # it is detected as lost and waits for a slot
+            await asyncio.sleep(0.5)  # the task is detected as lost and waits for a slot
             try:
                 cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
                 assert cancelled.message == "The task is being stopped; its results so far are stored."
@@ -155,7 +155,7 @@ def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkey
                 await components.wait_for_state(service, task_id, TaskState.RUNNING)
                 components.runners.kill(task_id)
             first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
-            await slow_journals.has_started(JOURNAL_REPLAYS_MAX)
+            await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
             with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
                 await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
             slow_journals.release_opens.set()

@@ -57,7 +57,7 @@ async def fail(components, service, task_id, failure_action="preserve"):
 
 
 async def lose_before_disk_takeover(components, service):
-    """Lose the second attempt and all finishers before they take over the disk of the first. Return its files."""
+    """Lose the second attempt and all finishers before they take over the first attempt's disk; return its files."""
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
     await components.wait_for_launch("task-1")
     preserved = files(components, components.runners.orders[0])
@@ -164,7 +164,7 @@ def test_release_interrupted_before_image_removal_can_be_completed(components):
 
 
 def test_sandbox_cannot_be_locked_during_its_release(components):
-    """Otherwise a sandbox would use half a disk, or a new disk that is never removed."""
+    """Otherwise a sandbox could use a partially removed disk, or create a disk that is never removed."""
 
     async def scenario():
         async with components.server() as service:
@@ -184,7 +184,7 @@ def test_sandbox_cannot_be_locked_during_its_release(components):
 
 
 def test_release_waits_for_the_end_of_a_debug_session(components):
-    """The user has left; the debug session needs a moment to end."""
+    """The user has disconnected; the debug session needs a moment to end."""
 
     async def scenario():
         async with components.server() as service:

@@ -44,7 +44,7 @@ def components(tmp_path, monkeypatch):
 
 
 async def collect(events):
-    return [frame async for frame in events]
+    return [event async for event in events]
 
 
 def test_finisher_does_not_get_the_model_key(components):
@@ -60,8 +60,8 @@ def test_finisher_does_not_get_the_model_key(components):
     assert [(order.finish, order.upstream) for order in components.runners.orders] == [(False, UPSTREAM), (True, None)]
 
 
-def test_attempt_follows_again_after_a_runner_that_never_started(components):
-    """The server dies between the intent and the start of the runner: nothing was created, so nothing is lost."""
+def test_runner_that_never_started_is_followed_by_another_attempt(components):
+    """The server dies after it recorded the attempt, before the runner started: nothing was created or lost."""
 
     async def before():
         async with components.server() as service:
@@ -108,7 +108,7 @@ def test_task_fails_after_repeated_immediate_runner_deaths(components):
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
 def test_task_that_cannot_be_retried_is_ended_by_a_finisher(components, failure_kind, code):
-    """The server itself ends a first attempt, which has no leftovers."""
+    """Only a first attempt, which has no leftovers, is ended by the server itself."""
 
     async def scenario():
         async with components.server() as service:
@@ -273,25 +273,25 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
             components.runners.record("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
-            frames = await collect(service.replay("task-1"))
-            for position in (0, 1, 6, 8, frames[-2]["seq"]):
-                rest = [frame for frame in frames if frame["seq"] > position]
+            events = await collect(service.replay("task-1"))
+            for position in (0, 1, 6, 8, events[-2]["seq"]):
+                rest = [event for event in events if event["seq"] > position]
                 assert await collect(service.replay("task-1", after=position)) == rest
                 assert await collect(service.follow("task-1", after=position)) == rest
-            return frames
+            return events
 
-    assert [frame["seq"] for frame in asyncio.run(scenario())] == list(range(1, 14))
+    assert [event["seq"] for event in asyncio.run(scenario())] == list(range(1, 14))
 
 
 def test_follow_all_starts_with_the_first_record_of_a_new_task(components):
     async def scenario():
         async with components.server() as service:
-            frames = service.follow_all()
-            first = asyncio.ensure_future(anext(frames))
+            stream = service.follow_all()
+            first = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(0)
             await service.submit(manifest())
             event = await asyncio.wait_for(first, 10)
-            await frames.aclose()
+            await stream.aclose()
             return event
 
     event = asyncio.run(scenario())
@@ -314,12 +314,12 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
             await components.wait_for_launch("task-1")
             task_events, all_events = [], []
 
-            async def receive(frames, received):
-                async for frame in frames:
-                    received.append((frame["seq"], frame["type"]))
+            async def receive(stream, received):
+                async for event in stream:
+                    received.append((event["seq"], event["type"]))
                     if all(events and events[-1][0] == 5 for events in (task_events, all_events)):
                         published.set()
-                    if frame["type"] == "end":
+                    if event["type"] == "end":
                         return
 
             receivers = [
@@ -343,7 +343,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
 
 
 def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
-    """As after a power loss: the offset matches the current journal, but the task matches an earlier one."""
+    """This can happen after a power loss: the offset matches the journal, but the task matches an earlier journal."""
 
     async def before():
         async with components.server() as service:
@@ -356,7 +356,7 @@ def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
         async with components.server() as service:
             components.runners.record("task-1", TO_RUNNING[2])
             await components.wait_for_state(service, "task-1", TaskState.RUNNING)
-            return [frame["seq"] for frame in await collect(service.replay("task-1"))]
+            return [event["seq"] for event in await collect(service.replay("task-1"))]
 
     asyncio.run(before())
     first_two = b"".join(

@@ -47,13 +47,13 @@ def test_runner_order_without_an_image_has_none(components):
 
 
 def test_finisher_order_has_no_image(components):
-    async def die(_):
+    async def kill_runner(_):
         await components.wait_for_launch("task-1")
         components.runners.record("task-1", *TO_RUNNING[:1])
         components.image_error = "The image is gone."
         components.runners.kill("task-1")
 
-    run_task(components, die, lambda _: components.wait_for_launch("task-1", 2))
+    run_task(components, kill_runner, lambda _: components.wait_for_launch("task-1", 2))
     assert [(order.finish, order.image) for order in components.runners.orders] == [(False, IMAGE), (True, None)]
 
 

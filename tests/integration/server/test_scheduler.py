@@ -1,4 +1,4 @@
-"""Pending tasks wait for available resources, report the block reason, and start automatically."""
+"""Pending tasks wait for available resources, report what they wait for, and start automatically."""
 
 import asyncio
 
@@ -248,7 +248,7 @@ def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
 
 @pytest.fixture
 def resume_tailer(monkeypatch):
-    """Hold the tailer of a cancelled task after its end until the test resumes it."""
+    """Pause the tailer of a cancelled task after the task's end until the test sets the returned event."""
     wait_for_wake, resumed = TrackedTask.wait_for_wake, asyncio.Event()
 
     async def wait_until_resumed(tracked_task, seconds):

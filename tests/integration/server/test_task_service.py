@@ -22,7 +22,7 @@ from sandbox.server.scheduler import Resources
 
 
 async def collect(events):
-    return [frame async for frame in events]
+    return [event async for event in events]
 
 
 async def collect_until_end(events):
@@ -68,13 +68,13 @@ def test_task_is_submitted_launched_followed_and_completed(components):
             assert task.state is TaskState.COMPLETED
             return await followed
 
-    frames = asyncio.run(scenario())
-    states = [frame["new_state"] for frame in frames if frame["type"] == "state_change"]
+    events = asyncio.run(scenario())
+    states = [event["new_state"] for event in events if event["type"] == "state_change"]
     assert states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-    assert frames[-1]["type"] == "end"
-    assert frames[-1]["state"] == "completed"
-    assert [frame["seq"] for frame in frames] == sorted({frame["seq"] for frame in frames})
-    assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["hello\n"]
+    assert events[-1]["type"] == "end"
+    assert events[-1]["state"] == "completed"
+    assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
+    assert [event["data"] for event in events if event["type"] == "output"] == ["hello\n"]
 
 
 def test_task_is_durable_before_submit_returns(components):
@@ -229,8 +229,8 @@ def test_restarted_server_resumes_all_tasks(components):
 
     asyncio.run(before())
     components.runners.record("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
-    frames = asyncio.run(after())
-    assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["1\n", "2\n"]
+    events = asyncio.run(after())
+    assert [event["data"] for event in events if event["type"] == "output"] == ["1\n", "2\n"]
     *results, last = [order.task_id for order in components.runners.orders]
     assert (sorted(results), last) == (["cancelled-late", "running"], "waiting")
     assert components.store.load("cancelled-late").task.state is TaskState.FAILED
@@ -402,7 +402,7 @@ def test_follow_from_now_starts_with_the_current_state(components):
 
     first, rest = asyncio.run(scenario())
     assert (first["previous_state"], first["new_state"]) == (None, "running")
-    assert [frame["data"] for frame in rest if frame["type"] == "output"] == ["new\n"]
+    assert [event["data"] for event in rest if event["type"] == "output"] == ["new\n"]
     assert rest[-1]["type"] == "end"
 
 
@@ -410,27 +410,27 @@ def test_follow_all_streams_every_task(components):
     async def scenario():
         async with components.server() as service:
             events = []
-            frames = service.follow_all()
-            next_frame = asyncio.create_task(anext(frames))
+            stream = service.follow_all()
+            next_event = asyncio.create_task(anext(stream))
             await asyncio.sleep(0)
             for name in ("a", "b"):
                 await service.submit(manifest(name))
-            events.append(await next_frame)
+            events.append(await next_event)
             for name in ("a", "b"):
                 await components.wait_for_launch(name)
                 components.runners.record(name, *TO_RUNNING, *TO_END)
             async with asyncio.timeout(10):
-                while sum(frame["type"] == "end" for frame in events) < 2:
-                    events.append(await anext(frames))
-            await frames.aclose()
+                while sum(event["type"] == "end" for event in events) < 2:
+                    events.append(await anext(stream))
+            await stream.aclose()
             return events
 
     events = asyncio.run(scenario())
-    assert {frame["task_id"] for frame in events} == {"a", "b"}
+    assert {event["task_id"] for event in events} == {"a", "b"}
 
 
 def test_index_ahead_of_its_journal_is_reloaded(components):
-    """As after a power loss: the journal lost its last records, but the index did not."""
+    """This can happen after a power loss: the journal lost its last records, but the index did not."""
 
     async def before():
         async with components.server() as service:
@@ -469,8 +469,8 @@ def test_follow_all_streams_the_end_of_a_truncated_journal(components, caplog):
     records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     events = asyncio.run(after())
-    assert [frame["new_state"] for frame in events if frame["type"] == "state_change"] == ["failed"]
-    assert [frame["seq"] for frame in events] == sorted({frame["seq"] for frame in events})
+    assert [event["new_state"] for event in events if event["type"] == "state_change"] == ["failed"]
+    assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
     assert "Task task-1 is failed" in caplog.messages
 
 

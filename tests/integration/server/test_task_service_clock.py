@@ -28,18 +28,18 @@ def _jumping_clock(monkeypatch):
     ("lifecycle", "code"), [({"timeout": "2s"}, "timeout"), ({"hang_timeout": "2s"}, "hang"), ({}, None)]
 )
 def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
-    stage = AttemptHarness(
+    harness = AttemptHarness(
         tmp_path, Script(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
     )
     started = time.monotonic()
-    asyncio.run(asyncio.wait_for(stage.attempt_runner.run(), 60))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     seconds = time.monotonic() - started
-    stage.writer.close()
+    harness.writer.close()
     if code is None:
-        assert stage.task.state is TaskState.COMPLETED
+        assert harness.task.state is TaskState.COMPLETED
     else:
-        assert (stage.task.failure.code, seconds > 1.9) == (code, True)
-    records = list(read_records(stage.journals, "task-1"))
+        assert (harness.task.failure.code, seconds > 1.9) == (code, True)
+    records = list(read_records(harness.journals, "task-1"))
     assert [record.seq for record in records] == list(range(1, len(records) + 1))
     assert [record.at for record in records] != sorted(record.at for record in records)
 

@@ -43,20 +43,20 @@ class FullDisk:
 
 
 class FailingStore(MemoryStore):
-    """An index that rejects writes while it is broken."""
+    """An index that rejects writes while `is_failing` is set."""
 
     is_failing = False
     failure_count = 0
 
     def insert(self, indexed):
-        self._raise_if_broken()
+        self._raise_if_failing()
         super().insert(indexed)
 
     def save(self, indexed):
-        self._raise_if_broken()
+        self._raise_if_failing()
         super().save(indexed)
 
-    def _raise_if_broken(self):
+    def _raise_if_failing(self):
         if self.is_failing:
             self.failure_count += 1
             raise StoreError("database or disk is full")
@@ -69,7 +69,7 @@ def _quick_retries(monkeypatch):
 
 
 async def wait_for_failures(resource, times=2):
-    """Wait for `times` more failures."""
+    """Wait for `times` further failures."""
     target = resource.failure_count + times
     async with asyncio.timeout(10):
         while resource.failure_count < target:
@@ -220,7 +220,7 @@ def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, dis
 
 
 def test_pending_task_with_a_busy_journal_is_launched(components):
-    """As when a child of the killed server still holds the lock for a moment."""
+    """A child of the killed server may still hold the lock for a moment."""
 
     async def before():
         components.capacity = Resources(0, 0, 0)
@@ -293,7 +293,7 @@ def test_pending_task_with_a_busy_journal_waits_for_the_drain(components, is_can
 
 
 def test_invalid_journal_does_not_affect_other_tasks(components):
-    """An invalid record, as another version might write it."""
+    """Another version may have written an invalid record."""
     writer = components.journals.create("odd")
     writer.append(TaskFinished(), at=components.clock.now())
     writer.close()
@@ -380,7 +380,7 @@ def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("damage_kind", ["damaged", "senseless"])
+@pytest.mark.parametrize("damage_kind", ["damaged", "inconsistent"])
 def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(components, damage_kind):
     recorder = Recorder(components.journals.create("task-1"), None, SystemClock().now)
     recorder.record(TaskSubmitted("task-1", manifest()))
@@ -404,7 +404,7 @@ def damage(records):
 
 
 def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkeypatch):
-    """Not once per task: thousands may wait, and each pass covers all of them."""
+    """Thousands of tasks may be pending, and one pass covers all of them."""
     components.capacity, passes = Resources(4, 1000 * GIB, 1000 * GIB), []
     monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 60)
 
@@ -475,7 +475,7 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
 
 
 def test_running_task_keeps_its_resources_before_an_older_pending_one(components):
-    """As after the wall clock was set back between the two submissions."""
+    """This happens if the wall clock is set back between the two submissions."""
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def before():
@@ -617,7 +617,9 @@ def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components
         work(*arguments)
 
     monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", lambda fd: refuse_once("flush", fdatasync, fd))
-    monkeypatch.setattr("sandbox.journal.writer.os.ftruncate", lambda fd, size: refuse_once("cut", ftruncate, fd, size))
+    monkeypatch.setattr(
+        "sandbox.journal.writer.os.ftruncate", lambda fd, size: refuse_once("truncate", ftruncate, fd, size)
+    )
 
     async def scenario():
         async with components.server() as service:
@@ -627,7 +629,7 @@ def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
-    assert failed == ["flush", "cut"]
+    assert failed == ["flush", "truncate"]
     assert task == replay_task(components.journals, "task-1").task
     assert components.store.load("task-1").task == task
 

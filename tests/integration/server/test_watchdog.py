@@ -47,7 +47,7 @@ def process():
 
 
 def hold(journals, process, *arguments):
-    """Start a process that inherits the lock, as a server does."""
+    """Start a process that inherits the lock, as a runner does."""
     writer = journals.open("task-1")
     holder = process("import time; time.sleep(600)", *arguments, pass_fds=(writer.lock_fd,))
     writer.close()
@@ -65,7 +65,7 @@ def test_stopped_runner_is_killed_and_its_lock_released(journals, process, modul
 
 
 def test_other_processes_are_not_killed(journals, process, tmp_path):
-    """Not another task's runner, a process with the file open, a lock holder that is not a runner, or the caller."""
+    """Another task's runner, a process that only opened the file, a lock holder that is no runner, and the caller."""
     journals.create("task-2").close()
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
     observer = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
@@ -81,7 +81,7 @@ def test_other_processes_are_not_killed(journals, process, tmp_path):
     assert observer.poll() is None
 
 
-OVERLAY = """
+OVERLAY_SCRIPT = """
 set -e
 mount -t tmpfs lower "$1/lower"
 mount -t tmpfs upper "$1/upper"
@@ -113,12 +113,22 @@ finally:
 def test_runner_is_found_on_an_overlay_file_system(tmp_path):
     for name in ("lower", "upper", "data"):
         (tmp_path / name).mkdir()
-    argv = ["unshare", "--mount", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, KILL_LOCK_HOLDER_PROGRAM]
+    argv = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        OVERLAY_SCRIPT,
+        "sh",
+        str(tmp_path),
+        sys.executable,
+        KILL_LOCK_HOLDER_PROGRAM,
+    ]
     result = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
 
 
-LISTENER = """
+LISTENER_PROGRAM = """
 import os, socket, sys, time
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1] + ".part")
@@ -134,7 +144,7 @@ while True:
 def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
-    runner = process(LISTENER, str(path))
+    runner = process(LISTENER_PROGRAM, str(path))
     wait_until(
         lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
     )
@@ -148,7 +158,7 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
     """If the backlog is full, asyncio reports the connection as established, but writes to it fail."""
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
-    runner = process(LISTENER, str(path))
+    runner = process(LISTENER_PROGRAM, str(path))
     wait_until(
         lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
     )
@@ -191,8 +201,11 @@ def components(tmp_path, monkeypatch):
         instance.runners.kill(task_id)
 
 
-def run_unresponsive(components, is_responsive, *, pings_min):
-    """Return how many pings preceded the eviction of a runner whose responses `is_responsive` determines."""
+def count_pings_before_kill(components, is_responsive, *, pings_min):
+    """Return the number of pings before the kill, in a list; an empty list if the runner was not killed.
+
+    is_responsive: receives the number of a ping and returns whether the runner responds.
+    """
     pings, pings_before_kill = [], []
 
     async def ping(attempt_id):
@@ -220,11 +233,11 @@ def run_unresponsive(components, is_responsive, *, pings_min):
 
 
 def test_runner_is_killed_after_five_unanswered_pings(components):
-    assert run_unresponsive(components, lambda _: False, pings_min=20) == [5]
+    assert count_pings_before_kill(components, lambda _: False, pings_min=20) == [5]
 
 
 def test_runner_that_responds_occasionally_is_not_killed(components):
-    assert run_unresponsive(components, lambda number: number % 5 == 0, pings_min=23) == []
+    assert count_pings_before_kill(components, lambda number: number % 5 == 0, pings_min=23) == []
 
 
 def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):

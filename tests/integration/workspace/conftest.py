@@ -16,7 +16,7 @@ ServeUpstream = Callable[[Upstream], WorkspaceFixture]
 
 @pytest.fixture
 def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
-    """Serves the repository to an environment of the test."""
+    """Serve a repository; return an environment whose workspace is cloned from it."""
     with ExitStack() as stack:
 
         def make(upstream: Upstream) -> WorkspaceFixture:
@@ -30,13 +30,13 @@ def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
 
 @pytest.fixture
 def make_env(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeEnv:
-    """Creates an environment; the options go to `git init` of the served repository."""
+    """Create an environment; the options are passed to `git init` of the served repository."""
     return lambda *options: serve_upstream(Upstream.empty(tmp_path / "upstream", *options))
 
 
 @pytest.fixture(scope="session")
 def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    """A repository with a first commit; a copy of it saves eight runs of git."""
+    """A repository with a first commit. Copying it saves eight runs of git."""
     upstream = Upstream.empty(tmp_path_factory.mktemp("first commit"))
     upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
     return upstream
@@ -50,7 +50,7 @@ def env(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -
 
 @pytest.fixture
 def listed_directories(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The listed directories of a workspace, in order."""
+    """Record the directories of the workspace that are listed, in order."""
     listed = []
     entries = RootedFiles.entries
 

@@ -188,7 +188,7 @@ def test_files_above_the_count_limit_are_skipped_and_reported(env, monkeypatch):
 def test_total_length_of_printed_paths_is_limited(env, monkeypatch):
     monkeypatch.setattr(workspace_collect, "ARTIFACT_PATHS_BYTES_MAX", 2000)
     for number in range(6):
-        env.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes once each byte is %FF
+        env.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes after percent-encoding
     for number in range(12):
         os.mkfifo(env.file(f"{'p' * 200}{number:02}"))
 

@@ -1,4 +1,4 @@
-"""Files replaced between check and open: no access outside the root, and no blocking."""
+"""Opening a file that was replaced after a check neither leaves the root nor blocks."""
 
 import os
 import threading
@@ -76,7 +76,7 @@ def test_pipe_in_place_of_a_file_is_refused_without_blocking(root):
     waited = []
 
     def release_reader():
-        """Unblocks a waiting reader, so that this test fails instead of hanging."""
+        """Unblock a waiting reader, so that the test fails instead of hanging."""
         waited.append(True)
         os.close(os.open(root / "directory" / "file", os.O_RDWR | os.O_NONBLOCK))
 
@@ -91,7 +91,7 @@ def test_pipe_in_place_of_a_file_is_refused_without_blocking(root):
         helper.join()
 
 
-def test_link_is_not_written_through(root):
+def test_file_is_not_created_through_a_link(root):
     (root / "new").symlink_to(root.parent / "outside" / "file")
     with pytest.raises(OSError, match="symbolic links"):
         create_private_file(root / "new")

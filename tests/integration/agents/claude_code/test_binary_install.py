@@ -45,7 +45,7 @@ def directory():
 
 
 def run_probe(directory, binary):
-    """Runs the probe in the agent's shell; returns its output and the agent's stdout."""
+    """Run the probe in the agent's shell; return its output and the agent's stdout."""
 
     async def run():
         (directory / "run").mkdir(mode=0o755)
@@ -63,7 +63,7 @@ def run_probe(directory, binary):
 
 
 def readable_copy(binary):
-    """The wheel's binary in a directory that every uid can access; its 400 MB are copied only if necessary."""
+    """Return the wheel's binary in a directory that every uid can access. The 400 MB are copied only if necessary."""
     source = find_binary()
     try:
         if source.stat().st_mode & 0o005 == 0o005:
@@ -77,14 +77,14 @@ def readable_copy(binary):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
-def test_installed_binary_denies_access_to_the_agents_shell(directory):
+def test_agents_shell_cannot_access_the_process_of_the_installed_binary(directory):
     output, stdout = run_probe(directory, install_binary(directory))
     assert output.split() == " ".join(f"{target} denied" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' not in stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
-def test_readable_binary_would_allow_access(directory):
+def test_agents_shell_can_access_the_process_of_a_readable_binary(directory):
     """The control: without the execute-only copy, each access succeeds, including the forged line."""
     output, stdout = run_probe(directory, readable_copy(directory / "claude"))
     assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()

@@ -20,7 +20,7 @@ ENVIRONMENT = Turn((ToolUse("Bash", {"command": "env; echo ran", "description": 
 
 
 def run_agent(directory, *turns, prepare=lambda workspace: None, **options):
-    """Runs a script to its end; returns the completed run and the model."""
+    """Run Claude Code with the scripted turns; return the completed run and the model."""
 
     async def run():
         host_run = ClaudeOnHost(directory)
@@ -39,7 +39,7 @@ def outcome(completed):
 
 
 def first_prompt(model):
-    """The texts of the first request to the model."""
+    """Return the texts of the first request to the model."""
     content = model.messages[0]["messages"][0]["content"]
     return [content] if isinstance(content, str) else [block["text"] for block in content]
 
@@ -54,7 +54,7 @@ HOOKS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop"
 
 
 def make_hostile(workspace: Path, base_url="http://127.0.0.1:9"):
-    """Every file by which a repository could take over Claude Code, and a genuine CLAUDE.md."""
+    """Add every file that could take over Claude Code, and genuine CLAUDE.md files."""
 
     def touch_marker(name):
         return f"touch '{workspace.parent}/{name}'"

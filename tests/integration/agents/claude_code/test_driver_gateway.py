@@ -1,4 +1,4 @@
-"""The real Claude Code behind a real gateway: all its requests are forwarded, with no header dropped."""
+"""The real Claude Code behind a real gateway: all its requests are forwarded with all their headers."""
 
 import asyncio
 

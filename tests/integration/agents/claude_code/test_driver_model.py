@@ -1,4 +1,4 @@
-"""A program of the agent writes settings into the agent's home, to redirect it to another model."""
+"""A program that the agent runs writes settings into the agent's home to redirect the agent to another model."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ time.sleep(SECONDS)
 
 
 def run_hijack(directory: Path, without=()):
-    """Returns the number of requests to the forging model, and the text of the agent's result."""
+    """Return the number of requests to the forging model, and the text of the agent's result."""
 
     async def run():
         host_run = ClaudeOnHost(directory)

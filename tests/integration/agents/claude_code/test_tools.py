@@ -1,4 +1,4 @@
-"""The real Claude Code is limited to the allowed tools and MCP servers, and reports them before it starts.
+"""The real Claude Code is limited to the allowed tools and MCP servers, and reports them at its start.
 
 Each start is expensive, so one run covers all checks with the same options.
 """
@@ -42,7 +42,7 @@ def write(path):
 
 
 class AgentRun:
-    """A script that was run to its end: the completed run, and the check of the agent's start."""
+    """A completed run of Claude Code with a scripted model, and the check of its start."""
 
     def __init__(self, directory, *turns, secrets=None, **claude):
         self.workspace = directory / "workspace"
@@ -59,7 +59,7 @@ class AgentRun:
             return await host_run.run(model.url, secrets=secrets, **claude), model
 
     def check_ready(self, **claude):
-        """The check of this start against the given options."""
+        """Check the agent's start against the given options."""
         return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), self.ready, str)
 
     @property
@@ -122,7 +122,7 @@ def _command(manifest_):
     return ClaudeCodeDriver(Path("/none")).prepare(manifest_, session_id=SESSION_ID, task_key="key", secrets={}).command
 
 
-def test_tool_names_limit_the_tools_and_need_no_permission(tmp_path):
+def test_only_listed_tools_exist_and_they_need_no_permission(tmp_path):
     agent_run = AgentRun(
         tmp_path, bash("touch a"), write("b"), allowed_tools=("Read", "Bash", "Agent"), prompt="--help"
     )
@@ -208,7 +208,7 @@ def test_permission_checks_allow_listed_tools_except_in_the_git_directory(tmp_pa
     config = mcp_config(**dict.fromkeys(tools_by_server, TOKEN_SERVER))
     options = {"allowed_tools": allowed_tools, "mcp_config": config, "skip_permissions": False, "prompt": "#note"}
     agent_run = AgentRun(tmp_path, *turns, secrets=SECRETS, **options)
-    # The command line is the same with skipped permissions: the MCP tools depend on the permissions only.
+    # With MCP servers, `skip_permissions` does not change the command line: only permission rules limit MCP tools.
     assert _command(agent_run.manifest) == _command(manifest(**{**options, "skip_permissions": True}))
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
     assert {tool for tool in agent_run.ready.tools if not tool.startswith("mcp__")} == {"Bash", "Write"}
@@ -230,9 +230,9 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def mcp_run(tmp_path_factory):
-    """A run with MCP servers of every kind; yields it with the working servers.
+    """A run with MCP servers of every kind, which together exceed the maximum size of an argument.
 
-    Together they exceed the size of an argument.
+    Yields the run and the working servers.
     """
     calls = (call("mcp__github__tell"), call("mcp__typed__tell"), call("mcp__untyped__tell"))
     inspect_call = bash(
@@ -294,7 +294,7 @@ def test_reserved_mcp_server_name_is_reported(mcp_run):
 
 
 def test_init_event_is_sent_before_the_first_model_response(tmp_path):
-    """So the gateway can hold that request until the start is checked."""
+    """This lets the gateway hold that request until the agent's start is checked."""
     init_lines = []
 
     async def run():

@@ -1,4 +1,4 @@
-"""Floods of short chunks and of short WebSocket frames are parsed in the turns of their client's share."""
+"""Floods of short chunks or WebSocket frames are parsed in bounded turns, so other clients are served in between."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ claude: {prompt: Work.}
 
 
 class CallsPerTurn:
-    """The number of calls of a method: all, and the maximum in one iteration of the event loop."""
+    """Counts the calls of a method: the total, and the maximum in one iteration of the event loop."""
 
     def __init__(self, monkeypatch, owner, name):
         self.total = self.maximum = self._count_in_turn = 0

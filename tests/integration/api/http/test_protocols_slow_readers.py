@@ -1,4 +1,4 @@
-"""A client that does not read costs the server bounded time and memory, and other clients nothing."""
+"""A client that does not read uses bounded time and memory of the server and does not affect other clients."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Ports are exclusive to one server and refuse connections before it listens."""
+"""A port is used by one server only, and refuses connections until the server listens."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Connections and concurrent requests are limited; other clients stay unaffected."""
+"""Connections and concurrent requests are limited; other clients are not affected."""
 
 import asyncio
 import contextlib

@@ -40,8 +40,8 @@ class MessagesPerTurn:
         self.maximum = self._count_in_turn = 0
         original = websocket.WebSocketEncoder.encode
 
-        def messages(view, frames):
-            encoded = original(view, frames)
+        def messages(encoder, events):
+            encoded = original(encoder, events)
             self._count_in_turn += len(encoded)
             self.maximum = max(self.maximum, self._count_in_turn)
             return encoded
@@ -167,7 +167,7 @@ def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, un
     assert maximum <= MESSAGES_PER_TURN_MAX
 
 
-def test_manifests_of_one_token_have_a_share_of_threads(running_api, monkeypatch):
+def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
     active, maximum, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
     parse = tasks._parse_submission
 

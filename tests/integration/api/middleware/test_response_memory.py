@@ -30,7 +30,7 @@ def _low_memory_limit(monkeypatch):
 
 
 def store_many_artifacts(api, file):
-    """Artifacts whose list exceeds a megabyte, and one with a real file."""
+    """Add artifacts whose list exceeds a megabyte, and one with a real file; return the content of the file."""
     api.tasks.add("task-001", *TO_RUNNING)
     for number in range(3000):
         name = f"{number}-{'x' * 100}"
@@ -43,7 +43,7 @@ def store_many_artifacts(api, file):
 
 @contextmanager
 def connect_without_reading(port, path, token="vera", buffer_bytes=4096, headers=""):
-    """A client that sends a request and does not read the response, with a small buffer."""
+    """Connect a client that sends a request and does not read the response, with a small buffer."""
     with socket.socket() as client:
         client.settimeout(20)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
@@ -134,7 +134,7 @@ def test_parallel_downloads_are_complete(running_api, tmp_path):
 
 
 @pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
-def test_unread_streams_are_counted_until_they_end(running_api, until, path):
+def test_unread_streams_use_response_memory_until_they_end(running_api, until, path):
     async def scenario():
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
             api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
@@ -152,7 +152,7 @@ def test_unread_streams_are_counted_until_they_end(running_api, until, path):
     asyncio.run(scenario())
 
 
-def test_unread_websocket_is_counted(running_api, until):
+def test_unread_websocket_uses_response_memory(running_api, until):
     async def scenario():
         async with api_with_two_tokens(running_api) as api:
             api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
@@ -173,7 +173,7 @@ def test_unread_websocket_is_counted(running_api, until):
     asyncio.run(scenario())
 
 
-def test_unfinished_request_bodies_count_for_their_token_only(running_api, until):
+def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, until):
     async def scenario():
         async with running_api(FakeAccess(olga="operator", otto="operator")) as api:
             submission = b"name: x", "/api/v1/tasks?dry_run=true"

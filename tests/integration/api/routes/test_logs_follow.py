@@ -28,7 +28,7 @@ def test_follow_streams_events_live_until_the_end(running_api):
                 api.tasks.record("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
                 assert [(await anext(received))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
                 api.tasks.record("task-001", *TO_COMPLETED)
-                assert [frame["type"] async for frame in received] == ["state_change", "state_change", "end"]
+                assert [event["type"] async for event in received] == ["state_change", "state_change", "end"]
 
     asyncio.run(scenario())
 

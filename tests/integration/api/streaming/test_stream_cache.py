@@ -43,7 +43,7 @@ def lines(first, count):
 
 
 def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
-    # So small that a reconnecting client is behind the buffer and needs the history.
+    # Small buffers, so a reconnecting client is behind the buffer and needs the history.
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
@@ -71,13 +71,13 @@ def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
 def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
     encoded, sent, encode, take = [], [], logs._format_sse, streaming_response.Prefetcher.next_batch
 
-    def counting_encode(frame):
-        encoded.append(frame["seq"])
-        return encode(frame)
+    def counting_encode(event):
+        encoded.append(event["seq"])
+        return encode(event)
 
     async def recorded_batch(feed, idle_seconds):
-        sent.append(frames := await take(feed, idle_seconds))
-        return frames
+        sent.append(events := await take(feed, idle_seconds))
+        return events
 
     monkeypatch.setattr(logs, "_format_sse", counting_encode)
     monkeypatch.setattr(streaming_response.Prefetcher, "next_batch", recorded_batch)
@@ -107,16 +107,16 @@ def test_history_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
 
-    async def frames(after):
+    async def events_from(after):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
     async def scenario():
         history, position, reads = stream_cache.HistoryCache(), 0, 0
         while position < 100:
-            position, reads = (await history.load(frames(position), position)).last_seq, reads + 1
+            position, reads = (await history.load(events_from(position), position)).last_seq, reads + 1
         assert reads == 34
-        assert await history.load(frames(100), 100) is None
+        assert await history.load(events_from(100), 100) is None
         cached = [position for position in range(101) if history.find(position)]
         assert cached == list(range(87, 100))
 
@@ -127,9 +127,9 @@ def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     encoded, encode = [], logs._format_sse
 
-    def counting_encode(frame):
-        encoded.append(frame["seq"])
-        return encode(frame)
+    def counting_encode(event):
+        encoded.append(event["seq"])
+        return encode(event)
 
     monkeypatch.setattr(logs, "_format_sse", counting_encode)
 
@@ -146,7 +146,8 @@ def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
                 last = 5 + 3000 + len(TO_COMPLETED) + 1
                 received = await asyncio.gather(*followers)
                 assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
-                # A client that starts within a batch has the rest of it encoded separately; all else is shared.
+                # For a client that starts within a batch, the rest of the batch is encoded separately; all other
+                # batches are shared.
                 assert len(encoded) < last + 10 * 1500
 
     asyncio.run(scenario())
@@ -177,7 +178,7 @@ def test_each_client_has_a_separate_filter(running_api):
     asyncio.run(scenario())
 
 
-def test_position_after_the_last_event_gets_the_end_event(running_api):
+def test_following_from_after_the_last_event_gets_only_the_end_event(running_api):
     async def scenario():
         async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
             api.tasks.add("task-001", *TO_RUNNING)

@@ -170,7 +170,7 @@ def test_terminal_requires_the_operator_role(running_api):
 
 
 def test_input_after_token_revocation_is_discarded(running_api, monkeypatch):
-    """Even while the terminal is silent, as during a password prompt."""
+    """The token is checked even while the terminal is silent, for example at a password prompt."""
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(otto="operator", olga="operator")
 

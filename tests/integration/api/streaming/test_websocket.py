@@ -46,7 +46,7 @@ def test_stream_sends_all_events_and_closes_at_the_end(running_api):
                     "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
                 )
                 received, code = await read_remaining(socket)
-            assert [(frame["seq"], frame["type"]) for frame in received] == [
+            assert [(event["seq"], event["type"]) for event in received] == [
                 (4, "state_change"),
                 (5, "state_change"),
                 (6, "output"),
@@ -61,13 +61,13 @@ def test_stream_sends_all_events_and_closes_at_the_end(running_api):
     asyncio.run(scenario())
 
 
-def test_filter_passes_gap_and_end(running_api):
+def test_filter_passes_gap_and_end_events(running_api):
     async def scenario():
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING, e.Gap(0, 0, "disk full"), e.Progress(), *TO_COMPLETED)
             async with connect(api.ws("?task_id=task-001&after=0&filter=output,progress")) as socket:
                 received, _ = await read_remaining(socket)
-            assert [frame["type"] for frame in received] == ["gap", "progress", "end"]
+            assert [event["type"] for event in received] == ["gap", "progress", "end"]
 
     asyncio.run(scenario())
 
@@ -78,8 +78,8 @@ def test_stream_of_all_tasks_misses_nothing_after_the_handshake(running_api):
             for number in range(10):
                 async with connect(api.ws()) as socket:
                     api.tasks.add(f"task-{number}")
-                    frame = json.loads(await asyncio.wait_for(socket.recv(), 5))
-                    assert (frame["task_id"], frame["new_state"]) == (f"task-{number}", "pending")
+                    event = json.loads(await asyncio.wait_for(socket.recv(), 5))
+                    assert (event["task_id"], event["new_state"]) == (f"task-{number}", "pending")
 
     asyncio.run(scenario())
 

@@ -17,7 +17,7 @@ def access() -> FakeAccess:
     return FakeAccess(vera="viewer")
 
 
-async def first_frame(api, *, port: int = 0, **options):
+async def first_event(api, *, port: int = 0, **options):
     async with connect(api.ws("?task_id=task-001", port=port), **options) as stream:
         return json.loads(await asyncio.wait_for(stream.recv(), 5)), stream.subprotocol
 
@@ -28,8 +28,8 @@ def test_header_token_authenticates_on_both_ports(running_api):
             api.tasks.add("task-001")
             for port in (api.stream_port, api.port):
                 headers = {"Authorization": "Bearer vera"}
-                frame, protocol = await first_frame(api, port=port, additional_headers=headers)
-                assert (frame["task_id"], protocol) == ("task-001", None)
+                event, protocol = await first_event(api, port=port, additional_headers=headers)
+                assert (event["task_id"], protocol) == ("task-001", None)
 
     asyncio.run(scenario())
 
@@ -39,10 +39,10 @@ def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
         async with running_api(access()) as api:
             api.tasks.add("task-001")
             subprotocols = ["sandbox.v1", "sandbox.bearer.vera"]
-            frame, protocol = await first_frame(api, subprotocols=subprotocols, origin="https://ui.example")
-            assert (frame["task_id"], protocol) == ("task-001", "sandbox.v1")
-            frame, protocol = await first_frame(api, subprotocols=["sandbox.bearer.vera"])
-            assert (frame["task_id"], protocol) == ("task-001", None)
+            event, protocol = await first_event(api, subprotocols=subprotocols, origin="https://ui.example")
+            assert (event["task_id"], protocol) == ("task-001", "sandbox.v1")
+            event, protocol = await first_event(api, subprotocols=["sandbox.bearer.vera"])
+            assert (event["task_id"], protocol) == ("task-001", None)
 
     asyncio.run(scenario())
 
@@ -56,10 +56,10 @@ def test_session_cookie_works_on_the_other_port(running_api, caplog):
                     f"{api.http}/api/v1/session", headers={"Authorization": "Bearer vera"}, timeout=10
                 )
             cookie = {"Cookie": response.headers["set-cookie"].partition(";")[0]}
-            frame, _ = await first_frame(api, additional_headers=cookie, origin=api.http)
-            assert frame["task_id"] == "task-001"
+            event, _ = await first_event(api, additional_headers=cookie, origin=api.http)
+            assert event["task_id"] == "task-001"
             with pytest.raises(InvalidStatus) as raised:
-                await first_frame(api, additional_headers=cookie, origin="http://localhost:3000")
+                await first_event(api, additional_headers=cookie, origin="http://localhost:3000")
             assert raised.value.response.status_code == 403
 
     asyncio.run(scenario())
@@ -81,7 +81,7 @@ def test_missing_or_invalid_token_rejects_the_handshake(running_api, options):
         async with running_api(access()) as api:
             api.tasks.add("task-001")
             with pytest.raises(InvalidStatus) as raised:
-                await first_frame(api, **options)
+                await first_event(api, **options)
             assert raised.value.response.status_code == 401
             assert raised.value.response.headers["www-authenticate"].startswith("Bearer")
             assert json.loads(raised.value.response.body)["error"] == "unauthorized"

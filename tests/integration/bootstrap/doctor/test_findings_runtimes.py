@@ -9,7 +9,7 @@ from sandbox.bootstrap.runtime import AUTO, RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 
 NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
-NEEDS_KVM = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="Ask for it by its name.")
+NEEDS_KVM = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="Request it by name.")
 EMULATED = RuntimeProbe("qemu", is_available=True, tier="vm", strength=30, is_explicit_only=True)
 
 

@@ -33,7 +33,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def patch(checkout):
-    """The patch of the task, with a new file and a hostile one."""
+    """The patch of the task, with a new file and a file that contains a terminal escape sequence."""
     (checkout / "a.txt").write_text("one\n2\nthree\nfour\n")
     (checkout / "b.sql").write_text("select 1;\n")
     (checkout / "new.bin").write_bytes(b"\0\1\2" * 10)
@@ -138,7 +138,7 @@ def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checko
     (checkout / "other").write_text("x")
     base = git("rev-parse", "HEAD", cwd=checkout).strip()
     git("add", "other", cwd=checkout)
-    git("commit", "-q", "-m", "Go on", cwd=checkout)
+    git("commit", "-q", "-m", "Continue", cwd=checkout)
     here = git("rev-parse", "HEAD", cwd=checkout).strip()
     result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 0
@@ -201,7 +201,7 @@ def test_patch_cannot_escape_the_checkout(sandbox, serve_patch, checkout, tmp_pa
 
 @pytest.fixture
 def install_filter(checkout):
-    """Configure a smudge filter. Git runs it after it has removed the files that the patch changes."""
+    """Configure a smudge filter, which git runs after it has removed the files that the patch changes."""
 
     def configure(program: str) -> None:
         (checkout / ".git" / "info" / "attributes").write_text("*.txt filter=slow\n")
@@ -254,7 +254,7 @@ def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkou
 
 def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, checkout, install_filter):
     (checkout / "a.txt").chmod(0o755)
-    git("commit", "-q", "-a", "-m", "Let it run", cwd=checkout)
+    git("commit", "-q", "-a", "-m", "Make it executable", cwd=checkout)
     (checkout / "below").mkdir()
     git("mv", "a.txt", "below/moved.txt", cwd=checkout)
     serve_patch(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)

@@ -33,7 +33,7 @@ def test_config_show_prints_a_valid_configuration(sandbox, write_config, tmp_pat
     assert tomllib.loads(reloaded.stdout.decode()) == settings
 
 
-def test_each_value_has_its_origin(sandbox, write_config, environment):
+def test_config_show_prints_the_origin_of_each_value(sandbox, write_config, environment):
     file = write_config("[server]\nws_port = 3\n")
     environment["SANDBOX_ACCESS_REQUESTS_PER_MINUTE"] = "10"
     settings = json.loads(sandbox("config", "show", "--origin", "-f", "json", "--port", "9").stdout)

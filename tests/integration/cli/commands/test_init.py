@@ -99,7 +99,7 @@ def test_invalid_manifest_is_not_written(sandbox, checkout):
 
 @pytest.fixture(params=["outside", "without a remote"])
 def without_repository(request, checkout, tmp_path):
-    """A directory without a known repository, and the reason."""
+    """A directory whose repository is unknown, and the expected reason."""
     if request.param == "outside":
         return tmp_path, f"{tmp_path} is not in a git checkout"
     git("remote", "remove", "origin", cwd=checkout)

@@ -21,7 +21,7 @@ def profile(sandbox, tmp_path):
 
 @pytest.fixture(scope="module")
 def root_layer():
-    """A layer with a small root file system."""
+    """A layer with a small root file system whose programs are never started."""
     return minimal_root(is_truncated=True)
 
 

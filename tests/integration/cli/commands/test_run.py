@@ -61,10 +61,10 @@ def serve_task(api, patch, state="completed"):
     name = f".sandbox/{TASK_ID}.patch"
     artifacts = [{"name": f"{TASK_ID}.patch", "path": name, "contains_secret": False}]
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))
-    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2F{TASK_ID}.patch", of_bytes(patch))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2F{TASK_ID}.patch", artifact_response(patch))
 
 
-def of_bytes(data):
+def artifact_response(data):
     headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
     return lambda _: ApiResponse(200, [data], headers)
 
@@ -122,7 +122,7 @@ def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, che
 
 
 def is_sleeping(pid):
-    """Return whether the process sleeps. A signal between the prompt and the read is handled after the read only."""
+    """Return whether the process sleeps. A signal that arrives before it sleeps is handled only after the read."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
@@ -232,7 +232,7 @@ def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, san
     assert not (elsewhere / "ignored.log").exists()
     assert (checkout / "new.txt").read_text() == "new\n"
     after = git("status", "--porcelain", cwd=checkout)
-    assert set(before.splitlines()) < set(after.splitlines())  # staged and unstaged changes stay as they were
+    assert set(before.splitlines()) < set(after.splitlines())  # staged and unstaged changes are kept
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_edit_of_an_included_untracked_file_is_applied(edited_task, sandbox, che
 
 @pytest.mark.parametrize("changed", ["notes.txt", "src/app.py"])
 def test_suggested_apply_command_works_with_local_changes(edited_task, api, sandbox, checkout, changed):
-    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json", of_bytes(b"{}"))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json", artifact_response(b"{}"))
     if changed != "notes.txt":
         (checkout / changed).write_text("print('mine')\n")
     result = sandbox("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
@@ -329,7 +329,7 @@ def submodule(checkout):
     git("init", "-q", "-b", "main", ".", cwd=inner)
     (inner / "code.py").write_text("code\n")
     commit(inner)
-    commit(checkout, "Take a library in")
+    commit(checkout, "Add a library")
     push(checkout)
     return inner
 
@@ -518,9 +518,9 @@ def add_second_remote(directory):
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        (lambda commit_id: git("remote", "remove", "origin", cwd=commit_id), "git remote add origin URL"),
+        (lambda directory: git("remote", "remove", "origin", cwd=directory), "git remote add origin URL"),
         (
-            lambda commit_id: git("remote", "set-url", "origin", "/srv/app.git", cwd=commit_id),
+            lambda directory: git("remote", "set-url", "origin", "/srv/app.git", cwd=directory),
             "The URL of origin must be https://",
         ),
         (delete_tracking_branch, "git push -u origin main"),

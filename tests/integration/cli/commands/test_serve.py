@@ -17,7 +17,7 @@ SANDBOX = [sys.executable, "-m", "sandbox"]
 
 
 SERVE_ENVIRONMENT = {"PATH": os.environ["PATH"], "SANDBOX_RUNTIME": "bubblewrap"}
-"""Skips the slow runtime detection for tests that do not need it."""
+"""With a fixed runtime, the slow runtime detection is skipped."""
 
 
 @pytest.fixture

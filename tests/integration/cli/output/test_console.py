@@ -82,7 +82,7 @@ def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, termin
         assert b"assistant" in output, command
 
 
-def test_artifact_keeps_its_lines_on_a_terminal(api, on_terminal, terminal):
+def test_line_separators_in_an_artifact_are_escaped_on_a_terminal(api, on_terminal, terminal):
     data = "one \u2028 line\nanother\x85one\n".encode()
     artifacts = [{"name": "notes", "path": "notes", "contains_secret": False}]
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))

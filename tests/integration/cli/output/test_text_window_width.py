@@ -36,7 +36,7 @@ def artifact(name, path):
 
 
 @pytest.fixture
-def full_api(api):
+def api_with_long_texts(api):
     """A server with long names, ids and messages."""
     tasks = [
         task("running"),
@@ -46,7 +46,7 @@ def full_api(api):
     ]
     page = {"tasks": tasks, "total_count": 400, "limit": 4, "offset": 0, "has_more": True, "next_cursor": "x"}
     artifacts = [artifact(f"{UUID}.patch", f".sandbox/{UUID}.patch"), artifact("a\tb.txt", "deep/" * 30 + "a\tb.txt")]
-    events = [{**frame, "task_id": UUID} for frame in task_events()]
+    events = [{**event, "task_id": UUID} for event in task_events()]
     events[-3:-3] = [
         {**events[-3], "type": "egress_denied", "host": "h" * 30 + ".example.com", "port": 1, "reason": REASON}
     ]
@@ -65,10 +65,10 @@ def full_api(api):
 
 def _log_of(events):
     lines = []
-    for frame in events:
-        tag, content = frame.get("stream"), frame.get("data")
-        event = json.dumps(frame, ensure_ascii=False) + "\n"
-        lines.append(f"[{frame['timestamp']}] [{(tag or 'event').upper()}] {content or event}".encode())
+    for event in events:
+        tag, content = event.get("stream"), event.get("data")
+        rendered_event = json.dumps(event, ensure_ascii=False) + "\n"
+        lines.append(f"[{event['timestamp']}] [{(tag or 'event').upper()}] {content or rendered_event}".encode())
     return ApiResponse(200, lines)
 
 
@@ -93,7 +93,7 @@ def screen(on_terminal, terminal, tmp_path):
 
 @WIDTHS
 @pytest.mark.parametrize("output_format", ["text", "table"])
-def test_task_list_fits_the_window(full_api, screen, width, output_format):
+def test_task_list_fits_the_window(api_with_long_texts, screen, width, output_format):
     lines = screen("task", "list", "-f", output_format, width=width)
     assert sum(UUID in line for line in lines) == 2
     assert any("failed_preserved" in line and "夜間" in line and "…" in line for line in lines)
@@ -101,8 +101,8 @@ def test_task_list_fits_the_window(full_api, screen, width, output_format):
 
 
 @WIDTHS
-def test_task_status_fits_the_window(full_api, screen, width):
-    full_api.on("GET", f"/tasks/{UUID}", json_response(task(**FAILED, name=f"{NAME} {JAPANESE}")))
+def test_task_status_fits_the_window(api_with_long_texts, screen, width):
+    api_with_long_texts.on("GET", f"/tasks/{UUID}", json_response(task(**FAILED, name=f"{NAME} {JAPANESE}")))
     lines = screen("task", "status", UUID, width=width)
     assert f"Release it  sandbox task release {UUID}" in lines
     assert " ".join(line[12:] for line in lines).count(REASON) == 1
@@ -110,7 +110,7 @@ def test_task_status_fits_the_window(full_api, screen, width):
 
 
 @WIDTHS
-def test_watched_task_fits_the_window(full_api, screen, width):
+def test_watched_task_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "status", UUID, "--watch", width=width)
     assert any("running       Claude Code is working" in line for line in lines)
     assert any(line.endswith("    27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895") for line in lines)
@@ -118,35 +118,37 @@ def test_watched_task_fits_the_window(full_api, screen, width):
 
 @WIDTHS
 @pytest.mark.parametrize("follow", [(), ("--follow",)])
-def test_task_logs_fit_the_window(full_api, screen, width, follow):
+def test_task_logs_fit_the_window(api_with_long_texts, screen, width, follow):
     lines = screen("task", "logs", UUID, *follow, width=width)
     assert any("▸ Read  src/app/parser.py  12 ms" in line for line in lines)
 
 
 @WIDTHS
-def test_followed_submission_fits_the_window(full_api, screen, width):
+def test_followed_submission_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "submit", "task.yaml", "--follow", width=width)
     assert lines[0] == UUID
     assert lines[-1] == f"  Artifacts: sandbox task artifacts {UUID}"
 
 
 @WIDTHS
-def test_submission_fits_the_window(full_api, screen, width):
+def test_submission_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "submit", "task.yaml", width=width)
     assert lines[-1] == f"  Watch it: sandbox task status {UUID} --watch"
 
 
 @WIDTHS
-def test_failure_of_a_waited_task_fits_the_window(full_api, screen, width):
-    full_api.on("GET", f"/tasks/{UUID}/wait", json_response(task(**FAILED)))
+def test_failure_of_a_waited_task_fits_the_window(api_with_long_texts, screen, width):
+    api_with_long_texts.on("GET", f"/tasks/{UUID}/wait", json_response(task(**FAILED)))
     lines = screen("task", "submit", "task.yaml", "--wait", width=width, codes=(1,))
     assert f"  See what happened: sandbox task logs {UUID}" in lines
     assert f"Task {UUID} failed: {REASON} (clone_failed)" in " ".join(" ".join(lines).split())
 
 
 @WIDTHS
-def test_invalid_manifest_errors_fit_the_window(full_api, screen, width):
-    full_api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 3 errors.", FIELD_ERRORS))
+def test_invalid_manifest_errors_fit_the_window(api_with_long_texts, screen, width):
+    api_with_long_texts.on(
+        "POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 3 errors.", FIELD_ERRORS)
+    )
     lines = screen("task", "submit", "task.yaml", width=width, codes=(9,))
     assert sum(line.startswith("task.yaml:9:5: lifecycle.artifact_patterns[") for line in lines) == 3
     assert lines[-1] == "Error: task.yaml has 3 errors."
@@ -159,7 +161,7 @@ def test_offline_validation_errors_fit_the_window(screen, width):
 
 
 @WIDTHS
-def test_artifact_list_fits_the_window(full_api, screen, width):
+def test_artifact_list_fits_the_window(api_with_long_texts, screen, width):
     assert any(line.startswith(f"{UUID}.patch") for line in screen("task", "artifacts", UUID, width=width))
 
 
@@ -175,6 +177,6 @@ def test_unknown_task_error_fits_the_window(api, screen, width):
 
 
 def test_doctor_output_fits_the_window(screen, environment):
-    """Only in the narrow window, which implies the wide one."""
+    """Output that fits the narrow window also fits the wide one."""
     environment["HOME"] = "/nonexistent"  # paths are not shortened, and the path of a test is long
     assert screen("doctor", width=80, codes=(0, 1))

@@ -17,7 +17,7 @@ from sandbox.model.events import EgressDenied, ErrorReported
 
 
 async def echo_after_eof(reader, writer):
-    """Reads everything to its end, then sends it back."""
+    """Read to the end of the stream, then send everything back."""
     received = await reader.read()
     writer.write(received)
     writer.close()
@@ -197,7 +197,7 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
 OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
 
 
-def test_host_that_speaks_first_is_forwarded(monkeypatch):
+def test_host_that_sends_first_is_forwarded(monkeypatch):
     async def greet(reader, writer):
         writer.write(b"SSH-2.0-host\r\n")
         writer.write(await reader.readline())
@@ -315,7 +315,7 @@ def test_former_address_of_the_model_is_not_dialled(monkeypatch):
     run(scenario)
 
 
-def test_name_is_resolved_once_per_connection_and_dialled_there(monkeypatch):
+def test_name_is_resolved_once_per_connection(monkeypatch):
     """DNS rebinding: no second lookup is made."""
     lookups = []
 

@@ -1,4 +1,4 @@
-"""Protocols other than TLS and HTTP pass on real sockets, and carry neither of the two to another host."""
+"""Protocols other than TLS and HTTP are forwarded, but cannot carry TLS or HTTP to another host."""
 
 import asyncio
 

@@ -50,7 +50,7 @@ class SteppedUpstream:
         writer.transport.abort()
 
 
-def test_response_is_byte_identical_and_keys_are_swapped():
+def test_response_is_byte_identical_and_the_task_key_is_replaced():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
             client = await served.connect()
@@ -134,7 +134,7 @@ def test_closed_idle_upstream_connection_is_redialled():
                 client.send_request()
                 assert (await client.read_response())[0] == 200
                 await upstream.disconnected.wait()
-                await asyncio.sleep(0.02)  # until the gateway sees the end
+                await asyncio.sleep(0.02)  # until the gateway notices the disconnect
             assert upstream.connections == 3
 
     run(scenario)
@@ -152,7 +152,7 @@ def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
                 assert (await client.read_response())[2] == BODY
                 async with asyncio.timeout(5):
                     await upstream.disconnected.wait()
-                await asyncio.sleep(0.02)  # until the gateway sees the end
+                await asyncio.sleep(0.02)  # until the gateway notices the disconnect
             assert upstream.connections == 2
             assert served.events == [SPENT] * 2
 
@@ -416,7 +416,7 @@ def test_stop_ends_all_connections_and_leaves_no_descriptor():
             for client in (busy, idle, proxy):
                 await client.read_to_end()
             assert served.gateway.requests_in_flight == 0
-            with pytest.raises(OSError):  # noqa: PT011 - closed is closed
+            with pytest.raises(OSError):  # noqa: PT011 - any error shows that it is closed
                 served.listeners.model.getsockname()
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", busy.port)

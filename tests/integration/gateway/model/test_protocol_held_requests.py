@@ -60,7 +60,7 @@ def test_body_that_ends_after_the_release_is_forwarded():
     run(scenario)
 
 
-def test_request_with_wrong_key_is_refused_without_hold():
+def test_request_with_wrong_key_is_refused_immediately():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
@@ -87,7 +87,7 @@ def test_held_request_times_out_and_may_be_retried(monkeypatch):
     run(scenario)
 
 
-def test_disconnected_client_is_not_held():
+def test_held_request_of_a_disconnected_client_is_dropped():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()

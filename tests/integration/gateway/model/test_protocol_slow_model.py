@@ -13,7 +13,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 @asynccontextmanager
 async def slow_model(may_read: asyncio.Event):
-    """Reads nothing before `may_read` is set, then everything, and responds to each request."""
+    """Serve a model that reads nothing before `may_read` is set, then reads everything and responds to each request."""
 
     async def serve_client(reader, writer):
         with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):

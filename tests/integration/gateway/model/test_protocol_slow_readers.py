@@ -45,7 +45,7 @@ async def document(_, writer):
 
 
 async def client_with_request(served: ServedGateway) -> socket.socket:
-    """The socket of a client that has sent a request and has a small receive buffer."""
+    """Return the socket of a client that has sent a request and has a small receive buffer."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setblocking(False)
@@ -58,7 +58,7 @@ async def client_with_request(served: ServedGateway) -> socket.socket:
 
 
 @pytest.mark.parametrize("script", [stream, document])
-def test_response_is_metered_to_its_end_without_the_client(monkeypatch, script):
+def test_unread_response_is_metered_to_its_end(monkeypatch, script):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.2)
 
     async def scenario():
@@ -96,7 +96,7 @@ def test_slow_reads_do_not_delay_metering(monkeypatch):
 
 
 @pytest.mark.parametrize("rules", [BUDGET, GatewayRules()])
-def test_slow_client_within_its_time_receives_the_full_response(monkeypatch, rules):
+def test_client_that_pauses_within_its_timeout_receives_the_full_response(monkeypatch, rules):
     monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 1.0)
 
     async def scenario():
@@ -114,7 +114,7 @@ def test_slow_client_within_its_time_receives_the_full_response(monkeypatch, rul
     run(scenario)
 
 
-def test_slow_client_without_a_budget_has_no_time_limit(monkeypatch):
+def test_slow_client_without_a_budget_has_no_stall_timeout(monkeypatch):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.05)
 
     async def scenario():

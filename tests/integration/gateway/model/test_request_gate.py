@@ -16,7 +16,7 @@ REQUEST = b'{"model":"claude-haiku-4-5","stream":true}'
 
 
 def events(model="claude-haiku-4-5", tokens_in=1000, tokens_out=1000):
-    """A response; at the prices of Haiku 4.5 (1 and 5 USD per million) it costs 0.006 USD."""
+    """Return the events of a response that costs 0.006 USD with Haiku 4.5 (1 and 5 USD per million tokens)."""
     start = {"type": "message_start", "message": {"model": model, "usage": {"input_tokens": tokens_in}}}
     delta = {"type": "message_delta", "usage": {"output_tokens": tokens_out}}
     return [f"data: {json.dumps(event)}\n\n".encode() for event in (start, delta, {"type": "message_stop"})]

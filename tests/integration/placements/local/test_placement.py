@@ -1,4 +1,4 @@
-"""A runner starts with its order and its lock only, and it outlives its server."""
+"""A runner receives only its order and its lock, and outlives its server."""
 
 import asyncio
 import errno
@@ -110,7 +110,7 @@ def is_held(run_dir):
 
 
 def exists(pid):
-    """Also true for a zombie."""
+    """Return whether the process exists, possibly as a zombie."""
     return Path(f"/proc/{pid}").exists()
 
 
@@ -236,7 +236,7 @@ def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
 @pytest.mark.parametrize(
     ("code", "error"),
     [("", BrokenPipeError), ("import time; time.sleep(60)", TimeoutError)],
-    ids=["dies first", "never reads"],
+    ids=["exits first", "never reads"],
 )
 def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error):
     monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)

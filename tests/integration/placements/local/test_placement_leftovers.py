@@ -1,4 +1,4 @@
-"""The socket of a killed runner is removed with its attempt, and no other socket."""
+"""The cleanup of an attempt removes the sockets of its killed runner and no other files."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ from sandbox.placements.local.placement import SocketLeftovers
 
 @pytest.fixture
 def bind_socket(tmp_path):
-    """Binds a runner's socket or another one, and returns its path."""
+    """Bind a runner's socket or another one; return its path."""
     opened = []
 
     def bind(name):
@@ -30,7 +30,7 @@ def clean_up(run_dir, attempt_id):
     asyncio.run(SocketLeftovers(run_dir).clean_up(attempt_id, AttemptLayout(run_dir / attempt_id)))
 
 
-def test_sockets_of_the_dead_attempt_only_are_removed(bind_socket, tmp_path):
+def test_only_sockets_of_the_dead_attempt_are_removed(bind_socket, tmp_path):
     dead = [bind_socket("aaaaaaaaaaaa.sock"), bind_socket("aaaaaaaaaaaa.files")]
     live_socket = bind_socket("bbbbbbbbbbbb.sock")
     assert SocketLeftovers(tmp_path).attempt_ids() == {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}

@@ -35,7 +35,7 @@ def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeyp
 
 
 def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
-    """The agent's own `redacted-1` keeps its name when everything is collected again."""
+    """The agent's file `redacted-1` keeps its name when the artifacts are collected again."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     harness = make_harness(
@@ -59,7 +59,7 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
 
 
 def find_files(monkeypatch, paths):
-    """Make the workspace contain these files, with names as in a real one."""
+    """Simulate a workspace with these files. The artifacts get the names that they would get from a real one."""
 
     async def collect_files(self, workspace, patterns, target, taken_names):
         names = ArtifactNames(taken_names)
@@ -72,16 +72,16 @@ def find_files(monkeypatch, paths):
 
 
 def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
-    """Truncation cuts the start of a name, so of a value too; directories are recorded in the path only."""
+    """Truncation removes the start of a name, and with it a part of the secret. Directories occur only in the path."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     asyncio.run(harness.attempt_runner.run())
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
-    mark = "[REDACTED:KEY]"
-    assert paths_by_name.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
-    assert paths_by_name.pop("redacted-2") == f"{mark}/{'y' * 230}.md"
-    assert paths_by_name == {"notes.md": f"{mark}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
+    replacement = "[REDACTED:KEY]"
+    assert paths_by_name.pop("redacted-1") == f"{replacement}-{'x' * 180}.md"
+    assert paths_by_name.pop("redacted-2") == f"{replacement}/{'y' * 230}.md"
+    assert paths_by_name == {"notes.md": f"{replacement}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
@@ -91,12 +91,12 @@ def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypa
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
     asyncio.run(harness.attempt_runner.run())
-    mark = "[REDACTED:KEY]"
+    replacement = "[REDACTED:KEY]"
     assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
-        "notes.md": f"{mark}/notes.md",
+        "notes.md": f"{replacement}/notes.md",
         "report.md": "K7MDENG/report.md",
-        "redacted-1": f"out/{mark}",
-        "redacted-2": f"out/{mark}.md",
+        "redacted-1": f"out/{replacement}",
+        "redacted-2": f"out/{replacement}.md",
     }
 
 
@@ -111,7 +111,7 @@ def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_fla
 
 @pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
 def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, value):
-    """Any value of eight characters can be a secret: also a commit id, or a word of a task's name."""
+    """Any value of eight characters can be a secret, even a commit id or a word of a task's name."""
     base_commits = []
     harness = make_harness(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
     workspaces = harness.attempt.dependencies.workspaces
@@ -131,7 +131,7 @@ def test_error_codes_are_not_redacted(make_harness):
 
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
-    """Otherwise one task would occupy the space that others free, for as long as collection may take."""
+    """Otherwise one task would occupy the space that others free until its collection times out."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, original, refused, leftovers = (
@@ -203,7 +203,7 @@ def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     assert [each.artifact.name for each in harness.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]
 
 
-def test_stored_transcript_needs_no_more_space_on_retry(make_harness, monkeypatch):
+def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
@@ -280,7 +280,7 @@ def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
 
 
 def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch):
-    """The abandoned thread is still running when the time is over, and removes its partial file when it stops."""
+    """The abandoned thread is still running at the timeout, and removes its partial file when it stops."""
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
     may_continue, has_ended, started = threading.Event(), threading.Event(), []
     write_chunks, finalize_file = collect._write_chunks, collect._finalize_file
@@ -309,7 +309,7 @@ def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch)
 
 
 def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
-    """The thread that stores the patch is still running when the time is over, and continues before the teardown."""
+    """The thread that stores the patch is still running at the timeout, and continues before the teardown."""
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
     finalize_file, digest, teardown = collect._finalize_file, hashlib.file_digest, runner_attempt.teardown

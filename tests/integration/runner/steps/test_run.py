@@ -117,7 +117,7 @@ def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, m
 
 
 def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
-    """No process in the sandbox can cause this: another process holds the pipe, or a process survived the kill."""
+    """This happens only if a process outside the sandbox holds the pipe or a process survived the kill."""
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS_MAX", 0.6)
 
@@ -131,11 +131,11 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
 
         writer = asyncio.create_task(write())
         try:
-            await take_stdout(output, endless)
+            await read_stdout(output, endless)
         finally:
             writer.cancel()
 
-    take_stdout = AgentOutput.read_stdout
+    read_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
     harness = make_harness(Script())
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))

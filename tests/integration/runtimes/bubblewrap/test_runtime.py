@@ -1,4 +1,4 @@
-"""Specifics of bubblewrap: its probe, its failures, an ordinary user, the real agent's binary."""
+"""Specifics of bubblewrap: the probe, failures, use by an ordinary user, and the real agent's binary."""
 
 import asyncio
 import importlib.util
@@ -135,7 +135,9 @@ def test_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRu
 
 
 @pytest.mark.parametrize("details", [{}, {"kernel_uid": "0"}, {"kernel_uid": "200001"}])
-def test_root_creates_no_sandbox_without_a_claimed_uid(runtime: BubblewrapRuntime, disk: Path, details: dict[str, str]):
+def test_root_creates_no_sandbox_without_an_allocated_uid(
+    runtime: BubblewrapRuntime, disk: Path, details: dict[str, str]
+):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
     handle = SandboxHandle("bubblewrap", new_attempt_id(), details)
@@ -169,7 +171,7 @@ def list_children() -> set[str]:
 
 
 def test_first_process_of_a_dead_sandbox_is_reaped(runtime: BubblewrapRuntime, disk: Path):
-    others = list_children()  # of tests before this one, in the same process
+    others = list_children()  # children of earlier tests in this process
 
     async def scenario() -> None:
         for number in range(5):

@@ -19,7 +19,7 @@ from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> GvisorRuntime:
-    """Skips the test if gVisor does not work."""
+    """Skip the test if gVisor does not work."""
     runtime = GvisorRuntime(tmp_path / "run")
     result = asyncio.run(runtime.probe())
     if not result.is_available:
@@ -111,7 +111,7 @@ def is_runsc(pid: int) -> bool:
 
 
 def find_small_files(stage: Path) -> Iterator[Path]:
-    """Finds small files outside the image."""
+    """Yield small files outside the image."""
     for directory, directories, names in os.walk(stage):
         directories[:] = [name for name in directories if Path(directory, name) != stage / "root"]
         for path in (Path(directory, name) for name in names):

@@ -10,9 +10,9 @@ import pytest
 
 from sandbox.runtimes.limits.blocked_threads import interrupt_threads
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the programs of others are interrupted as root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can interrupt programs of other users")
 
-_KEPT_BY_A_THREAD = """
+_BLOCKED_THREAD_HOLDS_A_FILE = """
 import os, select, threading
 reader, writer = os.pipe()
 poll = select.poll(); poll.register(reader, select.POLLIN)
@@ -32,7 +32,7 @@ while input(): write()
 
 def test_file_held_only_by_a_blocked_thread_is_freed():
     with subprocess.Popen(
-        [sys.executable, "-c", _KEPT_BY_A_THREAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _BLOCKED_THREAD_HOLDS_A_FILE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:
         assert program.stdin is not None
         assert program.stdout is not None
@@ -50,7 +50,7 @@ def test_file_held_only_by_a_blocked_thread_is_freed():
             program.kill()
 
 
-_WAITS = """
+_INTERRUPTED_PROGRAM = """
 import asyncio, queue, signal, socket, subprocess, threading, time
 left, right = socket.socketpair(); left.settimeout(20)
 threading.Thread(target=lambda: (time.sleep(0.5), right.send(b"x"))).start()
@@ -63,10 +63,10 @@ asyncio.run(main())
 items = queue.Queue()
 threading.Thread(target=lambda: (time.sleep(0.3), items.put(1))).start()
 assert items.get(timeout=20) == 1
-came = []
-signal.signal(signal.SIGUSR1, lambda *_: came.append(1))
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
 for _ in range(20): signal.raise_signal(signal.SIGUSR1); time.sleep(0.01)
-assert len(came) == 20
+assert len(received) == 20
 assert subprocess.run(["sh", "-c", "sleep 0.3 & wait; echo waited"], capture_output=True).stdout == b"waited\\n"
 started = time.monotonic(); time.sleep(0.5); assert time.monotonic() - started >= 0.5
 print("all")
@@ -74,7 +74,7 @@ print("all")
 
 
 def test_programs_continue_when_interrupted():
-    with subprocess.Popen([sys.executable, "-c", _WAITS], stdout=subprocess.PIPE, text=True) as program:
+    with subprocess.Popen([sys.executable, "-c", _INTERRUPTED_PROGRAM], stdout=subprocess.PIPE, text=True) as program:
         try:
             count = 0
             while program.poll() is None:
@@ -95,5 +95,5 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def test_processes_that_ended_or_may_not_be_traced_are_left_alone():
+def test_processes_that_ended_or_may_not_be_traced_are_skipped():
     interrupt_threads([2**22 + 1, os.getpid()])

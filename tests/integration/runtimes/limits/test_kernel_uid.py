@@ -57,7 +57,7 @@ def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first
         uids.release(attempt_id)
 
 
-def test_claim_of_a_dead_process_remains_reserved(directory: Path):
+def test_uid_allocated_by_a_dead_process_remains_reserved(directory: Path):
     source = f"""
 from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
@@ -86,16 +86,16 @@ def test_reallocated_uid_is_not_owned_by_the_old_attempt(directory: Path):
     holder.release("newer")
 
 
-def test_servers_with_separate_lock_directories_start_far_apart(tmp_path: Path):
-    """As on a host and in a container on it: the same uids, two lock directories."""
+def test_servers_with_separate_lock_directories_allocate_distant_uids(tmp_path: Path):
+    """A host and a container on it use the same uids, with two lock directories."""
     uid_range = range(300_000, 364_000)
-    claims = []
+    allocated_uids = []
     for name in ("host", "container", "other"):
         uids = KernelUidPool(uid_range, tmp_path / name)
-        claims.append(uids.allocate("a"))
+        allocated_uids.append(uids.allocate("a"))
         uids.release("a")
-    assert all(abs(first - second) > 64 for first in claims for second in claims if first != second)
-    assert len(set(claims)) == 3
+    assert all(abs(first - second) > 64 for first in allocated_uids for second in allocated_uids if first != second)
+    assert len(set(allocated_uids)) == 3
 
 
 def test_directory_writable_by_others_is_refused(directory: Path):
@@ -111,7 +111,7 @@ def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes])
 
 
 def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypatch):
-    """A probe takes a process. Many such uids would delay each start."""
+    """A probe starts a process, so repeated probes of many such uids would delay each sandbox start."""
     probed = []
 
     def is_first(uid: int) -> bool:
@@ -141,7 +141,7 @@ def test_uid_with_files_in_transit_is_skipped(directory: Path):
             uids.allocate("c")
         assert [path.name for path in directory.glob("*.retired")] == [f"{UIDS[0]}.retired"]
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:  # the kernel collects the files some time after the socket's end
+    while time.monotonic() < deadline:  # the kernel frees the files some time after the socket is closed
         with contextlib.suppress(AttemptError):
             assert uids.allocate("c") == UIDS[0]
             assert not list(directory.glob("*.retired"))

@@ -1,4 +1,4 @@
-"""Views of the host's directories."""
+"""Directories and files of the host are overlaid in a sandbox, or bound if an overlay would not contain them."""
 
 import os
 import subprocess
@@ -34,13 +34,13 @@ for path in sys.argv[1:]:
     entry = ("overlay", "file", path)
     launcher.stage_entries([entry], None)
     target = launcher.STAGING_DIRECTORY + "/file"
-    is_view = os.stat(target).st_dev != os.stat(path).st_dev
-    print(is_view, open(target).read())
+    is_overlaid = os.stat(target).st_dev != os.stat(path).st_dev
+    print(is_overlaid, open(target).read())
 """
 
 
 def test_mounted_and_linked_files_are_bound_and_plain_ones_overlaid(tmp_path):
-    """A file that is mounted, or reached through a link, is bound: the view of its directory does not contain it."""
+    """A file that is mounted or reached through a link is bound: an overlay of its directory does not contain it."""
     for name in ("plain", "mounted", "other"):
         (tmp_path / name).write_text(f"{name} file")
     (tmp_path / "link").symlink_to("/etc/hostname")

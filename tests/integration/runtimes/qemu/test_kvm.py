@@ -13,7 +13,7 @@ EXHAUSTS_CPU_TIME = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
 
 @pytest.fixture
 def is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whether KVM is too slow if this program replaces the self-test guest."""
+    """Return whether KVM is too slow if this program replaces the self-test guest."""
 
     def run(program: str) -> bool:
         path = tmp_path / "guest.py"

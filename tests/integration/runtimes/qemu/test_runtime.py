@@ -1,4 +1,4 @@
-"""QEMU guests on the host: their processes, their end, and the probe."""
+"""QEMU guests on the host: their processes, their termination, and the probe."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
-    """Skips the test if the parts of a guest are missing; if a guest does not boot, the test fails."""
+    """Skip the test if components of a guest are missing; a guest that does not boot fails the test."""
     require_qemu_components()
     record_slow_kvm(tmp_path / "run")
     return QemuRuntime(tmp_path / "run")
@@ -88,7 +88,6 @@ def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
 
 
 def open_files() -> set[str]:
-    """The open files of this process."""
     result = set()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -102,7 +101,7 @@ def read_status(pid: int) -> dict[str, str]:
 
 
 def processes_of_uid(uid: str) -> dict[str, int]:
-    """The live processes of a sandbox's kernel uid, by name."""
+    """Return the live processes of a sandbox's kernel uid, by name."""
     result = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -148,7 +147,7 @@ def test_guest_processes_are_confined_and_their_death_is_detected(runtime: QemuR
 _FLOOD_BYTES = 2_000_000
 _SCRIPT = f"""
 exec 2>&1
-ls /home/agent /tmp >/dev/null  # a submount is in the table of mounts only after an access
+ls /home/agent /tmp >/dev/null  # the kernel lists a submount only after an access
 {IDENTITY_SCRIPT}
 echo the end; head -c {_FLOOD_BYTES} /dev/zero | tr '\\0' x
 exec python3 -c '

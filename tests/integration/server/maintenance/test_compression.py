@@ -41,9 +41,9 @@ def compressed_task_ids(stored):
 
 
 async def events_of(service, task_id, after=0):
-    frames = [frame async for frame in service.follow(task_id, after=after)]
-    assert [frame async for frame in service.replay(task_id, after=after)] == frames
-    return frames
+    events = [event async for event in service.follow(task_id, after=after)]
+    assert [event async for event in service.replay(task_id, after=after)] == events
+    return events
 
 
 def test_old_journals_are_compressed_and_read_as_before(stored, components):
@@ -55,12 +55,12 @@ def test_old_journals_are_compressed_and_read_as_before(stored, components):
             first = await anext(reading)
             await compressor.sweep()
             assert compressed_task_ids(stored) == ["old-1", "old-2"]
-            # A reader that started before continues.
-            assert [first, *[frame async for frame in reading]] == before["old-1"]
+            # A reader that started before the sweep can continue.
+            assert [first, *[event async for event in reading]] == before["old-1"]
             for task_id, events in before.items():
                 assert await events_of(service, task_id) == events
                 for after in (1, 5, len(events) // 2, events[-2]["seq"], events[-1]["seq"]):
-                    expected = [frame for frame in events if frame["seq"] > after]
+                    expected = [event for event in events if event["seq"] > after]
                     assert await events_of(service, task_id, after) == (expected or events[-1:])
             await compressor.sweep()
 

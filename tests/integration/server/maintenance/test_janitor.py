@@ -1,307 +1,102 @@
-"""The janitor removes leftovers of attempts (simulated here) and keeps everything else."""
+"""The janitor continues after a failed job, and removes nothing by age before the clock is trusted."""
 
 import asyncio
-import errno
 import logging
-import os
-import sqlite3
-from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
-from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
-from sandbox.model.events import AgentExited, TaskFinished
+from doubles.server_components import AdjustableClock, ServerComponents
+from doubles.stored_tasks import StoredTasks
+from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
+from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import (
-    GarbageCollectionError,
-    GarbageCollector,
-    GarbageCollectorDependencies,
-)
+from sandbox.model.limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
-from sandbox.server.maintenance.probe_cleanup import ProbeCleanup, probe_lock
 from sandbox.store.sqlite import SqliteStore
 
-FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
+DAYS = timedelta(days=91)
+FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
-class FakeLeftovers:
-    """Leftover sandboxes by attempt id; those in `stuck` cannot be removed."""
+class MisadjustedClock(AdjustableClock):
+    """A clock that is months ahead until it is corrected, and that can skip time."""
 
-    kind = "sandbox"
+    offset, skipped = DAYS, timedelta()
 
-    def __init__(self, *, is_exclusive=False):
-        self.is_exclusive = is_exclusive
-        self.attempts, self.stuck = set(), set()
+    def now(self):
+        return super().now() + self.offset + self.skipped
 
-    def attempt_ids(self):
-        return set(self.attempts)
-
-    async def clean_up(self, attempt_id, files):
-        if attempt_id in self.stuck:
-            raise OSError("It does not end")
-        self.attempts.discard(attempt_id)
+    def monotonic(self):
+        return super().monotonic() + self.skipped.total_seconds()
 
 
 @pytest.fixture
 def components(tmp_path):
-    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    """Two tasks that have just ended, one with a preserved sandbox."""
+    stored = StoredTasks(tmp_path / "data")
+    stored.current_time = datetime.now(UTC) - timedelta(minutes=10)
+    stored.finish("done")
+    stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    files = TaskLayout(stored.data_dir, "preserved").attempt("b" * 12)
+    files.disk.mkdir(parents=True)
+    files.handle.write_text("{}")
+    stored.index()
+    (tmp_path / "run").mkdir()
+    instance = ServerComponents(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
+    instance.clock = MisadjustedClock()
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    instance.store.close()
 
 
-def garbage_collector(components, service, *kinds):
-    dependencies = service.dependencies
-    return GarbageCollector(
-        GarbageCollectorDependencies(
-            components.data_dir,
-            dependencies.journals,
-            dependencies.store,
-            dependencies.preserved_sandboxes,
-            remove_trees,
-        ),
-        kinds,
+def run_janitor(components, retention, *steps, time_to_live="24h"):
+    """Run the janitor at the start and after each step; return whether the task and the preserved disk still exist."""
+    settings = ServerSettings(preserve=PreserveSection(time_to_live=time_to_live))
+
+    async def scenario():
+        async with components.server() as service:
+            dependencies, results = replace(service.dependencies, retention=retention), []
+            janitor = Janitor(
+                create_maintenance_jobs(components.data_dir, components.data_dir.parent / "run", dependencies, settings)
+            )
+            for step in (lambda: None, *steps):
+                step()
+                await janitor.run_once()
+                files = TaskLayout(components.data_dir, "preserved").attempt("b" * 12)
+                results.append((TaskLayout(components.data_dir, "done").root.exists(), files.disk.exists()))
+            return results
+
+    return asyncio.run(scenario())
+
+
+def test_corrected_clock_removes_nothing(components):
+    def correct_clock():
+        components.clock.offset = timedelta()
+
+    def skip_an_hour():
+        components.clock.skipped += timedelta(seconds=CLOCK_TRUST_SECONDS)
+
+    assert (
+        run_janitor(components, Retention(older_than_seconds=90 * 86_400), correct_clock, skip_an_hour, skip_an_hour)
+        == [(True, True)] * 4
     )
 
 
-async def start(components, service, task_id, **sections):
-    """Start a task with the files of a real attempt."""
-    await service.submit(manifest(task_id, **sections))
-    await components.wait_for_launch(task_id)
-    files = TaskLayout(components.data_dir, task_id).attempt(components.runners.orders[-1].attempt_id)
-    files.workspace.mkdir(parents=True)
-    files.repository.mkdir()
-    files.handle.write_text("{}")
-    files.runner_log.write_text("log")
-    components.runners.record(task_id, *TO_RUNNING)
-    return files
+def test_clock_is_trusted_after_a_steady_hour(components):
+    def skip_an_hour():
+        components.clock.skipped += timedelta(seconds=CLOCK_TRUST_SECONDS)
+
+    retention = Retention(older_than_seconds=90 * 86_400)
+    assert run_janitor(components, retention, skip_an_hour) == [(True, True), (False, False)]
 
 
-def names(files):
-    return sorted(path.name for path in files.root.iterdir())
-
-
-async def end(components, service, task_id, *events):
-    components.runners.record(task_id, *events)
-    await components.wait_for_state(service, task_id, (await service.wait(task_id, 10)).state)
-
-
-def test_leftovers_of_an_ended_attempt_are_removed(components):
-    async def scenario():
-        async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
-            leftovers.attempts.add(files.root.name)
-            await end(components, service, "task-1", *TO_END)
-            await garbage_collector(components, service, leftovers).sweep()
-            return names(files), leftovers.attempts
-
-    assert asyncio.run(scenario()) == (["runner.log"], set())
-
-
-def test_running_and_foreign_sandboxes_are_kept(components):
-    async def scenario():
-        async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
-            leftovers.attempts |= {files.root.name, "of-another-server"}
-            before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
-            components.runners.record("task-1", *TO_END)
-            return before == names(files), len(leftovers.attempts)
-
-    assert asyncio.run(scenario()) == (True, 2)
-
-
-def test_leftovers_of_a_locked_journal_are_kept(components):
-    async def scenario():
-        async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
-            leftovers.attempts.add(files.root.name)
-            recorder = components.runners.recorders["task-1"]
-            for event in TO_END:
-                recorder.record(event)
-            await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
-            before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
-            while_locked = (before == names(files), len(leftovers.attempts))
-            components.runners.kill("task-1")
-            await garbage_collector(components, service, leftovers).sweep()
-            return while_locked, names(files), leftovers.attempts
-
-    assert asyncio.run(scenario()) == ((True, 1), ["runner.log"], set())
-
-
-def test_leftovers_of_a_task_that_ended_without_a_server_are_removed(components):
-    async def scenario():
-        async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
-            leftovers.attempts.add(files.root.name)
-        for event in TO_END:
-            components.runners.recorders["task-1"].record(event)
-        components.runners.kill("task-1")
-        dependencies = service.dependencies
-        with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
-            assert not store.load("task-1").task.state.is_terminal
-            gc_dependencies = GarbageCollectorDependencies(
-                components.data_dir, dependencies.journals, store, dependencies.preserved_sandboxes, remove_trees
-            )
-            await GarbageCollector(gc_dependencies, [leftovers]).sweep()
-        return names(files), leftovers.attempts
-
-    assert asyncio.run(scenario()) == (["runner.log"], set())
-
-
-def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
-    listdir = os.listdir
-
-    def failing_listdir(path):
-        if str(path).endswith("task-1/attempts"):
-            raise OSError(errno.EIO, "Input/output error")
-        return listdir(path)
-
-    async def scenario():
-        async with components.server() as service:
-            await start(components, service, "task-1")
-            files, leftovers, sockets = await start(components, service, "task-2"), FakeLeftovers(), FakeLeftovers()
-            sockets.is_exclusive, sockets.attempts = True, {"of-task-1"}
-            leftovers.attempts.add(files.root.name)
-            for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
-            monkeypatch.setattr("os.listdir", failing_listdir)
-            with pytest.raises(GarbageCollectionError, match="attempts of task task-1"):
-                await garbage_collector(components, service, leftovers, sockets).sweep()
-            monkeypatch.undo()
-            return names(files), leftovers.attempts, sockets.attempts
-
-    assert asyncio.run(scenario()) == (["runner.log"], set(), {"of-task-1"})
-
-
-def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
-    async def scenario():
-        async with components.server() as service:
-            broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
-            leftovers = FakeLeftovers()
-            leftovers.attempts |= {broken.root.name, files.root.name}
-            for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
-            lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
-            lock.unlink()
-            lock.mkdir()
-            with pytest.raises(GarbageCollectionError, match="lock of task task-1"):
-                await garbage_collector(components, service, leftovers).sweep()
-            return names(files), leftovers.attempts == {broken.root.name}
-
-    assert asyncio.run(scenario()) == (["runner.log"], True)
-
-
-def test_damaged_index_row_does_not_block_other_tasks(components):
-    async def scenario():
-        async with components.server() as service:
-            damaged, files = await start(components, service, "task-1"), await start(components, service, "task-2")
-            for task_id in ("task-1", "task-2"):
-                await end(components, service, task_id, *TO_END)
-            with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
-                connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
-            before = names(damaged)
-            with pytest.raises(GarbageCollectionError, match="task task-1: The index of tasks is damaged"):
-                await garbage_collector(components, service, FakeLeftovers()).sweep()
-            return names(files), names(damaged) == before
-
-    assert asyncio.run(scenario()) == (["runner.log"], True)
-
-
-def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
-    async def scenario():
-        async with components.server() as service:
-            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
-            leftovers.attempts.add(files.root.name)
-            components.runners.launch_error = OSError("no more processes")
-            components.runners.kill("task-1")
-            before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
-            return before == names(files), len(leftovers.attempts)
-
-    assert asyncio.run(scenario()) == (True, 1)
-
-
-def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
-    async def scenario():
-        async with components.server() as service:
-            files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
-            leftovers = FakeLeftovers()
-            await end(components, service, "task-1", *FAILED)
-            leftovers.attempts.add(files.root.name)
-            task = await service.status("task-1")
-            with service.dependencies.preserved_sandboxes.try_lock(task):
-                await garbage_collector(components, service, leftovers).sweep()
-                during_session = len(leftovers.attempts)
-            await garbage_collector(components, service, leftovers).sweep()
-            return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
-
-    assert asyncio.run(scenario()) == (1, set(), True, False)
-
-
-def test_failing_removal_is_reported_and_retried(components):
-    async def scenario():
-        async with components.server() as service:
-            leftovers, all_files = FakeLeftovers(), []
-            for task_id in ("a", "b"):
-                files = await start(components, service, task_id)
-                leftovers.attempts.add(files.root.name)
-                await end(components, service, task_id, *TO_END)
-                all_files.append(files)
-            leftovers.stuck = {all_files[0].root.name}
-            with pytest.raises(GarbageCollectionError, match="task a: It does not end"):
-                await garbage_collector(components, service, leftovers).sweep()
-            first = [path.handle.exists() for path in all_files]
-            leftovers.stuck = set()
-            await garbage_collector(components, service, leftovers).sweep()
-            return first, [names(path) for path in all_files]
-
-    assert asyncio.run(scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
-
-
-def test_exclusive_leftovers_without_a_directory_are_removed(components):
-    async def scenario():
-        async with components.server() as service:
-            sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
-            sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
-            await garbage_collector(components, service, sandboxes, sockets).sweep()
-            return sockets.attempts, sandboxes.attempts
-
-    assert asyncio.run(scenario()) == (set(), {"aaaaaaaaaaaa"})
-
-
-def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
-    leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
-    AttemptLayout(directory).disk.mkdir(parents=True)
-    leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
-    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
-    with probe_lock(tmp_path), probe_lock(tmp_path):
-        asyncio.run(probes.sweep())
-        assert directory.exists()
-    asyncio.run(probes.sweep())
-    assert (directory.exists(), leftovers.attempts) == (False, {"bbbbbbbbbbbb"})
-    asyncio.run(ProbeCleanup(tmp_path / "none", [leftovers], remove_trees).sweep())
-
-
-def test_failing_probe_removal_does_not_block_others(tmp_path):
-    leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
-    for probe_id in probe_ids:
-        AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
-    leftovers.attempts, leftovers.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
-    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
-    with pytest.raises(OSError, match=r"a{12}: It does not end") as raised:
-        asyncio.run(probes.sweep())
-    assert f"{probe_ids[1]}: It does not end" in str(raised.value)
-    assert leftovers.attempts == leftovers.stuck
-    assert [probe_directory(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
-    leftovers.stuck = set()
-    asyncio.run(probes.sweep())
-    assert leftovers.attempts == set()
+def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
+    assert run_janitor(components, Retention(older_than_seconds=90 * 86_400, keep=1), time_to_live="1s") == [
+        (False, False)
+    ]
 
 
 def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
@@ -327,16 +122,3 @@ def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
         "Maintenance of a failed: no such luck; retrying in 5 minutes. Fix a.",
         "Maintenance of b failed: TimeoutError; retrying in 5 minutes. Fix b.",
     ]
-
-
-def test_failing_orphan_removal_does_not_block_others(components):
-    leftovers = FakeLeftovers(is_exclusive=True)
-    leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
-
-    async def scenario():
-        async with components.server() as service:
-            with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
-                await garbage_collector(components, service, leftovers).sweep()
-
-    asyncio.run(scenario())
-    assert leftovers.attempts == {"nobody7"}

@@ -97,15 +97,15 @@ def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components
 
     async def scenario():
         async with components.server() as service:
-            frames = service.replay("long")
-            await anext(frames)
+            stream = service.replay("long")
+            await anext(stream)
             await service.prune(ALL, dry_run=False)
-            *_, error_frame, end_frame = [frame async for frame in frames]
-            return error_frame, end_frame
+            *_, error_event, end_event = [event async for event in stream]
+            return error_event, end_event
 
-    error_frame, end_frame = asyncio.run(scenario())
-    assert (error_frame["type"], error_frame["error"], end_frame["type"]) == ("error", "task_not_found", "end")
-    assert "was removed" in error_frame["message"]
+    error_event, end_event = asyncio.run(scenario())
+    assert (error_event["type"], error_event["error"], end_event["type"]) == ("error", "task_not_found", "end")
+    assert "was removed" in error_event["message"]
 
 
 def make_manifest():
@@ -166,7 +166,7 @@ def test_crash_leaves_a_task_complete_or_pruned(stored, components, monkeypatch,
         async with components.server() as service:
             task_ids = [task.id for task in (await service.query(TaskQuery(order="asc"))).tasks]
             for task_id in task_ids:
-                assert [frame async for frame in service.replay(task_id)][-1]["type"] == "end"
+                assert [event async for event in service.replay(task_id)][-1]["type"] == "end"
                 assert len(await service.artifacts(task_id)) == 1
             return task_ids
 
@@ -185,8 +185,8 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
     assert prune(components, Retention(keep=5)) == ([], [f"task-{number}" for number in range(1, 6)])
 
 
-def test_pruned_directory_is_created_early(stored, components):
-    """A full file system allows no new directory later, so it is created early."""
+def test_directory_for_pruned_tasks_is_created_early(stored, components):
+    """On a full file system, the directory could not be created later."""
 
     async def scenario():
         async with components.server() as service:
@@ -268,7 +268,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Make the row the oldest by its time; its task is the youngest."""
+    """Set the time of the row to 0, which differs from the time of its task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return "index of tasks is damaged .*but at 0 in its row"
 
@@ -279,20 +279,22 @@ PRUNE_ALL = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
 @pytest.mark.parametrize(
     "damage", [block_lock, damage_artifacts, damage_task, damage_task_into_another, damage_time_of_change]
 )
-@pytest.mark.parametrize("bounds", PRUNE_ALL)
-def test_damaged_task_is_kept_and_does_not_block_others(stored, components, damage, bounds):
+@pytest.mark.parametrize("retention_limits", PRUNE_ALL)
+def test_damaged_task_is_kept_and_does_not_block_others(stored, components, damage, retention_limits):
     async def scenario():
         async with components.server() as service:
             reason = damage(stored)
             with pytest.raises(UnavailableError, match=rf"Finished tasks removed: 4\. .*task-1: .*{reason}"):
-                await service.prune(Retention(**bounds), dry_run=False)
+                await service.prune(Retention(**retention_limits), dry_run=False)
 
     asyncio.run(scenario())
     assert directories(stored) == ["task-1"]
 
 
-@pytest.mark.parametrize("bounds", PRUNE_ALL)
-def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(stored, components, monkeypatch, bounds):
+@pytest.mark.parametrize("retention_limits", PRUNE_ALL)
+def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
+    stored, components, monkeypatch, retention_limits
+):
     preserve(stored, "preserved", "b" * 12, 1)
 
     def raise_error(_, task):
@@ -302,9 +304,9 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(stored, 
 
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.PreservedSandboxes.is_preserved", raise_error)
     pruned = [f"task-{number}" for number in range(1, 6)]
-    assert prune(components, Retention(**bounds), dry_run=True)[0] == pruned
+    assert prune(components, Retention(**retention_limits), dry_run=True)[0] == pruned
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*preserved: .*Input/output error"):
-        prune(components, Retention(**bounds))
+        prune(components, Retention(**retention_limits))
     assert directories(stored) == ["preserved"]
 
 

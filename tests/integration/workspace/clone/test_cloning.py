@@ -1,4 +1,4 @@
-"""Access of a confined clone to the outside: one host, the credentials of that host, and the user's proxy."""
+"""Network access of a confined clone: one host, the credentials of that host, and the user's proxy."""
 
 import asyncio
 import errno
@@ -37,7 +37,7 @@ def helper(tmp_path):
 
 
 def request_credentials(url, helper, *requests, secrets=None):
-    """The responses to requests of any program in the confinement. secrets: receives the returned passwords."""
+    """Return the responses to credential requests from the confinement. secrets: receives the returned passwords."""
 
     async def scenario():
         helper_socket, child_socket = socket.socketpair()
@@ -58,7 +58,7 @@ def request_credentials(url, helper, *requests, secrets=None):
 
 
 async def read_response(reader):
-    """Reads up to the empty line at the end, which is dropped; None at the end of the stream."""
+    """Read a response up to its last line, which is empty and omitted. Return None at the end of the stream."""
     lines = []
     while line := await reader.readline():
         if line == b"\n":
@@ -131,7 +131,7 @@ def test_number_of_credential_requests_is_limited(helper):
 
 
 class ExhaustedListener(socket.socket):
-    """A listener whose first accept fails, as with no free descriptor."""
+    """A listener whose first accept fails, as if no descriptor were free."""
 
     has_failed = False
 
@@ -160,7 +160,7 @@ def test_failed_accept_is_retried(banner_server):
 
 
 def connect(relay, host, port):
-    """The reply code of the proxy (RFC 1928), and the first bytes from the host."""
+    """Connect through the proxy; return its reply code (RFC 1928) and the first bytes from the host."""
 
     async def scenario():
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -248,7 +248,7 @@ def test_other_private_addresses_are_unreachable(banner_server, host, policy):
 
 
 PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
-"""PUBLIC represents the public address of another host: it has no listener."""
+"""PUBLIC represents the public address of another host, without a listener; OWN is an address of this machine."""
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def resolve(monkeypatch):
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_public_name_does_not_resolve_to_local_addresses(banner_server, resolve, follows_redirects):
+def test_public_name_is_not_dialled_at_local_addresses(banner_server, resolve, follows_redirects):
     policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
@@ -275,7 +275,7 @@ def test_public_name_does_not_resolve_to_local_addresses(banner_server, resolve,
 
 @pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
 def test_only_public_addresses_of_a_mixed_host_are_dialled(monkeypatch, resolve, addresses):
-    """Even if only the private one would respond: the owner of the name could add an address of this machine."""
+    """A private address is never dialled, because the owner of the name could add an address of this machine."""
     dialled = []
 
     async def dial(addresses):
@@ -325,7 +325,7 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
     assert [address.host for address in dialled] == ([requested] if is_allowed else []) + [PUBLIC]
 
 
-def test_other_ports_require_redirects(banner_server):
+def test_other_ports_are_reachable_only_if_redirects_are_followed(banner_server):
     strict, lenient = (
         SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy)
         for policy in (WITHOUT_REDIRECTS, WITH_REDIRECTS)
@@ -387,9 +387,9 @@ def test_proxy_of_the_servers_user_is_used(env, host):
         port = proxy.url.rstrip("/").rpartition(":")[2]
         env.configure(f"[http]\n\tproxy = http://{host}:{port}")
 
-        env.stage("http://only-the-proxy-knows.invalid/demo.git")
+        env.stage("http://only-behind-the-proxy.invalid/demo.git")
 
-        assert proxy.requests[0].startswith("GET http://only-the-proxy-knows.invalid/demo.git/info/refs")
+        assert proxy.requests[0].startswith("GET http://only-behind-the-proxy.invalid/demo.git/info/refs")
     assert (env.workspace / "README.md").exists()
 
 
@@ -435,7 +435,7 @@ def test_clone_receives_no_token_of_another_host(env):
 
 
 def test_links_in_a_compromised_clone_are_not_followed(env, tmp_path):
-    """A compromised git may leave links where the host reads and writes next."""
+    """A compromised git may leave links at paths that the host reads and writes next."""
     base = env.stage()
     repository, secret = env.attempt / "repository.git", tmp_path / "secret"
     secret.write_text(f"{base} refs/heads/main\n")

@@ -1,6 +1,6 @@
-"""A git compromised by a repository stays confined: a program of the test runs in place of git.
+"""A git that is compromised by a repository stays confined. Programs of the test replace git.
 
-Each attack has a control: an action that git may perform there.
+Each attack has a control: an action that git is allowed to perform.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 class Confinement:
     """One confinement with a writable and a read-only directory, and the output of its programs."""
 
-    def __init__(self, place):
-        self.directory = place
-        self.repository, self.rules = place / "repository.git", place / "ignore-rules"
-        self.secret = place / "secret"
-        self.runtime = BubblewrapRuntime(place)
+    def __init__(self, root):
+        self.directory = root
+        self.repository, self.rules = root / "repository.git", root / "ignore-rules"
+        self.secret = root / "secret"
+        self.runtime = BubblewrapRuntime(root)
         self.handle = self.runtime.prepare(new_attempt_id())
         for directory in (self.repository, self.rules):
             directory.mkdir()
@@ -55,7 +55,7 @@ class Confinement:
             await self.runtime.destroy(self.handle, self.directory / "disk")
 
     async def run(self, *argv):
-        """Exit code and output of a program that runs in place of git."""
+        """Run a program in place of git; return its exit code and output."""
         output = self.directory / f"output-{time.monotonic_ns()}"
         with output.open("wb") as file, Path(os.devnull).open("rb") as devnull:
             ends = (devnull.fileno(), file.fileno(), file.fileno())
@@ -90,7 +90,7 @@ def test_host_files_are_invisible(tmp_path):
     run_confined(tmp_path, sees_no_host_files)
 
 
-async def writes_only_where_it_may(confinement):
+async def writes_only_to_the_repository(confinement):
     script = (
         "for d in / /usr /etc ../ignore-rules /proc/sys/kernel; do touch $d/x && echo WROTE $d; done; touch mine; ls"
     )
@@ -103,7 +103,7 @@ async def writes_only_where_it_may(confinement):
 
 
 def test_only_the_repository_directory_is_writable(tmp_path):
-    run_confined(tmp_path, writes_only_where_it_may)
+    run_confined(tmp_path, writes_only_to_the_repository)
 
 
 async def is_limited_in_files_and_terminals(confinement):
@@ -132,7 +132,7 @@ def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
 
 
 class LinkPlantingConfinement:
-    """A compromised confinement: after each program, a link is where the host may write next."""
+    """A compromised confinement that, after each program, leaves a link where the host may write next."""
 
     def __init__(self, confinement, directories, target):
         self.confinement, self.directories, self.target = confinement, directories, target
@@ -212,7 +212,7 @@ def test_git_runs_with_the_attempts_uid_and_control_group(tmp_path):
 
 
 async def wait_for_program(name):
-    """The id of a program that is a descendant of this process."""
+    """Wait for a program that is a descendant of this process; return its process id."""
     async with asyncio.timeout(10):
         while True:
             for pid in descendants(os.getpid()):
@@ -231,7 +231,7 @@ def descendants(pid):
     return pids
 
 
-CONNECT = """
+CONNECT_PROGRAM = """
 import socket, sys
 port, name = int(sys.argv[1]), chr(0) + sys.argv[2]
 tries = [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_UNIX, name)]
@@ -255,7 +255,7 @@ async def has_no_network(confinement):
         abstract.bind(f"\0{name}")
         abstract.listen()
         port = listener.getsockname()[1]
-        code, output = await confinement.run("python3", "-c", CONNECT, str(port), name)
+        code, output = await confinement.run("python3", "-c", CONNECT_PROGRAM, str(port), name)
         assert code == 0
         assert "CONNECTED" not in output
         assert output.endswith("no name\n")
@@ -310,7 +310,7 @@ def test_memory_and_processes_are_limited(tmp_path):
 
 
 async def run_as_user(directory, *scenarios):
-    """The interpreter and this checkout may be unreadable for another user, so the launcher is copied."""
+    """Run the scenarios with a copied launcher: the interpreter and this checkout may be unreadable for the user."""
     launcher_client.__file__, sys.executable = str(Path(directory) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for scenario in scenarios:
@@ -321,7 +321,7 @@ async def run_as_user(directory, *scenarios):
 
 SCENARIOS = [
     sees_no_host_files,
-    writes_only_where_it_may,
+    writes_only_to_the_repository,
     has_no_privileges,
     has_no_network,
     is_killed_with_its_descendants,

@@ -242,7 +242,7 @@ LONG_BANNER = "#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'x' | timeout 5 ca
 
 
 @pytest.mark.parametrize("is_confined", [True, False])
-def test_long_ssh_banner_is_drained(env, is_confined):
+def test_long_ssh_banner_is_read(env, is_confined):
     env.confined = is_confined
     ssh = env.root / "ssh"
     ssh.write_text(f'{LONG_BANNER}for command; do :; done\nexec sh -c "$command"\n')
@@ -255,7 +255,7 @@ def test_long_ssh_banner_is_drained(env, is_confined):
 
 
 @pytest.mark.parametrize("banner", ["#!/bin/sh\n", LONG_BANNER])
-def test_last_line_of_ssh_is_explained(env, banner):
+def test_last_line_of_ssh_output_is_explained(env, banner):
     ssh = env.root / "ssh"
     ssh.write_text(f"{banner}echo 'Host key verification failed.' >&2\nexit 255\n")
     ssh.chmod(0o755)

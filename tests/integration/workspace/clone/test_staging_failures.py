@@ -1,4 +1,4 @@
-"""Errors of a clone advise the user and contain no secret."""
+"""Clone errors contain advice for the user and no secrets."""
 
 import asyncio
 import base64
@@ -85,7 +85,7 @@ def test_blob_is_not_accepted_as_a_commit(env):
 
 
 class FailingConfinement:
-    """A confinement in which one git command is replaced by this output and exit code."""
+    """A confinement that replaces one git command with the given output and exit code."""
 
     def __init__(self, confinement, name, code, stderr, stdout):
         self.confinement, self.name, self.code, self.stderr, self.stdout = confinement, name, code, stderr, stdout
@@ -103,7 +103,7 @@ class FailingConfinement:
 
 @pytest.fixture
 def replace_command(env, monkeypatch):
-    """Replaces a git command in the environment's confinements."""
+    """Replace a git command in the environment's confinements."""
     original_confine = env.confine
 
     def replace(name, code, *, stderr=b"", stdout=b""):
@@ -129,8 +129,10 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
         (128, b"fatal: unable to access: Connection refused\n", False),
     ],
 )
-def test_clone_error_waits_if_git_may_have_been_killed(env, replace_command, monkeypatch, code, stderr, is_pending):
-    """A kill of all processes may hit git first; the runner must not report an error in that moment."""
+def test_clone_error_is_delayed_if_git_may_have_been_killed(
+    env, replace_command, monkeypatch, code, stderr, is_pending
+):
+    """If all processes are killed, git may die before the runner, which must not report an error in between."""
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
@@ -185,7 +187,7 @@ def test_valid_commit_and_patch_are_accepted(env):
     assert (env.workspace / "new").read_bytes() == b"new\n"
 
 
-def test_invalid_output_of_a_compromised_git_is_no_commit(env, replace_command):
+def test_invalid_output_of_a_compromised_git_is_not_accepted_as_a_commit(env, replace_command):
     tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
     replace_command("rev-parse", 0, stdout=b"\xff\xfe\n")
 
@@ -300,7 +302,7 @@ def test_unrelated_git_settings_of_the_user_are_ignored(env):
 
 
 def test_commit_with_too_many_files_is_refused_before_checkout(env, monkeypatch):
-    monkeypatch.setattr(staging, "ENTRIES_MAX", 50_000)  # of a hundred million
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 50_000)  # the commit has a hundred million
     work = env.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"bomb")
     lines = "".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))
@@ -340,10 +342,10 @@ def test_tree_with_a_git_directory_is_refused(env):
     inner = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\tconfig\n".encode())
     entry = b"40000 .git\0" + bytes.fromhex(inner)
     tree = run_git("hash-object", "-t", "tree", "-w", "--stdin", "--literally", directory=work, stdin=entry)
-    commit = run_git("commit-tree", "-m", "Sly", tree, directory=work)
-    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/sly", directory=work)
+    commit = run_git("commit-tree", "-m", "Malformed", tree, directory=work)
+    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/malformed", directory=work)
 
-    assert "contains malformed objects" in clone_error(env, branch="sly")
+    assert "contains malformed objects" in clone_error(env, branch="malformed")
 
 
 def test_cancellation_ends_git_and_its_children(env):
@@ -366,7 +368,7 @@ def test_cancellation_ends_git_and_its_children(env):
     assert b"bwrap" not in descendant_names(os.getpid())
 
 
-def test_git_ends_with_a_killed_runner(env):
+def test_git_ends_when_the_runner_is_killed(env):
     env.server.stall()
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
@@ -391,7 +393,7 @@ def test_git_ends_with_a_killed_runner(env):
 
 
 def becomes_true(condition):
-    """Whether the condition becomes true within 10 s."""
+    """Return whether the condition becomes true within 10 s."""
     end = time.monotonic() + 10
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -399,7 +401,7 @@ def becomes_true(condition):
 
 
 def command_lines_below(text):
-    """Command lines of running processes that work in a directory below the path."""
+    """Return the command lines of running processes that work in a directory below the path."""
     command_lines = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""The patch contains the agent's changes: it applies to the base commit and gives the same tree."""
+"""The patch contains the agent's changes: applied to the base commit, it gives the same tree."""
 
 import asyncio
 import base64
@@ -478,7 +478,7 @@ def test_lock_files_of_a_killed_git_do_not_block_the_patch(env):
     base = env.stage()
     (env.workspace / "new").write_text("new\n")
     task_patch = env.patch(base)
-    # fast-import keeps its pack until it has written its reference, and locks the reference while it writes.
+    # fast-import keeps its pack until its reference is written, and locks the reference during the write.
     for pack in (env.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
         pack.with_suffix(".keep").write_text("fast-import\n")
     (env.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()

@@ -26,7 +26,7 @@ def staged(env):
 
 
 def trap(env):
-    """A program that creates a canary file when it runs."""
+    """Return the path of a canary file, and a program that creates the file when it runs."""
     canary = env.root / "canary"
     program = env.root / "trap"
     program.write_text(f"#!/bin/sh\ntouch {canary}\ncat\n")
@@ -90,7 +90,7 @@ def test_link_in_place_of_a_directory_is_not_followed(staged):
     assert f"+{outside}\n".encode() in patch
 
 
-def test_directory_named_gitignore_is_a_directory(env):
+def test_directory_named_gitignore_is_searched(env):
     env.upstream.commit({".gitignore": b"*.o\n"})
     base = env.stage()
     (env.workspace / ".gitignore").unlink()
@@ -123,8 +123,8 @@ def test_special_files_are_excluded(staged):
     assert changed == ["D\tREADME.md", "A\tnew"]
 
 
-def test_pipe_in_an_unchanged_tree_is_no_change(staged):
-    """The user must see that the agent changed nothing."""
+def test_pipe_in_an_unchanged_tree_is_not_a_change(staged):
+    """Otherwise the user could not see that the agent changed nothing."""
     os.mkfifo(staged.workspace / "pipe")
 
     assert staged.patch(staged.base) == b""
@@ -182,7 +182,7 @@ def test_deeply_nested_directories_are_excluded(staged):
 
     patch = staged.patch(staged.base)
 
-    subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's cleanup would not reach that depth
+    subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest cannot remove directories of this depth
     assert patch.startswith(b"# skipped, its path is too long or too deep: deep/deep/")
     clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
@@ -203,7 +203,7 @@ def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
 
 
 def test_files_with_restrictive_modes_are_read(staged):
-    """Runs without root's right to ignore modes."""
+    """The patch is created without root's capabilities to ignore file modes."""
     locked = staged.workspace / "locked"
     locked.mkdir()
     (locked / "inner").write_text("inner\n")

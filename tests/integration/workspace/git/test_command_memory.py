@@ -13,7 +13,7 @@ MEMORY_BYTES_MAX = 24 * 1024**2
 
 
 def content_larger_than(memory_bytes):
-    """Content that git holds in memory at once, but that uses only a few pages on disk."""
+    """Return content that git holds in memory as a whole, but that uses only a few pages on disk."""
     return bytes(memory_bytes + 8 * 1024**2)
 
 
@@ -46,7 +46,7 @@ def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
 def low_memory_env(env, request, monkeypatch):
-    """The environment of a task with little memory; git has its own limit or only the kernel's."""
+    """The environment of a task with little memory; either git's limit or only the kernel's limit applies."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
     env.memory_bytes = 32 * 1024**2
@@ -74,7 +74,7 @@ def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_env):
 
 
 def test_ordinary_changes_fit_into_little_memory(low_memory_env):
-    """The control: little memory is enough."""
+    """The control: with the same memory, ordinary changes succeed."""
     base = low_memory_env.stage()
     (low_memory_env.workspace / "README.md").write_text("# Edited\n" * 10_000)
     low_memory_env.verify_patch(base)

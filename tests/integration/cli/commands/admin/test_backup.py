@@ -278,11 +278,11 @@ def test_modified_backup_is_rejected(stored, tmp_path):
         variants[str(changed)] = [*original[:-1], (original[-1][0], json.dumps(changed).encode())]
     for content in variants.values():
         if isinstance(content, bytes):
-            (tmp_path / "harmed.tar").write_bytes(content)
+            (tmp_path / "modified.tar").write_bytes(content)
         else:
-            write_archive(tmp_path / "harmed.tar", content)
+            write_archive(tmp_path / "modified.tar", content)
         with pytest.raises(BackupUnusableError):
-            restore_here(tmp_path / "harmed.tar", new)
+            restore_here(tmp_path / "modified.tar", new)
         assert not new.exists()
 
 
@@ -304,13 +304,21 @@ def header(kind, size_bytes, content=b"", copies=1):
         header(tarfile.REGTYPE, -(2**60)),
         header(tarfile.REGTYPE, 2**80),
     ],
-    ids=["long names", "headers", "long number", "same position", "before", "far before", "after the end"],
+    ids=[
+        "many long names",
+        "many headers",
+        "number with too many digits",
+        "next member at the same position",
+        "next member before this one",
+        "next member far before this one",
+        "next member after the end",
+    ],
 )
 def test_invalid_headers_are_rejected(tmp_path, content):
-    (tmp_path / "astray.tar").write_bytes(content)
+    (tmp_path / "invalid.tar").write_bytes(content)
     with pytest.raises(BackupUnusableError):
-        restore_here(tmp_path / "astray.tar", tmp_path / "new")
-    assert snapshot(tmp_path) == [str(tmp_path / "astray.tar")]
+        restore_here(tmp_path / "invalid.tar", tmp_path / "new")
+    assert snapshot(tmp_path) == [str(tmp_path / "invalid.tar")]
 
 
 @pytest.mark.parametrize("suffix", [b"[" * 200_000, b'"\xff"}', b'1,"files":{"\xff":"0"}}'])
@@ -338,7 +346,7 @@ def test_too_large_manifest_is_neither_written_nor_restored(stored, tmp_path, mo
 
 @pytest.mark.parametrize("target", ["attempt", "artifact", "absolute artifact"])
 def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
-    """The checksums are valid, since the attacker computes them too."""
+    """The checksums are valid, because an attacker can compute them too."""
     outside_file = tmp_path / "precious"
     (outside_file / "disk").mkdir(parents=True)
     (outside_file / "key").write_text("top secret")

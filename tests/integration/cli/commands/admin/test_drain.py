@@ -37,6 +37,6 @@ def test_server_output_is_escaped(sandbox, api):
 
 
 @pytest.mark.parametrize("options", [("--timeout", "5s"), ("--undo", "--wait"), ("--undo", "--timeout", "5s")])
-def test_options_without_a_wait_are_usage_errors(draining_api, sandbox, options):
+def test_timeout_without_wait_and_wait_with_undo_are_usage_errors(draining_api, sandbox, options):
     assert sandbox("admin", "drain", *options).returncode == 2
     assert draining_api.requests == []

@@ -156,7 +156,7 @@ def test_rebuild_recovers_from_an_interrupted_replacement(stored):
 
 @pytest.fixture
 def restore_killed_index(stored):
-    """The index of a killed server: one task is in the WAL only."""
+    """Return a function that restores the index of a killed server, in which one task is in the WAL only."""
     store = stored.store()
     indexed = store.load("task-1")
     assert indexed is not None

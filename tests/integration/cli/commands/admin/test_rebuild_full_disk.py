@@ -1,4 +1,4 @@
-"""On a full disk `sandbox admin` requests free space and does not report a damaged index."""
+"""On a full disk, `sandbox admin` reports the missing space and not a damaged index."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from doubles.stored_tasks import StoredTasks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
-FILL = """
+FILL_DISK_SCRIPT = """
 mount -t tmpfs -o size=4m tmpfs "$1" && cp -r "$2" "$1/data" || exit 99
 cat /dev/zero > "$1/fill" 2> /dev/null
 [ -z "$5" ] || rm "$1/fill"
@@ -60,7 +60,7 @@ def run(tmp_path):
             "--mount",
             "sh",
             "-c",
-            FILL,
+            FILL_DISK_SCRIPT,
             "sh",
             *map(str, arguments),
             command,
@@ -72,7 +72,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(("command", "code"), [("check", 1), ("rebuild", 10)])
-def test_full_disk_error_requests_space_and_recovers(run, command, code):
+def test_full_disk_is_reported_and_commands_work_once_space_is_free(run, command, code):
     result = run(command, has_space=False)
     assert result.returncode == code
     assert "free " in result.stdout + result.stderr
@@ -82,7 +82,7 @@ def test_full_disk_error_requests_space_and_recovers(run, command, code):
 
 
 def test_incomplete_new_index_does_not_replace_the_old_one(tmp_path):
-    """The disk has space for the WAL of the new index but not for the index; SQLite reports no error then."""
+    """The disk has space for the WAL of the new index but not for the index; SQLite reports no error in this case."""
     tasks = StoredTasks(tmp_path / "data")
     for number in range(60):
         tasks.finish(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})

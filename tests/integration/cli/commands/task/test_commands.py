@@ -197,25 +197,25 @@ def test_watch_prints_events_until_the_task_ends(sandbox, task):
     assert b"completed     Claude Code finished its work\n" in result.stdout
 
 
-def test_late_watch_prints_all_states_once(sandbox, api):
+def test_watch_that_starts_late_prints_all_states_once(sandbox, api):
     events = task_events()
-    now = next(at for at, frame in enumerate(events) if frame["type"] == "usage") + 1
-    past = [frame for frame in events[:now] if frame["type"] != "output"]
-    lines = [f"[t] [EVENT] {json.dumps(frame)}\n".encode() for frame in past]
+    now = next(at for at, event in enumerate(events) if event["type"] == "usage") + 1
+    past = [event for event in events[:now] if event["type"] != "output"]
+    lines = [f"[t] [EVENT] {json.dumps(event)}\n".encode() for event in past]
     requested_after = []
 
     def logs(request):
         if "follow" not in request.query:
             return ApiResponse(200, lines)
         requested_after.append(int(request.query["after"][0]))
-        return sse_response([frame for frame in events if frame["seq"] > requested_after[0]])
+        return sse_response([event for event in events if event["seq"] > requested_after[0]])
 
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     api.on("GET", f"/tasks/{TASK_ID}/logs", logs)
     output = sandbox("task", "status", TASK_ID, "--watch").stdout.decode()
     states = [line.split()[1] for line in output.splitlines() if line[2:3] == ":"]
     assert states == [
-        *[f["new_state"] for f in events if f["type"] == "state_change"][:5],
+        *[event["new_state"] for event in events if event["type"] == "state_change"][:5],
         "Refused",
         "completing",
         "completed",
@@ -329,7 +329,7 @@ def test_cancel_of_an_ended_task_exits_with_4(sandbox, api):
 
 @pytest.fixture
 def artifacts(api):
-    """Two artifacts, one with a name that a shell would source."""
+    """Two artifacts, one of which is an `.envrc` file, which direnv would execute."""
     entries = []
     for name, data in {"fix-42.patch": b"diff\n", ".envrc": b"rm -rf ~\n"}.items():
         headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
@@ -413,7 +413,7 @@ def test_damaged_download_exits_with_10_and_leaves_no_file(sandbox, api, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_set_changes_only_the_named_fields(sandbox, task, api, manifest):
+def test_set_changes_only_the_given_fields(sandbox, task, api, manifest):
     settings = [
         "--set",
         "vm.cpus=16",
@@ -428,7 +428,7 @@ def test_set_changes_only_the_named_fields(sandbox, task, api, manifest):
     assert (sent["claude"], sent["repository"]["branch"]) == ({"prompt": "Be: kind"}, "main")
 
 
-def test_errors_after_set_name_option_or_file_position(sandbox, api, manifest, tmp_path):
+def test_errors_with_set_name_the_option_or_the_file_position(sandbox, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"vm:\n  colour: red\n")
 
     def validate(request):
@@ -484,7 +484,7 @@ def test_json_logs_are_lines_of_events(sandbox, api):
     line = b"[t] [EVENT] " + json.dumps(event).encode() + b"\n"
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG, line, b"[t] [EVENT] not json\n", b"odd\n"]))
     events = [json.loads(line) for line in sandbox("task", "logs", TASK_ID, "--format", "json").stdout.splitlines()]
-    assert [frame["type"] for frame in events] == ["output", "output", "tool_call"]
+    assert [item["type"] for item in events] == ["output", "output", "tool_call"]
     assert events[1] == {
         "type": "output",
         "task_id": TASK_ID,

@@ -1,0 +1,315 @@
+"""The garbage collector removes leftovers of attempts (simulated here) and keeps everything else."""
+
+import asyncio
+import errno
+import os
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from sandbox.disks.removal import remove_trees
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.model.events import AgentExited, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.task_state import TaskState
+from sandbox.server.maintenance.garbage_collector import (
+    GarbageCollectionError,
+    GarbageCollector,
+    GarbageCollectorDependencies,
+)
+from sandbox.server.maintenance.probe_cleanup import ProbeCleanup, probe_lock
+from sandbox.store.sqlite import SqliteStore
+
+FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
+
+
+class FakeLeftovers:
+    """Leftover sandboxes by attempt id; those in `stuck` cannot be removed."""
+
+    kind = "sandbox"
+
+    def __init__(self, *, is_exclusive=False):
+        self.is_exclusive = is_exclusive
+        self.attempts, self.stuck = set(), set()
+
+    def attempt_ids(self):
+        return set(self.attempts)
+
+    async def clean_up(self, attempt_id, files):
+        if attempt_id in self.stuck:
+            raise OSError("It does not end")
+        self.attempts.discard(attempt_id)
+
+
+@pytest.fixture
+def components(tmp_path):
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.kill(task_id)
+
+
+def garbage_collector(components, service, *kinds):
+    dependencies = service.dependencies
+    return GarbageCollector(
+        GarbageCollectorDependencies(
+            components.data_dir,
+            dependencies.journals,
+            dependencies.store,
+            dependencies.preserved_sandboxes,
+            remove_trees,
+        ),
+        kinds,
+    )
+
+
+async def start(components, service, task_id, **sections):
+    """Start a task with the files of a real attempt."""
+    await service.submit(manifest(task_id, **sections))
+    await components.wait_for_launch(task_id)
+    files = TaskLayout(components.data_dir, task_id).attempt(components.runners.orders[-1].attempt_id)
+    files.workspace.mkdir(parents=True)
+    files.repository.mkdir()
+    files.handle.write_text("{}")
+    files.runner_log.write_text("log")
+    components.runners.record(task_id, *TO_RUNNING)
+    return files
+
+
+def names(files):
+    return sorted(path.name for path in files.root.iterdir())
+
+
+async def end(components, service, task_id, *events):
+    components.runners.record(task_id, *events)
+    await components.wait_for_state(service, task_id, (await service.wait(task_id, 10)).state)
+
+
+def test_leftovers_of_an_ended_attempt_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            await end(components, service, "task-1", *TO_END)
+            await garbage_collector(components, service, leftovers).sweep()
+            return names(files), leftovers.attempts
+
+    assert asyncio.run(scenario()) == (["runner.log"], set())
+
+
+def test_running_and_foreign_sandboxes_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts |= {files.root.name, "of-another-server"}
+            before = names(files)
+            await garbage_collector(components, service, leftovers).sweep()
+            components.runners.record("task-1", *TO_END)
+            return before == names(files), len(leftovers.attempts)
+
+    assert asyncio.run(scenario()) == (True, 2)
+
+
+def test_leftovers_of_a_locked_journal_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            recorder = components.runners.recorders["task-1"]
+            for event in TO_END:
+                recorder.record(event)
+            await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
+            before = names(files)
+            await garbage_collector(components, service, leftovers).sweep()
+            while_locked = (before == names(files), len(leftovers.attempts))
+            components.runners.kill("task-1")
+            await garbage_collector(components, service, leftovers).sweep()
+            return while_locked, names(files), leftovers.attempts
+
+    assert asyncio.run(scenario()) == ((True, 1), ["runner.log"], set())
+
+
+def test_leftovers_of_a_task_that_ended_without_a_server_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+        for event in TO_END:
+            components.runners.recorders["task-1"].record(event)
+        components.runners.kill("task-1")
+        dependencies = service.dependencies
+        with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
+            assert not store.load("task-1").task.state.is_terminal
+            gc_dependencies = GarbageCollectorDependencies(
+                components.data_dir, dependencies.journals, store, dependencies.preserved_sandboxes, remove_trees
+            )
+            await GarbageCollector(gc_dependencies, [leftovers]).sweep()
+        return names(files), leftovers.attempts
+
+    assert asyncio.run(scenario()) == (["runner.log"], set())
+
+
+def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
+    listdir = os.listdir
+
+    def failing_listdir(path):
+        if str(path).endswith("task-1/attempts"):
+            raise OSError(errno.EIO, "Input/output error")
+        return listdir(path)
+
+    async def scenario():
+        async with components.server() as service:
+            await start(components, service, "task-1")
+            files, leftovers, sockets = await start(components, service, "task-2"), FakeLeftovers(), FakeLeftovers()
+            sockets.is_exclusive, sockets.attempts = True, {"of-task-1"}
+            leftovers.attempts.add(files.root.name)
+            for task_id in ("task-1", "task-2"):
+                await end(components, service, task_id, *TO_END)
+            monkeypatch.setattr("os.listdir", failing_listdir)
+            with pytest.raises(GarbageCollectionError, match="attempts of task task-1"):
+                await garbage_collector(components, service, leftovers, sockets).sweep()
+            monkeypatch.undo()
+            return names(files), leftovers.attempts, sockets.attempts
+
+    assert asyncio.run(scenario()) == (["runner.log"], set(), {"of-task-1"})
+
+
+def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
+    async def scenario():
+        async with components.server() as service:
+            broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
+            leftovers = FakeLeftovers()
+            leftovers.attempts |= {broken.root.name, files.root.name}
+            for task_id in ("task-1", "task-2"):
+                await end(components, service, task_id, *TO_END)
+            lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
+            lock.unlink()
+            lock.mkdir()
+            with pytest.raises(GarbageCollectionError, match="lock of task task-1"):
+                await garbage_collector(components, service, leftovers).sweep()
+            return names(files), leftovers.attempts == {broken.root.name}
+
+    assert asyncio.run(scenario()) == (["runner.log"], True)
+
+
+def test_damaged_index_row_does_not_block_other_tasks(components):
+    async def scenario():
+        async with components.server() as service:
+            damaged, files = await start(components, service, "task-1"), await start(components, service, "task-2")
+            for task_id in ("task-1", "task-2"):
+                await end(components, service, task_id, *TO_END)
+            with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
+                connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
+            before = names(damaged)
+            with pytest.raises(GarbageCollectionError, match="task task-1: The index of tasks is damaged"):
+                await garbage_collector(components, service, FakeLeftovers()).sweep()
+            return names(files), names(damaged) == before
+
+    assert asyncio.run(scenario()) == (["runner.log"], True)
+
+
+def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            components.runners.launch_error = OSError("no more processes")
+            components.runners.kill("task-1")
+            before = names(files)
+            await garbage_collector(components, service, leftovers).sweep()
+            return before == names(files), len(leftovers.attempts)
+
+    assert asyncio.run(scenario()) == (True, 1)
+
+
+def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
+            leftovers = FakeLeftovers()
+            await end(components, service, "task-1", *FAILED)
+            leftovers.attempts.add(files.root.name)
+            task = await service.status("task-1")
+            with service.dependencies.preserved_sandboxes.try_lock(task):
+                await garbage_collector(components, service, leftovers).sweep()
+                during_session = len(leftovers.attempts)
+            await garbage_collector(components, service, leftovers).sweep()
+            return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
+
+    assert asyncio.run(scenario()) == (1, set(), True, False)
+
+
+def test_failing_removal_is_reported_and_retried(components):
+    async def scenario():
+        async with components.server() as service:
+            leftovers, all_files = FakeLeftovers(), []
+            for task_id in ("a", "b"):
+                files = await start(components, service, task_id)
+                leftovers.attempts.add(files.root.name)
+                await end(components, service, task_id, *TO_END)
+                all_files.append(files)
+            leftovers.stuck = {all_files[0].root.name}
+            with pytest.raises(GarbageCollectionError, match="task a: It does not end"):
+                await garbage_collector(components, service, leftovers).sweep()
+            first = [path.handle.exists() for path in all_files]
+            leftovers.stuck = set()
+            await garbage_collector(components, service, leftovers).sweep()
+            return first, [names(path) for path in all_files]
+
+    assert asyncio.run(scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
+
+
+def test_exclusive_leftovers_without_a_directory_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
+            sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
+            await garbage_collector(components, service, sandboxes, sockets).sweep()
+            return sockets.attempts, sandboxes.attempts
+
+    assert asyncio.run(scenario()) == (set(), {"aaaaaaaaaaaa"})
+
+
+def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
+    leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
+    AttemptLayout(directory).disk.mkdir(parents=True)
+    leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
+    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
+    with probe_lock(tmp_path), probe_lock(tmp_path):
+        asyncio.run(probes.sweep())
+        assert directory.exists()
+    asyncio.run(probes.sweep())
+    assert (directory.exists(), leftovers.attempts) == (False, {"bbbbbbbbbbbb"})
+    asyncio.run(ProbeCleanup(tmp_path / "none", [leftovers], remove_trees).sweep())
+
+
+def test_failing_probe_removal_does_not_block_others(tmp_path):
+    leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
+    for probe_id in probe_ids:
+        AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
+    leftovers.attempts, leftovers.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
+    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
+    with pytest.raises(OSError, match=r"a{12}: It does not end") as raised:
+        asyncio.run(probes.sweep())
+    assert f"{probe_ids[1]}: It does not end" in str(raised.value)
+    assert leftovers.attempts == leftovers.stuck
+    assert [probe_directory(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
+    leftovers.stuck = set()
+    asyncio.run(probes.sweep())
+    assert leftovers.attempts == set()
+
+
+def test_failing_orphan_removal_does_not_block_others(components):
+    leftovers = FakeLeftovers(is_exclusive=True)
+    leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
+
+    async def scenario():
+        async with components.server() as service:
+            with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
+                await garbage_collector(components, service, leftovers).sweep()
+
+    asyncio.run(scenario())
+    assert leftovers.attempts == {"nobody7"}
