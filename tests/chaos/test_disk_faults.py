@@ -1,6 +1,6 @@
-"""Failing disk operations, once or for a while: tasks end with a consistent journal.
+"""Tasks end with a consistent journal if disk operations fail once, or for some seconds.
 
-`script/chaos-faults` fails every call; this is a sample.
+This is a sample; `script/chaos-faults` makes every call fail.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def test_failing_system_calls_leave_consistent_journals(harness):
     )
     _check_completes(harness, "a-while", Fault("ENOSPC", 6, is_persistent=True), journal_path)
     assert harness.deployment.logs("a-while", "stdout").count('"number"') == 5
-    # Elsewhere a failing call may fail the task, with a reason.
+    # A failing call on another file may fail the task, with a reason.
     for error, nth in (("ENOSPC", 2), ("EIO", 11)):
         _, hits = harness.run_task(f"anywhere-{error.lower()}-{nth}", Fault(error, nth))
         assert hits

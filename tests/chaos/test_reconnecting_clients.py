@@ -1,6 +1,6 @@
-"""Six clients follow two running tasks across server restarts, without missing or repeated events.
+"""Six clients follow two running tasks across two server restarts, without missing or repeated events.
 
-Two restarts and two clients of each kind here; `script/chaos` does fifty with twenty clients.
+`script/chaos` restarts the server fifty times, with twenty clients.
 """
 
 import os

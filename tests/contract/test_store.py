@@ -1,4 +1,4 @@
-"""The contract of the task index, for each store."""
+"""The contract of the task index, with each implementation."""
 
 import threading
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Properties of a store with a file: durability, migrations, damage."""
+"""Properties of the SQLite store: durability, migrations, and reports of damage."""
 
 import dataclasses
 import os
@@ -431,8 +431,8 @@ def test_row_of_another_task_is_outdated(path):
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_row_with_wrong_time_is_damaged_in_lists_by_that_time(path, order):
-    """Otherwise a query for the oldest tasks would stop at it."""
+def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_it(path, order):
+    """Otherwise a query for the oldest tasks would end at this row."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
     for item in (known, IndexedTask(submitted("b"), 5)):
