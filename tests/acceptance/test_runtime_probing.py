@@ -1,4 +1,4 @@
-"""A server whose runtime fails at startup detects when the runtime starts to work."""
+"""A server whose runtime fails at startup probes it until it works."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def deploy(deployment, monkeypatch, tmp_path):
-    """Starts a deployment whose probes fail, and which counts them."""
+    """Starts a deployment with failing probes, which are counted."""
     monkeypatch.setattr("doubles.live_server.COMMAND_LINE", "doubles.failing_probes:main")
     log = tmp_path / "probes"
 

@@ -1,4 +1,4 @@
-"""The CI script for pull requests with the real server: the comment, the patch, the cost."""
+"""The CI script for pull requests, with the real server, writes the comment, the patch and the cost."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
 @pytest.fixture
 def run_task(tmp_path):
-    """Runs the script for a pull request of the deployment's repository."""
+    """Runs the script like a CI job for a pull request of the deployment's repository."""
 
     def run(deployment, **variables):
         environment = {

@@ -304,7 +304,7 @@ class Deployment:
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
     def states(self, task_id="task-1"):
-        return [frame["new_state"] for frame in self.wire_events(task_id) if frame["type"] == "state_change"]
+        return [event["new_state"] for event in self.wire_events(task_id) if event["type"] == "state_change"]
 
     def tool_results(self):
         """Results of the agent's tools as sent to the model, in order."""

@@ -72,9 +72,9 @@ def sent_events(lines):
 
 
 def _event(seq, name, data):
-    frame = json.loads(data)
-    assert (seq, name) == (str(frame["seq"]), frame["type"])
-    return frame
+    event = json.loads(data)
+    assert (seq, name) == (str(event["seq"]), event["type"])
+    return event
 
 
 def received_events(followed):
@@ -183,7 +183,7 @@ class Websockets:
     def open(self, address):
         return connect(address)
 
-    def frames(self, connection):
+    def events(self, connection):
         with connection:
             for message in connection:
                 yield json.loads(message)
@@ -197,7 +197,7 @@ class Wscat:
     def open(self, address):
         return start(str(NODE), str(WSCAT), "--connect", address)
 
-    def frames(self, program):
+    def events(self, program):
         return map(json.loads, lines_of(program))
 
 
@@ -208,6 +208,6 @@ class BrowserWebSocket:
     def open(self, address):
         return self.page.evaluate_handle(WEB_SOCKET, address)
 
-    def frames(self, followed):
+    def events(self, followed):
         yield from map(json.loads, received_events(followed))
         assert followed.evaluate("(it) => it.code") == 1000

@@ -83,7 +83,7 @@ class EscapeTests:
             assert b"the host's own" not in content or artifact["name"].endswith((".patch", ".ndjson", ".json"))
 
     def test_skipped_files_are_reported(self, attack_run):
-        reason = [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"]
+        reason = [event["message"] for event in attack_run.deployment.wire_events() if event["type"] == "error"]
         for name in ("link-to-the-host", "sparse"):
             assert any(name in message for message in reason), name
 

@@ -77,7 +77,7 @@ def _judge_traps(attack_run):
             (entry["name"], entry["path"])
             for entry in attack_run.deployment.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
         ],
-        [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"],
+        [event["message"] for event in attack_run.deployment.wire_events() if event["type"] == "error"],
         attack_run.execution_marker_file.exists(),
     )
     return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.checked_text}") for trap in TRAPS}
