@@ -12,8 +12,8 @@ from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
-PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
-NAMES = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
+PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+NAMES = ("denied DNS names over UDP", "refused tunnels", "requests with a wrong key")
 FLOOD_SECONDS = 12.0
 BASE_CPU_SECONDS = 1.0
 """CPU time that a runner uses for the journal, progress and samples, without load from the sandbox."""
