@@ -104,7 +104,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert listing.locator("#task-greet").is_visible()
 
 
-def test_page_resumes_after_it_was_hidden_a_server_restart_and_a_failed_refresh(deploy, browser, dashboard_url):
+def test_page_recovers_from_being_hidden_a_server_restart_and_a_failed_refresh(deploy, browser, dashboard_url):
     deployment = deploy(bash("sleep 3"), reply("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
     wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")

@@ -23,7 +23,7 @@ def docs(deploy, browser):
     assert browser.console_errors == []
 
 
-def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser):
+def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_hosts(docs, browser):
     page = browser.open(docs)
     page.locator(".opblock").first.wait_for()
     schema = json.loads(SCHEMA.read_text())

@@ -18,7 +18,7 @@ def read_preserved_file(disk, name):
     return subprocess.run(read, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
-def test_guarantees_survive_a_server_restart(deployment):
+def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
     print_secret = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')

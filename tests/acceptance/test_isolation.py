@@ -229,7 +229,7 @@ def test_connections_are_only_made_to_the_gateway(results):
     assert results["observed"]["control: loopback"] == "connected"
 
 
-def test_names_do_not_resolve(results):
+def test_host_names_do_not_resolve(results):
     lookups = {name: output for name, output in results["observed"].items() if name.startswith("resolve ")}
     assert len(lookups) == 3
     assert all("gaierror" in output for output in lookups.values()), lookups

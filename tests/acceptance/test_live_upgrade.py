@@ -90,7 +90,7 @@ def old_version(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "types"), [("json", JSON_TYPES), ("msgpack", MSGPACK_TYPES)], ids=["json", "msgpack"])
-def test_both_versions_encode_the_same(old_version, kind, types):
+def test_both_versions_encode_types_identically(old_version, kind, types):
     old_samples = json.loads(old_version.run(wire_samples.__file__, kind, *types))
     new_samples = wire_samples.encoded_samples(types.values(), kind)
     for old_name, new_name in types.items():

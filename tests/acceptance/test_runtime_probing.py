@@ -116,7 +116,7 @@ def check_no_leftovers(directory):
     assert not (choose_run_dir(directory / "data") / f"probe-{probe_id}").exists()
 
 
-def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkeypatch):
+def test_shutdown_during_the_first_probe_leaves_nothing_behind(deploy, tmp_path, monkeypatch):
     monkeypatch.setattr("doubles.live_server.START_SECONDS", 3)
     started_at = time.monotonic()
     with pytest.raises(AssertionError, match="did not start") as error:
@@ -126,7 +126,7 @@ def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkey
     check_no_leftovers(tmp_path)
 
 
-def test_shutdown_during_a_later_probe_leaves_nothing(deploy, tmp_path):
+def test_shutdown_during_a_later_probe_leaves_nothing_behind(deploy, tmp_path):
     deployment = deploy("1 hangs", pause="0.2")
     wait_until((tmp_path / "made").exists, 10, "the second probe to run")
     assert "a probe is running" in deployment.http.get("/api/v1/health/ready").json()["message"]

@@ -279,7 +279,7 @@ def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: 
     asyncio.run(scenario())
 
 
-def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_failed_create_leaves_nothing_behind(runtime: Runtime, disk: Path, tmp_path: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         spec = sandbox_spec(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
@@ -293,7 +293,7 @@ def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
+def test_cancelled_create_leaves_nothing_behind(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         creation = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
@@ -484,7 +484,7 @@ def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]
 # Concurrency and leaks
 
 
-def test_concurrent_sandboxes_leave_nothing(runtime: Runtime, disk: Path):
+def test_concurrent_sandboxes_leave_nothing_behind(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         before = HostState.of_this_process()
         disks = [disk / str(number) for number in range(5)]

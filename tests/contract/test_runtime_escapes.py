@@ -39,7 +39,7 @@ def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
     assert not visible_devices & host_devices
 
 
-def test_symlink_out_of_the_workspace_is_broken_and_harmless(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_symlink_to_a_host_file_is_dangling_and_its_target_unchanged(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("only root can change the owner of files")
     canary = tmp_path / "canary"

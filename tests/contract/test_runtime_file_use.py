@@ -168,7 +168,7 @@ def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, d
     assert asyncio.run(scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
-def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
     assert (usage.shared_locks, usage.find_violation()) == (100, ""), result
 
@@ -272,14 +272,14 @@ report("held"); time.sleep(600)
 """
 
 
-def test_listed_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_open_directories_that_were_listed_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
     usage, result = measure_with_own_kernel(runtime, disk, limits, source)
     assert 8192 < usage.directories < 11_000, result
     assert "open directories" in usage.find_violation()
 
 
-def test_listed_closed_directories_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_closed_directories_that_were_listed_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
     usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
     assert usage.find_violation() == ""
@@ -358,11 +358,11 @@ report(asyncio.run(serve()) == data)
 """
 
 
-def test_programs_fall_back_to_copying(runtime: Runtime, disk: Path):
+def test_python_falls_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _ORDINARY_COPY) == ["True"] * 3
 
 
-def test_commands_fall_back_to_copying(runtime: Runtime, disk: Path):
+def test_shell_commands_fall_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
     copy = "seq 100000 > one; cp -a one two; cat two | cat > three; cp two /dev/shm/four"
     compare = "cmp one three && cmp one /dev/shm/four && echo same"
     assert run_shell(runtime, disk, f"{copy}; {compare}").output == "same\n"

@@ -255,7 +255,7 @@ def test_large_prompt_is_written_once(path):
     store.close()
 
 
-def test_texts_of_an_older_index_are_read(path):
+def test_prompt_in_a_row_of_an_older_index_is_read(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
@@ -268,7 +268,7 @@ def test_texts_of_an_older_index_are_read(path):
     store.close()
 
 
-def test_task_with_missing_texts_is_outdated(path):
+def test_task_with_a_missing_prompt_is_outdated(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
@@ -281,7 +281,7 @@ def test_task_with_missing_texts_is_outdated(path):
     store.close()
 
 
-def test_reused_id_has_new_texts(path):
+def test_reused_id_has_the_new_prompt(path):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a", prompt="first"), 1))
     store.delete("a")
@@ -417,7 +417,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
     store.close()
 
 
-def test_row_of_another_task_is_outdated(path):
+def test_row_with_the_content_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.insert(IndexedTask(submitted(task_id), 5))

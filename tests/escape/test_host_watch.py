@@ -224,7 +224,7 @@ def test_evidence_covers_only_times_with_a_complete_sample(watch, monkeypatch):
     assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
-def test_failed_watch_raises(marker, unrelated_process, tmp_path, monkeypatch):
+def test_error_in_the_watch_thread_is_raised(marker, unrelated_process, tmp_path, monkeypatch):
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         monkeypatch.setattr(host_facts, "aio_events", lambda: 1 // 0)
         time.sleep(1)

@@ -30,12 +30,12 @@ def outcome(report, *, runtime="bubblewrap", control=SUCCEEDED, evidence=UNCHANG
     return judge_attack(ATTACK, runtime, {"attack": report, "control": control}, evidence).outcome
 
 
-def test_expected_refusal_is_refused():
+def test_expected_refusal_has_the_outcome_refused():
     assert outcome(REFUSED) is Outcome.REFUSED
     assert outcome({**REFUSED, "by": ["EPERM", "ENOENT"]}) is Outcome.REFUSED
 
 
-def test_expected_success_is_inside_only():
+def test_expected_success_has_the_outcome_inside_only():
     assert outcome(SUCCEEDED, runtime="gvisor") is Outcome.INSIDE
 
 
@@ -66,7 +66,7 @@ def test_unexpected_refusal_is_unproven():
         {},
     ],
 )
-def test_other_reports_are_unproven(runtime, report):
+def test_unexpected_reports_are_unproven(runtime, report):
     assert outcome(report, runtime=runtime) is Outcome.UNPROVEN
 
 
