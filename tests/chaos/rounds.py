@@ -17,8 +17,8 @@ import httpx
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
 from chaos.checks import collect_evidence
-from chaos.kill_points import StateDriver
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
+from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
 from doubles.runners import find_runner
 
