@@ -95,7 +95,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert patch == deployment.artifact("greet.patch", "greet")
     assert_applies(patch, deployment.repositories / "repo.git", tmp_path)
 
-    listing.locator("#task-greet").wait_for()  # on a list that was empty when opened
+    listing.locator("#task-greet").wait_for()  # the list was empty when it was opened
     refreshes = []
     listing.on(
         "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(deployment)}/" else None

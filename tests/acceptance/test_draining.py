@@ -89,7 +89,7 @@ def check_shutdown_during_secret_lookup(deployment):
     deployment.server.send_signal(signal.SIGTERM)
     deployment.server.send_signal(signal.SIGTERM)
     deployment.server.stop(signal.SIGTERM, seconds=20)
-    assert time.monotonic() - started_at < 5  # 2 on an idle machine; the Vault timeout is 10
+    assert time.monotonic() - started_at < 5  # about 2 s on an idle machine; the Vault timeout is 10 s
     connection.close()
     deployment.start_server(**deployment.settings)
     assert deployment.wait("launched")["state"] == "completed"

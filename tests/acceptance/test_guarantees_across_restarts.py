@@ -40,7 +40,7 @@ def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
     assert deployment.http.get("/api/v1/tasks").json()["total_count"] == 3
     finished_at = datetime.fromisoformat(deployment.status("kept")["finished_at"])
     deployment.server.stop()
-    # The janitor runs at server start, and then only after minutes.
+    # The janitor runs at server start, and then only every five minutes.
     wait_until(
         lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), description="the end of its time to live"
     )
@@ -56,7 +56,7 @@ def check_secret_handling(deployment):
     [result] = deployment.tool_results()
     assert str(len(VALUE) + 1) in str(result)
     assert "[REDACTED:TOKEN]" in deployment.logs()
-    agent = deployment.data_dir / "agent"  # 400 MB that do not change
+    agent = deployment.data_dir / "agent"  # 400 MB, written before any secret was known
     files = [file for file in deployment.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
     deployment.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])

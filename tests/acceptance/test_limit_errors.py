@@ -39,7 +39,7 @@ for each in started:
 
 
 RESPONSE_SECONDS = 1.0
-"""The default timeout of health checks. The longest observed with four busy processes on two cores was 0.4."""
+"""The default timeout of health checks. With four busy processes on two cores, the slowest response took 0.4 s."""
 
 
 def pause(seconds):

@@ -238,7 +238,7 @@ def read_events(lines):
 
 
 def kill_runners(deployment):
-    """Kill three runners. One task must be finalized, one resumed, and one is finalized here and has leftovers."""
+    """Kill three runners. The new server must finalize one task, resume another, and clean up after the third."""
     for name in KILLED:
         assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
         wait_until(

@@ -42,7 +42,7 @@ def count_messages_with(deployment, block):
 
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
-    """Denied are Claude Code's search and requests of other programs. WebFetch uses the sandbox's network instead."""
+    """Claude Code's search and requests of other programs are denied. WebFetch uses the sandbox's network instead."""
     commands = [send_block(block) for block, _ in REASONS]
     # The model is also overloaded once (529).
     deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())

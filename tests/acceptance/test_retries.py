@@ -22,7 +22,7 @@ STEP_SECONDS = 30.0
 def kill_after(deployment, event_type, task_id, number):
     """Kill the runner of an attempt right after it has recorded the event; return whether the agent had not started.
 
-    To stop it in time, the runner is run for two milliseconds at a time.
+    So that it can be killed in time, the runner runs for only two milliseconds at a time.
     """
     if number > 1:
         description = f"attempt {number}"

@@ -105,5 +105,5 @@ def test_invalid_variable_is_reported_in_one_line(monkeypatch, tmp_path, variabl
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as exited:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert message in exited.value.code  # a message as the exit code is printed to stderr, with exit code 1
+    assert message in exited.value.code  # Python prints a message to stderr and exits with 1
     assert "\n" not in exited.value.code

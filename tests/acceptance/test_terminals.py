@@ -84,7 +84,7 @@ def check_shell_session(terminal):
     terminal.resize(50, 120)
     terminal.type("until [ \"$(stty size)\" = '50 120' ]; do sleep 0.05; done; echo resi''zed\n")
     terminal.expect("resized")
-    # Wait for a foreground program: bash ignores a key while it starts one.
+    # Wait until the program runs in the foreground: bash ignores Ctrl-C while it starts a program.
     terminal.type("sh -c 'trap \"exit 130\" INT; echo sle''eping; while :; do sleep 0.05; done'\n")
     terminal.expect("sleeping")
     terminal.type("\x03")

@@ -57,7 +57,8 @@ class TaskEvidence:
 
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
-    patch. agent_starts: reported to the model. files: how many the agent creates, each with its number as content.
+    patch. agent_starts: how many agents announced their start to the model. files: how many files the agent creates,
+    each with its number as content.
     """
 
     task_id: str

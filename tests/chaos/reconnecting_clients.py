@@ -1,4 +1,4 @@
-"""Clients that reconnect whenever they lose the server, and keep all received events."""
+"""Clients that reconnect whenever they lose the connection, and keep all received events."""
 
 import asyncio
 import contextlib

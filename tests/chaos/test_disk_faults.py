@@ -14,7 +14,7 @@ from doubles.faulty_attempt import FaultHarness, journal_path
 from doubles.live_server import TERMINAL, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
-HEALTH_SECONDS_MAX = 5.0  # 2 on an idle machine: docs/chaos.md
+HEALTH_SECONDS_MAX = 5.0  # 2 s on an idle machine, see docs/chaos.md
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def _is_deselected(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
-    """Each runtime. Skipped if it does not work here."""
+    """Each runtime. The test is skipped if the runtime does not work here."""
     if request.param == "qemu":
         require_qemu_components()  # a probe boots another guest
         record_slow_kvm(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A sandbox's open files and locks on the host's kernel are limited, and ordinary use works."""
+"""A sandbox's open files and locks in the host's kernel are limited, and ordinary use works."""
 
 import asyncio
 import fcntl

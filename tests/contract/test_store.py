@@ -1,4 +1,4 @@
-"""The contract of the task index, with each implementation."""
+"""The contract of the task index, tested with each implementation."""
 
 import threading
 from dataclasses import replace

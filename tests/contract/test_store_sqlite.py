@@ -402,7 +402,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
         assert [item.task.id for item in store.unfinished()] == ["b"]
         assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
         page = store.query(TaskQuery())
-        is_listed = column != "task"  # lists contain neither artifacts nor texts
+        is_listed = column != "task"  # lists contain neither artifacts nor prompts and patches
         assert {task.id for task in page.tasks} == ({"a", "b"} if is_listed else {"b"})
         assert [*page.damaged] == ([] if is_listed else ["a"])
         assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())

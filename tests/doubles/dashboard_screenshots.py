@@ -128,7 +128,7 @@ def submit(deployment, task_id, name, *, branch="main", cpus=2, **labels):
 
 
 def require_token(deployment):
-    """Create a token, so that the server requires one."""
+    """Create a token; from then on, the server requires one."""
     command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "operator", "--name", "visitor"]
     created = subprocess.run(
         [*command, "--data-dir", str(deployment.data_dir)], capture_output=True, timeout=30, check=True

@@ -25,7 +25,7 @@ class CommandResult:
 
 
 def new_attempt_id() -> str:
-    """12 base32 characters."""
+    """A random id of 12 base32 characters."""
     return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 

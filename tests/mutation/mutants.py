@@ -1,4 +1,4 @@
-"""Mutants: small changes to the source of a module, each of which a test should notice.
+"""Mutants: small changes to the source of a module, each of which a test should detect.
 
 Types, docstrings, decorators, imports, class keywords, f-strings and prose are not mutated. Prose is a string with a
 space between two words: tests check codes and decisions, not every sentence.
