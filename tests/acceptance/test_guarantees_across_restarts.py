@@ -56,7 +56,7 @@ def check_secret_handling(deployment):
     [result] = deployment.tool_results()
     assert str(len(VALUE) + 1) in str(result)
     assert "[REDACTED:TOKEN]" in deployment.logs()
-    agent = deployment.data_dir / "agent"  # 400 MB, written before any secret was known
+    agent = deployment.data_dir / "agent"  # the copy of Claude Code: 400 MB that no task changes
     files = [file for file in deployment.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
     deployment.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])

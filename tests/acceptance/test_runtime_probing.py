@@ -91,9 +91,8 @@ def test_failing_runtime_reports_reason_and_next_probe(deploy):
         10,
         "the next probe to be scheduled",
     )
-    assert (
-        int(deployment.http.get("/api/v1/health/ready").headers["retry-after"]) > 5
-    )  # the pause has doubled, minus some jitter
+    # The pause has doubled, minus some jitter.
+    assert int(deployment.http.get("/api/v1/health/ready").headers["retry-after"]) > 5
 
 
 def test_running_task_continues_and_pending_task_starts_after_recovery(deploy, tmp_path):
