@@ -241,9 +241,7 @@ def kill_runners(deployment):
     """Kill three runners. The new server must finalize one task, resume another, and clean up after the third."""
     for name in KILLED:
         assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
-        wait_until(
-            lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to be gone"
-        )
+        wait_until(lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to end")
     finalize_journal(deployment.data_dir, "orphan")
 
 

@@ -64,7 +64,9 @@ def _run_on_full_disk(harness, small):
         filler = fill_file_system(small)
         wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
         assert "nearly full" in deployment.http.get("/api/v1/health/ready").json()["message"]
-        wait_until(lambda: "is nearly full" in deployment.logs("task-1", "events"), 30, "the gap")
+        wait_until(
+            lambda: "is nearly full" in deployment.logs("task-1", "events"), 30, "the event that reports a full disk"
+        )
         assert not harness.submit("task-2", 1) or deployment.status("task-2")["state"] == "pending"
         deadline = time.monotonic() + 4
         while time.monotonic() < deadline:  # the agent ends while the disk is full

@@ -21,4 +21,4 @@ def test_clients_receive_the_whole_journal_across_restarts(tmp_path):
     assert result.violations == []
     assert result.clients == len(FEW_CLIENTS)
     assert len(result.connections) == len(FEW_CLIENTS) - FEW_CLIENTS.count(CliClient)
-    assert min(result.connections) > 1, "a client never lost the server"
+    assert min(result.connections) > 1, "a client never lost its connection"

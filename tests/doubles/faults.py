@@ -56,7 +56,7 @@ def injected_fault(pid, fault, log):
         deadline = time.monotonic() + 20
         while not _is_traced(pid, tracer.pid):
             assert tracer.poll() is None, tracer.stderr.read()
-            assert time.monotonic() < deadline, "strace does not attach"
+            assert time.monotonic() < deadline, "strace did not attach"
             time.sleep(0.01)
         yield Injection(log)
     finally:
