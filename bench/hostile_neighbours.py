@@ -23,8 +23,8 @@ from doubles import floods
 from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash, make_repository, reply, wait_until
 
 HOSTILE_TASKS = 4
-PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
-FLOODS = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
+PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+FLOODS = ("denied DNS names over UDP", "refused tunnels", "requests with a wrong key")
 
 BUFFERS = """
 import socket, time

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A slow machine is not a defect: only the timeout of each test limits the time.
+# On a slow machine an example may take long, so there is no deadline: only the timeout of a test limits its duration.
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
@@ -16,7 +16,7 @@ LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "ar
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Disable garbage collection during collection, which creates some hundred thousand permanent objects."""
+    """Disable garbage collection while tests are collected: that creates hundreds of thousands of permanent objects."""
     gc.disable()
     try:
         return (yield)
@@ -26,7 +26,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run slow directories first, so that no worker runs a long file at the end; any order within a directory."""
+    """Run the directories with long tests first, so that no worker is left with a long file at the end."""
     ranks = {path: _rank(path, config.rootpath) for path in {item.path for item in items}}
     items.sort(key=lambda item: ranks[item.path])
 

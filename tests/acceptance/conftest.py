@@ -1,4 +1,4 @@
-"""Acceptance tests use the real server as a process, only through HTTP, WebSocket and the command line."""
+"""Acceptance tests run the real server in a process, and use only HTTP, WebSocket and the command line."""
 
 from types import MappingProxyType
 
@@ -38,7 +38,7 @@ def without_fork_server(deployment):
 
 @pytest.fixture(scope="session")
 def shared_deployments(tmp_path_factory):
-    """Returns the shared deployment with a runtime and server environment."""
+    """Returns the shared deployment with the given runtime and server environment."""
     deployments = {}
 
     def deployment(runtime, environment):
@@ -54,9 +54,9 @@ def shared_deployments(tmp_path_factory):
 
 @pytest.fixture
 def deploy(request, deployment, shared_deployments):
-    """Starts a deployment whose model follows the given turns, with a repository and a running server.
+    """Starts a deployment with a repository, a running server, and a model that follows the given turns.
 
-    It is shared with other tests of this process, unless the test has prepared something before the start.
+    The deployment is shared with other tests of this process, unless the test has prepared something before the start.
     """
     shared = None
 

@@ -75,7 +75,7 @@ def send_request(
 
 def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_deployment):
     deployment = token_deployment
-    _, viewer = make_token(deployment, Role.VIEWER)  # created while the server runs
+    _, viewer = make_token(deployment, Role.VIEWER)  # while the server is running
     deployment.submit()
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
@@ -92,10 +92,10 @@ def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_deploy
     assert send_request(deployment, None, path="/metrics").status_code == 401
 
     stream = f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
-    with connect(stream, max_queue=None, additional_headers={"Authorization": f"Bearer {viewer}"}) as frames:
-        assert json.loads(frames.recv(timeout=10))["task_id"] == "task-1"
-    with connect(stream, max_queue=None, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as frames:
-        assert frames.subprotocol == "sandbox.v1"
+    with connect(stream, max_queue=None, additional_headers={"Authorization": f"Bearer {viewer}"}) as stream_connection:
+        assert json.loads(stream_connection.recv(timeout=10))["task_id"] == "task-1"
+    with connect(stream, max_queue=None, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as stream_connection:
+        assert stream_connection.subprotocol == "sandbox.v1"
     with pytest.raises(InvalidStatus), connect(stream):
         pass
 
@@ -109,9 +109,9 @@ def test_cli_sends_token_and_reports_rejection(token_deployment):
         refused = sandbox("task", "list", *server, *arguments)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
-    token_deployment.submit("looked-on", repository={"branch": "none"})
-    assert sandbox("task", "cancel", "looked-on", "--yes", *server, "--token", viewer).returncode == 5
-    assert token_deployment.wait("looked-on")["state"] == "failed"
+    token_deployment.submit("not-cancelled", repository={"branch": "none"})
+    assert sandbox("task", "cancel", "not-cancelled", "--yes", *server, "--token", viewer).returncode == 5
+    assert token_deployment.wait("not-cancelled")["state"] == "failed"
 
 
 def test_revoked_token_is_rejected_immediately(token_deployment):

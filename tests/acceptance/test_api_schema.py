@@ -22,7 +22,7 @@ def test_responses_match_the_schema(deployment, tmp_path):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
     deployment.start_git()
     deployment.start_model(reply())
-    # Generated requests also start tasks, whose work does not matter.
+    # Generated requests also start tasks; their results do not matter.
     agent = make_fake_agent(tmp_path / "agent", [])
     deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))
     deployment.submit()

@@ -1,4 +1,4 @@
-"""Browsers of one test module share a process and no state."""
+"""The browsers of a test module share one process, but no state."""
 
 import http.server
 import threading

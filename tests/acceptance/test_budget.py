@@ -8,7 +8,7 @@ from doubles.live_server import bash, reply
 
 
 def with_cost(turn):
-    """The turn with a cost of 0.018 USD at Sonnet 4.5 prices, and 2000 tokens."""
+    """Return the turn with 2000 tokens, which cost 0.018 USD at Sonnet 4.5 prices."""
     from msgspec.structs import replace
 
     return replace(turn, input_tokens=1000, output_tokens=1000)

@@ -1,4 +1,4 @@
-"""A server starts on a damaged data directory, responds, and reports the damage."""
+"""A server with a damaged data directory starts, responds, and reports the damage."""
 
 import itertools
 import json
@@ -74,7 +74,7 @@ def tasks(deployment):
 
 
 def get(deployment, path):
-    """Get a path; the response must not be an internal error."""
+    """Send a GET request; the response must not be a server error."""
     response = deployment.http.get(f"/api/v1/tasks{path}", timeout=60)
     assert response.status_code < 500, (path, response.text)
     return response

@@ -30,7 +30,7 @@ PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 @pytest.fixture
 def dashboard_url(browser):
-    """Returns a deployment's dashboard URL; checks for requests to other hosts and console errors at the end."""
+    """Returns a deployment's dashboard URL. At the end, checks for requests to other hosts and console errors."""
     base_urls = []
 
     def dashboard_url(deployment):
@@ -95,7 +95,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert patch == deployment.artifact("greet.patch", "greet")
     assert_applies(patch, deployment.repositories / "repo.git", tmp_path)
 
-    listing.locator("#task-greet").wait_for()  # on a list that was empty when opened
+    listing.locator("#task-greet").wait_for()  # the list was empty when it was opened
     refreshes = []
     listing.on(
         "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(deployment)}/" else None
@@ -104,7 +104,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert listing.locator("#task-greet").is_visible()
 
 
-def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, browser, dashboard_url):
+def test_page_recovers_from_being_hidden_a_server_restart_and_a_failed_refresh(deploy, browser, dashboard_url):
     deployment = deploy(bash("sleep 3"), reply("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
     wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")
@@ -141,7 +141,7 @@ def check_stream_closes_while_hidden(page, deployment):
 
 
 def check_head_is_requested_until_it_arrives(page, refused):
-    """The failed header request is retried, and the update waits until the open menu is closed."""
+    """The page retries the failed header request, and updates the header only after the open menu is closed."""
     page.get_by_text("Copy", exact=True).click()
     refused.clear()
     wait_until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")

@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
-"""A busy machine takes a second for these pages; the defects that the tests find block a page for half a minute."""
+"""A busy machine renders these pages within a second; the defects that these tests find block a page for 30 s."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -50,7 +50,7 @@ def assistant(*blocks):
 
 
 def hostile_events():
-    """Output that a malicious agent may produce through Claude Code and its programs."""
+    """Output that a malicious agent can produce with Claude Code and its tools."""
     tool_use = {
         "type": "tool_use",
         "id": "t1",
@@ -113,7 +113,7 @@ def malformed_events():
 
 
 def events_with_many_fields():
-    """A failed tool call, which the page shows open, with more fields than a page can show, and an ordinary one."""
+    """Two failed tool calls, which the page shows expanded: one with a few fields, one with too many to show."""
     for name, fields in {"small": 3, "large": 100_000}.items():
         tool_input = {f"{name}-{number}": "value" for number in range(fields)}
         yield assistant({"type": "tool_use", "id": name, "name": name, "input": tool_input})
@@ -123,7 +123,7 @@ def events_with_many_fields():
 
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
-    """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
+    """A server with finished tasks: hostile, malformed and long output, and output formats other than stream-json."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
@@ -161,7 +161,7 @@ def loaded_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(loaded_server, browser):
-    """URL of the server; checks for console errors and requests to other hosts at the end."""
+    """URL of the server. At the end, checks for console errors and requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
     assert (

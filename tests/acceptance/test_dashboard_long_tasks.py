@@ -11,7 +11,7 @@ LINES_PER_EVENT = 1000
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
-    """URL of a server with tasks whose event streams are faked: a conversation, a terminal, large output."""
+    """URL of a server with finished tasks; the tests replace the event streams of most of them by fake ones."""
     deployment = Deployment(tmp_path_factory.mktemp("stories"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.finish("chat")
@@ -87,7 +87,7 @@ def test_incomplete_terminal_line_is_rendered(open_task):
     assert rendered.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
 
 
-def test_torn_line_is_not_joined_with_the_next(open_task):
+def test_incomplete_line_is_not_joined_with_the_next(open_task):
     page, stream = open_task("chat")
     torn = assistant_text("Never whole.")["data"][:30]
     for kind in ("attempt", "gap"):
@@ -107,10 +107,10 @@ def test_torn_line_is_not_joined_with_the_next(open_task):
 
 
 def output_lines(first, end):
-    """Output events with up to LINES_A_FRAME lines each."""
-    for begin in range(first, end, LINES_PER_EVENT):
-        together = range(begin, min(begin + LINES_PER_EVENT, end))
-        yield output("".join(f"line {number}\n" for number in together))
+    """Output events with up to LINES_PER_EVENT lines each."""
+    for start in range(first, end, LINES_PER_EVENT):
+        numbers = range(start, min(start + LINES_PER_EVENT, end))
+        yield output("".join(f"line {number}\n" for number in numbers))
 
 
 SELECTION = "getSelection().toString()"

@@ -56,7 +56,7 @@ window.outcomes = (async () => {
 
 @pytest.fixture(scope="module")
 def token_deployment(tmp_path_factory):
-    """A server with an operator's token (`bearer`) and a viewer's (`viewer`); its tasks cannot complete."""
+    """A server with an operator's token (`bearer`) and a viewer's token (`viewer`). Its tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
         deployment.data_dir.mkdir(mode=0o700)
@@ -83,7 +83,7 @@ def sign_in(deployment, browser, token):
 
 @contextmanager
 def other_site(html):
-    """A page of another origin on this machine: browsers treat it as the same site and send cookies."""
+    """Serve a page from another origin on this machine, which browsers treat as the same site and send cookies to."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -180,7 +180,7 @@ def test_cross_site_requests_with_a_session_are_rejected(token_deployment, brows
     assert ("POST", 403) in statuses
     assert {status for method, status in statuses if method != "OPTIONS"} == {403}
     assert task_ids(token_deployment) == before
-    # The same requests succeed from the dashboard itself.
+    # The dashboard itself can send the same request.
     with other_site(f'<a href="{values["place"]}/tasks/task-1">the task</a>') as address:
         page.goto(address)
         page.get_by_role("link", name="the task").click()

@@ -16,14 +16,14 @@ OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-
 
 @pytest.fixture
 def docs(deploy, browser):
-    """URL of the documentation page; checks for requests to other hosts and console errors at the end."""
+    """URL of the documentation page. At the end, checks for requests to other hosts and console errors."""
     base_url = deploy(reply()).server.ready_message["http"]
     yield f"{base_url}/docs"
     assert [request.url for request in browser.requests if not request.url.startswith(f"{base_url}/")] == []
     assert browser.console_errors == []
 
 
-def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser):
+def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_hosts(docs, browser):
     page = browser.open(docs)
     page.locator(".opblock").first.wait_for()
     schema = json.loads(SCHEMA.read_text())
@@ -51,7 +51,7 @@ def test_docs_list_every_operation_and_run_one_without_other_hosts(docs, browser
     response = list_tasks.locator(".live-responses-table .highlight-code").first
     assert '"total_count": 0' in response.inner_text()
     assert browser.requests[-1].url.endswith("&label.team=platform")
-    # The control: requests to other hosts are blocked and detected.
+    # As a control, a request to another host is blocked and detected.
     is_blocked = page.evaluate("fetch('http://127.0.0.1:9/').then(() => false, (error) => error instanceof TypeError)")
     assert is_blocked
     assert any("Content Security Policy" in console_error for console_error in browser.console_errors)

@@ -1,4 +1,4 @@
-"""Stopping and draining a server: running tasks continue, pending tasks are kept, and shutdown is fast."""
+"""If a server is drained or stopped, running tasks continue, pending tasks are kept, and shutdown is fast."""
 
 import json
 import signal
@@ -73,7 +73,7 @@ def check_drain(deployment):
 
 
 def check_undo_drain(deployment, since):
-    """The drain has survived the server."""
+    """The server is still drained after the restart, until the drain is undone."""
     assert deployment.http.get("/api/v1/health").json()["draining_since"] == since
     assert deployment.http.get("/api/v1/health/ready").status_code == 503
     assert admin(deployment, "drain", "--undo").returncode == 0
@@ -81,20 +81,20 @@ def check_undo_drain(deployment, since):
 
 
 def check_shutdown_during_secret_lookup(deployment):
-    deployment.submit("taken")
-    deployment.wait_for_state("running", "taken")
-    deployment.submit("asking", secrets=[{"name": "A_SECRET", "source": "vault", "key": "a#b"}])
+    deployment.submit("launched")
+    deployment.wait_for_state("running", "launched")
+    deployment.submit("resolving", secrets=[{"name": "A_SECRET", "source": "vault", "key": "a#b"}])
     connection, _ = deployment.vault.accept()
-    begin = time.monotonic()
+    started_at = time.monotonic()
     deployment.server.send_signal(signal.SIGTERM)
     deployment.server.send_signal(signal.SIGTERM)
     deployment.server.stop(signal.SIGTERM, seconds=20)
-    assert time.monotonic() - begin < 5  # 2 on an idle machine; the Vault timeout is 10
+    assert time.monotonic() - started_at < 5  # about 2 s on an idle machine; the Vault timeout is 10 s
     connection.close()
     deployment.start_server(**deployment.settings)
-    assert deployment.wait("taken")["state"] == "completed"
-    assert deployment.status("asking")["state"] == "pending"
+    assert deployment.wait("launched")["state"] == "completed"
+    assert deployment.status("resolving")["state"] == "pending"
     deployment.vault.close()
-    assert deployment.logs("taken", "stdout").count('"number"') == len(STEPS)
-    wait_until(lambda: deployment.status("asking")["state"] == "failed", 30, "the Vault request to time out")
-    assert deployment.status("asking")["error"]["code"] == "secret_unavailable"
+    assert deployment.logs("launched", "stdout").count('"number"') == len(STEPS)
+    wait_until(lambda: deployment.status("resolving")["state"] == "failed", 30, "the Vault request to time out")
+    assert deployment.status("resolving")["error"]["code"] == "secret_unavailable"

@@ -1,7 +1,7 @@
 """`network_mode: outbound` reaches the hosts in `allowed_hosts`, and `full` all public hosts.
 
-Tried from a sandbox by the real agent. The server and a fake internet run in two network namespaces; every packet to
-the internet is recorded. Allowed hosts have global addresses, since the gateway dials no others.
+The real agent tries to connect from a sandbox. The server and a fake internet run in two network namespaces; every
+packet to the internet is recorded. Allowed hosts have global addresses, since the gateway dials no others.
 """
 
 import hashlib
@@ -201,7 +201,7 @@ def egress_setup(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=MODES)
 def results(request, egress_setup):
-    """Results of an agent's attempts: its observations, requests at the host, packets, and reported events."""
+    """Results of an agent's attempts: its output, requests received by the host, packets, and reported events."""
     deployment, internet, record = egress_setup
     mode, before = request.param, len(internet.packets)
     for log in (record, deployment.model_requests_file):
@@ -211,13 +211,13 @@ def results(request, egress_setup):
     assert status["state"] == "completed", deployment.diagnostics(mode)
     output = deployment.tool_results()[0]
     assert output.startswith("{"), output
-    frames = deployment.wire_events(mode)
+    events = deployment.wire_events(mode)
     return {
         "mode": mode,
         "observed": json.loads(output),
         "host_requests": [json.loads(line) for line in record.read_text().splitlines()],
-        "denied": [frame for frame in frames if frame["type"] == "egress_denied"],
-        "errors": [frame["error"] for frame in frames if frame["type"] == "error"],
+        "denied": [event for event in events if event["type"] == "egress_denied"],
+        "errors": [event["error"] for event in events if event["type"] == "error"],
         "sent": set(internet.packets[before:]),
         "direct_model_requests": [request for request in deployment.model_requests() if request["method"] != "POST"],
         "services": {

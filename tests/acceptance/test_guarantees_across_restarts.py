@@ -1,4 +1,4 @@
-"""Guarantees across server restarts: idempotency keys, secrets, and preserved sandboxes with a time to live."""
+"""Idempotency keys and preserved sandboxes with a time to live survive server restarts; secrets are not stored."""
 
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ VALUE = "a-value-that-nobody-may-read"
 
 
 def read_preserved_file(disk, name):
-    """Read a file of a preserved sandbox; its disk is an image file if the machine supports loop devices."""
+    """Read a file of a preserved sandbox. Its disk is an image file if the machine supports loop devices."""
     image = disk.with_suffix(".img")
     if not image.exists():
         return (disk / name).read_text()
@@ -18,7 +18,7 @@ def read_preserved_file(disk, name):
     return subprocess.run(read, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
-def test_guarantees_survive_a_server_restart(deployment):
+def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
     print_secret = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
@@ -40,7 +40,7 @@ def test_guarantees_survive_a_server_restart(deployment):
     assert deployment.http.get("/api/v1/tasks").json()["total_count"] == 3
     finished_at = datetime.fromisoformat(deployment.status("kept")["finished_at"])
     deployment.server.stop()
-    # The janitor runs at server start, and then only after minutes.
+    # The janitor runs at server start, and then only every five minutes.
     wait_until(
         lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), description="the end of its time to live"
     )
@@ -56,7 +56,7 @@ def check_secret_handling(deployment):
     [result] = deployment.tool_results()
     assert str(len(VALUE) + 1) in str(result)
     assert "[REDACTED:TOKEN]" in deployment.logs()
-    agent = deployment.data_dir / "agent"  # 400 MB that do not change
+    agent = deployment.data_dir / "agent"  # the copy of Claude Code: 400 MB that no task changes
     files = [file for file in deployment.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
     deployment.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])

@@ -1,7 +1,7 @@
-"""A task from start to end in the runtime that a server chooses by default, one with its own kernel.
+"""Tasks from start to end in gVisor, or in the default runtime if that is another one with a separate kernel.
 
-A timeout ends the agent like a cancellation. tests/contract covers memory limits and the death of the creator for each
-runtime, tests/chaos a killed runner, and test_limit_errors.py the reported limits.
+tests/contract covers memory limits and the death of the creator for each runtime, tests/chaos a killed runner, and
+test_limit_errors.py the reported limits. A timeout ends the agent like a cancellation.
 """
 
 import json
@@ -34,7 +34,7 @@ FORGE_RESULT = (
 
 
 def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deployment):
-    """Uses QEMU if KVM is available: nothing here is specific to gVisor."""
+    """If KVM is available, the default is QEMU; nothing in this test is specific to gVisor."""
     deployment.runtime = None
     work = bash("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
     deployment = deploy_gvisor(work, bash(FORGE_RESULT), reply("All done."))

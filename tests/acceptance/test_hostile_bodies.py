@@ -33,21 +33,21 @@ def bomb(levels, width):
 
 
 def truncated(body):
-    """The body, truncated to the size limit."""
+    """Truncate the body to slightly less than the size limit."""
     return body[: MEBIBYTE - 64]
 
 
 def hostile_bodies():
     """Hostile bodies by name; a function, since building them takes a second."""
     return {
-        "a bomb of aliases": (YAML, bomb(9, 9)),
-        "a bomb of merge keys": (YAML, b"a: &a {x: 1}\n" + b"".join(b"b%d: {<<: *a}\n" % n for n in range(10_000))),
+        "alias bomb": (YAML, bomb(9, 9)),
+        "merge key bomb": (YAML, b"a: &a {x: 1}\n" + b"".join(b"b%d: {<<: *a}\n" % n for n in range(10_000))),
         "an alias of itself": (YAML, b"a: &a [*a]\n"),
-        "lists in lists in YAML": (YAML, b"a: " + b"[" * 500_000 + b"]" * 500_000),
-        "mappings in mappings in YAML": (YAML, truncated(b"{a: " * 300_000)),
-        "lists in lists in JSON": (JSON, b'{"a": ' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
-        "objects in objects in JSON": (JSON, truncated(b'{"a":' * 250_000)),
-        "a number of a million digits": (JSON, b'{"version": ' + b"9" * 1_000_000 + b"}"),
+        "nested lists in YAML": (YAML, b"a: " + b"[" * 500_000 + b"]" * 500_000),
+        "nested mappings in YAML": (YAML, truncated(b"{a: " * 300_000)),
+        "nested lists in JSON": (JSON, b'{"a": ' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
+        "nested objects in JSON": (JSON, truncated(b'{"a":' * 250_000)),
+        "a number with a million digits": (JSON, b'{"version": ' + b"9" * 1_000_000 + b"}"),
         "a number with a huge exponent": (YAML, b"version: 1e999999999\n"),
         "a NUL in YAML": (YAML, b"version: '1'\nkind: Ta\x00sk\n"),
         "an escaped NUL in JSON": (JSON, MINIMAL_JSON.replace(b"Do it.", b"Do \\u0000 it.")),
@@ -83,10 +83,10 @@ def deployment(tmp_path_factory):
 
 
 def post(deployment, content, kind, **headers):
-    """The response, and its duration in seconds."""
-    begin = time.monotonic()
+    """Return the response, and its duration in seconds."""
+    started_at = time.monotonic()
     response = deployment.http.post("/api/v1/tasks", content=content, headers={"Content-Type": kind, **headers})
-    return response, time.monotonic() - begin
+    return response, time.monotonic() - started_at
 
 
 def test_hostile_bodies_are_rejected_within_a_second_and_freed(deployment):

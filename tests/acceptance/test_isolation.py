@@ -1,4 +1,4 @@
-"""Attempts of an agent to reach beyond its sandbox, and the legitimate control of each."""
+"""An agent's attempts to access things outside its sandbox, each with a legitimate access that must work."""
 
 import contextlib
 import json
@@ -122,7 +122,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Results of an agent's probe; the server runs in a network namespace with a fake internet."""
+    """Results of the probe run by an agent; the server runs in a network namespace with a fake internet."""
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
@@ -201,7 +201,7 @@ def kernel_uids(name, data_dir):
 
 
 def processes_with(needle):
-    """Pids of the machine with the needle in their environment or argument list."""
+    """Pids of all processes on the machine that have the needle in their environment or argument list."""
     found = set()
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
@@ -229,7 +229,7 @@ def test_connections_are_only_made_to_the_gateway(results):
     assert results["observed"]["control: loopback"] == "connected"
 
 
-def test_names_do_not_resolve(results):
+def test_host_names_do_not_resolve(results):
     lookups = {name: output for name, output in results["observed"].items() if name.startswith("resolve ")}
     assert len(lookups) == 3
     assert all("gaierror" in output for output in lookups.values()), lookups
@@ -280,5 +280,5 @@ def test_denials_are_reported(results):
 
 
 def test_only_the_server_process_has_the_key_on_the_host(results):
-    """Neither the runner nor its children have it in their environment or argument list."""
+    """Neither the runner nor its children have the key in their environment or argument list."""
     assert results["holders"] == {results["deployment"].server.pid}

@@ -1,4 +1,4 @@
-"""Leftovers of finished tasks after a crash are removed at server start, and nothing else."""
+"""After a crash, the next server removes the leftovers of finished tasks, and nothing else."""
 
 import contextlib
 import os
@@ -21,10 +21,10 @@ STEPS = {
     "the control group": lambda files_: any(files_.root.name in one for one in cgroups(files_.root.parents[3])),
     "a process": lambda files_: any(f"sandbox:{files_.root.name}" in words for words in command_lines()),
 }
-"""The objects that an attempt creates, in order; the runner is killed after each."""
+"""The objects that an attempt creates, in order. The runner is stopped after each."""
 
 RUNTIME_STEPS = ("the handle", "the control group", "a process")
-"""The steps in which the runner has used its runtime."""
+"""The steps after which the runner has used its runtime."""
 
 
 def command_lines():
@@ -34,7 +34,7 @@ def command_lines():
 
 
 def runner_pids(data_dir, task_id=""):
-    """Pids of runners that hold a journal lock of this server, or of one task."""
+    """Pids of the runners that hold a journal lock of this deployment, or of one of its tasks."""
     root, found = str(data_dir / "tasks" / task_id), set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, dep
 
 
 def sweep_finished(deployment):
-    """A condition for the end of the janitor's round: incomplete images are removed last."""
+    """Return a condition that is true at the end of the janitor's round: it removes incomplete images last."""
     incomplete_image = deployment.data_dir / "profiles" / "half-made" / "part"
     incomplete_image.mkdir(parents=True)
     return lambda: not incomplete_image.exists()
@@ -99,22 +99,22 @@ def sweep_finished(deployment):
 
 def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
     deployment = deploy(bash(LONG), reply())
-    other_deployment = Deployment(make_directory(tmp_path / "next-door"))
+    other_deployment = Deployment(make_directory(tmp_path / "other"))
     other_deployment.model_url = deployment.model_url
     (other_deployment.home / ".gitconfig").write_text((deployment.home / ".gitconfig").read_text())
     with contextlib.closing(other_deployment):
         other_deployment.start_server()
         vm = {"disk": "1G"}  # all of them fit on a small disk
-        other_deployment.submit("next-door", vm=vm)
+        other_deployment.submit("other", vm=vm)
         deployment.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
-        deployment.submit("living", vm=vm)
+        deployment.submit("running", vm=vm)
         deployment.submit("lost", vm=vm)
         assert deployment.wait("kept")["state"] == "failed_preserved"
-        for each, task_id in ((other_deployment, "next-door"), (deployment, "living"), (deployment, "lost")):
+        for each, task_id in ((other_deployment, "other"), (deployment, "running"), (deployment, "lost")):
             each.wait_for_state("running", task_id)
         others = [
-            attempt_of(other_deployment, "next-door"),
-            *(attempt_of(deployment, name) for name in ("living", "kept")),
+            attempt_of(other_deployment, "other"),
+            *(attempt_of(deployment, name) for name in ("running", "kept")),
         ]
         crash(deployment, "lost")
         before = [attempt_leftovers(attempt) for attempt in others]
@@ -123,7 +123,7 @@ def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tm
         wait_until(is_finished, 30, "the end of the janitor's round")
         assert [attempt_leftovers(attempt) for attempt in others] == before
         assert [path.name for path in attempt_of(deployment, "lost").root.iterdir()] == ["runner.log"]
-        assert (deployment.status("living")["state"], other_deployment.status("next-door")["state"]) == (
+        assert (deployment.status("running")["state"], other_deployment.status("other")["state"]) == (
             "running",
             "running",
         )

@@ -1,4 +1,4 @@
-"""Resource limits of a sandbox cause errors for the agent and are reported to the user."""
+"""If a sandbox reaches a resource limit, the agent gets an error and the limit is reported to the user."""
 
 import asyncio
 import contextlib
@@ -39,11 +39,11 @@ for each in started:
 
 
 RESPONSE_SECONDS = 1.0
-"""The default timeout of health checks. The longest observed with four busy processes on two cores was 0.4."""
+"""The default timeout of health checks. With four busy processes on two cores, the slowest response took 0.4 s."""
 
 
 def pause(seconds):
-    """A command that waits; Claude Code blocks a plain sleep."""
+    """A command that waits, since Claude Code does not run a plain `sleep`."""
     return f"python3 -c 'import time; time.sleep({seconds})'"
 
 
@@ -57,25 +57,25 @@ FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.
 
 
 def errors(deployment):
-    return {frame["error"]: frame["message"] for frame in deployment.wire_events() if frame["type"] == "error"}
+    return {event["error"]: event["message"] for event in deployment.wire_events() if event["type"] == "error"}
 
 
 def check_full_disk_is_reported(deployment, first, second, size):
-    """The agent got ENOSPC and continued, and the error is reported."""
+    """The agent got ENOSPC and continued, and the full disk is reported."""
     assert "No space left on device" in first
     assert second.endswith("again")
     assert f"vm.disk is {size}" in errors(deployment)["disk_full"]
     assert b"+again" in deployment.artifact("task-1.patch")
 
 
-def check_reported_after_the_first_call(frames):
-    """The disk is only reported as full after the first tool call, whose file fitted."""
-    kinds = [frame["error"] if frame["type"] == "error" else frame["type"] for frame in frames]
+def check_reported_after_the_first_call(events):
+    """The disk is reported as full only after the first tool call, whose file fits on the disk."""
+    kinds = [event["error"] if event["type"] == "error" else event["type"] for event in events]
     assert kinds.index("tool_call") < kinds.index("disk_full")
 
 
 def check_completed_or_out_of_memory(deployment):
-    """The OOM killer either kills the tool, and the task completes, or the agent."""
+    """The OOM killer kills either the tool, then the task completes, or the agent, then the task fails."""
     status = deployment.wait(seconds=110)
     assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", deployment.diagnostics()
 
@@ -90,10 +90,10 @@ def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
 
 @pytest.fixture
 def measured_responses():
-    """Polls the server during a block; yields the duration of each response in seconds."""
+    """Polls the server during a block; yields the list of response times in seconds."""
 
     @contextlib.contextmanager
-    def watch(deployment):
+    def measure(deployment):
         durations, is_done = [], threading.Event()
 
         def poll():
@@ -110,13 +110,13 @@ def measured_responses():
             is_done.set()
             thread.join(30)
 
-    return watch
+    return measure
 
 
 def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     has_disk_limit, deploy_leak_checked, measured_responses
 ):
-    """Memory comes last, since the OOM killer may kill the agent."""
+    """Memory is exhausted last, since the OOM killer may kill the agent."""
     fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     exhausting_turns = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
@@ -124,16 +124,16 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     deployment = deploy_leak_checked(fits, *fills, *exhausting_turns, reply())
     deployment.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(deployment) as durations, stream_of(deployment) as stream:
-        frames = [json.loads(text) for text in stream]
+        events = [json.loads(text) for text in stream]
         check_completed_or_out_of_memory(deployment)
     assert max(durations) < RESPONSE_SECONDS
-    metrics = [frame["metrics"] for frame in frames if frame["type"] == "metrics"]
+    metrics = [event["metrics"] for event in events if event["type"] == "metrics"]
     assert any(60_000_000 < (each["disk_used_bytes"] or 0) < 120_000_000 for each in metrics)
     assert all((each["disk_total_bytes"] or 0) <= 200 * 1024 * 1024 for each in metrics)
     tool_results = deployment.tool_results()
     if has_disk_limit:
         check_full_disk_is_reported(deployment, tool_results[1], tool_results[2], "200M")
-        check_reported_after_the_first_call(frames)
+        check_reported_after_the_first_call(events)
     assert "Resource temporarily unavailable" in tool_results[len(fills) + 4]
     assert "512" in errors(deployment)["process_limit"]
     assert errors(deployment).keys() - ({"disk_full"} if has_disk_limit else ()) == {"process_limit", "out_of_memory"}

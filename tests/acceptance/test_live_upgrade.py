@@ -1,8 +1,8 @@
 """A server is replaced by a newer version while its tasks run.
 
-The old version is OLD_COMMIT, before most modules were renamed. Its runners continue when its server stops; the new
-server follows, cancels, attaches to and cleans up their tasks. Formats that one version writes and the other reads must
-not have changed.
+The old version is OLD_COMMIT, from before most modules were renamed. Its runners continue when its server stops; the
+new server follows their tasks, cancels them, attaches to them and cleans up after them. Formats that one version
+writes and the other reads must be the same.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ allowed_hosts = ["github.com"]
 older_than = "60d"
 """
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
-# Twice: Claude Code responds itself once if the interrupted call was already in its session.
+# Twice: if the interrupted call was already in its session, Claude Code itself responds to the first request.
 RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),
@@ -54,7 +54,7 @@ WAITING = ("run", "cancel", *KILLED)
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing"]
 
-# Types of the old version and their counterparts, which are sent to another process or stored in a file.
+# Types of the old version that are sent to another process or stored in a file, and their current counterparts.
 JSON_TYPES = {
     "sandbox.model.event:Record": "sandbox.model.events:Record",
     "sandbox.model.task:Task": "sandbox.model.task:Task",
@@ -90,7 +90,7 @@ def old_version(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "types"), [("json", JSON_TYPES), ("msgpack", MSGPACK_TYPES)], ids=["json", "msgpack"])
-def test_both_versions_encode_the_same(old_version, kind, types):
+def test_both_versions_encode_types_identically(old_version, kind, types):
     old_samples = json.loads(old_version.run(wire_samples.__file__, kind, *types))
     new_samples = wire_samples.encoded_samples(types.values(), kind)
     for old_name, new_name in types.items():
@@ -100,7 +100,7 @@ def test_both_versions_encode_the_same(old_version, kind, types):
 
 @pytest.fixture
 def deployment(deployment):
-    """A deployment on which everything except the server is running."""
+    """A deployment in which everything except the server is running."""
     make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
     configuration = deployment.home / ".config" / "sandbox" / "sandbox.toml"
     configuration.parent.mkdir(parents=True)
@@ -178,7 +178,7 @@ def new_command(deployment, *command_words):
 
 
 def run_old_server(deployment, old_version):
-    """Start the old server and wait until one task is finished, one preserved, and the others wait."""
+    """Start the old server and wait until one task is finished, one is preserved, and the other agents wait."""
     deployment.start_server(python=old_version.python)
     for name in ("finish", "keep", *WAITING):
         submit(deployment, name)
@@ -203,7 +203,7 @@ def submit(deployment, name, **claude):
 
 
 def finished_tasks(deployment):
-    """Everything a server reports about finished tasks, except the description of their isolation, which is a text."""
+    """Everything that a server reports about finished tasks, except the text that describes their isolation."""
     return {
         name: (
             status_without_texts(deployment, name),
@@ -223,27 +223,25 @@ def status_without_texts(deployment, name):
 
 
 def follow_to_running(deployment):
-    """The events received before the server stops."""
-    frames = []
+    """Follow the task `run` until it is running; return the received events."""
+    events = []
     with deployment.http.stream("GET", "/api/v1/tasks/run/logs?follow=true") as follower:
-        for frame in read_frames(follower.iter_lines()):
-            frames.append(frame)
-            if frame.get("new_state") == "running":
-                return frames
+        for event in read_events(follower.iter_lines()):
+            events.append(event)
+            if event.get("new_state") == "running":
+                return events
     raise AssertionError("the stream ended")
 
 
-def read_frames(lines):
+def read_events(lines):
     return (json.loads(line[6:]) for line in lines if line.startswith("data: "))
 
 
 def kill_runners(deployment):
-    """One task has to be finalized, one resumed, and one is final in its journal with leftovers."""
+    """Kill three runners. The new server must finalize one task, resume another, and clean up after the third."""
     for name in KILLED:
         assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
-        wait_until(
-            lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to be gone"
-        )
+        wait_until(lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to end")
     finalize_journal(deployment.data_dir, "orphan")
 
 
@@ -257,14 +255,14 @@ def check_running_task_completes(deployment, open_terminal, received):
         shell.type("cat lines.txt; echo > /tmp/gate; exit 7\n")
         shell.expect("line-1\r\n")
         assert shell.exit_code() == 7
-        frames = [*received, *read_frames(lines)]
+        events = [*received, *read_events(lines)]
     status = deployment.wait("run")
     assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), deployment.diagnostics(
         "run"
     )
-    assert frames == deployment.wire_events("run")
+    assert events == deployment.wire_events("run")
     assert deployment.states("run") == [*STATES, "completed"]
-    assert not [frame for frame in frames if frame["type"] in {"gap", "error"}]
+    assert not [event for event in events if event["type"] in {"gap", "error"}]
     seqs = [json.loads(line[9:])["seq"] for line in read_journal(deployment, "run").splitlines()]
     assert all(after == before + 1 for before, after in pairwise(seqs))
     assert "line-1\\nline-2" in deployment.logs("run", "stdout")

@@ -1,4 +1,4 @@
-"""More tasks are pending than the server may open files."""
+"""A server can have more pending tasks than its limit on open files."""
 
 from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, wait_until

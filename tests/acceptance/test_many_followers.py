@@ -19,21 +19,21 @@ LINES_PER_TURN = 1000
 
 
 def busy_turn(number):
-    """A turn for which Claude Code prints a line per text block, up to a thousand per second."""
+    """A turn of text blocks, for each of which Claude Code prints a line; up to a thousand per second."""
     first = number * LINES_PER_TURN
     lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_PER_TURN))
     return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)
 
 
 def line_numbers(deployment):
-    """Line numbers in the agent's messages."""
-    messages = (json.loads(frame["data"]) for frame in deployment.wire_events() if frame.get("stream") == "stdout")
+    """The line numbers in the agent's messages."""
+    messages = (json.loads(event["data"]) for event in deployment.wire_events() if event.get("stream") == "stdout")
     texts = (json.dumps(message["message"]["content"]) for message in messages if message["type"] == "assistant")
     return [int(number) for text in texts for number in re.findall(r"This is line (\d+) ", text)]
 
 
 async def follow_until_enough(deployment, port, seed):
-    """Return the reconnecting clients, and a reference client that read the finished stream at once."""
+    """Return the reconnecting clients, and a reference client that read the finished stream in one connection."""
     clients = make_clients(CLIENTS, port, "task-1", seed=seed)
     running = asyncio.gather(*(client.follow() for client in clients))
     try:

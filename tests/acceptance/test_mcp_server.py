@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "sandbox", "mcp"]
 
 
 class Tools:
-    """The tools for a client: return the text of the result, or of the error."""
+    """Calls tools as an MCP client; returns the text of the result or, with `error`, of the error."""
 
     def __init__(self, session):
         self._session = session

@@ -10,13 +10,13 @@ FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt
 
 
 def offered_tool_types(deployment):
-    """Types of the tools in all requests that reached the model."""
+    """The types of the tools in all requests that reached the model."""
     bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return {tool.get("type") for body in bodies for tool in body.get("tools", ())}
 
 
 def denials(deployment):
-    return [frame for frame in deployment.wire_events() if frame["type"] == "egress_denied"]
+    return [event for event in deployment.wire_events() if event["type"] == "egress_denied"]
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
@@ -42,9 +42,9 @@ def count_messages_with(deployment, block):
 
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
-    """For Claude Code's search and for programs in the sandbox; its own fetch uses the sandbox's network."""
+    """Claude Code's search and requests of other programs are denied. WebFetch uses the sandbox's network instead."""
     commands = [send_block(block) for block, _ in REASONS]
-    # An overloaded model is also retried.
+    # The model is also overloaded once (529).
     deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
     deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()

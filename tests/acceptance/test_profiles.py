@@ -59,7 +59,7 @@ def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_pat
 
 
 def build(deployment, name, archive, *options):
-    """Build a profile; return the name of the image."""
+    """Build the profile's image; return its name."""
     code, image, stderr = profile_command(deployment, "build", name, "--from-oci", str(archive), *options)
     assert code == 0, stderr
     return image.strip()

@@ -1,4 +1,4 @@
-"""The Python client with the real server: the examples of its docs page, iterators across a restart, and errors."""
+"""The Python client with the real server: the examples of its docs page, event iterators across a restart, errors."""
 
 import asyncio
 import re
@@ -81,7 +81,7 @@ def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy)
 
 
 def check_errors(server):
-    """With a server that has one completed task, task-1."""
+    """Requires a server with one completed task, task-1."""
     with Client(server) as client:
         manifest = MANIFEST.replace("metadata: {", 'metadata: {id: "task-1", ')
         with pytest.raises(DuplicateTaskIdError) as duplicate:

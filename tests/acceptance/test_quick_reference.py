@@ -1,7 +1,7 @@
-"""The quick reference, line by line: each command, request, sample and manifest as printed there.
+"""Every command, request, sample and manifest of the quick reference works as printed.
 
-Only what readers replace is replaced: the ports, `<task-id>`, `<artifact-name>`, and the id `task-001` if the line
-needs a task in another state.
+Only values that readers would replace are replaced: the ports, `<task-id>`, `<artifact-name>`, and the id `task-001` if
+the line needs a task in another state.
 """
 
 import hashlib
@@ -191,7 +191,7 @@ def has_fields(*fields):
 
 
 class User:
-    """A user with a shell in a separate directory."""
+    """Runs commands like a user, in a separate directory."""
 
     def __init__(self, deployment, directory):
         self.deployment = deployment
@@ -242,7 +242,7 @@ class User:
         (self.directory / "task.yaml").write_text(text)
 
     def run_samples(self):
-        """The Python sample creates task-001 and downloads its artifacts, the JavaScript sample follows it."""
+        """Run the Python sample, which creates task-001, and the JavaScript sample, which follows that task."""
         fields = {"lifecycle__artifact_patterns": ["report.md"], "metadata__labels": {"team": "platform"}}
         self.write(MINIMAL, "task-001", claude__prompt="Show everything.", **fields)
         with self.start(sys.executable, "-c", self.with_ports(PYTHON_EXAMPLE)) as sample:
@@ -254,7 +254,7 @@ class User:
         self.first_report = (self.directory / "report.md").read_text()
 
     def submit(self, manifest, task_id=None, **fields):
-        """Submit a task with the line of the reference; return its id."""
+        """Submit a task with the reference's command; return its id."""
         self.write(manifest, task_id, **fields)
         response = json.loads(self.shell(SUBMIT))
         assert response.get("state") == "pending", response
@@ -262,7 +262,7 @@ class User:
 
 
 def make_app(deployment, **files):
-    """The repository `app` with its two branches."""
+    """Create the repository `app` with its two branches."""
     bare = deployment.repositories / "app.git"
     make_repository(bare, {"src/app.py": "print('app')\n", **files})
     git("branch", "production", "main", cwd=bare)
@@ -380,7 +380,7 @@ def test_security_audit_has_only_the_listed_tools(user):
     task_id = user.submit(SECURITY_AUDIT)
     assert user.deployment.wait(task_id)["state"] == "completed", user.deployment.diagnostics(task_id)
     assert b"app" in user.deployment.artifact("security-report.md", task_id)
-    lines = [json.loads(frame["data"]) for frame in user.deployment.wire_events(task_id) if frame["type"] == "output"]
+    lines = [json.loads(event["data"]) for event in user.deployment.wire_events(task_id) if event["type"] == "output"]
     init = next(line for line in lines if line.get("subtype") == "init")
     assert set(init["tools"]) == {"Read", "Bash", "Grep", "Write"}
 
@@ -470,7 +470,7 @@ slow_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # guests are slow without K
 def connected_user(request, tmp_path_factory):
     """A deployment with a fake internet that includes api.github.com.
 
-    For available runtimes with their own kernel: tests/integration/runtimes covers npx in bubblewrap.
+    Uses the available runtimes with a separate kernel; tests/integration/runtimes covers npx in bubblewrap.
     """
     tmp_path = tmp_path_factory.mktemp(request.param)
     has_fallback = request.param == "gvisor" and not probe_runtime("gvisor", tmp_path / "run").is_available

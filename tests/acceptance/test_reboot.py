@@ -1,4 +1,7 @@
-"""After a reboot: all processes have ended, and the journals have a different boot id."""
+"""After a simulated reboot, running tasks end as lost and pending tasks start.
+
+All processes have ended, and the journals contain a different boot id.
+"""
 
 import contextlib
 import os
@@ -14,7 +17,7 @@ SLEEP = "python3 -c 'import time; time.sleep(600)'"
 
 
 def reboot(deployment):
-    """Kill all processes, and change the boot id in the journals."""
+    """Kill all processes, change the boot id in the journals, and start the server."""
     deployment.server.stop(signal.SIGKILL)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -27,7 +30,7 @@ def reboot(deployment):
 
 
 def with_other_boot_id(line):
-    """The record with a different boot id of the same length, and its checksum."""
+    """Return the record with a different boot id of the same length, and a matching checksum."""
     payload = re.sub(rb'"boot_id":"[0-9a-f]', b'"boot_id":"g', line[9:-1])
     return b"%08x %b\n" % (crc32(payload), payload)
 

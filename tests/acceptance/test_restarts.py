@@ -16,7 +16,7 @@ SLEEP = bash("python3 -c 'import time; time.sleep(600)'")
 
 
 def outputs(deployment):
-    return "".join(frame["data"] for frame in deployment.wire_events() if frame["type"] == "output")
+    return "".join(event["data"] for event in deployment.wire_events() if event["type"] == "output")
 
 
 @pytest.mark.timeout(300)
@@ -54,7 +54,7 @@ def check_shutdown_with_an_open_stream(deployment):
 
 
 def check_task_is_complete(deployment):
-    """One agent ran, followed by three servers."""
+    """The task has the output of one agent, although three servers have followed it."""
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     assert deployment.states() == STATES
     assert deployment.tool_results()[1].strip() == "30"
@@ -62,7 +62,7 @@ def check_task_is_complete(deployment):
     events = [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
     assert sum(event["type"] == "system" and event.get("subtype") == "init" for event in events) == 1
     assert sum(event["type"] == "result" for event in events) == 1
-    seqs = [frame["seq"] for frame in deployment.wire_events()]
+    seqs = [event["seq"] for event in deployment.wire_events()]
     assert seqs == sorted(set(seqs))
 
 

@@ -1,4 +1,4 @@
-"""Failed attempts are repeated, retried or resumed if allowed."""
+"""A failed attempt is followed by another one (again, retry or resume) if that is allowed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ STEP_SECONDS = 30.0
 def kill_after(deployment, event_type, task_id, number):
     """Kill the runner of an attempt right after it has recorded the event; return whether the agent had not started.
 
-    The runner is single-stepped, for two milliseconds at a time.
+    So that it can be killed in time, the runner runs for only two milliseconds at a time.
     """
     if number > 1:
         description = f"attempt {number}"
@@ -48,7 +48,7 @@ def agent_session_ids(deployment, task_id="task-1"):
 
 
 @pytest.mark.parametrize("event_types", [("attempt_started", "workspace_prepared"), ("sandbox_created",)])
-def test_attempt_follows_again_if_the_runner_is_killed_before_agent_start(deploy, event_types):
+def test_task_is_attempted_again_if_the_runner_is_killed_before_agent_start(deploy, event_types):
     deployment = deploy(bash("echo once >> once.txt"), reply())
     for number in range(TRIES):
         task_id = deployment.submit(f"task-{number}")
@@ -81,8 +81,8 @@ def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_leak_checked):
     assert len({attempt["id"] for attempt in status["attempts"]}) == 2
     assert deployment.artifact("task-1.patch").count(b"+line") == 1
     assert len(set(agent_session_ids(deployment))) == 2
-    attempt_events = [frame for frame in deployment.wire_events() if frame["type"] == "attempt"]
-    assert [(frame["attempt"], frame["resumes"]) for frame in attempt_events] == [(2, False)]
+    attempt_events = [event for event in deployment.wire_events() if event["type"] == "attempt"]
+    assert [(event["attempt"], event["resumes"]) for event in attempt_events] == [(2, False)]
     assert json.loads(deployment.artifact("metadata.json"))["attempts"][0]["error"]["code"] == "agent_failed"
     assert status["progress"]["input_tokens"] == 3000
 
@@ -96,7 +96,7 @@ def kill_sandbox(deployment):
 
 
 def kill_server_and_runner(deployment):
-    """Kill server and runner, which ends the sandbox; the next server resumes the task."""
+    """Kill the server and the runner, whose sandbox then ends; the next server resumes the task."""
     pid = runner_pid(deployment)
     deployment.server.stop(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ def kill_server_and_runner(deployment):
 )
 def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
-    # Twice: Claude Code responds itself once if the interrupted call was already in its session.
+    # Twice: if the interrupted call was already in its session, Claude Code itself responds to the first request.
     resumed = bash("cat first.txt; echo second > second.txt")
     deployment = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
     deployment.submit(lifecycle={"resume": True})

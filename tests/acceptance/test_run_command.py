@@ -1,4 +1,4 @@
-"""`sandbox run` in a clone with the real server, up to the applied patch."""
+"""`sandbox run` in a clone, with the real server, until the patch is applied."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A server whose runtime fails at startup detects when the runtime starts to work."""
+"""A server whose runtime fails at startup probes it until it works."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def deploy(deployment, monkeypatch, tmp_path):
-    """Starts a deployment whose probes fail, and which counts them."""
+    """Starts a deployment with failing probes, which are counted."""
     monkeypatch.setattr("doubles.live_server.COMMAND_LINE", "doubles.failing_probes:main")
     log = tmp_path / "probes"
 
@@ -91,7 +91,8 @@ def test_failing_runtime_reports_reason_and_next_probe(deploy):
         10,
         "the next probe to be scheduled",
     )
-    assert int(deployment.http.get("/api/v1/health/ready").headers["retry-after"]) > 5  # doubled, minus the jitter
+    # The pause has doubled, minus some jitter.
+    assert int(deployment.http.get("/api/v1/health/ready").headers["retry-after"]) > 5
 
 
 def test_running_task_continues_and_pending_task_starts_after_recovery(deploy, tmp_path):
@@ -116,7 +117,7 @@ def check_no_leftovers(directory):
     assert not (choose_run_dir(directory / "data") / f"probe-{probe_id}").exists()
 
 
-def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkeypatch):
+def test_shutdown_during_the_first_probe_leaves_nothing_behind(deploy, tmp_path, monkeypatch):
     monkeypatch.setattr("doubles.live_server.START_SECONDS", 3)
     started_at = time.monotonic()
     with pytest.raises(AssertionError, match="did not start") as error:
@@ -126,7 +127,7 @@ def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkey
     check_no_leftovers(tmp_path)
 
 
-def test_shutdown_during_a_later_probe_leaves_nothing(deploy, tmp_path):
+def test_shutdown_during_a_later_probe_leaves_nothing_behind(deploy, tmp_path):
     deployment = deploy("1 hangs", pause="0.2")
     wait_until((tmp_path / "made").exists, 10, "the second probe to run")
     assert "a probe is running" in deployment.http.get("/api/v1/health/ready").json()["message"]

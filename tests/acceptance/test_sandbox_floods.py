@@ -12,11 +12,11 @@ from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
-PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
-NAMES = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
+PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+NAMES = ("denied DNS names over UDP", "refused tunnels", "requests with a wrong key")
 FLOOD_SECONDS = 12.0
 BASE_CPU_SECONDS = 1.0
-"""CPU time of a runner without load from the sandbox: journal, progress, samples."""
+"""CPU time that a runner uses for the journal, progress and samples, without load from the sandbox."""
 
 
 def start_floods(*names):
@@ -40,5 +40,5 @@ def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
     assert deployment.status()["progress"]["egress_denied"] > 100
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
     assert deployment.wait(seconds=60)["state"] == "cancelled"
-    events = [frame for frame in deployment.wire_events() if frame["type"] in ("egress_denied", "error")]
+    events = [event for event in deployment.wire_events() if event["type"] in ("egress_denied", "error")]
     assert len(events) < 25 * (elapsed + 60)

@@ -1,4 +1,4 @@
-"""Structured logs of a server and its runners: JSON lines with their context."""
+"""With SANDBOX_LOG_FORMAT=json, a server and its runners log JSON lines with request, task and attempt ids."""
 
 import json
 
@@ -10,7 +10,7 @@ VALUE = "a-secret-value-of-some-length"
 
 
 def lines(path):
-    """All lines, each of which must be JSON."""
+    """Parse all lines, each of which must be JSON."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -54,7 +54,7 @@ def test_log_lines_are_json_with_request_and_task_ids(json_log_deployment):
 
 
 def _check_runner_log(deployment, task_id):
-    """The runner's log has the same format, and no log has a secret."""
+    """The runner's log has the same format, and no log contains a secret."""
     (path,) = deployment.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
     log_lines = wait_until(
         lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path)

@@ -1,4 +1,4 @@
-"""From a manifest to a patch."""
+"""A task from its manifest to its patch, with the real agent."""
 
 import json
 import subprocess
@@ -54,20 +54,20 @@ PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/e
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
     deployment = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), reply("I did it."), files=FILES)
-    task_id, frames = submit_with_curl(deployment, tmp_path)
+    task_id, events = submit_with_curl(deployment, tmp_path)
     status = deployment.wait(task_id)
     assert status["state"] == "completed", deployment.diagnostics(task_id)
-    check_states(frames)
+    check_states(events)
     check_status(status)
     check_patch_applies(deployment, deployment.artifact(f"{task_id}.patch", task_id), tmp_path)
     check_server_key_is_hidden(deployment, task_id)
-    lines = [frame["data"] for frame in frames if frame["type"] == "output"]
+    lines = [event["data"] for event in events if event["type"] == "output"]
     assert any(len(line) > 300_000 and line.endswith("\n") for line in lines)
     assert "".join(lines).encode() == deployment.artifact("transcript.ndjson", task_id)
 
 
 def submit_with_curl(deployment, directory):
-    """Submit with curl; return the task id and its events from a WebSocket that was connected before."""
+    """Submit with curl; return the task id, and its events from a WebSocket opened before the submission."""
     (directory / "task.yaml").write_text(MINIMAL_MANIFEST)
     with connect(f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream", max_size=None) as stream:
         curl = subprocess.run(
@@ -76,17 +76,17 @@ def submit_with_curl(deployment, directory):
             cwd=directory, capture_output=True, timeout=30, check=True,
         )  # fmt: skip
         response = json.loads(curl.stdout)
-        frames = []
-        while not frames or frames[-1]["type"] != "end":
-            frames.append(json.loads(stream.recv(timeout=60)))
+        events = []
+        while not events or events[-1]["type"] != "end":
+            events.append(json.loads(stream.recv(timeout=60)))
     assert response["state"] == "pending"
-    assert {frame["task_id"] for frame in frames} == {response["task_id"]}
-    return response["task_id"], frames
+    assert {event["task_id"] for event in events} == {response["task_id"]}
+    return response["task_id"], events
 
 
-def check_states(frames):
-    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == STATES, frames
-    assert {"state_change", "output", "progress", "tool_call", "end"} <= {frame["type"] for frame in frames}
+def check_states(events):
+    assert [event["new_state"] for event in events if event["type"] == "state_change"] == STATES, events
+    assert {"state_change", "output", "progress", "tool_call", "end"} <= {event["type"] for event in events}
 
 
 def check_status(status):

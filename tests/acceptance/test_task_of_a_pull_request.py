@@ -1,4 +1,4 @@
-"""The CI script for pull requests with the real server: the comment, the patch, the cost."""
+"""The CI script for pull requests, with the real server, writes the comment, the patch and the cost."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
 @pytest.fixture
 def run_task(tmp_path):
-    """Runs the script for a pull request of the deployment's repository."""
+    """Runs the script like a CI job for a pull request of the deployment's repository."""
 
     def run(deployment, **variables):
         environment = {
@@ -105,5 +105,5 @@ def test_invalid_variable_is_reported_in_one_line(monkeypatch, tmp_path, variabl
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as exited:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert message in exited.value.code  # a message as the exit code is printed to stderr, with exit code 1
+    assert message in exited.value.code  # Python prints a message to stderr and exits with 1
     assert "\n" not in exited.value.code

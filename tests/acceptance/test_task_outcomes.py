@@ -110,7 +110,7 @@ def test_out_of_memory_has_its_own_error_code(deploy_leak_checked):
     status = deployment.wait()
     runtimes = deployment.http.get("/api/v1/health").json()["runtimes"]
     has_memory_limit = any("memory" in each["limits"] for each in runtimes if each["name"] == status["vm"]["runtime"])
-    # Without control groups the machine's OOM killer chooses a process.
+    # Without control groups, the machine's OOM killer chooses a process.
     expected = "out_of_memory" if has_memory_limit else "agent_failed"
     assert (status["state"], status["error"]["code"]) == ("failed", expected)
 
@@ -125,7 +125,7 @@ open("bottom.txt", "w").write("deep")
 
 
 def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_leak_checked):
-    """The model is overloaded twice, the response is a line stored in parts, and a process and a deep tree remain."""
+    """Also, the model is overloaded twice, and the response is so long that its line is stored in parts."""
     overloaded = Fault("error", status=529, message="Overloaded", times=2)
     deployment = deploy_leak_checked(
         bash("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),
@@ -137,5 +137,5 @@ def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(depl
     assert status["exit_code"] == 0
     assert deployment.artifact_names() >= STANDARD_ARTIFACTS
     assert b"+top" in deployment.artifact("task-1.patch")
-    error_codes = {frame["error"] for frame in deployment.wire_events() if frame["type"] == "error"}
+    error_codes = {event["error"] for event in deployment.wire_events() if event["type"] == "error"}
     assert error_codes == {"model_retry"}

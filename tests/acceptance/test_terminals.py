@@ -1,4 +1,4 @@
-"""Terminals in a task's sandbox: a shell, the agent's terminal, and preserved sandboxes."""
+"""Terminals in a task's sandbox: a shell, the agent's terminal, and a shell in a preserved sandbox."""
 
 import contextlib
 import json
@@ -43,10 +43,10 @@ def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_term
     check_detach_keys(open_terminal(server, "task", "shell", "task-1", "--detach-keys", "ctrl-a,d"))
     terminal = open_terminal(server, "task", "shell", "task-1")
     check_shell_session(terminal)
-    terminal.type("echo from-the-person > answer.txt; echo > /tmp/gate; exit 7\n")
+    terminal.type("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
     assert terminal.exit_code() == 7
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
-    assert "from-the-person" in deployment.tool_results()[0]
+    assert "from-the-user" in deployment.tool_results()[0]
     check_terminal_is_refused(open_terminal(server, "task", "shell", "task-1"), "completed", 4)
 
 
@@ -84,7 +84,7 @@ def check_shell_session(terminal):
     terminal.resize(50, 120)
     terminal.type("until [ \"$(stty size)\" = '50 120' ]; do sleep 0.05; done; echo resi''zed\n")
     terminal.expect("resized")
-    # Wait for a foreground program: bash ignores a key while it starts one.
+    # Wait until the program runs in the foreground: bash ignores Ctrl-C while it starts a program.
     terminal.type("sh -c 'trap \"exit 130\" INT; echo sle''eping; while :; do sleep 0.05; done'\n")
     terminal.expect("sleeping")
     terminal.type("\x03")
@@ -131,7 +131,7 @@ VALUE = "a-value-that-nobody-may-see"
 
 @pytest.fixture
 def server_with_preserved_task(deploy, tmp_path):
-    """A failed task whose agent wrote its secret to a file; returns the deployment and the secret's file."""
+    """A failed task whose agent has written its secret to a file; returns the deployment and the secret's file."""
     value = tmp_path / "secrets" / "deploy-key"
     value.parent.mkdir()
     value.write_text(VALUE)
@@ -148,7 +148,7 @@ def server_with_preserved_task(deploy, tmp_path):
     return deployment, value
 
 
-def test_preserved_sandbox_can_be_entered_until_released(server_with_preserved_task, open_terminal):
+def test_shell_opens_in_a_preserved_sandbox_until_it_is_released(server_with_preserved_task, open_terminal):
     deployment, value = server_with_preserved_task
     server = deployment.server.ready_message["http"]
     check_refused_without_redaction(server, value, open_terminal)

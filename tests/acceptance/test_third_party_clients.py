@@ -32,39 +32,39 @@ def no_proxy(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def check_live_events(deployment, task_id, frames, started_clients):
-    """Yield the frames; the first output must arrive before the task ends, and adds to `started_clients`."""
+def check_live_events(deployment, task_id, events, started_clients):
+    """Yield the events. The first output must arrive before the task ends; it adds an item to `started_clients`."""
     last_seq, has_output = 0, False
-    for frame in frames:
-        if frame["type"] == "output" and not has_output:
+    for event in events:
+        if event["type"] == "output" and not has_output:
             has_output = True
             assert deployment.status(task_id)["state"] not in TERMINAL
             started_clients.append(task_id)
-        assert frame["seq"] > last_seq, "duplicate event"
-        last_seq = frame["seq"]
-        yield frame
+        assert event["seq"] > last_seq, "duplicate event"
+        last_seq = event["seq"]
+        yield event
 
 
-def read_until_output(frames):
-    received = [next(frames)]
+def read_until_output(events):
+    received = [next(events)]
     while received[-1]["type"] != "output":
-        received.append(next(frames))
+        received.append(next(events))
     return received
 
 
-def check_complete_events(deployment, task_id, frames, *, missing_types=()):
+def check_complete_events(deployment, task_id, events, *, missing_types=()):
     """missing_types: event types that this kind of stream does not have."""
-    seqs = [frame["seq"] for frame in frames]
+    seqs = [event["seq"] for event in events]
     assert seqs == sorted(set(seqs))
-    assert [frame["type"] for frame in frames].index("end") == len(frames) - 1
-    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == STATES, (
+    assert [event["type"] for event in events].index("end") == len(events) - 1
+    assert [event["new_state"] for event in events if event["type"] == "state_change"] == STATES, (
         deployment.diagnostics(task_id)
     )
-    output = "".join(frame["data"] for frame in frames if frame["type"] == "output")
+    output = "".join(event["data"] for event in events if event["type"] == "output")
     assert output.encode() == deployment.artifact("transcript.ndjson", task_id)
-    logged = [frame for frame in deployment.wire_events(task_id) if frame["type"] not in missing_types]
-    logged_seqs = {frame["seq"] for frame in logged}
-    assert [frame for frame in frames if frame["seq"] in logged_seqs] == logged
+    logged = [event for event in deployment.wire_events(task_id) if event["type"] not in missing_types]
+    logged_seqs = {event["seq"] for event in logged}
+    assert [event for event in events if event["seq"] in logged_seqs] == logged
 
 
 def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
@@ -79,36 +79,36 @@ def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
 
 
 def follow_all(deployment, programs, page, socket_page, base_urls):
-    """All clients follow the first task, through WebSockets on both ports too, and then submit one each."""
+    """All clients follow the first task, also by WebSockets on both ports; then each HTTP client submits a task."""
     first, *others = programs
     with ThreadPoolExecutor(max_workers=10) as pool:
         with deployment.paused_model():  # until all clients have started
             submission = first.submit()
             task_id, started_clients = submission["task_id"], []
             addresses = [f"{base_url}/api/v1/tasks/stream?task_id={task_id}&after=0" for base_url in base_urls]
-            events = [
+            stream_results = [
                 pool.submit(
-                    lambda member=member: list(
-                        check_live_events(deployment, task_id, member.follow(task_id), started_clients)
+                    lambda client=client: list(
+                        check_live_events(deployment, task_id, client.follow(task_id), started_clients)
                     )
                 )
-                for member in programs
+                for client in programs
             ]
-            by_socket = [
+            socket_results = [
                 pool.submit(
-                    lambda member=member, address=address: list(
-                        check_live_events(deployment, task_id, member.frames(member.open(address)), started_clients)
+                    lambda client=client, address=address: list(
+                        check_live_events(deployment, task_id, client.events(client.open(address)), started_clients)
                     )
                 )
-                for member in (Websockets(None), *wscats())
+                for client in (Websockets(None), *wscats())
                 for address in addresses
             ]
             sockets = [socket_page.open(address) for address in addresses]
             page_events = check_live_events(deployment, task_id, page.follow(task_id), started_clients)
-            socket_events = check_live_events(deployment, task_id, socket_page.frames(sockets[0]), started_clients)
+            socket_events = check_live_events(deployment, task_id, socket_page.events(sockets[0]), started_clients)
             first_events = [read_until_output(page_events), read_until_output(socket_events)]
             wait_until(
-                lambda: len(started_clients) == len([*first_events, *events, *by_socket]),
+                lambda: len(started_clients) == len([*first_events, *stream_results, *socket_results]),
                 60,
                 "output for all clients",
             )
@@ -116,24 +116,24 @@ def follow_all(deployment, programs, page, socket_page, base_urls):
         page_events, socket_events = (
             received + list(filter(None, rest)) for received, rest in zip(first_events, remaining_events, strict=True)
         )
-        streams = [page_events, *(member.result(60) for member in events)]
-        pushes = [socket_events, list(socket_page.frames(sockets[1])), *(member.result(60) for member in by_socket)]
-    check_all_complete(deployment, task_id, streams, pushes)
-    submissions = [submission, *(member.submit(UNKNOWN_BRANCH_MANIFEST) for member in (*others, page))]
-    assert [member["state"] for member in submissions] == ["pending"] * 4
+        streamed = [page_events, *(result.result(60) for result in stream_results)]
+        pushed = [socket_events, list(socket_page.events(sockets[1])), *(one.result(60) for one in socket_results)]
+    check_all_complete(deployment, task_id, streamed, pushed)
+    submissions = [submission, *(client.submit(UNKNOWN_BRANCH_MANIFEST) for client in (*others, page))]
+    assert [one["state"] for one in submissions] == ["pending"] * 4
     return task_id
 
 
-def check_all_complete(deployment, task_id, streams, pushed_events):
-    for received in streams:
+def check_all_complete(deployment, task_id, streamed, pushed):
+    for received in streamed:
         check_complete_events(deployment, task_id, received)
-        assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in received}
-    for received in pushed_events:
+        assert {"output", "tool_call", "usage"} <= {event["type"] for event in received}
+    for received in pushed:
         check_complete_events(deployment, task_id, received, missing_types=("usage",))
-        assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in received}
+        assert {"output", "tool_call", "progress"} <= {event["type"] for event in received}
 
 
-@pytest.mark.skipif(not WSCAT.exists(), reason="wscat is not installed; script/setup --dev fetches it")
+@pytest.mark.skipif(not WSCAT.exists(), reason="wscat is not installed; run script/setup --dev")
 def test_wscat_is_available():
     assert wscats()
 
@@ -148,14 +148,14 @@ def test_event_source_resumes_after_server_restarts(deploy, browser):
     client = EventSource(deployment.server.ready_message["http"], browser)
     with deployment.paused_model():
         task_id = client.submit()["task_id"]
-        frames = client.follow(task_id)
-        received = read_until_output(frames)
+        events = client.follow(task_id)
+        received = read_until_output(events)
         deployment.restart_server(signal.SIGKILL)
-        wait_until(lambda: client.statuses(task_id) == [200, 200], description="the page to come back")
+        wait_until(lambda: client.statuses(task_id) == [200, 200], description="the page to reconnect")
         deployment.restart_server(signal.SIGTERM)
-        wait_until(lambda: client.statuses(task_id) == [200] * 3, description="the page to come back once more")
-    received += check_live_events(deployment, task_id, frames, [])
+        wait_until(lambda: client.statuses(task_id) == [200] * 3, description="the page to reconnect once more")
+    received += check_live_events(deployment, task_id, events, [])
     check_complete_events(deployment, task_id, received)
-    assert "error" in {frame["type"] for frame in received}
+    assert "error" in {event["type"] for event in received}
     assert deployment.tool_results()[1].strip() == "30"
     assert client.statuses(task_id) == [200, 200, 200, 204]

@@ -28,7 +28,7 @@ def section(title_part):
 
 
 class TutorialUser:
-    """A user at terminal 3, with the files and variables of the tutorial."""
+    """Runs commands like a user of the tutorial's terminal 3, with its files and variables."""
 
     def __init__(self, home, server, repository_url):
         self._directory = home

@@ -1,4 +1,7 @@
-"""A process that SIGKILL does not end delays a task by seconds only. Uses processes frozen by cgroup v1."""
+"""A process that SIGKILL does not end delays a task only by some seconds.
+
+The tests freeze processes with cgroup v1: they do not react to SIGKILL.
+"""
 
 import os
 import signal
@@ -16,7 +19,7 @@ WORK = (
     bash("while ! test -e go; do sleep 0.05; done; rm go"),
 )
 SECONDS = 40
-"""10 for the end of the sandbox, 20 for finalization and teardown; the rest for a busy machine."""
+"""10 s for the end of the sandbox, 20 s for finalization and teardown, and a reserve for a busy machine."""
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The current server continues with data directories of earlier versions.
+"""The current server can use the data directories of earlier versions.
 
-Each file of `recorded/` is the data directory of a server of that commit, copied while it ran: `whole` is finished,
-`cut-off` was running. Its runner no longer exists, so it ends as lost.
+Each file in `recorded/` is the data directory of a server of that commit, copied while it was running. The task `whole`
+is finished; `cut-off` was running, and ends as lost because its runner no longer exists.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def check(deployment):
     return json.loads(done.stdout), done.stderr
 
 
-def recorded(deployment, task_id):
+def journal_records(deployment, task_id):
     lines = (deployment.data_dir / "tasks" / task_id / "journal" / "records").read_bytes().splitlines()
     return [json.loads(line[9:]) for line in lines]
 
@@ -50,7 +50,7 @@ def test_recordings_of_two_versions_exist():
 
 @pytest.mark.usefixtures("without_fork_server")
 def test_current_server_continues_with_data_of_an_older_version(upgraded):
-    before = recorded(upgraded, "whole")
+    before = journal_records(upgraded, "whole")
     upgraded.start_server(SANDBOX_RETENTION_OLDER_THAN="unlimited")
     listed = upgraded.http.get("/api/v1/tasks?sort=created_at&order=asc").json()
     assert [task["id"] for task in listed["tasks"]] == ["whole", "cut-off"]
@@ -72,7 +72,7 @@ def test_current_server_continues_with_data_of_an_older_version(upgraded):
     assert upgraded.states("whole") == [
         "pending", "staging", "provisioning", "ready", "running", "completing", "completed",
     ]  # fmt: skip
-    assert [frame["seq"] for frame in upgraded.wire_events("whole")][-1] == len(before) + 1
+    assert [event["seq"] for event in upgraded.wire_events("whole")][-1] == len(before) + 1
     stdout_lines = upgraded.logs("whole", "stdout").splitlines()
     assert len(stdout_lines) == sum(
         artifact["event"]["type"] == "output" and artifact["event"]["stream"] == "stdout" for artifact in before

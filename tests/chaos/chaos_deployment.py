@@ -1,4 +1,4 @@
-"""The deployment under test: a real server, an agent that logs its output, and a throttled git server."""
+"""The deployment under test: a real server, an agent that logs its output, and a git server with pausing relays."""
 
 import json
 import os
@@ -36,15 +36,15 @@ class ChaosDeployment(Deployment):
 
     def __exit__(self, *_):
         self.close()
-        for throttle in self.relays:
-            throttle.close()
+        for relay in self.relays:
+            relay.close()
 
     def start_git(self, prefix=()):
         super().start_git(prefix)
         self.git_port = int(self.processes[-1].ready_message["url"].rpartition(":")[2])
 
     def add_pausing_relay(self, bytes_max):
-        """Return a throttle, and the URL of the repository behind it."""
+        """Return a relay that pauses after `bytes_max` bytes, and the URL of the repository behind it."""
         relay = PausingRelay(self.git_port, bytes_max)
         self.relays.append(relay)
         with (self.home / ".gitconfig").open("a") as file:
@@ -80,6 +80,6 @@ class ChaosDeployment(Deployment):
         return journal_file.state_of(self.records(task_id))
 
     def agent_starts(self, task_id):
-        """Number of agents that have reported to the model that they start this task."""
+        """Number of agents that announced the start of this task to the model."""
         message = json.dumps(f"begin {task_id}")
         return sum(message in request["body"] for request in self.model_requests())

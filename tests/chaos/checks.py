@@ -43,7 +43,7 @@ def _list_task_ids(deployment):
 
 
 def _collect_task(deployment, task_id, target, state, stdout_before):
-    """None for a task that was never acknowledged and does not exist."""
+    """Return None for a task that was never acknowledged and does not exist."""
     status = deployment.status(task_id)
     if "state" not in status and task_id not in deployment.acknowledged:
         return None
@@ -76,7 +76,7 @@ def _download(deployment, task_id):
 
 
 def _apply(deployment, patch):
-    """WRITTEN_LINES_FILE after the patch was applied to a clone of the base commit; None if git rejects the patch."""
+    """Apply the patch to a clone of the base commit; return WRITTEN_LINES_FILE, or None if git rejects the patch."""
     clone = deployment.directory / "clone"
     shutil.rmtree(clone, ignore_errors=True)
     git = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=false"]
@@ -85,5 +85,5 @@ def _apply(deployment, patch):
     apply = [*git, "apply", "--index", "--allow-empty", "-"]
     if subprocess.run(apply, cwd=clone, input=patch, capture_output=True, timeout=60, check=False).returncode:
         return None
-    mark = clone / WRITTEN_LINES_FILE
-    return mark.read_bytes() if mark.exists() else b""
+    written_lines = clone / WRITTEN_LINES_FILE
+    return written_lines.read_bytes() if written_lines.exists() else b""

@@ -53,7 +53,7 @@ def run_faults(harness, target, error, *, is_persistent=False, step=1):
 
 def main(targets, errors):
     failed = False
-    print("| what fails | error | lives | how they ended | slowest health |\n| --- | --- | --- | --- | --- |")
+    print("| failing calls | error | runs | outcomes | slowest health response |\n| --- | --- | --- | --- | --- |")
     for target in targets:
         for error in errors:
             for is_persistent in (False, True) if error != "EINTR" else (False,):

@@ -1,7 +1,7 @@
-"""A replacement for the agent: follows the order in its prompt (JSON), and logs to a file everything it prints.
+"""A fake agent that executes the order in its prompt (JSON), and logs everything it prints to a file.
 
 It is installed at the path of the Claude Code copy that sandboxes run. That copy can be executed but not read, so it
-must be a machine code program: a few instructions that execute Python with a script from the repository.
+must be a native program: a few instructions that execute Python with a script from the repository.
 """
 
 import struct
@@ -21,22 +21,22 @@ import http.client, json, os, sys, time, urllib.parse
 
 order = json.load(sys.stdin)
 session = sys.argv[sys.argv.index("--session-id") + 1]
-mark = os.open("/workspace/written.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+log_fd = os.open("/workspace/written.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
-def put(number, data):
+def write_all(fd, data):
     while data:
-        data = data[os.write(number, data):]
+        data = data[os.write(fd, data):]
 
 
 def emit(**event):
     line = json.dumps({**event, "session_id": session}).encode() + b"\\n"
-    put(mark, line)
-    put(1, line)
+    write_all(log_fd, line)
+    write_all(1, line)
 
 
 def request_model(question):
-    """Send one model request at the start and one at the end."""
+    """Called once at the start and once at the end."""
     address = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     body = {"model": "claude-sonnet-4-5", "max_tokens": 1, "messages": [{"role": "user", "content": question}]}
@@ -64,7 +64,7 @@ emit(type="result", subtype="success", is_error=False, result="Done.")
 
 
 def program(script=f"/workspace/{SCRIPT}"):
-    """An ELF file for x86-64 that executes `/usr/bin/python3 SCRIPT`, followed by its own arguments."""
+    """An ELF file for x86-64 that executes `/usr/bin/python3 SCRIPT` and passes on its arguments."""
     code = b"".join(
         (
             b"\x48\x8b\x14\x24",  # mov rdx, [rsp]: the argument count
@@ -89,7 +89,7 @@ def program(script=f"/workspace/{SCRIPT}"):
 
 
 def install(data_dir):
-    """Install the program where the server looks before it copies Claude Code."""
+    """Install the program at the path to which the server would copy Claude Code."""
     directory = Path(data_dir) / "agent"
     directory.mkdir(mode=0o755, parents=True)
     Path(data_dir).chmod(0o700)

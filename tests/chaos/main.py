@@ -93,7 +93,8 @@ def run_one(score, runtime, target, seed):
             print(score.messages[-1], flush=True)
             return
     score.add(runtime, result, seed)
-    print(f"{runtime} {target} {seed}: {sum(result.ends.values())} killed, {len(result.violations)} broken", flush=True)
+    counts = f"{sum(result.ends.values())} killed, {len(result.violations)} violations"
+    print(f"{runtime} {target} {seed}: {counts}", flush=True)
 
 
 def write_document(score, restarted, summary):

@@ -24,7 +24,7 @@ KILLED = 128 + signal.SIGKILL
 ALLOWED_ENDS = {
     # The runner continues without the server.
     "server": {state: {COMPLETED} for state in STATES},
-    # An attempt whose agent had not started is retried; otherwise it is not. A recorded outcome is final.
+    # If the agent had not started, the task is attempted again; otherwise it fails. A recorded outcome is final.
     "runner": {**{state: {COMPLETED} for state in STATES}, "running": {LOST_RUNNER}},
     "sandbox": {
         "provisioning": {COMPLETED},
@@ -57,7 +57,8 @@ class TaskEvidence:
 
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
-    patch. agent_starts: reported to the model. files: how many the agent creates, each with its number as content.
+    patch. agent_starts: how many agents announced their start to the model. files: how many files the agent creates,
+    each with its number as content.
     """
 
     task_id: str
@@ -79,14 +80,14 @@ class TaskEvidence:
 
     @property
     def stdout(self):
-        """As journaled."""
+        """Stdout in the journal."""
         return _stdout_of(self.records)
 
     @property
     def printed(self):
         """Stdout of the last attempt: earlier agents' logs were deleted with their workspaces."""
-        begins = [n for n, record in enumerate(self.records) if record["event"]["type"] == "attempt_started"]
-        return _stdout_of(self.records[begins[-1] :]) if begins else b""
+        starts = [n for n, record in enumerate(self.records) if record["event"]["type"] == "attempt_started"]
+        return _stdout_of(self.records[starts[-1] :]) if starts else b""
 
     @property
     def written(self):
@@ -158,7 +159,7 @@ def check_acknowledged_tasks_exist(evidence: Evidence) -> Iterator[str]:
 
 
 def check_no_leftovers(evidence: Evidence) -> Iterator[str]:
-    """No process, mount, control group, loop device, socket or file."""
+    """No process, mount, control group, loop device, socket or file of a task remains."""
     for kind, found in evidence.leftovers.items():
         yield f"left behind, {kind}: {found}"
 
@@ -178,7 +179,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
-    """There is one final state, in the last record, allowed for what was killed, and reported to clients."""
+    """The last record has the only final state. It is allowed for the kill target, and clients get the same."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
@@ -193,10 +194,7 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
 
 
 def _allowed_ends(task: TaskEvidence) -> set:
-    """If everything is killed in sequence, the agent may die first and its runner record that before it is killed.
-
-    Then this outcome is the only one allowed.
-    """
+    """If the agent dies first and its runner records that before it is killed too, only that outcome is allowed."""
     recorded_agent_kill = task.target == "all" and task.state == "completing" and task.agent_was_killed
     return {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_state_at_kill(task), set())
 
@@ -209,10 +207,9 @@ def _state_at_kill(task: TaskEvidence) -> str:
 
 
 def check_output_lines(task: TaskEvidence) -> Iterator[str]:
-    """The journal has the agent's output.
+    """The journal has all of the agent's output, or a prefix of whole lines if the runner was killed.
 
-    All of it if the runner survives; a prefix of whole lines if it was killed. A killed agent may have logged its last
-    line without printing it. Output that was readable once stays readable.
+    A killed agent may have logged its last line without printing it. Output that was readable once stays readable.
     """
     printed, written = task.printed, task.written or b""
     if not task.stdout.startswith(task.stdout_before):

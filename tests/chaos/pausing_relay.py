@@ -1,4 +1,4 @@
-"""A throttled connection to the git server: a clone gets some bytes, and the rest after `open`."""
+"""A relay to the git server that pauses: a clone gets some bytes, and the rest after `open`."""
 
 import contextlib
 import socket
@@ -48,7 +48,7 @@ class PausingRelay:
             forward = threading.Thread(target=self._relay, args=(client, upstream, False), daemon=True)
             forward.start()
             self._relay(upstream, client, True)
-            # A client that has read everything may be gone.
+            # A client that has read everything may have closed its connection.
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
             forward.join()

@@ -34,9 +34,9 @@ def init_of(attempt_id):
 
 
 def destroy_sockets(pid):
-    """Have the kernel close every socket in the network namespace of `pid` that belongs to its gateway.
+    """Close all sockets of the gateway in the network namespace of `pid`.
 
-    Returns whether it worked: ss(8) needs --kill, and the kernel INET_DIAG_DESTROY.
+    Returns whether it worked: this needs ss(8) with --kill, and a kernel with INET_DIAG_DESTROY.
     """
     result = subprocess.run(
         ["nsenter", f"--net=/proc/{pid}/ns/net", "ss", "--kill", "--all", "--tcp", "--udp", "--no-header"],
@@ -46,7 +46,7 @@ def destroy_sockets(pid):
 
 
 def can_destroy_sockets():
-    """Try it on a socket of this process."""
+    """Try to destroy a socket of this process."""
     with socket.create_server(("127.0.0.1", 0)) as own:
         filter_expression = ("sport", "=", f":{own.getsockname()[1]}")
         result = subprocess.run(
@@ -69,7 +69,7 @@ def resume(pid):
 
 
 def stop(pid):
-    """Stop the process and wait until it is stopped; False if it has ended."""
+    """Stop the process and wait until it is stopped; return False if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
     while (letter := _state_letter(pid)) not in ("T", "", "Z", "X"):
@@ -78,7 +78,7 @@ def stop(pid):
 
 
 def step(pid):
-    """Let a stopped process run for an instant; False when it is gone."""
+    """Let a stopped process run for an instant; return False if it has ended."""
     resume(pid)
     time.sleep(STEP_SECONDS)
     return stop(pid)

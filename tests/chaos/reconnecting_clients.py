@@ -1,4 +1,4 @@
-"""Clients that reconnect whenever they lose the server, and keep all received events."""
+"""Clients that reconnect whenever they lose the connection, and keep all received events."""
 
 import asyncio
 import contextlib
@@ -58,13 +58,13 @@ class SseClient(Client):
                 return  # the server is starting or stopping
             self.connections += 1
             while True:
-                event = await reader.readuntil(b"\n\n")
-                lines = [line for line in event.decode().split("\n") if line and not line.startswith(":")]
+                message = await reader.readuntil(b"\n\n")
+                lines = [line for line in message.decode().split("\n") if line and not line.startswith(":")]
                 fields = dict(line.split(": ", 1) for line in lines)
                 if "data" in fields:
-                    frame = json.loads(fields["data"])
-                    assert (str(frame["seq"]), frame["type"]) == (fields["id"], fields["event"])
-                    self.events.append(frame)
+                    event = json.loads(fields["data"])
+                    assert (str(event["seq"]), event["type"]) == (fields["id"], fields["event"])
+                    self.events.append(event)
         finally:
             writer.transport.abort()
 
@@ -73,9 +73,9 @@ class WebSocketClient(Client):
     """Resumes with `after`."""
 
     @staticmethod
-    def is_delivered(frame):
-        """Progress and metrics are delivered too; they include what `usage` has."""
-        return frame["type"] != "usage"
+    def is_delivered(event):
+        """All events except `usage`: progress and metrics events have the same values."""
+        return event["type"] != "usage"
 
     async def _receive(self):
         base_url = self.deployment.server.ready_message["ws"]

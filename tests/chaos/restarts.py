@@ -22,7 +22,7 @@ END_SECONDS = 120
 
 @dataclass
 class RestartResult:
-    """killed: restarts by KILL, the others were by TERM. connections: per client that counts them."""
+    """killed: restarts by SIGKILL; the others were by SIGTERM. connections: count per client, without command lines."""
 
     restarts: int
     killed: int
@@ -33,7 +33,7 @@ class RestartResult:
 
 
 def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENTS):
-    """client_types: distributed over the tasks."""
+    """client_types: one client of each, distributed over the tasks."""
     with ChaosDeployment(directory) as deployment:
         for number in range(tasks):
             deployment.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
@@ -53,8 +53,8 @@ async def _run(deployment, restarts, rng, client_types):
     ]
     try:
         for number, signal_number in enumerate(signals):
-            # The first connection of a command must succeed, and it retries for 30 s: half of the servers run until all
-            # clients are back, the others are killed while some are reconnecting.
+            # A command must connect within 30 s. So every second server runs until all clients have reconnected; the
+            # others are stopped while some clients are reconnecting.
             if number % 2 == 0:
                 await _wait_for_new_events(clients, receiving)
             await asyncio.sleep(rng.uniform(0, 1.5))

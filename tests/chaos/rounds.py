@@ -1,4 +1,4 @@
-"""One round: tasks are brought into states, processes are killed, and the oracle checks the outcome.
+"""One round: bring tasks into states, kill processes, and let the oracle check the outcome.
 
 A cell is a pair (kill target, state).
 """
@@ -17,8 +17,8 @@ import httpx
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
 from chaos.checks import collect_evidence
-from chaos.kill_points import StateDriver
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
+from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
 from doubles.runners import find_runner
 
@@ -30,7 +30,7 @@ SHARED = ("server", "all")
 
 @dataclass
 class RoundResult:
-    """ends: count of each (kill target, state at the kill, end); violations: of the guarantees."""
+    """ends: the count of each (kill target, state at the kill, end)."""
 
     ends: Counter
     violations: list
@@ -39,14 +39,14 @@ class RoundResult:
     def covered(self):
         """The cells that were tested.
 
-        A runner that recorded the death of its sandbox or agent first had left `running` by then.
+        A runner that recorded the death of its sandbox or agent before it was killed had already left `running`.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
         return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}
 
 
 def run_round(directory, runtime, chosen_cells, seed):
-    """Test the cells on one machine: first the targets of single tasks, then each shared one."""
+    """Test the cells with one deployment: first the targets of single tasks, then each shared one."""
     with ChaosDeployment(directory, runtime) as deployment:
         kills = {}
         if own := [cell for cell in chosen_cells if cell[0] not in SHARED]:
@@ -63,7 +63,7 @@ def run_round(directory, runtime, chosen_cells, seed):
 
 
 def cells(*targets):
-    """All cells of these targets; `each` stands for all targets of a single task."""
+    """All cells of these targets; `each` means all targets of a single task."""
     own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
     named = [one for target in targets for one in (own if target == "each" else (target,))]
     return {
@@ -79,12 +79,12 @@ def pick_cells(rng, *targets):
     return [(rng.choice(candidates), state) for state, candidates in by_state.items()]
 
 
-def _reach_all(deployment, requested, held, seed, **choices):
-    """Concurrently, since each takes some seconds. requested: pairs of name and state."""
+def _reach_all(deployment, requested, held, seed, **options):
+    """Bring tasks into states concurrently, since each takes some seconds. requested: pairs of name and state."""
 
     def reach(pair):
         name, state = pair
-        driver = StateDriver(deployment, random.Random(f"{seed} {name} {state}"), **choices)
+        driver = StateDriver(deployment, random.Random(f"{seed} {name} {state}"), **options)
         held.append(task := driver.reach(state, name))
         return task
 
@@ -140,7 +140,7 @@ def _release(held):
 
 @contextlib.contextmanager
 def _burst(deployment, target):
-    """Submit tasks during the kill: a 202 in the last moment is binding too."""
+    """Submit tasks during the kill: a task that gets a 202 just before the kill must exist too."""
     has_ended = threading.Event()
 
     def submit():
@@ -150,7 +150,7 @@ def _burst(deployment, target):
             with contextlib.suppress(httpx.TransportError):
                 deployment.submit_order(f"burst-{target}-{number}")
 
-    # No younger task starts behind one that waits for the whole capacity.
+    # While a task waits for all CPUs, no task submitted later starts.
     thread = threading.Thread(target=submit)
     thread.start()
     try:
@@ -188,7 +188,7 @@ def _kill_each(deployment, chosen_cells, seed, held):
 
 
 def _kill_one(deployment, target, state, retries, seed, held):
-    """Return the task id and the kill."""
+    """Kill one target. Return the task id, and the kill as (target, state, stdout read before)."""
     rng = random.Random(f"{seed} {target} {state} {retries}")
     is_endless = target != "gateway" and not retries
     driver = StateDriver(deployment, rng, needs_sandbox=target != "runner", is_endless=is_endless, retries=retries)

@@ -1,6 +1,6 @@
-"""Failing disk operations, once or for a while: tasks end with a consistent journal.
+"""Tasks end with a consistent journal if disk operations fail once, or for some seconds.
 
-`script/chaos-faults` fails every call; this is a sample.
+This is a sample; `script/chaos-faults` makes every call fail.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from doubles.faulty_attempt import FaultHarness, journal_path
 from doubles.live_server import TERMINAL, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
-HEALTH_SECONDS_MAX = 5.0  # 2 on an idle machine: docs/chaos.md
+HEALTH_SECONDS_MAX = 5.0  # 2 s on an idle machine, see docs/chaos.md
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_failing_system_calls_leave_consistent_journals(harness):
     )
     _check_completes(harness, "a-while", Fault("ENOSPC", 6, is_persistent=True), journal_path)
     assert harness.deployment.logs("a-while", "stdout").count('"number"') == 5
-    # Elsewhere a failing call may fail the task, with a reason.
+    # A failing call on another file may fail the task, with a reason.
     for error, nth in (("ENOSPC", 2), ("EIO", 11)):
         _, hits = harness.run_task(f"anywhere-{error.lower()}-{nth}", Fault(error, nth))
         assert hits
@@ -64,7 +64,9 @@ def _run_on_full_disk(harness, small):
         filler = fill_file_system(small)
         wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
         assert "nearly full" in deployment.http.get("/api/v1/health/ready").json()["message"]
-        wait_until(lambda: "is nearly full" in deployment.logs("task-1", "events"), 30, "the gap")
+        wait_until(
+            lambda: "is nearly full" in deployment.logs("task-1", "events"), 30, "the event that reports a full disk"
+        )
         assert not harness.submit("task-2", 1) or deployment.status("task-2")["state"] == "pending"
         deadline = time.monotonic() + 4
         while time.monotonic() < deadline:  # the agent ends while the disk is full

@@ -1,7 +1,7 @@
 """The guarantees of oracle.py hold for any kill target in any state.
 
-One random kill target per state here; `script/chaos` tests all of them in many rounds. Set SANDBOX_TEST_SEED to the
-printed seed to repeat a choice.
+These tests choose one random kill target per state; `script/chaos` tests all of them in many rounds. Set
+SANDBOX_TEST_SEED to the printed seed to repeat a choice.
 """
 
 import os
@@ -25,7 +25,7 @@ def one_target_per_state(rng):
 
 
 def gvisor_cells(rng):
-    """Guarantees that depend on gVisor: sandboxes end, and another process can end them and collect the work."""
+    """Kills whose outcome depends on gVisor: of a sandbox, and of a runner whose sandbox another process must end."""
     return {rng.choice(sorted(cells("sandbox"))), ("runner", "running")}
 
 

@@ -1,4 +1,4 @@
-"""Every check of the oracle reports corrupt evidence and accepts valid evidence."""
+"""Every check of the oracle rejects corrupt evidence and accepts valid evidence."""
 
 import copy
 import hashlib
@@ -67,7 +67,7 @@ def lost_sandbox(lines):
 
 
 def killed_agent(lines, exit_code=137, target="all", state="completing", code="agent_failed"):
-    """Everything is killed in sequence, the agent first; its runner recorded that."""
+    """All processes are killed, the agent first; its runner recorded that before it was killed."""
     task = task_record(lines, target=target, state=state, end="failed", code=code)
     exited = next(entry["event"] for entry in task.records if entry["event"]["type"] == "agent_exited")
     exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}
@@ -171,13 +171,13 @@ def test_wrong_final_state_is_reported(corrupt):
         lost_sandbox([*LINES, LINES[-1]]),
     ],
     ids=[
-        "last line lost",
+        "last line missing",
         "duplicated line",
-        "line lost in the middle",
-        "first line lost",
+        "middle line missing",
+        "first line missing",
         "duplicate before the runner was killed",
         "partial line",
-        "two lines lost with the sandbox",
+        "two lines missing after the sandbox was killed",
         "duplicate before the sandbox was killed",
     ],
 )

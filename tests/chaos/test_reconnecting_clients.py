@@ -1,6 +1,6 @@
-"""Six clients follow two running tasks across server restarts, without missing or repeated events.
+"""Six clients follow two running tasks across two server restarts, without missing or repeated events.
 
-Two restarts and two clients of each kind here; `script/chaos` does fifty with twenty clients.
+`script/chaos` restarts the server fifty times, with twenty clients.
 """
 
 import os
@@ -21,4 +21,4 @@ def test_clients_receive_the_whole_journal_across_restarts(tmp_path):
     assert result.violations == []
     assert result.clients == len(FEW_CLIENTS)
     assert len(result.connections) == len(FEW_CLIENTS) - FEW_CLIENTS.count(CliClient)
-    assert min(result.connections) > 1, "a client never lost the server"
+    assert min(result.connections) > 1, "a client never lost its connection"

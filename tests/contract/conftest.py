@@ -17,7 +17,7 @@ RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
     "qemu": QemuRuntime,
 }
 
-_QEMU_SAMPLE = {"test_kill_ends_hidden_processes"}
+_QEMU_SAMPLE = {"test_kill_ends_detached_processes"}
 """The tests that run on QEMU by default. A test of tests/integration/runtimes covers the rest in one guest."""
 
 
@@ -38,7 +38,7 @@ def _is_deselected(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
-    """Each runtime. Skipped if it does not work here."""
+    """Each runtime. The test is skipped if the runtime does not work here."""
     if request.param == "qemu":
         require_qemu_components()  # a probe boots another guest
         record_slow_kvm(tmp_path / "run")
@@ -57,7 +57,7 @@ def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A directory below one that only its owner can enter."""
+    """A directory whose parent only its owner can enter."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     disk = private / "disk"

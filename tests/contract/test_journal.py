@@ -198,7 +198,7 @@ def test_descriptors_are_not_inheritable(journals):
 
 @contextlib.contextmanager
 def file_size_limit(size_bytes):
-    """The kernel accepts a part of a write over the limit and then refuses, as on a full disk."""
+    """Make the kernel write only a part of data over the limit and then fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -221,13 +221,13 @@ def test_record_that_does_not_fit_is_removed(journals):
 
 
 def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
-    def refuse(_):
+    def fail(_):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
         writer.append(line("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fdatasync", refuse)
+            patched.setattr(os, "fdatasync", fail)
             with pytest.raises(OSError, match="Input/output"):
                 writer.append(line("lost"), at=TIMESTAMP, durable=True)
         assert writer.append(line("two"), at=TIMESTAMP).seq == 2
@@ -235,14 +235,14 @@ def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
 
 
 def test_next_append_repeats_a_failed_cleanup(journals, monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
         writer.append(line("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fdatasync", refuse)
-            patched.setattr(os, "ftruncate", refuse)
+            patched.setattr(os, "fdatasync", fail)
+            patched.setattr(os, "ftruncate", fail)
             with pytest.raises(OSError, match="Input/output"):
                 writer.append(line("lost"), at=TIMESTAMP, durable=True)
             with pytest.raises(OSError, match="Input/output"):
@@ -279,13 +279,13 @@ def test_create_without_descriptors_leaves_no_files(journals, tmp_path, count):
 def test_create_on_a_full_disk_leaves_no_files(journals, tmp_path, monkeypatch, step):
     real_step = {"os.fsync": os.fsync, "os.mkdir": os.mkdir}[step]
 
-    def refuse(target, *rest):
+    def fail(target, *rest):
         if step == "os.mkdir" and not str(target).endswith("/journal"):
             return real_step(target, *rest)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(step, refuse)
+        full.setattr(step, fail)
         with pytest.raises(OSError, match="No space left"):
             journals.create("task-1")
     assert task_files(tmp_path) == []
@@ -302,7 +302,7 @@ def test_discarded_journal_is_removed_and_can_be_recreated(journals, tmp_path):
 
 
 def test_discard_keeps_a_journal_created_meanwhile(journals, tmp_path, monkeypatch):
-    """Another process takes the same id between the release of the lock and the removal of the directory."""
+    """Another process creates the journal between the release of the lock and the removal of the directory."""
     discarded, new_writers, rmdir = journals.create("task-1"), [], Path.rmdir
 
     def create_before_rmdir(directory):

@@ -1,4 +1,4 @@
-"""Recorded state changes and commitments are durable. Output may be delayed."""
+"""Recorded state changes and some other events are durable; output is flushed later."""
 
 import os
 from datetime import UTC, datetime
@@ -69,14 +69,14 @@ def test_output_is_not_flushed(recorder_of_running_task, monkeypatch):
 
 
 def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
     effects = []
     recorder_of_running_task.on_effect = effects.append
     before = recorder_of_running_task.task
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", refuse)
+        patched.setattr(os, "write", fail)
         with pytest.raises(OSError, match="No space"):
             recorder_of_running_task.record(e.CancelRequested())
     assert (recorder_of_running_task.task, effects) == (before, [])

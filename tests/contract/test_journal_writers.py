@@ -1,4 +1,4 @@
-"""One writer at a time, even if writers are processes that hand over, crash or are killed."""
+"""A journal has one writer at a time, even if writers are processes that hand it over, crash or are killed."""
 
 import contextlib
 import errno
@@ -191,7 +191,7 @@ def test_concurrent_reader_sees_each_record_once(journals, tmp_path):
             offset = batch.next_offset
             seqs += [record.seq for record in batch.records]
             if runner.poll() is not None:
-                pytest.fail("the writer is gone")
+                pytest.fail("the writer has ended")
             if not batch.records:
                 runner.stdout.readline()
     assert seqs == list(range(1, len(seqs) + 1))
@@ -235,7 +235,10 @@ def test_durable_record_is_flushed_despite_a_concurrent_flush(journals, monkeypa
 
 
 class FailingPageCache:
-    """A kernel page cache: data of a failed flush counts as written, and the error is reported once."""
+    """Simulates the kernel's page cache: data of a failed flush counts as written, and the error is reported once.
+
+    refusals: how many flushes fail.
+    """
 
     def __init__(self, monkeypatch, refusals):
         self.refusals, self._dirty, self._stored = refusals, set(), set()
@@ -291,7 +294,7 @@ def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
 
 
 def test_retries_on_a_failing_disk_rewrite_one_chunk_each(journals, tmp_path, monkeypatch):
-    """It is unknown what an earlier writer flushed, so a finisher would rewrite everything at each retry."""
+    """A finisher rewrites all records, since it is unknown what an earlier writer flushed; one chunk per retry."""
     monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
@@ -342,7 +345,7 @@ def test_partial_rewrite_is_continued(journals, tmp_path, monkeypatch):
 
 
 def test_record_after_a_truncated_one_is_not_assumed_flushed(journals, tmp_path, monkeypatch):
-    """The record's bytes were rewritten and flushed, then the last flush failed."""
+    """The bytes of the truncated record were rewritten and flushed; only the last flush failed."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("first", ""), at=datetime.now(UTC))

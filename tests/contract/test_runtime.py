@@ -172,7 +172,7 @@ def test_signal_right_after_start_is_delivered(runtime: Runtime, disk: Path):
     assert {asyncio.run(scenario(number)) for number in range(4)} == {128 + signal.SIGTERM}
 
 
-def test_kill_ends_hidden_processes(runtime: Runtime, disk: Path):
+def test_kill_ends_detached_processes(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         async with ready_sandbox(runtime, disk) as sandbox:
             background = "setsid sh -c 'exec sleep 300' & nohup sleep 301 > /dev/null & (trap '' TERM; sleep 302) &"
@@ -279,7 +279,7 @@ def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: 
     asyncio.run(scenario())
 
 
-def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_failed_create_leaves_nothing_behind(runtime: Runtime, disk: Path, tmp_path: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         spec = sandbox_spec(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
@@ -293,7 +293,7 @@ def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
+def test_cancelled_create_leaves_nothing_behind(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         creation = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
@@ -362,7 +362,7 @@ def test_sandbox_dies_with_its_creator_within_a_second(runtime: Runtime, disk: P
         creator.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + 1
         while processes_of(handle):
-            assert time.monotonic() < deadline, "a process outlives its creator"
+            assert time.monotonic() < deadline, "a process has outlived its creator"
             time.sleep(0.005)
         assert handle.attempt_id in runtime.attempt_ids() or not handle.details.get("cgroups")
     finally:
@@ -404,7 +404,7 @@ def test_another_process_can_destroy_a_sandbox(runtime: Runtime, disk: Path):
 def test_exceeding_the_memory_limit_is_reported_as_oom(runtime: Runtime, disk: Path, limits: frozenset[str]):
     _need_limit(limits, "memory")
     result = run_python(runtime, disk, "x = bytearray(300 << 20)", memory_bytes=128 * MEBIBYTE)
-    # The kernel kills either gVisor or the stub of the program, which then exits with 1.
+    # The kernel kills either gVisor or the program's stub process; in the second case the exit code is 1.
     codes = {128 + signal.SIGKILL, 1} if runtime.name == "gvisor" else {128 + signal.SIGKILL}
     assert result.was_oom_killed
     assert result.code in codes
@@ -420,8 +420,8 @@ def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, 
     script = "/usr/bin/python3 -c 'x = bytearray(300 << 20)' ; echo $?; exit 0"
     result = run_shell(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
-        # All memory inside belongs to gVisor's kernel. Either the whole sandbox is killed and the reason reported, or
-        # the child is killed and the command ends before that is detected.
+        # All memory of the sandbox belongs to gVisor's kernel. Either the whole sandbox is killed and the reason is
+        # reported, or the child is killed and the command ends before that is detected.
         assert (result.code, result.was_oom_killed) in {(128 + signal.SIGKILL, True), (0, False)}
     else:
         assert (result.output, result.code, result.was_oom_killed) == ("137\n", 0, False)
@@ -484,7 +484,7 @@ def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]
 # Concurrency and leaks
 
 
-def test_concurrent_sandboxes_leave_nothing(runtime: Runtime, disk: Path):
+def test_concurrent_sandboxes_leave_nothing_behind(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         before = HostState.of_this_process()
         disks = [disk / str(number) for number in range(5)]
@@ -528,7 +528,7 @@ class HostState(msgspec.Struct, frozen=True):
 
 
 def processes_of(handle: SandboxHandle) -> list[int]:
-    """Living processes with the marker or uid of this attempt. Does not use the runtime's records."""
+    """Running processes with the marker or uid of this attempt, found without the runtime's records."""
     pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""Usage of a directory disk includes deleted files that a sandbox keeps open."""
+"""The usage of a directory disk includes deleted files that the sandbox has open."""
 
 import asyncio
 from pathlib import Path

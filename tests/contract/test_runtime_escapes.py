@@ -39,9 +39,9 @@ def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
     assert not visible_devices & host_devices
 
 
-def test_symlink_out_of_the_workspace_is_broken_and_harmless(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_symlink_to_a_host_file_is_dangling_and_its_target_unchanged(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
-        pytest.skip("only root can give files to others")
+        pytest.skip("only root can change the owner of files")
     canary = tmp_path / "canary"
     canary.mkdir()
     (canary / "file").write_text("of the host")
@@ -60,9 +60,9 @@ def test_hard_links_work_within_the_workspace_only(runtime: Runtime, disk: Path)
     assert "Invalid cross-device link" in result.errors
 
 
-def test_hard_link_to_another_file_prevents_chown(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_hard_linked_file_of_the_host_is_not_chowned(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
-        pytest.skip("an ordinary user gives nothing away")
+        pytest.skip("only root changes the owner of files")
     (disk / "workspace").mkdir()
     canary = tmp_path / "canary"
     canary.write_text("of the host")
@@ -84,7 +84,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
         assert os.stat("file", dir_fd=directory).st_uid == os.fstat(directory).st_uid == os.getuid()
         os.close(directory)
     finally:
-        # shutil.rmtree recurses, as does the cleanup of pytest
+        # Not shutil.rmtree, which is recursive, like the cleanup of pytest.
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
@@ -197,7 +197,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
             return (await run_in(sandbox, [program, "-c", _INSPECT_PROCESSES, program])).output
 
     readable = asyncio.run(scenario("/opt/agent/hidden")).split()
-    # gVisor runs only readable programs and reports this in its probe. The memory is protected anyway.
+    # gVisor runs only readable programs, and its probe reports that. The memory is protected nevertheless.
     assert "mem" not in readable if runtime.name == "gvisor" else not readable
     assert {"environ", "fd/0", "itself"} <= set(asyncio.run(scenario("/usr/bin/bash")).split())
 
@@ -257,7 +257,7 @@ attempt("setgroups", lambda: os.setgroups([0]))
     permitted = {name: results.pop(name) for name in ("own_uid", "own_directory", "fork_and_wait")}
     assert set(permitted.values()) == {"works"}
     if has_own_kernel(runtime):
-        # These affect only the sandbox's kernel. See the attempts of root there below.
+        # These calls affect only the sandbox's kernel, see test_root_in_a_user_namespace_cannot_change_the_host.
         own_kernel_calls = {"unshare_user", "unshare_net", "clone_user", "chroot", "ptrace", "keyctl"}
         assert "works" not in {outcome for name, outcome in results.items() if name not in own_kernel_calls}, results
         return

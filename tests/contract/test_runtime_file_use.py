@@ -1,4 +1,4 @@
-"""Host kernel memory for open files and locks is bounded, and ordinary use works."""
+"""A sandbox's open files and locks in the host's kernel are limited, and ordinary use works."""
 
 import asyncio
 import fcntl
@@ -71,7 +71,7 @@ def measure_with_own_kernel(
 
 
 def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, CommandResult]:
-    """The file usage once the program printed `held`, and the result of the program."""
+    """The file usage after the program has printed `held`, and the program's result."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
     if "memory" not in limits:
@@ -136,7 +136,7 @@ report("held"); time.sleep(600)
 
 
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    """Whenever any process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on it."""
+    """If any process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on it."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_violation()
@@ -168,7 +168,7 @@ def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, d
     assert asyncio.run(scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
-def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
     assert (usage.shared_locks, usage.find_violation()) == (100, ""), result
 
@@ -176,7 +176,7 @@ def test_locks_on_own_files_are_not_shared(runtime: Runtime, disk: Path, limits:
 _WATCHED = """
 import select
 def watch(files, count):
-    "Each file is watched under many numbers, which are closed again."
+    "Watch each file under many descriptors, which are then closed."
     poll = select.epoll()
     held = [os.eventfd(0) for _ in range(files)]
     for file in held:
@@ -272,14 +272,14 @@ report("held"); time.sleep(600)
 """
 
 
-def test_listed_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_open_directories_that_were_listed_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
     usage, result = measure_with_own_kernel(runtime, disk, limits, source)
     assert 8192 < usage.directories < 11_000, result
     assert "open directories" in usage.find_violation()
 
 
-def test_listed_closed_directories_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_closed_directories_that_were_listed_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
     usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
     assert usage.find_violation() == ""
@@ -313,7 +313,7 @@ def test_threads_cannot_unshare_open_files(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
 
 
-# Pages that are not charged to a control group
+# Pages that no control group is charged for
 
 
 _ZERO_COPY = """
@@ -358,11 +358,11 @@ report(asyncio.run(serve()) == data)
 """
 
 
-def test_programs_fall_back_to_copying(runtime: Runtime, disk: Path):
+def test_python_falls_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _ORDINARY_COPY) == ["True"] * 3
 
 
-def test_commands_fall_back_to_copying(runtime: Runtime, disk: Path):
+def test_shell_commands_fall_back_from_zero_copy_calls(runtime: Runtime, disk: Path):
     copy = "seq 100000 > one; cp -a one two; cat two | cat > three; cp two /dev/shm/four"
     compare = "cmp one three && cmp one /dev/shm/four && echo same"
     assert run_shell(runtime, disk, f"{copy}; {compare}").output == "same\n"
@@ -462,7 +462,7 @@ for _ in range(4):
         time.sleep(600)
 poll = select.epoll()
 timers = [system_call(283 if is_x86 else 85, time.CLOCK_MONOTONIC, 0) for _ in range(40)]
-for timer in timers:  # an entry stays while its file is open, also without the descriptor
+for timer in timers:  # an entry exists until its file is closed, even if its descriptor was closed
     copies = [os.dup(timer) for _ in range(1000)]
     for one in copies: poll.register(one, select.EPOLLIN | select.EPOLLET)
     for one in copies: os.close(one)
@@ -523,12 +523,12 @@ def wait(poll):
 threading.stack_size(65536)
 for _ in range(40):
     poll = select.epoll()
-    for one in timers: poll.register(one, select.EPOLLOUT)  # never happens
+    for one in timers: poll.register(one, select.EPOLLOUT)  # an event that never occurs
     descriptor = os.dup(poll.fileno()); poll.close(); poll = select.epoll.fromfd(descriptor)
     threading.Thread(target=wait, args=[poll], daemon=True).start()
     time.sleep(0.02)
     os.close(descriptor)
-    os.open("/dev/null", os.O_RDONLY)  # takes the number
+    os.open("/dev/null", os.O_RDONLY)  # reuses the descriptor number
 report("held"); time.sleep(600)
 """
 )
@@ -560,7 +560,10 @@ report("held"); time.sleep(600)
 async def _count_freed(
     runtime: Runtime, disk: Path, source: str, count_all: Callable[[], int | None], enough: int
 ) -> int:
-    """Count the hidden objects of a program that the kernel frees when its files are counted; stops at `enough`."""
+    """Count the objects of blocked threads that the kernel frees when the sandbox's usage is measured.
+
+    Stops when more than `enough` have been freed.
+    """
     async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))

@@ -17,7 +17,7 @@ ATTEMPT = "imageimageim"
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """An image with a few programs, below a directory that only its owner can enter."""
+    """An image with a few programs, in a directory that only its owner can enter."""
     private = tmp_path_factory.mktemp("images")
     private.chmod(0o700)
     root = private / "root"
@@ -32,7 +32,7 @@ def image(tmp_path_factory):
 
 @pytest.fixture
 def run_line(runtime, disk, image, tmp_path):
-    """Return a function that runs a shell line in a sandbox with the image and returns stdout and stderr."""
+    """Runs a shell line in a sandbox with the image, and returns stdout and stderr."""
     program = tmp_path / "program"
     program.write_bytes(b"#!/bin/sh\necho brought\n")
     program.chmod(0o755)

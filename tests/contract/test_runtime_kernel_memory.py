@@ -1,4 +1,4 @@
-"""Kernel memory of a sandbox beyond the allocations of its programs is bounded."""
+"""The kernel memory that a sandbox uses in addition to its programs' memory is limited."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ def system_call(number, *arguments):
 def listener(backlog=4096):
     made = socket.socket(); made.bind(("127.0.0.1", 0)); made.listen(backlog); return made
 
-def send_all_it_takes(connection):
+def fill_send_buffer(connection):
     connection.setblocking(False); sent = 0
     try:
         while sent < 64 << 20: sent += connection.send(bytes(65536))
@@ -58,7 +58,7 @@ def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, CommandResult]:
-    """The kernel usage once the program printed `held`, and the result of the program."""
+    """The kernel usage after the program has printed `held`, and the program's result."""
 
     async def scenario() -> tuple[KernelUsage, CommandResult]:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
@@ -82,7 +82,7 @@ total = 0
 for _ in range(150):
     client = socket.create_connection(server.getsockname())
     held += [client, server.accept()[0]]
-    total += send_all_it_takes(client)
+    total += fill_send_buffer(client)
 report("sent", total >> 20, "held"); time.sleep(600)
 """
 
@@ -98,14 +98,14 @@ report("held"); time.sleep(600)
 
 
 @pytest.mark.parametrize("source", [_TCP_NEVER_READ, _UDP_NEVER_READ], ids=["TCP", "UDP"])
-def test_unread_sockets_are_limited_to_their_share(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
+def test_unread_socket_buffers_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
         pytest.skip("socket buffers use the guest's memory")
     if "sockets" not in limits:
         pytest.skip("this machine has no socket buffer limit")
     usage, result = measure(runtime, disk, source)
     assert usage.buffer_bytes is not None, result
-    # The kernel also charges the last packet of each connection beyond the limit.
+    # The kernel still accepts one packet per connection when the limit is reached.
     assert MEBIBYTE < usage.buffer_bytes <= BUFFERS_MAX + 16 * MEBIBYTE, result
     assert (
         usage.received_bytes is None
@@ -136,24 +136,24 @@ report("pairs", all(len(theirs.recv(10000, socket.MSG_WAITALL)) == 10000 for our
 """
 
 
-def test_data_that_is_read_is_complete(runtime: Runtime, disk: Path):
+def test_data_sent_through_sockets_is_complete(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
 
 
 _NEVER_ACCEPTED = """
 server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-try: server.setsockopt(socket.SOL_SOCKET, 18, 4 << 20)  # SO_RCVLOWAT makes room too
+try: server.setsockopt(socket.SOL_SOCKET, 18, 4 << 20)  # SO_RCVLOWAT enlarges the buffer too
 except OSError: pass
 server.bind(("127.0.0.1", 0)); server.listen(100)
 client = socket.socket()
 client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 client.connect(server.getsockname())
-report(send_all_it_takes(client))
+report(fill_send_buffer(client))
 """
 
 
-def test_unaccepted_connection_buffers_little(runtime: Runtime, disk: Path):
+def test_unaccepted_connection_has_a_small_buffer(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
         pytest.skip("socket buffers use the guest's memory")
     (sent,) = run_lines(runtime, disk, _NEVER_ACCEPTED)
@@ -191,12 +191,12 @@ report("held"); time.sleep(600)
 
 
 def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
-    """Ancillary data requests the timestamp, which no seccomp filter can see."""
+    """The timestamp is requested by ancillary data, which a seccomp filter cannot inspect."""
     if has_own_kernel(runtime):
         pytest.skip("the message is unsupported or uses the guest's memory")
     usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)
     assert usage.received_bytes is not None, result
-    # On older kernels this sysctl is global.
+    # On older kernels, the sysctl that limits them is global.
     assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_violation()
 
 
@@ -388,7 +388,7 @@ def test_line_disciplines_cannot_be_changed(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
 
 
-# Families and protocols that would load a kernel module on the host
+# Socket families and protocols for which the host would load a kernel module
 
 
 _ODD_SOCKETS = """
@@ -404,7 +404,7 @@ for family, kind, protocol in (
 """
 
 
-def test_other_socket_families_types_and_protocols_are_denied(runtime: Runtime, disk: Path):
+def test_uncommon_socket_families_types_and_protocols_are_denied(runtime: Runtime, disk: Path):
     lines = run_lines(runtime, disk, _ODD_SOCKETS)
     results = {line.rpartition(" ")[2] for line in lines}
     assert len(lines) == 28
@@ -414,7 +414,7 @@ def test_other_socket_families_types_and_protocols_are_denied(runtime: Runtime, 
     assert results <= {"EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT"}, lines
 
 
-# Freed objects of the kernel
+# Freed kernel objects
 
 
 _MESSAGES = """

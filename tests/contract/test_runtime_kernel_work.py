@@ -1,4 +1,4 @@
-"""One system call cannot occupy the kernel without preemption for an unbounded time."""
+"""The time for which one system call can occupy the kernel without preemption is limited."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ time.sleep(600)
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
-    """The kernel usage once the program printed `held`."""
+    """The kernel usage after the program has printed `held`."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk) as sandbox:
@@ -65,7 +65,7 @@ attempt(fcntl.fcntl, os.open("file", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDL
 outer, inner = os.openpty()
 attempt(fcntl.fcntl, inner, fcntl.F_SETOWN, os.getpid())
 attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-attempt(fcntl.ioctl, inner, 0x5452, struct.pack("i", 1))  # FIOASYNC, as nginx uses it for the channels of its workers
+attempt(fcntl.ioctl, inner, 0x5452, struct.pack("i", 1))  # FIOASYNC, which nginx uses for the channels of its workers
 os.write(outer, b"typed\\n")
 attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_NONBLOCK)
 print(os.read(inner, 100), came)

@@ -1,4 +1,4 @@
-"""Kernel tables that are shared by all sandboxes and the host: no sandbox may exhaust one."""
+"""No sandbox can exhaust a kernel table that all sandboxes share with the host."""
 
 import asyncio
 from pathlib import Path

@@ -73,9 +73,8 @@ def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
             await terminal.write(b"echo $((40 + 2)); tty; test -t 0 -a -t 1 -a -t 2 && echo three\n")
             output = await read_until(terminal.output, b"three\r\nready$ ")
             assert b"echo $((40 + 2))" in output
-            name = (
-                b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"
-            )  # gVisor's terminal has no name inside
+            # In gVisor, the terminal has no name.
+            name = b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"
             assert re.search(rb"\r\n42\r\n" + name + rb"\r\n", output), output
             await terminal.hang_up()
 

@@ -1,4 +1,4 @@
-"""The contract of the task index, for each store."""
+"""The contract of the task index, tested with each implementation."""
 
 import threading
 from dataclasses import replace
@@ -82,7 +82,7 @@ def with_texts(known, prompt, patch):
     return msgspec.structs.replace(known, manifest=replace(manifest, claude=claude, repository=repository))
 
 
-def test_queries_for_one_task_include_artifacts_and_texts(store):
+def test_queries_for_one_task_include_artifacts_and_prompt(store):
     all_ids = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
     known = IndexedTask(msgspec.structs.replace(all_ids, idempotency=e.Idempotency("k", "0")), 1)
     store.save(known)
@@ -194,7 +194,7 @@ def test_sort_orders_put_unstarted_tasks_last(store, sort, ascending):
 
 @pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_of_equal_values_neither_repeat_nor_skip(store, sort, order):
+def test_pages_of_equal_values_neither_repeat_nor_skip_tasks(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
         started = 1 if number % 3 else None
         store.insert(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
@@ -282,7 +282,7 @@ def test_last_page_has_no_cursor_and_offset_is_relative_to_it(store_with_mixed_t
         ("name", "\ud800"),
     ],
 )
-def test_cursor_of_another_list_is_rejected(store_with_mixed_tasks, sort, value):
+def test_cursor_that_does_not_fit_the_sort_order_is_rejected(store_with_mixed_tasks, sort, value):
     with pytest.raises(InvalidCursorError):
         store_with_mixed_tasks.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 

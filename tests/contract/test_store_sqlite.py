@@ -1,4 +1,4 @@
-"""Properties of a store with a file: durability, migrations, damage."""
+"""Properties of the SQLite store: durability, migrations, and reports of damage."""
 
 import dataclasses
 import os
@@ -255,7 +255,7 @@ def test_large_prompt_is_written_once(path):
     store.close()
 
 
-def test_texts_of_an_older_index_are_read(path):
+def test_prompt_in_a_row_of_an_older_index_is_read(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
@@ -268,7 +268,7 @@ def test_texts_of_an_older_index_are_read(path):
     store.close()
 
 
-def test_task_with_missing_texts_is_outdated(path):
+def test_task_with_a_missing_prompt_is_outdated(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
@@ -281,7 +281,7 @@ def test_task_with_missing_texts_is_outdated(path):
     store.close()
 
 
-def test_reused_id_has_new_texts(path):
+def test_reused_id_has_the_new_prompt(path):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a", prompt="first"), 1))
     store.delete("a")
@@ -402,7 +402,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
         assert [item.task.id for item in store.unfinished()] == ["b"]
         assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
         page = store.query(TaskQuery())
-        is_listed = column != "task"  # lists contain neither artifacts nor texts
+        is_listed = column != "task"  # lists contain neither artifacts nor prompts and patches
         assert {task.id for task in page.tasks} == ({"a", "b"} if is_listed else {"b"})
         assert [*page.damaged] == ([] if is_listed else ["a"])
         assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())
@@ -417,7 +417,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
     store.close()
 
 
-def test_row_of_another_task_is_outdated(path):
+def test_row_with_the_content_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.insert(IndexedTask(submitted(task_id), 5))
@@ -431,8 +431,8 @@ def test_row_of_another_task_is_outdated(path):
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_row_with_wrong_time_is_damaged_in_lists_by_that_time(path, order):
-    """Otherwise a query for the oldest tasks would stop at it."""
+def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_it(path, order):
+    """Otherwise a query for the oldest tasks would end at this row."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
     for item in (known, IndexedTask(submitted("b"), 5)):

@@ -34,9 +34,9 @@ BOOT_ID = "this-boot"
 class Script:
     """The course of an attempt.
 
-    runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: it ignores that signal.
-    report_to_runner: the gateway's callback for events; redact: its redaction of names, once it is created;
-    events_when_serving: the events that it reports when it starts to serve.
+    runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: that signal does not end it.
+    events_when_serving: the events that the gateway reports when it starts to serve.
+    Set when the gateway is created: report_to_runner, its callback for events, and redact, its redaction of names.
     """
 
     stdout: bytes = b'{"type":"result"}\n'

@@ -22,9 +22,9 @@ PRIVATE_ADDRESS = "10.1.2.3"
 
 
 class BlockedInternet:
-    """Enter it to create both namespaces; `server_prefix` and `internet_prefix` start commands inside them.
+    """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
-    packets: (protocol, address, port) of every recorded packet; of TCP only SYN packets.
+    packets: (protocol, address, port) of every recorded packet; for TCP, of SYN packets only.
     """
 
     def __init__(self):
@@ -106,7 +106,7 @@ class BlockedInternet:
 
 
 def _hold_namespace():
-    """A process that keeps a network namespace alive."""
+    """Start a process that keeps a new network namespace alive."""
     holder = subprocess.Popen(["unshare", "--net", "sleep", "3600"])
     own, deadline = _namespace("self"), time.monotonic() + 10
     while _namespace(holder.pid) == own:

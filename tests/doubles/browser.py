@@ -24,7 +24,7 @@ _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCL
 def open_chromium():
     """The machine's Chromium; skips the test if there is none.
 
-    It runs an event loop in this thread, so `asyncio.run` cannot be used until it is closed.
+    Playwright runs an event loop in this thread, so `asyncio.run` cannot be used until Chromium is closed.
     """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:

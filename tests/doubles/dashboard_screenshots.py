@@ -52,10 +52,10 @@ cat > src/app.py <<'END'
 
 
 def greet(name: str) -> str:
-    # Nobody in particular is everybody.
+    # An empty name greets the world.
     return f"hello {name or 'world'}"
 END
-printf '# What was done\n\nAn empty name greets the **world**; a test says so.\n' > report.md
+printf '# What was done\n\nAn empty name greets the **world**, and a test checks this.\n' > report.md
 printf '\033[32mPASS\033[0m tests/test_app.py::test_an_empty_name_greets_the_world\n\033[33m1 passed\033[0m in 0.01s\n'
 """
 BUSY = "import time\nend = time.time() + 12\nwhile time.time() < end: sum(range(100000))\n"
@@ -70,7 +70,7 @@ TURNS = (
     Turn((Text("As expected: there is nothing to run yet."), shell(FIX, "Write the test and the fix"))),
     Turn((shell("curl -sS -m 5 https://telemetry.example.com/ping; true", "Report to telemetry"),)),
     Turn((shell(f"python3 -c '{BUSY}'", "Try it with large inputs"),)),
-    Turn((Text("Done: an empty name greets the world now, and **a test says so**. Nothing else was touched."),)),
+    Turn((Text("Done: an empty name greets the world now, and **a test checks this**. Nothing else has changed."),)),
 )
 
 
@@ -128,7 +128,7 @@ def submit(deployment, task_id, name, *, branch="main", cpus=2, **labels):
 
 
 def require_token(deployment):
-    """Create a token, so that the server requires one."""
+    """Create a token; from then on, the server requires one."""
     command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "operator", "--name", "visitor"]
     created = subprocess.run(
         [*command, "--data-dir", str(deployment.data_dir)], capture_output=True, timeout=30, check=True
@@ -170,7 +170,7 @@ def layout_name(scheme, width):
 
 def save(page, file, height):
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
-    page.wait_for_timeout(1200)  # two updates of the clocks, and rendering
+    page.wait_for_timeout(1200)  # long enough for an update of the displayed times, and rendering
     page.screenshot(path=file, animations="disabled")
 
 

@@ -1,4 +1,4 @@
-"""Network attempts of a program in a sandbox, with and without the proxy: the start of a script run by the agent."""
+"""The first part of a script that the agent runs: functions for network access with and without the proxy."""
 
 PROBE = r"""
 import json, os, socket, ssl, subprocess, time

@@ -1,7 +1,8 @@
-"""`sandbox …` with bubblewrap probes that fail or hang as often as FAILING_PROBES defines.
+"""The command `sandbox` with bubblewrap probes that fail or hang as defined by the environment variable FAILING_PROBES.
 
-"2 hangs": two probes fail, and the third creates a sandbox that does not end. The file FAILING_PROBES_LOG has a line
-per probe, and `made` in the same directory the id of that sandbox. FAILING_PROBES_PAUSE is the first pause, in seconds.
+Example: "2 hangs" means that two probes fail, and the third creates a sandbox that does not end. Each probe adds a line
+to the file FAILING_PROBES_LOG; the id of that sandbox is in the file `made` in the same directory.
+FAILING_PROBES_PAUSE is the first pause between probes, in seconds.
 """
 
 import asyncio

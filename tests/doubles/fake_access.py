@@ -1,10 +1,10 @@
-"""Tokens in memory: the token is the id of its principal."""
+"""Access tokens in memory; each token is the id of its principal."""
 
 from sandbox.interfaces.auth import Principal, Role
 
 
 class FakeAccess:
-    """Implements `Access`. Without principals there are no tokens."""
+    """Implements `Access`. roles: by principal id; without any, no tokens exist."""
 
     def __init__(self, **roles: str) -> None:
         self.roles = roles

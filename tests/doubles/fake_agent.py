@@ -1,8 +1,8 @@
-"""A stand-in for Claude Code that prints given lines with pauses, with almost no load.
+"""A fake Claude Code that prints given lines with pauses, with almost no load.
 
-A program of a few hundred bytes without libraries: the load of a hundred tasks is then Sandbox's own. Like Claude
-Code it takes the session id from its arguments and prints it in its first and last line. Prepend the directory that
-`make_fake_agent` returns to the server's PYTHONPATH.
+It is a program of a few hundred bytes without libraries, so the load of a hundred tasks comes from Sandbox alone. Like
+Claude Code, it takes the session id from its arguments and prints it in its first and last line. Prepend the directory
+that `make_fake_agent` returns to the server's PYTHONPATH.
 """
 
 import json
@@ -43,11 +43,11 @@ def make_python_fake_agent(directory: Path, program: str) -> Path:
 
 def _install(directory: Path, program: bytes) -> Path:
     if os.uname().machine != "x86_64":
-        pytest.skip("the stand-in needs x86_64")
+        pytest.skip("the fake agent needs x86_64")
     bundled = directory / "claude_agent_sdk" / "_bundled"
     bundled.mkdir(parents=True)
     (bundled.parent / "__init__.py").touch()
-    (bundled / "claude.version").write_text("0.0.0 (stand-in)\n")
+    (bundled / "claude.version").write_text("0.0.0 (fake)\n")
     (bundled / "claude").write_bytes(program)
     (bundled / "claude").chmod(0o755)
     return directory

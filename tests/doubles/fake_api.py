@@ -40,8 +40,8 @@ def error_response(status: int, code: str, message: str, details: Any = None) ->
     return json_response({"error": code, "message": message, "details": details}, status)
 
 
-def sse_response(frames: Iterable[dict[str, Any]]) -> ApiResponse:
-    chunks = (f"id: {f['seq']}\nevent: {f['type']}\ndata: {json.dumps(f, ensure_ascii=False)}\n\n" for f in frames)
+def sse_response(events: Iterable[dict[str, Any]]) -> ApiResponse:
+    chunks = (f"id: {f['seq']}\nevent: {f['type']}\ndata: {json.dumps(f, ensure_ascii=False)}\n\n" for f in events)
     return ApiResponse(200, map(str.encode, chunks), {"Content-Type": "text/event-stream"})
 
 

@@ -1,12 +1,12 @@
-"""A fake event stream of a task's page, which requests again after its last event."""
+"""A fake event stream for a task's page, which reconnects after each response and continues after its last event."""
 
 import json
 
 
 class FakeEventStream:
-    """Fulfills a page's requests for a task's events; `send` adds events, one message per call. requests: their URLs.
+    """Responds to a page's requests for a task's events. `send` adds events, one message per call.
 
-    is_missing: respond with 404.
+    requests: the URLs of the requests; is_missing: respond with 404.
     """
 
     def __init__(self, page, task_id):

@@ -63,5 +63,5 @@ def make_certificate(path, *names):
 
 
 def run(*command):
-    """Run a command of the test."""
+    """Run a command, which must succeed."""
     subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -102,14 +102,14 @@ class FakeTasks:
         seq = entry.task.last_seq + 1 if entry else 1
         at = BEGINNING + timedelta(milliseconds=123 + seq)
         step = advance(entry.task if entry else None, event, seq=seq, at=at)
-        frame = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
+        wire_event = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
         if entry is None:
             entry = self.entries[task_id] = _Entry(step.task, [])
         entry.task = step.task
-        if frame is not None:
-            entry.events.append(frame)
+        if wire_event is not None:
+            entry.events.append(wire_event)
             for subscriber in self.subscribers:
-                subscriber.put_nowait(frame)
+                subscriber.put_nowait(wire_event)
         entry.changed.set()
         entry.changed = asyncio.Event()
 
@@ -194,9 +194,9 @@ class FakeTasks:
     async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         entry = self._entry(task_id)
         await asyncio.sleep(0)  # yield to other tasks, like the real implementation
-        for frame in list(entry.events):
-            if frame["seq"] > after:
-                yield frame
+        for wire_event in list(entry.events):
+            if wire_event["seq"] > after:
+                yield wire_event
         if entry.task.state.is_terminal:
             yield end_event(entry.task)
 
@@ -209,9 +209,9 @@ class FakeTasks:
                 yield current_state_event(entry.task)
             while True:
                 changed, is_over = entry.changed, entry.task.state.is_terminal
-                for frame in [frame for frame in entry.events if frame["seq"] > after]:
-                    yield frame
-                    after = frame["seq"]
+                for wire_event in [wire_event for wire_event in entry.events if wire_event["seq"] > after]:
+                    yield wire_event
+                    after = wire_event["seq"]
                 if is_over:
                     yield end_event(entry.task)
                     return

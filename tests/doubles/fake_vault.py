@@ -1,4 +1,4 @@
-"""A small HTTP server with the required part of Vault's KV version 2 API."""
+"""A small HTTP server with the part of Vault's KV version 2 API that Sandbox uses."""
 
 import contextlib
 import json
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Silence."""
+        """Do not log."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""System calls made to fail in real processes by strace(1), and file systems small enough to fill."""
+"""Makes system calls of real processes fail, with strace(1), and mounts file systems small enough to fill."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ def injected_fault(pid, fault, log):
         deadline = time.monotonic() + 20
         while not _is_traced(pid, tracer.pid):
             assert tracer.poll() is None, tracer.stderr.read()
-            assert time.monotonic() < deadline, "strace does not attach"
+            assert time.monotonic() < deadline, "strace did not attach"
             time.sleep(0.01)
         yield Injection(log)
     finally:
@@ -71,8 +71,8 @@ def injected_fault(pid, fault, log):
 
 def _is_traced(pid, tracer):
     """Whether every thread of the process is traced."""
-    mark = f"TracerPid:\t{tracer}\n"
-    return all(mark in (thread / "status").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
+    tracer_line = f"TracerPid:\t{tracer}\n"
+    return all(tracer_line in (thread / "status").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def small_file_system(directory, size_bytes):
 
 def fill_file_system(directory, *, free_bytes=0):
     """Fill a file system except for `free_bytes`; return the file that uses the space."""
-    filler = directory / "ballast"
+    filler = directory / "filler"
     with filler.open("wb", buffering=0) as file:
         for piece_bytes in (1 << 20, 1 << 16, 4096):
             while _free_bytes(directory) - free_bytes >= piece_bytes:

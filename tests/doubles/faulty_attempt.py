@@ -1,4 +1,4 @@
-"""A server that runs short tasks while system calls fail, and checks of the outcome."""
+"""Runs short tasks on a server while system calls fail, and checks the outcome."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ FAULT_SECONDS = 4.0
 
 
 class FaultHarness:
-    """Runs tasks with a stand-in agent, one per fault. final_statuses: by task id."""
+    """Runs tasks with a fake agent, one task per fault. final_statuses: by task id."""
 
     def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
         self.deployment = Deployment(directory)
@@ -48,7 +48,7 @@ class FaultHarness:
                 is_accepted = self.submit(task_id, FAULT_SECONDS)
                 if is_accepted:
                     self.wait_for_end(task_id, injection)
-            assert is_accepted or self.submit(task_id, 30), "rejected after the fault has ended"
+            assert is_accepted or self.submit(task_id, 30), "rejected although the fault has ended"
             status = self.deployment.wait(task_id)
         self.check(status)
         return status, failed_calls(injection.hits)

@@ -1,4 +1,4 @@
-"""A runtime double that fails on demand, in the ways of real runtimes."""
+"""A runtime double that fails on demand, like real runtimes may fail."""
 
 import asyncio
 import signal
@@ -32,8 +32,8 @@ class RuntimeFaults:
     """The faults of a runtime.
 
     start_error: starting the command fails with this reason. exits_without_report: the sandbox ends without an exit
-    code soon after the command started. create_hangs, start_hangs: `create` or `start` does not return.
-    slow_stop_seconds: SIGTERM is ignored, and SIGKILL takes effect after this time. slow_destroy_seconds: duration
+    code soon after the command has started. create_hangs, start_hangs: `create` or `start` does not return.
+    slow_stop_seconds: SIGTERM is ignored, and SIGKILL takes effect after this time. slow_destroy_seconds: the duration
     of `destroy`.
     """
 
@@ -106,7 +106,7 @@ class FaultySandbox:
 class FaultyRuntime:
     """A runtime whose probe always succeeds."""
 
-    name = "lying"
+    name = "faulty"
     tier = "namespaces"
 
     def __init__(self, faults: RuntimeFaults) -> None:

@@ -41,7 +41,7 @@ class FloodBench:
         flood = _program("-I", "-S", floods.__file__, name, json.dumps(self.ports), start_new_session=True)
         try:
             yield
-            assert flood.poll() is None, "the flood has ended"
+            assert flood.poll() is None, "the flood ended too early"
         finally:
             os.killpg(flood.pid, signal.SIGKILL)
             flood.wait()
@@ -49,9 +49,9 @@ class FloodBench:
 
 @contextlib.contextmanager
 def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
-    """After the block, `end` has the gateway's report. spent_seconds: CPU budget used before the start.
+    """After the block, `final_report` has the gateway's report. spent_seconds: CPU budget used before the start.
 
-    factor: multiplies the counted CPU time, so that the limit is reached on a busy machine too.
+    factor: multiplies the counted CPU time, so that the limit is also reached on a busy machine.
     """
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(_running(_program(flood_hosts.__file__, stdout=subprocess.PIPE)))

@@ -1,7 +1,8 @@
-"""A gateway in a separate process, with HOST on loopback.
+"""A gateway in a separate process, which resolves HOST to a loopback address.
 
-`flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT: used CPU seconds of its budget; its CPU time counts
-FACTOR times. Prints a JSON line with its ports once it serves, and another with a report when its standard input ends.
+Usage: `flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT CPU seconds of its budget count as used, and its
+CPU time is multiplied by FACTOR. Prints a JSON line with its ports when it starts to serve, and another one with a
+report when its standard input ends.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ async def main() -> None:
         ports = {
             "model": listeners.model.getsockname()[1],
             "proxy": listeners.proxy.getsockname()[1],
-            "names": listeners.dns_udp.getsockname()[1],
+            "dns_udp": listeners.dns_udp.getsockname()[1],
             "dns_tcp": listeners.dns_tcp.getsockname()[1],
             "transparent_80": listeners.transparent[80].getsockname()[1],
             "transparent_443": listeners.transparent[443].getsockname()[1],
@@ -53,7 +54,7 @@ async def main() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of this program: ru_maxrss includes the time before exec."""
+    """Peak memory of this program. Not from ru_maxrss, which includes the time before exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

@@ -1,8 +1,7 @@
-"""Programs in a sandbox that flood their gateway: `floods.py NAME PORTS`, PORTS as JSON.
+"""Floods the gateway from a sandbox: `floods.py NAME PORTS`, with PORTS as JSON.
 
-Each starts processes in its process group, which run until they are killed.
-
-Uses only the standard library, so it runs in a sandbox.
+A flood runs in several processes of one process group until they are killed. This program uses only the standard
+library, so it can run in a sandbox.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ def connect(port: str) -> socket.socket:
 
 def datagrams(message: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.connect(("127.0.0.1", PORTS["names"]))
+        sender.connect(("127.0.0.1", PORTS["dns_udp"]))
         sender.setblocking(False)
         while True:
             with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
@@ -107,41 +106,41 @@ def floods() -> dict:
     )
     refused = b"CONNECT denied.example:443 HTTP/1.1\r\nHost: denied.example\r\n\r\n"
     return {
-        "names that are refused over UDP": lambda: datagrams(query("denied.example")),
-        "a name that is known over UDP": lambda: datagrams(query(HOST)),
-        "long names over UDP": lambda: datagrams(query(".".join(["a"] * 120))),
-        "scraps over UDP": lambda: datagrams(b"\0" * 13),
-        "names that are refused over TCP": lambda: stream("dns_tcp", b"", denied_queries),
-        "a name that is known over TCP": lambda: stream("dns_tcp", b"", allowed_queries),
-        "names over TCP byte by byte": lambda: stream("dns_tcp", b"", b"\0"),
-        "connections for names": lambda: connections("dns_tcp", reads_responses=False),
+        "denied DNS names over UDP": lambda: datagrams(query("denied.example")),
+        "an allowed DNS name over UDP": lambda: datagrams(query(HOST)),
+        "long DNS names over UDP": lambda: datagrams(query(".".join(["a"] * 120))),
+        "truncated DNS messages over UDP": lambda: datagrams(b"\0" * 13),
+        "denied DNS names over TCP": lambda: stream("dns_tcp", b"", denied_queries),
+        "an allowed DNS name over TCP": lambda: stream("dns_tcp", b"", allowed_queries),
+        "DNS over TCP byte by byte": lambda: stream("dns_tcp", b"", b"\0"),
+        "connections to the DNS port": lambda: connections("dns_tcp", reads_responses=False),
         "refused tunnels": lambda: connections("proxy", refused),
         "refused tunnels, reset": lambda: connections("proxy", refused, reads_responses=False, resets=True),
         "connections to the proxy": lambda: connections("proxy", reads_responses=False),
-        "nonsense to the proxy": lambda: connections("proxy", b"\0\r\n\r\n"),
+        "invalid requests to the proxy": lambda: connections("proxy", b"\0\r\n\r\n"),
         "connections to port 443": lambda: connections("transparent_443", reads_responses=False),
         "TLS without a server name (SNI)": lambda: connections("transparent_443", hello("")),
         "TLS with a refused name": lambda: connections("transparent_443", hello("denied.example")),
         "requests at port 80": lambda: connections("transparent_80", b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
-        "more after a refusal": lambda: stream("proxy", refused, bytes(65536)),
-        "the head of a request byte by byte": lambda: stream("proxy", b"GET http://x/ HTTP/1.1\r\nX: ", b"x"),
+        "data after a refusal": lambda: stream("proxy", refused, bytes(65536)),
+        "a request head byte by byte": lambda: stream("proxy", b"GET http://x/ HTTP/1.1\r\nX: ", b"x"),
         "connections to the model": lambda: connections("model", reads_responses=False),
         "connections to the model, reset": lambda: connections("model", b"P", reads_responses=False, resets=True),
         "requests with a wrong key": lambda: sequential_requests(request("wrong", b"{}")),
         "connections with a wrong key": lambda: connections("model", request("wrong", b"{}"), reads_responses=False),
         "requests for a wrong path": lambda: sequential_requests(request(TASK_KEY, b"{}", path="/v1/files")),
-        "requests that are no JSON": lambda: sequential_requests(request(TASK_KEY, b"{")),
-        "requests that are pipelined": lambda: stream("model", b"", request("wrong", b"{}") * 100),
-        "a body that is refused": lambda: stream("model", request("wrong", b"", 1 << 40), bytes(65536)),
+        "requests with invalid JSON": lambda: sequential_requests(request(TASK_KEY, b"{")),
+        "pipelined requests": lambda: stream("model", b"", request("wrong", b"{}") * 100),
+        "the body of a rejected request": lambda: stream("model", request("wrong", b"", 1 << 40), bytes(65536)),
         "a body that is too large": lambda: stream("model", request(TASK_KEY, b"", 1 << 26), bytes(65536)),
         "large bodies": lambda: stream("model", request(TASK_KEY, b"", 1 << 21), bytes(65536)),
-        "a body in chunks of a byte": lambda: stream("model", chunked(TASK_KEY), b"1\r\nx\r\n" * 10_000),
+        "a body in one-byte chunks": lambda: stream("model", chunked(TASK_KEY), b"1\r\nx\r\n" * 10_000),
         "a body byte by byte": lambda: stream("model", request(TASK_KEY, b"", 1 << 24), b"x"),
-        "requests that are forwarded": lambda: sequential_requests(request(TASK_KEY, b'{"model":"m","messages":[]}')),
+        "forwarded requests": lambda: sequential_requests(request(TASK_KEY, b'{"model":"m","messages":[]}')),
         "allowed tunnels": lambda: connections("proxy", tunnel(b"\1"), reads_responses=False),
-        "a tunnel outwards": lambda: stream("proxy", tunnel(b"\1"), bytes(1 << 18)),
-        "a tunnel inwards": lambda: stream("proxy", tunnel(b"\2"), b""),
-        "a tunnel byte by byte": lambda: stream("proxy", tunnel(b"\3"), b"x"),
+        "uploads through a tunnel": lambda: stream("proxy", tunnel(b"\1"), bytes(1 << 18)),
+        "downloads through a tunnel": lambda: stream("proxy", tunnel(b"\2"), b""),
+        "echoes through a tunnel byte by byte": lambda: stream("proxy", tunnel(b"\3"), b"x"),
     }
 
 

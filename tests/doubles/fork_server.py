@@ -1,4 +1,4 @@
-"""The process that `forked_commands` forks: it imports Sandbox once, and each fork runs one of its programs."""
+"""The process that `forked_commands` forks: it imports Sandbox once, and each fork runs one of Sandbox's programs."""
 
 import atexit
 import gc
@@ -69,7 +69,7 @@ def serve():
 
 
 def _import_all():
-    """Import all modules of the product, like `main()` without the command line of httpx."""
+    """Import all modules of Sandbox. Like its `main()`, skip the command line of httpx."""
     sys.modules["httpx._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
@@ -83,7 +83,7 @@ def _import_all():
 
 
 def _warm_caches():
-    """Fill read-only caches: routes, schemas, pages."""
+    """Fill caches that do not change later: routes, schemas, pages."""
     from sandbox.api.app import create_api_schema_app
     from sandbox.bootstrap.settings import load
     from sandbox.dashboard import templates
@@ -135,7 +135,7 @@ def _reset_warnings():
 
 
 def _stream(number, old):
-    """Create a standard stream like the interpreter."""
+    """Create a standard stream like the interpreter does."""
     mode = "w" if number else "r"
     buffer = os.fdopen(number, mode + "b", closefd=False)
     buffer.raw.name = old.name

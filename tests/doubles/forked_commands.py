@@ -1,13 +1,14 @@
-"""`sandbox …` as a fork of a process with all imports done, instead of a new interpreter.
+"""Runs the command `sandbox` in a fork of a process with all imports done, instead of a new interpreter.
 
-The same as with a new interpreter: a separate process that runs `main()` with arguments, environment, time zone,
-directory, new streams (so terminals are detected), signals and exit code; exit handlers; tracebacks of uncaught
-exceptions, termination by SIGINT, exit code 120 if the last output cannot be written; warnings as errors, if set by
-PYTHONWARNINGS.
+Like with a new interpreter, a separate process runs `main()` with arguments, environment, time zone, directory, new
+streams (so terminals are detected), signals and exit code; exit handlers run; an uncaught exception prints a traceback,
+SIGINT ends the process, the exit code is 120 if the last output cannot be written, and PYTHONWARNINGS can turn warnings
+into errors.
 
-Different: missing, slow or warning imports are not detected; the process is a child of the fork server and has its
-user, limits, namespaces, control group, umask and hash seed; the encoding is UTF-8; modules are not cleared at exit;
-/proc/PID/environ and cmdline are the fork server's. Tests that depend on any of these start `python -m sandbox`.
+Differences: imports that are missing, slow or emit warnings are not detected; the process is a child of the fork server
+and has its user, limits, namespaces, control group, umask and hash seed; the encoding is UTF-8; modules are not cleared
+at exit; /proc/PID/environ and cmdline are the fork server's. Tests that depend on any of these start
+`python -m sandbox`.
 """
 
 import atexit
@@ -81,7 +82,7 @@ def _environment(env):
         "PYTHONWARNINGS",
         "PYTHONPATH",
     }
-    assert not read_at_start, f"a fork does not apply {read_at_start}"
+    assert not read_at_start, f"a fork ignores {read_at_start}"
     assert variables.get("PYTHONWARNINGS", "error") == "error"
     return variables
 

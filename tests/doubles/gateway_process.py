@@ -1,7 +1,7 @@
 """A gateway in a separate process: `gateway_process.py DESCRIPTORS RULES`.
 
-DESCRIPTORS: comma-separated descriptors of model, proxy, DNS over UDP and TCP, then pairs PORT=DESCRIPTOR. RULES: JSON.
-Prints a line once it serves.
+DESCRIPTORS: comma-separated listeners for the model, the proxy, DNS over UDP and DNS over TCP, then pairs
+PORT=DESCRIPTOR. RULES: JSON. Prints a line before it starts to serve.
 """
 
 import asyncio

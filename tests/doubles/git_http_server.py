@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 class GitHttpServer:
     """Serves every repository below `root`.
 
-    credentials: "user:password" that every request must bring (HTTP Basic).
+    credentials: "user:password" that every request must contain (HTTP Basic).
     status: respond to every request with this status instead of git's response.
     redirect: redirect requests below this URL.
     requests: the received requests, as "GET /path".
@@ -35,7 +35,7 @@ class GitHttpServer:
 
     @property
     def url(self) -> str:
-        """Ends with a slash."""
+        """The base URL, with a trailing slash."""
         return f"http://127.0.0.1:{self._http.server_address[1]}/"
 
     def stall(self) -> None:

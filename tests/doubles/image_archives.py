@@ -1,4 +1,4 @@
-"""Image archives as written by other tools, valid and hostile, and a minimal root file system for them."""
+"""Valid and hostile image archives, as written by other tools, and a minimal root file system for them."""
 
 import gzip
 import hashlib

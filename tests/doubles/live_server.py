@@ -1,4 +1,4 @@
-"""A real deployment as processes: the server, a git server and a scripted model."""
+"""A real deployment: processes of the server, a git server and a scripted model."""
 
 import atexit
 import base64
@@ -29,7 +29,7 @@ ORGANISATION = "https://github.com/org/"
 _GIT_SERVER, _MODEL = "sandbox.demo.git_server:main", "sandbox.demo.scripted_model:main"
 _MODULES = {COMMAND_LINE: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
 START_SECONDS = 90
-"""A server that boots a guest without KVM needs most of it on a busy machine."""
+"""On a busy machine, a server that boots a guest without KVM needs most of this time."""
 
 
 def bash(command):
@@ -59,7 +59,7 @@ def wait_until(condition, seconds=20.0, description="the condition", *, pause_ma
 
 
 class Process:
-    """A child process whose first output line is JSON with its addresses. start: starts it with given streams."""
+    """A child process whose first output line is JSON with its addresses. start: starts it with the given streams."""
 
     def __init__(self, start, *, log):
         self.log = log
@@ -120,7 +120,7 @@ def make_repository(bare, files, *, branch="main"):
 
 @lru_cache(maxsize=64)
 def _repository_template(branch, files):
-    """A repository to copy from, created once per process: the same files give the same commit."""
+    """A repository to copy, and its commit. Created once per process, since the same files give the same commit."""
     directory = _directory_of_this_process("repository-")
     work, bare = directory / "work", directory / "bare"
     for name, content in files:
@@ -147,7 +147,7 @@ def _installed_agent():
 
 
 def preinstall_agent(data_dir):
-    """Link the copy of Claude Code that a server would make: copying 400 MB per server takes long."""
+    """Hard-link the copy of Claude Code that the server would make, since copying 400 MB for each server is slow."""
     installed = _installed_agent()
     target = data_dir / "agent" / installed.name
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ class Deployment:
             self.model.send_signal(signal.SIGCONT)
 
     def start_server(self, *, ports=(0, 0), python=None, **environment):
-        """ports: of the REST API and of the WebSocket API; 0 for any. python: the interpreter of another version."""
+        """ports: of the REST and WebSocket APIs; 0 for any. python: the interpreter of another version of Sandbox."""
         if not self.prefix and not (self.data_dir / "agent").exists():
             preinstall_agent(self.data_dir)
         port, ws_port = map(str, ports)
@@ -304,7 +304,7 @@ class Deployment:
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
     def states(self, task_id="task-1"):
-        return [frame["new_state"] for frame in self.wire_events(task_id) if frame["type"] == "state_change"]
+        return [event["new_state"] for event in self.wire_events(task_id) if event["type"] == "state_change"]
 
     def tool_results(self):
         """Results of the agent's tools as sent to the model, in order."""

@@ -1,4 +1,4 @@
-"""A small MCP server that returns its token and arguments: over stdio as a program, or over HTTP in a test."""
+"""A small MCP server that returns its token and arguments, over stdio as a program or over HTTP in a test's process."""
 
 import json
 import os

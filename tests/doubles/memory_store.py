@@ -42,7 +42,7 @@ class MemoryStore:
             self._tasks.pop(task_id, None)
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Always empty: the store is never older than its process."""
+        """Always empty, since all tasks were stored by the current version."""
         return ()
 
     def load(self, task_id: str) -> IndexedTask | None:

@@ -28,7 +28,7 @@ def missing_reason(commit):
 
 @contextmanager
 def lock_retired_uids():
-    """Hold the kernel uids that the machine has retired; versions without retired uids would use them and fail."""
+    """Lock the kernel uids that the machine has retired: an old version does not skip them, and would fail."""
     with ExitStack() as stack:
         for marker in LOCK_DIRECTORY.glob("*.retired"):
             lock_file = stack.enter_context(marker.with_suffix("").open("a"))
@@ -42,8 +42,8 @@ def lock_retired_uids():
 class OldVersion:
     """An environment with the current dependencies and the `sandbox` package of a commit.
 
-    Runners are started with `-I`, which ignores PYTHONPATH, so it is a virtual environment. It does not use the `.pth`
-    files of the current environment, which may point to the current `sandbox`.
+    It is a virtual environment because runners are started with `-I`, which ignores PYTHONPATH. It does not use the
+    `.pth` files of the current environment, which may point to the current `sandbox`.
     """
 
     def __init__(self, directory, commit):
@@ -58,7 +58,7 @@ class OldVersion:
         (packages / "old.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def run(self, *arguments, **environment):
-        """Run its interpreter with -I, like runners; return stdout."""
+        """Run the interpreter with -I, like runners; return stdout."""
         result = subprocess.run(
             [self.python, "-I", *arguments], env=environment, capture_output=True, timeout=60, check=False
         )
@@ -66,5 +66,5 @@ class OldVersion:
         return result.stdout
 
     def command(self, *arguments, **environment):
-        """Run its command line; return the JSON output."""
+        """Run the old version's command line; return the JSON output."""
         return json.loads(self.run("-m", "sandbox", *arguments, "--format", "json", **environment))

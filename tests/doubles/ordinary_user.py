@@ -30,7 +30,7 @@ def ordinary_user_directory(*, for_sandboxes=False):
         options = ("--pid", "--fork", "--mount-proc") if for_sandboxes else ()
         probe = subprocess.run([*prefix, "unshare", "--user", "--map-root-user", *options, "true"], check=False)
         if probe.returncode != 0:
-            pytest.skip("ordinary users get no user namespace here" + (", or no /proc in it" if for_sandboxes else ""))
+            pytest.skip("ordinary users cannot create user namespaces" + (", or mount /proc" if for_sandboxes else ""))
         yield directory
     finally:
         subprocess.run(["chmod", "-R", "u+rwX", "--", str(directory)], check=False)
@@ -38,7 +38,7 @@ def ordinary_user_directory(*, for_sandboxes=False):
 
 
 def run_as_ordinary_user(coroutine_function, *arguments):
-    """Run a coroutine function in a process of such a user; a failed assertion fails the test."""
+    """Run a coroutine function in a process of the ordinary user; a failed assertion fails the test."""
     child = FORKSERVER.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
     child.start()
     child.join(_SECONDS)

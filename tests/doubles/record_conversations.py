@@ -13,7 +13,7 @@ from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 
-RECORDINGS = Path(__file__).parents[1] / "unit" / "agent" / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "unit" / "agents" / "claude_code" / "recordings"
 NO_RETRIES = {"CLAUDE_CODE_MAX_RETRIES": "0"}
 LONG = "import time; time.sleep(30)"
 
@@ -89,7 +89,7 @@ CASES = {
 
 
 async def record(turns, branches=None, claude=None, environment=None, on_line=None):
-    """Run once; return stdout, exit code and stderr, without paths of this machine."""
+    """Run Claude Code once; return stdout, exit code and stderr, with the machine's paths replaced."""
     with tempfile.TemporaryDirectory() as directory:
         outside = ClaudeOnHost(Path(directory))
         (outside.workspace / "notes.txt").write_text("hello\n")
@@ -107,7 +107,7 @@ def _host(url):
 
 
 def main(names):
-    """Record all cases, or those named."""
+    """Record the named cases, or all."""
     RECORDINGS.mkdir(exist_ok=True)
     index_file = RECORDINGS / "index.json"
     index = json.loads(index_file.read_text()) if index_file.exists() else {}

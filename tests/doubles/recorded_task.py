@@ -1,4 +1,4 @@
-"""The events of one task: a small bug fix as seen by a client."""
+"""The events of one task, a small bug fix, as a client receives them."""
 
 import json
 from typing import Any

@@ -31,7 +31,7 @@ ALPHABETS = [
     st.characters(min_codepoint=0xA0, max_codepoint=0x1F9FF, categories=["L", "N", "S"]),
     st.sampled_from("\\\"/%+&'nrtbfux0123 aé"),
 ]
-# A random value with few different letters would match by chance.
+# A random value with few different letters would occur in other text by chance.
 values = st.sampled_from(VALUES) | st.one_of(
     *(st.text(alphabet, min_size=12, max_size=40) for alphabet in ALPHABETS)
 ).filter(lambda value: len(set(value.strip())) >= 6 and len(value.strip()) >= 10)
@@ -183,7 +183,7 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 @st.composite
 def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
-    """A random encoding of the value, as the encoding of each letter (of the base64 text, if used)."""
+    """A random encoding of the value, as a list with the encoding of each letter (for base64, of its text)."""
     kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
     letters = list(value)
     if kind == "noise":
@@ -211,7 +211,7 @@ def with_noise(text: str, seed: int) -> str:
 
 
 def characters_with_noise(text: str, seed: int) -> list[str]:
-    """Not within escapes in the value itself, which noise could create or destroy."""
+    """Each character, followed by noise at random; not inside escapes of the value itself, which noise could change."""
     rng = random.Random(seed)
     protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [

@@ -1,4 +1,4 @@
-"""A gateway with a fake remote host: a table resolves its name, and a handler on loopback serves it."""
+"""A gateway with a fake remote host, whose name is resolved by a table and which a handler serves on loopback."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ MODEL = "http://127.0.0.9:9"
 
 
 def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = b"") -> bytes:
-    """A minimal ClientHello; has_ech: with an encrypted inner one.
+    """A minimal ClientHello; has_ech: with an encrypted inner ClientHello.
 
     extra_extensions: appended to the extensions.
     """
@@ -30,15 +30,15 @@ def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = 
 
 
 @asynccontextmanager
-async def gateway_with_remote_host(handle, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
-    """A gateway that resolves HOST to `addresses` and other names by `names`, and whose dials all reach `handle`."""
+async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
+    """A gateway that resolves HOST to `addresses` and other names with `names`; `handler` serves all connections."""
     writers, tasks = [], set()
 
     async def run_handler(reader, writer):
         writers.append(writer)
         tasks.add(asyncio.current_task())
         with suppress(ConnectionError):
-            await handle(reader, writer)
+            await handler(reader, writer)
 
     server = await asyncio.start_server(run_handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

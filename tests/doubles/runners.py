@@ -13,16 +13,15 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
-"""The second is of version 0.1."""
+"""The second is the module name of version 0.1."""
 
 
 def runner_pid(deployment, task_id="task-1"):
-    """See `find_runner`."""
     return find_runner(deployment.data_dir, task_id)
 
 
 def find_runner(data_dir, task_id):
-    """Pid of the runner that holds the journal's lock, found by its open files; None if there is none."""
+    """Pid of the runner that has the journal's lock file open; None if there is none."""
     try:
         lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
     except FileNotFoundError:
@@ -66,11 +65,11 @@ def first_process(deployment, task_id="task-1"):
 
 
 def finalize_journal(data_dir, task_id):
-    """Finalize the journal like a server whose runners failed; leftovers remain."""
+    """Finalize the journal like a server after a failed runner; leftovers remain."""
     journals = FileJournals(data_dir)
     writer = wait_until(lambda: _open_or_none(journals, task_id), description="the journal's lock")
     recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
-    failure = Failure(FailureCode.RUNNER_LOST, "All is lost.")
+    failure = Failure(FailureCode.RUNNER_LOST, "The runner is lost.")
     is_running = recorder.task.state is TaskState.RUNNING
     recorder.record(AgentExited(None, None, failure) if is_running else AttemptFailed(failure))
     recorder.record(TaskFinished())

@@ -37,7 +37,7 @@ def require_runtime(name, run_dir):
 def require_qemu_components():
     """Skip the test if QEMU's components are missing; with them, a guest that does not boot is a failure."""
     if os.getuid() != 0 or os.uname().machine != "x86_64":
-        pytest.skip("QEMU needs root, on x86_64")
+        pytest.skip("QEMU needs root and x86_64")
     try:
         find_components()
     except AttemptError as error:

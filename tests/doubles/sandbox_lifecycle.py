@@ -25,7 +25,7 @@ class CommandResult:
 
 
 def new_attempt_id() -> str:
-    """12 base32 characters."""
+    """A random id of 12 base32 characters."""
     return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
@@ -95,7 +95,7 @@ def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> 
 
 
 async def read_until(reader: asyncio.StreamReader, marker: bytes) -> bytes:
-    """Read until the output contains the word."""
+    """Read until the output contains the marker; return the output."""
     stdout = b""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while marker not in stdout:

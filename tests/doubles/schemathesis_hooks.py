@@ -5,7 +5,7 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(_, case):
-    """Of the three body formats of a submission, only one is tested at all boundary values, and each at random."""
+    """Test all boundary values with only one of the three body formats of a submission; random values with each."""
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 
 

@@ -30,7 +30,7 @@ class UpstreamRequest:
 
 @dataclass
 class ScriptedUpstream:
-    """Responds to each request by its script; the connection stays open for the next request."""
+    """Calls the script to respond to each request; the connection stays open for the next request."""
 
     script: Script
     port: int = 0

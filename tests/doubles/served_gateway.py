@@ -111,7 +111,7 @@ class Client:
 
 
 async def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Poll with a bound."""
+    """Poll until the condition is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met in time"
@@ -119,7 +119,7 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> Non
 
 
 def run(test: Callable[[], object]) -> None:
-    """Run an async test with a bound."""
+    """Run an async test with a timeout."""
 
     async def bounded() -> None:
         async with asyncio.timeout(30):

@@ -102,7 +102,7 @@ class AdjustableClock(SystemClock):
 
 
 class ServerComponents:
-    """A server's components with one data directory; each `server()` is a restart, the runners stay."""
+    """A server's components with one data directory; each `server()` starts a new server, and the runners continue."""
 
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
         self.upstream = upstream

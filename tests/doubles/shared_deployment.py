@@ -1,6 +1,6 @@
-"""One deployment for all tests of this process that do not depend on its start; it is emptied after each test.
+"""One deployment for all tests of this process that prepare nothing before its start; it is emptied after each test.
 
-If it differs afterwards from a newly started deployment, it is discarded, and the next test gets a new one.
+If it then differs from a newly started deployment, it is discarded, and the next test gets a new one.
 """
 
 import shutil

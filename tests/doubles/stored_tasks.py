@@ -38,7 +38,7 @@ class StoredTasks:
 
     @classmethod
     def with_three_tasks(cls, data_dir):
-        """With the completed and indexed tasks task-1, task-2 and task-3."""
+        """Store and index the completed tasks task-1, task-2 and task-3."""
         tasks = cls(data_dir)
         for number in (1, 2, 3):
             tasks.finish(f"task-{number}")
@@ -60,7 +60,7 @@ class StoredTasks:
     def run(
         self, task_id, *, lines=3, line_bytes=0, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts
     ):
-        """A running task; return its recorder. line_bytes: minimum size of each output line."""
+        """Create a running task; return its recorder. line_bytes: minimum size of each output line."""
         recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
             recorder.record(
@@ -71,7 +71,7 @@ class StoredTasks:
         return recorder
 
     def finish(self, task_id, **options):
-        """A completed task with a closed writer."""
+        """Create a completed task with a closed writer; return it."""
         return self.end(self.run(task_id, **options))
 
     def end(self, recorder):
@@ -82,7 +82,7 @@ class StoredTasks:
         return recorder.task
 
     def fail(self, task_id, failure, **options):
-        """A task that failed."""
+        """Create a failed task with a closed writer; return it."""
         recorder = self.run(task_id, **options)
         for event in (AgentExited(1, None, failure), TaskFinished()):
             recorder.record(event)

@@ -35,7 +35,7 @@ class TerminalUser:
         os.write(self._terminal, text.encode() if isinstance(text, str) else text)
 
     def expect(self, pattern, seconds=TIMEOUT_SECONDS):
-        """Wait for a match in the output; output before it is dropped. Return the match."""
+        """Wait for a match in the output and return it; drop the output up to its end."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern.encode(), self.output)) is None:
             assert time.monotonic() < deadline, f"waited for {pattern!r}, got {self.output[-3000:]!r}"
@@ -44,10 +44,10 @@ class TerminalUser:
         return match
 
     def type_until_echoed(self, text, seconds=TIMEOUT_SECONDS):
-        """Type repeatedly until the text is echoed: input is ignored until this terminal becomes the writer."""
+        """Type repeatedly until the text is echoed; input is ignored as long as another terminal is the writer."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self.output:
-            assert time.monotonic() < deadline, f"typed {text!r} in vain, got {self.output[-3000:]!r}"
+            assert time.monotonic() < deadline, f"{text!r} was not echoed, got {self.output[-3000:]!r}"
             self.type(text)
             read_until = time.monotonic() + 0.5
             while time.monotonic() < read_until:
@@ -80,7 +80,7 @@ class TerminalUser:
         self.close()
 
     def _read(self, seconds=0.5):
-        """False once the other end is closed."""
+        """Return False after the other end was closed."""
         ready, _, _ = select.select([self._terminal], [], [], seconds)
         if not ready:
             return True

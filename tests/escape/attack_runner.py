@@ -1,4 +1,4 @@
-"""Runs the attacks with one runtime, against a server in an isolated network with targets for the agent."""
+"""Runs the attacks with one runtime, on a server in an isolated network that contains targets."""
 
 import itertools
 import json
@@ -52,8 +52,9 @@ ATTACKS_PER_RUNTIME = {
     kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
     for kind, attacks in ATTACKS.items()
 }
-"""Without attacks that only reach the gateway, which are tested with another runtime, and without attacks that kill the
-agent, which tests/contract covers for each runtime and tests/acceptance/test_limit_errors.py for gVisor."""
+"""The attacks whose outcome depends on the runtime. Omitted are attacks that only reach the gateway, which are tested
+with another runtime, and attacks that kill the agent: tests/contract covers these for each runtime, and
+tests/acceptance/test_limit_errors.py for gVisor."""
 
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
@@ -72,13 +73,14 @@ print(json.dumps({{**{RESULT!r}, **session}}))
 
 
 class AttackRun:
-    """Enter it to run the tasks; `results` are the reports by attack, the other attributes are host observations.
+    """A context manager that runs the tasks. Afterwards, its attributes are the attacks' reports and host observations.
 
-    user: uid of the server, root by default; an ordinary user cannot enforce limits, so resource attacks are skipped.
+    user: uid of the server, root by default. Resource attacks need root, since other users cannot enforce limits.
     attacks: by kind; all by default.
     has_fake_agent: use a Python program instead of the agent, which takes minutes to start in an emulated guest.
-    evidence: of the attacks from inside.
-    sent_packets, allowed_packets: packets on the wire, and the expected ones · host_requests: received by the host.
+    results: the reports, by kind and attack. evidence: the observations with which the reports are judged.
+    sent_packets, allowed_packets: the recorded packets, and those that are expected.
+    host_requests: the requests that the allowed host received.
     """
 
     def __init__(self, directory, runtime, *, user=None, attacks=ATTACKS, has_fake_agent=False):
@@ -87,7 +89,7 @@ class AttackRun:
         self._steps = 3 if attacks is ATTACKS else 1
         self.results, self.evidence = {}, Evidence({})
         self.marker = f"battery-{secrets.token_hex(6)}"
-        self.execution_marker_file, self.canary = self.directory / "mark", self.directory / "canary.txt"
+        self.execution_marker_file, self.canary = self.directory / "executed", self.directory / "canary.txt"
         self.host_request_log = self.directory / "host.ndjson"
         self._stack = ExitStack()
 
@@ -137,7 +139,7 @@ class AttackRun:
         resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
         if self.user is not None and sys.base_prefix.startswith("/root/"):
-            # Other users cannot reach a Python in root's home: mount it into an otherwise empty one.
+            # Other users cannot access a Python in root's home, so mount it into an otherwise empty home.
             python = self.directory / "python"
             python.mkdir()
             mounts += f" && mount --bind {sys.base_prefix} {python} && mount -t tmpfs -o mode=0755 none /root"
@@ -185,13 +187,13 @@ class AttackRun:
             self._run_resource_attacks()
 
     def _collect_evidence(self):
-        """Host observations, with addresses replaced by the names that attacks use."""
+        """Return the host observations, with addresses replaced by the names of their settings."""
         addresses = {address: name for name, address in self._settings.items() if isinstance(address, str)}
         packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent_packets}
         return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
 
     def _missing_paths(self):
-        """Paths of attacks that do not exist for the server; checked while a sandbox is running."""
+        """The attacks' paths that do not exist in the server's file system while a sandbox is running."""
         root = f"/proc/{self.deployment.server.ready_message['pid']}/root"
         paths = {path for attacks in self.attacks.values() for attack in attacks for path in attack.host_paths}
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
@@ -211,7 +213,7 @@ class AttackRun:
         return status
 
     def _wait_for_agent(self, task_id):
-        """Wait for the agent's first output: a task is running before its sandbox has entered all its namespaces."""
+        """Wait for the agent's first output: a task may be `running` before its sandbox has entered all namespaces."""
         deadline = time.monotonic() + TASK_SECONDS
         while (state := self.deployment.status(task_id)["state"]) != "running" or not self._agent_output(task_id):
             is_waiting = state not in TERMINAL and time.monotonic() < deadline
@@ -224,9 +226,9 @@ class AttackRun:
         return self.deployment.logs(task_id, "stdout")
 
     def _run_resource_attacks(self):
-        """An attack that kills its agent was refused; the next task continues with the remaining attacks.
+        """Run the attacks; after an attack that kills the agent, another task continues with the remaining ones.
 
-        An agent may also be killed by the effects of an attack before the next one has started.
+        Such an attack counts as refused. The agent may also be killed between two attacks, by effects of the first.
         """
         vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}
         entries = json.loads(self._files["resources.json"])
@@ -253,9 +255,9 @@ class AttackRun:
             entries["attacks"] = remaining
 
     def _make_repository(self, name, files, *runs):
-        """A repository with a script per model step; an empty run creates the traps for collection.
+        """Create a repository with one script per model step; an empty run creates the traps for collection.
 
-        A sample is one step: a model turn takes long in an emulated guest.
+        A sample of the attacks runs in one step, since a model turn is slow in an emulated guest.
         """
         lines = [f"python3 sandbox_attacks.py {run}\n" if run else "python3 lay_traps.py\n" for run in runs]
         steps = lines if len(lines) <= self._steps else ["".join(lines)]
@@ -285,14 +287,14 @@ class AttackRun:
             "CANARY": str(self.canary),
             "DATA_DIR": str(self.deployment.data_dir),
             "HOST_GIT": str(self.deployment.repositories),
-            "MARK": str(self.execution_marker_file),
+            "EXECUTION_MARKER": str(self.execution_marker_file),
             "CREDENTIALS": str(self.deployment.home / ".gitconfig"),
             "MARKER": self.marker,
         }
 
     def _programs(self):
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
-        # Reversed, so that attacks do not find the copy in their own code.
+        # Reversed, so that attacks do not find the key in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
         files = {"sandbox_attacks.py": (Path(__file__).parent / "sandbox_attacks.py").read_text()}
         for kind, attacks in self.attacks.items():

@@ -1,14 +1,14 @@
 """Traps that an agent leaves in its workspace, each with the required behaviour of the host.
 
-The code runs inside, at the end of the task. The tests of escape_tests.py check the outcome: MARK is a path on
-the host that only a host tool which executed something from the workspace could have written.
+The code runs in the sandbox at the end of the task; escape_tests.py checks the outcome. EXECUTION_MARKER is a path on
+the host. The file exists only if a host tool has executed code from the workspace.
 """
 
 from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """requirement: the required behaviour of the host; evidence: the name by which it is checked, if it differs per trap."""
+    """requirement: the required behaviour of the host; checked_text: the path or text to look for in its results."""
 
     name: str
     requirement: str
@@ -22,7 +22,7 @@ ORDINARY_FILES = "treats it as ordinary files"
 SKIPPED = "skips and reports it"
 OUT_OF_PATCH = "omits it from the patch and reports it in the patch header"
 NOT_DELIVERED = "does not deliver it"
-"""Without a report: in gVisor, special files exist only in its own kernel and never reach the host."""
+"""No report is required: with gVisor, special files exist only in its own kernel and never reach the host."""
 
 RENAMED = "delivers it under a printable name"
 
@@ -73,7 +73,7 @@ TRAPS = (
 TRAP_SCRIPT = r"""
 import os, pathlib, socket, subprocess
 os.chdir("/workspace")
-MARK_SHELL = f"touch {MARK}; echo evil"
+TOUCH_EXECUTION_MARKER = f"touch {EXECUTION_MARKER}; echo evil"
 
 def git(*arguments): subprocess.run(["git", *arguments], capture_output=True, timeout=20)
 
@@ -81,7 +81,7 @@ def git(*arguments): subprocess.run(["git", *arguments], capture_output=True, ti
 for key in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "core.editor", "gpg.program", "credential.helper",
             "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv", "diff.evil.command",
             "uploadpack.packObjectsHook", "alias.diff", "alias.status", "sequence.editor", "interactive.diffFilter"):
-    git("config", key, MARK_SHELL)
+    git("config", key, TOUCH_EXECUTION_MARKER)
 git("config", "core.attributesFile", "/workspace/evil-attributes")
 git("config", "core.excludesFile", "/workspace/evil-excludes")
 git("config", "core.hooksPath", "/workspace/hooks")
@@ -92,7 +92,7 @@ for name in ("post-checkout", "pre-commit", "post-index-change", "reference-tran
     for directory in ("hooks", ".git/hooks"):
         os.makedirs(directory, exist_ok=True)
         path = pathlib.Path(directory, name)
-        path.write_text(f"#!/bin/sh\n{MARK_SHELL}\n"); path.chmod(0o755)
+        path.write_text(f"#!/bin/sh\n{TOUCH_EXECUTION_MARKER}\n"); path.chmod(0o755)
 pathlib.Path(".gitattributes").write_text("* filter=evil diff=evil text eol=crlf ident export-subst\n")
 pathlib.Path("evil-attributes").write_text("* filter=evil\n")
 pathlib.Path("evil-excludes").write_text("*\n")
@@ -101,10 +101,10 @@ pathlib.Path(".git/info/exclude").write_text("*\n")
 pathlib.Path(".git/info/attributes").write_text("* filter=evil\n")
 pathlib.Path(".git/objects/info").mkdir(exist_ok=True)
 pathlib.Path(".git/objects/info/alternates").write_text(HOST_GIT + "\n")
-pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c {MARK_SHELL}"\n\tupdate = !{MARK_SHELL}\n')
+pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c {TOUCH_EXECUTION_MARKER}"\n\tupdate = !{TOUCH_EXECUTION_MARKER}\n')
 # A nested repository with its own configuration.
 os.makedirs("nested/.git/hooks", exist_ok=True)
-pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {MARK_SHELL}\n\tworktree = /\n")
+pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {TOUCH_EXECUTION_MARKER}\n\tworktree = /\n")
 pathlib.Path("nested/file.txt").write_text("ordinary\n")
 # Names for which git rejects a whole patch.
 pathlib.Path("odd\\.git").write_text("odd\n")

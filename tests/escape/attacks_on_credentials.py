@@ -1,5 +1,7 @@
-"""Attacks on the server's keys and on other processes, each with its control; attacks on privileges are in
-attacks_on_rights.py."""
+"""Attacks on the server's keys and on other processes, each with its control.
+
+attacks_on_rights.py has the attacks on privileges.
+"""
 
 from escape.attack import Attack
 from escape.attacks_on_rights import rights_attacks
@@ -17,7 +19,7 @@ N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282
     process_vm_writev=311, pidfd_open=434, pidfd_getfd=438, sethostname=170)
 
 def call(name, *arguments, past=()):
-    # An errno in `past` only occurs after the permission check: the call was allowed.
+    # An errno in `past` occurs only after the permission check, so the call was allowed.
     words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     result = libc.syscall(ctypes.c_long(N[name]), *words)
     if result < 0 and ctypes.get_errno() not in past: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -26,20 +28,20 @@ def call(name, *arguments, past=()):
 def run(*argv):
     return subprocess.run(argv, capture_output=True, text=True, timeout=100)
 
-def report(found, looked):
-    # Finding nothing proves something only if something was searched.
+def report_found(found, searched):
+    # If nothing could be searched, finding nothing proves nothing.
     if found: succeeded()
-    elif looked: refused("absent")
+    elif searched: refused("absent")
 
-def hunt(needle, paths):
-    found = looked = 0
+def search(needle, paths):
+    found = searched = 0
     for path in paths:
         try: found += needle in pathlib.Path(path).read_bytes()
         except OSError: continue
-        looked += 1
-    report(found, looked)
+        searched += 1
+    report_found(found, searched)
 
-# Packages are large, the same on every machine, and not written by the server.
+# Installed packages are large, and the server does not write to them.
 PACKAGED = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
 
 def files(places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
@@ -50,12 +52,12 @@ def files(places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt",
                 path = os.path.join(directory, name)
                 if path not in PACKAGED and os.path.isfile(path): yield path
 
-def hunt_memory(needle):
-    found = looked = 0
+def search_memory(needle):
+    found = searched = 0
     for maps in glob.glob("/proc/[0-9]*/maps"):
         process = os.path.dirname(maps)
         try:
-            # The processes of the attacks have the needle in memory.
+            # The attacks themselves have the needle in memory.
             if re.search(b"sandbox_attacks|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
             with open(maps) as lines, open(f"{process}/mem", "rb", 0) as memory:
                 for line in lines:
@@ -64,10 +66,10 @@ def hunt_memory(needle):
                     try:
                         memory.seek(begin)
                         found += needle in memory.read(end - begin)
-                        looked += 1
+                        searched += 1
                     except (OSError, ValueError, OverflowError): pass
         except OSError: pass
-    report(found, looked)
+    report_found(found, searched)
 
 def child(**environment):
     # A running program, recognizable by its argument.
@@ -75,7 +77,7 @@ def child(**environment):
     while b"sleep" not in pathlib.Path(f"/proc/{started.pid}/cmdline").read_bytes(): pass
     return started
 
-def others():
+def other_processes():
     # All visible processes except this one and its children.
     own = os.getpid()
     return [path for path in glob.glob("/proc/[0-9]*") if int(os.path.basename(path)) < own]
@@ -87,7 +89,7 @@ started.terminate()
 if started.wait(10) == -15: succeeded()"""
 READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): succeeded()"
 DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
-"""Errors when another process is inaccessible or invisible; the host has a process with that number."""
+"""Errors if another process is inaccessible or invisible. The host has a process with that number."""
 
 
 def credential_attacks():
@@ -100,10 +102,10 @@ def credential_attacks():
 
 def _keys():
     absent = {"refused_by": ("absent",)}
-    yield Attack("the server's key in process environments", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); hunt(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
-    yield Attack("the server's key in process arguments", "hunt(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); hunt(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
-    yield Attack("the server's key in files", "hunt(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); hunt(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
-    yield Attack("the server's key in process memory", "child(); hunt_memory(NEEDLE)", "child(CONTROL='control-value'); hunt_memory(b'control-value')", **absent)  # fmt: skip
+    yield Attack("the server's key in process environments", "search(NEEDLE, glob.glob('/proc/[0-9]*/environ'))", "child(CONTROL='control-value'); search(b'control-value', glob.glob('/proc/[0-9]*/environ'))", **absent)  # fmt: skip
+    yield Attack("the server's key in process arguments", "search(NEEDLE, glob.glob('/proc/[0-9]*/cmdline'))", "child(); search(b'sleep\\x0027', glob.glob('/proc/[0-9]*/cmdline'))", **absent)  # fmt: skip
+    yield Attack("the server's key in files", "search(NEEDLE, files())", "pathlib.Path('/dev/shm/needle').write_bytes(b'tw' + b'in-needle'); search(b'tw' + b'in-needle', files())", **absent)  # fmt: skip
+    yield Attack("the server's key in process memory", "child(); search_memory(NEEDLE)", "child(CONTROL='control-value'); search_memory(b'control-value')", **absent)  # fmt: skip
     yield Attack(
         "a credential helper or SSH agent of the host",
         """
@@ -181,4 +183,4 @@ try_calls(lambda: open("/proc/1/mem", "r+b", 0), *[
 def take(path):
     process = call("pidfd_open", int(os.path.basename(path)), 0)
     call("pidfd_getfd", process, 1, 0)
-try_calls(*[lambda path=path: take(path) for path in others()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip
+try_calls(*[lambda path=path: take(path) for path in other_processes()])""", "os.dup(1); succeeded()", DENIED_ERRORS, host_paths=("/proc/1",))  # fmt: skip

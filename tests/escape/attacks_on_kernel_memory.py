@@ -1,4 +1,4 @@
-"""Attacks that use kernel memory not accounted to the sandbox, or evade the OOM killer."""
+"""Attacks that use kernel memory which is not charged to the sandbox, or evade the OOM killer."""
 
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import BUFFERS_BYTES, FILTERS_BYTES

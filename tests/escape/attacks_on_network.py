@@ -13,21 +13,21 @@ def is_gateway_response(data):
     status, _, body = data.partition(b" ")[2].partition(b" ")
     return status in {b"400", b"401", b"403"} and (b"Sandbox refused " in body or b'"type":"error"' in body)
 
-def tcp(address, port, say=b"", family=socket.AF_INET):
-    with socket.socket(family, socket.SOCK_STREAM) as line:
-        line.settimeout(6)
-        line.connect((address, port))
-        if not say: return b"connected"
-        line.sendall(say)
-        return line.recv(4000)
+def tcp(address, port, message=b"", family=socket.AF_INET):
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(6)
+        connection.connect((address, port))
+        if not message: return b"connected"
+        connection.sendall(message)
+        return connection.recv(4000)
 
 def get(host): return b"GET /x HTTP/1.1\r\nHost: " + host.encode() + b"\r\nConnection: close\r\n\r\n"
 
-def udp(address, port, say=b"hello"):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
-        line.settimeout(4)
-        line.sendto(say, (address, port))
-        return line.recv(4000)
+def udp(address, port, message=b"hello"):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(4)
+        connection.sendto(message, (address, port))
+        return connection.recv(4000)
 
 def ok(data):
     print(data[:200])
@@ -74,12 +74,12 @@ def curl(*arguments):
 def tls(address, port, name, host, by_proxy=False):
     context = ssl.create_default_context(cafile="/workspace/ca.pem")
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    line = socket.create_connection((address, port), 10)
+    connection = socket.create_connection((address, port), 10)
     if by_proxy:
-        line.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
+        connection.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
         with setup():
-            if b" 200 " not in line.recv(1000): raise OSError("no tunnel")
-    with context.wrap_socket(line, server_hostname=name) as secure:
+            if b" 200 " not in connection.recv(1000): raise OSError("no tunnel")
+    with context.wrap_socket(connection, server_hostname=name) as secure:
         secure.sendall(get(host))
         ok(secure.recv(4000))
 """
@@ -100,7 +100,7 @@ threading.Thread(target=lambda: server.sendto(b"hello", server.recvfrom(100)[1])
 answered(udp("127.0.0.1", server.getsockname()[1]))"""
 OWN_UNIX = """
 server = socket.socket(socket.AF_UNIX); server.bind("\\0control"); server.listen()
-line = socket.socket(socket.AF_UNIX); line.connect("\\0control"); succeeded()"""
+connection = socket.socket(socket.AF_UNIX); connection.connect("\\0control"); succeeded()"""
 
 
 NO_ROUTE, GATEWAY, CLOSED = ("ENETUNREACH",), ("gateway",), ("closed", "ECONNRESET")
@@ -130,12 +130,14 @@ _PER_RUNTIME = {
     "another Host header on port 80",
     "model gateway without the task's key",
 }
-"""Of the attacks on the gateway, one per path by which a runtime reaches it."""
+"""One attack on the gateway for each way in which a sandbox can connect to it."""
 
 
 def gateway_attack_names():
-    """Names of attacks whose outcome does not depend on the runtime: they reach the gateway, which runs on the host, by
-    the same paths as other attacks."""
+    """Names of the attacks whose outcome does not depend on the runtime.
+
+    They connect to the gateway, which runs on the host, in the same way as other attacks.
+    """
     attacks = (*_by_unusual_address(), *_by_name(), *_through_the_proxy(), *_through_transparent_ports())
     return {attack.name for attack in attacks} - _PER_RUNTIME
 
@@ -234,10 +236,10 @@ def _through_the_proxy():
     yield Attack("two Content-Length headers", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
     yield Attack("Content-Length with Transfer-Encoding", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
     yield Attack("a pipelined request to another host", """
-line = socket.create_connection((HOST, 80), 10)
-line.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
+connection = socket.create_connection((HOST, 80), 10)
+connection.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
-while more := line.recv(4000): data += more
+while more := connection.recv(4000): data += more
 if data.count(b"HTTP/1.1 200") > 1: succeeded()
 elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
 
@@ -299,10 +301,10 @@ def _by_other_families():
     )
     yield Attack(
         "a packet socket",
-        "line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); line.bind(('lo', 0)); succeeded()",
+        "connection = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3); connection.bind(('lo', 0)); succeeded()",
         OWN_LISTENER,
         UNSUPPORTED,
     )
-    yield Attack("a vsock connection to the host", "line = socket.socket(socket.AF_VSOCK); line.settimeout(4); line.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
-    yield Attack("an abstract Unix socket of the host", "line = socket.socket(socket.AF_UNIX); line.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
-    yield Attack("a Unix socket file of the host", "line = socket.socket(socket.AF_UNIX); line.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip
+    yield Attack("a vsock connection to the host", "connection = socket.socket(socket.AF_VSOCK); connection.settimeout(4); connection.connect((2, 1024)); succeeded()", OWN_LISTENER, UNSUPPORTED)  # fmt: skip
+    yield Attack("an abstract Unix socket of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect('\\0' + ABSTRACT); succeeded()", OWN_UNIX, ("ECONNREFUSED",))  # fmt: skip
+    yield Attack("a Unix socket file of the host", "connection = socket.socket(socket.AF_UNIX); connection.connect(SOCKET_FILE); succeeded()", OWN_UNIX, ("ENOENT",), host_paths=("SOCKET_FILE",))  # fmt: skip

@@ -1,4 +1,7 @@
-"""Attacks that use more resources than the manifest allows, run one after the other, each with a modest control."""
+"""Attacks that try to use more resources than the manifest allows, each with a control that uses less.
+
+They run one after the other.
+"""
 
 from escape import attacks_on_kernel_memory
 from escape.attack import OWN_KERNEL, Attack
@@ -25,7 +28,7 @@ def fill(path, size):
 libc = ctypes.CDLL(None, use_errno=True)
 
 def sleeper(seconds):
-    # A child that shares this process's memory: 500 forks would take long, and use up memory instead.
+    # The child shares this process's memory: 500 forks would be slow, and would exceed the memory limit first.
     stack = mmap.mmap(-1, 16384)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + 16384
     clone_vm, sigchld = 0x100, 17
@@ -169,7 +172,7 @@ if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
 dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
 succeeded() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: succeeded()", ("no dump",))  # fmt: skip
-    # Last, since it may kill the agent.
+    # The last attack, since it may kill the agent.
     yield Attack("more memory than the limit, in several processes", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]

@@ -1,6 +1,7 @@
-"""Attacks on privileges: other users, namespaces, mounts, kernel interfaces. Each with its control.
+"""Attacks on privileges: other users, namespaces, mounts, kernel interfaces; each with its control.
 
-A sandbox with its own kernel may allow some of them: they are declared `inside`, and leave MARKER in what they create.
+A sandbox with its own kernel may allow some of them. These are declared `inside`; the names of the objects that they
+create contain MARKER.
 """
 
 from escape.attack import DENIED, Attack
@@ -15,7 +16,7 @@ if os.waitpid(child, 0)[1] >> 8 == 3: succeeded()"""
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWCGROUP = 0x10000000, 0x00020000, 0x04000000, 0x02000000
 _ROOT_INSIDE = f"""
 def become_root(more=0):
-    # The first call gives capabilities over new namespaces, even if no ids can be mapped.
+    # The first call gives capabilities in the new namespaces, even if no ids can be mapped.
     uid, gid = os.getuid(), os.getgid()
     call("unshare", {_CLONE_NEWUSER} | more)
     for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
@@ -67,7 +68,7 @@ def _namespaces():
         """
 try_calls(*[
     lambda path=f"{path}/ns/{kind}", own=os.readlink(f"/proc/self/ns/{kind}"): call("setns", os.open(path, os.O_RDONLY), 0)
-    for path in others() for kind in ("net", "mnt", "user", "pid")])""",
+    for path in other_processes() for kind in ("net", "mnt", "user", "pid")])""",
         OWN_THREAD,
         (*DENIED, "ENOENT", "EINVAL"),
         unchanged=("namespaces",),
@@ -137,7 +138,7 @@ succeeded()""", ("files",)),
 
 
 def _kernel_calls():
-    # EINVAL, EFAULT, ENOEXEC and similar errors occur after the permission check.
+    # `past`: errors such as EINVAL, EFAULT and ENOEXEC, which occur after the permission check.
     yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
 succeeded()""", OWN_FILE, unchanged=("keys",))  # fmt: skip

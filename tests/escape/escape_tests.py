@@ -1,4 +1,4 @@
-"""The attacks and their legitimate controls with one runtime: one test module per runtime, to run them in parallel."""
+"""Tests of the attacks and their legitimate controls. Each runtime has a test module, so that they run in parallel."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks 
 
 @contextmanager
 def run_attacks(directory, runtime, attacks=ATTACKS):
-    """Run the attacks; skip with the remedy if the runtime does not work on this machine."""
+    """Run the attacks; skip the tests, with the remedy, if the runtime does not work on this machine."""
     with ExitStack() as stack:
         try:
             attack_run = stack.enter_context(AttackRun(directory, runtime, attacks=attacks))
@@ -35,7 +35,7 @@ def artifacts(attack_run):
 
 @pytest.mark.timeout(1800)  # the first test runs all attacks
 class EscapeTests:
-    """Tests of `attack_run`, the run with one runtime."""
+    """Tests of the fixture `attack_run`, a run with one runtime."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
     def test_attack_has_the_expected_outcome_and_its_control_succeeds(self, attack_run, kind, name):
@@ -83,9 +83,9 @@ class EscapeTests:
             assert b"the host's own" not in content or artifact["name"].endswith((".patch", ".ndjson", ".json"))
 
     def test_skipped_files_are_reported(self, attack_run):
-        reason = [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"]
+        messages = [event["message"] for event in attack_run.deployment.wire_events() if event["type"] == "error"]
         for name in ("link-to-the-host", "sparse"):
-            assert any(name in message for message in reason), name
+            assert any(name in message for message in messages), name
 
     def test_artifact_names_have_no_control_characters(self, attack_run):
         names = [artifact[key] for artifact in artifacts(attack_run) for key in ("name", "path")]
@@ -93,4 +93,4 @@ class EscapeTests:
         assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", name) for name in names), names
 
     def test_no_leftovers_remain(self, attack_run):
-        wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "everything to be gone")
+        wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "the removal of all leftovers")

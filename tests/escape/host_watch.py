@@ -1,8 +1,8 @@
 """Watches the host for changes while attacks run inside a sandbox.
 
-Attacks that succeed leave a marker in what they create (a mount, a file, a key, a control group), and hold it for
-HOLD_SECONDS, so that a sample is taken while it exists. Each observer is a method of HostWatch that returns the changes
-it finds in one sample.
+If an attack succeeds, the name of what it creates (a mount, a file, a key, a control group) contains a marker. The
+attack keeps it for HOLD_SECONDS, so that a sample is taken while it exists. Each observer is a method of HostWatch that
+returns the changes it finds in one sample.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
 HOLD_SECONDS = 6.0
-"""Long enough for a whole sample on a busy machine; otherwise the attack is unproven."""
+"""Sufficient for a complete sample on a busy machine; without one, the attack is unproven."""
 
 TERMINAL_DESCRIPTORS_MAX, KEYS_MAX = 2 * PTYS_MAX + 16, 0
-"""Limits for a sandbox's use of host resources: both ends of the terminals that it may open, and no keys."""
+"""Limits for a sandbox's host resources: descriptors for both ends of the terminals that it may open, and no keys."""
 
 AIO_EVENTS = 20_000
 """Requested by an attack: far more than other programs on the machine use."""
@@ -31,16 +31,16 @@ BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
 
 
 class HostWatch:
-    """Enter it before the attacks.
+    """A context manager, to be entered before the attacks.
 
-    marker: part of every name that attacks create · others: pids on the host that no attack may affect
-    data_dir: of the server whose attempts are watched · samples: start and end of each.
+    marker: a part of every name that attacks create. protected_pids: host processes that no attack may affect.
+    data_dir: of the server whose attempts are watched. samples: the start and end of each.
     """
 
     def __init__(self, marker, protected_pids, data_dir):
         self._marker, self._protected_pids, self._data_dir = marker, tuple(protected_pids), Path(data_dir)
         self._changes = {}
-        self._sandbox = {}
+        self._ready_processes = {}
         self.samples = []
         self._failure = None
         self._stop = threading.Event()
@@ -62,12 +62,12 @@ class HostWatch:
         self._thread.join()
 
     def mark_sandbox_ready(self):
-        """A sandbox is running: from now on its processes must not gain privileges on the host."""
+        """From now on, the current processes of sandboxes must not gain privileges on the host."""
         with self._lock:
-            self._sandbox.update(self._sandbox_processes())
+            self._ready_processes.update(self._sandbox_processes())
 
     def changes(self):
-        """`{observer: changes}`, without observers that took no sample."""
+        """`{observer: changes}`, without the observers that have not run."""
         if self._failure is not None:
             raise self._failure
         return {name: sorted(found) for name, found in self._changes.items()}
@@ -76,11 +76,11 @@ class HostWatch:
         """Take one sample."""
         begin = time.time()
         with self._lock:
-            attempt = self._sandbox_processes()
-            pairs = list(self._pairs(attempt))
+            sandbox_processes = self._sandbox_processes()
+            pairs = list(self._pairs(sandbox_processes))
             for name, observe in OBSERVERS.items():
-                if self._sandbox or name not in SANDBOX_OBSERVERS:
-                    self._changes.setdefault(name, set()).update(observe(self, attempt, pairs))
+                if self._ready_processes or name not in SANDBOX_OBSERVERS:
+                    self._changes.setdefault(name, set()).update(observe(self, sandbox_processes, pairs))
             self.samples.append((begin, time.time()))
 
     def _watch(self):
@@ -98,10 +98,10 @@ class HostWatch:
         return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
     def _pairs(self, sandbox_processes):
-        """(pid, old, new) of every process that must not change; a process of a sandbox may end."""
+        """(pid, old, new) of every process that must not change; sandbox processes that have ended are omitted."""
         for pid, before in self._before.items():
             yield pid, before, host_facts.read_process(pid)
-        for pid, before in self._sandbox.items():
+        for pid, before in self._ready_processes.items():
             if pid in sandbox_processes and sandbox_processes[pid].start == before.start:
                 yield pid, before, sandbox_processes[pid]
 
@@ -125,7 +125,7 @@ class HostWatch:
     def _files(self, *_):
         for pid, root in self._roots.items():
             if host_facts.read_etc(root) != self._etc[pid]:
-                yield f"process {pid} sees another /etc"
+                yield f"process {pid} has a different /etc"
             yield from (path for path in host_facts.names_below(root) if self._marker in path)
 
     def _kernel_settings(self, *_):
@@ -164,7 +164,7 @@ class HostWatch:
         yield from (path for path in host_facts.control_groups() if self._marker in path)
 
     def _priorities(self, sandbox_processes, pairs):
-        nice_min = min(process.nice for process in self._sandbox.values())
+        nice_min = min(process.nice for process in self._ready_processes.values())
         for pid, process in sandbox_processes.items():
             if process.nice < nice_min or process.policies:
                 yield f"process {pid} has {process.nice}, {sorted(process.policies)}"
@@ -192,7 +192,7 @@ OBSERVERS = {
     "compiled filters": HostWatch._compiled_filters,
     "scores": HostWatch._oom_scores,
 }
-"""By the names used in declarations of attacks."""
+"""The observers by the names that the declarations of attacks use."""
 
 SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
-"""Witnesses that need a running sandbox."""
+"""Observers that need a running sandbox."""

@@ -19,7 +19,7 @@ from sandbox.runtimes.qemu.components import QEMU
 
 
 def main(requested):
-    """Exit code: 0 when every row was asserted and nothing escaped."""
+    """Return exit code 0 if every row has an asserted outcome and no attack escaped."""
     unknown = set(requested) - set(table.RUNTIMES)
     if unknown:
         print(
@@ -27,7 +27,7 @@ def main(requested):
             file=sys.stderr,
         )
         return 2
-    # Each result is written immediately: the following runs may take long.
+    # Each result is written immediately, since the following runs may take long.
     return max(
         [run_attacks_and_update_table(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES]
     )

@@ -1,16 +1,19 @@
 """Runs every attack and its legitimate control inside a sandbox, each in a separate process.
 
-A control shared by several attacks runs once, after the last of them.
+A control that several attacks share runs once, after the last of these attacks.
 
 Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
 attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
-by, output}`, with `held`, the start and end of the time for which a success was held. The outcome is
+by, output}`, and after a success also has `held`: the start and end of the time for which its effects were kept. The
+outcome is
 
 - `succeeded`: the code called `succeeded()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
-- `hung`: it had not ended after SECONDS;
+- `hung`: it did not end within SECONDS;
 - `error`: it raised another exception, or failed within `setup()`;
-- `silent`: none of these. `output` has what it printed, for diagnosis only.
+- `silent`: none of these.
+
+`output` has what the code printed, for diagnosis only.
 """
 
 import contextlib
@@ -41,7 +44,7 @@ def setup():
 
 
 class Reports:
-    """Functions with which attack code reports its outcome; `fd` is a pipe to the battery."""
+    """Functions with which attack code reports its outcome; `fd` is a pipe to the parent process."""
 
     def __init__(self, fd):
         self._fd = fd
@@ -87,9 +90,10 @@ def error_word(error):
 
 
 class AttackProcess:
-    """Runs code in a fork of this process, with all modules imported: importing takes seconds in a microVM.
+    """Runs code in a fork of this process, with all modules imported, since imports take seconds in a microVM.
 
-    attacks: names of the attacks that the code belongs to, as attack or control (kind) · namespace: of the prelude.
+    attacks: names of the attacks that the code belongs to; kind: whether it is their attack or their control;
+    namespace: the global variables of the prelude.
     """
 
     def __init__(self, attacks, kind, code, hold_seconds, namespace, seconds):
@@ -154,7 +158,7 @@ def combine_reports(report_lines, status, *, hung):
 
 
 def run(source, namespace, output, report_fd, hold_seconds):
-    """Run the code in the child; never returns."""
+    """Run the code in the child process; never returns."""
     os.setsid()
     for target in (1, 2):
         os.dup2(output, target)
@@ -176,7 +180,7 @@ def run(source, namespace, output, report_fd, hold_seconds):
         reports.report_setup_failure(error)
     finally:
         if reports.has_succeeded and os.getpid() == own_pid:
-            # Hold the result so that the host can take a sample.
+            # Keep the effects of the attack until the host has taken a sample.
             begin = time.time()
             time.sleep(hold_seconds)
             reports.held(begin, time.time())

@@ -1,7 +1,7 @@
-"""Attacks succeed without a sandbox: a denial is not caused by a defect in their code.
+"""Attacks succeed without a sandbox, so a denial in a sandbox is not caused by a defect in their code.
 
-Each runs as root of the host in temporary mount, UTS and PID namespaces. Omitted are attacks that would change the host
-or use up its resources, stop the battery (ptrace), or do not work on all hosts (modules).
+Each attack runs as root of the host in temporary mount, UTS and PID namespaces. Omitted are attacks that would change
+the host, use up its resources or stop this process (ptrace), or that do not work on all hosts (modules).
 """
 
 import contextlib

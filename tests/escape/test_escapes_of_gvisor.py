@@ -1,6 +1,6 @@
-"""The attacks with the gVisor runtime, without those that reach the same gateway as with bubblewrap.
+"""The attacks with the gVisor runtime, without those on the gateway, which is the same as with bubblewrap.
 
-System calls are a hundred times slower in gVisor; `script/escape-battery` runs all attacks.
+System calls are a hundred times slower in gVisor. `script/escape-battery` runs all attacks.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The attacks with a server that does not run as root: sandboxes without a separate kernel uid."""
+"""The attacks with a server that does not run as root, whose sandboxes have no separate kernel uid."""
 
 import os
 import tempfile
@@ -66,4 +66,4 @@ def test_host_tools_ran_nothing_from_the_workspace(attack_run):
 
 
 def test_no_leftovers_remain(attack_run):
-    wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "everything to be gone")
+    wait_until(lambda: not find_leftovers(attack_run.deployment.data_dir), 10, "the removal of all leftovers")

@@ -1,4 +1,4 @@
-"""Every observer reports its change, made by a real process that acts as a sandbox."""
+"""Every observer reports its kind of change, which a real process makes in place of a sandbox."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,7 @@ for line in sys.stdin:
 
 
 class ScriptedProcess:
-    """A process that runs given code; with the data directory in its arguments it counts as part of a sandbox."""
+    """A process that runs given code. With the data directory in its arguments, it counts as a sandbox process."""
 
     def __init__(self, *arguments):
         command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
@@ -214,7 +214,7 @@ def test_sandbox_observers_do_not_run_without_a_sandbox(marker, unrelated_proces
     assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_observers
 
 
-def test_samples_cover_only_the_time_they_were_taken(watch, monkeypatch):
+def test_evidence_covers_only_times_with_a_complete_sample(watch, monkeypatch):
     begin = time.time()
     time.sleep(HOLD_SECONDS)
     end = time.time()
@@ -224,7 +224,7 @@ def test_samples_cover_only_the_time_they_were_taken(watch, monkeypatch):
     assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
-def test_failed_watch_raises(marker, unrelated_process, tmp_path, monkeypatch):
+def test_error_in_the_watch_thread_is_raised(marker, unrelated_process, tmp_path, monkeypatch):
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         monkeypatch.setattr(host_facts, "aio_events", lambda: 1 // 0)
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""sandbox_attacks.py reports what attack code did, and never derives an outcome from its output."""
+"""sandbox_attacks.py reports the outcome of attack code by its calls and errors, never by its output."""
 
 import json
 import signal
@@ -67,7 +67,7 @@ def run_attacks(tmp_path):
         ("os.close(1); os.close(2); time.sleep(60)", "hung", []),
     ],
 )
-def test_outcome_is_what_the_code_reported(run_attacks, code, outcome, words):
+def test_report_depends_on_calls_and_errors_of_the_code(run_attacks, code, outcome, words):
     (report,) = run_attacks(code)
     assert (report["outcome"], report["by"]) == (outcome, words), report
 

@@ -1,4 +1,4 @@
-"""The verdict on an attack rejects every wrong outcome."""
+"""The verdict on an attack is not REFUSED or INSIDE if anything contradicts the declared outcome."""
 
 import dataclasses
 
@@ -30,12 +30,12 @@ def outcome(report, *, runtime="bubblewrap", control=SUCCEEDED, evidence=UNCHANG
     return judge_attack(ATTACK, runtime, {"attack": report, "control": control}, evidence).outcome
 
 
-def test_expected_refusal_is_refused():
+def test_expected_refusal_has_the_outcome_refused():
     assert outcome(REFUSED) is Outcome.REFUSED
     assert outcome({**REFUSED, "by": ["EPERM", "ENOENT"]}) is Outcome.REFUSED
 
 
-def test_expected_success_is_inside_only():
+def test_expected_success_has_the_outcome_inside_only():
     assert outcome(SUCCEEDED, runtime="gvisor") is Outcome.INSIDE
 
 
@@ -66,7 +66,7 @@ def test_unexpected_refusal_is_unproven():
         {},
     ],
 )
-def test_other_reports_are_unproven(runtime, report):
+def test_unexpected_reports_are_unproven(runtime, report):
     assert outcome(report, runtime=runtime) is Outcome.UNPROVEN
 
 
@@ -90,7 +90,7 @@ def test_host_change_is_an_escape_whatever_was_reported(report, runtime, name):
     assert outcome(report, runtime=runtime, evidence=changed) is Outcome.ESCAPED
 
 
-def test_change_seen_by_an_undeclared_observer_does_not_count():
+def test_change_found_by_an_undeclared_observer_does_not_affect_the_attack():
     changed = Evidence({**UNCHANGED.changes, "keys": ["something"]}, samples=SAMPLES)
     assert outcome(SUCCEEDED, runtime="gvisor", evidence=changed) is Outcome.INSIDE
     assert judge_watch(changed).outcome is Outcome.ESCAPED
@@ -128,7 +128,7 @@ def test_success_that_was_not_held_is_unproven():
     assert outcome({"outcome": "succeeded", "by": [], "output": ""}, runtime="gvisor") is Outcome.UNPROVEN
 
 
-def test_absence_of_a_path_missing_on_the_host_is_unproven():
+def test_enoent_is_unproven_if_the_host_has_none_of_the_paths():
     not_found = {**REFUSED, "by": ["ENOENT"]}
     one_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow"}))
     all_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow", "CANARY"}))
@@ -136,7 +136,7 @@ def test_absence_of_a_path_missing_on_the_host_is_unproven():
     assert outcome(not_found, evidence=all_missing) is Outcome.UNPROVEN
 
 
-def test_packet_outside_is_an_escape_without_a_response():
+def test_packet_that_left_the_sandbox_is_an_escape_despite_a_refusal():
     with_packet = dataclasses.replace(UNCHANGED, packets=frozenset({("udp", "PUBLIC", 53)}))
     assert outcome(REFUSED, evidence=with_packet) is Outcome.ESCAPED
     with_other_packet = dataclasses.replace(UNCHANGED, packets=frozenset({("udp", "PUBLIC", 54)}))
@@ -153,6 +153,6 @@ def test_packet_outside_is_an_escape_without_a_response():
         {"refused_by": ()},
     ],
 )
-def test_declaration_that_cannot_fail_is_rejected(fields):
+def test_incomplete_or_contradictory_declaration_is_rejected(fields):
     with pytest.raises(AssertionError):
         Attack("an attack", "", "", **fields)

@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
 
 
 def judge_attack(attack, runtime, result, evidence):
-    """attack: its declaration · result: `{attack: report, control: report}` from inside, see sandbox_attacks.py."""
+    """attack: its declaration. result: `{attack: report, control: report}`, see sandbox_attacks.py."""
     escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)
@@ -29,7 +29,7 @@ def _escape_reason(attack, runtime, result, evidence):
     if changes:
         return f"the host changed: {changes}"
     if attack.packet in evidence.packets:
-        return f"a packet arrived outside: {attack.packet}"
+        return f"a packet left the sandbox: {attack.packet}"
     report = result.get("attack", {})
     if report.get("outcome") == "succeeded" and attack.expected_outcome(runtime) is not Outcome.INSIDE:
         return f"it succeeded: {report}"
@@ -63,8 +63,8 @@ def _unproven_by_report(attack, runtime, report, evidence):
     if has_succeeded is not (expected is Outcome.INSIDE):
         return f"declared as {expected.value!r}: {report}"
     if has_succeeded and not evidence.covers(*report.get("held", (0, 0))):
-        return f"no sample of the host was taken while it was held: {report}"
+        return f"no complete sample of the host was taken while it was held: {report}"
     words = set(report.get("by", ()))
     if not has_succeeded and not (words and words <= set(attack.refused_by)):
-        return f"refused by an undeclared reason: {report}"
+        return f"refused for an undeclared reason: {report}"
     return None

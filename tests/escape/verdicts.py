@@ -62,7 +62,7 @@ def _judge_host_observations(attack_run):
 
 
 def judge_watch(evidence):
-    """Every observer must have taken a sample, and none may have found a change."""
+    """Every observer must have run, and none may have found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
     unwatched = set(OBSERVERS) - evidence.changes.keys()
     if unwatched and not changes:
@@ -77,14 +77,17 @@ def _judge_traps(attack_run):
             (entry["name"], entry["path"])
             for entry in attack_run.deployment.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
         ],
-        [frame["message"] for frame in attack_run.deployment.wire_events() if frame["type"] == "error"],
+        [event["message"] for event in attack_run.deployment.wire_events() if event["type"] == "error"],
         attack_run.execution_marker_file.exists(),
     )
     return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.checked_text}") for trap in TRAPS}
 
 
 class CollectedOutput:
-    """Collected results of a workspace: patch, artifacts (name, path), messages, and whether the mark exists."""
+    """Collected results of a workspace: the patch, the artifacts (name, path) and error messages.
+
+    has_executed: whether a host tool has executed code from the workspace.
+    """
 
     def __init__(self, patch, artifacts, messages, has_executed):
         self.patch, self.artifacts, self.messages, self.has_executed = patch, artifacts, messages, has_executed
@@ -97,7 +100,7 @@ class CollectedOutput:
 
     def _is_handled(self, trap):
         return {
-            NO_EXECUTION: lambda _: True,  # only the mark shows it, which is checked for every trap
+            NO_EXECUTION: lambda _: True,  # `passes` checks it for every trap
             READS_ONLY_OWN_REPOSITORY: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
             PRESERVES_FILE_BYTES: self._preserved_bytes,
             ORDINARY_FILES: self._treated_as_ordinary,

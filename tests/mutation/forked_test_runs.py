@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass
 class Outcome:
-    """The outcome of a run. failed: the first failed test, or why the run ended; empty if all passed."""
+    """The outcome of a run. failed: the first failed test, or why the run ended early; empty if all passed."""
 
     failed: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class CheckoutCopy:
             (self.root / ".venv").symlink_to(checkout / ".venv")
 
     def enter(self) -> None:
-        """Prepare this process: its forks run the copy's tests, and it adopts their orphans."""
+        """Prepare this process, so that its forks run the copy's tests and it adopts their orphans."""
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         adopt_orphans()
         os.chdir(self.root)
@@ -120,12 +120,12 @@ def _read_all(reader: int, deadline: float) -> bytes | None:
 
 
 def adopt_orphans() -> None:
-    """Let `end_children` find the orphans of child processes."""
+    """Adopt orphans of child processes, so that `end_children` finds them."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_children() -> None:
-    """Kill and reap all descendants. Orphans are adopted, and killed in the next iteration."""
+    """Kill and reap all descendants. Their orphans are adopted, and killed in the next iteration."""
     own_pid = os.getpid()
     while True:
         with contextlib.suppress(ChildProcessError):
@@ -147,7 +147,7 @@ def _children(task: Path) -> Iterator[int]:
 
 
 def collect_libraries(files: list[str], root: Path) -> Outcome:
-    """Collect the tests of these files. Returns the modules outside the copy that this imports."""
+    """Collect the tests of these files. Returns the modules that this imports from outside the copy."""
     code = pytest.main([*_OPTIONS, "--collect-only", *files])
     module_files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     outside = [name for name, file in module_files.items() if file and not Path(file).is_relative_to(root)]
@@ -168,15 +168,15 @@ def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: l
 
     measured: files whose covered lines are recorded per test.
     """
-    watcher = _Watcher(wanted, measured)
-    code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[watcher])
-    outcome = watcher.outcome
+    plugin = _ResultPlugin(wanted, measured)
+    code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[plugin])
+    outcome = plugin.outcome
     if not outcome.failed and code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        outcome.failed = watcher.collection_error or f"pytest ended with {code!r}"
+        outcome.failed = plugin.collection_error or f"pytest ended with {code!r}"
     return outcome
 
 
-class _Watcher:
+class _ResultPlugin:
     def __init__(self, wanted: list[str] | None, measured: list[Path]) -> None:
         self.outcome = Outcome()
         self.collection_error = ""
@@ -185,7 +185,7 @@ class _Watcher:
         self._coverage = coverage.Coverage(data_file=None, include=[str(path) for path in measured], config_file=False)
 
     def pytest_sessionstart(self) -> None:
-        """Failing examples are neither shrunk nor stored."""
+        """Configure Hypothesis to neither shrink nor store failing examples."""
         phases = (Phase.explicit, Phase.generate)
         settings.register_profile("mutation", settings(), database=None, phases=phases)
         settings.load_profile("mutation")

@@ -29,11 +29,11 @@ SOURCES = Path("src") / "sandbox"
 BASELINE_SECONDS = 1800
 CPU_SECONDS, CPU_FACTOR = 8, 4
 WALL_SECONDS, WALL_FACTOR = 30, 5
-"""A mutant is killed for a timeout if its tests exceed these seconds plus the factor times their normal duration."""
+"""A mutant counts as killed if its tests take longer than these seconds plus the factor times their normal duration."""
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
-    """Exit code 1: the score is below the minimum, or a listed equivalent mutant no longer exists."""
+    """Return exit code 1 if the score is below the minimum, or a listed equivalent mutant no longer exists."""
     options = _options(arguments)
     os.nice(10)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/mutate", description="Change the source and check that a test fails.")
     parser.add_argument(
-        "places", nargs="*", metavar="FILE[:LINE]", help="only these places, such as gateway/egress/policy.py:29"
+        "places", nargs="*", metavar="FILE[:LINE]", help="only these locations, such as gateway/egress/policy.py:29"
     )
     parser.add_argument("--sample", type=int, default=400, help="number of mutants, evenly from each file; 0 for all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
@@ -88,7 +88,7 @@ def select(
     equivalents: dict[tuple[str, str, str, str, int], str],
     options: argparse.Namespace,
 ) -> list[Mutant]:
-    """The same number per file, so that a large table does not dominate."""
+    """Select the same number of mutants per file, so that a file with a large table does not dominate."""
     generator = random.Random(options.seed)
     queues = []
     for mutants in mutants_by_file.values():
@@ -171,7 +171,7 @@ def _show(mutant: Mutant, test_count: int) -> None:
 
 
 def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
-    """The named files, and those in the named directories."""
+    """The listed files, and the test files in the listed directories."""
     paths = set()
     for location in {location for places in targets.values() for location in places}:
         path = checkout / "tests" / location
@@ -201,9 +201,10 @@ class Baseline:
                     self._imported.add((file, line))
 
     def tests_for(self, mutant: Mutant, places: list[str]) -> list[str]:
-        """The fastest tests that run its lines first, then the others of their files, which may share a fixture.
+        """The tests that run the mutant's lines, then the other tests of their files, which may share a fixture.
 
-        Returns all tests of the target if the code runs at the import of its module or of a test module.
+        Each group is sorted by duration. If the code runs while its module or a test module is imported, the second
+        group has all other tests of the target.
         """
         lines = self._tests[mutant.file]
         mutated_lines = range(mutant.line, mutant.last_line + 1)
@@ -237,7 +238,7 @@ class Worker:
         try:
             return self.pipe.recv()
         except EOFError:
-            raise SystemExit("A worker ended.") from None
+            raise SystemExit("A worker process ended unexpectedly.") from None
 
 
 def _serve(checkout: Path, directory: Path, seed: int, pipe: connection.Connection) -> None:
@@ -265,7 +266,7 @@ def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measur
         cpu_seconds=BASELINE_SECONDS,
     )
     outcome.lines = {paths[path]: lines for path, lines in outcome.lines.items()}
-    # All mutants share the code that is compiled now.
+    # From now on, no bytecode is written: all mutants use what has been compiled.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     return outcome

@@ -1,4 +1,4 @@
-"""Mutants: small changes to the source of a module, each of which a test should notice.
+"""Mutants: small changes to the source of a module, each of which a test should detect.
 
 Types, docstrings, decorators, imports, class keywords, f-strings and prose are not mutated. Prose is a string with a
 space between two words: tests check codes and decisions, not every sentence.
@@ -49,7 +49,7 @@ class Mutant:
     """One change of one file.
 
     file: relative to the source root. original, mutated: the changed lines. scope: the class or function around them.
-    occurrence: which of the changes in this scope that look the same. is_imported: the code runs at import.
+    occurrence: the number among equal changes in this scope. is_imported: the code runs when the module is imported.
     """
 
     file: str
@@ -65,7 +65,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """Identifies the mutant for as long as its lines stay the same."""
+        """Identifies the mutant as long as its lines are unchanged."""
         return self.file, self.scope, self.original, self.mutated, self.occurrence
 
 
@@ -160,7 +160,7 @@ def _defaults(arguments: ast.arguments) -> list[ast.expr]:
 
 
 def _is_type(node: ast.expr) -> bool:
-    """Whether an expression is a type: by its first letter, or a built-in type with brackets."""
+    """Whether an expression is a type: its name is capitalized, or it is a built-in type with brackets."""
     match node:
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
             return _is_type(left) and (_is_type(right) or _is_none(right))
@@ -219,7 +219,7 @@ def _signs(node: ast.UnaryOp) -> Iterator[Change]:
 
 
 def _operations(node: ast.BinOp) -> Iterator[Change]:
-    """Flags and unions lose one side."""
+    """Of `a | b`, keep only one operand; replace other operators."""
     if isinstance(node.op, ast.BitOr):
         yield "operand", _span(node), f"({ast.unparse(node.left)})"
         yield "operand", _span(node), f"({ast.unparse(node.right)})"
@@ -254,7 +254,7 @@ def _other_constants(value: object) -> Iterator[str]:
 
 
 def _elements(node: ast.Dict | ast.Set | ast.Tuple | ast.List) -> Iterator[Change]:
-    """Remove one element. The lines of the others do not change."""
+    """Remove one element, without changing the lines of the others."""
     if isinstance(node, ast.Tuple | ast.List) and not isinstance(node.ctx, ast.Load):
         return
     if isinstance(node, ast.Dict):

@@ -24,18 +24,18 @@ SLACK_CPU_SECONDS = 0.3
 """CPU time for data that is read ahead and discarded, for timers, and for the requests of the test."""
 
 FLOODS = (
-    "names that are refused over UDP",
-    "a name that is known over UDP",
-    "names that are refused over TCP",
+    "denied DNS names over UDP",
+    "an allowed DNS name over UDP",
+    "denied DNS names over TCP",
     "refused tunnels",
     "TLS without a server name (SNI)",
-    "the head of a request byte by byte",
+    "a request head byte by byte",
     "allowed tunnels",
-    "a tunnel inwards",
+    "downloads through a tunnel",
     "requests with a wrong key",
-    "requests that are pipelined",
-    "a body that is refused",
-    "a body in chunks of a byte",
+    "pipelined requests",
+    "the body of a rejected request",
+    "a body in one-byte chunks",
 )
 
 
@@ -64,7 +64,7 @@ def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
 def test_forwarded_requests_are_limited_in_cpu():
     with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, CPU_TIME_FACTOR) as bench:
         started, cpu_started = time.monotonic(), bench.cpu_seconds
-        with bench.flooded("requests that are forwarded"):
+        with bench.flooded("forwarded requests"):
             time.sleep(FLOOD_SECONDS)
             used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
     assert used < RUNNER_CPU_CORES / CPU_TIME_FACTOR * elapsed + SLACK_CPU_SECONDS
@@ -104,7 +104,7 @@ def test_package_installation_stays_within_the_cpu_burst():
         for thread in threads:
             thread.start()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
-            resolver.connect(("127.0.0.1", bench.ports["names"]))
+            resolver.connect(("127.0.0.1", bench.ports["dns_udp"]))
             resolver.settimeout(20)
             for _ in range(2000):
                 resolver.send(floods.query(floods.HOST))

@@ -1,7 +1,7 @@
 """Brings a task into a state and keeps it there without hooks in the product, by slowing its environment.
 
-A clone is held by a throttled network. The runner is stopped and resumed for two milliseconds at a time until its
-journal shows the state, and then for a random number of further steps. A long state is reached by waiting for it.
+A relay pauses the clone. The runner is stopped and resumed for two milliseconds at a time until its journal shows the
+state, and then for a random number of further steps. For a long state, waiting is sufficient.
 """
 
 import itertools
@@ -21,7 +21,7 @@ LONG_LINES, SHORT_LINES = 100_000, 500
 
 @dataclass
 class HeldTask:
-    """A task held in a state. runner: pid of its runner, if any; is_stopped: the runner is stopped until `release`."""
+    """A task held in a state. runner: pid of its runner, if any; is_stopped: whether it is stopped until `release`."""
 
     task_id: str
     state: str = ""
@@ -38,7 +38,7 @@ class HeldTask:
 
 
 class StateDriver:
-    """Brings tasks of one machine into states. rng: chooses the point within a state.
+    """Brings tasks of one deployment into states. rng: chooses the point within a state.
 
     is_endless: the agent stays in `running` for a long time; retries: `lifecycle.retries` of the task.
     """
@@ -46,7 +46,7 @@ class StateDriver:
     def __init__(self, deployment, rng, *, needs_sandbox=False, is_endless=False, retries=0):
         self._deployment, self._rng = deployment, rng
         self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
-        self.missed_attempts = []
+        self.missed_task_ids = []
 
     def reach(self, state, name):
         """Return a task in this state. Tasks that missed the state are released and keep running."""
@@ -58,16 +58,16 @@ class StateDriver:
                 held.stdout_before = journal_file.stdout_of(self._deployment.records(task_id))
                 return held
             held.release()
-            self.missed_attempts.append(task_id)
-        raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed_attempts[-1])}")
+            self.missed_task_ids.append(task_id)
+        raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed_task_ids[-1])}")
 
     def _reach_pending(self, task_id, _):
-        """Waiting for capacity, or just acknowledged."""
+        """The task waits for capacity, or was just acknowledged."""
         self._deployment.submit_order(task_id, cpus=ALL_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, steps):
-        """Between the start of the runner and the last byte of its clone."""
+        """The runner has started and has not received the last byte of its clone."""
         relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
         self._deployment.submit_order(task_id, url=url)
         held = HeldTask(task_id, relay=relay)
@@ -83,7 +83,7 @@ class StateDriver:
         return self._step_into("ready", task_id, steps // 4)
 
     def _reach_running(self, task_id, steps):
-        """While the agent prints."""
+        """The agent prints lines."""
         lines = LONG_LINES if self._is_endless else SHORT_LINES
         self._deployment.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
@@ -91,7 +91,7 @@ class StateDriver:
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
-        """While the runner stores many artifacts."""
+        """The runner stores many artifacts."""
         self._deployment.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))
@@ -103,7 +103,7 @@ class StateDriver:
         return held
 
     def _step_into(self, state, task_id, steps):
-        """From a held clone on, run the runner only in observed steps."""
+        """Pause the clone, then run the runner in short steps and check the state after each."""
         relay, url = self._deployment.add_pausing_relay(0)
         self._deployment.submit_order(task_id, url=url)
         wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
@@ -131,7 +131,7 @@ class StateDriver:
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
-        """None if the runner has already ended."""
+        """Return None if the runner has already ended."""
         wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
         while (pid := find_runner(self._deployment.data_dir, task_id)) is None:
