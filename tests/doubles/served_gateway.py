@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from doubles.loopback_listeners import loopback_listeners
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelUpstream
 from sandbox.interfaces.runtime import Listeners
@@ -49,7 +50,7 @@ async def served_gateway(
     """Serve until the block ends."""
     events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
-        gateways = SocketGateways(**policies)
+        gateways = SocketGateways(MessagesApi(), **policies)
         gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, events.append, rules)
         served = ServedGateway(gateway, listeners, events, asyncio.ensure_future(gateway.serve(listeners)))
         try:

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
@@ -193,7 +194,7 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
         remove=remove_trees,
         images=ImageLeases(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir), excludes_emulation=order.excludes_emulation),
-        gateways=SocketGateways(throttle=throttle),
+        gateways=SocketGateways(MessagesApi(), throttle=throttle),
         agent=ClaudeCodeDriver(Path(order.agent_program)),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, order.follow_redirects)),
         clock=SystemClock(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
 from sandbox.gateway.model.dialer import parse_upstream
@@ -63,7 +64,7 @@ def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
         return None
     upstream = ModelUpstream(base_url, api_key=api_key, auth_token="" if api_key else auth_token)
     try:
-        parse_upstream(upstream)
+        parse_upstream(upstream, MessagesApi())
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     return upstream

@@ -20,6 +20,7 @@ import msgspec
 
 from sandbox import __version__
 from sandbox.agents.claude_code.binary_install import install_binary
+from sandbox.agents.claude_code.messages_api.pricing import has_price
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.http.server import (
@@ -57,7 +58,6 @@ from sandbox.dashboard.routes import add_dashboard
 from sandbox.disks.loop import loop_unavailable_reason
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
-from sandbox.gateway.model.pricing import has_price
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.file_layout import TaskLayout

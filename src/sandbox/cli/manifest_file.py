@@ -46,7 +46,7 @@ class ManifestFile:
 
         Raises the model's InvalidManifestError.
         """
-        from sandbox.gateway.model.pricing import has_price
+        from sandbox.agents.claude_code.messages_api.pricing import has_price
         from sandbox.model.manifest.parser import parse_manifest
 
         return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=has_price)

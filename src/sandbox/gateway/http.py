@@ -9,6 +9,7 @@ import msgspec
 from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
 from sandbox.gateway.model.request_policy import Headers, connection_header_names, select_headers
+from sandbox.interfaces.model_dialect import ModelDialect
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -42,14 +43,14 @@ def upstream_side() -> h11.Connection:
 
 
 def forwarded_request(
-    request: h11.Request, target: bytes, upstream: Upstream, body: bytes | None = None
+    request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
     """Build the upstream request: replaces the task's key with the server's and requests an uncompressed response.
 
     body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
     headers.
     """
-    forwarded_headers, dropped = select_headers(request, is_body_unchanged=body is None)
+    forwarded_headers, dropped = select_headers(request, dialect, is_body_unchanged=body is None)
     headers = [
         (b"host", upstream.authority),
         upstream.credential,
@@ -110,10 +111,9 @@ class LocalResponse(msgspec.Struct, frozen=True):
         return b"".join(connection.send(event) or b"" for event in events)
 
 
-def api_error(status: int, kind: str, message: str, *, should_close: bool = False) -> LocalResponse:
-    """Create an error in the format of the Messages API."""
-    body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
-    return LocalResponse(status, b"application/json", body, should_close)
+def model_error(dialect: ModelDialect, status: int, message: str, *, should_close: bool = False) -> LocalResponse:
+    """Create an error in the format of the model API."""
+    return LocalResponse(status, b"application/json", dialect.encode_error(status, message), should_close)
 
 
 def plain_text_error(status: int, message: str) -> LocalResponse:

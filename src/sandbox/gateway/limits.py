@@ -75,26 +75,8 @@ UPSTREAM_IDLE_SECONDS = 30.0
 HOLD_SECONDS = 120.0
 """How long a model request waits for the agent check; above it: 503. The hang timeout keeps running."""
 
-REQUEST_JSON_VALUES_MAX = 500_000
-"""Commas, colons and opening brackets in the body of a model request; above it: 413. Limits the memory for decoding."""
-
-MODEL_STRING_CHARACTERS_MAX = 256
-"""A model name, a tool type or a source type in a decoded request; a longer one is rejected and not reported."""
-
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Total size of all model request bodies that wait for a decision or for the upstream; above it: 429."""
-
-SSE_LINE_BYTES_MAX = 1024 * 1024
-"""A line of an event stream that is searched for usage; longer lines pass unread."""
-
-JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
-"""A non-streaming response that is searched for usage; longer ones pass unread."""
-
-INPUT_TOKENS_MAX = 1_000_000
-"""Upper limit of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
-
-OUTPUT_TOKENS_MAX = 1_000_000
-"""Output tokens assumed for a response that ended early if its request sets no limit; no model produces more."""
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Bytes to wait for until the server name of a TLS ClientHello is known; a longer hello is denied."""

@@ -1,7 +1,7 @@
 """The gateway server: accepts connections from the sandbox and runs a handler for each.
 
 It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
-module, `transport`, `connection`, `connection_rate`, `egress.connection`, `egress.dialer` and `model.dialer` use
+module, `transport`, `connection`, `egress.connection`, `egress.dialer` and `model.dialer` use
 sockets or the event loop.
 """
 
@@ -31,6 +31,7 @@ from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullBufferConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
+from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
@@ -38,11 +39,18 @@ from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 class SocketGateways:
     """Creates gateways.
 
+    dialect: the API of the model.
     address_policy: decides which addresses may be dialed for allowed hosts.
     throttle: limits the gateways' CPU time.
     """
 
-    def __init__(self, address_policy: AddressPolicy = is_dialable, throttle: CpuThrottle | None = None) -> None:
+    def __init__(
+        self,
+        dialect: ModelDialect,
+        address_policy: AddressPolicy = is_dialable,
+        throttle: CpuThrottle | None = None,
+    ) -> None:
+        self._dialect = dialect
         self._address_policy = address_policy
         self._throttle = throttle or CpuThrottle()
 
@@ -57,7 +65,8 @@ class SocketGateways:
         """Create a gateway. Raises ValueError, with a message for users, for an invalid upstream or key."""
         reporter = EventReporter(report, time.monotonic, redact)
         queues = ConnectionQueues(self._throttle)
-        return SocketGateway(parse_upstream(upstream), task_key, reporter, rules, self._address_policy, queues)
+        upstream_server = parse_upstream(upstream, self._dialect)
+        return SocketGateway(self._dialect, upstream_server, task_key, reporter, rules, self._address_policy, queues)
 
 
 class SocketGateway:
@@ -65,6 +74,7 @@ class SocketGateway:
 
     def __init__(
         self,
+        dialect: ModelDialect,
         upstream: Upstream,
         task_key: str,
         reporter: EventReporter,
@@ -72,6 +82,7 @@ class SocketGateway:
         address_policy: AddressPolicy,
         queues: ConnectionQueues,
     ) -> None:
+        self._dialect = dialect
         self._upstream_dialer = UpstreamDialer(upstream)
         self._task_key = task_key
         self._reporter = reporter
@@ -80,7 +91,7 @@ class SocketGateway:
         self._synthetic_ips = SyntheticIps(self._policy.allows_host)
         self._dns = DnsResponder(self._policy, self._synthetic_ips, self._reporter)
         self._public_dialer = PublicDialer(upstream.host, address_policy, self._upstream_dialer.addresses)
-        self._request_gate = ModelRequestGate(rules, self._reporter)
+        self._request_gate = ModelRequestGate(rules, self._reporter, dialect)
         self._released = asyncio.Event()
         self._model_protocols: set[ModelProtocol] = set()
         self._queues = queues
@@ -161,12 +172,14 @@ class SocketGateway:
 
     def _create_model_handler(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]
-        policy = ModelPolicy(self._task_key, port)
+        policy = ModelPolicy(self._dialect, self._task_key, port)
 
         async def handle_connection(accepted: socket) -> None:
             if _is_peer_closed(accepted):
                 return
-            protocol = ModelProtocol(policy, self._request_gate, self._upstream_dialer.upstream, self._reporter, port)
+            protocol = ModelProtocol(
+                self._dialect, policy, self._request_gate, self._upstream_dialer.upstream, self._reporter, port
+            )
             self._model_protocols.add(protocol)
             try:
                 stream = await self._open_stream(accepted)

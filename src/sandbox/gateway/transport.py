@@ -1,6 +1,8 @@
 """TCP connections of the gateway, with timeouts and bounded buffers."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from socket import IPPROTO_TCP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
@@ -127,3 +129,30 @@ class FullBufferConnections:
             self._streams.append(stream)
         else:
             stream.shrink_buffers()
+
+
+class ConnectionRateLimiter:
+    """Limits the rate of outbound connections, each of which occupies a local port for a minute after it is closed.
+
+    A token bucket: allows `burst` acquisitions at once, then `per_second` per second, in FIFO order.
+    """
+
+    def __init__(self, burst: int, per_second: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        self._monotonic = monotonic
+        self._tokens = float(burst)
+        self._counted_at = monotonic()
+        self._queue_lock = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Wait for a token and take it."""
+        async with self._queue_lock:
+            await asyncio.sleep(self._wait_seconds())
+            self._tokens -= 1
+
+    def _wait_seconds(self) -> float:
+        now = self._monotonic()
+        self._tokens = min(self._tokens + (now - self._counted_at) * self._per_second, self._burst)
+        self._counted_at = now
+        return max(0.0, 1 - self._tokens) / self._per_second

@@ -20,8 +20,8 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
+from sandbox.server.runner_launcher import ResolveSecrets, resolve_task_secrets
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.secret_resolution import ResolveSecrets, resolve_task_secrets
 from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1

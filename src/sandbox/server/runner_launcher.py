@@ -5,7 +5,7 @@ import base64
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -29,12 +29,12 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.manifest.schema import Secret
 from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_replay import JournalReplayer, ReplaySlot
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.secret_resolution import ResolveSecrets, resolve_task_secrets
 from sandbox.server.tracked_task import TrackedTask
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 FindImage = Callable[[str], Image | None]
 """Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
 
+
+ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
+"""Resolves secrets to values by name. Raises SecretUnavailableError."""
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
 """Temporary errors that are not the task's fault.
@@ -376,3 +379,15 @@ def _record_failure(recorder: Recorder, failure: Failure) -> None:
         recorder.record(AttemptFailed(failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
         recorder.record(FollowUpSkipped(follow_up, failure.message))
+
+
+async def resolve_task_secrets(resolve: ResolveSecrets, secrets: Sequence[Secret]) -> dict[str, str]:
+    """Return the values by name. Raises only SecretUnavailableError, which hides the texts of other errors."""
+    try:
+        return dict(await resolve(secrets))
+    except SecretUnavailableError:
+        raise
+    except Exception as error:
+        # Only the type, and no exception chaining: the text may contain a value.
+        problem = f"The secrets could not be resolved ({type(error).__name__}); check their source."
+    raise SecretUnavailableError(problem)

@@ -12,6 +12,7 @@ from doubles.claude_on_host import TASK_KEY, manifest
 from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
 from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
@@ -72,7 +73,7 @@ def disk(tmp_path):
 async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
     """Serve the real gateway on the sandbox's listeners; yield its events."""
     gateway_events = []
-    gateway = SocketGateways().create(
+    gateway = SocketGateways(MessagesApi()).create(
         ModelUpstream(model_url, api_key="sk-server-key"), TASK_KEY, gateway_events.append
     )
     gateway_task = asyncio.ensure_future(gateway.serve(sandbox.listeners))

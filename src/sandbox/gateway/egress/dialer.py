@@ -9,8 +9,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_rate import ConnectionRateLimiter
-from sandbox.gateway.transport import FullBufferConnections, Stream
+from sandbox.gateway.transport import ConnectionRateLimiter, FullBufferConnections, Stream
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 Address = IPv4Address | IPv6Address

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_rate import ConnectionRateLimiter
 from sandbox.gateway.egress.dialer import Address, unmap_ipv4
-from sandbox.gateway.transport import FullBufferConnections, Stream, limit_buffers
+from sandbox.gateway.transport import ConnectionRateLimiter, FullBufferConnections, Stream, limit_buffers
 from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -23,6 +23,8 @@ class Upstream(msgspec.Struct, frozen=True):
 
     path_prefix: the path of the base URL without its last slash.
     credential: a header's name and value.
+    key: the server's key, without the header's scheme.
+    base_url_setting: the setting with the address, for messages.
     """
 
     host: str
@@ -31,15 +33,12 @@ class Upstream(msgspec.Struct, frozen=True):
     path_prefix: bytes
     authority: bytes
     credential: tuple[bytes, bytes]
+    key: bytes
+    base_url_setting: str
 
     def __repr__(self) -> str:
         """Omit the credential."""
         return f"{type(self).__name__}({self.address!r})"
-
-    @property
-    def key(self) -> bytes:
-        """The server's key, without the header's scheme."""
-        return self.credential[1].removeprefix(b"Bearer ")
 
     @property
     def address(self) -> str:
@@ -47,46 +46,36 @@ class Upstream(msgspec.Struct, frozen=True):
         return self.authority.decode()
 
 
-def parse_upstream(upstream: ModelUpstream) -> Upstream:
+def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
     """Parse and validate the upstream. Raises ValueError, with a message that never contains the credential."""
+    setting = dialect.base_url_setting
     try:
         parts = urlsplit(upstream.base_url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("ANTHROPIC_BASE_URL has an invalid host or port.") from None
+        raise ValueError(f"{setting} has an invalid host or port.") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError("ANTHROPIC_BASE_URL must be an http:// or https:// address with a host.")
+        raise ValueError(f"{setting} must be an http:// or https:// address with a host.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError("ANTHROPIC_BASE_URL must have no user, password, query or fragment.")
+        raise ValueError(f"{setting} must have no user, password, query or fragment.")
     if port == 0:
-        raise ValueError("ANTHROPIC_BASE_URL has port 0, which is invalid.")
+        raise ValueError(f"{setting} has port 0, which is invalid.")
     is_tls = parts.scheme == "https"
-    host, port = _normalize_host(host), port or (443 if is_tls else 80)
+    host, port = _normalize_host(host, setting), port or (443 if is_tls else 80)
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
-        raise ValueError("ANTHROPIC_BASE_URL has invalid characters in its path.")
+        raise ValueError(f"{setting} has invalid characters in its path.")
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
-    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), _credential(upstream))
+    key = (upstream.api_key or upstream.auth_token).encode()
+    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), dialect.credential(upstream), key, setting)
 
 
-def _normalize_host(host: str) -> str:
+def _normalize_host(host: str, setting: str) -> str:
     try:
         return host if ":" in host else host.encode("idna").decode()
     except UnicodeError:
-        raise ValueError("ANTHROPIC_BASE_URL has an invalid host name.") from None
-
-
-def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
-    key = upstream.api_key or upstream.auth_token
-    if bool(upstream.api_key) == bool(upstream.auth_token):
-        raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")
-    if not re.fullmatch(r"[!-~]+", key):
-        name = "ANTHROPIC_API_KEY" if upstream.api_key else "ANTHROPIC_AUTH_TOKEN"
-        raise ValueError(f"{name} has characters that are invalid in a header.")
-    if upstream.api_key:
-        return b"x-api-key", key.encode()
-    return b"authorization", b"Bearer " + key.encode()
+        raise ValueError(f"{setting} has an invalid host name.") from None
 
 
 class UpstreamUnreachableError(Exception):
@@ -127,7 +116,9 @@ class UpstreamDialer:
             raise UpstreamUnreachableError(504, message) from None
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            message = f"The model at {upstream.address} cannot be reached ({reason}); check ANTHROPIC_BASE_URL."
+            message = (
+                f"The model at {upstream.address} cannot be reached ({reason}); check {upstream.base_url_setting}."
+            )
             raise UpstreamUnreachableError(502, message) from None
         limit_buffers(writer.get_extra_info("socket"))
         self.addresses.add(unmap_ipv4(ip_address(writer.get_extra_info("peername")[0])))

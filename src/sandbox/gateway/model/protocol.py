@@ -15,11 +15,10 @@ from sandbox.gateway import http
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
-from sandbox.gateway.model.pricing import CostBound
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate
-from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, Rejected, too_large
-from sandbox.gateway.model.usage_meter import UsageMeter, create_meter
+from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
+from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 
@@ -30,6 +29,7 @@ class InflightRequest(msgspec.Struct):
     meter: set once a response has started whose usage must be read.
     """
 
+    dialect: ModelDialect
     is_metered: bool
     redactor: KeyRedactor
     cost_bound: CostBound | None = None
@@ -67,7 +67,7 @@ class InflightRequest(msgspec.Struct):
         has_started = meter is not None and meter.has_started
         if not (has_started or is_abandoned or self.has_timed_out):
             return None
-        meter = meter or create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
+        meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
         return meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out)
 
 
@@ -88,12 +88,14 @@ class ModelProtocol:
 
     def __init__(
         self,
+        dialect: ModelDialect,
         policy: ModelPolicy,
         request_gate: ModelRequestGate,
         upstream: Upstream,
         reporter: EventReporter,
         port: int,
     ) -> None:
+        self._dialect = dialect
         self._policy = policy
         self._request_gate = request_gate
         self._upstream = upstream
@@ -168,7 +170,7 @@ class ModelProtocol:
         if self._pending is not None and self._pending.is_complete:
             self._discard_pending()
             message = "The agent's capabilities are not known yet; no model request is forwarded until they are."
-            self._reject(effects, Rejected(503, "api_error", message))
+            self._reject(effects, Rejected(503, message))
             self._finish_cycle(effects)
         return effects
 
@@ -249,11 +251,11 @@ class ModelProtocol:
         self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
     ) -> None:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
-        self._inflight = InflightRequest(allowed.is_metered, KeyRedactor(self._upstream.key), cost_bound)
+        self._inflight = InflightRequest(self._dialect, allowed.is_metered, KeyRedactor(self._upstream.key), cost_bound)
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             effects.dial = True
-        forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, body)
+        forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, self._dialect, body)
         self._reporter.report_dropped_headers(dropped)
         self._send_to_upstream(effects, forwarded)
 
@@ -319,7 +321,7 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # Read no more than necessary of data that does not look like Claude Code's HTTP.
         is_last = rejected.status in (400, 413)
-        response = http.api_error(rejected.status, rejected.error_type, rejected.message, should_close=is_last)
+        response = http.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
@@ -329,7 +331,7 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = http.api_error(error.error_status_hint, "invalid_request_error", message, should_close=True)
+            response = http.model_error(self._dialect, error.error_status_hint, message, should_close=True)
             effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
@@ -357,11 +359,9 @@ class ModelProtocol:
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:
             address = self._upstream.address
-            self._fail_upstream(
-                effects,
-                502,
-                f"The model at {address} redirects to another address; set ANTHROPIC_BASE_URL to that address.",
-            )
+            setting = self._dialect.base_url_setting
+            message = f"The model at {address} redirects to another address; set {setting} to that address."
+            self._fail_upstream(effects, 502, message)
             return
         refused = self._request_gate.check_response_status(response.status_code, self._upstream.address)
         if refused is not None:
@@ -369,7 +369,7 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
-            inflight.meter = create_meter(http.header(response.headers, b"content-type"))
+            inflight.meter = inflight.dialect.create_meter(http.header(response.headers, b"content-type"))
         self._send_to_client(effects, http.forwarded_response(response, inflight.redactor))
 
     def _finish_response(self, effects: Effects) -> None:
@@ -392,7 +392,7 @@ class ModelProtocol:
         if self._inflight is not None and self._inflight.has_response:
             self._close(effects)
         else:
-            self._respond_instead(effects, Rejected(status, "timeout_error" if status == 504 else "api_error", message))
+            self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
         """Send a local response in place of the upstream's, which has not started for the client."""
@@ -401,7 +401,7 @@ class ModelProtocol:
             return
         self._charge_usage()
         self._close_upstream(effects)
-        effects.to_client += http.api_error(rejected.status, rejected.error_type, rejected.message).encode(
+        effects.to_client += http.model_error(self._dialect, rejected.status, rejected.message).encode(
             self._client_side
         )
         self._has_responded = True

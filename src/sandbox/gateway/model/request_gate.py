@@ -10,11 +10,8 @@ import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.pricing import CostBound, estimate_cost_bound, unpriced_reason
-from sandbox.gateway.model.request_body import decode_body, external_access_reason
-from sandbox.gateway.model.request_policy import Rejected
-from sandbox.gateway.model.usage_meter import UsageMeter
 from sandbox.interfaces.gateway import Budget, GatewayRules
+from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 
@@ -28,7 +25,8 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 class ModelRequestGate:
     """Budget and hold state shared by all connections of a gateway. `is_holding` ends permanently with `release`."""
 
-    def __init__(self, rules: GatewayRules, reporter: EventReporter) -> None:
+    def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
+        self._dialect = dialect
         self._reporter = reporter
         self._has_full_egress = rules.egress.is_unrestricted
         self._has_accepted_key = False
@@ -58,9 +56,7 @@ class ModelRequestGate:
         `free_bytes` releases the space.
         """
         if self._buffered_bytes + byte_count > BUFFERED_BYTES_MAX:
-            return Rejected(
-                429, "rate_limit_error", "Too many bytes of model requests are pending; send fewer at once."
-            )
+            return Rejected(429, "Too many bytes of model requests are pending; send fewer at once.")
         self._buffered_bytes += byte_count
         return None
 
@@ -73,11 +69,11 @@ class ModelRequestGate:
         if self._key_rejection is not None:
             return self._key_rejection
         exhausted_reason = self._spending.exhausted_reason()
-        return None if exhausted_reason is None else Rejected(403, "permission_error", exhausted_reason)
+        return None if exhausted_reason is None else Rejected(403, exhausted_reason)
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
         """Return the body to forward, or a rejection. is_metered: the response spends tokens."""
-        document = decode_body(body)
+        document = self._dialect.decode_request(body)
         if isinstance(document, Rejected):
             return document
         rejected = None if self._has_full_egress else self._external_access_rejection(document)
@@ -85,7 +81,7 @@ class ModelRequestGate:
             rejected = self._price_rejection(document)
         if rejected is not None:
             return rejected
-        cost_bound = estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
+        cost_bound = self._dialect.estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def check_response_status(self, status: int, model_address: str) -> Rejected | None:
@@ -99,7 +95,7 @@ class ModelRequestGate:
             if self._key_rejection is None:
                 self._reporter.report_key_rejected(message)
             # 403, because Claude Code retries for minutes after a 401.
-            self._key_rejection = Rejected(403, "permission_error", message)
+            self._key_rejection = Rejected(403, message)
             return self._key_rejection
         return None
 
@@ -113,18 +109,18 @@ class ModelRequestGate:
         self._spending.finish(source, usage)
 
     def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
-        reason = external_access_reason(document, self._reporter.sanitize)
+        reason = self._dialect.external_access_reason(document, self._reporter.sanitize)
         if reason is None:
             return None
         message = (
             f"{reason} makes the model provider's servers access the network for the agent, which requires "
             "vm.network_mode full."
         )
-        return Rejected(403, "permission_error", message)
+        return Rejected(403, message)
 
     def _price_rejection(self, document: dict[str, Any]) -> Rejected | None:
-        message = unpriced_reason(document, self._reporter.sanitize)
-        return None if message is None else Rejected(403, "permission_error", message)
+        message = self._dialect.unpriced_reason(document, self._reporter.sanitize)
+        return None if message is None else Rejected(403, message)
 
 
 class Spending:

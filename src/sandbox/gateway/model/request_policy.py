@@ -6,6 +6,7 @@ import h11
 import msgspec
 
 from sandbox.gateway.limits import REQUEST_BODY_BYTES_MAX
+from sandbox.interfaces.model_dialect import ModelDialect, Rejected
 
 
 class Allowed(msgspec.Struct, frozen=True):
@@ -15,30 +16,19 @@ class Allowed(msgspec.Struct, frozen=True):
     is_metered: bool
 
 
-class Rejected(msgspec.Struct, frozen=True):
-    """The request is rejected. `error_type` is one of the Messages API's error types, `message` is for users."""
-
-    status: int
-    error_type: str
-    message: str
-
-
-_ENDPOINTS = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
-_QUERIES = (b"", b"beta=true")
-
-
 class ModelPolicy:
     """Checks the heads of requests to the model's listener on `port`."""
 
-    def __init__(self, task_key: str, port: int) -> None:
+    def __init__(self, dialect: ModelDialect, task_key: str, port: int) -> None:
         if not task_key:
             raise ValueError("A gateway needs a task key.")
+        self._dialect = dialect
         self._task_key = task_key.encode()
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     def check(self, request: h11.Request) -> Allowed | Rejected:
         """Check the shape first, then the key, then the target."""
-        return self._check_shape(request) or self._check_key(request) or _check_target(request)
+        return self._check_shape(request) or self._check_key(request) or self._check_target(request)
 
     def _check_shape(self, request: h11.Request) -> Rejected | None:
         names = [name for name, _ in request.headers]
@@ -53,34 +43,24 @@ class ModelPolicy:
         return None
 
     def _check_key(self, request: h11.Request) -> Rejected | None:
+        dialect = self._dialect
         keys = [
-            _presented_key(name, value) for name, value in request.headers if name in (b"x-api-key", b"authorization")
+            dialect.presented_key(name, value) for name, value in request.headers if name in dialect.credential_headers
         ]
         if len(keys) == 1 and compare_digest(keys[0], self._task_key):
             return None
         problem = "has no key" if not keys else "has a different key" if len(keys) == 1 else "has several keys"
-        return Rejected(
-            401, "authentication_error", f"The request {problem}; the gateway accepts only this task's key."
-        )
+        return Rejected(401, f"The request {problem}; the gateway accepts only this task's key.")
 
-
-def _presented_key(name: bytes, value: bytes) -> bytes:
-    if name == b"x-api-key":
-        return value
-    scheme, _, token = value.partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""
-
-
-def _check_target(request: h11.Request) -> Allowed | Rejected:
-    path, _, query = request.target.partition(b"?")
-    is_metered = _ENDPOINTS.get(path)
-    if is_metered is None or request.method != b"POST" or query not in _QUERIES:
-        return Rejected(
-            403, "permission_error", "The gateway serves only POST /v1/messages and /v1/messages/count_tokens."
-        )
-    if _content_length(request) > REQUEST_BODY_BYTES_MAX:
-        return too_large()
-    return Allowed(path + (b"?" + query if query else b""), is_metered)
+    def _check_target(self, request: h11.Request) -> Allowed | Rejected:
+        path, _, query = request.target.partition(b"?")
+        is_metered = self._dialect.endpoints.get(path)
+        if is_metered is None or request.method != b"POST" or query not in self._dialect.queries:
+            served = " and ".join(served_path.decode() for served_path in self._dialect.endpoints)
+            return Rejected(403, f"The gateway serves only POST {served}.")
+        if _content_length(request) > REQUEST_BODY_BYTES_MAX:
+            return too_large()
+        return Allowed(path + (b"?" + query if query else b""), is_metered)
 
 
 def _content_length(request: h11.Request) -> int:
@@ -91,44 +71,19 @@ def _content_length(request: h11.Request) -> int:
 def too_large() -> Rejected:
     """Return the rejection of a body above the limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
-    return Rejected(413, "request_too_large", f"The request's body is over {limit} MiB.")
+    return Rejected(413, f"The request's body is over {limit} MiB.")
 
 
 def _invalid(message: str) -> Rejected:
-    return Rejected(400, "invalid_request_error", message)
+    return Rejected(400, message)
 
 
 Headers = list[tuple[bytes, bytes]]
-
-_FORWARDED = frozenset(
-    {
-        b"accept",
-        b"accept-language",
-        b"anthropic-beta",
-        b"anthropic-client-feature",
-        b"anthropic-client-os",
-        b"anthropic-client-platform",
-        b"anthropic-client-version",
-        b"anthropic-dangerous-direct-browser-access",
-        b"anthropic-version",
-        b"user-agent",
-        b"x-anthropic-additional-protection",
-        b"x-app",
-        b"x-client-app",
-        b"x-client-request-id",
-    }
-)
-_FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
-"""Prefixes of the headers with which Claude Code and its SDK describe themselves."""
-
-_LIST_HEADERS = frozenset({b"accept", b"anthropic-beta"})
-"""Headers that may be repeated; of other headers only the first is forwarded."""
 
 _BODY_HEADERS = frozenset({b"content-type", b"content-encoding"})
 _CONNECTION_HEADERS = frozenset(
     {
         b"accept-encoding",
-        b"authorization",
         b"connection",
         b"content-length",
         b"expect",
@@ -137,7 +92,6 @@ _CONNECTION_HEADERS = frozenset(
         b"proxy-connection",
         b"te",
         b"transfer-encoding",
-        b"x-api-key",
     }
 )
 """Headers that clients send to the gateway itself; the gateway handles them or sets its own values."""
@@ -149,13 +103,15 @@ def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
     return {token.strip().lower() for token in connection.split(b",")}
 
 
-def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[Headers, list[bytes]]:
+def select_headers(
+    request: h11.Request, dialect: ModelDialect, *, is_body_unchanged: bool
+) -> tuple[Headers, list[bytes]]:
     """Return the headers to forward, spelled as received, and the names of the dropped ones.
 
     is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
     """
-    forwarded_names = _FORWARDED | _BODY_HEADERS if is_body_unchanged else _FORWARDED
-    expected = _CONNECTION_HEADERS if is_body_unchanged else _CONNECTION_HEADERS | _BODY_HEADERS
+    body_headers = _BODY_HEADERS if is_body_unchanged else frozenset()
+    expected = (_CONNECTION_HEADERS | dialect.credential_headers | _BODY_HEADERS) - body_headers
     named = connection_header_names(request)
     forwarded: Headers = []
     dropped: list[bytes] = []
@@ -164,8 +120,8 @@ def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[He
         name = original.lower()
         if name in expected:
             continue
-        is_known = name in forwarded_names or name.startswith(_FORWARDED_PREFIXES)
-        if is_known and name not in named and (name not in seen_names or name in _LIST_HEADERS):
+        is_known = name in body_headers or dialect.is_forwarded(name)
+        if is_known and name not in named and (name not in seen_names or name in dialect.repeatable_headers):
             seen_names.add(name)
             forwarded.append((original, value))
         else:

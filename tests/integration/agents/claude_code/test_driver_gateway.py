@@ -4,6 +4,7 @@ import asyncio
 
 from doubles.claude_on_host import TASK_KEY, ClaudeOnHost
 from doubles.loopback_listeners import loopback_listeners
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 from sandbox.gateway.server import SocketGateways
@@ -43,7 +44,7 @@ def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
         events: list = []
         async with ScriptedModel(Script(TURNS)) as model:
             with loopback_listeners() as listeners:
-                gateway = SocketGateways().create(
+                gateway = SocketGateways(MessagesApi()).create(
                     ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, events.append, GatewayRules()
                 )
                 gateway_task = asyncio.ensure_future(gateway.serve(listeners))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model.dialer import parse_upstream
@@ -19,6 +20,7 @@ from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
+DIALECT = MessagesApi()
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 BODY = b'{"model":"m","stream":true}'
 SSE_BODY = (
@@ -76,9 +78,9 @@ def create_protocol(
     """With `is_unrestricted`, request bodies are forwarded unread."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
-    policy, reporter = ModelPolicy(TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
-    gate = ModelRequestGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter)
-    return ModelProtocol(policy, gate, parse_upstream(upstream), reporter, 8123), events
+    policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
+    gate = ModelRequestGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter, DIALECT)
+    return ModelProtocol(DIALECT, policy, gate, parse_upstream(upstream, DIALECT), reporter, 8123), events
 
 
 def head_of(data: bytes | bytearray) -> tuple[str, dict[str, str]]:
@@ -516,7 +518,7 @@ def test_idle_connection_timeout_is_not_reported():
 
 def test_empty_task_key_is_rejected():
     with pytest.raises(ValueError, match="task key"):
-        ModelPolicy("", 8123)
+        ModelPolicy(DIALECT, "", 8123)
 
 
 def test_unsolicited_upstream_data_is_discarded():

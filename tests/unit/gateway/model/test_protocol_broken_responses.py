@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
+from sandbox.agents.claude_code.messages_api.pricing import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_gate import ModelRequestGate
@@ -14,6 +15,7 @@ from sandbox.interfaces.gateway import Budget, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import ErrorReported, Usage
 
+DIALECT = MessagesApi()
 TASK_KEY = "task-key-of-this-task"
 MODEL = "claude-haiku-4-5"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -40,9 +42,14 @@ class ForwardedRequest:
         self.events: list = []
         reporter = EventReporter(self.events.append, lambda: 0.0)
         rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
-        upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"))
+        upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"), DIALECT)
         self.protocol = ModelProtocol(
-            ModelPolicy(TASK_KEY, 8123), ModelRequestGate(rules, reporter), upstream, reporter, 8123
+            DIALECT,
+            ModelPolicy(DIALECT, TASK_KEY, 8123),
+            ModelRequestGate(rules, reporter, DIALECT),
+            upstream,
+            reporter,
+            8123,
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
         head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from sandbox.agents.claude_code.messages_api import request_body
+from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
+from sandbox.agents.claude_code.messages_api.request_body import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import MODEL_STRING_CHARACTERS_MAX
-from sandbox.gateway.model import request_body
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_gate import ModelRequestGate
@@ -16,6 +17,7 @@ from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelU
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
 
+DIALECT = MessagesApi()
 ISOLATED = GatewayRules()
 OUTBOUND = GatewayRules(egress=EgressRules((EgressRule("files.example.org"),)))
 FULL = GatewayRules(egress=EgressRules(is_unrestricted=True))
@@ -30,11 +32,11 @@ class ScriptedGateway:
     def __init__(self, rules: GatewayRules, redact=str) -> None:
         self.events: list = []
         self._reporter = EventReporter(self.events.append, lambda: 0.0, redact)
-        self._gate = ModelRequestGate(rules, self._reporter)
+        self._gate = ModelRequestGate(rules, self._reporter, DIALECT)
 
     def connect(self) -> ModelProtocol:
-        upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY))
-        return ModelProtocol(ModelPolicy(TASK_KEY, 8123), self._gate, upstream, self._reporter, 8123)
+        upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY), DIALECT)
+        return ModelProtocol(DIALECT, ModelPolicy(DIALECT, TASK_KEY, 8123), self._gate, upstream, self._reporter, 8123)
 
     def send(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
         """Status and message of a rejection, and the forwarded request."""

@@ -10,8 +10,14 @@ from typing import Any
 
 import msgspec
 
-from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
-from sandbox.gateway.model.request_body import additional_models, unknown_fee_reason
+from sandbox.agents.claude_code.messages_api.request_body import additional_models, unknown_fee_reason
+from sandbox.interfaces.model_dialect import CostBound
+
+INPUT_TOKENS_MAX = 1_000_000
+"""Upper limit of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
+
+OUTPUT_TOKENS_MAX = 1_000_000
+"""Output tokens assumed for a response that ended early if its request sets no limit; no model produces more."""
 
 PRICES_DATE = "2026-10-24"
 
@@ -116,19 +122,6 @@ _PRICES = {
 
 _INPUT_BYTES_PER_TOKEN = 3
 """Prose, code and the surrounding JSON have at least three bytes per token."""
-
-
-class CostBound(msgspec.Struct, frozen=True):
-    """Upper bound of a request's tokens.
-
-    input_tokens: estimated from the request's length.
-    output_tokens_max: the request's own limit.
-    """
-
-    model: str
-    input_tokens: int
-    output_tokens_max: int
-    is_streamed: bool
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:

@@ -10,9 +10,14 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from sandbox.gateway.limits import MODEL_STRING_CHARACTERS_MAX, REQUEST_JSON_VALUES_MAX
-from sandbox.gateway.model.request_policy import Rejected
+from sandbox.interfaces.model_dialect import Rejected
 from sandbox.model.errors import DECODE_ERRORS
+
+REQUEST_JSON_VALUES_MAX = 500_000
+"""Commas, colons and opening brackets in the body of a model request; above it: 413. Limits the memory for decoding."""
+
+MODEL_STRING_CHARACTERS_MAX = 256
+"""A model name, a tool type or a source type in a decoded request; a longer one is rejected and not reported."""
 
 _CLIENT_TOOLS = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
@@ -56,7 +61,6 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
     if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
         return Rejected(
             413,
-            "request_too_large",
             f"The request body has more than {REQUEST_JSON_VALUES_MAX} commas, colons and opening brackets.",
         )
     try:
@@ -64,7 +68,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
     except DECODE_ERRORS:
         document = None
     if not isinstance(document, dict) or not _is_short_string(document.get("model", "")):
-        return Rejected(400, "invalid_request_error", "The request's body must be a JSON object that names a model.")
+        return Rejected(400, "The request's body must be a JSON object that names a model.")
     return document
 
 

@@ -1,21 +1,26 @@
 """Extracts token usage from a model response as it passes, buffering at most one line of a stream."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import astuple
 
-from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.pricing import (
+from sandbox.agents.claude_code.messages_api.pricing import (
     SINGLE_REGION_FACTOR,
     WEB_SEARCH_USD,
-    CostBound,
     TokenCounts,
     cost_usd,
     has_price,
 )
+from sandbox.interfaces.model_dialect import CostBound, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
+
+SSE_LINE_BYTES_MAX = 1024 * 1024
+"""A line of an event stream that is searched for usage; longer lines pass unread."""
+
+JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
+"""A non-streaming response that is searched for usage; longer ones pass unread."""
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
@@ -29,39 +34,6 @@ other iterations (compaction, an advisor) are billed in addition.
 """
 
 _GLOBAL_REGIONS = ("", "global", "not_available")
-
-
-class UsageMeter(Protocol):
-    """Reads usage from a response body. Never raises on upstream data; data that it cannot parse is ignored."""
-
-    def feed(self, data: bytes) -> None:
-        """Process the next bytes of the body, split anywhere."""
-        ...
-
-    def usage(self) -> Usage | None:
-        """Return the usage in the bytes so far, or None if they contain no model response."""
-        ...
-
-    def partial_usage(self) -> Usage | None:
-        """Return the usage so far, or None if it cannot be computed cheaply while the body is incomplete."""
-        ...
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a model has started to respond."""
-        ...
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether `usage` covers the complete response."""
-        ...
-
-    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound of the usage of a response that ended early. Call no other method afterwards.
-
-        is_fully_received: all output that the model had produced by then was received.
-        """
-        ...
 
 
 def create_meter(content_type: bytes) -> UsageMeter:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.model.pricing import PRICES_DATE, TokenCounts, cost_usd, find_price
+from sandbox.agents.claude_code.messages_api.pricing import PRICES_DATE, TokenCounts, cost_usd, find_price
 
 
 @pytest.mark.parametrize(

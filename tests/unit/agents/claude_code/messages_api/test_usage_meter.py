@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.usage_meter import create_meter
+from sandbox.agents.claude_code.messages_api.usage_meter import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX, create_meter
 from sandbox.model.events import Usage
 
 SSE = b"text/event-stream; charset=utf-8"

@@ -4,9 +4,14 @@ import json
 
 import pytest
 
-from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.pricing import CostBound
-from sandbox.gateway.model.usage_meter import JsonMeter, StreamMeter, create_meter
+from sandbox.agents.claude_code.messages_api.usage_meter import (
+    JSON_BODY_BYTES_MAX,
+    SSE_LINE_BYTES_MAX,
+    JsonMeter,
+    StreamMeter,
+    create_meter,
+)
+from sandbox.interfaces.model_dialect import CostBound
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"

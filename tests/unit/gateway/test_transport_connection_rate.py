@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.gateway.connection_rate import ConnectionRateLimiter
+from sandbox.gateway.transport import ConnectionRateLimiter
 
 
 @pytest.fixture

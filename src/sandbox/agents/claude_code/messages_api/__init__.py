@@ -1,0 +1,1 @@
+"""The API of Claude Code's model: Anthropic's Messages API."""

@@ -1,0 +1,99 @@
+"""What the gateway forwards of the Messages API: the requests of Claude Code, with its headers and the server's key."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from sandbox.agents.claude_code.messages_api import pricing, request_body, usage_meter
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
+
+_FORWARDED = frozenset(
+    {
+        b"accept",
+        b"accept-language",
+        b"anthropic-beta",
+        b"anthropic-client-feature",
+        b"anthropic-client-os",
+        b"anthropic-client-platform",
+        b"anthropic-client-version",
+        b"anthropic-dangerous-direct-browser-access",
+        b"anthropic-version",
+        b"user-agent",
+        b"x-anthropic-additional-protection",
+        b"x-app",
+        b"x-client-app",
+        b"x-client-request-id",
+    }
+)
+_FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
+"""Prefixes of the headers with which Claude Code and its SDK describe themselves."""
+
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    502: "api_error",
+    503: "api_error",
+    504: "timeout_error",
+}
+_API_KEY, _AUTHORIZATION = b"x-api-key", b"authorization"
+
+
+class MessagesApi:
+    """The dialect of the Messages API."""
+
+    base_url_setting = "ANTHROPIC_BASE_URL"
+    endpoints: Mapping[bytes, bool] = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
+    queries = frozenset({b"", b"beta=true"})
+    credential_headers = frozenset({_API_KEY, _AUTHORIZATION})
+    repeatable_headers = frozenset({b"accept", b"anthropic-beta"})
+
+    def is_forwarded(self, header_name: bytes) -> bool:
+        """Whether a request header, by its lower-case name, is forwarded."""
+        return header_name in _FORWARDED or header_name.startswith(_FORWARDED_PREFIXES)
+
+    def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
+        """Return the header with the server's key. Raises ValueError."""
+        key = upstream.api_key or upstream.auth_token
+        if bool(upstream.api_key) == bool(upstream.auth_token):
+            raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")
+        if not re.fullmatch(r"[!-~]+", key):
+            name = "ANTHROPIC_API_KEY" if upstream.api_key else "ANTHROPIC_AUTH_TOKEN"
+            raise ValueError(f"{name} has characters that are invalid in a header.")
+        return (_API_KEY, key.encode()) if upstream.api_key else (_AUTHORIZATION, b"Bearer " + key.encode())
+
+    def presented_key(self, header_name: bytes, value: bytes) -> bytes:
+        """Return the key in a header, empty if there is none."""
+        if header_name == _API_KEY:
+            return value
+        scheme, _, token = value.partition(b" ")
+        return token.strip() if scheme.lower() == b"bearer" else b""
+
+    def encode_error(self, status: int, message: str) -> bytes:
+        """Return the body of an error response."""
+        kind = _ERROR_TYPES.get(status, "invalid_request_error")
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+
+    def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
+        """Decode the body, or reject it."""
+        return request_body.decode_body(body)
+
+    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        """Return the start of a sentence about the part of the request that accesses external resources, or None."""
+        return request_body.external_access_reason(request, sanitize)
+
+    def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        """Return why the cost of the request cannot be bounded and what to do instead, or None."""
+        return pricing.unpriced_reason(request, sanitize)
+
+    def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
+        """Estimate the bound from a decoded request and the length of its body."""
+        return pricing.estimate_cost_bound(request, byte_count)
+
+    def create_meter(self, content_type: bytes) -> UsageMeter:
+        """Create a meter for a response body of this content type."""
+        return usage_meter.create_meter(content_type)
