@@ -11,9 +11,11 @@ from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
+MESSAGES_API = MessagesApi()
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 
 
@@ -45,12 +47,12 @@ class ServedGateway:
 
 @asynccontextmanager
 async def served_gateway(
-    base_url: str, rules: GatewayRules = GatewayRules(), **policies
+    base_url: str, rules: GatewayRules = GatewayRules(), dialect: ModelDialect = MESSAGES_API, **policies
 ) -> AsyncIterator[ServedGateway]:
     """Serve until the block ends."""
     events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
-        gateways = SocketGateways(MessagesApi(), **policies)
+        gateways = SocketGateways(dialect, **policies)
         gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, events.append, rules)
         served = ServedGateway(gateway, listeners, events, asyncio.ensure_future(gateway.serve(listeners)))
         try:

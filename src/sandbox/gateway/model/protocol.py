@@ -319,7 +319,7 @@ class ModelProtocol:
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
         """Respond now; discard the rest of the request's body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
-        # Read no more than necessary of data that does not look like Claude Code's HTTP.
+        # Read no more than necessary of data that does not look like the agent's HTTP.
         is_last = rejected.status in (400, 413)
         response = http.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)

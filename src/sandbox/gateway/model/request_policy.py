@@ -1,4 +1,4 @@
-"""Allowlist of model requests: what Claude Code sends, authenticated with the task's key."""
+"""Allowlist of model requests: those of the dialect, authenticated with the task's key."""
 
 from hmac import compare_digest
 

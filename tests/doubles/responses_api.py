@@ -1,0 +1,114 @@
+"""A second model API, in the shape of OpenAI's Responses API: other paths, another key header, other usage fields.
+
+It shows what a dialect needs. Its prices are invented, and it is not complete enough for real use.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
+from sandbox.model.events import Usage
+
+USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
+"""Input and output."""
+
+_OUTPUT_TOKENS_MAX = 100_000
+
+
+class ResponsesApi:
+    """The dialect of the API."""
+
+    base_url_setting = "RESPONSES_BASE_URL"
+    endpoints: Mapping[bytes, bool] = {b"/v1/responses": True, b"/v1/responses/input_tokens": False}
+    queries = frozenset({b""})
+    credential_headers = frozenset({b"authorization"})
+    repeatable_headers: frozenset[bytes] = frozenset()
+
+    def is_forwarded(self, header_name: bytes) -> bool:
+        return header_name in (b"accept", b"user-agent", b"openai-beta")
+
+    def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
+        if not re.fullmatch(r"[!-~]+", upstream.api_key):
+            raise ValueError("RESPONSES_API_KEY is missing or has characters that are invalid in a header.")
+        return b"authorization", b"Bearer " + upstream.api_key.encode()
+
+    def presented_key(self, header_name: bytes, value: bytes) -> bytes:
+        scheme, _, key = value.partition(b" ")
+        return key if scheme == b"Bearer" else b""
+
+    def encode_error(self, status: int, message: str) -> bytes:
+        return msgspec.json.encode({"error": {"code": str(status), "message": message}})
+
+    def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
+        try:
+            request = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            request = None
+        if not isinstance(request, dict) or not isinstance(request.get("model"), str):
+            return Rejected(400, "The request's body must be a JSON object that names a model.")
+        return request
+
+    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in request.get("tools") or []]
+        denied = next((kind for kind in kinds if kind != "function"), "function")
+        return None if denied == "function" else f"The tool {sanitize(str(denied))}"
+
+    def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        model = request["model"]
+        return None if model in USD_PER_TOKEN else f"The model {sanitize(model)} has no price in Sandbox's table."
+
+    def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
+        output_tokens_max = request.get("max_output_tokens")
+        if not isinstance(output_tokens_max, int):
+            output_tokens_max = _OUTPUT_TOKENS_MAX
+        return CostBound(request["model"], byte_count // 3, output_tokens_max, request.get("stream") is True)
+
+    def create_meter(self, content_type: bytes) -> UsageMeter:
+        return _Meter(is_stream=content_type.startswith(b"text/event-stream"))
+
+
+class _Meter:
+    """Reads the usage of a whole response, or of the last event of a stream (`response.completed`)."""
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self._is_stream = is_stream
+        self._body = b""
+
+    def feed(self, data: bytes) -> None:
+        self._body += data
+
+    @property
+    def has_started(self) -> bool:
+        return bool(self._body)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.usage() is not None
+
+    def usage(self) -> Usage | None:
+        documents = re.findall(rb"^data: (.*)$", self._body, re.MULTILINE) if self._is_stream else [self._body]
+        for document in reversed(documents):
+            try:
+                response = msgspec.json.decode(document)
+            except msgspec.DecodeError:
+                continue
+            response = response.get("response", {}) if self._is_stream else response
+            if (counts := response.get("usage")) is not None:
+                return _usage(response["model"], counts["input_tokens"], counts["output_tokens"])
+        return None
+
+    def partial_usage(self) -> Usage | None:
+        return None
+
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
+        return _usage(cost_bound.model, cost_bound.input_tokens, cost_bound.output_tokens_max)
+
+
+def _usage(model: str, input_tokens: int, output_tokens: int) -> Usage:
+    price = USD_PER_TOKEN.get(model)
+    usd = None if price is None else round(input_tokens * price[0] + output_tokens * price[1], 6)
+    return Usage(model, input_tokens, output_tokens, 0, 0, usd)

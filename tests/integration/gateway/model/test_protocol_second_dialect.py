@@ -1,0 +1,164 @@
+"""The gateway serves a second model API, with other paths, another key header and other usage fields."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from doubles.responses_api import ResponsesApi
+from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
+from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
+from sandbox.gateway.server import SocketGateways
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
+from sandbox.model.events import EgressDenied, Usage
+
+BODY = json.dumps({"model": "scripted-1", "input": "Say hello."}).encode()
+RESPONSE = json.dumps(
+    {"model": "scripted-1", "output": [], "usage": {"input_tokens": 100, "output_tokens": 50}}
+).encode()
+SPENT = Usage("scripted-1", 100, 50, 0, 0, 0.0003)
+STREAM = (
+    b'event: response.created\ndata: {"type":"response.created","response":{"model":"scripted-1"}}\n\n'
+    b'event: response.completed\ndata: {"type":"response.completed","response":' + RESPONSE + b"}\n\n"
+)
+
+
+async def respond(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(RESPONSE))
+    writer.write(RESPONSE)
+
+
+async def respond_with_stream(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(STREAM))
+    writer.write(STREAM)
+
+
+async def break_off(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+    await writer.drain()
+    writer.transport.abort()
+
+
+@asynccontextmanager
+async def gateway_for(base_url: str, rules: GatewayRules = GatewayRules()) -> AsyncIterator[ServedGateway]:
+    async with served_gateway(base_url, rules, dialect=ResponsesApi()) as served:
+        yield served
+
+
+def send(client: Client, body: bytes = BODY, *, target: str = "/v1/responses", headers: str = "") -> None:
+    headers = headers or f"Authorization: Bearer {TASK_KEY}\r\n"
+    head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n{headers}"
+    client.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+
+@pytest.mark.parametrize("handler", [respond, respond_with_stream])
+def test_request_is_forwarded_with_the_servers_key_and_its_usage_is_read(handler):
+    async def scenario():
+        async with scripted_upstream(handler) as upstream, gateway_for(upstream.base_url) as served:
+            client = await served.connect()
+            send(client)
+            assert (await client.read_response())[0] == 200
+            [request] = upstream.requests
+            assert request.target == "/v1/responses"
+            assert request.headers["authorization"] == f"Bearer {SERVER_KEY}"
+            assert TASK_KEY.encode() not in request.head
+            assert served.events == [SPENT]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status", "message"),
+    [
+        ("/v1/messages", "", 403, "The gateway serves only POST /v1/responses and /v1/responses/input_tokens."),
+        ("/v1/responses?beta=true", "", 403, "The gateway serves only POST"),
+        ("/v1/files", "", 403, "The gateway serves only POST"),
+        ("/v1/responses", f"X-Api-Key: {TASK_KEY}\r\n", 401, "The request has no key"),
+        ("/v1/responses", "Authorization: Bearer other\r\n", 401, "The request has a different key"),
+    ],
+    ids=["path of another API", "query", "other endpoint", "header of another API", "different key"],
+)
+def test_other_requests_are_rejected_in_the_format_of_the_api(target, headers, status, message):
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url) as served:
+            client = await served.connect()
+            send(client, target=target, headers=headers)
+            received, _, body = await client.read_response()
+            error = json.loads(body)["error"]
+            assert (received, error["code"]) == (status, str(status))
+            assert message in error["message"]
+            assert upstream.requests == []
+            assert [event.host for event in served.events_of(EgressDenied)] == ["model"]
+
+    run(scenario)
+
+
+def test_headers_of_another_api_are_not_forwarded():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url) as served:
+            client = await served.connect()
+            key = f"Authorization: Bearer {TASK_KEY}\r\n"
+            send(client, headers=f"{key}Anthropic-Version: 1\r\nX-Api-Key: {TASK_KEY}\r\nOpenAI-Beta: a\r\n")
+            assert (await client.read_response())[0] == 200
+            headers = upstream.requests[0].headers
+            assert headers["openai-beta"] == "a"
+            assert not headers.keys() & {"anthropic-version", "x-api-key"}
+
+    run(scenario)
+
+
+def test_budget_is_charged_with_the_usage_of_the_api():
+    async def scenario():
+        rules = GatewayRules(budget=Budget(usd=0.0003))
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
+            client = await served.connect()
+            send(client)
+            assert (await client.read_response())[0] == 200
+            send(client)
+            status, _, body = await client.read_response()
+            assert status == 403
+            assert "lifecycle.budget_usd is spent (0.0003 of 0.0003 USD)" in json.loads(body)["error"]["message"]
+            assert len(upstream.requests) == 1
+            assert len(served.events_of(BudgetExhausted)) == 1
+
+    run(scenario)
+
+
+def test_response_that_breaks_off_is_charged_with_its_upper_bound():
+    async def scenario():
+        rules = GatewayRules(budget=Budget(tokens=10_000))
+        async with scripted_upstream(break_off) as upstream, gateway_for(upstream.base_url, rules) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 77}).encode())
+            await client.read_to_end()
+            [usage] = served.events_of(Usage)
+            assert usage.output_tokens == 77
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "rules", "message"),
+    [
+        ({"model": "unknown-1"}, GatewayRules(budget=Budget(usd=1)), "The model unknown-1 has no price"),
+        ({"model": "scripted-1", "tools": [{"type": "web_search"}]}, GatewayRules(), "The tool web_search"),
+    ],
+    ids=["unpriced model", "tool of the provider's servers"],
+)
+def test_denied_requests_are_not_forwarded(request_fields, rules, message):
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
+            client = await served.connect()
+            send(client, json.dumps(request_fields).encode())
+            status, _, body = await client.read_response()
+            assert (status, upstream.requests) == (403, [])
+            assert message in json.loads(body)["error"]["message"]
+
+    run(scenario)
+
+
+def test_missing_key_of_the_server_is_reported_in_the_terms_of_the_api():
+    with pytest.raises(ValueError, match="RESPONSES_API_KEY is missing"):
+        SocketGateways(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
