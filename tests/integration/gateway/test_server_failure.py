@@ -11,6 +11,7 @@ import pytest
 from doubles import gateway_process
 from doubles.blocked_internet import BlockedInternet
 from doubles.fake_internet import run
+from doubles.live_server import wait_until
 from doubles.network_namespace import in_namespace
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
@@ -89,8 +90,8 @@ def test_killed_gateway_closes_all_connections_and_listeners(internet, sandbox, 
         with accepted:
             accepted.sendall(b"SSH-2.0-host\r\n")
             assert connection.recv(1000) == b"SSH-2.0-host\r\n"
+            wait_until(lambda: ("tcp", HOST_ADDRESS, 22) in internet.packets, 10, "the packets to be recorded")
             before = list(internet.packets)
-            assert ("tcp", HOST_ADDRESS, 22) in before
             gateway.kill()
             gateway.wait()
             assert connection.recv(1000) == b"", "the open tunnel ends"

@@ -130,6 +130,15 @@ def test_concurrent_writes_are_moved_aside(root):
     assert [(backup.replaced / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
 
 
+@pytest.fixture
+def interruptible():
+    """Handle SIGINT as in a terminal; it is ignored if the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signal_is_delivered_after_the_backup_block(root):
     done = []
 
