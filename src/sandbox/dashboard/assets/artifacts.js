@@ -1,6 +1,7 @@
 // Previews of artifacts: images, Markdown and other text.
-import { h, request, size } from "/assets/page.js";
+
 import { markdown } from "/assets/markdown.js";
+import { h, request, size } from "/assets/page.js";
 import { appendText } from "/assets/plain.js";
 
 const BYTES_MAX = 256 * 1024;
@@ -32,9 +33,16 @@ async function preview(button) {
   if (suffix) return [await image(url, suffix, name)];
   const response = await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
   const text = new TextDecoder().decode(await response.arrayBuffer());
-  if (text.slice(0, 4096).includes("\0")) return [h("p", { class: "muted" }, "This is a binary file; download it to view it.")];
-  const content = /\.(md|markdown)$/i.test(name) || type.startsWith("text/markdown") ? markdown(text) : appendText(h("pre", { tabindex: "0" }), text);
-  const more = Number(bytes) > BYTES_MAX ? h("p", { class: "muted" }, `Only the first ${size(BYTES_MAX)} of ${size(Number(bytes))} are shown.`) : null;
+  if (text.slice(0, 4096).includes("\0"))
+    return [h("p", { class: "muted" }, "This is a binary file; download it to view it.")];
+  const content =
+    /\.(md|markdown)$/i.test(name) || type.startsWith("text/markdown")
+      ? markdown(text)
+      : appendText(h("pre", { tabindex: "0" }), text);
+  const more =
+    Number(bytes) > BYTES_MAX
+      ? h("p", { class: "muted" }, `Only the first ${size(BYTES_MAX)} of ${size(Number(bytes))} are shown.`)
+      : null;
   return more ? [more, content] : [content];
 }
 

@@ -29,12 +29,20 @@ export function parse(patch) {
     else if (line.startsWith("@@")) {
       const match = /^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)$/.exec(line);
       if (!match) continue;
-      hunk = { oldAt: +match[1], newAt: +match[3], oldCount: +(match[2] ?? 1), newCount: +(match[4] ?? 1), header: line, lines: [] };
+      hunk = {
+        oldAt: +match[1],
+        newAt: +match[3],
+        oldCount: +(match[2] ?? 1),
+        newCount: +(match[4] ?? 1),
+        header: line,
+        lines: [],
+      };
       file.hunks.push(hunk);
     } else if (line.startsWith("new file")) file.kind = "new";
     else if (line.startsWith("deleted file")) file.kind = "deleted";
     else if (line.startsWith("rename to ")) Object.assign(file, { kind: "renamed", path: unquote(line.slice(10)) });
-    else if (line.startsWith("GIT binary patch") || line.startsWith("Binary files")) Object.assign(file, { isBinary: true });
+    else if (line.startsWith("GIT binary patch") || line.startsWith("Binary files"))
+      Object.assign(file, { isBinary: true });
     else if (line.startsWith("new mode")) file.kind ||= "mode changed";
   }
   return files;
@@ -78,10 +86,15 @@ export class Changes {
       const { artifacts } = await (await request(this.artifactsUrl)).json();
       const patch = artifacts.find((each) => each.name === this.patchName);
       this.#isLoaded = patch !== undefined;
-      if (!patch) return this.#showNote(isOver ? "This task has no patch." : "The patch is created when the agent has ended.");
+      if (!patch)
+        return this.#showNote(isOver ? "This task has no patch." : "The patch is created when the agent has ended.");
       if (patch.size_bytes === 0) return this.#showNote("The agent changed nothing.");
       const url = patch.download_url;
-      this.#draw(await (await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } })).text(), url, patch.size_bytes);
+      this.#draw(
+        await (await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } })).text(),
+        url,
+        patch.size_bytes,
+      );
     } catch (error) {
       this.#isLoaded = false;
       this.#showNote(error.message);
@@ -105,15 +118,22 @@ export class Changes {
     );
     $("tally-changes").textContent = files.length || "";
     this.#container.replaceChildren(head);
-    if (whole > BYTES_MAX) this.#container.append(h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`));
+    if (whole > BYTES_MAX)
+      this.#container.append(
+        h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
+      );
     let linesLeft = LINES_OPENED_MAX;
     for (const file of files.slice(0, FILES_SHOWN_MAX)) {
-      const lines = Math.max(1, file.hunks.reduce((total, hunk) => total + hunk.lines.length, 0));
+      const lines = Math.max(
+        1,
+        file.hunks.reduce((total, hunk) => total + hunk.lines.length, 0),
+      );
       this.#container.append(fileElement(file, lines <= linesLeft));
       if (lines <= linesLeft) linesLeft -= lines;
     }
     const more = files.length - FILES_SHOWN_MAX;
-    if (more > 0) this.#container.append(h("p", { class: "empty-note muted" }, `and ${more} more; download the patch to see all.`));
+    if (more > 0)
+      this.#container.append(h("p", { class: "empty-note muted" }, `and ${more} more; download the patch to see all.`));
   }
 }
 
@@ -139,8 +159,14 @@ function fileElement(file, isOpen) {
 }
 
 function hunksElement(file) {
-  const container = h("div", { class: "hunks", tabindex: "0", role: "group", "aria-label": `Changes of ${visibleName(file.path)}` });
-  if (file.isBinary) container.append(h("p", { class: "empty-note muted" }, " This is a binary file; its content is in the patch."));
+  const container = h("div", {
+    class: "hunks",
+    tabindex: "0",
+    role: "group",
+    "aria-label": `Changes of ${visibleName(file.path)}`,
+  });
+  if (file.isBinary)
+    container.append(h("p", { class: "empty-note muted" }, " This is a binary file; its content is in the patch."));
   const body = h("tbody");
   const highlight = highlighter(file.path);
   let shown = 0;
@@ -162,6 +188,7 @@ function hunksElement(file) {
     }
   }
   container.append(h("table", {}, body));
-  if (shown > LINES_SHOWN_MAX) container.append(h("p", { class: "empty-note muted" }, ` Only the first ${LINES_SHOWN_MAX} lines are shown.`));
+  if (shown > LINES_SHOWN_MAX)
+    container.append(h("p", { class: "empty-note muted" }, ` Only the first ${LINES_SHOWN_MAX} lines are shown.`));
   return container;
 }

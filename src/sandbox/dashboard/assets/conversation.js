@@ -1,7 +1,8 @@
 // The readable conversation. Keeps a limited number of entries, and creates elements only for the latest.
-import { $, clock, h, money, span } from "/assets/page.js";
+
 import { markdown } from "/assets/markdown.js";
 import { BREAKS } from "/assets/output.js";
+import { $, clock, h, money, span } from "/assets/page.js";
 import { appendText, elementLimit, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
@@ -12,7 +13,18 @@ const LABEL_MAX = 2000;
 const FIELDS_MAX = 100;
 const BUDGET_MILLISECONDS = 10;
 
-const SUMMARY_FIELDS = ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill", "notebook_path"];
+const SUMMARY_FIELDS = [
+  "command",
+  "file_path",
+  "path",
+  "pattern",
+  "url",
+  "query",
+  "description",
+  "prompt",
+  "skill",
+  "notebook_path",
+];
 
 export class Conversation {
   #entries = [];
@@ -49,13 +61,23 @@ export class Conversation {
         this.#addDuration(frame);
         break;
       case "egress_denied":
-        this.#add({ kind: "aside", style: "warns", at: frame.timestamp, text: `Refused: ${frame.host}:${frame.port} — ${frame.reason}` });
+        this.#add({
+          kind: "aside",
+          style: "warns",
+          at: frame.timestamp,
+          text: `Refused: ${frame.host}:${frame.port} — ${frame.reason}`,
+        });
         break;
       case "error":
         this.#add({ kind: "aside", style: "errs", at: frame.timestamp, text: `${frame.error}: ${frame.message}` });
         break;
       case "gap":
-        this.#add({ kind: "aside", style: "warns", at: frame.timestamp, text: `Some entries are missing: ${frame.reason}` });
+        this.#add({
+          kind: "aside",
+          style: "warns",
+          at: frame.timestamp,
+          text: `Some entries are missing: ${frame.reason}`,
+        });
         break;
     }
   }
@@ -95,9 +117,17 @@ export class Conversation {
     const nested = typeof event.parent_tool_use_id === "string";
     if (event.type === "assistant") for (const block of blocksOf(event)) this.#addAgentBlock(block, at, nested);
     else if (event.type === "user") for (const block of blocksOf(event)) this.#addToolResult(block, at, nested);
-    else if (event.type === "result") this.#add({ kind: "result", at, event, isRepeated: this.#lastMessage === toText(event.result).trim() });
+    else if (event.type === "result")
+      this.#add({ kind: "result", at, event, isRepeated: this.#lastMessage === toText(event.result).trim() });
     else if (event.type === "system" && event.subtype === "init") {
-      this.#add({ kind: "aside", at, text: `Claude Code ${toText(event.claude_code_version ?? "")} started with ${toText(event.model ?? "its model")}`.replace("  ", " ") });
+      this.#add({
+        kind: "aside",
+        at,
+        text: `Claude Code ${toText(event.claude_code_version ?? "")} started with ${toText(event.model ?? "its model")}`.replace(
+          "  ",
+          " ",
+        ),
+      });
     }
   }
 
@@ -105,7 +135,8 @@ export class Conversation {
     if (isFilled(block.text) && block.type === "text") {
       this.#lastMessage = block.text.trim();
       this.#add({ kind: "says", at, nested, text: block.text });
-    } else if (isFilled(block.thinking) && block.type === "thinking") this.#add({ kind: "thinks", at, nested, text: block.thinking });
+    } else if (isFilled(block.thinking) && block.type === "thinking")
+      this.#add({ kind: "thinks", at, nested, text: block.thinking });
     else if (block.type === "tool_use") {
       const entry = { kind: "tool", at, nested, id: block.id, name: toText(block.name), input: block.input ?? {} };
       this.#tools.set(block.id, entry);
@@ -114,7 +145,8 @@ export class Conversation {
   }
 
   #addToolResult(block, at, nested) {
-    if (block.type === "text" && nested && isFilled(block.text)) this.#add({ kind: "thinks", at, nested, text: block.text });
+    if (block.type === "text" && nested && isFilled(block.text))
+      this.#add({ kind: "thinks", at, nested, text: block.text });
     if (block.type !== "tool_result") return;
     const entry = this.#tools.get(block.tool_use_id);
     if (!entry) return;
@@ -131,7 +163,15 @@ export class Conversation {
       entry.isError ||= frame.is_error;
       this.#stale.add(entry);
     } else if (!this.hasLiveEvents) {
-      this.#add({ kind: "tool", at: frame.timestamp, name: frame.tool, input: null, duration: frame.duration_ms, isError: frame.is_error, output: "" });
+      this.#add({
+        kind: "tool",
+        at: frame.timestamp,
+        name: frame.tool,
+        input: null,
+        duration: frame.duration_ms,
+        isError: frame.is_error,
+        output: "",
+      });
     }
   }
 
@@ -148,7 +188,10 @@ export class Conversation {
 
   #dropOldest() {
     let count = 0;
-    while (this.#entries.length - count > ENTRIES_MAX || (this.#characters > CHARACTERS_MAX && count < this.#entries.length - 1)) {
+    while (
+      this.#entries.length - count > ENTRIES_MAX ||
+      (this.#characters > CHARACTERS_MAX && count < this.#entries.length - 1)
+    ) {
       const entry = this.#entries[count++];
       this.#characters -= entry.characters;
       this.#tools.delete(entry.id);
@@ -226,8 +269,10 @@ export class Conversation {
     if (container.hidden || container.dataset.hidden === `${hidden}/${this.#droppedCount}`) return;
     container.dataset.hidden = `${hidden}/${this.#droppedCount}`;
     const parts = [];
-    if (hidden) parts.push(h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${hidden})`));
-    if (this.#droppedCount) parts.push(h("span", {}, ` ${this.#droppedCount} earlier entries are only in the transcript.`));
+    if (hidden)
+      parts.push(h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${hidden})`));
+    if (this.#droppedCount)
+      parts.push(h("span", {}, ` ${this.#droppedCount} earlier entries are only in the transcript.`));
     container.replaceChildren(...parts);
   }
 
@@ -263,7 +308,9 @@ const label = (text) => (text.length > LABEL_MAX ? `${text.slice(0, LABEL_MAX)}�
 
 function textOf(content) {
   if (!Array.isArray(content)) return toText(content ?? "");
-  return content.map((block) => (block?.type === "text" ? toText(block.text) : `[${toText(block?.type ?? "something")}]`)).join("\n");
+  return content
+    .map((block) => (block?.type === "text" ? toText(block.text) : `[${toText(block?.type ?? "something")}]`))
+    .join("\n");
 }
 
 function renderEntry(entry) {
@@ -279,9 +326,19 @@ const RENDERERS = {
     return element;
   },
   thinks: ({ text }) =>
-    h("details", { class: "thinks" }, h("summary", {}, "Thinking"), h("div", { class: "said", dir: "auto" }, visible(text.slice(0, TEXT_MAX)))),
+    h(
+      "details",
+      { class: "thinks" },
+      h("summary", {}, "Thinking"),
+      h("div", { class: "said", dir: "auto" }, visible(text.slice(0, TEXT_MAX))),
+    ),
   aside: ({ text, at, style }) =>
-    h("div", { class: `aside ${style ?? ""}` }, h("span", {}, visible(label(String(text)))), at ? h("span", { class: "muted", title: at }, clock(at)) : null),
+    h(
+      "div",
+      { class: `aside ${style ?? ""}` },
+      h("span", {}, visible(label(String(text)))),
+      at ? h("span", { class: "muted", title: at }, clock(at)) : null,
+    ),
   tool: renderTool,
   result: renderResult,
 };
@@ -295,7 +352,12 @@ function renderTool(entry) {
     {},
     h("span", { class: "tool-name" }, visible(label(name))),
     h("span", { class: "tool-brief" }, visible(inputSummary).slice(0, 300)),
-    h("span", { class: "tool-took" }, isError ? "failed · " : "", duration !== undefined ? span(duration) : isDone ? "" : "…"),
+    h(
+      "span",
+      { class: "tool-took" },
+      isError ? "failed · " : "",
+      duration !== undefined ? span(duration) : isDone ? "" : "…",
+    ),
   );
   const details = h("details", { class: isError ? "tool erred" : "tool", open: isError === true }, summary);
   // Render a folded tool call only when it is opened.
@@ -309,7 +371,9 @@ function renderTool(entry) {
 
 function summarizeInput(input) {
   if (input === null || typeof input !== "object") return "";
-  const key = SUMMARY_FIELDS.find((name) => typeof input[name] === "string") ?? Object.keys(input).find((name) => typeof input[name] === "string");
+  const key =
+    SUMMARY_FIELDS.find((name) => typeof input[name] === "string") ??
+    Object.keys(input).find((name) => typeof input[name] === "string");
   return key ? String(input[key]).slice(0, 400).replace(/\s+/g, " ") : "";
 }
 
@@ -320,14 +384,16 @@ function renderBody(input, output, isDone) {
   for (const [name, value] of fields.slice(0, FIELDS_MAX)) {
     container.append(h("h4", {}, visible(label(name))), renderText(toText(value), left));
   }
-  if (fields.length > FIELDS_MAX) container.append(h("p", { class: "muted" }, `… and ${fields.length - FIELDS_MAX} more fields`));
+  if (fields.length > FIELDS_MAX)
+    container.append(h("p", { class: "muted" }, `… and ${fields.length - FIELDS_MAX} more fields`));
   if (output) container.append(h("h4", {}, "Output"), renderText(output));
   else if (isDone) container.append(h("p", { class: "muted" }, "No output."));
   return container;
 }
 
 function renderText(text, left) {
-  const displayed = text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}\n… and ${text.length - TEXT_MAX} more characters` : text;
+  const displayed =
+    text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}\n… and ${text.length - TEXT_MAX} more characters` : text;
   return appendText(h("pre", { tabindex: "0" }), displayed, "", left);
 }
 
@@ -338,9 +404,12 @@ function renderResult({ event, isRepeated }) {
     typeof event.duration_ms === "number" && span(event.duration_ms),
     typeof event.total_cost_usd === "number" && `${money(event.total_cost_usd)} as counted by Claude Code`,
   ].filter(Boolean);
-  const container = h("div", { class: isError ? "result erred" : "result" }, h("h3", {}, isError ? `Ended: ${visible(label(toText(event.subtype)))}` : "Result"));
+  const container = h(
+    "div",
+    { class: isError ? "result erred" : "result" },
+    h("h3", {}, isError ? `Ended: ${visible(label(toText(event.subtype)))}` : "Result"),
+  );
   if (typeof event.result === "string" && !isRepeated) container.append(markdown(event.result));
   if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));
   return container;
 }
-

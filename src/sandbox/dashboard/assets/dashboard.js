@@ -8,7 +8,8 @@ function tick() {
     const seconds = (now - at) / 1000;
     let text = longSpan(seconds);
     if ("clock" in time.dataset) text = at.toLocaleTimeString([], { hour12: false });
-    else if ("ago" in time.dataset) text = seconds < 5 ? "now" : `${longSpan(seconds).split(" ").slice(0, 2).join(" ")} ago`;
+    else if ("ago" in time.dataset)
+      text = seconds < 5 ? "now" : `${longSpan(seconds).split(" ").slice(0, 2).join(" ")} ago`;
     if (time.textContent !== text) time.textContent = text;
     if (!time.title) time.title = at.toLocaleString();
   }
@@ -39,7 +40,8 @@ let pressed = null;
 document.addEventListener("pointerdown", (event) => (pressed = event.button === 0 ? event.target : null));
 document.addEventListener("pointermove", (event) => event.buttons === 0 && (pressed = null));
 // The pointerup event may be missing after a context menu, a drag or a change of windows.
-for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur", "visibilitychange"]) window.addEventListener(kind, () => (pressed = null));
+for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur", "visibilitychange"])
+  window.addEventListener(kind, () => (pressed = null));
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse, xhr } = event.detail;
   if (xhr.responseURL && new URL(xhr.responseURL).pathname === "/sign-in") {
@@ -55,8 +57,12 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   else lastResponses.set(target.id, serverResponse);
 });
 document.addEventListener("htmx:afterSwap", tick);
-document.addEventListener("htmx:sendError", () => banner("The server does not respond. The page reconnects automatically."));
-document.addEventListener("htmx:responseError", (event) => banner(`The server responded with ${event.detail.xhr.status}; this page may be outdated.`));
+document.addEventListener("htmx:sendError", () =>
+  banner("The server does not respond. The page reconnects automatically."),
+);
+document.addEventListener("htmx:responseError", (event) =>
+  banner(`The server responded with ${event.detail.xhr.status}; this page may be outdated.`),
+);
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) banner(null);
 });
@@ -89,9 +95,13 @@ document.addEventListener("click", (event) => {
   }
   if (!button) return;
   if (button.dataset.copy) copy(button.dataset.copy);
-  if (button.dataset.copyManifest) copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
+  if (button.dataset.copyManifest)
+    copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
   if (button.dataset.action === "sign-out") {
-    request("/api/v1/session", { method: "DELETE" }).then(() => location.assign("/sign-in"), (error) => toast(error.message));
+    request("/api/v1/session", { method: "DELETE" }).then(
+      () => location.assign("/sign-in"),
+      (error) => toast(error.message),
+    );
   }
 });
 document.addEventListener("keydown", (event) => {

@@ -10,15 +10,14 @@ const parser = new MarkdownIt({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = () => true; // linkElement decides
 
-const TAGS = new Set(
-  "h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "),
-);
+const TAGS = new Set("h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "));
 
 export function markdown(text) {
   const root = h("div", { class: "said", dir: "auto" });
   const source = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
   new Renderer(root, source).renderBlocks(parser.parse(source, {}));
-  if (text.length > LENGTH_MAX) root.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} more characters`));
+  if (text.length > LENGTH_MAX)
+    root.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} more characters`));
   return root;
 }
 

@@ -26,7 +26,11 @@ class Chart {
     this.top = h("span", {}, "");
     this.from = h("span");
     this.to = h("span");
-    this.drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    this.drawing = svg("svg", {
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    });
     this.element = h(
       "div",
       { class: "chart" },
@@ -108,7 +112,9 @@ export class Metrics {
       tokensOut: new Chart("Tokens out", count, true),
       refused: new Chart("Refused connections", count, true),
     };
-    $("panel-metrics").append(h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)));
+    $("panel-metrics").append(
+      h("div", { class: "charts" }, ...Object.values(this.charts).map((chart) => chart.element)),
+    );
   }
 
   handle(frame) {

@@ -12,9 +12,11 @@ const MARGIN_LINES = 12;
 const SLICE_MILLISECONDS = 10;
 
 const DESCRIPTIONS = {
-  state_change: ({ previous_state, new_state, state_message }) => `${previous_state ?? ""} → ${new_state}: ${state_message}`,
+  state_change: ({ previous_state, new_state, state_message }) =>
+    `${previous_state ?? ""} → ${new_state}: ${state_message}`,
   tool_call: ({ tool, duration_ms, is_error }) => `${tool}, ${span(duration_ms)}${is_error ? ", failed" : ""}`,
-  usage: (frame) => `${frame.model}: ${frame.input_tokens} tokens in, ${frame.output_tokens} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
+  usage: (frame) =>
+    `${frame.model}: ${frame.input_tokens} tokens in, ${frame.output_tokens} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
   egress_denied: ({ host, port, reason }) => `${host}:${port} refused: ${reason}`,
   gap: ({ first_seq, last_seq, reason }) => `${first_seq} to ${last_seq} are missing: ${reason}`,
   error: ({ error, message }) => `${error}: ${message}`,
@@ -46,7 +48,8 @@ export class Output {
       this.#draw();
     });
     new ResizeObserver(() => this.#draw()).observe(this.#box);
-    for (const button of document.querySelectorAll("[data-stream]")) button.addEventListener("click", () => this.#selectStream(button));
+    for (const button of document.querySelectorAll("[data-stream]"))
+      button.addEventListener("click", () => this.#selectStream(button));
     $("find").addEventListener("input", () => this.#search($("find").value));
     $("find").addEventListener("keydown", (event) => {
       if (event.key === "Enter") {
@@ -65,7 +68,8 @@ export class Output {
   handle(frame) {
     if (BREAKS.has(frame.type)) this.#breakLines();
     if (frame.type === "output") this.#addOutput(frame);
-    else if (frame.type in DESCRIPTIONS) this.#add("events", frame.timestamp, `${frame.type}  ${DESCRIPTIONS[frame.type](frame)}`);
+    else if (frame.type in DESCRIPTIONS)
+      this.#add("events", frame.timestamp, `${frame.type}  ${DESCRIPTIONS[frame.type](frame)}`);
   }
 
   #addOutput({ stream, timestamp, data, continued }) {
@@ -105,21 +109,28 @@ export class Output {
 
   #dropOldest() {
     let count = 0;
-    while (this.#all.length - count > LINES_MAX || (this.#characters > CHARACTERS_MAX && count < this.#all.length - 1)) {
+    while (
+      this.#all.length - count > LINES_MAX ||
+      (this.#characters > CHARACTERS_MAX && count < this.#all.length - 1)
+    ) {
       this.#characters -= this.#all[count++].text.length;
     }
     this.#all.splice(0, count);
     this.#droppedCount += count;
     const lengthBefore = this.#filtered.length;
     if (this.#filtered !== this.#all) this.#filtered = this.#all.filter((line) => line.stream === this.#stream);
-    if (!this.#isFollowing) this.#box.scrollTop -= (this.#filtered === this.#all ? count : lengthBefore - this.#filtered.length) * LINE_HEIGHT;
+    if (!this.#isFollowing)
+      this.#box.scrollTop -=
+        (this.#filtered === this.#all ? count : lengthBefore - this.#filtered.length) * LINE_HEIGHT;
     this.#search(this.#find.text);
     $("dropped").hidden = false;
-    $("dropped").textContent = `This page no longer has the first ${this.#droppedCount} lines; download the output to see all.`;
+    $("dropped").textContent =
+      `This page no longer has the first ${this.#droppedCount} lines; download the output to see all.`;
   }
 
   #selectStream(button) {
-    for (const each of document.querySelectorAll("[data-stream]")) each.setAttribute("aria-pressed", String(each === button));
+    for (const each of document.querySelectorAll("[data-stream]"))
+      each.setAttribute("aria-pressed", String(each === button));
     this.#stream = button.dataset.stream;
     this.#filtered = this.#stream === "all" ? this.#all : this.#all.filter((line) => line.stream === this.#stream);
     this.#isFollowing = true;
@@ -160,8 +171,16 @@ export class Output {
     const isCut = line.text.length > LINE_SHOWN_MAX;
     const text = h("span", { class: "line-text" });
     appendText(text, isCut ? line.text.slice(0, LINE_SHOWN_MAX) : line.text, this.#find.text);
-    const row = h("div", { class: `line ${line.stream}${isCurrent ? " found-now" : ""}` }, h("span", { class: "line-at" }, clock(line.at)), text);
-    if (isCut) row.append(h("button", { type: "button", onclick: () => showLine(line.text) }, `Show all ${line.text.length} characters`));
+    const row = h(
+      "div",
+      { class: `line ${line.stream}${isCurrent ? " found-now" : ""}` },
+      h("span", { class: "line-at" }, clock(line.at)),
+      text,
+    );
+    if (isCut)
+      row.append(
+        h("button", { type: "button", onclick: () => showLine(line.text) }, `Show all ${line.text.length} characters`),
+      );
     return row;
   }
 
@@ -180,7 +199,8 @@ export class Output {
       const deadline = performance.now() + SLICE_MILLISECONDS;
       while (find.scanned < this.#filtered.length && performance.now() < deadline) {
         for (const stop = Math.min(find.scanned + 64, this.#filtered.length); find.scanned < stop; find.scanned++) {
-          if (withoutColors(this.#filtered[find.scanned].text).toLowerCase().includes(find.text)) find.hits.push(find.scanned);
+          if (withoutColors(this.#filtered[find.scanned].text).toLowerCase().includes(find.text))
+            find.hits.push(find.scanned);
         }
       }
       if (find.scanned < this.#filtered.length) find.timer = setTimeout(() => this.#scan(), 0);

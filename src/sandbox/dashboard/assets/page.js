@@ -36,7 +36,9 @@ export async function request(url, options = {}) {
   const body = await response.json().catch(() => ({}));
   // The browser leaves the page only after the caller has handled the error.
   if (response.status === 401) redirectToSignIn();
-  throw Object.assign(new Error(body.message ?? `The server responded with ${response.status}.`), body, { status: response.status });
+  throw Object.assign(new Error(body.message ?? `The server responded with ${response.status}.`), body, {
+    status: response.status,
+  });
 }
 
 export function refresh(id) {

@@ -76,7 +76,10 @@ function apply(codes, style) {
     else if (code >= 30 && code <= 37) style.color = code - 30;
     else if (code >= 90 && code <= 97) style.color = code - 90;
     else if (code === 38 || code === 48) {
-      const color = list[i + 1] === 5 ? toBasicColor(list[i + 2]) : nearestColor(list[i + 2] / 255, list[i + 3] / 255, list[i + 4] / 255);
+      const color =
+        list[i + 1] === 5
+          ? toBasicColor(list[i + 2])
+          : nearestColor(list[i + 2] / 255, list[i + 3] / 255, list[i + 4] / 255);
       if (code === 38) style.color = color;
       i += list[i + 1] === 5 ? 2 : 4;
     }
@@ -84,7 +87,9 @@ function apply(codes, style) {
 }
 
 function classes({ color, bold, italic, under, reverse }) {
-  return [color != null && `a${color}`, bold && "ab", italic && "ai", under && "au", reverse && "ar"].filter(Boolean).join(" ");
+  return [color != null && `a${color}`, bold && "ab", italic && "ai", under && "au", reverse && "ar"]
+    .filter(Boolean)
+    .join(" ");
 }
 
 // Split text into runs of one style each: [text, classes].
@@ -127,7 +132,11 @@ export function appendText(parent, text, wanted = "", left = elementLimit()) {
 function appendMarked(parent, text, wanted, left) {
   const lower = text.toLowerCase();
   let end = 0;
-  for (let at; left.pieces > 0 && lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0; end = at + wanted.length) {
+  for (
+    let at;
+    left.pieces > 0 && lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0;
+    end = at + wanted.length
+  ) {
     if (at > end) appendEscaped(parent, text.slice(end, at), left);
     appendEscaped(element("mark", parent, left), text.slice(at, at + wanted.length), left);
   }

@@ -33,9 +33,22 @@ export class Refusals {
     $("tally-network").textContent = this.total || "";
     if (!this.#hosts.size) return;
     const rows = [...this.#hosts.values()].map(({ host, port, reason, count, last }) =>
-      h("tr", {}, h("td", { class: "mono" }, visible(`${host}:${port}`)), h("td", {}, visible(reason)), h("td", { class: "number" }, String(count)), h("td", { class: "number muted" }, clock(last))),
+      h(
+        "tr",
+        {},
+        h("td", { class: "mono" }, visible(`${host}:${port}`)),
+        h("td", {}, visible(reason)),
+        h("td", { class: "number" }, String(count)),
+        h("td", { class: "number muted" }, clock(last)),
+      ),
     );
-    const head = h("tr", {}, ...["Host", "Reason", "Count", "Last"].map((name, at) => h("th", { scope: "col", class: at > 1 ? "number" : false }, name)));
+    const head = h(
+      "tr",
+      {},
+      ...["Host", "Reason", "Count", "Last"].map((name, at) =>
+        h("th", { scope: "col", class: at > 1 ? "number" : false }, name),
+      ),
+    );
     $("refusals").replaceChildren(h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)));
   }
 }

@@ -16,9 +16,11 @@ form.addEventListener("submit", async (event) => {
   try {
     const response = await fetch("/api/v1/session", { method: "POST", headers: { authorization: `Bearer ${token}` } });
     if (response.ok) return location.assign(back);
-    $("sign-in-error").textContent = response.status === 401 ? "Invalid token." : `The server responded with ${response.status}.`;
+    $("sign-in-error").textContent =
+      response.status === 401 ? "Invalid token." : `The server responded with ${response.status}.`;
   } catch (error) {
-    $("sign-in-error").textContent = error instanceof TypeError ? "The server does not respond, or the token has invalid characters." : String(error);
+    $("sign-in-error").textContent =
+      error instanceof TypeError ? "The server does not respond, or the token has invalid characters." : String(error);
   }
   $("token").select();
 });

@@ -15,7 +15,8 @@ let fieldErrors = [];
 let validation = null;
 let timer = 0;
 
-const LINE = /^(\s*(?:- )?)([\w.$-]+|"[^"]*")(:)(?=\s|$)|(#.*$)|("(?:[^"\\]|\\.)*"?|'[^']*'?)|(?<![\w.-])(\d[\w.]*|true|false|null)(?![\w.-])/g;
+const LINE =
+  /^(\s*(?:- )?)([\w.$-]+|"[^"]*")(:)(?=\s|$)|(#.*$)|("(?:[^"\\]|\\.)*"?|'[^']*'?)|(?<![\w.-])(\d[\w.]*|true|false|null)(?![\w.-])/g;
 
 function painted(line) {
   const pieces = [];
@@ -44,7 +45,9 @@ function show() {
     });
     paint.replaceChildren(...rows.flat());
   }
-  gutter.replaceChildren(...lines.flatMap((_, at) => [h("span", { class: bad.has(at + 1) ? "at-fault" : "" }, String(at + 1)), "\n"]));
+  gutter.replaceChildren(
+    ...lines.flatMap((_, at) => [h("span", { class: bad.has(at + 1) ? "at-fault" : "" }, String(at + 1)), "\n"]),
+  );
   syncScroll();
 }
 
@@ -61,7 +64,8 @@ function showVerdict(text, style) {
 function showResult(error) {
   fieldErrors = error?.details ?? [];
   if (!error) showVerdict("This manifest is valid.", "good");
-  else if (fieldErrors.length) showVerdict(fieldErrors.length === 1 ? "1 error" : `${fieldErrors.length} errors`, "ill");
+  else if (fieldErrors.length)
+    showVerdict(fieldErrors.length === 1 ? "1 error" : `${fieldErrors.length} errors`, "ill");
   else showVerdict(error.message, "ill");
   $("errors").replaceChildren(
     ...fieldErrors.map((fieldError) =>
@@ -92,7 +96,8 @@ function goTo({ line, column }) {
 
 // Keep the text while the user signs in again.
 function saveDraftIfSignedOut(error) {
-  if (error.status === 401) window.addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, sheet.value), { once: true });
+  if (error.status === 401)
+    window.addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, sheet.value), { once: true });
 }
 
 function restoreDraft() {
@@ -125,11 +130,21 @@ function changed() {
 let key = { text: null, value: "" };
 
 async function submit() {
-  if (key.text !== sheet.value) key = { text: sheet.value, value: Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("") };
+  if (key.text !== sheet.value)
+    key = {
+      text: sheet.value,
+      value: Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(
+        "",
+      ),
+    };
   const button = document.querySelector("#submit [type=submit]");
   button.disabled = true;
   try {
-    const response = await request(TASKS, { method: "POST", headers: { ...YAML, "idempotency-key": key.value }, body: sheet.value });
+    const response = await request(TASKS, {
+      method: "POST",
+      headers: { ...YAML, "idempotency-key": key.value },
+      body: sheet.value,
+    });
     location.assign(`/tasks/${encodeURIComponent((await response.json()).task_id)}`);
   } catch (error) {
     saveDraftIfSignedOut(error);

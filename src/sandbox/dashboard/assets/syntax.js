@@ -1,7 +1,13 @@
 // Syntax highlighting of single lines, for what most languages have in common: comments, strings, numbers, keywords.
 
-const HASH = new Set("py rb sh bash zsh yml yaml toml pl r mk cmake dockerfile makefile conf ini tf nix ex exs".split(" "));
-const SLASH = new Set("js mjs cjs ts tsx jsx c h cc cpp hpp cs java kt go rs swift scala php css scss less dart proto sol zig json jsonc".split(" "));
+const HASH = new Set(
+  "py rb sh bash zsh yml yaml toml pl r mk cmake dockerfile makefile conf ini tf nix ex exs".split(" "),
+);
+const SLASH = new Set(
+  "js mjs cjs ts tsx jsx c h cc cpp hpp cs java kt go rs swift scala php css scss less dart proto sol zig json jsonc".split(
+    " ",
+  ),
+);
 const DASH = new Set("sql lua hs elm".split(" "));
 
 const WORDS = new Set(
@@ -10,7 +16,9 @@ const WORDS = new Set(
   import in int interface internal is lambda let local long loop match mod module mut namespace new nil None none nonlocal not null
   object of or override package pass private protected public pub raise range readonly return self short static string struct super
   switch then this throw throws trait true True False try type typeof undefined union unless unsafe until use using val var virtual
-  void when where while with yield select insert update create table SELECT FROM WHERE INSERT UPDATE CREATE TABLE`.split(/\s+/),
+  void when where while with yield select insert update create table SELECT FROM WHERE INSERT UPDATE CREATE TABLE`.split(
+    /\s+/,
+  ),
 );
 
 const LENGTH_MAX = 600;
@@ -20,7 +28,13 @@ const patterns = new Map();
 function pattern(kind) {
   if (!patterns.has(kind)) {
     const comment = { hash: "#.*$", slash: "\\/\\/.*$|\\/\\*.*?(?:\\*\\/|$)", dash: "--.*$" }[kind];
-    patterns.set(kind, new RegExp(`(${comment})|("(?:[^"\\\\]|\\\\.)*"?|'(?:[^'\\\\]|\\\\.)*'?|\`[^\`]*\`?)|\\b(\\d[\\w.]*)|([A-Za-z_]\\w*)`, "g"));
+    patterns.set(
+      kind,
+      new RegExp(
+        `(${comment})|("(?:[^"\\\\]|\\\\.)*"?|'(?:[^'\\\\]|\\\\.)*'?|\`[^\`]*\`?)|\\b(\\d[\\w.]*)|([A-Za-z_]\\w*)`,
+        "g",
+      ),
+    );
   }
   return patterns.get(kind);
 }

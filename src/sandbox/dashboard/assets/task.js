@@ -3,10 +3,10 @@ import { $, banner, count, money, refresh, request, size, toast } from "/assets/
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
+import { follow } from "/assets/event_stream.js";
 import { Metrics } from "/assets/metrics.js";
 import { Output } from "/assets/output.js";
 import { Refusals } from "/assets/refusals.js";
-import { follow } from "/assets/event_stream.js";
 
 const { task, api, events, after, format, patch } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
@@ -135,10 +135,14 @@ const isEndSeen = () => window.innerHeight + window.scrollY >= document.document
 
 // Scroll to new events only if the user has scrolled to the end.
 let isFollowing = false;
-window.addEventListener("scroll", () => {
-  isFollowing = window.scrollY > 0 && isEndSeen();
-  if (isFollowing) $("talk-jump").hidden = true;
-}, { passive: true });
+window.addEventListener(
+  "scroll",
+  () => {
+    isFollowing = window.scrollY > 0 && isEndSeen();
+    if (isFollowing) $("talk-jump").hidden = true;
+  },
+  { passive: true },
+);
 $("talk-jump").addEventListener("click", () => window.scrollTo(0, document.documentElement.scrollHeight));
 
 // Update counters immediately. Reload the head, which the server renders, when the state changes; data-refresh also reloads
@@ -149,18 +153,29 @@ const openedAt = Date.now();
 function updateHead(frame) {
   if (frame.type === "progress") {
     const { cost_usd, input_tokens, output_tokens, turns, tool_calls } = frame.progress;
-    const texts = { cost: money(cost_usd), tokens: `${count(input_tokens)} / ${count(output_tokens)}`, turns, tools: tool_calls };
+    const texts = {
+      cost: money(cost_usd),
+      tokens: `${count(input_tokens)} / ${count(output_tokens)}`,
+      turns,
+      tools: tool_calls,
+    };
     for (const [name, text] of Object.entries(texts)) {
       const element = $(`fact-${name}`);
       if (element && element.textContent !== String(text)) element.textContent = text;
     }
-  } else if ((frame.type === "state_change" && Date.parse(frame.timestamp) > openedAt - 5000) || (frame.type === "end" && !hasEnded())) {
+  } else if (
+    (frame.type === "state_change" && Date.parse(frame.timestamp) > openedAt - 5000) ||
+    (frame.type === "end" && !hasEnded())
+  ) {
     clearTimeout(refreshTimer);
-    refreshTimer = setTimeout(() => {
-      refresh("head");
-      refresh("artifact-list");
-      if (frame.type === "end") changes.show(true);
-    }, frame.type === "end" ? 100 : Math.min(REFRESH_MILLISECONDS, 200));
+    refreshTimer = setTimeout(
+      () => {
+        refresh("head");
+        refresh("artifact-list");
+        if (frame.type === "end") changes.show(true);
+      },
+      frame.type === "end" ? 100 : Math.min(REFRESH_MILLISECONDS, 200),
+    );
   }
   if (frame.type === "end") showTranscript();
 }
@@ -170,14 +185,21 @@ async function showTranscript() {
   const transcript = await fetchTranscriptEnd().catch(() => null);
   if (!transcript) return;
   const { text, missing } = transcript;
-  if (missing) conversation.handle({ type: "gap", timestamp: null, reason: `the first ${size(missing)} of the transcript. The artifacts contain all of it.` });
+  if (missing)
+    conversation.handle({
+      type: "gap",
+      timestamp: null,
+      reason: `the first ${size(missing)} of the transcript. The artifacts contain all of it.`,
+    });
   await conversation.addTranscript(text);
   draw();
 }
 
 // Return the complete lines at the end of the transcript, and the number of bytes before the requested range.
 async function fetchTranscriptEnd() {
-  const response = await request(`${api}/artifacts/transcript.ndjson`, { headers: { range: `bytes=-${TRANSCRIPT_BYTES_MAX}` } });
+  const response = await request(`${api}/artifacts/transcript.ndjson`, {
+    headers: { range: `bytes=-${TRANSCRIPT_BYTES_MAX}` },
+  });
   const text = await response.text();
   const missing = Number(/^bytes (\d+)-/.exec(response.headers.get("content-range") ?? "")?.[1] ?? 0);
   return { text: missing ? text.slice(text.indexOf("\n") + 1) : text, missing };
@@ -218,15 +240,26 @@ function confirm(title, text, confirmLabel, withReason) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes" ? { reason: $("ask-reason").value } : null), { once: true });
+    dialog.addEventListener(
+      "close",
+      () => resolve(dialog.returnValue === "yes" ? { reason: $("ask-reason").value } : null),
+      { once: true },
+    );
   });
 }
 
 const ACTIONS = {
   async cancel(button) {
     const isForced = button.textContent.trim() !== "Cancel";
-    const text = isForced ? "Stops everything in the sandbox immediately, without the 30 s grace period." : "Asks the agent to stop, and stops it after 30 s. The results so far are kept.";
-    const confirmed = await confirm(isForced ? "Stop now?" : "Cancel this task?", text, isForced ? "Stop now" : "Cancel task", !isForced);
+    const text = isForced
+      ? "Stops everything in the sandbox immediately, without the 30 s grace period."
+      : "Asks the agent to stop, and stops it after 30 s. The results so far are kept.";
+    const confirmed = await confirm(
+      isForced ? "Stop now?" : "Cancel this task?",
+      text,
+      isForced ? "Stop now" : "Cancel task",
+      !isForced,
+    );
     if (!confirmed) return;
     const body = JSON.stringify(isForced ? { force: true } : { reason: confirmed.reason });
     const response = await request(api, { method: "DELETE", headers: { "content-type": "application/json" }, body });
@@ -235,7 +268,8 @@ const ACTIONS = {
     for (const milliseconds of [0, 700, 2000]) setTimeout(() => hasEnded() || refresh("head"), milliseconds);
   },
   async release() {
-    if (!(await confirm("Release the sandbox?", "Its files are removed; the artifacts are kept.", "Release", false))) return;
+    if (!(await confirm("Release the sandbox?", "Its files are removed; the artifacts are kept.", "Release", false)))
+      return;
     const response = await request(`${api}/vm`, { method: "DELETE" });
     toast((await response.json()).message);
     refresh("head");
