@@ -84,7 +84,7 @@ class HostWatch:
             self.samples.append((begin, time.time()))
 
     def _watch(self):
-        # With priority over the attacks, which use all available CPUs.
+        # Run with priority over the attacks, which use all available CPUs.
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(1))
         try:

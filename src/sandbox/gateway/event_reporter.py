@@ -1,4 +1,4 @@
-"""Rate-limited reports from the gateway to the runner; a sandbox cannot exceed the rate."""
+"""Reports from the gateway to the runner. The rate of denials and errors, which a sandbox can cause, is limited."""
 
 from collections.abc import Callable
 

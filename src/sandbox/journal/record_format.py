@@ -54,7 +54,7 @@ def seq_of(text: bytes) -> int:
     """
     found = _SEQ.match(text, _CHECKSUM_BYTES)
     if found is None:
-        raise JournalDamagedError("A record has no sequence number; was it written by a newer Sandbox?")
+        raise JournalDamagedError("A record has no sequence number; was it written by a newer version of Sandbox?")
     return int(found[1])
 
 
@@ -63,7 +63,11 @@ def decode(text: bytes) -> Record:
     try:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
     except DECODE_ERRORS as error:
-        raise JournalDamagedError(f"A record is malformed ({error}); was it written by a newer Sandbox?") from error
+        raise JournalDamagedError(
+            f"A record is malformed ({error}); was it written by a newer version of Sandbox?"
+        ) from error
     if record.version > RECORD_VERSION:
-        raise JournalDamagedError(f"Record {record.seq} has version {record.version}; read it with a newer Sandbox.")
+        raise JournalDamagedError(
+            f"Record {record.seq} has version {record.version}; read it with a newer version of Sandbox."
+        )
     return record

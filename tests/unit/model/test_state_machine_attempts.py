@@ -210,7 +210,7 @@ def test_task_is_completing_after_the_last_agent_exit():
     assert retried.state is TaskState.RUNNING
 
 
-def test_task_is_completing_if_a_later_attempt_ends_before_its_agent():
+def test_task_is_completing_if_a_later_attempt_ends_before_its_agent_starts():
     second = (*running(), exited(), ENDED, attempt(2))
     assert final_task(*second, e.CancelRequested(), retries=1).state is TaskState.COMPLETING
     assert final_task(*second, failed(Failure(FailureCode.CLONE_FAILED, "no")), retries=1).state is TaskState.COMPLETING

@@ -166,7 +166,9 @@ def _decode_manifest(content: bytearray) -> BackupManifest:
     except DECODE_ERRORS as error:
         raise BackupUnusableError(f"The backup's manifest is malformed ({error}).") from error
     if manifest.version > BACKUP_VERSION:
-        raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")
+        raise BackupUnusableError(
+            f"The backup has version {manifest.version}; restore it with a newer version of Sandbox."
+        )
     return manifest
 
 

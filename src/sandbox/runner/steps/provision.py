@@ -148,7 +148,9 @@ def read_handle(path: Path) -> SandboxHandle | None:
     except FileNotFoundError:
         return None
     if handle.version > HANDLE_VERSION:
-        raise HandleTooNewError(f"{path} has version {handle.version}; remove this sandbox with a newer Sandbox.")
+        raise HandleTooNewError(
+            f"{path} has version {handle.version}; remove this sandbox with a newer version of Sandbox."
+        )
     return handle
 
 

@@ -86,7 +86,7 @@ class GvisorDriver:
         return kernel_uid + FILES_UIDS_OFFSET
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """Return a limit above gVisor's own limit on processes, to stop a gVisor that does not enforce its limit."""
+        """Return a limit higher than gVisor's own process limit, in case gVisor does not enforce it."""
         return processes_max * _TASKS_PER_PROCESS + _KERNEL_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:

@@ -35,7 +35,7 @@ _EMULATED_KERNEL_PARAMETERS = (
     "nowatchdog",
     # QEMU's translated code jumps and returns differently, so these mitigations protect nothing there.
     "mitigations=off",
-    # Skip tests of ciphers, keys for signatures of modules (the host provides them), and unused security policies.
+    # Skip cipher self-tests, module-signing keys (the host provides the modules) and unused security modules.
     "cryptomgr.notests",
     "initcall_blacklist=jent_mod_init,init_encrypted,load_system_certificate_list",
     "lsm=landlock,yama",

@@ -96,7 +96,7 @@ def test_compression_continues_after_a_full_disk(stored, components, monkeypatch
         with pytest.raises(OSError, match="No space"):
             asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == []
-    # A partially written file does not use the scarce space.
+    # The partially written file was removed, so it uses no space on the full disk.
     assert list((stored.data_dir / "tasks").glob("*/journal/*.new")) == []
     asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-1", "old-2"]

@@ -124,9 +124,9 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
 def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
     kind = json_object.get("type")
     if kind == "container_upload":
-        return "A file of the model's servers"
+        return "A file on the model's servers"
     if kind in ("mcp_tool_use", "server_tool_use") and not _is_self_contained_call(json_object):
-        return "A call of a tool of the model's servers"
+        return "A call to a server tool"
     if kind in _SOURCE_BLOCKS and not isinstance(json_object.get("source"), dict):
         return "A source of unknown shape"
     if context == "source" and not (_is_short_string(kind) and kind in _INLINE_SOURCES):

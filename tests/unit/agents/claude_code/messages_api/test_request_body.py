@@ -124,7 +124,7 @@ def test_schema_is_not_inspected_but_other_tool_fields_are():
 
 @pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
 def test_server_tool_call_is_external_access_and_its_input_is_data(kind):
-    message = "A call of a tool of the model's servers"
+    message = "A call to a server tool"
     assert external_access(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) == message
     assert unknown_fee(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) is None
     assert external_access(content=[{"type": "server_tool_use", "name": "advisor"}]) is None
@@ -173,7 +173,7 @@ def test_mcp_servers_and_containers_are_external_access(key):
 
 
 def test_container_upload_is_external_access():
-    assert external_access(content=[{"type": "container_upload", "file_id": "x"}]) == "A file of the model's servers"
+    assert external_access(content=[{"type": "container_upload", "file_id": "x"}]) == "A file on the model's servers"
     assert external_access(content=[{"type": "container_uploads"}]) is None
 
 
