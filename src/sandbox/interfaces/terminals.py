@@ -67,7 +67,7 @@ class TerminalConnection(Protocol):
         ...
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send input or a window size. Waits while the runner accepts no data; does nothing after the connection has ended."""
+        """Send input or a window size. Waits while the runner accepts no data; does nothing on an ended connection."""
         ...
 
     async def close(self) -> None:

@@ -77,13 +77,13 @@ class CompressedJournal:
         member = self._find_member(offset, attrgetter("offset"))
         if member is None or offset > self.size_bytes:
             raise JournalOffsetError(
-                f"No record ends at byte {offset} of {self._path}; read the journal from the beginning."
+                f"No record ends at byte {offset} of {self._path}; read the journal from its start."
             )
         begin = offset - member.offset
         data = self._decompress(member)
         if begin and data[begin - 1 : begin] != b"\n":
             raise JournalOffsetError(
-                f"No record ends at byte {offset} of {self._path}; read the journal from the beginning."
+                f"No record ends at byte {offset} of {self._path}; read the journal from its start."
             )
         end = data.rfind(b"\n", begin, begin + bytes_max) + 1 or data.find(b"\n", begin) + 1
         return [text + b"\n" for text in data[begin : end - 1].split(b"\n")]

@@ -61,9 +61,7 @@ def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
     """
     with records.open("rb", buffering=0) as file:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":
-            raise JournalOffsetError(
-                f"No record ends at byte {offset} of {records}; read the journal from the beginning."
-            )
+            raise JournalOffsetError(f"No record ends at byte {offset} of {records}; read the journal from its start.")
         data = os.pread(file.fileno(), bytes_max, offset)
         while b"\n" not in data and len(data) < record_format.LINE_BYTES_MAX:
             more = os.pread(file.fileno(), max(bytes_max, len(data)), offset + len(data))

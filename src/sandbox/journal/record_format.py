@@ -64,10 +64,10 @@ def decode(text: bytes) -> Record:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
     except DECODE_ERRORS as error:
         raise JournalDamagedError(
-            f"A record is malformed ({error}); was it written by a newer version of Sandbox?"
+            f"A record is malformed ({error}); a newer version of Sandbox may have written it."
         ) from error
     if record.version > RECORD_VERSION:
         raise JournalDamagedError(
-            f"Record {record.seq} has version {record.version}; read it with a newer version of Sandbox."
+            f"Record {record.seq} has version {record.version}; a newer version of Sandbox wrote it."
         )
     return record

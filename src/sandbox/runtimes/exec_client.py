@@ -200,5 +200,5 @@ def start_program(
 
 def _join_nul(items: Sequence[str]) -> bytes:
     if any("\0" in word for word in items):
-        raise AttemptError(FailureCode.SANDBOX_LOST, "A NUL character cannot be in an argument or the environment.")
+        raise AttemptError(FailureCode.SANDBOX_LOST, "Arguments and variables cannot contain NUL characters.")
     return "".join(f"{word}\0" for word in items).encode(errors="surrogateescape")

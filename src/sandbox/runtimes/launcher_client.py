@@ -336,6 +336,4 @@ class ExecSpec(msgspec.Struct):
 def reject_nul(strings: Iterable[str]) -> None:
     """Raise AttemptError (provision_failed) for arguments with NUL characters, which the kernel would truncate."""
     if any("\0" in word for word in strings):
-        raise AttemptError(
-            FailureCode.PROVISION_FAILED, "Arguments and environment variables cannot contain NUL characters."
-        )
+        raise AttemptError(FailureCode.PROVISION_FAILED, "Arguments and variables cannot contain NUL characters.")

@@ -148,9 +148,7 @@ def read_handle(path: Path) -> SandboxHandle | None:
     except FileNotFoundError:
         return None
     if handle.version > HANDLE_VERSION:
-        raise HandleTooNewError(
-            f"{path} has version {handle.version}; remove this sandbox with a newer version of Sandbox."
-        )
+        raise HandleTooNewError(f"{path} has version {handle.version}; remove it with a newer version of Sandbox.")
     return handle
 
 
