@@ -57,9 +57,8 @@ class HistoryCache:
     async def get_or_load(self, after: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """Return a batch that contains the event that follows `after`, or None if there is none.
 
-        events: reads all events that follow `after`. One client reads at a time, so concurrent ones share its result,
-        and
-            the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
+        events: reads all events that follow `after`. One client reads at a time, and concurrent ones share its result.
+            Only one stream of each token waits for it, so many streams of a token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
