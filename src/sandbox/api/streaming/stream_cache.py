@@ -55,16 +55,16 @@ class HistoryCache:
         self._load_lock = asyncio.Lock()
 
     async def get_or_load(self, after: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
-        """Return a batch that contains the event that follows `after`, or None if there is none.
+        """Return a batch that contains the event after `after`, or None if there is none.
 
-        events: reads all events that follow `after`. One client reads at a time, and concurrent ones share its result.
-            Only one stream of each token waits for it, so many streams of a token do not delay other tokens.
+        events: reads all events after `after`. One client reads at a time, so concurrent ones share its result, and
+            the others wait: one stream of each token, so that many streams of a token do not delay other tokens.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
 
     def find(self, after: int) -> Batch | None:
-        """Return a cached batch that contains the event that follows `after`."""
+        """Return a cached batch that contains the event after `after`."""
         return next((batch for batch in self._batches if batch.after <= after < batch.last_seq), None)
 
     async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
@@ -119,12 +119,12 @@ class StreamBuffer:
             await self.changed.wait()
 
     def covers(self, after: int) -> bool:
-        """Whether all events that follow `after` are or will be in the buffer."""
+        """Whether all events after `after` are or will be in the buffer."""
         may_follow = not self.is_finished or after < self._last_seq
         return may_follow and self._oldest_seq is not None and after >= self._oldest_seq
 
     def batches_after(self, after: int) -> list[Batch]:
-        """Return the batches with events that follow `after`, oldest first."""
+        """Return the batches with events after `after`, oldest first."""
         result: list[Batch] = []
         for batch in reversed(self._batches):
             if batch.last_seq <= after:
@@ -228,7 +228,7 @@ class StreamCache:
             await self._release(task_id, buffer)
 
     async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """Return the batches after `position`, none after a wait, or None if the event is not here and not to come.
+        """Return the batches after `after`, none after a wait, or None if the event is not here and not to come.
 
         A client that lags behind the buffer gets batches from the history cache until it catches up.
         """
