@@ -87,7 +87,7 @@ class ExhaustionDetector:
         """Attribute a failure that the agent does not explain to an exhausted resource.
 
         A disk counts only if it is still full. If the agent explains its failure, the explanation must name the
-        resource's error, because the shortage may have been long before.
+        resource's error, because the shortage may have been over by then.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

@@ -19,7 +19,7 @@ PROC_ARGUMENTS = (
     *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks"),
     *(word for path in _HIDDEN_PROC_DIRECTORIES for word in ("--perms", "0555", "--tmpfs", path, "--remount-ro", path)),
 )
-"""/proc without a usable /proc/locks: while a process reads that file, nobody on the machine can lock a file.
+"""/proc without a usable /proc/locks: while a process reads that file, no process on the machine can lock a file.
 
 /proc/bus, /proc/driver and /proc/fs are empty. They describe devices and file systems of the host, and to list
 statistics of an ext4 file system the kernel walks all its cached inodes with a spinlock held.

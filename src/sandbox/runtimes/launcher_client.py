@@ -24,7 +24,7 @@ _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
 """Less than the kernel's limit for one message (SCM_MAX_FD)."""
-_FIXED_LISTENERS = 4
+_FIXED_LISTENERS_COUNT = 4
 """Number of listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """Run by import, because Python caches bytecode only for imported modules."""
@@ -175,7 +175,7 @@ class LauncherProcess:
             self._pidfd = -1
 
     def _build_listeners(self, sockets: list[socket.socket]) -> Listeners:
-        counters = sockets[_FIXED_LISTENERS + len(self._transparent_ports) :]
+        counters = sockets[_FIXED_LISTENERS_COUNT + len(self._transparent_ports) :]
         listeners = sockets[: len(sockets) - len(counters)]
         for one in listeners:
             one.setblocking(False)

@@ -17,7 +17,7 @@ from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.system.log_context import bind_task
 
-_IDLE_FACTOR = 10
+_POLL_SLOWDOWN_MAX = 10
 """The pause between two reads of a silent journal grows up to this factor."""
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
@@ -86,7 +86,7 @@ class JournalTailer:
                 await self._check_writer(tracked)
             # Only the server writes a journal that it holds, and it calls `wake` after writing.
             await tracked.wait_for_wake(pause if tracked.recorder is None else LOSS_CHECK_SECONDS)
-            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
+            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _POLL_SLOWDOWN_MAX)
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
         """Return new records.

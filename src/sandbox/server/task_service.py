@@ -59,7 +59,7 @@ from sandbox.system.log_context import bind_task
 
 _log = logging.getLogger(__name__)
 _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
-_STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
+_STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +393,7 @@ class TaskService:
         starting = [
             tracked
             for tracked in tracked_tasks
-            if tracked.task.state in _STARTING and self.dependencies.scheduler.has_reservation(tracked.task.id)
+            if tracked.task.state in _STARTING_STATES and self.dependencies.scheduler.has_reservation(tracked.task.id)
         ]
         return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 

@@ -66,4 +66,4 @@ def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_pat
     assert harness.states[-1] == "completed"
     assert len(harness.events(ToolCall)) == 10
     assert harness.task.progress.tool_calls == 1000
-    assert any("tool calls" in gap.reason for gap in harness.events(Gap))
+    assert any("Tool calls" in gap.reason for gap in harness.events(Gap))

@@ -72,7 +72,7 @@ def last_error(log: bytes) -> str:
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 _MEMORY_CHECK_SECONDS = 0.5
-_DESCRIPTORS_OF_DIRECTORY = 2
+_DESCRIPTORS_PER_DIRECTORY = 2
 """For each directory that is open inside: one descriptor to look entries up, one to list them."""
 
 _RUNSC_FAILED = 128
@@ -154,7 +154,9 @@ class GvisorSandbox(BaseSandbox):
 
     async def detailed_file_usage(self) -> FileUsage:
         """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
-        return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_OF_DIRECTORY)
+        return await asyncio.to_thread(
+            self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_PER_DIRECTORY
+        )
 
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for runsc, then for all processes that it started, up to KILL_SECONDS."""

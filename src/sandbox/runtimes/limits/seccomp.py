@@ -97,7 +97,7 @@ _DENIED_IOCTLS = (
 _ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 """0x40000: ADDR_NO_RANDOMIZE, which concerns only the program itself. ThreadSanitizer and `setarch -R` need it."""
 
-# Numbers from 424 on are the same on every architecture.
+# System call numbers from 424 on are the same on every architecture.
 _DENIED_ON_ALL_ARCHITECTURES = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,

@@ -71,7 +71,7 @@ class SingleFlight(Generic[T]):
         return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_CACHE_SECONDS
 
 
-_PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
+_PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
@@ -201,7 +201,7 @@ class Pruner:
                     return
                 if await asyncio.to_thread(self._is_preserved, task, skipped):
                     continue
-                pruned = await run_in_daemon_thread(partial(self._with_size, task))
+                pruned = await run_in_daemon_thread(partial(self._measure_task, task))
                 selector.record_pruned(pruned.size_bytes)
                 yield pruned
             if page.next_cursor is None:
@@ -232,7 +232,7 @@ class Pruner:
         if finished_count <= limit:
             return finished_count
         return finished_count - sum(
-            self._is_preserved(task, skipped) for task in self._iterate_tasks(_PRESERVED, skipped)
+            self._is_preserved(task, skipped) for task in self._iterate_tasks(_PRESERVED_STATES, skipped)
         )
 
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
@@ -247,7 +247,7 @@ class Pruner:
         """Measure the finished tasks that may be removed, oldest first."""
         skipped: _Skipped = {}
         tasks = self._iterate_tasks(TERMINAL_STATES, skipped)
-        measured = [self._with_size(task) for task in tasks if not self._is_preserved(task, skipped)]
+        measured = [self._measure_task(task) for task in tasks if not self._is_preserved(task, skipped)]
         return measured, skipped
 
     def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
@@ -260,7 +260,7 @@ class Pruner:
                 return
             cursor = page.next_cursor
 
-    def _with_size(self, task: Task) -> PrunedTask:
+    def _measure_task(self, task: Task) -> PrunedTask:
         size_bytes = disk_usage_bytes(TaskLayout(self._dependencies.data_dir, task.id).root)
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
