@@ -54,7 +54,7 @@ def seq_of(text: bytes) -> int:
     """
     found = _SEQ.match(text, _CHECKSUM_BYTES)
     if found is None:
-        raise JournalDamagedError("A record has no sequence number; was it written by a newer version of Sandbox?")
+        raise JournalDamagedError("A record has no sequence number; a newer version of Sandbox may have written it.")
     return int(found[1])
 
 

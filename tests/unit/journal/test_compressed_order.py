@@ -413,9 +413,7 @@ def test_offset_inside_a_record_is_an_error(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         ends = (0, len(text(1)), len(text(1) + text(2)), len(PLAIN))
         for offset in set(range(-3, len(PLAIN) + 3)) - {*ends}:
-            with pytest.raises(
-                JournalOffsetError, match=f"ends at byte {offset} of .*; read the journal from its start"
-            ):
+            with pytest.raises(JournalOffsetError, match=f"byte {offset} of .*; read the journal from its start"):
                 journal.lines(offset, 10_000)
 
 
