@@ -84,11 +84,11 @@ def test_hard_links_are_refused_until_a_sandbox_used_the_disk(disk):
     assert (disk / "workspace" / "file").stat().st_uid == UID
 
 
-def test_a_disk_without_directories_has_no_owner_to_restore(tmp_path):
+def test_disk_without_directories_is_left_unchanged(tmp_path):
     disk_layout.restore_disk_ownership(tmp_path)
 
 
-def test_a_link_in_place_of_a_directory_is_refused(disk, tmp_path):
+def test_link_in_place_of_a_directory_is_refused(disk, tmp_path):
     (disk / "home").rmdir()
     (disk / "home").symlink_to(tmp_path)
 
