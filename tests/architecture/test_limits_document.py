@@ -55,7 +55,12 @@ ROWS = [
     ("Artifacts and patches", "All files that match the artifact patterns", "model.limits.ARTIFACT_BYTES_MAX"),
     ("Artifacts and patches", "Number of these files", "workspace.collect.ARTIFACTS_MAX"),
     ("Artifacts and patches", "Paths of these files", "workspace.collect.ARTIFACT_PATHS_BYTES_MAX"),
-    ("Artifacts and patches", "Files of a repository", "workspace.files.ENTRIES_MAX"),
+    ("Artifacts and patches", "Files and directories of a commit", "workspace.files.ENTRIES_MAX"),
+    (
+        "Artifacts and patches",
+        "`.gitignore` files of a commit and their directories",
+        "workspace.diff.ignore_rules.IGNORE_ENTRIES_MAX",
+    ),
     ("Retries and waiting", "Attempts in a row that fail before the agent starts", "model.limits.ATTEMPTS_MAX"),
     ("Retries and waiting", "Resumes of an agent", "model.limits.RESUMES_MAX"),
     ("Retries and waiting", "First pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS"),

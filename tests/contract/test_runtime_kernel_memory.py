@@ -360,6 +360,23 @@ def test_ordinary_socket_options_work(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
 
 
+_DATAGRAM_OPTIONS = """
+receiver, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+receiver.settimeout(10); receiver.bind(("127.0.0.1", 0))
+receiver.setsockopt(17, 104, 1)
+for word in (b"first", b"second"): sender.sendto(word, receiver.getsockname())
+report(receiver.recv(100).decode(), receiver.recv(100).decode())
+receiver.setsockopt(socket.SOL_SOCKET, 29, 1)
+sender.sendto(b"third", receiver.getsockname())
+_, ancillary, _, _ = receiver.recvmsg(100, 1000)
+report([(level, kind) for level, kind, _ in ancillary])
+"""
+
+
+def test_datagrams_arrive_separately_and_with_time_stamps(runtime: Runtime, disk: Path):
+    assert run_lines(runtime, disk, _DATAGRAM_OPTIONS) == ["first second", "[(1, 29)]"]
+
+
 _SILENT_CLIENTS = """
 server = listener(); server.setsockopt(6, socket.TCP_DEFER_ACCEPT, 1000000)
 clients = [socket.create_connection(server.getsockname()) for _ in range(20)]

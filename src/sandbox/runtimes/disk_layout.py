@@ -2,38 +2,60 @@
 
 import os
 import stat
-from contextlib import suppress
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.failure import AttemptError, FailureCode
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+_ERROR_BYTES_MAX = 500
+_CHOWN_COMMAND = ("setpriv", "--pdeathsig", "KILL", "--", "chown", "--recursive", "--no-dereference")
 
 
-def chown_tree(path: str, uid: int, *, was_used: bool = False) -> None:
-    """Chown a tree to a sandbox's uid.
+def chown_tree(path: str, uid: int) -> None:
+    """Chown a tree that no sandbox has used to a sandbox's uid.
 
-    was_used: a sandbox used the tree before as its own mount, so all names of its files are inside the tree. Raises
-    AttemptError for a file that also has a name elsewhere (hard link), and OSError.
+    Raises AttemptError for a file that also has a name elsewhere (hard link), and OSError.
     """
-    _walk(path, uid, uid, reject_hard_links=not was_used)
+    _walk(path, uid, uid)
 
 
-def restore_ownership(path: str) -> None:
-    """Chown a tree back to this process's user. Raises OSError."""
-    _walk(path, os.getuid(), os.getgid(), reject_hard_links=False)
+def restore_ownership(*paths: str) -> None:
+    """Chown trees back to this process's user. Raises OSError."""
+    if paths:
+        _chown_used_trees(paths, os.getuid(), os.getgid())
 
 
-def _walk(path: str, uid: int, gid: int, *, reject_hard_links: bool) -> None:
+def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
+    """Chown trees that a sandbox used as its own mounts, so all names of their files are inside them.
+
+    An agent can make millions of directories in one. chown(1) handles any number and depth in bounded memory, and
+    follows no link. Raises OSError.
+    """
+    for path in paths:
+        os.close(os.open(path, _DIRECTORY_FLAGS))
+    command = (*_CHOWN_COMMAND, "--", f"+{uid}:+{gid}", *paths)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT
+    ) as process:
+        assert process.stderr is not None
+        errors = process.stderr.read(_ERROR_BYTES_MAX)  # there may be one for every file
+    if process.returncode != 0:
+        raise OSError(" ".join(errors.decode(errors="replace").split()) or "the owner of its files cannot be changed")
+
+
+def _walk(path: str, uid: int, gid: int) -> None:
     directory_fd = os.open(path, _DIRECTORY_FLAGS)
     try:
         os.fchown(directory_fd, uid, gid)
-        pending = [_chown_entries(directory_fd, uid, gid, reject_hard_links)]
+        pending = [_chown_entries(directory_fd, uid, gid)]
         while pending:
             if pending[-1]:
                 directory_fd = _open_child(directory_fd, pending[-1].pop())
-                pending.append(_chown_entries(directory_fd, uid, gid, reject_hard_links))
+                pending.append(_chown_entries(directory_fd, uid, gid))
             else:
                 pending.pop()
                 if pending:
@@ -48,14 +70,14 @@ def _open_child(directory_fd: int, name: str) -> int:
     return child
 
 
-def _chown_entries(directory_fd: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:
+def _chown_entries(directory_fd: int, uid: int, gid: int) -> list[str]:
     """Chown every entry of one directory. Returns the names of its subdirectories."""
     directories = []
     with os.scandir(directory_fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
-            elif reject_hard_links:
+            else:
                 _reject_hard_link(entry)
             os.chown(entry.name, uid, gid, dir_fd=directory_fd, follow_symlinks=False)
     return directories
@@ -84,12 +106,14 @@ def create_disk_directories(disk: Path) -> None:
 
 def chown_disk(disk: Path, uid: int, *, was_used: bool = False) -> None:
     """Chown the disk's directories to `uid`. was_used: an earlier sandbox used them. Raises AttemptError, OSError."""
-    for name in DISK_DIRECTORIES:
-        chown_tree(str(disk / name), uid, was_used=was_used)
+    paths = [str(disk / name) for name in DISK_DIRECTORIES]
+    if was_used:
+        _chown_used_trees(paths, uid, uid)
+        return
+    for path in paths:
+        chown_tree(path, uid)
 
 
 def restore_disk_ownership(disk: Path) -> None:
     """Chown the disk's directories back to this process's user. Raises OSError."""
-    for name in DISK_DIRECTORIES:
-        with suppress(FileNotFoundError):
-            restore_ownership(str(disk / name))
+    restore_ownership(*(str(disk / name) for name in DISK_DIRECTORIES if (disk / name).exists()))

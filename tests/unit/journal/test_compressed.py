@@ -83,7 +83,7 @@ def test_batch_ends_at_the_byte_limit(journals):
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
 def test_offset_inside_a_record_is_an_error(journals, shift):
     journals.compress("t")
-    with pytest.raises(JournalOffsetError, match="from the beginning"):
+    with pytest.raises(JournalOffsetError, match="from its start"):
         journals.read("t", journals.size_bytes("t") + shift)
 
 

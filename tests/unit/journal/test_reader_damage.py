@@ -92,7 +92,7 @@ def test_offset_inside_a_record_is_an_error(journals, records, shift):
     offset = len(records.read_bytes())
 
     assert journals.read("t", offset).records == []
-    with pytest.raises(JournalOffsetError, match="from the beginning"):
+    with pytest.raises(JournalOffsetError, match="from its start"):
         journals.read("t", offset + shift)
 
 

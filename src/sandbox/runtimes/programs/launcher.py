@@ -57,7 +57,7 @@ PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4, 0x400
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
-LOOPBACK_INDEX, SOCK_DIAG = 1, 4
+LOOPBACK_INDEX, SOCK_DIAG, SO_TIMESTAMP = 1, 4, 29
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -335,10 +335,13 @@ def _pointer(data: bytes) -> int:
 def open_counter() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
 
-    See `SocketCounter` in limits/kernel_usage.py.
+    See `SocketCounter` in limits/kernel_usage.py. It keeps time stamps of packets enabled (SO_TIMESTAMP): the first and
+    the last socket with them make the kernel change its own code, which interrupts every processor of the machine.
     """
     try:
-        return [_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)]
+        counter = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)
+        counter.setsockopt(_socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        return [counter]
     except OSError:
         return []
 

@@ -8,13 +8,13 @@ ignores is therefore in the patch, and one that it un-ignores is not; the edited
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from shutil import rmtree
 from typing import IO
 
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.diff.trees import BaseTreeEntry
+from sandbox.workspace.diff.trees import BaseTreeEntry, new_directories
 from sandbox.workspace.files import Entry
 from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_with_thread, write_all
 
@@ -31,6 +31,12 @@ IGNORE_FILE_BYTES_MAX = 100 * 1024**2
 
 IGNORE_FILES_BYTES_MAX = 1024**3
 """Maximum of all `.gitignore` files of a commit. Beyond it there is no patch: the task fails with `collect_failed`."""
+
+IGNORE_ENTRIES_MAX = 100_000
+"""The same for the number of these files and of the directories that contain them.
+
+A small repository can name millions of directories, and they are created on the server's disk.
+"""
 
 
 class IgnoreRules:
@@ -201,6 +207,8 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
     applied = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
     if sum(entry.size_bytes for entry in applied) > IGNORE_FILES_BYTES_MAX:
         raise GitError(0, b"fatal: the .gitignore files are too large together")
+    if count_created(applied) > IGNORE_ENTRIES_MAX:
+        raise GitError(0, b"fatal: there are too many .gitignore files")
     if not applied:
         return
     with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
@@ -219,6 +227,12 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
             stdout=response_writer,
         )
         await run_with_thread(write, contents)
+
+
+def count_created(entries: Sequence[BaseTreeEntry]) -> int:
+    """Return the number of files and directories that `write_ignore_files` creates. Unsorted entries count as more."""
+    paths = (b"", *(entry.path for entry in entries))
+    return sum(1 + len([*new_directories(path, previous)]) for previous, path in pairwise(paths))
 
 
 def _write_ignore_file(directory: Path, entry: BaseTreeEntry, contents: IO[bytes]) -> None:

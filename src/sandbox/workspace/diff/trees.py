@@ -61,18 +61,21 @@ def _parse_entry(line: bytes) -> BaseTreeEntry:
     return BaseTreeEntry(match["path"], match["mode"], match["id"], 0 if size == b"-" else int(size))
 
 
+def new_directories(path: bytes, previous: bytes) -> Iterator[bytes]:
+    """Yield the directories of a path, except those that contain `previous`, the path before it in a tree's order."""
+    while (path := path.rpartition(b"/")[0]) and not previous.startswith(path + b"/"):
+        yield path
+
+
 class BaseTree:
     """All entries by path, and all directories that contain them."""
 
     def __init__(self, entries: Iterator[BaseTreeEntry]) -> None:
         self.entries: dict[bytes, BaseTreeEntry] = {}
         self.directories: set[bytes] = set()
-        path_bytes_left = PATHS_BYTES_MAX
-        for number, entry in enumerate(entries):
-            path_bytes_left -= len(entry.path)
-            # Staging checked this already, but the listing may come from a compromised git by now.
-            if number >= ENTRIES_MAX or path_bytes_left < 0:
-                raise GitError(0, b"fatal: the tree is larger than at staging")
+        self._entries_left, self._path_bytes_left = ENTRIES_MAX, PATHS_BYTES_MAX
+        for entry in entries:
+            self._count(entry.path)
             self.entries[entry.path] = entry
             self._add_parents(entry.path)
 
@@ -80,7 +83,15 @@ class BaseTree:
         while path := path.rpartition(b"/")[0]:
             if path in self.directories:
                 return
+            self._count(path)
             self.directories.add(path)
+
+    def _count(self, path: bytes) -> None:
+        """Count a file or directory. Staging did so already, but a git that was compromised since may list more."""
+        self._entries_left -= 1
+        self._path_bytes_left -= len(path)
+        if self._entries_left < 0 or self._path_bytes_left < 0:
+            raise GitError(0, b"fatal: the tree is larger than it was")
 
     @property
     def ignore_files(self) -> list[BaseTreeEntry]:

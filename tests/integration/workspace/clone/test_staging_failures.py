@@ -317,6 +317,36 @@ def test_commit_with_too_many_files_is_refused_before_checkout(env, monkeypatch)
     assert list(env.workspace.iterdir()) == []
 
 
+def push_nested_tree(env, number_of_files, depth):
+    """Push a commit whose files are below directories that no other file has. Its objects are few: they are shared."""
+    work = env.upstream.work
+    blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"*.pyc\n")
+    tree = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\t.gitignore\n".encode())
+    for _level in range(depth - 1):
+        tree = run_git("mktree", directory=work, stdin=f"040000 tree {tree}\ta\n".encode())
+    lines = "".join(f"040000 tree {tree}\t{number:03d}\n" for number in range(number_of_files))
+    tree = run_git("mktree", directory=work, stdin=lines.encode())
+    commit = run_git("commit-tree", "-m", "Nested", tree, directory=work)
+    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/nested", directory=work)
+
+
+def test_commit_with_too_many_directories_is_refused_before_checkout(env, monkeypatch):
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 1000)
+    push_nested_tree(env, number_of_files=50, depth=30)
+
+    assert "more than 1000 files and directories" in clone_error(env, branch="nested")
+    assert list(env.workspace.iterdir()) == []
+
+
+def test_commit_with_many_directories_is_checked_out(env, monkeypatch):
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 1600)
+    push_nested_tree(env, number_of_files=50, depth=30)
+
+    env.stage(branch="nested")
+
+    assert (env.workspace / "049" / "/".join(["a"] * 29) / ".gitignore").read_bytes() == b"*.pyc\n"
+
+
 @pytest.mark.parametrize(
     ("bound", "message"), [("PATH_BYTES_MAX", "path of the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
 )

@@ -1,0 +1,96 @@
+"""Changing the owner of a disk reaches every file in it, nothing outside, and uses bounded memory."""
+
+import os
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from sandbox.model.failure import AttemptError
+from sandbox.runtimes import disk_layout
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root changes owners")
+
+UID = 1_900_000_777
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """An empty disk."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    disk_layout.create_disk_directories(directory)
+    return directory
+
+
+def fill_with_wide_directory(directory):
+    """Create many directories with long names, which take the most memory if they are not UTF-8."""
+    parent = os.open(directory, os.O_RDONLY)
+    for number in range(20_000):
+        os.mkdir(b"%05d" % number + b"\xff" * 250, dir_fd=parent)
+    os.close(parent)
+
+
+def peak_bytes(work):
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_owner_change_of_a_wide_directory_uses_little_memory():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # on a disk the removal may take a minute
+        disk = Path(name)
+        disk_layout.create_disk_directories(disk)
+        fill_with_wide_directory(disk / "home")
+
+        assert peak_bytes(lambda: disk_layout.chown_disk(disk, UID, was_used=True)) < 2_000_000
+        assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {UID}
+        assert peak_bytes(lambda: disk_layout.restore_disk_ownership(disk)) < 2_000_000
+        assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {0}
+
+
+@pytest.mark.parametrize("was_used", [False, True])
+def test_owner_change_reaches_every_file_and_follows_no_link(disk, tmp_path, was_used):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    inner = disk / "workspace" / "-R" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").touch()
+    (inner / "link").symlink_to(outside)
+    (disk / "tmp" / "dangling").symlink_to("nowhere")
+    inside = [inner, inner.parent, *inner.iterdir(), *(disk / name for name in ("home", "tmp", "tmp/dangling"))]
+
+    disk_layout.chown_disk(disk, UID, was_used=was_used)
+    assert {path.lstat().st_uid for path in inside} == {UID}
+
+    disk_layout.restore_disk_ownership(disk)
+    assert {path.lstat().st_uid for path in inside} == {0}
+    assert {path.stat().st_uid for path in (outside, outside / "file")} == {0}
+
+
+def test_hard_links_are_refused_until_a_sandbox_used_the_disk(disk):
+    (disk / "workspace" / "file").touch()
+    (disk / "workspace" / "same").hardlink_to(disk / "workspace" / "file")
+
+    with pytest.raises(AttemptError, match="hard link"):
+        disk_layout.chown_disk(disk, UID)
+    disk_layout.chown_disk(disk, UID, was_used=True)
+
+    assert (disk / "workspace" / "file").stat().st_uid == UID
+
+
+def test_disk_without_directories_is_left_unchanged(tmp_path):
+    disk_layout.restore_disk_ownership(tmp_path)
+
+
+def test_link_in_place_of_a_directory_is_refused(disk, tmp_path):
+    (disk / "home").rmdir()
+    (disk / "home").symlink_to(tmp_path)
+
+    with pytest.raises(OSError, match="Not a directory"):
+        disk_layout.restore_disk_ownership(disk)

@@ -1,0 +1,17 @@
+"""The socket that counts a sandbox's sockets."""
+
+import socket
+
+import pytest
+
+from sandbox.runtimes.programs import launcher
+
+
+def test_counter_keeps_time_stamps_of_packets_enabled():
+    counters = launcher.open_counter()
+    if not counters:
+        pytest.skip("this kernel has no SOCK_DIAG")
+    try:
+        assert counters[0].getsockopt(socket.SOL_SOCKET, launcher.SO_TIMESTAMP) == 1
+    finally:
+        counters[0].close()

@@ -1,0 +1,67 @@
+"""The tree of a base commit uses bounded memory, also if a compromised git lists it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sandbox.workspace.diff import ignore_rules, trees
+from sandbox.workspace.diff.ignore_rules import write_ignore_files
+from sandbox.workspace.diff.trees import BaseTree, BaseTreeEntry
+from sandbox.workspace.git.command import GitError
+
+
+def listing(*paths):
+    return [BaseTreeEntry(path, b"100644", b"0" * 40, 1) for path in paths]
+
+
+def nested_paths(number_of_files, depth, name=b"file"):
+    """Each file is below directories that no other file has."""
+    return [b"%05d/" % number + b"a/" * (depth - 1) + name for number in range(number_of_files)]
+
+
+def test_tree_with_too_many_directories_is_refused(monkeypatch):
+    monkeypatch.setattr(trees, "ENTRIES_MAX", 1000)
+
+    with pytest.raises(GitError, match="git exited"):
+        BaseTree(iter(listing(*nested_paths(number_of_files=5, depth=250))))
+
+
+def test_tree_with_shared_directories_is_read_completely(monkeypatch):
+    monkeypatch.setattr(trees, "ENTRIES_MAX", 1000)
+    shared = b"a/" * 250
+
+    tree = BaseTree(iter(listing(*(shared + b"%d" % number for number in range(700)))))
+
+    assert (len(tree.entries), len(tree.directories)) == (700, 250)
+
+
+def test_tree_with_too_long_directory_paths_is_refused(monkeypatch):
+    monkeypatch.setattr(trees, "PATHS_BYTES_MAX", 100_000)
+
+    with pytest.raises(GitError, match="git exited"):
+        BaseTree(iter(listing(b"a/" * 1000 + b"file")))
+
+
+def test_tree_with_long_file_names_is_read_completely(monkeypatch):
+    monkeypatch.setattr(trees, "PATHS_BYTES_MAX", 100_000)
+
+    assert len(BaseTree(iter(listing(*(b"a/%0200d" % number for number in range(400))))).entries) == 400
+
+
+def test_ignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(ignore_rules, "IGNORE_ENTRIES_MAX", 1000)
+    entries = listing(*nested_paths(number_of_files=5, depth=250, name=b".gitignore"))
+
+    with pytest.raises(GitError) as error:
+        asyncio.run(write_ignore_files(None, Path(), entries, tmp_path))
+
+    assert "too many .gitignore files" in error.value.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ignore_files_below_shared_directories_are_within_the_bound():
+    shared = b"a/" * 100
+    paths = [b".gitignore", *(shared + b"%03d/.gitignore" % number for number in range(300)), b"b/.gitignore"]
+
+    assert ignore_rules.count_created(listing(*paths)) == 302 + 100 + 300 + 1
