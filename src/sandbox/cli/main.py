@@ -19,7 +19,10 @@ ENTRIES = {
     "top": ("sandbox.cli.commands.top.command:top", "Watch all tasks on one screen."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
-    "config": ("sandbox.cli.commands.config:config", "Show the server's configuration and its origin."),
+    "config": (
+        "sandbox.cli.commands.config:config",
+        "Show the server's configuration and where each value comes from.",
+    ),
     "profile": ("sandbox.cli.commands.profile:profile", "Manage the images of the sandboxes."),
     "token": ("sandbox.cli.commands.token:token", "Manage access tokens."),
     "admin": ("sandbox.cli.commands.admin.group:admin", "Check, prune, back up and repair the server's data."),

@@ -66,7 +66,7 @@ def find_devices(image: Path) -> Sequence[Path]:
 
 
 def list_devices() -> Iterator[tuple[Path, str]]:
-    """Yield each loop device in use, and its file as named by the kernel."""
+    """Yield each loop device in use, and the path of its backing file as the kernel reports it."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
             yield backing.parents[1], backing.read_text().rstrip("\n").removesuffix(_DELETED)

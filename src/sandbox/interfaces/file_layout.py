@@ -12,7 +12,7 @@ def tasks_root(data_dir: Path) -> Path:
 
 
 def pruned_root(data_dir: Path) -> Path:
-    """Remains of pruned tasks until they are removed."""
+    """The directory of the files of pruned tasks, until the janitor deletes them."""
     return data_dir / "pruned"
 
 

@@ -74,7 +74,7 @@ class Journals(Protocol):
     """All journals of one data directory."""
 
     def create(self, task_id: str) -> JournalWriter:
-        """Create a task's journal with epoch 1. Raises FileExistsError if the task already has one, OSError."""
+        """Create a task's journal with epoch 1. Raises OSError, or FileExistsError if the task already has one."""
         ...
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:

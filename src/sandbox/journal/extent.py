@@ -23,7 +23,7 @@ class Extent(msgspec.Struct, frozen=True):
 def measure_extent(records: Path) -> Extent:
     """Check every line of a journal.
 
-    Raises JournalDamagedError if anything before the last record is invalid, FileNotFoundError.
+    Raises FileNotFoundError, or JournalDamagedError if anything before the last record is invalid.
     """
     seq, end, last_line = 0, 0, b""
     for offset, text in iter_lines(records):

@@ -33,7 +33,7 @@ class FileJournals:
     def create(self, task_id: str) -> FileJournalWriter:
         """Create a journal and flush its directories to disk. Leftovers of a crash before record 1 are reused.
 
-        Raises FileExistsError if the task has a journal or another process is creating one, OSError. Nothing is left
+        Raises OSError, or FileExistsError if the task has a journal or another process is creating one. Nothing is left
         after a failure.
         """
         directory = self._directory(task_id)
@@ -161,7 +161,10 @@ def _check_no_records(directory: Path) -> None:
 
 
 def _create_directories(directory: Path) -> int:
-    """Create the directories and the lock; return the held lock. Raises FileExistsError if it is taken, OSError."""
+    """Create the directories and the lock; acquire the lock and return it.
+
+    Raises OSError, or FileExistsError if another process holds the lock.
+    """
     try:
         for parent in reversed((directory, *directory.parents[:3])):
             parent.mkdir(mode=0o700, exist_ok=True)

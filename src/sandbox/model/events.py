@@ -100,7 +100,7 @@ class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
 
 
 class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
-    """The intent to run an attempt; recorded before anything of the attempt is created.
+    """The intent to run an attempt; recorded before any resource of the attempt is created.
 
     resumes: the attempt takes over the previous attempt's disk, and the agent continues its session.
     """

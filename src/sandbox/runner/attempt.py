@@ -166,7 +166,7 @@ class AttemptRunner:
             if is_other_boot
             else (FailureCode.RUNNER_LOST, "The task's runner died")
         )
-        return Failure(code, f"{message}; the agent's work until then is stored. Submit the task again.")
+        return Failure(code, f"{message}; the agent's work up to that point is stored. Submit the task again.")
 
     async def _reattach_disk(self) -> None:
         """Open the disk again, so its contents can be collected; record an error if it cannot be read."""

@@ -57,7 +57,7 @@ class TerminalClient:
             self._writer.transport.abort()
 
     async def send_and_drain(self, frame: RunnerFrame) -> None:
-        """Send, and wait until the client keeps up."""
+        """Send the frame, then wait while the write buffer is too full."""
         self._writer.write(encode_frame(frame))
         await self._writer.drain()
 

@@ -16,7 +16,7 @@ _BUFFER_BYTES = 256 * 1024
 class PtyMaster(asyncio.ReadTransport):
     """Reads and writes a descriptor, of which it takes ownership.
 
-    Output that the reader does not consume stays in the terminal.
+    Output that the reader does not consume stays in the terminal's buffer.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -180,7 +180,7 @@ class RunnerLauncher:
             await self._launch_runner(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
             if transient_disk_error(error) is not None or error.errno in _TRANSIENT_ERRNOS:
-                # The lock is free now: a finisher ends this attempt once it can be started, and another attempt may
+                # The lock is free now. As soon as a finisher can be started, it ends this attempt; another attempt may
                 # follow.
                 _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
                 return

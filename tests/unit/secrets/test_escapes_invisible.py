@@ -96,7 +96,7 @@ def test_tabs_in_every_form_are_ignored(redactor: SecretRedactor, filling: str):
 @pytest.mark.parametrize(
     "filling", ["\\a", "\\b", "\\v", "\\f", "\\r", "\\e[1m", "\\e]0;title\\a", "\\e(B", "\\033[1m"]
 )
-def test_shell_and_c_escapes_of_controls_are_ignored(redactor: SecretRedactor, filling: str):
+def test_shell_and_c_escapes_of_control_characters_are_ignored(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 

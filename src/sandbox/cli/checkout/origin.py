@@ -90,7 +90,7 @@ def _strip_credentials(address: str) -> tuple[str, bool]:
 
 
 def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
-    """Return the remote's branch to clone, and the latest commit of `head`'s history in it."""
+    """Return the remote branch to clone, and its merge base with `head`."""
     prefix = f"refs/remotes/{remote}/"
     upstream_branch = _upstream_branch(checkout, remote)
     containing = checkout.git_output("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""

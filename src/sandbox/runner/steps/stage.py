@@ -52,7 +52,7 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
 async def _write_fingerprint(attempt: AttemptContext) -> None:
     path = attempt.layout.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
-    # Not in a thread, which would still write while a stopped attempt is being finalized.
+    # Not in a thread: it cannot be cancelled, so it might still write while the stopped attempt is being finalized.
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
     replace_durably(part, path)

@@ -25,7 +25,7 @@ class Streams:
         self._descriptors[number] = descriptor
 
     def descriptor(self, number: int) -> int | None:
-        """Return the descriptor of an open stream."""
+        """Return the stream's descriptor, or None if the stream is closed."""
         return self._descriptors.get(number)
 
     def are_closed(self) -> bool:
