@@ -98,7 +98,8 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
     """Build a complete index in one file. Raises StoreError."""
     store = SqliteStore(file)
     try:
-        refused = index_journals(journals, store, journals.task_ids())
+        task_ids = journals.task_ids()
+        refused = index_journals(journals, store, task_ids, previously_indexed=task_ids)
         tasks_count = len(store.task_ids())
     finally:
         store.close()
