@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -151,6 +151,18 @@ def test_adopt_rejects_a_descriptor_without_the_lock(journals, tmp_path):
     with (tmp_path / "tasks/task-1/journal/lock").open("r+") as copy, pytest.raises(JournalBusyError):
         journals.adopt("task-1", copy.fileno())
     holder.close()
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-9] + b"?" + text[-8:], lambda text: text[:20], lambda _: b""])
+def test_open_keeps_a_journal_whose_first_record_is_damaged(journals, tmp_path, damage):
+    """The first record was flushed before the task was accepted, so it is not a torn tail."""
+    records = tmp_path / "tasks/task-1/journal/records"
+    damaged = damage(records.read_bytes().splitlines(keepends=True)[0])
+    records.write_bytes(damaged)
+    with pytest.raises(JournalDamagedError, match="restore"):
+        journals.open("task-1")
+    assert records.read_bytes() == damaged
+    assert not journals.is_locked("task-1")
 
 
 def test_is_locked_does_not_block_writers(journals):

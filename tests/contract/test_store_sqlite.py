@@ -340,6 +340,15 @@ def test_file_that_is_not_an_index_is_rejected_unchanged(tmp_path):
     assert path.read_bytes() == b"garbage" * 100
 
 
+def test_index_whose_schema_is_not_text_is_rejected_unchanged(path):
+    SqliteStore(path).close()
+    damaged = path.read_bytes().replace(b"CREATE TABLE tasks", b"CREATE\xffTABLE\xfftasks")
+    path.write_bytes(damaged)
+    with pytest.raises(StoreUnusableError, match="move it away"):
+        SqliteStore(path)
+    assert path.read_bytes() == damaged
+
+
 def test_older_index_is_copied_before_migration(path):
     store = SqliteStore(path)
     known = submitted("a")
@@ -366,6 +375,16 @@ def execute(path, statement, *values):
     connection = sqlite3.connect(path)
     connection.execute(statement, values)
     connection.commit()
+    connection.close()
+
+
+def remove_column_types(path):
+    """Let the table accept values of any type, as a damaged file contains them."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA writable_schema = ON")
+    relaxed = "replace(replace(sql, ') STRICT', ')'), 'NOT NULL', '')"
+    connection.execute(f"UPDATE sqlite_master SET sql = {relaxed} WHERE name = 'tasks'")
+    connection.execute("PRAGMA writable_schema = RESET")
     connection.close()
 
 
@@ -414,6 +433,37 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
     store.save(known)
     assert store.outdated_task_ids() == []
     assert store.load("a") == known
+    store.close()
+
+
+@pytest.mark.parametrize("value", [None, 7, 1.5, b"\xff"])
+@pytest.mark.parametrize("column", ["id", "name", "state", "started_at", "state_changed_at", "journal_offset", "task"])
+def test_row_with_a_wrong_type_does_not_stop_the_other_rows(path, column, value):
+    store = SqliteStore(path)
+    for task_id in "abc":
+        store.insert(IndexedTask(submitted(task_id), 5))
+    remove_column_types(path)
+    execute(path, f"UPDATE tasks SET {column} = ? WHERE id = 'a'", value)
+    assert {"b", "c"} <= {item.task.id for item in store.unfinished()}
+    assert store.task_ids() >= {"b", "c"}
+    assert store.count_by_state()[TaskState.PENDING] >= 2
+    assert {"b", "c"}.isdisjoint(store.outdated_task_ids())
+    for sort in ("created_at", "started_at", "state_changed_at", "name"):
+        assert {task.id for task in store.query(TaskQuery(sort=sort)).tasks} >= {"b", "c"}
+        cursor = store.query(TaskQuery(sort=sort, order="asc", limit=1)).next_cursor
+        assert cursor is None or store.query(TaskQuery(sort=sort, order="asc", cursor=cursor)).tasks
+    store.close()
+
+
+def test_row_with_an_id_that_is_not_text_does_not_stop_the_other_rows(path):
+    store = SqliteStore(path)
+    for task_id in ("task-a", "task-b"):
+        store.insert(IndexedTask(submitted(task_id), 5))
+    execute(path, "UPDATE tasks SET id = CAST(? AS TEXT) WHERE id = 'task-a'", b"task-\xff")
+    assert [item.task.id for item in store.unfinished()] == ["task-b"]
+    assert "task-b" in store.task_ids()
+    assert "task-b" not in store.outdated_task_ids()
+    assert [task.id for task in store.query(TaskQuery()).tasks] == ["task-b"]
     store.close()
 
 

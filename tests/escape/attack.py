@@ -79,6 +79,6 @@ class Evidence:
     samples: tuple[tuple[float, float], ...] = ()
 
     def covers(self, begin, end):
-        """Return whether a complete sample was taken while the effects of an attack were kept, allowing for clock skew."""
+        """Return whether a complete sample was taken while the attack's effects were kept, allowing for clock skew."""
         first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
         return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

@@ -98,7 +98,8 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
     """Build a new index as a single complete file. Raises StoreError."""
     store = SqliteStore(file)
     try:
-        skipped = index_journals(journals, store, journals.task_ids())
+        task_ids = journals.task_ids()
+        skipped = index_journals(journals, store, task_ids, previously_indexed=task_ids)
         tasks_count = len(store.task_ids())
     finally:
         store.close()

@@ -21,7 +21,7 @@ ENTRIES = {
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
     "config": (
         "sandbox.cli.commands.config:config",
-        "Show the server's configuration and where each value comes from.",
+        "Show the server's settings and where each comes from.",
     ),
     "profile": ("sandbox.cli.commands.profile:profile", "Manage the images of the sandboxes."),
     "token": ("sandbox.cli.commands.token:token", "Manage access tokens."),

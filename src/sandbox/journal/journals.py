@@ -57,7 +57,7 @@ class FileJournals:
         directory = self._directory(task_id)
         lock_fd = lock.acquire(directory / "lock")
         try:
-            return FileJournalWriter(directory / "records", lock_fd, measure_extent(directory / "records"))
+            return FileJournalWriter(directory / "records", lock_fd, _measure_accepted(directory / "records"))
         except BaseException:
             os.close(lock_fd)
             raise
@@ -66,7 +66,7 @@ class FileJournals:
         """Like `open`, with an inherited lock. If it raises, the caller still has to close `lock_fd`."""
         directory = self._directory(task_id)
         lock.adopt(directory / "lock", lock_fd)
-        return FileJournalWriter(directory / "records", lock_fd, measure_extent(directory / "records"))
+        return FileJournalWriter(directory / "records", lock_fd, _measure_accepted(directory / "records"))
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
         """Read whole records from `offset`; see `Journals.read`."""
@@ -147,6 +147,17 @@ def _compressed_path(records: Path) -> Path:
 
 def _has_journal(records: Path) -> bool:
     return has_first_record(records) or _compressed_path(records).is_file()
+
+
+def _measure_accepted(records: Path) -> Extent:
+    """Measure the journal of an accepted task: record 1 was flushed, so without it the rest is not a torn tail.
+
+    Raises JournalDamagedError, FileNotFoundError.
+    """
+    extent = measure_extent(records)
+    if extent.last is None:
+        raise JournalDamagedError(f"The journal does not begin with an intact record; restore {records}.")
+    return extent
 
 
 def _check_no_records(directory: Path) -> None:

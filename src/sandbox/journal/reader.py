@@ -39,11 +39,12 @@ def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordB
 def has_first_record(records: Path) -> bool:
     """Whether record 1 exists, which means that the task was accepted.
 
-    A damaged record 1 counts if whole records follow it. An unreadable file counts too; its reader reports the error.
+    A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; its
+    reader reports the error.
     """
     try:
         with records.open("rb") as file:
-            if record_format.is_complete(file.readline(record_format.LINE_BYTES_MAX)):
+            if file.readline(record_format.LINE_BYTES_MAX).endswith(b"\n"):
                 return True
         raise_if_damaged(records, 0)
     except (FileNotFoundError, NotADirectoryError):

@@ -14,7 +14,11 @@ _FREE_BYTES_MIN = 64 * 1024
 """Minimum free space to open a database. SQLite needs about half of it, in addition to the database."""
 
 
-def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""sqlite3 raises UnicodeDecodeError if SQLite's message quotes a damaged schema that is not UTF-8."""
+
+
+def is_disk_full(error: sqlite3.Error | UnicodeDecodeError | OSError, database: Path) -> bool:
     """Whether the error was caused by a full disk."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
@@ -106,13 +110,16 @@ class Connections:
         connection.close()
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
+        # Damaged text must not stop the reading of other rows.
+        connection.text_factory = lambda encoded: encoded.decode(errors="replace")
+        return connection
 
 
 def checkpoint_wal(path: Path) -> bool:
@@ -121,7 +128,7 @@ def checkpoint_wal(path: Path) -> bool:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
             opened.execute("PRAGMA user_version").fetchone()
             is_busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error:
+    except SQLITE_ERRORS:
         return False
     return not is_busy
 
@@ -130,7 +137,7 @@ def checkpoint_wal(path: Path) -> bool:
 def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         advice = "its disk is full: free space and try again" if is_disk_full(error, path) else "try again"
         raise StoreError(f"The index of tasks is unavailable ({error}); {advice}.") from error
 

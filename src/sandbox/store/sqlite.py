@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from sandbox.interfaces.store import (
+    Cursor,
     DuplicateTaskError,
     IndexDamagedError,
     IndexedTask,
+    InvalidCursorError,
     TaskPage,
     TaskQuery,
     without_large_fields,
@@ -24,8 +26,8 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
 from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.connections import Connections, is_disk_full
-from sandbox.store.listing import ListedRow, PageReader, to_cursor, to_microseconds
+from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
+from sandbox.store.listing import ListedRow, PageReader, cursor_position, to_cursor, to_microseconds
 from sandbox.store.schema import StoreUnusableError, check_current, migrate
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -60,7 +62,7 @@ class SqliteStore:
         self._logged_errors: set[tuple[str, str]] = set()
         try:
             self._connections = _open(path, read_only=read_only)
-        except (sqlite3.Error, OSError) as error:
+        except (*SQLITE_ERRORS, OSError) as error:
             raise StoreUnusableError(f"The index {path} cannot be used ({error}); {_advice(error, path)}.") from error
 
     def insert(self, indexed: IndexedTask) -> None:
@@ -95,7 +97,7 @@ class SqliteStore:
             return [
                 row[0]
                 for fold, changed_at, *row in rows
-                if fold != PROJECTION_VERSION or not _is_readable(row, changed_at)
+                if isinstance(row[0], str) and (fold != PROJECTION_VERSION or not _is_readable(row, changed_at))
             ]
 
     def load(self, task_id: str) -> IndexedTask | None:
@@ -131,7 +133,7 @@ class SqliteStore:
                 self._log_once(row.id, error)
                 damaged[row.id] = error.message
         has_more = bool(rows) and len(found) > query.limit
-        return TaskPage(tasks, total, to_cursor((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
+        return TaskPage(tasks, total, _cursor_after(rows[-1], query) if has_more else None, damaged)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """Count the tasks by state; every state is a key. Rows with a damaged state are not counted."""
@@ -145,7 +147,7 @@ class SqliteStore:
 
     def task_ids(self) -> frozenset[str]:
         """The ids of all indexed tasks."""
-        return frozenset(task_id for (task_id,) in self._fetch_all("task_ids"))
+        return frozenset(task_id for (task_id,) in self._fetch_all("task_ids") if isinstance(task_id, str))
 
     def close(self) -> None:
         """Close the files."""
@@ -170,7 +172,7 @@ class SqliteStore:
         connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
 
 
-def _advice(error: sqlite3.Error | OSError, path: Path) -> str:
+def _advice(error: sqlite3.Error | UnicodeDecodeError | OSError, path: Path) -> str:
     if is_disk_full(error, path):
         return "its disk is full: free space and try again"
     return "if it is damaged, move it away to rebuild it from the journals"
@@ -222,6 +224,16 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     return without_large_fields(task) if task.manifest.claude.prompt else task
 
 
+def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
+    """Return the cursor that continues after a row, None if the row is too damaged for one."""
+    try:
+        cursor = to_cursor((row.value, row.id))
+        cursor_position(replace(query, cursor=cursor))
+    except (InvalidCursorError, TypeError):
+        return None
+    return cursor
+
+
 class _DecodedRow(NamedTuple):
     """The decoded fields of a row."""
 
@@ -232,8 +244,10 @@ class _DecodedRow(NamedTuple):
 
 
 def _decode_row(row: Sequence[Any]) -> _DecodedRow:
-    task_id, encoded, _, state, artifacts, prompt, patch = row
+    task_id, encoded, offset, state, artifacts, prompt, patch = row
     task = _decode_task(task_id, encoded)
+    if not isinstance(offset, int):
+        raise IndexDamagedError(f"task {task.id} has no journal offset")
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, but {state!r} in its row")
     kept = task.manifest.claude.prompt, task.manifest.repository.patch
@@ -273,7 +287,7 @@ def _to_indexed(row: Sequence[Any]) -> IndexedTask:
 def _decode(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
     try:
         return decoder.decode(encoded)
-    except (*DECODE_ERRORS, ValueError) as error:
+    except (*DECODE_ERRORS, ValueError, TypeError) as error:
         raise IndexDamagedError(error) from error
 
 

@@ -49,11 +49,13 @@ class RunningApi:
 
 
 @asynccontextmanager
-async def _running_api(access: TokenStore | None = None) -> AsyncIterator[RunningApi]:
+async def _running_api(
+    access: TokenStore | None = None, *, clone_hosts: frozenset[str] = frozenset()
+) -> AsyncIterator[RunningApi]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
-    settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
+    settings = ApiSettings("0.1.0", frozenset({port, stream_port}), clone_hosts=clone_hosts)
     authenticator = Authenticator(access or FakeAccess(), settings)
     app = create_app(tasks, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
     stream_app = create_stream_app(app)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
@@ -85,7 +86,9 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
 
 
 def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
-    components.journals.create("task-1").close()
+    writer = components.journals.create("task-1")
+    writer.append(TaskFinished(), at=datetime.now(UTC))
+    writer.close()
 
     async def open_with_slot(journals):
         async with journals.slot() as slot:

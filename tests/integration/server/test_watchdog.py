@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,6 +19,7 @@ from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
 from sandbox.interfaces.file_layout import runner_socket
 from sandbox.journal.journals import FileJournals
+from sandbox.model.events import TaskFinished
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.store.sqlite import SqliteStore
 
@@ -27,7 +29,9 @@ RUNNER = "sandbox.bootstrap.runner"
 @pytest.fixture
 def journals(tmp_path):
     instance = FileJournals(tmp_path)
-    instance.create("task-1").close()
+    writer = instance.create("task-1")
+    writer.append(TaskFinished(), at=datetime.now(UTC))
+    writer.close()
     return instance
 
 

@@ -296,7 +296,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
     if not _is_write(connection) and paths.is_public(connection.scope["path"]):
         return caller
     if caller.principal is None:
-        return _unauthorized(has_invalid_credentials=has_invalid_credentials)
+        return unauthorized(has_invalid_credentials=has_invalid_credentials)
     if not caller.is_operator and _requires_operator(connection):
         return Denied(403, code="forbidden", message=_OPERATOR_REQUIRED, principal=caller.principal)
     return caller
@@ -314,7 +314,8 @@ def _is_write(connection: HTTPConnection) -> bool:
     return connection.scope["type"] == "websocket" or connection.scope["method"] not in _SAFE_METHODS
 
 
-def _unauthorized(*, has_invalid_credentials: bool) -> Denied:
+def unauthorized(*, has_invalid_credentials: bool) -> Denied:
+    """Return the denial of a request without valid credentials."""
     if has_invalid_credentials:
         message = "This token or session is unknown, revoked or expired."
         challenge = 'Bearer realm="sandbox", error="invalid_token"'

@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -12,7 +11,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Authenticator, Caller, Denied, strip_token_protocol
+from sandbox.api.auth.authenticator import (
+    STREAM_PROTOCOL,
+    Authenticator,
+    Caller,
+    Denied,
+    strip_token_protocol,
+    unauthorized,
+)
 from sandbox.api.middleware.response_memory import respond_within_memory
 from sandbox.api.responses import problem_response
 from sandbox.system import fair_share
@@ -25,7 +31,8 @@ RECHECK_SECONDS = 5.0
 _REQUEST_BYTES = 16 * 1024
 """Bytes charged to the client's share for a request, even if it is rejected."""
 
-_CONTENT = frozenset({"http.response.body", "websocket.send"})
+_RESPONSE_START = "http.response.start"
+_CHECKED_TYPES = frozenset({_RESPONSE_START, "http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is no longer valid."}
 _DISCONNECT_MESSAGE: Message = {"type": "websocket.disconnect", "code": 1008}
 _log = logging.getLogger(__name__)
@@ -65,46 +72,57 @@ class AuthenticationMiddleware:
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
-        with suppress(CredentialsRevokedError), self._authenticator.count_request(result):
-            await respond_within_memory(
-                self._app, scope, *self._with_rechecks(result, scope["type"], receive, send), memory
-            )
+        channel = _CheckedChannel(result, scope["type"], (receive, send), self._authenticator)
+        try:
+            with self._authenticator.count_request(result):
+                await respond_within_memory(self._app, scope, channel.receive, channel.send, memory)
+        except CredentialsRevokedError:
+            if scope["type"] == "http" and not channel.has_response:
+                await _denied_response(connection, unauthorized(has_invalid_credentials=True))(scope, receive, send)
 
-    def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """Wrap the channels so that revoked credentials end the connection, as if the client had disconnected."""
-        checked_at, is_cut_off = time.monotonic(), False
 
-        def is_revoked() -> bool:
-            nonlocal checked_at
-            now = time.monotonic()
-            if is_cut_off or now - checked_at < RECHECK_SECONDS:
-                return is_cut_off
-            checked_at = now
-            return not self._authenticator.is_still_valid(caller)
+class _CheckedChannel:
+    """The messages of one connection; ends it as if the client had disconnected once its credentials are revoked."""
 
-        async def disconnect() -> None:
-            nonlocal is_cut_off
-            if is_cut_off:
-                return
-            is_cut_off = True
-            _log.info("A response was cut off: the token or session is no longer valid")
-            if kind == "websocket":
-                await send(_CLOSE_MESSAGE)
+    def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
+        self.has_response = False
+        self._caller = caller
+        self._kind = kind
+        self._receive, self._send = channels
+        self._authenticator = authenticator
+        self._checked_at = time.monotonic()
+        self._is_cut_off = False
 
-        async def receive_checked() -> Message:
-            message = await receive()
-            if message["type"] == "websocket.receive" and is_revoked():
-                await disconnect()
-                return _DISCONNECT_MESSAGE
-            return message
+    async def receive(self) -> Message:
+        """Return the next message, or a disconnection."""
+        message = await self._receive()
+        if message["type"] == "websocket.receive" and self._is_revoked():
+            await self._cut_off()
+            return _DISCONNECT_MESSAGE
+        return message
 
-        async def send_checked(message: Message) -> None:
-            if is_cut_off or (message["type"] in _CONTENT and is_revoked()):
-                await disconnect()
-                raise CredentialsRevokedError
-            await send(message)
+    async def send(self, message: Message) -> None:
+        """Send a message. Raises CredentialsRevokedError."""
+        if self._is_cut_off or (message["type"] in _CHECKED_TYPES and self._is_revoked()):
+            await self._cut_off()
+            raise CredentialsRevokedError
+        self.has_response |= message["type"] == _RESPONSE_START
+        await self._send(message)
 
-        return receive_checked, send_checked
+    def _is_revoked(self) -> bool:
+        now = time.monotonic()
+        if self._is_cut_off or now - self._checked_at < RECHECK_SECONDS:
+            return self._is_cut_off
+        self._checked_at = now
+        return not self._authenticator.is_still_valid(self._caller)
+
+    async def _cut_off(self) -> None:
+        if self._is_cut_off:
+            return
+        self._is_cut_off = True
+        _log.info("A response was cut off: the token or session is no longer valid")
+        if self._kind == "websocket":
+            await self._send(_CLOSE_MESSAGE)
 
 
 def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:
@@ -131,6 +149,12 @@ def get_caller(connection: HTTPConnection) -> Caller:
     caller = connection.scope["state"]["caller"]
     assert isinstance(caller, Caller)
     return caller
+
+
+def require_valid_credentials(connection: HTTPConnection, authenticator: Authenticator) -> None:
+    """Check the caller again before a change: its body may have arrived slowly. Raises CredentialsRevokedError."""
+    if not authenticator.is_still_valid(get_caller(connection)):
+        raise CredentialsRevokedError
 
 
 def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:

@@ -20,6 +20,9 @@ PIECE_BYTES = 64 * 1024
 _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
 
+_SMALL_BYTES = 4 * 1024
+"""Responses up to this size are never refused: the change that one reports has taken effect."""
+
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _MESSAGE = "Unread responses to this token use all memory that is available to it; read or close some of them."
 
@@ -68,7 +71,7 @@ class _CountedResponse:
     async def _send_content(self, message: Message) -> None:
         size_bytes = _size_bytes(message)
         head, self._head = self._head, None
-        if head is None:
+        if head is None or size_bytes <= _SMALL_BYTES:
             self._memory.hold(size_bytes)
         elif not await self._memory.try_reserve(size_bytes):
             await self.refuse()

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Query, Request
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
 from sandbox.api.openapi import (
     MANIFEST_REF,
     declare_parameters,
@@ -132,6 +132,7 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> Js
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
     manifest = await fair_share.to_thread(_parse_submission, body, request, context)
+    require_valid_credentials(request, context.authenticator)
     if dry_run:
         await context.tasks.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
@@ -208,6 +209,7 @@ async def cancel_task(
     """Cancel a task. May be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
+    require_valid_credentials(request, context.authenticator)
     cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
     body = {
         "success": True,

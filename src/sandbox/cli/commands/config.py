@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def config() -> None:
-    """Show the server's configuration and where each value comes from.
+    """Show the server's settings and where each comes from.
 
     Precedence, highest first: options, environment variables, sandbox.toml, defaults.
     """

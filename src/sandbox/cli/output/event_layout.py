@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.formatting import format_date, format_time, pluralize
@@ -20,6 +21,9 @@ STATE_STYLES = {
     "failed_preserved": "bold red",
     "cancelled": "bold yellow",
 }
+
+_CUT_CHARACTERS_MAX = 20_000
+"""Characters of a text that is cut to a few lines; the rest is not wrapped."""
 
 
 class EventLayout:
@@ -93,10 +97,13 @@ class EventLayout:
     def _wrap(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
         from rich.text import Text
 
-        written = Text("\n".join(escape_text(line) for line in text.strip().splitlines() if line.strip()))
+        lines = (line for line in text.strip()[: lines_max and _CUT_CHARACTERS_MAX].splitlines() if line.strip())
+        written = Text("\n".join(map(escape_text, islice(lines, lines_max and lines_max + 1))))
         width_left = max(self._console.width - indent_cells - 1, 20)
-        lines = [line.plain.rstrip() for line in written.wrap(self._console, width_left)]
-        return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
+        wrapped = [line.plain.rstrip() for line in written.wrap(self._console, width_left)]
+        if lines_max and len(wrapped) > lines_max:
+            return [*wrapped[: lines_max - 1], wrapped[lines_max - 1] + "…"]
+        return wrapped
 
     def _time_column(self, event: Mapping[str, Any]) -> str:
         timestamp = event.get("timestamp")

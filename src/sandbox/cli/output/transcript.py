@@ -14,6 +14,9 @@ from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """Longer lines are skipped, because none of their content would be displayed."""
 
+SUMMARY_CHARACTERS_MAX = 2000
+"""Longer summaries are cut; the status line prints them several times a second."""
+
 _SUMMARY_FIELDS = ("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt")
 """Fields of a tool's input that summarize a call, the best first."""
 
@@ -130,7 +133,8 @@ def _summarize_input(tool_input: Any) -> str:
     if not isinstance(tool_input, dict):
         return ""
     texts = (tool_input[field] for field in _SUMMARY_FIELDS if isinstance(tool_input.get(field), str))
-    return next((text.removeprefix(f"{SANDBOX_WORKSPACE}/") for text in texts if text.strip()), "")
+    text = next((text for text in texts if text.strip()), "")
+    return text.removeprefix(f"{SANDBOX_WORKSPACE}/")[:SUMMARY_CHARACTERS_MAX]
 
 
 def _content_text(content: Any) -> str:

@@ -90,6 +90,8 @@ class IntegrityCheck:
         indexed = self._store.load(task_id) if is_in_index else None
         at_index = self._replay(task_id, ReplayState(None, 0), indexed.offset if indexed else 0)
         at_end = self._replay(task_id, at_index, None)
+        if at_end.task is None:
+            raise JournalDamagedError("Its journal does not begin with an intact record; restore it from a backup.")
         if indexed is not None:
             yield from _compare_with_index(indexed, at_index, at_end)
         elif is_in_index:

@@ -193,3 +193,32 @@ def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, u
                 assert (await operator_client.post(submission[1], content=submission[0])).status_code == 400
 
     asyncio.run(scenario())
+
+
+def test_submission_that_took_effect_is_never_answered_with_429(running_api, until):
+    manifest = b"""{"version": "1", "kind": "Task", "metadata": {"name": "x"}, "claude": {"prompt": "Do it."},
+        "repository": {"url": "https://github.com/org/repo.git", "branch": "main"}}"""
+    body = manifest.ljust(LIMIT_BYTES // 4)  # each takes half of the limit
+
+    async def submit(port, is_last_byte_due):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = "POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
+        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body[:-1])
+        await is_last_byte_due.wait()
+        writer.write(body[-1:])
+        status_line = await asyncio.wait_for(reader.readline(), 20)
+        writer.close()
+        return status_line[9:12]
+
+    async def scenario():
+        access = FakeAccess(olga="operator", otto="operator")
+        async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+            is_last_byte_due = asyncio.Event()
+            submissions = [asyncio.create_task(submit(api.port, is_last_byte_due)) for _ in range(20)]
+            await until(lambda: held_bytes(api, "olga") == LIMIT_BYTES)
+            is_last_byte_due.set()
+            statuses = await asyncio.gather(*submissions)
+            assert statuses.count(b"202") == len(api.tasks.entries) > 0
+
+    asyncio.run(scenario())

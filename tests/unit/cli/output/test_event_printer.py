@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -161,6 +162,15 @@ def test_long_message_is_truncated():
     lines = strip_times(print_to_text([message("\n".join(f"line {number}" for number in range(100)))]))
     assert len(lines) == 6
     assert lines[-1].endswith("line 5…")
+
+
+@pytest.mark.parametrize("text", ["a\n", "a\t", "\x1b", "word "])
+def test_huge_message_is_truncated_quickly(text):
+    started = time.process_time()
+    lines = strip_times(print_to_text([message(text * 1_000_000)]))
+    assert time.process_time() - started < 5
+    assert len(lines) == 6
+    assert lines[-1].endswith("…")
 
 
 def test_unknown_and_malformed_events_are_ignored():

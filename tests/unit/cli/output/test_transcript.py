@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from sandbox.cli.output.transcript import AgentMessage, ApiRetry, TextOutput, ToolCall, ToolResult, TranscriptParser
+from sandbox.cli.output.transcript import (
+    SUMMARY_CHARACTERS_MAX,
+    AgentMessage,
+    ApiRetry,
+    TextOutput,
+    ToolCall,
+    ToolResult,
+    TranscriptParser,
+)
 
 
 def read(line: object) -> list:
@@ -33,6 +41,7 @@ def test_messages_and_tool_calls_are_parsed():
         ({"pattern": "*.py", "path": "/workspace"}, "*.py"),
         ({"url": "https://example.com"}, "https://example.com"),
         ({"command": 5, "query": "q"}, "q"),
+        ({"command": "c" * 1_000_000}, "c" * SUMMARY_CHARACTERS_MAX),
         ({}, ""),
     ],
 )

@@ -89,6 +89,19 @@ def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, sandb
     assert b"2 could not be read" in plain.stderr
 
 
+def test_damaged_first_record_is_reported_and_kept(admin, stored):
+    records = stored.records("task-6")
+    line = records.read_bytes().splitlines(keepends=True)[0]
+    damaged = line[:-9] + b"?" + line[-8:]
+    records.write_bytes(damaged)
+    found = admin("check")
+    assert (found.returncode, b"journal_damaged" in found.stdout) == (1, True)
+    rebuilt = admin("rebuild")
+    assert rebuilt.returncode == 1
+    assert list(json.loads(rebuilt.stdout)["refused"]) == ["task-6"]
+    assert records.read_bytes() == damaged
+
+
 def test_rebuild_with_a_running_server_is_rejected(admin, stored):
     with lock_data_dir(stored.data_dir):
         before = (stored.data_dir / "index.sqlite").read_bytes()
@@ -101,7 +114,7 @@ def test_rebuild_with_a_running_server_is_rejected(admin, stored):
 
 
 def test_full_disk_keeps_the_index_and_leaves_no_files(stored, monkeypatch):
-    def raise_error(*_):
+    def raise_error(*_, **__):
         raise OSError(28, "No space left on device")
 
     before, index = rows(stored), (stored.data_dir / "index.sqlite").read_bytes()
