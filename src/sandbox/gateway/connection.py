@@ -202,7 +202,7 @@ class ModelConnection(ConnectionHandler):
         await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
-        """Open the upstream connection. Return the effects to apply: the given ones, or those of a failed dial."""
+        """Open the upstream connection. Return the effects to apply: the given ones, or those of a denial or failure."""
         try:
             stream = await self._dialer.dial()
         except UpstreamUnreachableError as error:
@@ -212,6 +212,11 @@ class ModelConnection(ConnectionHandler):
         if not self._model_protocol.is_in_flight:  # the client has disconnected
             stream.abort()
             return Effects()
+        denied = self._model_protocol.upstream_connected()
+        if denied is not None:
+            stream.abort()
+            denied.to_client[:0] = effects.to_client
+            return denied
         self._upstream = stream
         self._relay_task = self._tasks.create_task(self._relay(stream))
         return effects

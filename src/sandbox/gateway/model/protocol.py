@@ -26,6 +26,7 @@ class InflightRequest(msgspec.Struct):
     """A forwarded request.
 
     cost_bound: set if the response must be metered.
+    is_sent: a connection to the upstream exists, so the request may cost something.
     meter: set once a response has started whose usage must be read.
     """
 
@@ -33,6 +34,7 @@ class InflightRequest(msgspec.Struct):
     is_metered: bool
     redactor: KeyRedactor
     cost_bound: CostBound | None = None
+    is_sent: bool = False
     has_response: bool = False
     has_timed_out: bool = False
     meter: UsageMeter | None = None
@@ -57,11 +59,11 @@ class InflightRequest(msgspec.Struct):
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request whose actual usage is unknown but required, or None.
 
-        It is None if usage was reported, the request was rejected, or no response started. An abandoned or timed-out
-        request counts even without a response, because the model may have produced output.
+        It is None if usage was reported, the request was rejected or not sent, or no response started. An abandoned or
+        timed-out request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
-        is_refused = self.has_response and meter is None
+        is_refused = not self.is_sent or (self.has_response and meter is None)
         if cost_bound is None or is_refused or (meter is not None and meter.is_complete):
             return None
         has_started = meter is not None and meter.has_started
@@ -202,6 +204,20 @@ class ModelProtocol:
             self._close_upstream(effects)
         return effects
 
+    def upstream_connected(self) -> Effects | None:
+        """Let the request be sent, unless it must be denied by now: connections wait while their rate is exceeded.
+
+        Returns the effects of a denial, else None.
+        """
+        denial = self._request_gate.check()
+        if denial is None or self._inflight is None:
+            self._mark_sent()
+            return None
+        self._reporter.report_denied("model", self._port, denial.message)
+        effects = Effects()
+        self._respond_instead(effects, denial)
+        return effects
+
     def upstream_failed(self, status: int, message: str) -> Effects:
         """Handle an upstream that could not be reached (502), or not in time (504)."""
         effects = Effects()
@@ -255,6 +271,8 @@ class ModelProtocol:
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             effects.dial = True
+        else:
+            self._mark_sent()
         forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, self._dialect, body)
         self._reporter.report_dropped_headers(dropped)
         self._send_to_upstream(effects, forwarded)
@@ -413,6 +431,10 @@ class ModelProtocol:
     def _send_to_client(self, effects: Effects, event: Any) -> None:
         if not self._is_client_gone:
             effects.to_client += self._client_side.send(event) or b""
+
+    def _mark_sent(self) -> None:
+        if self._inflight is not None:
+            self._inflight.is_sent = True
 
     def _send_to_upstream(self, effects: Effects, event: Any) -> None:
         if self._upstream_side is not None:

@@ -7,6 +7,7 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
+from sandbox.gateway import limits
 from sandbox.gateway.model import request_gate
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
@@ -66,6 +67,51 @@ def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):
             assert len(upstream.requests) == 3
             assert len(served.events_of(BudgetExhausted)) == 1
             assert len(served.events_of(Usage)) == 3
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("budget", "status", "sent"), [(0.006, 403, 1), (0.013, 200, 2)])
+def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reached(monkeypatch, budget, status, sent):
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
+
+    async def scenario():
+        async def respond_while_another_request_waits(request, writer):
+            await wait_until(lambda: served.gateway.requests_in_flight == 2 or len(upstream.requests) == 2)
+            await respond_with()(request, writer)
+
+        async with (
+            scripted_upstream(respond_while_another_request_waits) as upstream,
+            served_gateway(upstream.base_url, usd(budget)) as served,
+        ):
+            first, waiting = await served.connect(), await served.connect()
+            first.send_request(REQUEST)
+            await wait_until(lambda: bool(upstream.requests))
+            waiting.send_request(REQUEST)
+            assert (await first.read_response())[0] == 200
+            assert (await waiting.read_response())[0] == status
+            assert len(upstream.requests) == sent
+            assert len(served.events_of(Usage)) == sent
+            assert served.gateway.denied_count == 2 - sent
+
+    run(scenario)
+
+
+def test_request_that_waits_for_a_connection_at_shutdown_costs_nothing(monkeypatch):
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 0.01)
+
+    async def scenario():
+        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(100)) as served:
+            first, waiting = await served.connect(), await served.connect()
+            first.send_request(REQUEST)
+            assert (await first.read_response())[0] == 200
+            waiting.send_request(b'{"model":"claude-haiku-4-5","max_tokens":64000}')
+            await wait_until(lambda: served.gateway.requests_in_flight == 1)
+            await served.stop()
+            assert len(upstream.requests) == 1
+            assert len(served.events_of(Usage)) == 1
 
     run(scenario)
 

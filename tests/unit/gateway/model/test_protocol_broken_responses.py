@@ -38,7 +38,15 @@ def sse(*events: dict) -> bytes:
 class ForwardedRequest:
     """One request, forwarded under a budget."""
 
-    def __init__(self, budget: Budget = USD, *, is_unrestricted: bool = False, headers: str = "", **fields) -> None:
+    def __init__(
+        self,
+        budget: Budget = USD,
+        *,
+        is_unrestricted: bool = False,
+        is_connected: bool = True,
+        headers: str = "",
+        **fields,
+    ) -> None:
         self.events: list = []
         reporter = EventReporter(self.events.append, lambda: 0.0)
         rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
@@ -55,6 +63,8 @@ class ForwardedRequest:
         head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"
         self.protocol.client_data_received(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert self.protocol.is_in_flight
+        if is_connected:
+            assert self.protocol.upstream_connected() is None
         self.body_bytes = len(body)
 
     def receive(self, *pieces: bytes) -> "ForwardedRequest":
@@ -121,6 +131,13 @@ def test_response_in_progress_at_shutdown_is_counted(is_streamed, output):
     assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (forwarded.body_bytes // 3, output)
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_request_without_a_connection_at_shutdown_costs_nothing(is_streamed):
+    forwarded = ForwardedRequest(stream=is_streamed, is_connected=False)
+    forwarded.protocol.connection_lost()
+    assert (forwarded.usage, forwarded.errors) == (None, [])
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -137,7 +154,7 @@ def test_failure_before_the_response_starts_costs_nothing(pieces):
 
 
 def test_unreachable_upstream_costs_nothing():
-    forwarded = ForwardedRequest()
+    forwarded = ForwardedRequest(is_connected=False)
     forwarded.protocol.upstream_failed(504, "It could not be reached.")
     assert forwarded.usage is None
 
