@@ -203,6 +203,7 @@ class ModelConnection(ConnectionHandler):
 
     async def _dial(self, effects: Effects) -> Effects:
         """Open the upstream connection. Return the effects to apply: the given ones, or those of a denial or failure."""
+        self._client.clear_timeout()  # the wait for a connection may be longer; `_apply` sets the next timeout
         try:
             stream = await self._dialer.dial()
         except UpstreamUnreachableError as error:

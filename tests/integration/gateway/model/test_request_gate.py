@@ -7,8 +7,9 @@ import pytest
 
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway import limits
+from sandbox.gateway import connection, limits
 from sandbox.gateway.model import request_gate
+from sandbox.gateway.protocol import Phase
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
 
@@ -94,6 +95,35 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
             assert len(upstream.requests) == sent
             assert len(served.events_of(Usage)) == sent
             assert served.gateway.denied_count == 2 - sent
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rules", [GatewayRules(), usd(100)])
+def test_request_may_wait_longer_for_a_connection_than_for_its_head(monkeypatch, rules):
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
+    monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
+
+    async def scenario():
+        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, rules) as served:
+            clients = [await served.connect() for _ in range(2)]
+            for client in clients:
+                client.send_request(REQUEST)
+            assert [(await client.read_response())[0] for client in clients] == [200, 200]
+
+    run(scenario)
+
+
+def test_connection_without_a_complete_head_still_ends(monkeypatch):
+    monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
+
+    async def scenario():
+        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url) as served:
+            client = await served.connect()
+            client.writer.write(b"POST /v1/messages HTTP/1.1\r\n")
+            assert await client.read_to_end() == b""
+            assert not upstream.requests
 
     run(scenario)
 
