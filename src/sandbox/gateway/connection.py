@@ -202,7 +202,7 @@ class ModelConnection(ConnectionHandler):
         await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
-        """Open the upstream connection. Return the effects to apply: the given ones, or those of a denial or failure."""
+        """Open the upstream connection. Return the given effects, or those of a denial or a failure."""
         self._client.clear_timeout()  # the wait for a connection may be longer; `_apply` sets the next timeout
         try:
             stream = await self._dialer.dial()
