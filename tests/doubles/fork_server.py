@@ -19,7 +19,7 @@ from importlib import import_module
 MESSAGE_BYTES_MAX = 100_000
 IMPORTED_LATE = (
     "httpx2",
-    "httpcore",
+    "httpcore2",
     "certifi",
     "encodings.idna",
     "anyio._backends._asyncio",
