@@ -40,8 +40,8 @@ _SYNTHETIC_MODEL = "<synthetic>"
 class ClaudeOutputParser:
     """Parses stream-json. Never raises and uses bounded memory, for any input.
 
-    There can be several rounds, each with an init and a result (a background command that ends starts one). Only the
-    last result counts, and only if the main conversation did not continue after it.
+    A run can have several rounds, each with an init and a result: the end of a background command starts a new round.
+    Only the last result counts, and only if the main conversation did not continue after it.
     """
 
     def __init__(self, session_id: str) -> None:
