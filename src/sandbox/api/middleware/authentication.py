@@ -82,7 +82,7 @@ class AuthenticationMiddleware:
 
 
 class _CheckedChannel:
-    """The messages of one connection; ends it as if the client had disconnected once its credentials are revoked."""
+    """The messages of one connection. Once its credentials are revoked, it ends as if the client had disconnected."""
 
     def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
         self.has_response = False

@@ -54,7 +54,7 @@ _EMPTY_MESSAGES_PER_YIELD = 256
 
 
 class Prefetcher:
-    """Reads `source` in a background task from `__aenter__` until it ends or a `stop_after` coroutine completes."""
+    """Reads `source` in a background task until the source ends or a `stop_after` coroutine completes."""
 
     def __init__(self, source: AsyncIterator[Messages]) -> None:
         self._source = source

@@ -58,7 +58,7 @@ class HistoryCache:
         """Return a batch that contains the event after `after`, or None if there is none.
 
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
-            token can have only one stream waiting here, so many streams of one token do not delay other tokens.
+            token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
