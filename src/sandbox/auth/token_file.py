@@ -112,7 +112,7 @@ FileStamp = tuple[int, int, int]
 class TokenFile:
     """Implements `interfaces.auth.TokenStore`, and changes the tokens.
 
-    Once a token existed, the server never returns to open access by itself: the file remains when the last token is
+    Once a token has existed, the server never returns to open access by itself: the file remains when the last token is
     revoked, and while the file is unreadable, every request is rejected.
     """
 
