@@ -122,7 +122,10 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return origins and values that override the file, the weaker first. An empty variable counts as unset."""
+    """Return origins and values that override the file, the lowest precedence first.
+
+    An empty variable counts as unset.
+    """
     overrides = []
     if environment.get(key.variable):
         overrides.append((key.variable, environment[key.variable]))
