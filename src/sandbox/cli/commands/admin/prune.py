@@ -32,7 +32,7 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_bound(value: str, error: str | None, unlimited: str) -> str:
-    """Reject `unlimited`: here, no limit is expressed by omitting the option."""
+    """Reject `unlimited`: to set no limit here, the option is omitted."""
     if error is not None or value == unlimited:
         raise click.BadParameter((error or "omit the option for no limit").removesuffix(f", or {unlimited}"))
     return value
