@@ -1,4 +1,4 @@
-"""Exceptions of the client: one for each error code, grouped by base classes."""
+"""Exceptions of the client: one per error code, grouped by base class."""
 
 from __future__ import annotations
 
