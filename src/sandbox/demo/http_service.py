@@ -37,7 +37,7 @@ class HttpConnection:
         self._http = h11.Connection(h11.SERVER)
 
     async def receive(self) -> HttpRequest | None:
-        """Return the next request; None once the client is done."""
+        """Return the next request; None once the client sends no more."""
         if self._http.our_state is h11.MUST_CLOSE:
             return None
         if self._http.our_state is h11.DONE:

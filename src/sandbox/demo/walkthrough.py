@@ -57,7 +57,7 @@ def run() -> int:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Exit on SIGTERM and SIGHUP (a closed terminal) as on ^C: stop every process that was started."""
+    """On SIGTERM and SIGHUP (a closed terminal), exit as on ^C: stop every process that was started."""
 
     def exit_process(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
