@@ -35,7 +35,10 @@ class DiskLeftovers:
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Send KILL to the processes that see the mount, until the kernel detaches it. Raises OSError after 10 s."""
+        """Send KILL to the processes that see the mount until the kernel detaches the device.
+
+        Raises OSError after 10 s.
+        """
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, layout.disk_image):
             await asyncio.to_thread(_kill_holders, numbers, layout.disk)
