@@ -1,4 +1,4 @@
-"""Parses the server name (SNI) of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3) from untrusted bytes."""
+"""Parses the server name (SNI) in a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3) from untrusted bytes."""
 
 import re
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ _HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
 """Matches records as lenient servers do: some accept an alert or a ChangeCipherSpec between the records of a hello.
 
-They check the version only in the hello, where its first byte is 3.
+They check the version only in the hello, where the version's first byte is 3.
 """
 
 _HEADER_BYTES = 5

@@ -3,7 +3,8 @@
 Lenient servers skip or accept bytes that a strict parser treats as another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
 line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
-server never speaks first, and closes after its response to bytes that it cannot parse. TLS may start later (STARTTLS).
+server never sends data first, and closes the connection after its response to bytes that it cannot parse. TLS may start
+later (STARTTLS).
 """
 
 import re
@@ -37,8 +38,8 @@ _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | 
 class HttpRequestSearch:
     """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
 
-    is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers treat two words
-    as a request without a version (HTTP/0.9), respond to it, and read another request.
+    is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers treat a line of
+    two words as a request without a version (HTTP/0.9), respond to it, and read another request.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -180,7 +181,7 @@ _HTTP_2_PREFACE = b"PRI * HTTP/2"
 class SniffingHandshake:
     """Detects the protocol of a connection to `name` from the client's first bytes.
 
-    Waiting for them does not delay a host that speaks first, because the connection to the host is already open.
+    Waiting for these bytes does not delay a host that sends data first, because the connection to it is already open.
     """
 
     def __init__(self, policy: EgressPolicy, name: str, port: int) -> None:
