@@ -95,7 +95,7 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
 
 
 def _is_uncompressed_tar(file: BinaryIO) -> bool:
-    """Check this before `tarfile` does, which would read a header of any size."""
+    """Check the format before `tarfile` opens the archive, because `tarfile` would read a header of any size."""
     file.seek(257)
     magic = file.read(5)
     file.seek(0)
@@ -134,7 +134,7 @@ def converting_gzip_errors() -> Iterator[None]:
 
 @contextmanager
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """Uncompress with the zstd program: Python has no zstd, and a separate process parses the hostile data."""
+    """Uncompress with the zstd program: Python has no zstd, and hostile data is better parsed in a separate process."""
     if not Path(_PROGRAM).exists():
         raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:

@@ -55,7 +55,7 @@ class _DockerManifest(msgspec.Struct, frozen=True, rename={"config": "Config", "
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A member of the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
+    """A layer in the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
 
     name: str
     digest: str

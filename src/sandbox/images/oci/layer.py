@@ -20,8 +20,8 @@ def apply_layer(stream: TarStream, rootfs: RootFs) -> str:
     """Apply a layer. Returns the digest of the stream.
 
     Owners and permissions are normalized: readable by everybody, writable by the owner, no setuid, no capabilities.
-    Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, and OSError for a full
-    disk.
+    Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, or OSError if the disk is
+    full.
     """
     rootfs.start_layer()
     with converting_tar_errors(), tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as tar:
