@@ -60,7 +60,7 @@ AgentEvent = AgentReady | ToolStarted | ToolFinished | TurnStarted | ApiRetry
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):
-    """How the agent's work ended. `failure` is None only for success; `result` is its last result event."""
+    """How the agent's work ended. `failure` is None only for success; `result` is the agent's last result event."""
 
     result: dict[str, Any] | None
     failure: Failure | None

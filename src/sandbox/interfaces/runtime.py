@@ -319,7 +319,7 @@ class Listeners(msgspec.Struct, frozen=True):
 
 
 class TerminalSize(msgspec.Struct, frozen=True):
-    """Size in characters, each 1 to 1000."""
+    """Width and height in characters, each 1 to 1000."""
 
     rows: int
     columns: int
@@ -391,7 +391,8 @@ class Sandbox(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Return how the command ended, once no process is left inside, or 10 s later. May be called many times.
+        """Return how the command ended. Waits up to 10 s longer for all processes inside to end. May be called many
+        times.
 
         Processes that are left by then have received KILL and execute no further instructions; `destroy` reports them.
         """
@@ -406,7 +407,7 @@ class Sandbox(Protocol):
         ...
 
     async def file_counts(self) -> FileUsage:
-        """Return the number of open files and directories, without a lock that programs inside can hold for long."""
+        """Return the number of open files and directories. Takes no lock that programs inside can hold for long."""
         ...
 
     async def detailed_file_usage(self) -> FileUsage:
