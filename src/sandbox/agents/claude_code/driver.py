@@ -242,7 +242,7 @@ class ClaudeCodeDriver:
         return ClaudeOutputParser(session_id)
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return why the agent lacks requested tools or MCP servers; None if it has all."""
+        """Return the failure if requested tools or MCP servers are missing; None if all are present."""
         return check_init(manifest.claude, ready, redact)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
@@ -250,7 +250,7 @@ class ClaudeCodeDriver:
         return determine_interactive_failure(exit_)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, made from the last result, unless `output_format` is `stream-json`."""
+        """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
         return render_result(manifest.claude.output_format, result)
 
 
