@@ -82,7 +82,10 @@ class AuthenticationMiddleware:
 
 
 class _CheckedChannel:
-    """The messages of one connection. Once its credentials are revoked, it ends as if the client had disconnected."""
+    """Passes the messages of one connection.
+
+    Once the credentials are revoked, acts as if the client had disconnected.
+    """
 
     def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
         self.has_response = False
