@@ -201,7 +201,7 @@ class RateLimitError(ClientError):
 
 
 class ResponseMemoryError(RateLimitError):
-    """Too much data of responses to this token is unread; read or close those responses, then retry."""
+    """Too much response data for this token has not been read; read or close these responses, then retry."""
 
     code = "response_memory_exceeded"
 
