@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _COMMANDS = Path(sys.executable).parent
-"""The directory of the command `sandbox` and its Python interpreter."""
+"""The directory that contains the command `sandbox` and its Python interpreter."""
 
 CANCEL_TIMEOUT_SECONDS = 20.0
 """Time for the task to end when the user interrupts the demo."""
