@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ConnectionQueues:
-    """CPU queues by priority: non-model traffic, new model connections, model connections in use.
+    """CPU queues by ascending priority: non-model traffic, new model connections, model connections in use.
 
     A sandbox can send any amount of data to parse. Therefore only one connection's data is parsed at a time, other work
     of the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.

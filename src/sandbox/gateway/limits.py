@@ -16,13 +16,13 @@ UNSENT_BYTES_MAX = 128 * 1024
 """Unsent bytes in the kernel per connection; above it the gateway stops reading from the other side."""
 
 FULL_BUFFER_CONNECTIONS_MAX = 16
-"""Connections with full-size buffers at once; applies to hosts, to the model and to the sandbox separately."""
+"""Connections with full-size buffers at once, counted separately for hosts, the model and the sandbox."""
 
 REDUCED_BUFFER_BYTES = 128 * 1024
 """Receive and send buffer of each additional connection; the kernel allocates the same amount for itself."""
 
 CONNECTIONS_MAX = 128
-"""Open connections to the model listener, to hosts and for DNS, each; additional ones wait."""
+"""Open connections, counted separately for the model listener, hosts and DNS; additional ones wait."""
 
 HOST_CONNECTIONS_AT_ONCE = 1024
 """Maximum burst of new connections to hosts. Each connection occupies a local port for a minute after its end."""

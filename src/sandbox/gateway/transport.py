@@ -14,7 +14,7 @@ from sandbox.gateway.limits import (
 )
 
 READ_BYTES = 16 * 1024
-"""Small enough that parsing one read (for example a thousand one-byte chunks) is quick."""
+"""Read size. Even data that is costly to parse, such as a thousand one-byte chunks, is then parsed quickly."""
 
 FIRST_READ_BYTES = 4 * 1024
 """Read size of a model connection without a forwarded request; limits how long a costly read delays others."""

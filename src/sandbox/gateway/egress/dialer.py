@@ -101,7 +101,7 @@ class PublicDialer:
     async def dial(self, host: str, port: int) -> Stream:
         """Connect to a host. Waits while the connection rate is exceeded.
 
-        Raises AddressDeniedError and HostUnreachableError.
+        Raises AddressDeniedError or HostUnreachableError.
         """
         addresses = await self._resolve_host(host)
         await self._refresh_model_addresses()
