@@ -105,7 +105,7 @@ class AgentDriver(Protocol):
         ...
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return why the agent lacks requested tools or MCP servers, None if all are present.
+        """Return the failure if requested tools or MCP servers are missing; None if all are present.
 
         redact: the redaction that was already applied to the names in `ready`.
         """
@@ -116,5 +116,5 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Render the task's stdout from the last result if `output_format` is not `stream-json`."""
+        """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
         ...
