@@ -111,7 +111,7 @@ class HttpService:
 
     async def serve_until_signalled(self) -> None:
         """Print the URL as one JSON line and serve until SIGTERM or SIGINT."""
-        gc.freeze()  # modules live until the end; do not scan them for garbage, not even at exit
+        gc.freeze()  # modules live until the process ends; never scan them for garbage, even at exit
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

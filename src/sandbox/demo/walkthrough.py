@@ -120,7 +120,7 @@ def _end_task(client: Client) -> None:
     """Cancel the task if it is still running; otherwise it would continue without a server."""
     from sandbox.client import ClientError
 
-    with contextlib.suppress(ClientError):  # a task that has already ended is a conflict
+    with contextlib.suppress(ClientError):  # the task has already ended
         client.cancel("demo", reason="The demo was interrupted.", force=True)
         client.wait("demo", timeout_seconds=CANCEL_TIMEOUT_SECONDS)
 
