@@ -50,7 +50,7 @@ def _open_files() -> Iterator[os.stat_result]:
             continue  # for example all processes in which gVisor runs programs
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
-                with suppress(OSError):  # closed since
+                with suppress(OSError):  # closed in the meantime
                     yield entry.stat()
 
 
