@@ -170,7 +170,7 @@ _TLS_PREFIX = b"\x16\x03"
 _TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # other bytes do not belong to a line; their client may wait for a response
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # a line has no other bytes; a client that sends them may wait for a response
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(
     rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE
