@@ -37,7 +37,7 @@ class OciArchive:
             if member.size < 0:
                 raise ImageRefusedError("The archive has a member of negative size.")
             check_global_headers(tar)
-            cast("Any", member).pax_headers = {}  # already applied, and all members are kept in memory
+            cast("Any", member).pax_headers = {}  # already applied; all members stay in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1
             if count > ARCHIVE_MEMBERS_MAX:

@@ -28,7 +28,7 @@ def apply_layer(stream: TarStream, rootfs: RootFs) -> str:
         while (member := tar.next()) is not None:
             stream.end_header()
             check_global_headers(tar)
-            cast("Any", tar).members.clear()  # it would keep up to a million members
+            cast("Any", tar).members.clear()  # otherwise tarfile would keep up to a million members
             _apply_member(tar, member, rootfs)
             stream.start_header()
     return stream.read_digest()
