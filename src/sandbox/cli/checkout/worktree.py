@@ -212,7 +212,7 @@ class Checkout:
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
         """Run git in a separate session and return its exit code and stderr.
 
-        Otherwise, ^C could end git and leave files removed.
+        In the same session, ^C could end git while files are removed.
         """
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
