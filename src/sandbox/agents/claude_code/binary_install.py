@@ -49,7 +49,7 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
     the same uid, but they can therefore neither open the agent's stdout to forge a result, nor trace the agent, nor
     read its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
 
-    Raises BinaryMissingError, and OSError if the copy cannot be written.
+    Raises BinaryMissingError, or OSError if the copy cannot be written.
     """
     source = source or find_binary()
     directory = data_dir / "agent"
