@@ -30,7 +30,7 @@ def lock_data_dir(data_dir: Path) -> Iterator[None]:
 
     The directory itself is locked, independent of its path: unlike a file, it cannot be removed by a cleaner of
     temporary files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is
-    rejected: it contains the same attempts as the original, so its server would end those that are running. Raises
+    rejected: it contains the same attempts as the original, so a server on the copy would end the running ones. Raises
     DataDirBusyError, UnsafeDirectoryError if another user owns the directory, OSError.
     """
     check_owner(data_dir)

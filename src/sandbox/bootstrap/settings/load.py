@@ -176,7 +176,8 @@ _ERROR_MESSAGES = (
 
 def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSettings | None, list[str]]:
     """Validate the data. Return the settings, or None and all errors. origins: by dotted path."""
-    # A date is the only TOML value that JSON lacks. No key accepts one, so encode it as something that no key accepts.
+    # A date is the only TOML value that JSON lacks. No key accepts a date, so encode it as another value that no key
+    # accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
     conflicts = _find_conflicts(data, origins)
     try:
