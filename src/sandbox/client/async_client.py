@@ -106,7 +106,7 @@ class AsyncClient:
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> AsyncGenerator[TaskSummary, None]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps and no duplicates."""
+        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
         state_names, cursor = tuple(states), None
         while True:
             page = await self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
@@ -187,7 +187,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
 
-        Resumes a broken connection for a limited time, without gaps and duplicates.
+        Resumes a broken connection for a limited time, without gaps or duplicates.
         """
         await self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)

@@ -108,7 +108,7 @@ class Client:
     def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> Iterator[TaskSummary]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps and no duplicates."""
+        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
         state_names, cursor = tuple(states), None
         while True:
             page = self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
@@ -186,7 +186,7 @@ class Client:
     ) -> Iterator[Event]:
         """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
 
-        Resumes a broken connection for a limited time, without gaps and duplicates.
+        Resumes a broken connection for a limited time, without gaps or duplicates.
         """
         self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)

@@ -133,7 +133,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
 
 
 class ResumableStream:
-    """Reads a task's events over successive connections, without gaps and duplicates."""
+    """Reads a task's events over successive connections, without gaps or duplicates."""
 
     def __init__(self, task_id: str, stream: str, **position: str | int | None) -> None:
         self.is_finished = False
