@@ -1,7 +1,7 @@
 """Releases leftover disks: those that are still mounted although no process runs their attempts.
 
-A disk's mount is in its runner's mount namespace, which exists as long as a process is in it. That can be a process
-that the runner started outside of the sandbox and that survived the runner.
+A disk's mount is in its runner's mount namespace, which exists as long as a process is in it. Such a process may be one
+that the runner started outside the sandbox and that survived the runner.
 """
 
 import asyncio
