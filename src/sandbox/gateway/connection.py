@@ -99,7 +99,7 @@ class ConnectionHandler:
 class ModelConnection(ConnectionHandler):
     """A connection to the model's listener. Its upstream connection is reused for the same client's next request.
 
-    The connection gets the model's priority once a request was forwarded, and loses it when one is rejected.
+    The connection gets the model's priority once a request has been forwarded, and loses it when a request is rejected.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ class ClientHello(msgspec.Struct, frozen=True):
     is_complete: more bytes cannot change the result.
     server_name: None if a complete hello has no name, if the bytes are not a hello, or if other data shares the hello's
     record.
-    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers send
-    random bytes in this extension if they do not use it.
+    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers that
+    do not use ECH send random bytes in this extension.
     has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
     byte_count: length of the records that contain the hello. If the records are malformed, length of the first ones,
     because some servers may still find a hello in them.

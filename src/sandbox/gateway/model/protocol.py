@@ -426,7 +426,7 @@ class ModelProtocol:
             self._request_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
-        """Start the next cycle once the request is read and its response sent, or close.
+        """Start the next cycle if the request was read and its response was sent; otherwise close the connection.
 
         has_next_request: bytes after this request may be the next one.
         """
