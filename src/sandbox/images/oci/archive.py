@@ -136,7 +136,7 @@ def converting_gzip_errors() -> Iterator[None]:
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
     """Uncompress with the zstd program: Python has no zstd, and hostile data is better parsed in a separate process."""
     if not Path(_PROGRAM).exists():
-        raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
+        raise ImageRefusedError("A layer of the image is compressed with zstd; install zstd: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:
         while chunk := blob.read(_CHUNK_BYTES):
             copy.write(chunk)
