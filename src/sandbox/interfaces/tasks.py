@@ -24,7 +24,7 @@ class Retention:
 
     older_than_seconds: since a task's end.
     keep: number of tasks.
-    max_bytes: disk usage of all of them together.
+    max_bytes: disk usage of all finished tasks together.
     """
 
     older_than_seconds: float | None = None
