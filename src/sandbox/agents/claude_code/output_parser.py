@@ -29,7 +29,7 @@ from sandbox.interfaces.agent import (
 from sandbox.interfaces.runtime import ExitStatus
 
 OPEN_CALLS_MAX = 10_000
-"""Maximum number of unanswered tool calls that are kept. Beyond it the oldest is dropped."""
+"""Maximum number of unanswered tool calls that are kept. Above it, the oldest one is dropped."""
 
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are kept; each is compared with every pattern of `allowed_tools`."""

@@ -93,5 +93,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Deny every action that needs permission; the run continues."""
+    """Return the options that deny every action that needs permission, without ending the run."""
     return ("--permission-mode", "dontAsk")
