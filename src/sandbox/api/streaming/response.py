@@ -68,7 +68,7 @@ class Prefetcher:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
-        """Start reading. The source has run to its first suspension on return, so its subscription is active."""
+        """Start reading. On return, the source has run to its first suspension, so its subscription is active."""
         self._memory = fair_share.current_memory()
         self.stop_after(self._read())
         await asyncio.sleep(0)

@@ -114,7 +114,7 @@ class StreamBuffer:
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
-        """Wait until the first event or the end was read, so that `covers` is meaningful."""
+        """Wait until the first event or the end has been read, so that `covers` is meaningful."""
         while self._oldest_seq is None and not self.is_finished:
             await self.changed.wait()
 
