@@ -171,7 +171,7 @@ class TokenFile:
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """Revoke a token, including sessions opened with it. Raises TokenNotFoundError, or like `list`."""
+        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError, or like `list`."""
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)
