@@ -50,7 +50,7 @@ class Configuration:
 
 
 def find_config_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
-    """Return the file to read, and whether it was requested and must exist. Raises ConfigurationError."""
+    """Return the file to read, and whether it must exist because it was requested. Raises ConfigurationError."""
     if option == "":
         raise ConfigurationError("--config must not be empty.")
     requested = option or environment.get(FILE_VARIABLE)
