@@ -115,7 +115,7 @@ class RangeNotSatisfiableError(InvalidRequestError):
 
 
 class AccessError(ClientError):
-    """The token is missing, invalid or lacks the required role."""
+    """The token is missing or invalid, or lacks the required role."""
 
 
 class UnauthorizedError(AccessError):
