@@ -69,11 +69,11 @@ class Confinement(Protocol):
 
     @property
     def memory_bytes(self) -> int | None:
-        """The memory limit of all its programs together; None means no limit."""
+        """The memory limit of all programs in the confinement together; None means no limit."""
         ...
 
     def was_oom_killed(self) -> bool:
-        """Whether the kernel killed one of its programs because of that limit."""
+        """Whether the kernel killed a program in the confinement because of that limit."""
         ...
 
     async def run(self, command: ConfinedCommand) -> int:
@@ -326,7 +326,7 @@ class TerminalSize(msgspec.Struct, frozen=True):
 
 
 class Terminal(Protocol):
-    """A process inside with its own pseudo-terminal, created inside; it is not a terminal of the host."""
+    """A process inside with a pseudo-terminal that was created inside and is not a terminal of the host."""
 
     @property
     def output(self) -> StreamReader:
