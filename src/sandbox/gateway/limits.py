@@ -25,7 +25,7 @@ CONNECTIONS_MAX = 128
 """Open connections, counted separately for the model listener, hosts and DNS; additional ones wait."""
 
 HOST_CONNECTIONS_AT_ONCE = 1024
-"""Maximum burst of new connections to hosts. Each connection occupies a local port for a minute after its end."""
+"""Maximum burst of new connections to hosts. Each occupies a local port for a minute after it is closed."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
 """Rate of new connections to hosts after that burst; additional ones wait."""
@@ -46,7 +46,7 @@ MODEL_PRIORITY_CPU_SECONDS = 0.02
 """CPU time of a model connection without a forwarded request; above it the connection waits with other traffic."""
 
 HEAD_SECONDS = 10.0
-"""Time from the first byte of a request (or the connection's start) to its head's end; above it the connection ends."""
+"""Time from a request's first byte (or the connection's start) to the end of its head; above it the connection ends."""
 
 BODY_SECONDS = 60.0
 """Time between two reads of a request body; above it the connection ends."""
@@ -106,7 +106,7 @@ MODEL_LOOKUP_SECONDS = 30.0
 """How often the model's addresses, which no other host may have, are looked up again."""
 
 SYNTHETIC_IPS_MAX = 4096
-"""Names of one sandbox with a synthetic address; additional names do not resolve."""
+"""Names with a synthetic address per sandbox; additional names do not resolve."""
 
 DNS_DATAGRAM_BYTES_MAX = 2048
 """Maximum size of a DNS query over UDP; longer queries are truncated."""

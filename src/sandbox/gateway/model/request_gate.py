@@ -23,7 +23,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 
 
 class ModelRequestGate:
-    """Budget and hold state shared by all connections of a gateway. `is_holding` ends permanently with `release`."""
+    """Budget and hold state shared by all connections of a gateway. `release` ends `is_holding` permanently."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
         self._dialect = dialect
