@@ -83,7 +83,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open an archive. Raises ImageRefusedError, also for errors while it is read, and OSError."""
+    """Open an archive. Raises OSError, or ImageRefusedError, also for errors while the archive is read."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(
