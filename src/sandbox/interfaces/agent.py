@@ -40,7 +40,7 @@ class ToolFinished(msgspec.Struct, frozen=True):
 
 
 class TurnStarted(msgspec.Struct, frozen=True):
-    """The model responded once more in the main conversation."""
+    """The model started another response in the main conversation."""
 
 
 class AgentReady(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class ImageUnusableError(SandboxError):
-    """The profile's image is damaged, missing, from a different version of Sandbox, or needs a stronger tier."""
+    """The profile's image is missing, damaged or from a different version of Sandbox, or needs a stronger tier."""
 
     code = "image_unusable"
 
