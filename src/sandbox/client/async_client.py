@@ -106,7 +106,7 @@ class AsyncClient:
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> AsyncGenerator[TaskSummary, None]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps and no duplicates."""
+        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
         state_names, cursor = tuple(states), None
         while True:
             page = await self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
@@ -185,9 +185,9 @@ class AsyncClient:
         tail: int | None = None,
         after: int | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Iterate over the events of a task, from the beginning (or `since`, `tail`, `after` a seq) to the end.
+        """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
 
-        Resumes a broken connection for a limited time, without gaps and duplicates.
+        Resumes a broken connection for a limited time, without gaps or duplicates.
         """
         await self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
@@ -212,7 +212,7 @@ class AsyncClient:
     async def download(self, task_id: str, name: str, target: Path) -> int:
         """Save an artifact (by its name, else its path) as the file `target`; return its size in bytes.
 
-        The file is only created once it is complete and verified. Raises ChecksumError, and OSError for file errors.
+        The file is only created once it is complete and verified. Raises ChecksumError, or OSError for file errors.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
@@ -223,7 +223,7 @@ class AsyncClient:
     async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """Return the verified content of a small artifact.
 
-        Raises ChecksumError, and TooLargeError above `bytes_max`.
+        Raises ChecksumError, or TooLargeError above `bytes_max`.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)

@@ -26,7 +26,7 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of a terminal. exit_code: None if its process continues or its exit status is unknown."""
+    """The end of a terminal. exit_code: None if the terminal's process continues or its exit status is unknown."""
 
     exit_code: int | None
     message: str
@@ -40,7 +40,7 @@ class Terminal:
         self._socket = socket
 
     async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """Iterate over output (bytes), changes of the permission to type (bool), and finally the Exit."""
+        """Iterate over output (bytes), changes of the permission to write (bool), and finally the Exit."""
         import websockets
 
         try:

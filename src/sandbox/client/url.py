@@ -31,7 +31,7 @@ def validate_base_url(address: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """Return the path of a task or of a part of it. Raises InvalidParameterError and TaskNotFoundError."""
+    """Return the path of a task or of a part of it. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`

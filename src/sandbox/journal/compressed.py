@@ -1,8 +1,8 @@
 """Compressed journals of finished tasks: gzip files with random access.
 
 A file is a series of gzip members, each with whole records of about MEMBER_BYTES. The extra field of a member's header
-contains its first record number and its compressed and uncompressed size, so a reader walks the headers and
-decompresses one member. `zcat` and `zgrep` ignore the extra field.
+contains its first record number and its compressed and uncompressed size, so a reader skips from header to header and
+decompresses only one member. `zcat` and `zgrep` ignore the extra field.
 """
 
 import os
@@ -22,7 +22,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.system.files import fsync_path
 
 MEMBER_BYTES = 256 * 1024
-"""Size of a compressed member, which is decompressed to read any record in it."""
+"""Uncompressed size of a member. To read any record in it, the whole member is decompressed."""
 
 _HEADER = struct.Struct("<4sIBBH2sHQII")
 _HEADER_CRC = struct.Struct("<H")
