@@ -125,7 +125,7 @@ def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config)
     if config.architecture not in {"", _architecture()}:
         raise ImageRefusedError(f"The image is for {config.architecture[:50]}, this machine is {_architecture()}.")
     if not 0 < len(names) <= IMAGE_LAYERS_MAX or len(names) != len(diff_ids):
-        raise ImageRefusedError(f"The image has no layers, more than {IMAGE_LAYERS_MAX}, or not all of them.")
+        raise ImageRefusedError(f"The image has no layers, more than {IMAGE_LAYERS_MAX}, or lacks some.")
     return [_Layer(*one) for one in zip(names, digests, diff_ids, strict=True)]
 
 
