@@ -39,8 +39,8 @@ def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordB
 def has_first_record(records: Path) -> bool:
     """Whether record 1 exists, which means that the task was accepted.
 
-    A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; its
-    reader reports the error.
+    A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; the
+    error is reported when it is read.
     """
     try:
         with records.open("rb") as file:

@@ -63,7 +63,7 @@ class FileJournalWriter:
     def sync(self) -> None:
         """Flush the records appended since the last call."""
         if self._is_dirty:
-            # Reset the flag before the flush, which may miss records that are appended during it.
+            # Reset the flag before the flush: records that are appended during the flush may not be included in it.
             self._is_dirty = False
             self._flush()
 
@@ -79,7 +79,7 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self, appended_bytes: int = 0) -> None:
-        """Flush to disk. After a failed flush, rewrite the data first: the kernel marks unwritten pages as clean.
+        """Flush to disk. After a failed flush, rewrite the data first: the kernel has marked it as clean.
 
         The kernel reports such an error only once, so only one flush runs at a time.
 

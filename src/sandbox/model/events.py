@@ -17,7 +17,7 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 
 
 GENERATED_DIRECTORY = ".sandbox"
-"""Prefix of the paths of artifacts that Sandbox generates. No file written by an agent has such a path."""
+"""Path prefix of the artifacts that Sandbox generates. No file written by an agent has it."""
 
 METADATA_NAME = "metadata.json"
 """The artifact that is stored last. After a failure, other artifacts may be missing."""
@@ -47,7 +47,7 @@ class Artifact(msgspec.Struct, frozen=True):
 class Artifacts(tuple[Artifact, ...]):
     """The artifacts of a task, with unique names. Appending one after the other is cheap.
 
-    `with_artifact` hands the name index over to the result, so it is rebuilt only if the same instance is extended
+    `with_artifact` moves the name index to the result, so the index is rebuilt only if the same instance is extended
     twice.
     """
 
@@ -267,7 +267,7 @@ class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
 
 
 class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
-    """A reason to end the attempt; the first one recorded is the task's."""
+    """A reason to end the attempt; the first one recorded becomes the task's failure."""
 
     failure: Failure
 

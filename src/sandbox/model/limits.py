@@ -100,7 +100,7 @@ FILE_LOCKS_MAX = 8192
 """POSIX file locks of one sandbox."""
 
 SHARED_FILE_LOCKS_MAX = 256
-"""Locks of any kind on files that the host uses too. Whenever a program of the machine closes such a file, the kernel
+"""Locks of any kind on files that the host uses too. Whenever any program on the machine closes such a file, the kernel
 walks all its locks: 0.4 ms for 16,000 on /dev/null."""
 
 OPEN_FILES_OF_SANDBOX_MAX = 131072
@@ -166,7 +166,7 @@ QUEUE_OVERTAKES_MAX = 10
 """Younger tasks that may start before a task that waits for more capacity; then they wait behind it."""
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
-"""Memory that must be available on the host before a task starts that requests at least this much."""
+"""Memory that must be available on the host before a task that requests at least this much starts."""
 
 MEMORY_CHECK_SECONDS = 1.0
 """Interval of checks of the host's available memory while tasks wait."""
@@ -230,9 +230,9 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""Time for a runner to receive its launch order, and again to take over the journal, plus the time to read the journal
-at this rate. An idle machine reads it sixty times as fast, but after a reboot all lost tasks may have finishers at the
-same time.
+"""A runner has this time to receive its launch order, and as much again to take over the journal. The time to read the
+journal at this rate is added. An idle machine reads it sixty times as fast, but after a reboot the finishers of all
+lost tasks may read at the same time.
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
@@ -265,7 +265,7 @@ FINISHERS_MAX = 4
 
 FINISHER_BACKOFF_SECONDS = 4.0
 FINISHER_BACKOFF_FACTOR = 8
-"""Time from the start of a finisher that died to the next one, multiplied by the factor each time."""
+"""Time from the start of a finisher that died to the start of the next one, multiplied by the factor each time."""
 
 SUBSCRIBER_EVENTS_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2
@@ -341,7 +341,7 @@ TERMINAL_INPUT_SECONDS = 30.0
 """How long terminal input may wait to be accepted; then the rest is dropped, so the client can disconnect."""
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
-"""Output queued for one read-only viewer of the agent's terminal; then the connection ends, and it can reconnect."""
+"""Output queued for one read-only viewer of the agent's terminal; beyond it, the viewer has to reconnect."""
 
 
 DEFAULT_SERVER = "http://localhost:8122"

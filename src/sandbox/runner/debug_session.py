@@ -30,7 +30,7 @@ ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class DebugSession(msgspec.Struct, frozen=True):
-    """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec, whose variables shells get."""
+    """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec; shells get its variables."""
 
     attempt_id: str
     layout: AttemptLayout

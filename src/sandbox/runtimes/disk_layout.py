@@ -16,7 +16,7 @@ _CHOWN_COMMAND = ("setpriv", "--pdeathsig", "KILL", "--", "chown", "--recursive"
 
 
 def chown_tree(path: str, uid: int) -> None:
-    """Chown a tree that no sandbox has used to a sandbox's uid.
+    """Change the owner of a tree, which no sandbox has used yet, to a sandbox's uid.
 
     Raises AttemptError for a file that also has a name elsewhere (hard link), and OSError.
     """

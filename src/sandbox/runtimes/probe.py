@@ -125,7 +125,7 @@ def _new_attempt_id() -> str:
 
 
 def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
-    """Return the gap that names the limits that are not enforced."""
+    """Return one message that lists the limits that are not enforced; empty if all are enforced."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
     return (f"no control group limits {', '.join(missing)}",) if missing else ()
 

@@ -30,7 +30,7 @@ def find_by_marker(marker: str) -> list[int]:
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Return arguments with this prefix of living processes with sandbox uids. A process can forge its arguments."""
+    """Return the arguments with this prefix that living processes with sandbox uids have. A process can forge them."""
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})

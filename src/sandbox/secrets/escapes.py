@@ -77,7 +77,7 @@ _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.
 _BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
 
 LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
-"""Length of the longest name, without its semicolon."""
+"""Length of the longest name of an HTML character reference, without its semicolon."""
 
 
 def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
@@ -203,7 +203,7 @@ _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | 
 _TERMINAL_ESCAPE = re.compile(
     rb"""
       \x1b (?:
-          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, cursor movements
+          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colors, cursor movements
         | [\]PX^_] $STRING $END                                         # titles, links
         | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # except `&`, which starts a reference
     | \xc2 (?:
@@ -340,7 +340,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """Return the position before the backslashes around `after`, up to the number that can belong to an escape."""
+    """Return where the backslashes around `position` begin; counts no more than an escape can contain."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

@@ -149,8 +149,8 @@ _SHELL_POLL_SECONDS = 0.05
 class DebugSessions:
     """Debug sessions of preserved sandboxes: the first client starts a runner, and later clients share it.
 
-    The runner inherits a lock on the preserved files, as it otherwise inherits that of a journal. So each disk has at
-    most one sandbox, and none is released while in use.
+    The runner inherits a lock on the preserved files, as other runners inherit that of a journal. So each disk has at
+    most one sandbox, and no disk is released while it is in use.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class LocalPlacement:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ORDER_SECONDS)
             raise
-        # `_reap` waits for the process. Popen would otherwise warn about a running child when it is deleted.
+        # `_reap` waits for the process. Without a return code, Popen's destructor would warn about a running child.
         process.returncode = 0
         return pidfd
 

@@ -360,7 +360,7 @@ def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
-    """Return the first denials and the number of all: a runner's memory may be too small for all."""
+    """Return the first denials and the total number; a runner's memory may be too small for all denials."""
     first: list[dict[str, object]] = []
     count = 0
     for record in read_records(attempt.dependencies.journals, attempt.task.id):
@@ -380,7 +380,7 @@ def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object
 _TRANSCRIPT = "transcript.ndjson"
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
-"""Shares of collect_timeout: patch, tar, secret scan; the rest needs some time too."""
+"""Shares of collect_timeout for the patch, the tar and the secret scan; the other work needs some time too."""
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_TRANSCRIPT_BYTES = 4 * 1024**2

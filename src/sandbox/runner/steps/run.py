@@ -76,7 +76,7 @@ class MetricsSampler:
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
 _DRAIN_CHECKS = 5
-"""Consecutive checks without new output until draining stops."""
+"""Draining stops after this many consecutive checks without new output."""
 
 
 async def run(

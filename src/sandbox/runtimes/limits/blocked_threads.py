@@ -71,7 +71,7 @@ class BlockedThreadInterrupter:
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
-        """Interrupt the threads if there are many more objects than before. Others are visible or not the sandbox's."""
+        """Interrupt the threads if the machine has many more objects than before."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
         self._counted_at = self._clock()

@@ -109,7 +109,7 @@ def sum_locks(files: Collection[str]) -> Locks:
 
 
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
-    """Count the open directories of a sandbox whose kernel is a host program, of which only one process opens them.
+    """Count the open directories of a sandbox whose kernel is a host program. One of its processes opens all of them.
 
     Other processes may share that process's table of files, so the numbers are not added up. Descriptors opened with
     O_PATH hold nothing. descriptors_per_directory: number of descriptors that the program opens for a directory.
@@ -222,7 +222,7 @@ _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
-"""INET_DIAG_SKMEMINFO: an attribute with several numbers, first the memory of the receive queue and error queue."""
+"""INET_DIAG_SKMEMINFO: an attribute of several numbers. The first is the memory of the receive and error queues."""
 
 _COUNTED_SOCKETS_MAX = 65536
 """Number of sockets to inspect. A larger number exceeds every limit."""

@@ -33,7 +33,7 @@ IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {
 SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR, IPV6_RECVERR: no control group
 counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a connection stays half-open for
 hours if its peer disappears silently. UDP_GRO: its first and last socket make the kernel change its own code, which
-interrupts every processor of the machine; a program gets each datagram separately then.
+interrupts every processor of the machine; a program then gets each datagram separately.
 """
 
 ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
@@ -163,13 +163,14 @@ The kernel keeps a file's access control lists in memory that no control group i
 """
 
 _POLLED_FILES_MAX = 4096
-"""Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+"""Maximum files in one call of poll or select. The kernel holds 72 bytes for each, which no control group counts."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
-"""Maximum in one semop. One call retries those of all waiting threads at once: 80 ms for 500 operations each."""
+"""Maximum operations in one semop. One call retries those of all waiting threads at once: 80 ms for 500 each."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread searches for equal pages. Its 64 bytes per page are charged to no control group.
+"""MADV_MERGEABLE: a kernel thread searches for equal pages. It needs 64 bytes per page, which no control group is
+charged for.
 
 Since Linux 6.13 a process can give itself any advice with process_madvise.
 """

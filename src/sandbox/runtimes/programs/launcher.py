@@ -1,9 +1,9 @@
 """The process that becomes a sandbox. A separate program, run without importing the package.
 
-It creates the network namespace, opens the gateway's listeners in it, stages the host files that the sandbox may see
-below one path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the
-listeners. Then it waits for one message with the command and execs it. It is generic: the message determines what to
-exec (bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
+It creates the network namespace, opens the gateway's listeners in it, stages the host files for the sandbox below one
+path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the listeners. Then it
+waits for one message with the command and execs it. It is generic: the message determines what to exec (bubblewrap,
+runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.

@@ -41,7 +41,7 @@ _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 class BootError(Exception):
     """The guest did not reach its agent. The message describes how far the boot got.
 
-    has_timed_out: it may still have been booting.
+    has_timed_out: the guest may still have been booting.
     """
 
     def __init__(self, message: str, *, has_timed_out: bool = False) -> None:

@@ -74,7 +74,7 @@ class GarbageCollector:
             raise GarbageCollectionError("; ".join(failures))
 
     async def _sweep_unowned(self, source: LeftoverSource, attempt_ids: Collection[str]) -> list[str]:
-        """Remove leftovers without a directory, in a location that only this server uses. Return the failures."""
+        """Remove leftovers without an attempt directory from a location that only this server uses. Return failures."""
         failures = []
         for attempt_id in attempt_ids:
             try:
@@ -89,7 +89,7 @@ class GarbageCollector:
     async def _sweep_task(
         self, task_id: str, attempt_ids: Sequence[str], leftovers: Mapping[LeftoverSource, Collection[str]]
     ) -> list[str]:
-        """Return the failures. Raises StoreError; OSError if the journal or lock cannot be read."""
+        """Remove one task's leftovers; return failures. Raises StoreError; OSError if journal or lock is unreadable."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
         if task is None or not task.state.is_terminal:
             return []

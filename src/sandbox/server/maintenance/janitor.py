@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 class PeriodicJob:
     """A job of every janitor run. It may be cancelled at any await, and must then do the rest in its next run.
 
-    name: the object of the job, for operators.
+    name: what the job removes or changes, for operators.
     remedy: what operators can do if it fails.
     """
 

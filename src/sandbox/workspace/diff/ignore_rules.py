@@ -30,7 +30,7 @@ IGNORE_FILE_BYTES_MAX = 100 * 1024**2
 """A larger `.gitignore` is ignored, as in git."""
 
 IGNORE_FILES_BYTES_MAX = 1024**3
-"""Maximum of all `.gitignore` files of a commit. Beyond it there is no patch: the task fails with `collect_failed`."""
+"""Maximum total size of a commit's `.gitignore` files. Beyond it, the task fails with `collect_failed`."""
 
 IGNORE_ENTRIES_MAX = 100_000
 """The same for the number of these files and of the directories that contain them.
