@@ -32,13 +32,13 @@ OUTPUT_BURST_BYTES = 64 * 1024 * 1024
 """Sustained rate and burst of output. Beyond them the agent's writes block; nothing is lost."""
 
 RUNNER_CPU_CORES = 0.2
-"""CPU cores, on average, for work that a sandbox causes in its runner. Other work waits first, model requests last."""
+"""CPU cores, on average, for work that a sandbox causes in its runner. Beyond that, model requests are delayed last."""
 
 RUNNER_CPU_BURST_SECONDS = 2.0
 """CPU seconds that an idle runner may spend at once."""
 
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
-"""CPU seconds: the debt never exceeds this, however much other work the runner does."""
+"""CPU seconds: the debt never exceeds this value, however much work the runner does."""
 
 OUTPUT_SYNC_SECONDS = 0.2
 """Output is flushed to disk at most this much later."""
@@ -87,8 +87,8 @@ No control group is charged for their memory.
 """
 
 UDP_SOCKETS_ON_PORT_MAX = 256
-"""UDP sockets of one sandbox that share a port. One datagram of 128 segments to a broadcast address takes the kernel
-0.5 s for 8000 of them, during which nothing else runs on that processor."""
+"""UDP sockets of one sandbox that share a port. With 8000 of them, one datagram of 128 segments to a broadcast address
+occupies a processor in the kernel for 0.5 s."""
 
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
@@ -163,7 +163,7 @@ UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
 much."""
 
 QUEUE_OVERTAKES_MAX = 10
-"""Younger tasks that may start before a task that waits for more capacity; then they wait behind it."""
+"""Younger tasks that may start before a task that waits for more capacity; after that, younger tasks wait behind it."""
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 """Memory that must be available on the host before a task that requests at least this much starts."""
@@ -202,7 +202,7 @@ JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
 """Time from a task's end until its journal is compressed."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
-"""How long an idempotency key is remembered; later it creates a new task."""
+"""How long an idempotency key is remembered; after that, the same key creates a new task."""
 
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """A patch; content beyond it is left out and kept as files (`patch_truncated`)."""

@@ -59,7 +59,7 @@ class DebugSession(msgspec.Struct, frozen=True):
             await self.dependencies.disks.close(self.layout)
 
     async def _destroy_sandbox(self) -> None:
-        """Destroy the sandbox of the handle: this session's, or that of an earlier one whose runner was killed."""
+        """Destroy the sandbox of the handle: this session's, or that of an earlier session whose runner was killed."""
         handle = read_handle(self.layout.handle)
         if handle is not None:
             await self.dependencies.runtime.destroy(handle, self.layout.disk)

@@ -66,8 +66,8 @@ async def run_probe(
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:
     """Return why the host's git cannot run in confinement, or None if it can. Takes up to twice `_PROBE_SECONDS`.
 
-    A failure is tried again, because a temporary lack of processes or memory can look like any error. Raises
-    MachineBusyError if the second try also fails for a temporary reason, which proves nothing.
+    A failed test is repeated, because a temporary lack of processes or memory can look like any error. Raises
+    MachineBusyError if the second test also fails for a reason that may be temporary.
     """
     with suppress(MachineBusyError):
         if await _find_confinement_problem_once(runtime, run_dir) is None:

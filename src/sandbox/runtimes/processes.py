@@ -17,8 +17,8 @@ from sandbox.model.errors import DECODE_ERRORS
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes that have the uid as real, effective, saved or file system uid.
 
-    One system call shows whether a process has it as real uid. If none has, none has it in another role: a process with
-    a uid reserved for sandboxes can get no other uid than another reserved one.
+    One system call shows whether any process has it as real uid. If none does, no process has it in another role
+    either: a process with a reserved uid can only change to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -65,7 +65,7 @@ def find_first_command(init_pid: int) -> int | None:
 
 @contextmanager
 def open_pidfd(pid: int) -> Iterator[int | None]:
-    """Open a pidfd, which refers to this process and to no later one with the same id. Yields None if it is gone."""
+    """Open a pidfd, which never refers to a later process with the same id. Yields None if the process is gone."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:

@@ -1,4 +1,4 @@
-"""Replaces the values of secrets by `[REDACTED:NAME]`, in all common encodings.
+"""Replaces the values of secrets, in all common encodings, with `[REDACTED:NAME]`.
 
 Pure: no I/O. Finds a value unchanged; escaped for JSON, JavaScript, C, shells, HTML or URLs, even partly or nested; in
 base64 (both alphabets, any alignment, wrapped) or in hex, even of an escaped value; and interspersed with terminal

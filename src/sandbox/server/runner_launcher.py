@@ -237,7 +237,7 @@ class RunnerLauncher:
     async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
         """Wait for a replay slot for a cancel request; these slots are separate from those of launches.
 
-        Raises UnavailableError if all of them are busy for longer.
+        Raises UnavailableError if no slot becomes free within this time.
         """
         async with AsyncExitStack() as stack:
             try:

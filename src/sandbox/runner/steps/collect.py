@@ -92,7 +92,7 @@ def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
 
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
-    """Whether the values are those of the agent on this disk. True for a disk that is gone or never existed."""
+    """Whether the secret values are those that this disk's agent had. True for a disk that is gone or never existed."""
     return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
 
 
@@ -311,9 +311,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
-    """Store the transcript, or reuse that of an earlier try.
+    """Store the transcript, or reuse the one that an earlier try stored. That one is complete, because the agent had
 
-    It is complete, because the agent has ended, and a second one may not fit.
+    ended, and there may be no space for a second one.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():

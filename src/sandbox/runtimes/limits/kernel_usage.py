@@ -1,7 +1,8 @@
 """Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
 
 Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
-they belong to: /proc/locks names the process that took a lock, but that process may have ended and its id been reused.
+an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id may
+have been reused.
 """
 
 import errno
@@ -27,7 +28,7 @@ from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the machine has fewer locks, those of a sandbox are not counted, because listing many takes a long time."""
+"""While the machine has fewer locks, a sandbox's locks are not counted, because listing many takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Number of open files to inspect; a larger set is sampled at random each time."""
@@ -49,7 +50,7 @@ _OWN_FILES = (
 """Prefixes of the paths of files that have a separate inode in each sandbox."""
 
 _HOST_SETTINGS = "/proc/sys/"
-"""Bound from the host's /proc if the server runs as an ordinary user."""
+"""Bind-mounted from the host's /proc if the server runs as an ordinary user."""
 
 
 def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:

@@ -139,7 +139,8 @@ _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, also with SCHED_RESET_ON_FORK.
 
 A program of low priority that holds a lock of the kernel keeps it as long as other programs of the sandbox are busy,
-and the whole machine waits. So no priority is lowered. sched_setattr, which keeps its policy in memory, is denied.
+and the whole machine waits. So no priority is lowered. sched_setattr is denied, because its policy is in memory, which
+a filter cannot read.
 """
 
 _CLOSE_RANGE_UNSHARE = 0x2

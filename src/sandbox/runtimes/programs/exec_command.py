@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent. It may have ended: its pid is unknown inside, so it has to respond."""
+    """In the child: die with the parent. It may have ended, and its pid is unknown here, so wait for a response."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":

@@ -221,7 +221,7 @@ def stage_view(path: str, source: str, parent: int, name: str) -> bool:
 
 
 def _is_same_inode(file: str, source: str) -> bool:
-    """Return whether both have the same inode number. They do not if the path is a mount point or a link."""
+    """Return whether both paths have the same inode number. They differ if `file` is a mount point or a link."""
     return os.path.exists(file) and os.stat(file).st_ino == os.stat(source).st_ino  # noqa: PTH110, PTH116
 
 
@@ -335,8 +335,9 @@ def _pointer(data: bytes) -> int:
 def open_counter() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
 
-    See `SocketCounter` in limits/kernel_usage.py. It keeps time stamps of packets enabled (SO_TIMESTAMP): the first and
-    the last socket with them make the kernel change its own code, which interrupts every processor of the machine.
+    See `SocketCounter` in limits/kernel_usage.py. The socket keeps time stamps of packets enabled (SO_TIMESTAMP): the
+    first and the last socket with them make the kernel change its own code, which interrupts every processor of the
+    machine.
     """
     try:
         counter = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)

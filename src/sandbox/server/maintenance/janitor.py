@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A job of every janitor run. It may be cancelled at any await, and must then do the rest in its next run.
+    """A job of the janitor. It may be cancelled at any await, and must then do the rest in its next run.
 
     name: what the job removes or changes, for operators.
     remedy: what operators can do if it fails.

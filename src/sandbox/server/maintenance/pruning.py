@@ -1,7 +1,7 @@
 """Removes finished tasks beyond the retention, completely: first from the index, then from the disk.
 
 If a task is not in the index but its journal still exists, the next start of a server restores the task. Once a rename
-has moved its directory out of `tasks/`, the task is gone permanently, and its remains only use disk space.
+has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk space.
 """
 
 import asyncio

@@ -199,7 +199,7 @@ class SshRemote(msgspec.Struct, frozen=True):
 
 
 def parse_ssh_url(url: str) -> SshRemote | None:
-    """Parse an ssh URL. Returns None for other URLs and for parts that ssh or a shell could interpret."""
+    """Parse an ssh URL. Returns None for other URLs, and for a URL with parts that ssh or a shell could interpret."""
     is_scp = "://" not in url
     match = (_SCP if is_scp else _SSH_URL).fullmatch(url)
     if match is None:

@@ -150,7 +150,7 @@ class _AncestorDirectories:
 
 @contextmanager
 def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """Create missing directories for the duration of the block. Their parents exist."""
+    """Create missing directories for the duration of the block. Their parents must exist."""
     created: list[bytes] = []
     try:
         for path in paths:

@@ -53,7 +53,7 @@ def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
 
 
 def _parse_entry(line: bytes) -> BaseTreeEntry:
-    """Parse one line. It is untrusted: a repository may have taken over git, and the paths are used on the host."""
+    """Parse one untrusted line: a repository may have exploited git, and the paths are used on the host."""
     match = _LS_TREE_LINE.fullmatch(line)
     if match is None or not {b"", b".", b".."}.isdisjoint(match["path"].split(b"/")):
         raise GitError(0, b"fatal: invalid path in a tree")
