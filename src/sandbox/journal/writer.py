@@ -16,7 +16,7 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 class FileJournalWriter:
-    """Appends records to a journal whose lock it holds. For one thread; `sync` may run in another one."""
+    """Appends records to a journal whose lock it holds. Used by one thread; only `sync` may run in another."""
 
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
         """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
@@ -84,7 +84,7 @@ class FileJournalWriter:
         The kernel reports such an error only once, so only one flush runs at a time.
 
         appended_bytes: size of the record that is being appended, if its append waits for this flush. Other flushes do
-            not rewrite it, because it may be cut off in the meantime.
+            not rewrite that record, because it may be cut off in the meantime.
         """
         with self._flush_lock:
             end = self._end + appended_bytes

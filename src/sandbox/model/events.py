@@ -77,7 +77,7 @@ Stream = Literal["stdout", "stderr", "transcript"]
 """`transcript` holds the agent's raw events if `stdout` is rendered from them; clients see it only in the artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
-"""Name of directories, sockets and control groups. The pattern prevents unsafe names from an untrusted journal."""
+"""Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
 
 
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -85,7 +85,7 @@ class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="typ
 
 
 class Idempotency(msgspec.Struct, frozen=True):
-    """The caller's idempotency key of a submission, and the SHA-256 (hex) of its body."""
+    """The idempotency key of a submission, and the SHA-256 (hex) of the submission's body."""
 
     key: str
     body_sha256: str
@@ -223,7 +223,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 
 
 class Metrics(_EventBase, frozen=True, tag="metrics"):
-    """Resource usage of the sandbox at one moment; null if the host does not report a value.
+    """Resource usage of the sandbox at one moment. A value that the host does not report is null.
 
     load_avg: of the host, over one minute.
     """

@@ -87,7 +87,7 @@ class DebugSession(msgspec.Struct, frozen=True):
         return sandbox
 
     async def _open_disk(self) -> None:
-        """Open the disk. A full one without an enforced size is enlarged, because the session needs some space."""
+        """Open the disk. A full disk without an enforced size is enlarged, because the session needs some space."""
         disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
         await disks.open(self.layout, size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors

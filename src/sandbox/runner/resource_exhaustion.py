@@ -49,7 +49,7 @@ class ExhaustionDetector:
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
-        """Poll the disk until, without an enforced size, it is full or cannot be measured; return the failure."""
+        """Poll the disk. If its size is not enforced, return the failure once it is full or cannot be measured."""
         misses = 0
         while True:
             began = clock.monotonic()

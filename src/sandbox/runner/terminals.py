@@ -288,7 +288,7 @@ class InteractiveAgent(msgspec.Struct, frozen=True):
     terminal: Terminal
 
     async def wait(self) -> ExitStatus:
-        """Return how the agent ended, or how the sandbox ended if it ended first."""
+        """Return how the agent ended, or how the sandbox ended if that happened first."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:

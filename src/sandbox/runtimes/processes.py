@@ -55,8 +55,8 @@ def read_namespace_pid(pid: int) -> int | None:
 def find_first_command(init_pid: int) -> int | None:
     """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
 
-    Until the exec it is a copy of init with init's arguments. A signal then would break the creation of the sandbox
-    instead of reaching the command.
+    Until the exec it is a copy of init with init's arguments. A signal before the exec would break the creation of the
+    sandbox instead of reaching the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)

@@ -192,7 +192,7 @@ def _variable_length_escapes(*, is_utf_8: bool) -> re.Pattern[bytes]:
 
 
 _PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
-"""Parameters before the letter that ends a colour or cursor sequence."""
+"""Parameters before the letter that ends a color or cursor sequence."""
 
 _STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
 """The text of a title or a link, up to the next terminal escape."""

@@ -97,7 +97,7 @@ _WINDOWS_1252_CODES = {
 
 
 def _text_variants(value: str) -> Iterator[bytes]:
-    """Yield all layers of the value, of its lower case (as host names are shown), and of its long lines."""
+    """Yield all layers of the value, of its lower-case form (as host names are shown), and of its long lines."""
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
         for layer in decode_layers(data):
             yield layer.data

@@ -94,7 +94,7 @@ class PreservedSandboxes:
     def try_lock(self, task: Task) -> Iterator[int | None]:
         """Hold the lock on the preserved files; yields None if it is taken.
 
-        A duplicate of the descriptor keeps holding the lock. Raises SandboxNotPreservedError, OSError.
+        A duplicate of the descriptor keeps the lock held. Raises SandboxNotPreservedError, OSError.
         """
         files = self._layout(task)
         if files is None or not self.is_preserved(task):

@@ -109,7 +109,7 @@ class Resources:
 
 @dataclass(slots=True)
 class _QueuedTask:
-    """A queued task, and how often younger ones overtook it. can_ever_fit: it fits the host's total capacity."""
+    """A queued task, and how often younger ones overtook it. can_ever_fit: whether total capacity suffices."""
 
     requested: Resources
     can_ever_fit: bool

@@ -124,7 +124,7 @@ _ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
 
 
 class SocketLeftovers:
-    """Implements `interfaces.placement.LeftoverSource` for one run directory, that of a single data directory."""
+    """Implements `interfaces.placement.LeftoverSource` for the run directory of a single data directory."""
 
     kind = "socket"
     is_exclusive = True

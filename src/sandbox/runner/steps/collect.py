@@ -41,7 +41,7 @@ async def collect(attempt: AttemptContext) -> None:
     """Store patch, transcript, files that match the patterns, and the metadata.
 
     Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the failure.
-    If the current secret values are not those that the agent had, files of its disk may contain unknown values: then
+    If the current secret values are not those that the agent had, files on its disk may contain unknown values: then
     all of them are flagged, and their names are replaced.
 
     Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the

@@ -50,8 +50,7 @@ from sandbox.runner.terminals import (
 
 
 class MetricsSampler:
-    """Converts the sandbox's counters to metrics. CPU is a percentage of one processor, averaged since the last
-    sample."""
+    """Converts the sandbox's counters to metrics. CPU is a percentage of one processor since the last sample."""
 
     def __init__(self, memory_total_bytes: int) -> None:
         self._memory_total_bytes = memory_total_bytes

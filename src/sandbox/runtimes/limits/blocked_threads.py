@@ -51,7 +51,7 @@ def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Interrupts blocked threads of one sandbox, which may hide objects, if the machine has many more than before.
+    """Interrupts one sandbox's blocked threads, which may hide objects, when the machine's number of objects has grown.
 
     count_all: counts these objects of the whole machine. growth_max: the growth above which threads are interrupted.
     """

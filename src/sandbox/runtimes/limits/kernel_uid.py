@@ -28,7 +28,7 @@ FILES_UIDS_OFFSET = 100_000
 """Distance from a kernel uid to the uid of its sandbox's files, in runtimes that need both. One claim covers both."""
 
 _HASH_MULTIPLIER = 2_654_435_761
-"""A prime near 2**32 divided by the golden ratio: it spreads neighbouring directories far apart."""
+"""A prime near 2**32 divided by the golden ratio: it spreads neighboring directories far apart."""
 
 
 class KernelUidPool:

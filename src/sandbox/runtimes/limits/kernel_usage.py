@@ -144,7 +144,7 @@ def find_fd_table(pid: int) -> str | None:
 
 
 def count_open_files(table: str) -> int:
-    """Return the number of open files; 0 if it is not visible. Before Linux 6.2 the size of the directory is 0."""
+    """Return the number of open files; 0 if that is not visible. Before Linux 6.2 the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0

@@ -112,7 +112,7 @@ _ABSENT_CALLS = {
 }  # fmt: skip
 """clone3 has its flags in memory, which a filter cannot read; the C library falls back to clone.
 
-Landlock writes what it refuses to the machine's audit log, with names that the program chooses.
+Landlock logs refused accesses in the machine's audit log, with names that the program chooses.
 
 memfd_secret removes pages from the kernel's direct map, which slows the whole machine down and prevents hibernation.
 """
@@ -120,7 +120,7 @@ memfd_secret removes pages from the kernel's direct map, which slows the whole m
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 """Huge pages come from a pool of the whole machine, and the memory control group does not count them.
 
-memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with all flags and ends at any other error.
+memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with all flags and exits on any other error.
 """
 
 _OFD_LOCKS = (36, 37, 38)
@@ -131,7 +131,7 @@ _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
 For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
-the cause of the event: a process of the host that reads a directory of /usr, or a kernel thread, for terminals.
+the cause of the event: a process of the host that reads a directory of /usr, or, for terminals, a kernel thread.
 FIOASYNC succeeds without effect, because nginx requires it.
 """
 
@@ -192,7 +192,7 @@ class Architecture(msgspec.Struct, frozen=True):
 
     io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
     sendfile: refused. The pages that they put into a pipe or socket are charged to no control group or belong to the
-    host, and a socket counts the used bytes of a page, not the page. Programs fall back to copying.
+    host, and a socket counts only the used bytes of a page. Programs fall back to copying.
     """
 
     audit: int
@@ -412,7 +412,7 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
 
 
 def _require_shared_file_table(call: int) -> list[bytes]:
-    """Refuse a thread of the same process that does not share its open files."""
+    """Refuse to create a thread that does not share the process's open files."""
     reject_if_absent = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
     return _for_call(
         call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(reject_if_absent)), *reject_if_absent]

@@ -104,7 +104,7 @@ def mount_unmasked_proc() -> None:
 
 
 def limit_network_buffers() -> None:
-    """Limit what one socket of this network namespace can hold that no control group counts.
+    """Limit, for each socket in this network namespace, the memory that no control group counts.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings for the whole machine only.
     """
@@ -202,7 +202,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 
 
 def stage_view(path: str, source: str, parent: int, name: str) -> bool:
-    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, out of a view of its directory.
+    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, from a view of its directory.
 
     source: another path of the same file. parent: descriptor of its directory. Returns False if a view is not possible.
     """
@@ -233,7 +233,7 @@ def _has_mounts_below(directory: str) -> bool:
 
 
 def _mount_view(directory: str, target: str) -> bool:
-    """Mount a read-only view whose inodes, and so file locks and inotify watches, are those of this mount only.
+    """Mount a read-only view with separate inodes, so file locks and inotify watches are separate too.
 
     Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
     """

@@ -217,7 +217,7 @@ class QemuTerminal:
         return self._stream.reader
 
     async def write(self, data: bytes) -> None:
-        """Write in chunks. Each waits until the guest has acknowledged that the terminal accepted the previous one."""
+        """Write in chunks. Each one waits until the guest has acknowledged that the terminal accepted the last one."""
         async with self._write_lock:
             for start in range(0, len(data), _CHUNK_BYTES):
                 if self._stream.is_reading():

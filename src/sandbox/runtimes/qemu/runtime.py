@@ -99,7 +99,7 @@ BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
-"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM has failed only after this."""
+"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM counts as failed only after this time."""
 
 _KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM "

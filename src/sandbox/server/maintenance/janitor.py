@@ -51,8 +51,8 @@ class Janitor:
 class ClockCheck:
     """Trusts a wall clock after CLOCK_TRUST_SECONDS without an observed jump.
 
-    A host may boot with its clock months ahead until a time server corrects it. Data that is kept for a
-    shorter time is not checked.
+    A host may boot with its clock months ahead until a time server corrects it. For data that is kept for a shorter
+    time, the clock is not checked.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -133,9 +133,9 @@ class Pruner:
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove tasks beyond the retention and return them, oldest first. dry_run: only return them.
 
-        Only `max_bytes` needs a size measurement. It may take longer than the caller waits; then the next call uses its
-        result. A task that cannot be examined is kept and does not stop the others. Raises StoreError, OSError;
-        UnavailableError at the end if such tasks remain, or if parts of others could not be removed.
+        Only `max_bytes` needs a size measurement. The measurement may take longer than the caller waits; then the next
+        call uses its result. A task that cannot be examined is kept and does not stop the others. Raises StoreError,
+        OSError; UnavailableError at the end if such tasks remain, or if parts of others could not be removed.
         """
         skipped: _Skipped = {}
         pruned, failure = await self._prune_selected(self._select(retention, skipped), skipped, dry_run=dry_run)

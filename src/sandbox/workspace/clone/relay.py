@@ -57,7 +57,7 @@ def canonical_host(host: str) -> str:
 
 
 class SocksProxy:
-    """Connects to `target`. If redirects are followed, also to other ports of its host and web ports of public hosts.
+    """Connects to `target` and, if redirects are followed, to other ports of its host and web ports of public hosts.
 
     Once the target has been resolved to a public address, it is dialed at public addresses only: the owner of its name
     could make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one, all
