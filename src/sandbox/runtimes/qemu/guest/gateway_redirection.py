@@ -1,4 +1,4 @@
-"""Redirects connections from the gateway's ports on the guest's 127.0.0.1 to the host, where the gateway listens.
+"""Makes connections to the gateway's ports on the guest's 127.0.0.1 reach the host, where the gateway listens.
 
 A small BPF program in the guest's kernel changes the address when a process of the control group connects.
 """
