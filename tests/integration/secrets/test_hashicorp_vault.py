@@ -125,7 +125,7 @@ def test_invalid_keys_are_not_requested(vault: FakeVault, key: str):
         (500, "responds with an error"),
         (429, "rate limit is exceeded"),
         (401, "rejects"),
-        (501, "not initialised"),
+        (501, "not initialized"),
     ],
 )
 def test_vault_errors_are_reported(vault: FakeVault, status: int, message: str):

@@ -157,7 +157,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
         return _denial_text("The price of 'fallbacks' is not in Sandbox's table", "leave it out")
     for name, listed in _LIST_PRICE_VALUES.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
-            return _denial_text(f"A request with '{name}' costs more than in Sandbox's table", "leave it out")
+            return _denial_text(f"A request with '{name}' costs more than Sandbox's table says", "leave it out")
     fee_reason = unknown_fee_reason(document, sanitize)
     if fee_reason is not None:
         return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")
