@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
-"""A busy machine renders these pages within a second; the defects that these tests find block a page for 30 s."""
+"""Even a busy machine renders these pages within a second; the defects that these tests detect block them for 30 s."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -161,7 +161,7 @@ def loaded_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(loaded_server, browser):
-    """URL of the server. At the end, checks for console errors and requests to other hosts."""
+    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
     assert (

@@ -112,7 +112,7 @@ def test_index_and_site_list_each_page(root: Path):
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of each call of `sandbox` in the shell blocks of a page, including pipes and `$(…)`."""
+    """The arguments of each `sandbox` command in the shell blocks of a page, including pipes and `$(…)`."""
     blocks = [body for language, body in FENCE.findall(text) if language in {"sh", "bash", "console"}]
     calls = []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():

@@ -45,7 +45,7 @@ def test_output_and_exit_code_are_returned(runtime: Runtime, disk: Path, code: i
     assert (result.code, result.output, result.errors) == (code, "to stdout\n", "to stderr\n")
 
 
-def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
+def test_exit_code_after_a_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
     assert run_shell(runtime, disk, "kill -TERM $$").code == 128 + signal.SIGTERM
 
 

@@ -62,7 +62,7 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
 def measure_with_own_kernel(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
-    """Like `measure`, also for runtimes with their own kernel, which open up to two host files for each file inside."""
+    """Like `measure`, also for runtimes with their own kernel, which open up to two host files per sandbox file."""
     if "memory" not in limits:
         pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:

@@ -1,6 +1,6 @@
 """Two network namespaces: one for the server, the other as a fake internet.
 
-A veth pair connects them. Every packet that arrives on the internet's end is recorded, for any destination. No
+A veth pair connects them. Every packet that arrives at the internet's end is recorded, whatever its destination. No
 packet can reach a real network: neither namespace has another route.
 """
 

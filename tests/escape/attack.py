@@ -7,7 +7,7 @@ from enum import StrEnum
 from escape.host_watch import OBSERVERS
 
 OWN_KERNEL = ("gvisor", "qemu")
-"""Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may have effects only inside."""
+"""Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may affect only the sandbox."""
 
 CLOCK_SKEW_SECONDS = 1.5
 """A guest reads its clock at boot, in whole seconds."""
@@ -69,8 +69,9 @@ class Attack:
 class Evidence:
     """Observations on the host while the attacks ran.
 
-    changes: by observer. missing: the paths that do not exist on the host, or the settings with them.
-    packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each.
+    changes: by observer. missing: the paths that do not exist on the host, or the names of their settings.
+    packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each
+    sample.
     """
 
     changes: Mapping[str, list[str]]

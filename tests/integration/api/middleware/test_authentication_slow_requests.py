@@ -1,4 +1,4 @@
-"""A token that is revoked while its request arrives or waits: the request changes nothing."""
+"""If a token is revoked while its request arrives or waits, the request changes nothing."""
 
 import asyncio
 
