@@ -123,7 +123,7 @@ def events_with_many_fields():
 
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
-    """A server with finished tasks: hostile, malformed and long output, and output formats other than stream-json."""
+    """A server with finished tasks. Their output is hostile, malformed or long, or its format is not stream-json."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
@@ -330,7 +330,7 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         assert html in page.evaluate(rendered, text)[0]
 
 
-def test_paths_of_a_patch_are_the_names_of_the_files(base_url, browser, tmp_path):
+def test_unusual_file_names_are_parsed_from_a_patch(base_url, browser, tmp_path):
     names = [
         "x b/y.txt",
         "h\u00e4\u00df.txt",

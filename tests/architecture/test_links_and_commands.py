@@ -79,7 +79,7 @@ SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(
 
 
 def missing_symbols(page: Path) -> list[str]:
-    """The functions, classes and constants that a page names after a link to a module, and that the module lacks."""
+    """The functions, classes and constants that a page names after a link to a module that does not define them."""
     return [
         f"{module}: {name}"
         for module, names in SOURCES.findall(page.read_text())

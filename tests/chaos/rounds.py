@@ -109,7 +109,7 @@ def _kill_together(deployment, target, states, seed, held):
         task_id: (target, deployment.state(task_id), stdout_before.get(task_id, b""))
         for task_id in deployment.submitted
     }
-    # Tasks that had ended by then, or never existed, were not affected.
+    # Tasks that had ended before the kill, or never existed, were not affected.
     kills = {task_id: kill for task_id, kill in kills.items() if kill[1] in STATES}
     releases_first, kills_twice = rng.random() < 0.5, rng.random() < 0.5
     if releases_first:

@@ -342,7 +342,7 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
     creator.stdout.close()
 
 
-def test_sandbox_is_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
+def test_sandbox_can_be_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
         recovered = runtime.recover_handle(handle.attempt_id)

@@ -24,7 +24,7 @@ PRIVATE_ADDRESS = "10.1.2.3"
 class BlockedInternet:
     """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
-    packets: (protocol, address, port) of every recorded packet; for TCP, of SYN packets only.
+    packets: (protocol, address, port) of every recorded packet. Of TCP, only SYN packets are recorded.
     """
 
     def __init__(self):

@@ -16,8 +16,6 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The result of a command."""
-
     code: int | None
     output: str
     errors: str

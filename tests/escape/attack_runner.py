@@ -73,7 +73,7 @@ print(json.dumps({{**{RESULT!r}, **session}}))
 
 
 class AttackRun:
-    """A context manager that runs the tasks. Afterwards, its attributes are the attacks' reports and host observations.
+    """A context manager that runs the tasks, and then has the attacks' reports and the host observations as attributes.
 
     user: uid of the server, root by default. Resource attacks need root, since other users cannot enforce limits.
     attacks: by kind; all by default.

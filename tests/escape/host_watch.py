@@ -73,7 +73,6 @@ class HostWatch:
         return {name: sorted(found) for name, found in self._changes.items()}
 
     def sample(self):
-        """Take one sample."""
         begin = time.time()
         with self._lock:
             sandbox_processes = self._sandbox_processes()

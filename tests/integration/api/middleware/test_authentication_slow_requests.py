@@ -64,7 +64,7 @@ def test_request_is_served_if_another_token_is_revoked(running_api, method, path
     asyncio.run(scenario())
 
 
-def test_response_to_a_revoked_token_is_a_refusal(running_api, monkeypatch, caplog):
+def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.1)
 
     async def scenario():
