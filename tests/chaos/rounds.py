@@ -39,7 +39,8 @@ class RoundResult:
     def covered(self):
         """The cells that were tested.
 
-        A runner that recorded the death of its sandbox or agent before it was killed had already left `running`.
+        If a runner had recorded the death of its sandbox or agent before it was killed, the task had already left
+        `running`.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
         return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}

@@ -80,7 +80,8 @@ class ClaudeOnHost:
         without=(),
         **claude,
     ):
-        """Run it until it exits. on_line(line, process): called for each line of stdout; without: arguments to omit."""
+        """Run the agent to its exit. on_line(line, process): called for each line of stdout; without: arguments to
+        omit."""
         spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,

@@ -13,7 +13,8 @@ TOKEN = "hvs.the-token-of-the-server"
 
 
 class FakeVault(ThreadingHTTPServer):
-    """`secrets`: path below the mount to fields. Paths in `denied` are 403; `status` overrides everything."""
+    """`secrets`: fields by path below the mount. Requests for paths in `denied` get a 403; `status` overrides
+    everything."""
 
     daemon_threads = True
 

@@ -16,8 +16,8 @@ class GitHttpServer:
     """Serves every repository below `root`.
 
     credentials: "user:password" that every request must contain (HTTP Basic).
-    status: if set, every response has this status and is not git's. redirect: if set, every request is redirected below
-    this URL. requests: the received requests, as "GET /path".
+    status: if set, the response to every request, without calling git. redirect: if set, every request is redirected
+    below this URL. requests: the received requests, as "GET /path".
     """
 
     def __init__(self, root: Path) -> None:

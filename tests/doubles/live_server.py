@@ -207,7 +207,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def paused_model(self):
-        """Pause the model during the block, which keeps tasks running."""
+        """Pause the model during the block, so that no task completes."""
         self.model.send_signal(signal.SIGSTOP)
         try:
             yield

@@ -58,7 +58,7 @@ class OldVersion:
         (packages / "old.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def run(self, *arguments, **environment):
-        """Run the interpreter with -I, like runners; return stdout."""
+        """Run the interpreter with -I, as for runners; return stdout."""
         result = subprocess.run(
             [self.python, "-I", *arguments], env=environment, capture_output=True, timeout=60, check=False
         )

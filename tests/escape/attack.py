@@ -33,8 +33,9 @@ class Outcome(StrEnum):
 class Attack:
     """One row of the table.
 
-    `attack` and `control` are Python code that runs in the sandbox. It reports its outcome by calling `succeeded()` or
-    `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. Its output is never an outcome.
+    `attack` and `control` are Python code that runs in the sandbox. The code reports its outcome by calling
+    `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. What it prints is never an
+    outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
     inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.

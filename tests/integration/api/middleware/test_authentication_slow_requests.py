@@ -26,7 +26,7 @@ def tokens() -> FakeAccess:
 
 
 async def send_slowly(api, method: str, path: str, body: bytes, *, meanwhile) -> bytes:
-    """Send a request, call `meanwhile` before the last byte of its body, and return the status line."""
+    """Send a request, call `meanwhile` before the last byte of the body, and return the status line."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
     kind = "application/json" if body.startswith(b"{") else "application/yaml"
