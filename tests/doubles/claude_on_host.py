@@ -80,8 +80,7 @@ class ClaudeOnHost:
         without=(),
         **claude,
     ):
-        """Run the agent to its exit. on_line(line, process): called for each line of stdout; without: arguments to
-        omit."""
+        """Run the agent. on_line(line, process): called for each line of stdout; without: arguments to omit."""
         spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,

@@ -16,7 +16,7 @@ class GitHttpServer:
     """Serves every repository below `root`.
 
     credentials: "user:password" that every request must contain (HTTP Basic).
-    status: if set, the response to every request, without calling git. redirect: if set, every request is redirected
+    status: if set, the status of every response; git is not called. redirect: if set, every request is redirected
     below this URL. requests: the received requests, as "GET /path".
     """
 

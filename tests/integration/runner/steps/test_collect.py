@@ -72,8 +72,7 @@ def find_files(monkeypatch, paths):
 
 
 def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
-    """Truncation removes the start of a name, and thus part of the secret. Directories are in the path, not in the
-    name."""
+    """Truncation removes the start of a name, and thus part of the secret. Only the path contains directories."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
