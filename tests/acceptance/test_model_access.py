@@ -42,7 +42,7 @@ def count_messages_with(deployment, block):
 
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
-    """Claude Code's web search and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
+    """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
     # The model is also overloaded once (529).
     deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())

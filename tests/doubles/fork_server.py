@@ -69,7 +69,7 @@ def serve():
 
 
 def _import_all():
-    """Import all modules of Sandbox. Like Sandbox's `main()`, skip the command line of httpx."""
+    """Import all modules of Sandbox. Like its `main()`, skip the command line of httpx."""
     sys.modules["httpx._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
