@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.live_server import Deployment
@@ -143,7 +143,7 @@ def proxied(base_url):
             if self.path == "/attack":
                 self.respond(200, {"Content-Type": "text/html"}, PAGE.encode())
                 return
-            with httpx.stream("GET", base_url + self.path) as response:
+            with httpx2.stream("GET", base_url + self.path) as response:
                 headers = {name: value for name, value in response.headers.items() if name not in DROPPED_HEADERS}
                 body = b"" if "follow" in self.path else response.read()
                 self.respond(response.status_code, headers, body)

@@ -171,7 +171,7 @@ SERVER_LIBRARIES = (
     "fastapi",
     "starlette",
     "uvicorn",
-    "httpx",
+    "httpx2",
     "yaml",
     "click",
     "rich",

@@ -12,7 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
@@ -148,7 +148,7 @@ def _burst(deployment, target):
         for number in range(BURST_TASKS):
             if has_ended.wait(0.05):
                 return
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(httpx2.TransportError):
                 deployment.submit_order(f"burst-{target}-{number}")
 
     # While a task waits for all CPUs, no task submitted later starts.

@@ -18,8 +18,8 @@ from importlib import import_module
 
 MESSAGE_BYTES_MAX = 100_000
 IMPORTED_LATE = (
-    "httpx",
-    "httpcore",
+    "httpx2",
+    "httpcore2",
     "certifi",
     "encodings.idna",
     "anyio._backends._asyncio",
@@ -69,8 +69,8 @@ def serve():
 
 
 def _import_all():
-    """Import all modules of Sandbox. Like its `main()`, skip the command line of httpx."""
-    sys.modules["httpx._main"] = None
+    """Import all modules of Sandbox. Like Sandbox's `main()`, skip the command line of httpx2."""
+    sys.modules["httpx2._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *SANDBOX_PROGRAMS}:

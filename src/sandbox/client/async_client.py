@@ -34,7 +34,7 @@ from sandbox.client.responses import (
 from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 ResponseT = TypeVar("ResponseT")
 
@@ -53,10 +53,10 @@ class AsyncClient:
     def __init__(
         self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
-        import httpx
+        import httpx2
 
         self._connection = resolve_connection(server, token, timeout_seconds)
-        self._http = httpx.AsyncClient(**self._connection.client_arguments())
+        self._http = httpx2.AsyncClient(**self._connection.client_arguments())
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,7 +252,7 @@ class AsyncClient:
         return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
-    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:
@@ -261,7 +261,7 @@ class AsyncClient:
                 yield response
 
 
-async def _read_body(response: httpx.Response, bytes_max: int) -> bytes:
+async def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
     """Return the body. A larger body is truncated, so that it is not a complete JSON document."""
     body = bytearray()
     async for chunk in response.aiter_bytes():

@@ -33,7 +33,7 @@ from sandbox.client.responses import (
 from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 ResponseT = TypeVar("ResponseT")
 
@@ -55,10 +55,10 @@ class Client:
     def __init__(
         self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
-        import httpx
+        import httpx2
 
         self._connection = resolve_connection(server, token, timeout_seconds)
-        self._http = httpx.Client(**self._connection.client_arguments())
+        self._http = httpx2.Client(**self._connection.client_arguments())
 
     def __enter__(self) -> Self:
         return self
@@ -252,7 +252,7 @@ class Client:
         return self._connection.parse_response(call, response.status_code, body)
 
     @contextmanager
-    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx.Response]:
+    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with (
             self._connection.translate_errors(),
@@ -263,7 +263,7 @@ class Client:
             yield response
 
 
-def _read_body(response: httpx.Response, bytes_max: int) -> bytes:
+def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
     """Return the body. A larger body is truncated, so that it is not a complete JSON document."""
     body = bytearray()
     for chunk in response.iter_bytes():

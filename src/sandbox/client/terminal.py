@@ -82,7 +82,7 @@ class Terminal:
 @asynccontextmanager
 async def open_terminal(server: str, token: str | None, task_id: str, **parameters: Any) -> AsyncIterator[Terminal]:
     """Open a terminal. parameters: query parameters of docs/websocket.md. Raises subclasses of ClientError."""
-    import httpx
+    import httpx2
     import websockets
     from websockets.asyncio.client import connect
 
@@ -94,7 +94,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
 
     server = validate_base_url(server)
     with translate_url_errors():
-        url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
+        url = httpx2.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
     headers = authorization_header(token)
     try:
         connection = await ConnectWithoutRedirects(

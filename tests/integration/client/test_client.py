@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_api import ApiResponse, FakeApi, error_response, json_response, sse_response
@@ -55,7 +55,7 @@ def test_local_protocol_error_raises_invalid_parameter(api, client):
         pytest.raises(InvalidParameterError, match="cannot be sent"),
         resolve_connection(api.url, None, 1).translate_errors(),
     ):
-        raise httpx.LocalProtocolError("Illegal header value")
+        raise httpx2.LocalProtocolError("Illegal header value")
     assert api.requests == []
 
 
