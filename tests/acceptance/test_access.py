@@ -36,7 +36,7 @@ def command_line(deployment):
 
 
 def make_token(deployment, role: Role, name: str = "") -> tuple[str, str]:
-    """Create a token like `sandbox token create`; return its id and the token."""
+    """Create a token as `sandbox token create` does; return its id and the token."""
     token, record = TokenFile(deployment.data_dir).create(role, name)
     return record.id, token
 

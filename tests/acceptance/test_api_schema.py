@@ -12,7 +12,7 @@ from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, reply
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
-"""Excluded: a drained server rejects tasks, which would affect all other requests."""
+"""Excluded from the test: a drained server rejects tasks, which would affect all other requests."""
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 HOOKS = "doubles.schemathesis_hooks"

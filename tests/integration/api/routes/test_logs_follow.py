@@ -60,7 +60,7 @@ def test_disconnected_stream_is_detected_immediately(running_api, until):
     asyncio.run(scenario())
 
 
-def test_disconnected_wait_is_cancelled(running_api, until):
+def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
     def has_pending_wait():
         return any("FakeTasks.wait" in str(task.get_coro()) for task in asyncio.all_tasks())
 

@@ -43,7 +43,7 @@ def lines(first, count):
 
 
 def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
-    # Small buffers, so a reconnecting client is behind the buffer and needs the history.
+    # The buffers are small, so a reconnecting client has fallen behind the buffer and needs the history.
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
@@ -178,7 +178,7 @@ def test_each_client_has_a_separate_filter(running_api):
     asyncio.run(scenario())
 
 
-def test_following_from_after_the_last_event_gets_only_the_end_event(running_api):
+def test_client_that_starts_after_the_last_event_gets_only_the_end_event(running_api):
     async def scenario():
         async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             api.tasks.add("task-001", *TO_RUNNING)
