@@ -1,4 +1,4 @@
-"""The server's disk fills up during a task: output is truncated with a record of the gap, and no state is lost."""
+"""The server's disk fills up during a task: output is dropped, the gap is recorded, and no state is lost."""
 
 import asyncio
 import errno
@@ -29,7 +29,7 @@ LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
 class FullDisk:
-    """The disk of a harness's journal: rejects the given kinds of events while `is_full` is set."""
+    """The disk of a harness's journal. It rejects the given kinds of events while `is_full` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
         self.is_full, self.rejected_count, self._kinds, self._number = True, 0, kinds, number

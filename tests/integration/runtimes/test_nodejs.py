@@ -128,7 +128,7 @@ def test_other_packages_fail_fast_with_a_reason(runtime, disk, name):
     assert name.removeprefix("@modelcontextprotocol/").partition("@")[0] in completed.errors
 
 
-def test_unreachable_registry_is_abandoned_quickly(runtime, disk):
+def test_unreachable_registry_fails_fast(runtime, disk):
     started = time.monotonic()
     script = "unset HTTPS_PROXY HTTP_PROXY https_proxy http_proxy; npx -y --registry=http://127.0.0.1:9 no-such-package"
     completed = run_shell(runtime, disk, script)
@@ -178,7 +178,7 @@ def test_installation_is_read_only_in_the_sandbox(runtime, disk):
 
 
 def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
-    """The example of the quick reference, in a sandbox that can reach only the model."""
+    """The example from the quick reference, in a sandbox that can reach only the model."""
     servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER], "env": {"TOKEN": "x"}}}}
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
     turns = (Turn((call,)), Turn((Text("Done."),)))

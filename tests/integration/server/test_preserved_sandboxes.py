@@ -57,7 +57,10 @@ async def fail(components, service, task_id, failure_action="preserve"):
 
 
 async def lose_before_disk_takeover(components, service):
-    """Lose the second attempt and all finishers before they take over the first attempt's disk; return its files."""
+    """Lose the second attempt and all finishers before any takes over the first attempt's disk.
+
+    Return the files of the first attempt.
+    """
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
     await components.wait_for_launch("task-1")
     preserved = files(components, components.runners.orders[0])

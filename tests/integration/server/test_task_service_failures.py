@@ -404,7 +404,7 @@ def damage(records):
 
 
 def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkeypatch):
-    """Thousands of tasks may be pending, and one pass covers all of them."""
+    """Thousands of tasks may be pending, and each pass covers all of them, so a pass per task would be slow."""
     components.capacity, passes = Resources(4, 1000 * GIB, 1000 * GIB), []
     monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 60)
 
@@ -496,7 +496,7 @@ def test_running_task_keeps_its_resources_before_an_older_pending_one(components
     asyncio.run(after())
 
 
-def test_tasks_leak_no_descriptors_and_asyncio_tasks(components):
+def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
 
     async def scenario():
         async with components.server() as service:

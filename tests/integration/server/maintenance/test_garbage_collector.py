@@ -1,4 +1,4 @@
-"""The garbage collector removes leftovers of attempts (simulated here) and keeps everything else."""
+"""The garbage collector removes leftovers of attempts and keeps everything else. The leftovers are simulated."""
 
 import asyncio
 import errno

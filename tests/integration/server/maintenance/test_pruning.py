@@ -268,7 +268,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Set the time of the row to 0, which differs from the time of its task."""
+    """Set the row's time of change to 0, which differs from that of its task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return "index of tasks is damaged .*but at 0 in its row"
 
