@@ -190,7 +190,7 @@ class Baseline:
         self._imported: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
-        """Add the outcome of a part of the tests."""
+        """Add the outcome of some of the tests."""
         if outcome.failed:
             raise SystemExit(f"The tests do not pass with the unchanged source: {outcome.failed}")
         self.seconds |= outcome.seconds
@@ -219,7 +219,7 @@ class Baseline:
 
 
 class Worker:
-    """A process with a copy of the checkout. Calls of `send` and `receive` alternate."""
+    """A process with a copy of the checkout. Calls to `send` and `receive` alternate."""
 
     def __init__(self, checkout: Path, directory: Path, seed: int) -> None:
         self.pipe, child_pipe = get_context("fork").Pipe()
@@ -266,7 +266,7 @@ def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measur
         cpu_seconds=BASELINE_SECONDS,
     )
     outcome.lines = {paths[path]: lines for path, lines in outcome.lines.items()}
-    # From now on, no bytecode is written: all mutants use what has been compiled.
+    # From now on, no bytecode is written: all mutants use the modules compiled so far.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     return outcome

@@ -88,7 +88,7 @@ def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
 
 
 class FailingFirstRuntime(FailingRuntime):
-    """A runtime whose first confined programs raise the given error, exit with the given status, or never end (None)."""
+    """A runtime whose first confined programs raise the given error, exit with the given status, or hang (None)."""
 
     def __init__(self, *errors: Exception | ExitStatus | None) -> None:
         super().__init__(ExitStatus(0))

@@ -22,7 +22,7 @@ def resolve(secrets, *references):
 
 @contextmanager
 def raises_unavailable(detail):
-    """The block must fail with this detail for operators."""
+    """Expect the block to fail with this detail for operators."""
     with pytest.raises(SecretUnavailableError) as caught:
         yield
     assert re.search(detail, caught.value.detail)

@@ -1,4 +1,4 @@
-"""Terminal strings (titles, links) inside a value, and shell quotes, nested in other encodings."""
+"""A value is found despite terminal strings (titles, links) in it, and in shell quotes, within other encodings."""
 
 import json
 from collections.abc import Callable

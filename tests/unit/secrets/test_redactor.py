@@ -385,7 +385,7 @@ LONG = "sk-api03-" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6" * 3
 @pytest.mark.parametrize("inner", ["base64", "openssl", "mime", "xxd"])
 @pytest.mark.parametrize("outer", ["base64", "xxd"])
 def test_long_value_in_doubly_encoded_wrapped_base64_or_hex_is_found(inner: str, outer: str, end: str):
-    """The output of `base64 | base64`."""
+    """For example, the output of `base64 | base64`."""
     encoders: dict[str, Callable[[bytes], str]] = {
         "base64": lambda data: wrap_lines(base64.b64encode(data).decode(), 76),
         "openssl": lambda data: wrap_lines(base64.b64encode(data).decode(), 64),

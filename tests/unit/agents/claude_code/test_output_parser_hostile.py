@@ -167,7 +167,7 @@ def test_later_agent_events_invalidate_a_result(later):
     ],
     ids=["notification", "background change", "subagent tool use", "noise"],
 )
-def test_permitted_events_after_a_result_keep_it(later):
+def test_permitted_events_after_a_result_do_not_invalidate_it(later):
     assert outcome(line(**GOOD_RESULT), later).failure is None
 
 

@@ -219,7 +219,7 @@ def test_same_origin_page_may_use_a_session(server):
     assert server.denied(cookie=session, origin="http://localhost:3000").status == 403
 
 
-def test_cross_site_requests_do_not_count_for_the_rate_limit():
+def test_cross_site_requests_do_not_count_against_the_rate_limit():
     server = Server(FakeAccess(), requests_per_minute=1)
     assert [server.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
     assert server.caller()

@@ -1,4 +1,4 @@
-"""Requests that browsers send for other sites are denied. Those of programs and the server's pages are accepted."""
+"""Requests that a browser sends for another site are denied. Those from programs and the server's own pages are not."""
 
 import pytest
 

@@ -132,7 +132,7 @@ def test_concurrent_writes_are_moved_aside(root):
 
 @pytest.fixture
 def interruptible():
-    """Handle SIGINT as in a terminal; it is ignored if the tests run in the background of a shell."""
+    """Handle SIGINT as in a terminal, because a shell starts background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""On ports other than 80 and 443, every host name in a connection must be that of the connected host."""
+"""On ports other than 80 and 443, every host name in a connection must be the name of the connected host."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def create_handshake(host: str = HOST, port: int = 8080) -> SniffingHandshake:
 
 
 def forwarded_data(outcome) -> bytes:
-    """The data forwarded to the host at once."""
+    """The data forwarded to the host immediately."""
     assert isinstance(outcome, Tunnel), outcome
     forwarded = outcome.stream_filter.start()
     assert isinstance(forwarded, bytes)

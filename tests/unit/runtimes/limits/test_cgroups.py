@@ -178,7 +178,7 @@ def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     assert group.limits() == {"sockets"}
 
 
-def test_version_1_socket_limit_without_tcp_mem_uses_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     for directory in (group_directory, group_directory.parent):
@@ -269,7 +269,7 @@ def test_version_2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monk
     assert list(hierarchies.roots) == [delegated]
 
 
-def test_no_hierarchies_if_nothing_is_writable(tmp_path: Path):
+def test_no_hierarchies_are_found_if_nothing_is_writable(tmp_path: Path):
     hierarchies = cgroups.find_hierarchies(_mountinfo(tmp_path), _own_cgroup(tmp_path, "0::/"))
     assert list(hierarchies.roots) == []
     assert hierarchies.group("attempt").limits() == frozenset()

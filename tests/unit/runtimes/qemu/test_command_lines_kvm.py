@@ -92,7 +92,7 @@ def test_machine_without_kvm_emulates_without_slow_reason(tmp_path, monkeypatch)
     assert qemu_runtime.accelerators == [Accelerator.TCG]
 
 
-def test_only_kvm_does_not_fall_back_to_emulation(tmp_path):
+def test_kvm_without_emulation_does_not_fall_back(tmp_path):
     qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, excludes_emulation=True)
     with pytest.raises(AttemptError, match="did not boot: not in time") as raised:
         qemu_runtime.make()
