@@ -138,7 +138,7 @@ def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harn
     asyncio.run(scenario())
 
 
-def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harness, monkeypatch):
+def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL

@@ -130,7 +130,7 @@ def test_release_removes_everything_except_the_log(components):
     assert task.state is TaskState.FAILED_PRESERVED
 
 
-def test_concurrent_releases_succeed_once(components):
+def test_only_one_of_several_concurrent_releases_succeeds(components):
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
@@ -216,7 +216,7 @@ def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
     assert asyncio.run(scenario())
 
 
-def test_lock_after_a_release_leaves_no_files(components, monkeypatch):
+def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")

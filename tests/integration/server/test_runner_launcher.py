@@ -238,7 +238,7 @@ async def run_until_finishers_are_exhausted(components, *events):
         return await service.wait("task-1", 20)
 
 
-def test_collected_success_is_preserved_without_a_teardown(components, monkeypatch):
+def test_collected_success_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
@@ -258,7 +258,7 @@ def test_partially_collected_success_fails_with_collect_failed(components, monke
     assert "The agent had ended" in task.failure.message
 
 
-def test_agent_failure_is_preserved_without_a_teardown(components, monkeypatch):
+def test_agent_failure_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))

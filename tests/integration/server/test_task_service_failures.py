@@ -263,7 +263,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_pending_task_with_a_busy_journal_waits_for_the_drain(components, is_cancelled):
+def test_pending_task_with_a_busy_journal_waits_for_the_end_of_the_drain(components, is_cancelled):
     async def before():
         components.capacity = Resources(0, 0, 0)
         async with components.server() as service:
@@ -342,7 +342,7 @@ def test_journal_damage_is_shown_in_the_status(components):
     asyncio.run(scenario())
 
 
-def test_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
+def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
     offsets, read = [], components.journals.read
 
     def recording_read(task_id, offset=0, **bounds):

@@ -170,7 +170,7 @@ def final_task_with_preserve(*events: e.Event) -> Task:
 
 
 @pytest.mark.parametrize("step_count", range(1, 6))
-def test_failure_is_preserved_if_a_sandbox_exists(step_count):
+def test_failed_task_is_preserved_if_a_sandbox_exists(step_count):
     has_sandbox = CREATED in TO_RUNNING[1:step_count]
     exited = (SUCCESS,) if STARTED in TO_RUNNING[1:step_count] else ()
     task = final_task_with_preserve(*TO_RUNNING[1:step_count], failed(), *exited, FINISHED)

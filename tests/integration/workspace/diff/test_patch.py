@@ -107,7 +107,7 @@ ODD_NAMES = [
 ]
 
 
-def test_unusual_names_are_in_the_patch(env):
+def test_files_with_unusual_names_are_in_the_patch(env):
     base = env.stage()
     for name in ODD_NAMES:
         path = env.workspace / name
@@ -123,7 +123,7 @@ def test_non_ascii_names_are_not_escaped(env):
     assert "+++ b/h\u00e4\u00df.txt\n".encode() in env.verify_patch(base)
 
 
-def test_unusual_names_of_the_repository_can_change(env):
+def test_files_with_unusual_names_in_the_repository_can_change(env):
     base = env.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
     env.stage()
     (env.workspace / "line\nbreak" / "tab\t").unlink()

@@ -246,7 +246,7 @@ def test_rate_limit_is_per_token_or_per_address():
 # Clone hosts
 
 
-def test_clone_hosts_are_restricted_with_tokens():
+def test_clone_hosts_are_restricted_on_a_server_with_tokens():
     hosts = frozenset({"github.com"})
     assert Server(FakeAccess(olga="operator"), clone_hosts=hosts).authenticator.clone_hosts() == hosts
     assert Server(FakeAccess(), clone_hosts=hosts, requires_token=True).authenticator.clone_hosts() == hosts

@@ -68,7 +68,7 @@ def test_unchanged_file_is_not_touched(root):
     assert (root / "a").stat() == before
 
 
-def test_new_directory_with_foreign_file_stays(root):
+def test_new_directory_with_a_foreign_file_is_kept(root):
     (root / "a").write_text("mine")
 
     def change():
