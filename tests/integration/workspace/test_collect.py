@@ -53,7 +53,7 @@ def env(tmp_path):
     return CollectEnv(tmp_path)
 
 
-def test_agent_cannot_provide_files_in_the_sandbox_directory(env):
+def test_files_in_the_top_level_sandbox_directory_are_not_collected(env):
     for name in (
         ".sandbox/metadata.json",
         ".sandbox/SHA256SUMS",

@@ -28,7 +28,7 @@ def raises_unavailable(detail):
     assert re.search(detail, caught.value.detail)
 
 
-def test_single_user_may_use_all_but_the_servers_variables():
+def test_single_user_may_use_all_but_the_servers_own_variables():
     secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess())
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):

@@ -165,7 +165,7 @@ def test_repeated_self_overlapping_value_is_replaced_once():
 
 
 @pytest.mark.parametrize("value", ['0000123"A0000123', '{"a":{"a":"b"}}', 'ab"ab"ab"ab"'])
-def test_self_overlapping_quoted_value_is_chunking_independent(value: str):
+def test_redaction_of_a_self_overlapping_quoted_value_does_not_depend_on_chunking(value: str):
     redactor, data = SecretRedactor({"S": value}), value.encode()
     assert redact_chunked(redactor, data, list(range(len(data)))) == redactor.redact(data)
     assert redact_chunked(redactor, data * 3, list(range(len(data) * 3))) == redactor.redact(data * 3)

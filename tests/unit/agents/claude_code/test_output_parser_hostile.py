@@ -243,7 +243,7 @@ def test_300_kb_result_keeps_short_fields():
     assert len(json.dumps(result)) < RESULT_BYTES_MAX
 
 
-def test_large_image_is_a_tool_result():
+def test_tool_result_with_a_large_image_is_parsed():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1", "Read"))
     image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}

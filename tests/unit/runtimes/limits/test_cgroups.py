@@ -120,7 +120,7 @@ def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, oom_kills=2)
 
 
-def test_version_2_without_controllers_only_counts_processes(tmp_path: Path):
+def test_version_2_without_controllers_counts_only_processes(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     (group_directory / "cgroup.procs").write_text("11\n12\n")
@@ -194,7 +194,7 @@ def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: P
 
 
 @pytest.mark.parametrize(("code", "is_refused"), [(errno.EBUSY, False), (errno.EIO, True)])
-def test_version_1_ignores_ebusy_of_the_socket_limit(
+def test_version_1_ignores_ebusy_when_it_sets_the_socket_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_refused: bool
 ):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"

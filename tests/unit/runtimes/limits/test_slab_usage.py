@@ -28,7 +28,7 @@ class FakeSlabs:
         self.now += 1
 
 
-def test_idle_objects_count_except_reclaimable_ones(tmp_path: Path):
+def test_idle_objects_are_counted_except_reclaimable_ones(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()

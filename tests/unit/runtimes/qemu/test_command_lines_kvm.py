@@ -138,7 +138,7 @@ def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):
     assert later.accelerators == [Accelerator.TCG]
 
 
-def test_unopenable_kvm_device_is_a_boot_error(tmp_path, monkeypatch):
+def test_kvm_device_that_cannot_be_opened_is_a_boot_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "device", property(lambda _: str(tmp_path / "nothing")))
     sandbox = QemuSandbox.__new__(QemuSandbox)
     sandbox._plan = type("Plan", (), {"accelerator": Accelerator.KVM})
