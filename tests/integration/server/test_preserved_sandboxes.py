@@ -57,7 +57,7 @@ async def fail(components, service, task_id, failure_action="preserve"):
 
 
 async def lose_before_disk_takeover(components, service):
-    """Lose the second attempt and all finishers before any takes over the first attempt's disk.
+    """Lose the second attempt and all finishers before any of them takes over the first attempt's disk.
 
     Return the files of the first attempt.
     """

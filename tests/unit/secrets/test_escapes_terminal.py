@@ -1,4 +1,4 @@
-"""A value is found despite terminal strings (titles, links) in it, and in shell quotes, within other encodings."""
+"""A value is found if it contains terminal strings (titles, links) or shell quotes, even within other encodings."""
 
 import json
 from collections.abc import Callable

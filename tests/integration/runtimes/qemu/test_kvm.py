@@ -13,7 +13,7 @@ EXHAUSTS_CPU_TIME = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
 
 @pytest.fixture
 def is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Return a function: whether KVM counts as too slow when a program replaces the self-test guest."""
+    """Return a function that runs a program as the self-test guest and returns whether KVM is too slow."""
 
     def run(program: str) -> bool:
         path = tmp_path / "guest.py"

@@ -132,7 +132,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 def test_clone_error_is_delayed_if_git_may_have_been_killed(
     env, replace_command, monkeypatch, code, stderr, is_pending
 ):
-    """If all processes are killed, git may die first. The runner must not report an error before it dies too."""
+    """If all processes are killed, git may die before the runner. In between, the runner must not report an error."""
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
