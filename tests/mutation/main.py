@@ -33,7 +33,7 @@ WALL_SECONDS, WALL_FACTOR = 30, 5
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
-    """Return exit code 1 if the score is below the minimum, or a listed equivalent mutant no longer exists."""
+    """Return exit code 1 if the score is below the minimum, or if a listed equivalent mutant no longer exists."""
     options = _options(arguments)
     os.nice(10)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -71,7 +71,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def equivalents_of(
     checkout: Path, mutants_by_file: dict[str, list[Mutant]]
 ) -> tuple[dict[tuple[str, str, str, str, int], str], list[tuple[str, str, str, str, int]]]:
-    """The reasons of equivalent mutants by key, and the keys that no longer exist."""
+    """The reasons why mutants are equivalent, by key, and the keys that no longer exist."""
     listed = tomllib.loads((checkout / MUTATION_DIRECTORY / "equivalents.toml").read_text()).get("equivalent", [])
     reasons = {
         (entry["file"], entry.get("scope", ""), entry["original"], entry["mutated"], entry.get("occurrence", 1)): entry[

@@ -84,7 +84,7 @@ async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
 
 
 def run_shell(runtime, disk, script, stdin=b"", *, has_gateway=False):
-    """Run a shell script with the agent's environment; without a gateway, no network request is answered."""
+    """Run a shell script with the agent's environment. Without a gateway, no network request gets a response."""
 
     async def run():
         async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
@@ -201,7 +201,7 @@ def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     init = next(event for event in events if event.get("subtype") == "init")
     assert [(server["name"], server["status"]) for server in init["mcp_servers"]] == [("github", "connected")]
     assert "mcp__github__create_issue" in init["tools"]
-    # The server itself refused the numeric title, so the call reached it and returned.
+    # The server itself rejected the numeric title, so the call reached the server and its response came back.
     assert "Expected string, received number" in json.dumps(model.messages[-1]["messages"][-1])
     assert events[-1]["is_error"] is False
     assert [item for item in gateway_events if hasattr(item, "host")] == []

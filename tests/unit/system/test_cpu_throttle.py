@@ -1,4 +1,4 @@
-"""Work waits for a runner's CPU budget in order of arrival. Priority work overtakes."""
+"""Work waits for a runner's CPU budget in order of arrival. Priority work overtakes other work."""
 
 import asyncio
 

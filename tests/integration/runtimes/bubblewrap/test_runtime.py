@@ -1,4 +1,4 @@
-"""Specifics of bubblewrap: the probe, failures, use by an ordinary user, and the real agent's binary."""
+"""The bubblewrap runtime: the probe, failures, use by an ordinary user, and the real agent's binary."""
 
 import asyncio
 import importlib.util

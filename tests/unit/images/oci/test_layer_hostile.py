@@ -20,7 +20,7 @@ from sandbox.images.rootfs import RootFs
 
 @pytest.fixture
 def outside(tmp_path):
-    """A directory next to the tree that must not change."""
+    """A directory next to the tree. It must not change."""
     directory_path = tmp_path / "outside"
     directory_path.mkdir()
     (directory_path / "file").write_text("the host's")

@@ -163,7 +163,7 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
 def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, group_bytes: int
 ):
-    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that."""
+    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that, within bounds."""
     for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
         directory.mkdir(parents=True)
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()

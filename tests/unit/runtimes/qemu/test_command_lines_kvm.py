@@ -19,7 +19,7 @@ BOOTED = None
 
 
 class FakeQemuRuntime(QemuRuntime):
-    """A runtime with predefined boot outcomes. By default a guest boots."""
+    """A runtime with predefined boot outcomes. By default, a guest boots."""
 
     def __init__(self, tmp_dir, *outcomes, excludes_emulation=False):
         super().__init__(tmp_dir / "run", excludes_emulation=excludes_emulation)
