@@ -1,4 +1,4 @@
-"""A failed probe is final only if this process or machine type can never run the runtime."""
+"""A failed probe is final only if this process or machine type can never use the runtime."""
 
 import asyncio
 import os

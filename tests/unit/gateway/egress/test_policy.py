@@ -1,4 +1,4 @@
-"""Requests to the proxy, port 80 and port 443 are forwarded to allowed hosts. Other requests are denied with a reason."""
+"""Requests to the proxy and to ports 80 and 443 are forwarded to allowed hosts. Others are denied with a reason."""
 
 import ssl
 
