@@ -118,7 +118,7 @@ def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
     asyncio.run(scenario())
 
 
-def test_all_clients_receive_the_same_output_and_late_clients_a_replay(tmp_path):
+def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
     async def scenario():
         async with serve_terminal(tmp_path) as (terminals, _, connect):
             shared = terminals.agent_terminal

@@ -84,7 +84,7 @@ def test_artifact_has_name_size_type_and_checksum(env):
     assert env.stored == ["report.json"]
 
 
-def test_no_patterns_or_no_match_collects_nothing(env):
+def test_nothing_is_collected_without_patterns_or_matches(env):
     env.file("a").touch()
 
     assert env.collect() == []

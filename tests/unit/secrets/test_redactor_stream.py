@@ -216,7 +216,7 @@ def test_flush_emits_all_pending_data():
     assert stream.flush() == b""
 
 
-def test_stream_without_secrets_passes_everything():
+def test_stream_of_a_redactor_without_secrets_changes_nothing():
     stream = SecretRedactor({}).stream()
     assert stream.feed(b"ghp_\x1b[") == b"ghp_\x1b["
     assert not stream.has_redacted

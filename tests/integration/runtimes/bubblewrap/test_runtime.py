@@ -108,7 +108,7 @@ def test_each_sandbox_created_by_root_has_its_own_unprivileged_kernel_uid(runtim
     assert {first, second} <= set(SANDBOX_UIDS)
 
 
-def test_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
+def test_destroying_a_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
 
@@ -123,7 +123,7 @@ def test_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapR
     asyncio.run(scenario())
 
 
-def test_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
+def test_destroying_a_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
     process = subprocess.Popen(["/usr/bin/sleep", "60"])
     try:
         handle = SandboxHandle("bubblewrap", new_attempt_id(), {"kernel_uid": str(os.getuid()), "cgroups": ""})

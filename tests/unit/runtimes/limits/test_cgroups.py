@@ -100,7 +100,7 @@ def test_version_2_controllers_are_enabled_from_the_top(tmp_path: Path, monkeypa
     assert written[:4] == [(name, text) for name in names for text in ("+memory", "+pids")]
 
 
-def test_version_2_kills_with_one_write(tmp_path: Path):
+def test_version_2_kills_all_processes_with_one_write(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.kill()
     assert (root / "sandbox" / "attempt" / "cgroup.kill").read_text() == "1"
