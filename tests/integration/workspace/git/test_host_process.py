@@ -1,4 +1,4 @@
-"""Without confinement, git runs with the rights of the server's user. The limits are those of a confined git."""
+"""Without confinement, git runs with the rights of the server's user. Restricted redirects remain restricted."""
 
 import pytest
 
