@@ -174,7 +174,7 @@ def test_certificate_is_trusted_only_if_configured(tmp_path: Path):
         assert resolve(vault, "team/app#password", ca_file=str(certificate)) == VALUE
 
 
-def test_settings_do_not_show_the_token(vault: FakeVault):
+def test_repr_of_settings_does_not_contain_the_token(vault: FakeVault):
     settings = VaultSettings(address=vault.address, token=TOKEN)
     assert TOKEN not in repr(settings)
     assert TOKEN not in repr(replace(settings, mount="kv"))

@@ -36,7 +36,7 @@ def test_help_does_not_import_slow_modules(arguments):
     assert completed.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_client_command_does_not_import_asyncio_and_httpx_main():
+def test_client_command_does_not_import_asyncio_or_httpx_main():
     script = (
         "import atexit, sys\nfrom sandbox.cli.main import main\n"
         "loaded = ('httpx2', 'asyncio', 'httpx2._main', 'rich')\n"
