@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -137,7 +137,7 @@ def seconds_to_follow_again(deployment, names):
 
 def cancel_all(deployment, running):
     """Cancel all tasks, pending ones first."""
-    with httpx.Client(base_url=deployment.server.ready_message["http"], trust_env=False, timeout=60) as http:
+    with httpx2.Client(base_url=deployment.server.ready_message["http"], trust_env=False, timeout=60) as http:
         while waiting := http.get("/api/v1/tasks?state=pending&limit=1000").json()["tasks"]:
             for task in waiting:
                 http.delete(f"/api/v1/tasks/{task['id']}")

@@ -99,9 +99,9 @@ class Watch:
         self._thread.join()
 
     def _poll(self):
-        import httpx
+        import httpx2
 
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        with httpx2.Client(base_url=self.url, timeout=30) as client:
             while not self._stopped.wait(0.2):
                 began = time.monotonic()
                 assert client.get("/api/v1/health").status_code == 200

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# On a slow machine an example may take long, so there is no deadline: only the timeout of a test limits its duration.
+# On a slow machine an example may take long, so examples have no deadline: only the timeout of the test applies.
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
@@ -16,7 +16,7 @@ LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "ar
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Disable garbage collection while tests are collected: that creates hundreds of thousands of permanent objects."""
+    """Disable garbage collection during test collection, which creates hundreds of thousands of permanent objects."""
     gc.disable()
     try:
         return (yield)

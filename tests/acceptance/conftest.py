@@ -32,7 +32,7 @@ def deployment(tmp_path):
 
 @pytest.fixture
 def without_fork_server(deployment):
-    """Start the deployment's programs as users do, with a new interpreter, instead of forking."""
+    """Start each program of the deployment in a new interpreter, as users do, instead of forking."""
     deployment.forks = False
 
 
@@ -54,9 +54,9 @@ def shared_deployments(tmp_path_factory):
 
 @pytest.fixture
 def deploy(request, deployment, shared_deployments):
-    """Starts a deployment with a repository, a running server, and a model that follows the given turns.
+    """Starts a deployment with a repository, a running server, and a scripted model with the given turns.
 
-    The deployment is shared with other tests of this process, unless the test has prepared something before the start.
+    The deployment is shared with other tests of this process, unless the test has prepared the deployment first.
     """
     shared = None
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-import httpx
+import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -36,7 +36,7 @@ def command_line(deployment):
 
 
 def make_token(deployment, role: Role, name: str = "") -> tuple[str, str]:
-    """Create a token like `sandbox token create`; return its id and the token."""
+    """Create a token as `sandbox token create` does; return its id and the token."""
     token, record = TokenFile(deployment.data_dir).create(role, name)
     return record.id, token
 
@@ -67,9 +67,9 @@ def token_deployment(tmp_path_factory):
 
 def send_request(
     deployment, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options
-) -> httpx.Response:
+) -> httpx2.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # no TLS
+    with httpx2.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # no TLS
         return client.request(method, deployment.server.ready_message["http"] + path, **options)
 
 
@@ -177,7 +177,7 @@ def test_remote_clients_are_served_with_a_token(deployment):
         deployment.prefix, deployment.model_url = internet.server_prefix, "http://127.0.0.1:9"
         port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"
-        with httpx.Client(transport=NamespaceTransport(internet.server_namespace), timeout=30) as client:
+        with httpx2.Client(transport=NamespaceTransport(internet.server_namespace), timeout=30) as client:
             assert client.get(url).status_code == 401
             assert client.get(url, headers={"Authorization": f"Bearer {bearer}"}).status_code == 200
             (deployment.data_dir / "tokens.json").unlink()

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, reply
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
-"""Excluded: a drained server rejects tasks, which would affect all other requests."""
+"""Excluded from the test: a drained server rejects tasks, which would affect all other requests."""
 
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 HOOKS = "doubles.schemathesis_hooks"
@@ -39,6 +39,6 @@ def test_responses_match_the_schema(deployment, tmp_path):
     )  # fmt: skip
     assert completed.returncode == 0, completed.stdout[-20_000:] + completed.stderr[-3000:]
     assert int(re.search(r"(\d+) generated", completed.stdout)[1]) > 300
-    operations = httpx.get(f"{base_url}/openapi.json").json()["paths"].values()
+    operations = httpx2.get(f"{base_url}/openapi.json").json()["paths"].values()
     assert f"Tested: {sum(map(len, operations)) - 1}\n" in completed.stdout
     assert "Traceback" not in deployment.server.log.read_text()

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.live_server import Deployment
@@ -136,14 +136,14 @@ def deployment(tmp_path_factory):
 
 @contextmanager
 def proxied(base_url):
-    """A proxy that does not forward fetch metadata, which browsers omit for plain HTTP over a network."""
+    """A proxy that does not forward fetch metadata, which browsers omit for plain HTTP to another machine."""
 
     class ProxyHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/attack":
                 self.respond(200, {"Content-Type": "text/html"}, PAGE.encode())
                 return
-            with httpx.stream("GET", base_url + self.path) as response:
+            with httpx2.stream("GET", base_url + self.path) as response:
                 headers = {name: value for name, value in response.headers.items() if name not in DROPPED_HEADERS}
                 body = b"" if "follow" in self.path else response.read()
                 self.respond(response.status_code, headers, body)
@@ -196,7 +196,7 @@ def test_responses_are_not_loaded_as_code_without_fetch_metadata(deployment, bro
     with proxied(deployment.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
         loaded = page.evaluate(ATTACKS, ADDRESSES)
-    # Images and imported JSON are not executed; they are data like a fetched response.
+    # Images and imported JSON are not executed; they are data, like a fetched response.
     assert loaded == {
         "/api/v1/tasks/evil/artifacts/pixel.png": ["image"],
         "/api/v1/tasks/evil": ["json"],

@@ -8,7 +8,7 @@ from doubles.live_server import bash, reply
 
 
 def with_cost(turn):
-    """Return the turn with 2000 tokens, which cost 0.018 USD at Sonnet 4.5 prices."""
+    """Return the turn with a usage of 2000 tokens, which costs 0.018 USD at Sonnet 4.5 prices."""
     from msgspec.structs import replace
 
     return replace(turn, input_tokens=1000, output_tokens=1000)

@@ -30,7 +30,7 @@ PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 @pytest.fixture
 def dashboard_url(browser):
-    """Returns a deployment's dashboard URL. At the end, checks for requests to other hosts and console errors."""
+    """Returns a deployment's dashboard URL. After the test, fails on console errors and on requests to other hosts."""
     base_urls = []
 
     def dashboard_url(deployment):

@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
-"""A busy machine renders these pages within a second; the defects that these tests find block a page for 30 s."""
+"""Even a busy machine renders these pages within a second; the defects that these tests detect block them for 30 s."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
@@ -123,7 +123,7 @@ def events_with_many_fields():
 
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
-    """A server with finished tasks: hostile, malformed and long output, and output formats other than stream-json."""
+    """A server with finished tasks. Their output is hostile, malformed or long, or its format is not stream-json."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
@@ -161,7 +161,7 @@ def loaded_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(loaded_server, browser):
-    """URL of the server. At the end, checks for console errors and requests to other hosts."""
+    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
     assert (
@@ -330,7 +330,7 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         assert html in page.evaluate(rendered, text)[0]
 
 
-def test_paths_of_a_patch_are_the_names_of_the_files(base_url, browser, tmp_path):
+def test_unusual_file_names_are_parsed_from_a_patch(base_url, browser, tmp_path):
     names = [
         "x b/y.txt",
         "h\u00e4\u00df.txt",

@@ -1,4 +1,4 @@
-"""The page of a task whose event stream is long, bursty or has gaps."""
+"""The page of a task whose event stream is long or bursty, or has gaps."""
 
 import pytest
 
@@ -11,7 +11,7 @@ LINES_PER_EVENT = 1000
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
-    """URL of a server with finished tasks; the tests replace the event streams of most of them by fake ones."""
+    """URL of a server with finished tasks; most tests replace a task's event stream with a fake one."""
     deployment = Deployment(tmp_path_factory.mktemp("stories"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.finish("chat")
@@ -142,7 +142,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     assert page.locator(".line").count() == 0
 
 
-def test_page_of_a_removed_task_stops_requesting(open_task, base_url, browser):
+def test_page_of_a_removed_task_sends_no_more_requests(open_task, base_url, browser):
     page, stream = open_task("chat")
     stream.send(assistant_text("Here."))
     page.get_by_text("Here.").wait_for()

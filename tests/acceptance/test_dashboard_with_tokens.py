@@ -83,7 +83,7 @@ def sign_in(deployment, browser, token):
 
 @contextmanager
 def other_site(html):
-    """Serve a page from another origin on this machine, which browsers treat as the same site and send cookies to."""
+    """Serve a page from another origin of the same site: browsers include cookies in its requests to the dashboard."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

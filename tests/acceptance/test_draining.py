@@ -46,7 +46,7 @@ def admin(deployment, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_drain_finishes_running_tasks_and_second_sigterm_ends_immediately(deployment):
+def test_drain_finishes_running_tasks_and_second_sigterm_ends_the_server(deployment):
     since = check_drain(deployment)
     deployment.server.stop(signal.SIGKILL)
     deployment.start_server(**deployment.settings)

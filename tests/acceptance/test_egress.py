@@ -243,7 +243,7 @@ def test_allowed_hosts_are_reached_with_and_without_the_proxy(results):
     assert {name: output for name, output in results_of(results, "yes").items() if '"path": "/a"' not in output} == {}
 
 
-def test_git_reads_allowed_hosts_with_and_without_the_proxy(results):
+def test_git_reads_from_allowed_hosts_with_and_without_the_proxy(results):
     refs = f"{fake_host.COMMIT}\trefs/heads/main\n"
     assert {name: output for name, output in results_of(results, "git").items() if refs not in output} == {}
 

@@ -1,7 +1,7 @@
-"""Tasks from start to end in gVisor, or in the default runtime if that is another one with a separate kernel.
+"""Tasks from start to end in gVisor, and one in the default runtime if that has a separate kernel.
 
 tests/contract covers memory limits and the death of the creator for each runtime, tests/chaos a killed runner, and
-test_limit_errors.py the reported limits. A timeout ends the agent like a cancellation.
+test_limit_errors.py the reported limits. A timeout ends the agent in the same way as a cancellation, and is not tested.
 """
 
 import json
@@ -69,6 +69,6 @@ def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gviso
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
     status = deployment.wait(seconds=20)
     assert status["state"] == "cancelled"
-    # Not 137: SIGTERM was sufficient.
+    # Not 137 (SIGKILL): SIGTERM was sufficient.
     assert status["exit_code"] == 128 + signal.SIGTERM
     assert b"+half" in deployment.artifact("task-1.patch")

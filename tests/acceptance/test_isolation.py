@@ -1,4 +1,4 @@
-"""An agent's attempts to access things outside its sandbox, each with a legitimate access that must work."""
+"""An agent's attempts to access things outside its sandbox, each paired with a legitimate access that must work."""
 
 import contextlib
 import json
@@ -201,7 +201,7 @@ def kernel_uids(name, data_dir):
 
 
 def processes_with(needle):
-    """Pids of all processes on the machine that have the needle in their environment or argument list."""
+    """Pids of all processes on the machine that have the string in their environment or argument list."""
     found = set()
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():

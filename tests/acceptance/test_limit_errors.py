@@ -75,7 +75,7 @@ def check_reported_after_the_first_call(events):
 
 
 def check_completed_or_out_of_memory(deployment):
-    """The OOM killer kills either the tool, then the task completes, or the agent, then the task fails."""
+    """If the OOM killer kills the tool, the task completes; if it kills the agent, the task fails."""
     status = deployment.wait(seconds=110)
     assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", deployment.diagnostics()
 

@@ -33,7 +33,8 @@ allowed_hosts = ["github.com"]
 older_than = "60d"
 """
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
-# Twice: if the interrupted call was already in its session, Claude Code itself responds to the first request.
+# Twice: if the session already contains the interrupted tool call, Claude Code adds a response itself, which counts as
+# the first of these turns.
 RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),

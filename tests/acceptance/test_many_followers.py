@@ -33,7 +33,7 @@ def line_numbers(deployment):
 
 
 async def follow_until_enough(deployment, port, seed):
-    """Return the reconnecting clients, and a reference client that read the finished stream in one connection."""
+    """Return the reconnecting clients, and a reference client that has read the finished stream over one connection."""
     clients = make_clients(CLIENTS, port, "task-1", seed=seed)
     running = asyncio.gather(*(client.follow() for client in clients))
     try:

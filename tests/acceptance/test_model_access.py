@@ -36,13 +36,13 @@ curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_K
 
 
 def count_messages_with(deployment, block):
-    """Number of messages with the block in requests that reached the model."""
+    """Number of messages that contain the block, in all requests that reached the model."""
     bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
-    """Claude Code's search and requests of other programs are denied. WebFetch uses the sandbox's network instead."""
+    """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
     # The model is also overloaded once (529).
     deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())

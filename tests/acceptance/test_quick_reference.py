@@ -191,7 +191,7 @@ def has_fields(*fields):
 
 
 class User:
-    """Runs commands like a user, in a separate directory."""
+    """Runs commands as a user does, in a separate directory."""
 
     def __init__(self, deployment, directory):
         self.deployment = deployment

@@ -28,7 +28,7 @@ def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
     wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", description="the tool call")
     assert deployment.status("task-2")["state"] == "pending"
     assert "behind" in deployment.status("task-3")["state_message"]
-    # Pausing the model keeps the task running.
+    # While the model is paused, the task cannot complete.
     deployment.model.send_signal(signal.SIGSTOP)
     deployment.server.stop(signal.SIGKILL)
     deployment.start_server()

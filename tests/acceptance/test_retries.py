@@ -20,9 +20,9 @@ STEP_SECONDS = 30.0
 
 
 def kill_after(deployment, event_type, task_id, number):
-    """Kill the runner of an attempt right after it has recorded the event; return whether the agent had not started.
+    """Kill the runner right after it has recorded the event; return whether the agent had not started.
 
-    So that it can be killed in time, the runner runs for only two milliseconds at a time.
+    The runner runs for only two milliseconds at a time, so that it can be killed in time.
     """
     if number > 1:
         description = f"attempt {number}"
@@ -109,7 +109,8 @@ def kill_server_and_runner(deployment):
 )
 def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
-    # Twice: if the interrupted call was already in its session, Claude Code itself responds to the first request.
+    # Twice: if the session already contains the interrupted tool call, Claude Code adds a response itself, which counts
+    # as the first of these turns.
     resumed = bash("cat first.txt; echo second > second.txt")
     deployment = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
     deployment.submit(lifecycle={"resume": True})

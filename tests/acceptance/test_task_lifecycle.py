@@ -67,7 +67,7 @@ def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
 
 
 def submit_with_curl(deployment, directory):
-    """Submit with curl; return the task id, and its events from a WebSocket opened before the submission."""
+    """Submit with curl; return the task's id, and the events from a WebSocket opened before the submission."""
     (directory / "task.yaml").write_text(MINIMAL_MANIFEST)
     with connect(f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream", max_size=None) as stream:
         curl = subprocess.run(

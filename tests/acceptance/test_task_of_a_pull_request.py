@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
 @pytest.fixture
 def run_task(tmp_path):
-    """Runs the script like a CI job for a pull request of the deployment's repository."""
+    """Runs the script as a CI job does for a pull request of the deployment's repository."""
 
     def run(deployment, **variables):
         environment = {

@@ -26,14 +26,14 @@ STATES = ["pending", "staging", "provisioning", "ready", "running", "completing"
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """Unset proxy variables, which these clients use."""
+    """Unset the proxy variables, which these clients would use."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def check_live_events(deployment, task_id, events, started_clients):
-    """Yield the events. The first output must arrive before the task ends; it adds an item to `started_clients`."""
+    """Yield the events. At the first output, the task must not have ended; `started_clients` is extended."""
     last_seq, has_output = 0, False
     for event in events:
         if event["type"] == "output" and not has_output:
@@ -53,7 +53,7 @@ def read_until_output(events):
 
 
 def check_complete_events(deployment, task_id, events, *, missing_types=()):
-    """missing_types: event types that this kind of stream does not have."""
+    """Compare received events with the task's events. missing_types: types that this kind of stream omits."""
     seqs = [event["seq"] for event in events]
     assert seqs == sorted(set(seqs))
     assert [event["type"] for event in events].index("end") == len(events) - 1
@@ -79,7 +79,7 @@ def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
 
 
 def follow_all(deployment, programs, page, socket_page, base_urls):
-    """All clients follow the first task, also by WebSockets on both ports; then each HTTP client submits a task."""
+    """Follow a task with all clients, including WebSockets on both ports; then submit a task with each HTTP client."""
     first, *others = programs
     with ThreadPoolExecutor(max_workers=10) as pool:
         with deployment.paused_model():  # until all clients have started

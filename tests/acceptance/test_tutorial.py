@@ -28,7 +28,7 @@ def section(title_part):
 
 
 class TutorialUser:
-    """Runs commands like a user of the tutorial's terminal 3, with its files and variables."""
+    """Runs commands as a user does in the tutorial's terminal 3, with that terminal's files and variables."""
 
     def __init__(self, home, server, repository_url):
         self._directory = home

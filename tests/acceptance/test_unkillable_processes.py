@@ -1,6 +1,6 @@
 """A process that SIGKILL does not end delays a task only by some seconds.
 
-The tests freeze processes with cgroup v1: they do not react to SIGKILL.
+The tests freeze processes with cgroup v1; a frozen process does not react to SIGKILL.
 """
 
 import os

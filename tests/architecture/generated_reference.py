@@ -1,4 +1,4 @@
-"""Generates parts of the documentation from the code. As a program, writes them to the files."""
+"""Generates parts of the documentation from the code. Run as a program, it writes them to the files."""
 
 import json
 import re
@@ -128,7 +128,7 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _option_purpose(option: click.Option) -> str:
-    """Return the help of an option, with the range that click shows."""
+    """Return the help text of an option, with the range that click shows."""
     description = (option.help or "").removesuffix(".")
     if isinstance(option.type, click.IntRange) and option.type.min:
         minimum, maximum = option.type.min, option.type.max

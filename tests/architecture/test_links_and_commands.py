@@ -79,7 +79,7 @@ SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(
 
 
 def missing_symbols(page: Path) -> list[str]:
-    """The functions, classes and constants that a page names after a link to a module, and that the module lacks."""
+    """The functions, classes and constants that a page names after a link to a module that does not define them."""
     return [
         f"{module}: {name}"
         for module, names in SOURCES.findall(page.read_text())
@@ -112,7 +112,7 @@ def test_index_and_site_list_each_page(root: Path):
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of each call of `sandbox` in the shell blocks of a page, including pipes and `$(…)`."""
+    """The arguments of each `sandbox` command in the shell blocks of a page, including pipes and `$(…)`."""
     blocks = [body for language, body in FENCE.findall(text) if language in {"sh", "bash", "console"}]
     calls = []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():

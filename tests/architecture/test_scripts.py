@@ -53,7 +53,7 @@ class Checkout:
     def set_up(
         self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
     ) -> tuple[str, list[str]]:
-        """Run the setup; return its output and the calls of uv. If `index` is empty, it reads pip's configuration."""
+        """Run the setup; return its output and uv calls. If `index` is empty, the setup reads pip's configuration."""
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
         path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]

@@ -1,4 +1,4 @@
-"""docs/security.md shows the declared outcome of each attack. Outcomes that were not asserted cannot be written."""
+"""docs/security.md shows the declared outcome of each attack. Outcomes that were not asserted are never written."""
 
 import re
 from pathlib import Path

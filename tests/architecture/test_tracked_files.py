@@ -21,7 +21,7 @@ VENDORED_ASSETS = {
 
 @pytest.fixture(scope="module")
 def tracked(root: Path) -> dict[Path, str]:
-    """The tracked text files. Skips outside a git checkout."""
+    """The tracked text files. Skips the test outside a git checkout."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, timeout=30, check=False)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")

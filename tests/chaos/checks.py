@@ -14,7 +14,7 @@ CLEANUP_SECONDS = 10
 
 
 def collect_evidence(deployment, kills):
-    """Wait until every task has ended, then collect. kills: `{task id: (target, state, stdout read before)}`."""
+    """Collect the evidence once every task has ended. kills: `{task id: (target, state, stdout read before)}`."""
     deployment.wait_for_all()
     tasks = [
         _collect_task(deployment, task_id, *kills.get(task_id, (None, "", b"")))

@@ -150,7 +150,7 @@ def evaluate(evidence: Evidence) -> list[Violation]:
 
 
 def check_acknowledged_tasks_exist(evidence: Evidence) -> Iterator[str]:
-    """Every task that got a 202 is listed, and listed once."""
+    """Every task that got a 202 is listed exactly once."""
     for task_id in sorted(evidence.acknowledged - set(evidence.listed)):
         yield f"{task_id} was acknowledged and is missing"
     for task_id, times in Counter(evidence.listed).items():
@@ -179,7 +179,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
-    """The last record has the only final state. It is allowed for the kill target, and clients get the same."""
+    """Only the last record has a final state. It is allowed for the kill target, and clients get the same state."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
@@ -194,7 +194,7 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
 
 
 def _allowed_ends(task: TaskEvidence) -> set:
-    """If the agent dies first and its runner records that before it is killed too, only that outcome is allowed."""
+    """If the agent dies first and its death is recorded before the runner is killed, only that outcome is allowed."""
     recorded_agent_kill = task.target == "all" and task.state == "completing" and task.agent_was_killed
     return {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_state_at_kill(task), set())
 

@@ -22,7 +22,7 @@ END_SECONDS = 120
 
 @dataclass
 class RestartResult:
-    """killed: restarts by SIGKILL; the others were by SIGTERM. connections: count per client, without command lines."""
+    """killed: restarts after SIGKILL, not SIGTERM. connections: count per client, except command lines."""
 
     restarts: int
     killed: int
@@ -33,7 +33,7 @@ class RestartResult:
 
 
 def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENTS):
-    """client_types: one client of each, distributed over the tasks."""
+    """Restart the server while one client of each type in client_types follows one of the tasks."""
     with ChaosDeployment(directory) as deployment:
         for number in range(tasks):
             deployment.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)

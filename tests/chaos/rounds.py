@@ -12,7 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
@@ -39,7 +39,8 @@ class RoundResult:
     def covered(self):
         """The cells that were tested.
 
-        A runner that recorded the death of its sandbox or agent before it was killed had already left `running`.
+        If a runner had recorded the death of its sandbox or agent before it was killed, the task had already left
+        `running`.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
         return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}
@@ -109,7 +110,7 @@ def _kill_together(deployment, target, states, seed, held):
         task_id: (target, deployment.state(task_id), stdout_before.get(task_id, b""))
         for task_id in deployment.submitted
     }
-    # Tasks that had ended by then, or never existed, were not affected.
+    # Tasks that had ended before the kill, or never existed, were not affected.
     kills = {task_id: kill for task_id, kill in kills.items() if kill[1] in STATES}
     releases_first, kills_twice = rng.random() < 0.5, rng.random() < 0.5
     if releases_first:
@@ -147,7 +148,7 @@ def _burst(deployment, target):
         for number in range(BURST_TASKS):
             if has_ended.wait(0.05):
                 return
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(httpx2.TransportError):
                 deployment.submit_order(f"burst-{target}-{number}")
 
     # While a task waits for all CPUs, no task submitted later starts.

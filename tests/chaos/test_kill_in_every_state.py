@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def one_target_per_state(rng):
-    """One kill target per state, and everything killed while an agent runs."""
+    """One kill target per state, and in addition a kill of everything while an agent runs."""
     return {*pick_cells(rng, "server", "each", "all"), ("all", "running")}
 
 

@@ -198,7 +198,7 @@ def test_descriptors_are_not_inheritable(journals):
 
 @contextlib.contextmanager
 def file_size_limit(size_bytes):
-    """Make the kernel write only a part of data over the limit and then fail, as on a full disk."""
+    """Limit file sizes. The kernel writes the part of the data that fits, and then fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -234,7 +234,7 @@ def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
-def test_next_append_repeats_a_failed_cleanup(journals, monkeypatch):
+def test_next_append_retries_a_failed_cleanup(journals, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 

@@ -65,7 +65,7 @@ def journals(tmp_path):
 
 @contextlib.contextmanager
 def process(code, *arguments, pass_fds=()):
-    """A child process that prints lines. Killed at the end."""
+    """A child process that prints lines. It is killed after the test."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -306,7 +306,7 @@ def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
 
 
 def test_retries_on_a_failing_disk_rewrite_one_chunk_each(journals, tmp_path, monkeypatch):
-    """A finisher rewrites all records, since it is unknown what an earlier writer flushed; one chunk per retry."""
+    """A finisher rewrites all records, since the flushes of earlier writers are unknown: one chunk in each retry."""
     monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:

@@ -45,7 +45,7 @@ def test_output_and_exit_code_are_returned(runtime: Runtime, disk: Path, code: i
     assert (result.code, result.output, result.errors) == (code, "to stdout\n", "to stderr\n")
 
 
-def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
+def test_exit_code_after_a_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
     assert run_shell(runtime, disk, "kill -TERM $$").code == 128 + signal.SIGTERM
 
 
@@ -342,7 +342,7 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
     creator.stdout.close()
 
 
-def test_sandbox_is_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
+def test_sandbox_can_be_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
         recovered = runtime.recover_handle(handle.attempt_id)

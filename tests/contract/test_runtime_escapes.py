@@ -1,4 +1,4 @@
-"""Escape attempts that must fail, each with a legitimate use that must work."""
+"""Escape attempts that must fail, each paired with a legitimate use that must work."""
 
 import asyncio
 import contextlib
@@ -84,7 +84,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
         assert os.stat("file", dir_fd=directory).st_uid == os.fstat(directory).st_uid == os.getuid()
         os.close(directory)
     finally:
-        # Not shutil.rmtree, which is recursive, like the cleanup of pytest.
+        # Not shutil.rmtree: like pytest's cleanup, it is recursive, and would fail at this depth.
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
@@ -206,7 +206,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
 
 
 def _attempt(calls: str) -> str:
-    """A program that prints the error name of each expression, or `works`."""
+    """A program that prints, for each expression, the name of its error, or `works`."""
     return f"""
 import ctypes, errno, os, socket, fcntl, signal
 libc = ctypes.CDLL(None, use_errno=True)

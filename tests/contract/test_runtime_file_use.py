@@ -62,7 +62,7 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
 def measure_with_own_kernel(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
-    """Like `measure`, also for runtimes with their own kernel, which open up to two host files for each file inside."""
+    """Like `measure`, also for runtimes with their own kernel, which open up to two host files per sandbox file."""
     if "memory" not in limits:
         pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:
@@ -203,7 +203,7 @@ def test_slow_count_of_open_files_is_a_violation(runtime: Runtime, disk: Path, l
     assert time.process_time() - started_at < 10
 
 
-def test_locks_and_thousands_of_watched_files_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_locks_are_counted_despite_thousands_of_watched_files(runtime: Runtime, disk: Path, limits: frozenset[str]):
     held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
     usage, _ = measure(runtime, disk, limits, held)
     assert (usage.find_violation(), usage.locks) == ("", 2000)

@@ -191,12 +191,12 @@ report("held"); time.sleep(600)
 
 
 def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
-    """The timestamp is requested by ancillary data, which a seccomp filter cannot inspect."""
+    """The timestamp is requested in ancillary data, which a seccomp filter cannot inspect."""
     if has_own_kernel(runtime):
         pytest.skip("the message is unsupported or uses the guest's memory")
     usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)
     assert usage.received_bytes is not None, result
-    # On older kernels, the sysctl that limits them is global.
+    # On older kernels, the sysctl that limits timestamps is global, so they are counted instead.
     assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_violation()
 
 
@@ -373,7 +373,7 @@ report([(level, kind) for level, kind, _ in ancillary])
 """
 
 
-def test_datagrams_arrive_separately_and_with_time_stamps(runtime: Runtime, disk: Path):
+def test_datagrams_arrive_separately_and_with_timestamps(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _DATAGRAM_OPTIONS) == ["first second", "[(1, 29)]"]
 
 

@@ -96,7 +96,7 @@ def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk:
     asyncio.run(scenario())
 
 
-def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
+def test_exit_code_after_a_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         async with sandbox_with_running_command(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox, "/bin/bash", "-c", "kill -TERM $$")
@@ -419,7 +419,7 @@ def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
     asyncio.run(scenario())
 
 
-def test_processes_of_a_terminal_count_for_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_processes_of_a_terminal_count_towards_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if "processes" not in limits:
         pytest.skip("no limit on processes on this machine")
 

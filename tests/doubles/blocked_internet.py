@@ -1,6 +1,6 @@
 """Two network namespaces: one for the server, the other as a fake internet.
 
-A veth pair connects them. Every packet that arrives on the internet's end is recorded, for any destination. No
+A veth pair connects them. Every packet that arrives at the internet's end is recorded, whatever its destination. No
 packet can reach a real network: neither namespace has another route.
 """
 
@@ -24,7 +24,7 @@ PRIVATE_ADDRESS = "10.1.2.3"
 class BlockedInternet:
     """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
-    packets: (protocol, address, port) of every recorded packet; for TCP, of SYN packets only.
+    packets: (protocol, address, port) of every recorded packet. Of TCP, only SYN packets are recorded.
     """
 
     def __init__(self):

@@ -39,5 +39,5 @@ def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...
 
 
 def errno_of(action: int) -> int | None:
-    """The errno of the call; None for another action."""
+    """The errno that the action returns to the caller; None if it is another kind of action."""
     return action & 0xFFFF if action & 0xFFFF0000 == ERRNO else None

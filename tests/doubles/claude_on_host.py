@@ -80,7 +80,7 @@ class ClaudeOnHost:
         without=(),
         **claude,
     ):
-        """Run until the exit. on_line(line, process): called for each line of stdout; without: arguments to omit."""
+        """Run the agent. on_line(line, process): called for each line of stdout; without: arguments to omit."""
         spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
@@ -94,7 +94,7 @@ class ClaudeOnHost:
         argv = [self.host_path(argument) for argument in spec.command.argv if argument not in without]
         if self.uid is not None:
             self.chown_directories()
-            # `env` in between: setpriv still has its capabilities when it executes the next program.
+            # Through `env`, since setpriv still has its capabilities when it executes the next program.
             argv = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *argv]
         elif os.geteuid() == 0:
             environment = {"IS_SANDBOX": "1", **(environment or {})}

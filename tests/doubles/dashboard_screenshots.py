@@ -22,7 +22,7 @@ PAGES = (
     ("server", "/server", 200),
     ("no-such-task", "/tasks/nobody", 404),
 )
-"""Names of the screenshots, paths and status codes of the other pages."""
+"""The other pages, with screenshot name, path and status code."""
 
 APP = '''"""Greets people."""
 

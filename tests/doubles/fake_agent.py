@@ -29,7 +29,7 @@ RESULT = {
 
 
 def make_fake_agent(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
-    """An agent that prints each line, waits for its seconds, and reports success."""
+    """An agent that prints each line, waits for the line's number of seconds, and finally reports success."""
     return _install(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
 
 

@@ -1,4 +1,4 @@
-"""A fake event stream for a task's page, which reconnects after each response and continues after its last event."""
+"""A fake event stream for a task's page. The page reconnects after each response, with the id of the last event."""
 
 import json
 

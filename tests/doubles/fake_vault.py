@@ -13,7 +13,7 @@ TOKEN = "hvs.the-token-of-the-server"
 
 
 class FakeVault(ThreadingHTTPServer):
-    """`secrets`: path below the mount to fields. Paths in `denied` are 403; `status` overrides everything."""
+    """`secrets`: fields by path below the mount. Paths in `denied` get a 403; `status` overrides everything."""
 
     daemon_threads = True
 

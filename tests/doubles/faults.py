@@ -18,7 +18,7 @@ WRITE_LIKE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th of these calls fails in each thread and process; with `is_persistent` all later ones too.
+    """In each thread and process, the n-th of these calls fails; with `is_persistent`, all later ones fail too.
 
     paths: only calls on these files; all files if empty.
     """

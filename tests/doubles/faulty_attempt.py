@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-import httpx
+import httpx2
 
 from doubles.fake_agent import make_fake_agent
 from doubles.faults import failed_calls, injected_fault
@@ -127,7 +127,7 @@ class FaultHarness:
             watcher.join()
 
     def _watch_health(self, is_done):
-        with httpx.Client(base_url=self.deployment.server.ready_message["http"], trust_env=False, timeout=30) as http:
+        with httpx2.Client(base_url=self.deployment.server.ready_message["http"], trust_env=False, timeout=30) as http:
             while not is_done.wait(0.25):
                 start = time.monotonic()
                 status = http.get("/api/v1/health").status_code

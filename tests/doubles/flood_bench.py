@@ -49,9 +49,9 @@ class FloodBench:
 
 @contextlib.contextmanager
 def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
-    """After the block, `final_report` has the gateway's report. spent_seconds: CPU budget used before the start.
+    """After the block, `final_report` contains the gateway's report. spent_seconds: CPU budget used before the start.
 
-    factor: multiplies the counted CPU time, so that the limit is also reached on a busy machine.
+    factor: multiplies the counted CPU time, so that even a busy machine reaches the limit.
     """
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(_running(_program(flood_hosts.__file__, stdout=subprocess.PIPE)))

@@ -1,6 +1,6 @@
 """A gateway in a separate process, which resolves HOST to a loopback address.
 
-Usage: `flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT CPU seconds of its budget count as used, and its
+Usage: `flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT seconds of its CPU budget count as used, and its
 CPU time is multiplied by FACTOR. Prints a JSON line with its ports when it starts to serve, and another one with a
 report when its standard input ends.
 """
@@ -55,7 +55,7 @@ async def main() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of this program. Not from ru_maxrss, which includes the time before exec."""
+    """Peak memory of this program. ru_maxrss is not used, since it includes the memory before exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

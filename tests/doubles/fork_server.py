@@ -18,8 +18,8 @@ from importlib import import_module
 
 MESSAGE_BYTES_MAX = 100_000
 IMPORTED_LATE = (
-    "httpx",
-    "httpcore",
+    "httpx2",
+    "httpcore2",
     "certifi",
     "encodings.idna",
     "anyio._backends._asyncio",
@@ -69,8 +69,8 @@ def serve():
 
 
 def _import_all():
-    """Import all modules of Sandbox. Like its `main()`, skip the command line of httpx."""
-    sys.modules["httpx._main"] = None
+    """Import all modules of Sandbox. Like Sandbox's `main()`, skip the command line of httpx2."""
+    sys.modules["httpx2._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
         if module.name.rpartition(".")[2] not in {"__main__", *SANDBOX_PROGRAMS}:
@@ -135,7 +135,7 @@ def _reset_warnings():
 
 
 def _stream(number, old):
-    """Create a standard stream like the interpreter does."""
+    """Create a standard stream as the interpreter does."""
     mode = "w" if number else "r"
     buffer = os.fdopen(number, mode + "b", closefd=False)
     buffer.raw.name = old.name
@@ -146,7 +146,7 @@ def _stream(number, old):
 
 
 def _run_to_exit(main):
-    """Run the program and return the interpreter's exit code; an interrupted program ends by SIGINT."""
+    """Run the program and return the interpreter's exit code; an interrupted program is ended by SIGINT."""
     code = _exit_code_of(main)
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -1,6 +1,6 @@
 """Runs the command `sandbox` in a fork of a process with all imports done, instead of a new interpreter.
 
-Like with a new interpreter, a separate process runs `main()` with arguments, environment, time zone, directory, new
+As with a new interpreter, a separate process runs `main()` with arguments, environment, time zone, directory, new
 streams (so terminals are detected), signals and exit code; exit handlers run; an uncaught exception prints a traceback,
 SIGINT ends the process, the exit code is 120 if the last output cannot be written, and PYTHONWARNINGS can turn warnings
 into errors.

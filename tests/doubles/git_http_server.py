@@ -16,9 +16,8 @@ class GitHttpServer:
     """Serves every repository below `root`.
 
     credentials: "user:password" that every request must contain (HTTP Basic).
-    status: respond to every request with this status instead of git's response.
-    redirect: redirect requests below this URL.
-    requests: the received requests, as "GET /path".
+    status: if set, the status of every response; git is not called. redirect: if set, every request is redirected
+    below this URL. requests: the received requests, as "GET /path".
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Valid and hostile image archives, as written by other tools, and a minimal root file system for them."""
+"""Valid image archives, as written by other tools, hostile ones, and a minimal root file system for both."""
 
 import gzip
 import hashlib

@@ -1,7 +1,7 @@
 """Finds leftovers of one server's tasks: processes, mounts, cgroups, loop devices, sockets, files.
 
-They are matched by attempt ids and data directory, since other tests run concurrently. Namespaces are covered by the
-processes and mounts that keep them alive.
+Leftovers are matched by attempt id and data directory, since other tests run concurrently. Namespaces are covered by
+the processes and mounts that keep them alive.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def attempt_ids(data_dir):
 
 
 def processes(data_dir):
-    """Processes in an attempt's cgroup, or with its id or the data directory as an argument; without the server."""
+    """Processes in an attempt's cgroup, or with an attempt id or the data directory in an argument; not the server."""
     ids = attempt_ids(data_dir)
     pattern = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()
@@ -83,7 +83,7 @@ def sockets(data_dir):
 
 
 def files(data_dir):
-    """Files of attempts, except for runner logs without warnings."""
+    """Files of attempts, except runner logs without warnings."""
     return {
         str(path)
         for path in Path(data_dir).glob("tasks/*/attempts/*/*")

@@ -1,4 +1,4 @@
-"""A real deployment: processes of the server, a git server and a scripted model."""
+"""A real deployment: a server, a git server and a scripted model, each in a process."""
 
 import atexit
 import base64
@@ -17,7 +17,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from doubles.forked_commands import COMMAND_LINE, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
@@ -48,7 +48,7 @@ def reply(text="Done.", **fields):
 
 
 def wait_until(condition, seconds=20.0, description="the condition", *, pause_max=0.1):
-    """Poll with increasing pauses until the condition returns something true; return that."""
+    """Poll with increasing pauses until the condition returns a true value; return that value."""
     deadline = time.monotonic() + seconds
     pause = 0.02
     while not (value := condition()):
@@ -157,9 +157,10 @@ def preinstall_agent(data_dir):
 
 
 class Deployment:
-    """A server with its data directory, git host and model as processes; `close` stops all of them.
+    """A server with a data directory, a git host and a model, each in a process; `close` stops all of them.
 
-    forks: fork programs instead of starting an interpreter, which takes a second; not with a prefix.
+    forks: fork programs instead of starting an interpreter, which takes a second. Programs with a prefix are never
+    forked.
     """
 
     def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None, forks=True):
@@ -206,7 +207,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def paused_model(self):
-        """Pause the model during the block, which keeps tasks running."""
+        """Pause the model during the block, so that no task completes."""
         self.model.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -235,7 +236,7 @@ class Deployment:
         return self.server.ready_message
 
     def restart_server(self, signal_number):
-        """Stop the server by the signal and start a new one at the same addresses."""
+        """Stop the server with the signal, and start a new one at the same addresses."""
         ports = [self.server.ready_message[name].rpartition(":")[2] for name in ("http", "ws")]
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
@@ -307,7 +308,7 @@ class Deployment:
         return [event["new_state"] for event in self.wire_events(task_id) if event["type"] == "state_change"]
 
     def tool_results(self):
-        """Results of the agent's tools as sent to the model, in order."""
+        """Results of the agent's tool calls as sent to the model, in order."""
         requests = [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
         bodies = [json.loads(request["body"]) for request in requests if request["method"] == "POST"]
         longest = max(bodies, key=lambda body: len(body.get("messages", ())))
@@ -332,7 +333,7 @@ class Deployment:
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
     def is_pristine(self):
-        """Whether nothing has been prepared or started, and programs may be forked."""
+        """Whether nothing has been prepared or started yet, and programs may be forked."""
         return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
 
     def close(self):
@@ -345,7 +346,7 @@ class Deployment:
 
     def _client(self):
         headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
-        return httpx.Client(
+        return httpx2.Client(
             base_url=self.server.ready_message["http"],
             headers=headers,
             timeout=30,

@@ -4,14 +4,14 @@ import contextlib
 import ctypes
 import os
 
-import httpx
+import httpx2
 
 _CLONE_NEWNET = 0x40000000
 
 
 @contextlib.contextmanager
 def in_namespace(path):
-    """Enter the namespace with this thread during the block."""
+    """Move this thread into the namespace during the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     current = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     target = os.open(path, os.O_RDONLY)
@@ -29,7 +29,7 @@ def _enter(libc, namespace):
         raise OSError(ctypes.get_errno(), "setns")
 
 
-class NamespaceTransport(httpx.HTTPTransport):
+class NamespaceTransport(httpx2.HTTPTransport):
     """An HTTP transport whose connections are opened inside a namespace."""
 
     def __init__(self, path):

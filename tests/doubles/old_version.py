@@ -28,7 +28,7 @@ def missing_reason(commit):
 
 @contextmanager
 def lock_retired_uids():
-    """Lock the kernel uids that the machine has retired: an old version does not skip them, and would fail."""
+    """Lock the kernel uids that the machine has retired: an old version would use them, and fail."""
     with ExitStack() as stack:
         for marker in LOCK_DIRECTORY.glob("*.retired"):
             lock_file = stack.enter_context(marker.with_suffix("").open("a"))
@@ -58,7 +58,7 @@ class OldVersion:
         (packages / "old.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def run(self, *arguments, **environment):
-        """Run the interpreter with -I, like runners; return stdout."""
+        """Run the interpreter with -I, as for runners; return stdout."""
         result = subprocess.run(
             [self.python, "-I", *arguments], env=environment, capture_output=True, timeout=60, check=False
         )

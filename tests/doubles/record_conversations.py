@@ -23,7 +23,7 @@ def bash(command, **options):
 
 
 def end_during_tool(number):
-    """Send a signal once the model has called a tool."""
+    """Send a signal to Claude Code once the model has called a tool."""
 
     def on_line(line, process):
         if b'"tool_use"' in line and b'"assistant"' in line:

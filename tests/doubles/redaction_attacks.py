@@ -82,12 +82,12 @@ NOISE = [
 
 
 REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
-"""A named character reference for each text that has one."""
+"""A named character reference for each text that can be written as one."""
 
 OWN_ESCAPE = re.compile(
     r"(?=(\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'))", re.DOTALL
 )
-"""Escapes as group 1, including overlapping ones."""
+"""Matches every escape as group 1, including overlapping escapes."""
 
 
 def escape_json(value: str) -> str:
@@ -183,7 +183,7 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 @st.composite
 def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
-    """A random encoding of the value, as a list with the encoding of each letter (for base64, of its text)."""
+    """A random encoding of the value, as a list with the encoding of each letter (of the base64 text, if any)."""
     kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
     letters = list(value)
     if kind == "noise":
@@ -211,7 +211,7 @@ def with_noise(text: str, seed: int) -> str:
 
 
 def characters_with_noise(text: str, seed: int) -> list[str]:
-    """Each character, followed by noise at random; not inside escapes of the value itself, which noise could change."""
+    """Each character, with noise after random ones, but not within escapes in the text, which noise could change."""
     rng = random.Random(seed)
     protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [

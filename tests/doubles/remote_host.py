@@ -1,4 +1,4 @@
-"""A gateway with a fake remote host, whose name is resolved by a table and which a handler serves on loopback."""
+"""A gateway with a fake remote host: a table resolves its name, and a handler serves its connections on loopback."""
 
 import asyncio
 import socket
@@ -16,10 +16,7 @@ MODEL = "http://127.0.0.9:9"
 
 
 def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = b"") -> bytes:
-    """A minimal ClientHello; has_ech: with an encrypted inner ClientHello.
-
-    extra_extensions: appended to the extensions.
-    """
+    """A minimal ClientHello. has_ech: include an encrypted inner ClientHello; extra_extensions: appended."""
     names = b"\0" + len(name).to_bytes(2) + name.encode()
     extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
     extension += b"\xfe\x0d\0\4\0\1\2\3" if has_ech else b""
@@ -31,7 +28,7 @@ def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = 
 
 @asynccontextmanager
 async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
-    """A gateway that resolves HOST to `addresses` and other names with `names`; `handler` serves all connections."""
+    """A gateway that resolves HOST to `addresses`, and other names by `names`; `handler` serves all connections."""
     writers, tasks = [], set()
 
     async def run_handler(reader, writer):

@@ -14,7 +14,7 @@ from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
-"""Input and output."""
+"""The prices of an input token and of an output token."""
 
 _OUTPUT_TOKENS_MAX = 100_000
 

@@ -13,7 +13,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
-"""The second is the module name of version 0.1."""
+"""The second entry is the module name in version 0.1."""
 
 
 def runner_pid(deployment, task_id="task-1"):
@@ -65,7 +65,7 @@ def first_process(deployment, task_id="task-1"):
 
 
 def finalize_journal(data_dir, task_id):
-    """Finalize the journal like a server after a failed runner; leftovers remain."""
+    """Finalize the journal as a server does after a runner has failed; leftovers remain."""
     journals = FileJournals(data_dir)
     writer = wait_until(lambda: _open_or_none(journals, task_id), description="the journal's lock")
     recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)

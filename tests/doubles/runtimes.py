@@ -13,8 +13,8 @@ from sandbox.runtimes.qemu.components import find_components
 from sandbox.runtimes.qemu.kvm import KvmStatus
 
 RUN_ALL_QEMU_TESTS = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
-"""Whether all QEMU tests run, as in `script/test-qemu`, instead of a sample: without KVM a guest boots for many
-seconds, and all tests take an hour."""
+"""Whether all QEMU tests run, as in `script/test-qemu`, or only a sample. Without KVM, all tests take an hour, since a
+guest takes many seconds to boot."""
 
 _probes = {}
 
@@ -45,7 +45,7 @@ def require_qemu_components():
 
 
 def record_slow_kvm(run_dir):
-    """Record that KVM is too slow to boot a guest, like a probe does for the server's runners."""
+    """Record that KVM is too slow to boot a guest, as a probe does for the server's runners."""
     status = KvmStatus(run_dir)
     if status.is_present() and _is_kvm_too_slow():
         status.record_failure()

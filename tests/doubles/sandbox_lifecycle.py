@@ -16,8 +16,6 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The result of a command."""
-
     code: int | None
     output: str
     errors: str
@@ -42,7 +40,7 @@ def sandbox_spec(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
 
 @asynccontextmanager
 async def ready_sandbox(runtime: Runtime, disk: Path, **changes: object) -> AsyncIterator[Sandbox]:
-    """A sandbox in `ready`, destroyed at the end."""
+    """A sandbox in the state `ready`, destroyed after the block."""
     disk.mkdir(exist_ok=True)
     attempt_id = new_attempt_id()
     handle = runtime.prepare(attempt_id)

@@ -33,7 +33,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
     asker.send(b"question")
     print(asker.recv(100).decode())
 """
-"""A Python script that prints what can be reached; `respond_to_query` must run concurrently."""
+"""A Python script that prints which destinations are reachable; `respond_to_query` must run concurrently."""
 
 CONNECT_OUTPUT = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
 """The expected output: no route to other hosts, and unchanged addresses at the gateway."""
@@ -47,7 +47,7 @@ async def respond_to_query(names: socket.socket) -> None:
 
 
 def accept_connection(transparent: socket.socket) -> None:
-    """Accept one connection on port 443, whose local address must be the dialled one."""
+    """Accept one connection on port 443; its local address must be the one that the client dialled."""
     connection, _ = transparent.accept()
     assert connection.getsockname() == ("198.18.3.4", 443)
     connection.close()

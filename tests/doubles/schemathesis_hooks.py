@@ -5,7 +5,7 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(_, case):
-    """Test all boundary values with only one of the three body formats of a submission; random values with each."""
+    """Of the three body formats of a submission, test one with all boundary values, and each with random values."""
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 
 

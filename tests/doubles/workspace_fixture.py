@@ -123,7 +123,7 @@ def descendant_names(pid: int) -> list[bytes]:
 
 @dataclass
 class WorkspaceFixture:
-    """Everything that tests of workspaces need."""
+    """A server, an attempt directory, and operations on the attempt's workspace."""
 
     upstream: Upstream
     server: GitHttpServer
@@ -138,7 +138,7 @@ class WorkspaceFixture:
 
     @asynccontextmanager
     async def confine(self, directories, read_only):
-        """Confine like a runner, with a sandbox's kernel uid and control group."""
+        """Confine commands as a runner does, with a sandbox's kernel uid and control group."""
         if not self.confined:
             yield NoConfinement()
             return

@@ -7,10 +7,10 @@ from enum import StrEnum
 from escape.host_watch import OBSERVERS
 
 OWN_KERNEL = ("gvisor", "qemu")
-"""Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may have effects only inside."""
+"""Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may affect only the sandbox."""
 
 CLOCK_SKEW_SECONDS = 1.5
-"""A guest reads its clock at boot, in whole seconds."""
+"""The clocks of a guest and the host may differ by this much: a guest reads its clock at boot, in whole seconds."""
 
 DENIED = ("EPERM", "EACCES", "ENOSYS")
 """Errors with which a kernel denies a call."""
@@ -33,8 +33,9 @@ class Outcome(StrEnum):
 class Attack:
     """One row of the table.
 
-    `attack` and `control` are Python code that runs in the sandbox. It reports its outcome by calling `succeeded()` or
-    `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. Its output is never an outcome.
+    `attack` and `control` are Python code that runs in the sandbox. The code reports its outcome by calling
+    `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. What it prints is never an
+    outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
     inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.
@@ -69,8 +70,9 @@ class Attack:
 class Evidence:
     """Observations on the host while the attacks ran.
 
-    changes: by observer. missing: the paths that do not exist on the host, or the settings with them.
-    packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each.
+    changes: by observer. missing: the paths that do not exist on the host, or the names of their settings.
+    packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each
+    sample.
     """
 
     changes: Mapping[str, list[str]]

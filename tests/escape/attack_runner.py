@@ -52,9 +52,9 @@ ATTACKS_PER_RUNTIME = {
     kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
     for kind, attacks in ATTACKS.items()
 }
-"""The attacks whose outcome depends on the runtime. Omitted are attacks that only reach the gateway, which are tested
-with another runtime, and attacks that kill the agent: tests/contract covers these for each runtime, and
-tests/acceptance/test_limit_errors.py for gVisor."""
+"""The attacks whose outcome depends on the runtime. Omitted are attacks that reach only the gateway (they are tested
+with another runtime) and attacks that kill the agent (tests/contract tests them with each runtime, and
+tests/acceptance/test_limit_errors.py with gVisor)."""
 
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
@@ -73,11 +73,11 @@ print(json.dumps({{**{RESULT!r}, **session}}))
 
 
 class AttackRun:
-    """A context manager that runs the tasks. Afterwards, its attributes are the attacks' reports and host observations.
+    """A context manager that runs the tasks, and then has the attacks' reports and the host observations as attributes.
 
     user: uid of the server, root by default. Resource attacks need root, since other users cannot enforce limits.
     attacks: by kind; all by default.
-    has_fake_agent: use a Python program instead of the agent, which takes minutes to start in an emulated guest.
+    has_fake_agent: use a Python program as the agent, since the real one takes minutes to start in an emulated guest.
     results: the reports, by kind and attack. evidence: the observations with which the reports are judged.
     sent_packets, allowed_packets: the recorded packets, and those that are expected.
     host_requests: the requests that the allowed host received.
@@ -139,7 +139,7 @@ class AttackRun:
         resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
         if self.user is not None and sys.base_prefix.startswith("/root/"):
-            # Other users cannot access a Python in root's home, so mount it into an otherwise empty home.
+            # Other users cannot access a Python in root's home, so mount that Python into an otherwise empty home.
             python = self.directory / "python"
             python.mkdir()
             mounts += f" && mount --bind {sys.base_prefix} {python} && mount -t tmpfs -o mode=0755 none /root"

@@ -1,14 +1,14 @@
 """Traps that an agent leaves in its workspace, each with the required behaviour of the host.
 
-The code runs in the sandbox at the end of the task; escape_tests.py checks the outcome. EXECUTION_MARKER is a path on
-the host. The file exists only if a host tool has executed code from the workspace.
+The code runs in the sandbox at the end of the task; escape_tests.py checks the outcome. EXECUTION_MARKER is the path of
+a host file that exists only if a host tool has executed code from the workspace.
 """
 
 from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """requirement: the required behaviour of the host; checked_text: the path or text to look for in its results."""
+    """requirement: the host's required behaviour; checked_text: the path or text to look for in the host's results."""
 
     name: str
     requirement: str

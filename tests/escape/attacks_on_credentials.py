@@ -41,7 +41,7 @@ def search(needle, paths):
         searched += 1
     report_found(found, searched)
 
-# Installed packages are large, and the server does not write to them.
+# Installed packages are not searched: they are large, and the server does not write to them.
 PACKAGED = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
 
 def files(places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
@@ -57,7 +57,7 @@ def search_memory(needle):
     for maps in glob.glob("/proc/[0-9]*/maps"):
         process = os.path.dirname(maps)
         try:
-            # The attacks themselves have the needle in memory.
+            # The attacks themselves have the needle in memory, so their processes are skipped.
             if re.search(b"sandbox_attacks|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
             with open(maps) as lines, open(f"{process}/mem", "rb", 0) as memory:
                 for line in lines:
@@ -89,7 +89,7 @@ started.terminate()
 if started.wait(10) == -15: succeeded()"""
 READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): succeeded()"
 DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
-"""Errors if another process is inaccessible or invisible. The host has a process with that number."""
+"""The errors if another process is inaccessible or invisible. A process with that pid exists on the host."""
 
 
 def credential_attacks():

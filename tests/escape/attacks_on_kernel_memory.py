@@ -1,4 +1,4 @@
-"""Attacks that use kernel memory which is not charged to the sandbox, or evade the OOM killer."""
+"""Attacks that evade the OOM killer, or use kernel memory that is not charged to the sandbox."""
 
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import BUFFERS_BYTES, FILTERS_BYTES

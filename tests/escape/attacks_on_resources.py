@@ -28,7 +28,8 @@ def fill(path, size):
 libc = ctypes.CDLL(None, use_errno=True)
 
 def sleeper(seconds):
-    # The child shares this process's memory: 500 forks would be slow, and would exceed the memory limit first.
+    # The child shares this process's memory: 500 forks would be slow, and would exceed the memory limit before the
+    # process limit.
     stack = mmap.mmap(-1, 16384)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + 16384
     clone_vm, sigchld = 0x100, 17

@@ -1,4 +1,4 @@
-"""Tests of the attacks and their legitimate controls. Each runtime has a test module, so that they run in parallel."""
+"""Tests of the attacks and their legitimate controls. One test module per runtime lets the runtimes run in parallel."""
 
 import re
 import subprocess

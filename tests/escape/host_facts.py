@@ -21,7 +21,7 @@ _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 
 
 class Process(NamedTuple):
-    """One process. nice: the lowest value of its threads; policies: its scheduling policies that are not ordinary."""
+    """One process. nice: the lowest value of its threads; policies: its scheduling policies except the ordinary one."""
 
     start: str
     uid: int

@@ -1,8 +1,8 @@
 """Watches the host for changes while attacks run inside a sandbox.
 
 If an attack succeeds, the name of what it creates (a mount, a file, a key, a control group) contains a marker. The
-attack keeps it for HOLD_SECONDS, so that a sample is taken while it exists. Each observer is a method of HostWatch that
-returns the changes it finds in one sample.
+attack keeps that object for HOLD_SECONDS, so that a sample is taken while the object exists. Each observer is a method
+of HostWatch that returns the changes it finds in one sample.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ TERMINAL_DESCRIPTORS_MAX, KEYS_MAX = 2 * PTYS_MAX + 16, 0
 """Limits for a sandbox's host resources: descriptors for both ends of the terminals that it may open, and no keys."""
 
 AIO_EVENTS = 20_000
-"""Requested by an attack: far more than other programs on the machine use."""
+"""The number that an attack requests: far more than other programs on the machine use."""
 
 
 BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
@@ -34,7 +34,7 @@ class HostWatch:
     """A context manager, to be entered before the attacks.
 
     marker: a part of every name that attacks create. protected_pids: host processes that no attack may affect.
-    data_dir: of the server whose attempts are watched. samples: the start and end of each.
+    data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each sample.
     """
 
     def __init__(self, marker, protected_pids, data_dir):
@@ -73,7 +73,6 @@ class HostWatch:
         return {name: sorted(found) for name, found in self._changes.items()}
 
     def sample(self):
-        """Take one sample."""
         begin = time.time()
         with self._lock:
             sandbox_processes = self._sandbox_processes()

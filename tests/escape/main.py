@@ -34,7 +34,7 @@ def main(requested):
 
 
 def run_attacks_and_update_table(runtime, *, is_requested):
-    """Run one runtime. An unavailable runtime keeps its column, and is an error only if requested."""
+    """Run the attacks with one runtime. If it is unavailable, keep its column; fail only if it was requested."""
     with tempfile.TemporaryDirectory(prefix="escape-") as directory:
         probe = asyncio.run(make_runtime(runtime, Path(directory, "probe")).probe())
         if not probe.is_available:

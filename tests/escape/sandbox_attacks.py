@@ -4,7 +4,7 @@ A control that several attacks share runs once, after the last of these attacks.
 
 Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
 attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
-by, output}`, and after a success also has `held`: the start and end of the time for which its effects were kept. The
+by, output}`, and after a success also has `held`: the start and end of the time for which the effects were kept. The
 outcome is
 
 - `succeeded`: the code called `succeeded()`;
@@ -64,7 +64,7 @@ class Reports:
         self._write({"outcome": "held", "held": [begin, end]})
 
     def try_calls(self, *calls):
-        """Try each call: succeeded if one of them succeeds, otherwise refused with all their errors."""
+        """Try each call. Report `succeeded` if one of them succeeds, otherwise `refused` with all errors."""
         words = set()
         for call in calls:
             try:
@@ -92,7 +92,7 @@ def error_word(error):
 class AttackProcess:
     """Runs code in a fork of this process, with all modules imported, since imports take seconds in a microVM.
 
-    attacks: names of the attacks that the code belongs to; kind: whether it is their attack or their control;
+    attacks: names of the attacks that the code belongs to; kind: whether it is the attack or the control;
     namespace: the global variables of the prelude.
     """
 

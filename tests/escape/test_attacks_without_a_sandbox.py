@@ -74,7 +74,7 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     marker = f"battery-{secrets.token_hex(6)}"
     attack = next(each for each in ATTACKS[kind] if each.name == name)
     entry = {"name": name, "attack": attack.attack, "control": attack.control, "hold_seconds": 0}
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # attacks cover /tmp
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # some attacks mount over /tmp
         path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
         path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
         command = [*UNCONFINED, sys.executable, sandbox_attacks.__file__, str(path), str(results), "1", str(SECONDS)]

@@ -1,4 +1,4 @@
-"""The attacks with the gVisor runtime, without those on the gateway, which is the same as with bubblewrap.
+"""The attacks with the gVisor runtime, except those on the gateway, which is the same as with bubblewrap.
 
 System calls are a hundred times slower in gVisor. `script/escape-battery` runs all attacks.
 """

@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
 
 
 def judge_attack(attack, runtime, result, evidence):
-    """attack: its declaration. result: `{attack: report, control: report}`, see sandbox_attacks.py."""
+    """attack: the declaration. result: `{attack: report, control: report}`, see sandbox_attacks.py."""
     escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)

@@ -1,4 +1,4 @@
-"""Runs tests in a copy of the checkout, each time in a fork of a process that has imported the libraries."""
+"""Runs tests in a copy of the checkout. Each run is a fork of a process that has imported the libraries."""
 
 import contextlib
 import ctypes
@@ -59,7 +59,7 @@ class CheckoutCopy:
             (self.root / ".venv").symlink_to(checkout / ".venv")
 
     def enter(self) -> None:
-        """Prepare this process, so that its forks run the copy's tests and it adopts their orphans."""
+        """Prepare this process: its forks will run the copy's tests, and it will adopt their orphans."""
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         adopt_orphans()
         os.chdir(self.root)
@@ -69,7 +69,7 @@ class CheckoutCopy:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(self, job: Callable[[], Outcome], *, wall_seconds: float, cpu_seconds: float) -> Outcome:
-        """Run the job in a fork. On return, the fork and its descendants have ended and its files are removed."""
+        """Run the job in a fork. On return, the fork and its descendants have ended, and their files are removed."""
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -147,7 +147,7 @@ def _children(task: Path) -> Iterator[int]:
 
 
 def collect_libraries(files: list[str], root: Path) -> Outcome:
-    """Collect the tests of these files. Returns the modules that this imports from outside the copy."""
+    """Collect the tests of these files. Returns the imported modules that are outside the copy."""
     code = pytest.main([*_OPTIONS, "--collect-only", *files])
     module_files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     outside = [name for name, file in module_files.items() if file and not Path(file).is_relative_to(root)]
@@ -164,9 +164,9 @@ def preload(modules: list[str]) -> None:
 
 
 def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: list[Path]) -> Outcome:
-    """Run the wanted tests of these files in this order, or all if None. Stops at the first failure.
+    """Run tests of these files until the first failure.
 
-    measured: files whose covered lines are recorded per test.
+    wanted: the tests in the order to run; None runs all. measured: files whose covered lines are recorded per test.
     """
     plugin = _ResultPlugin(wanted, measured)
     code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[plugin])
@@ -201,7 +201,7 @@ class _ResultPlugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Record duration and lines of each test."""
+        """Record each test's duration and covered lines."""
         if self._measured:
             self._coverage.switch_context(item.nodeid)
         started = time.monotonic()

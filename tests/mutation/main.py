@@ -33,7 +33,7 @@ WALL_SECONDS, WALL_FACTOR = 30, 5
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
-    """Return exit code 1 if the score is below the minimum, or a listed equivalent mutant no longer exists."""
+    """Return exit code 1 if the score is below the minimum, or if a listed equivalent mutant no longer exists."""
     options = _options(arguments)
     os.nice(10)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -71,7 +71,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def equivalents_of(
     checkout: Path, mutants_by_file: dict[str, list[Mutant]]
 ) -> tuple[dict[tuple[str, str, str, str, int], str], list[tuple[str, str, str, str, int]]]:
-    """The reasons of equivalent mutants by key, and the keys that no longer exist."""
+    """The reasons why mutants are equivalent, by key, and the keys that no longer exist."""
     listed = tomllib.loads((checkout / MUTATION_DIRECTORY / "equivalents.toml").read_text()).get("equivalent", [])
     reasons = {
         (entry["file"], entry.get("scope", ""), entry["original"], entry["mutated"], entry.get("occurrence", 1)): entry[
@@ -190,7 +190,7 @@ class Baseline:
         self._imported: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
-        """Add the outcome of a part of the tests."""
+        """Add the outcome of some of the tests."""
         if outcome.failed:
             raise SystemExit(f"The tests do not pass with the unchanged source: {outcome.failed}")
         self.seconds |= outcome.seconds
@@ -219,7 +219,7 @@ class Baseline:
 
 
 class Worker:
-    """A process with a copy of the checkout. Calls of `send` and `receive` alternate."""
+    """A process with a copy of the checkout. Calls to `send` and `receive` alternate."""
 
     def __init__(self, checkout: Path, directory: Path, seed: int) -> None:
         self.pipe, child_pipe = get_context("fork").Pipe()
@@ -266,7 +266,7 @@ def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measur
         cpu_seconds=BASELINE_SECONDS,
     )
     outcome.lines = {paths[path]: lines for path, lines in outcome.lines.items()}
-    # From now on, no bytecode is written: all mutants use what has been compiled.
+    # From now on, no bytecode is written: all mutants use the modules compiled so far.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     return outcome

@@ -49,7 +49,7 @@ class Mutant:
     """One change of one file.
 
     file: relative to the source root. original, mutated: the changed lines. scope: the class or function around them.
-    occurrence: the number among equal changes in this scope. is_imported: the code runs when the module is imported.
+    occurrence: counts equal changes in this scope. is_imported: the code runs when the module is imported.
     """
 
     file: str
@@ -219,7 +219,7 @@ def _signs(node: ast.UnaryOp) -> Iterator[Change]:
 
 
 def _operations(node: ast.BinOp) -> Iterator[Change]:
-    """Of `a | b`, keep only one operand; replace other operators."""
+    """Reduce `a | b` to one operand; replace an arithmetic operator by another."""
     if isinstance(node.op, ast.BitOr):
         yield "operand", _span(node), f"({ast.unparse(node.left)})"
         yield "operand", _span(node), f"({ast.unparse(node.right)})"

@@ -102,7 +102,7 @@ def create_api_schema_app(version: str) -> FastAPI:
 
 @cache
 def _routes() -> tuple[BaseRoute, ...]:
-    """Build the routes once per process: they dominate the cost of an app and do not depend on it."""
+    """Build the routes once per process: they do not depend on the app, and building them is most of its cost."""
     api = FastAPI(
         openapi_url=None,
         docs_url=None,
@@ -126,7 +126,7 @@ def _routes() -> tuple[BaseRoute, ...]:
 
 @contextmanager
 def _without_pydantic_v1() -> Iterator[None]:
-    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; no type here is a pydantic v1 model."""
+    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; this API has no pydantic v1 models."""
     name = "pydantic.v1"
     if name in sys.modules:
         yield

@@ -46,7 +46,7 @@ def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
 
 
 def decode_cursor(text: str) -> PageCursor:
-    """Decode the text of `encode_cursor`. Raises InvalidParameterError."""
+    """Decode a cursor made by `encode_cursor`. Raises InvalidParameterError."""
     if not _CURSOR_PATTERN.fullmatch(text):
         raise InvalidParameterError("cursor", _ADVICE)
     try:

@@ -212,7 +212,7 @@ def _not_found_message(connection: HTTPConnection) -> str:
     if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
         return "This is a WebSocket endpoint; connect with ws:// (wss:// behind TLS)."
     if isinstance(connection.app, FastAPI):
-        return "No such endpoint; /openapi.json lists all."
+        return "No such endpoint; /openapi.json lists all endpoints."
     return f"No such endpoint; this port serves the WebSockets {paths.STREAM} and {paths.TERMINAL}."
 
 

@@ -65,7 +65,7 @@ def _vm_body(task: Task) -> dict[str, Any]:
 
 
 def _patch_digest(patch: str | None) -> str | None:
-    """Return the digest that replaces the patch, which may have half a megabyte."""
+    """Return the digest that replaces the patch, which can be half a megabyte long."""
     return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
 
 

@@ -112,7 +112,7 @@ FileStamp = tuple[int, int, int]
 class TokenFile:
     """Implements `interfaces.auth.TokenStore`, and changes the tokens.
 
-    Once a token existed, the server never returns to open access by itself: the file remains when the last token is
+    Once a token has existed, the server never returns to open access by itself: the file remains when the last token is
     revoked, and while the file is unreadable, every request is rejected.
     """
 
@@ -171,7 +171,7 @@ class TokenFile:
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """Revoke a token, including sessions opened with it. Raises TokenNotFoundError, and like `list`."""
+        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError, or like `list`."""
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)

@@ -12,7 +12,7 @@ from sandbox.bootstrap.private_directory import check_owner
 from sandbox.model.errors import SandboxError
 
 FORKED_LOCK_WAIT_SECONDS = 2.0
-"""How long to wait for a child process that a dead server had just forked: it holds the lock until exec."""
+"""How long to wait for a child process that a dead server had just forked: the child holds the lock until exec."""
 
 _OWNER_BYTES_MAX = 8192
 _POLL_SECONDS = 0.02
@@ -30,7 +30,7 @@ def lock_data_dir(data_dir: Path) -> Iterator[None]:
 
     The directory itself is locked, independent of its path: unlike a file, it cannot be removed by a cleaner of
     temporary files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is
-    rejected: it contains the same attempts as the original, so its server would end those that are running. Raises
+    rejected: it contains the same attempts as the original, so a server on the copy would end the running ones. Raises
     DataDirBusyError, UnsafeDirectoryError if another user owns the directory, OSError.
     """
     check_owner(data_dir)

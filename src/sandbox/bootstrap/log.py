@@ -35,11 +35,11 @@ _EXTRA_FIELDS = (
     "data_dir",
     "kind",
 )
-"""Additional fields of a line, set by `extra` of the call."""
+"""Additional fields of a line, passed as `extra` in the log call."""
 
 
 def configure_logging(log_format: str, level: str) -> "LogFormatter":
-    """Log messages of at least `level` to stderr, and warnings and errors of libraries. Return the formatter."""
+    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Return the formatter."""
     lines = LogFormatter(_render_json if log_format == "json" else _render_text)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(lines)

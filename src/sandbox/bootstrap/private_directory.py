@@ -50,8 +50,8 @@ def make_data_dir(directory: Path) -> Path:
 def check_usable_data_dir(directory: Path) -> None:
     """Require that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
 
-    A directory that others can access is accepted only if it is not sticky (like /tmp) and is empty or already contains
-    a server's data, because the server will make it private.
+    A directory that others can access is accepted only if it is not sticky (as /tmp is), and if it is empty or already
+    contains a server's data: the server will make it private.
     """
     try:
         check_owner(directory)

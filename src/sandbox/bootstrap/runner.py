@@ -62,7 +62,7 @@ _log = logging.getLogger("sandbox.runner")  # the name of this module is __main_
 
 
 def main() -> None:
-    """Run the attempt of the order, finish it, or run a debug session."""
+    """Run or finish the attempt in the order, or run a debug session."""
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
@@ -179,7 +179,7 @@ def _build_recorder(
     reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Exclude a released reserve, which is for the end of the task, not for output."""
+        """Measure the free space without a released reserve, which is for the end of the task and not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

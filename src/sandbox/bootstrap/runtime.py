@@ -83,8 +83,8 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
 
-    A name selects that runtime, even if it does not work. Then no other runtime is probed, because a probe creates
-    sandboxes. Raises UnknownRuntimeError.
+    A name selects that runtime, even if it does not work. In that case, no other runtime is probed, because a probe
+    creates sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, excludes_emulation=True) for name in _MAKERS]

@@ -127,7 +127,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
-"""Limit of the server's open files, if the host allows it. Once it is reached, new tasks get 503."""
+"""Limit of the server's open files, if the host allows it. Once it is reached, new tasks are rejected with 503."""
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.bootstrap.runner")
 _RUNNER_VARIABLES = (
@@ -341,7 +341,7 @@ def _build_service(
 
 
 def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories) -> DiskMonitor:
-    """Create the monitor and check the disk before any file is opened: if it is full, this releases the reserve."""
+    """Create the monitor and check the disk before any file is opened: on a full disk, this releases the reserve."""
     reserve = ReserveFile(directories.data_dir / "reserve", SERVER_RESERVE_BYTES)
     disk_monitor = DiskMonitor(
         directories.data_dir, lambda: measure_disk_space(directories.data_dir), settings.disk.new_tasks, reserve

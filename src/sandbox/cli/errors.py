@@ -85,7 +85,7 @@ class RootGroup(LazyGroup):
     """The root group, which converts the errors of all commands to messages and exit codes."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
-        """Run click's main; also handle output errors of shell completion, which runs outside of any context."""
+        """Run click's main; also handle output errors of shell completion, which runs outside any click context."""
         try:
             return super().main(*arguments, **keywords)
         except OSError as error:
@@ -158,7 +158,7 @@ def _fail_with_exception(error: Exception) -> NoReturn:
     from sandbox.model.errors import SandboxError
 
     if not isinstance(error, SandboxError):
-        # A bug, or an unexpected response. Python's own exit code, 1, would mean that the task failed.
+        # This is a bug or an unexpected response. Python's own exit code, 1, would mean that the task failed.
         fail(
             "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 Entries = Mapping[str, tuple[str, str]]
-"""The name of a command: its location (`module:attribute`) and its short help."""
+"""Maps the name of a command to its location (`module:attribute`) and its short help."""
 
 
 class LazyGroup(click.Group):

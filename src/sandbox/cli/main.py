@@ -47,6 +47,6 @@ def root() -> None:
 def main() -> None:
     """Run the command line."""
     set_up_streams()
-    # httpx imports its own command line, which is not needed here and takes half of its import time.
-    sys.modules["httpx._main"] = cast("ModuleType", None)
+    # httpx2 imports its own command line, which is not needed here and takes half of its import time.
+    sys.modules["httpx2._main"] = cast("ModuleType", None)
     root(prog_name="sandbox")

@@ -23,7 +23,10 @@ def allow_secrets_option(command: _Decorated) -> _Decorated:
 
 
 def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
-    """Fail the command if an artifact contains a secret and that was not allowed. advice: how to allow it."""
+    """Fail the command if an artifact contains a secret and `--allow-secrets` was not given.
+
+    advice: how to allow it.
+    """
     names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"

@@ -1,4 +1,4 @@
-"""Process startup: garbage collection of imports, and robust standard streams."""
+"""Process startup: no garbage collection of imported modules, and robust standard streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STDOUT = "stdout"
 
 
 class _Stdout(io.BufferedWriter):
-    """Sets STDOUT as the file name of its errors."""
+    """Standard output whose errors have STDOUT as their file name."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -50,7 +50,7 @@ class _Stdout(io.BufferedWriter):
 
 
 class _Stderr(io.BufferedWriter):
-    """Ignores errors: a message that cannot be written must not end a command or change its exit code."""
+    """Standard error that ignores write errors, so that they neither end a command nor change its exit code."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         with suppress(OSError):

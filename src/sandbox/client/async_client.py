@@ -34,7 +34,7 @@ from sandbox.client.responses import (
 from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 ResponseT = TypeVar("ResponseT")
 
@@ -53,10 +53,10 @@ class AsyncClient:
     def __init__(
         self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
-        import httpx
+        import httpx2
 
         self._connection = resolve_connection(server, token, timeout_seconds)
-        self._http = httpx.AsyncClient(**self._connection.client_arguments())
+        self._http = httpx2.AsyncClient(**self._connection.client_arguments())
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,7 +106,7 @@ class AsyncClient:
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> AsyncGenerator[TaskSummary, None]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps and no duplicates."""
+        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
         state_names, cursor = tuple(states), None
         while True:
             page = await self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
@@ -185,9 +185,9 @@ class AsyncClient:
         tail: int | None = None,
         after: int | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Iterate over the events of a task, from the beginning (or `since`, `tail`, `after` a seq) to the end.
+        """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
 
-        Resumes a broken connection for a limited time, without gaps and duplicates.
+        Resumes a broken connection for a limited time, without gaps or duplicates.
         """
         await self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
@@ -212,7 +212,7 @@ class AsyncClient:
     async def download(self, task_id: str, name: str, target: Path) -> int:
         """Save an artifact (by its name, else its path) as the file `target`; return its size in bytes.
 
-        The file is only created once it is complete and verified. Raises ChecksumError, and OSError for file errors.
+        The file is only created once it is complete and verified. Raises ChecksumError, or OSError for file errors.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
@@ -223,7 +223,7 @@ class AsyncClient:
     async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """Return the verified content of a small artifact.
 
-        Raises ChecksumError, and TooLargeError above `bytes_max`.
+        Raises ChecksumError, or TooLargeError above `bytes_max`.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
@@ -252,7 +252,7 @@ class AsyncClient:
         return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
-    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:
@@ -261,7 +261,7 @@ class AsyncClient:
                 yield response
 
 
-async def _read_body(response: httpx.Response, bytes_max: int) -> bytes:
+async def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
     """Return the body. A larger body is truncated, so that it is not a complete JSON document."""
     body = bytearray()
     async for chunk in response.aiter_bytes():

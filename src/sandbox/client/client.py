@@ -33,7 +33,7 @@ from sandbox.client.responses import (
 from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 ResponseT = TypeVar("ResponseT")
 
@@ -55,10 +55,10 @@ class Client:
     def __init__(
         self, server: str | None = None, token: str | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
-        import httpx
+        import httpx2
 
         self._connection = resolve_connection(server, token, timeout_seconds)
-        self._http = httpx.Client(**self._connection.client_arguments())
+        self._http = httpx2.Client(**self._connection.client_arguments())
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +108,7 @@ class Client:
     def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> Iterator[TaskSummary]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps and no duplicates."""
+        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
         state_names, cursor = tuple(states), None
         while True:
             page = self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
@@ -184,9 +184,9 @@ class Client:
         tail: int | None = None,
         after: int | None = None,
     ) -> Iterator[Event]:
-        """Iterate over the events of a task, from the beginning (or `since`, `tail`, `after` a seq) to the end.
+        """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
 
-        Resumes a broken connection for a limited time, without gaps and duplicates.
+        Resumes a broken connection for a limited time, without gaps or duplicates.
         """
         self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
@@ -210,7 +210,7 @@ class Client:
     def download(self, task_id: str, name: str, target: Path) -> int:
         """Save an artifact (by its name, else its path) as the file `target`; return its size in bytes.
 
-        The file is only created once it is complete and verified. Raises ChecksumError, and OSError for file errors.
+        The file is only created once it is complete and verified. Raises ChecksumError, or OSError for file errors.
         """
         with (
             self._stream(requests.artifact(task_id, name)) as response,
@@ -223,7 +223,7 @@ class Client:
     def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """Return the verified content of a small artifact.
 
-        Raises ChecksumError, and TooLargeError above `bytes_max`.
+        Raises ChecksumError, or TooLargeError above `bytes_max`.
         """
         with self._stream(requests.artifact(task_id, name)) as response:
             reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
@@ -252,7 +252,7 @@ class Client:
         return self._connection.parse_response(call, response.status_code, body)
 
     @contextmanager
-    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx.Response]:
+    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with (
             self._connection.translate_errors(),
@@ -263,7 +263,7 @@ class Client:
             yield response
 
 
-def _read_body(response: httpx.Response, bytes_max: int) -> bytes:
+def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
     """Return the body. A larger body is truncated, so that it is not a complete JSON document."""
     body = bytearray()
     for chunk in response.iter_bytes():

@@ -14,7 +14,7 @@ from sandbox.client.errors import ChecksumError, TooLargeError
 
 
 class Download:
-    """A download to `target`; a context manager that removes the partial file unless `finish` was called.
+    """A download to `target`; a context manager that removes the partial file unless `finish` succeeded.
 
     A device or pipe cannot be replaced, so it is written once all bytes have arrived and are verified. Every method may
     raise OSError.

@@ -1,4 +1,4 @@
-"""Exceptions of the client: one for each error code, grouped by base classes."""
+"""Exceptions of the client: one per error code, grouped by base class."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class RangeNotSatisfiableError(InvalidRequestError):
 
 
 class AccessError(ClientError):
-    """The token is missing, invalid or lacks the required role."""
+    """The token is missing or invalid, or lacks the required role."""
 
 
 class UnauthorizedError(AccessError):
@@ -201,7 +201,7 @@ class RateLimitError(ClientError):
 
 
 class ResponseMemoryError(RateLimitError):
-    """Too much data of responses to this token is unread; read or close those responses, then retry."""
+    """Too much response data for this token has not been read; read or close these responses, then retry."""
 
     code = "response_memory_exceeded"
 

@@ -25,7 +25,7 @@ from sandbox.model.limits import DEFAULT_SERVER
 CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
 RESPONSE_BYTES_MAX = 512 * 1024 * 1024
-"""Size limit of a decompressed JSON response; the largest possible page of the task list has half of it."""
+"""Size limit of a decompressed JSON response; the largest possible page of the task list has half this size."""
 
 TIMEOUT_SECONDS = 30.0
 
@@ -33,7 +33,7 @@ _TOKEN_PATTERN = re.compile("[!-~]+")
 _HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 ResponseT = TypeVar("ResponseT")
 
@@ -47,20 +47,20 @@ class Connection:
     timeout_seconds: float
 
     def client_arguments(self) -> dict[str, Any]:
-        """Return the arguments of an httpx client."""
-        import httpx
+        """Return the arguments of an httpx2 client."""
+        import httpx2
 
         return {
             "base_url": self.server,
             "headers": authorization_header(self.token),
-            "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
+            "timeout": httpx2.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
             "trust_env": False,  # a proxy variable must not affect a server on this machine
             "verify": _ssl_context(self.server),
         }
 
     def request_arguments(self, call: Request[Any]) -> dict[str, Any]:
-        """Return the httpx arguments of one request. Raises InvalidParameterError for a header that cannot be sent."""
-        import httpx
+        """Return the httpx2 arguments of one request. Raises InvalidParameterError for a header that cannot be sent."""
+        import httpx2
 
         for name, value in call.headers.items():
             if not _HEADER_VALUE.fullmatch(value):
@@ -73,7 +73,7 @@ class Connection:
             "content": call.content,
         }
         if call.read_seconds is not None:
-            arguments["timeout"] = httpx.Timeout(
+            arguments["timeout"] = httpx2.Timeout(
                 self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=call.read_seconds
             )
         return arguments
@@ -89,28 +89,28 @@ class Connection:
             raise unexpected_response_error(self.server, status)
         return cast("ResponseT", response)
 
-    def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
+    def parse_error(self, response: httpx2.Response, body: bytes) -> ClientError:
         """Convert an error response to an exception. body: the first part of the response body."""
         error = error_from_response(self.server, response.status_code, body, response.headers.get("Retry-After"))
         return refine_not_found(error, self.server, response.url.path)
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Convert httpx errors: UnreachableError, or InvalidParameterError if httpx cannot send the request."""
-        import httpx
+        """Convert httpx2 errors: UnreachableError, or InvalidParameterError if httpx2 cannot send the request."""
+        import httpx2
 
         try:
             with translate_url_errors():
                 yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
             raise UnreachableError(message) from error
-        except httpx.TimeoutException as error:
+        except httpx2.TimeoutException as error:
             message = f"{self.server} did not respond in time. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
-        except httpx.LocalProtocolError as error:
+        except httpx2.LocalProtocolError as error:
             raise InvalidParameterError("The request cannot be sent; it is not valid HTTP.") from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
             message = f"The connection to {self.server} broke. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
 

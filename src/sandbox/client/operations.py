@@ -1,4 +1,4 @@
-"""Operations of more than one request: submit with retries, wait for the end, follow a stream.
+"""Operations that take more than one request: submit with retries, wait for the end, follow a stream.
 
 Nothing here performs I/O or sleeps. An operation yields the next step and receives its response or its exception;
 `client.py` and `async_client.py` execute the steps.
@@ -20,7 +20,7 @@ from sandbox.client.sse import SseParser
 from sandbox.model.task_state import TERMINAL_STATES
 
 DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
-"""About 30 s in total, which covers a restart of the server."""
+"""Delays between retries: about 30 s in total, which covers a restart of the server."""
 
 RETRY_AFTER_SECONDS_MAX = 10.0
 """Limit of the delay that a server may request with Retry-After."""
@@ -55,7 +55,7 @@ LONG_POLL_PAUSE_SECONDS = 0.1
 """Delay before the next long poll: a server that shuts down responds immediately."""
 
 RESUBMIT_SECONDS = 60.0
-"""How long a submission with a lost response is retried."""
+"""How long a submission is retried if its response is lost."""
 
 STREAM_IDLE_TIMEOUT_SECONDS = 45.0
 """A stream without data for this long is dead: the server sends a keep-alive every 15 s."""
@@ -133,7 +133,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
 
 
 class ResumableStream:
-    """Reads a task's events over successive connections, without gaps and duplicates."""
+    """Reads a task's events over successive connections, without gaps or duplicates."""
 
     def __init__(self, task_id: str, stream: str, **position: str | int | None) -> None:
         self.is_finished = False

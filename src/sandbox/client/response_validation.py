@@ -1,4 +1,4 @@
-"""Validation of JSON responses: dictionaries that raise for missing keys, and a structural type check."""
+"""Validation of JSON responses: a structural type check, and dictionaries that raise an error for missing keys."""
 
 from __future__ import annotations
 

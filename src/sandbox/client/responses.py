@@ -55,7 +55,7 @@ class Progress(TypedDict):
 
 
 class Vm(TypedDict):
-    """A task's sandbox; the first four fields are None until it is known."""
+    """A task's sandbox; the first four fields are None until they are known."""
 
     runtime: str | None
     tier: str | None

@@ -26,7 +26,7 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of a terminal. exit_code: None if its process continues or its exit status is unknown."""
+    """The end of a terminal. exit_code: None if the terminal's process continues or its exit status is unknown."""
 
     exit_code: int | None
     message: str
@@ -40,7 +40,7 @@ class Terminal:
         self._socket = socket
 
     async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """Iterate over output (bytes), changes of the permission to type (bool), and finally the Exit."""
+        """Iterate over output (bytes), changes of the permission to write (bool), and finally the Exit."""
         import websockets
 
         try:
@@ -82,7 +82,7 @@ class Terminal:
 @asynccontextmanager
 async def open_terminal(server: str, token: str | None, task_id: str, **parameters: Any) -> AsyncIterator[Terminal]:
     """Open a terminal. parameters: query parameters of docs/websocket.md. Raises subclasses of ClientError."""
-    import httpx
+    import httpx2
     import websockets
     from websockets.asyncio.client import connect
 
@@ -94,7 +94,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
 
     server = validate_base_url(server)
     with translate_url_errors():
-        url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
+        url = httpx2.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
     headers = authorization_header(token)
     try:
         connection = await ConnectWithoutRedirects(

@@ -12,16 +12,18 @@ from sandbox.model.limits import DEFAULT_SERVER
 
 def validate_base_url(address: str) -> str:
     """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError."""
-    import httpx
+    import httpx2
 
     if "@" in address:  # not included in the message: it may contain a password
         message = "The server's address must not contain credentials or an @."
         raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
     try:
-        url = httpx.URL(address)
+        url = httpx2.URL(address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
-        url.raw_host.decode().encode("idna")  # as for a connection; raises if a label is invalid in a host name
-    except (httpx.InvalidURL, ValueError):
+        # As for a connection: both raise if a label is invalid in a host name.
+        url.raw_host.decode().encode("idna")
+        url.raw_host.decode("idna")
+    except (httpx2.InvalidURL, ValueError):
         is_address = False
     if not is_address or "?" in address or "#" in address:
         raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
@@ -29,7 +31,7 @@ def validate_base_url(address: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """Return the path of a task or of a part of it. Raises InvalidParameterError and TaskNotFoundError."""
+    """Return the path of a task or of a part of it. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`
@@ -46,11 +48,11 @@ def _quote_segment(part: str) -> str:
 @contextmanager
 def translate_url_errors() -> Iterator[None]:
     """Raise InvalidParameterError for a URL that is too long or cannot be encoded."""
-    import httpx
+    import httpx2
 
     try:
         yield
-    except httpx.InvalidURL as error:
+    except httpx2.InvalidURL as error:
         raise InvalidParameterError("The request cannot be sent; it is too long.") from error
     except UnicodeEncodeError as error:
         raise InvalidParameterError("The request cannot be sent; it is not UTF-8.") from error

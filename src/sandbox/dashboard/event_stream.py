@@ -17,7 +17,7 @@ _BATCH_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PageEncoder:
-    """Encodes all events of a batch as one message: a page handles about a thousand messages per second."""
+    """Encodes all events of a batch as one message: a page handles only about a thousand messages per second."""
 
     def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Encode the events as one JSON array, with the last seq as its id."""
@@ -45,7 +45,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
-    """Encode the events of an ended task in large messages: a message costs the page as much as a hundred events."""
+    """Encode the events of an ended task in large messages: one message takes the page as long as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:

@@ -34,8 +34,8 @@ HEADERS = {
 }
 """Headers of every page.
 
-The content policy blocks all scripts, styles and frames except the server's own, even if an agent's text is not
-escaped.
+Even if an agent's text is not escaped, the content policy blocks all scripts, styles and frames except the server's
+own.
 """
 
 

@@ -77,7 +77,7 @@ def _parse_cgi(output: bytes) -> _Response:
     """Parse status, headers and body of a CGI response. Raises ValueError for anything else."""
     head, separator, body = output.partition(b"\r\n\r\n")
     if not separator:
-        raise ValueError("no CGI head")
+        raise ValueError("the CGI response has no header")
     fields = [line.split(": ", 1) for line in head.decode("latin-1").split("\r\n")]
     headers = [(name, value) for name, value in fields if name != "Status"]
     status = next((value for name, value in fields if name == "Status"), "200")

@@ -37,7 +37,7 @@ class HttpConnection:
         self._http = h11.Connection(h11.SERVER)
 
     async def receive(self) -> HttpRequest | None:
-        """Return the next request; None once the client is done."""
+        """Return the next request; None once the client sends no more."""
         if self._http.our_state is h11.MUST_CLOSE:
             return None
         if self._http.our_state is h11.DONE:
@@ -111,7 +111,7 @@ class HttpService:
 
     async def serve_until_signalled(self) -> None:
         """Print the URL as one JSON line and serve until SIGTERM or SIGINT."""
-        gc.freeze()  # modules live until the end; do not scan them for garbage, not even at exit
+        gc.freeze()  # modules live until the process ends; never scan them for garbage, even at exit
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

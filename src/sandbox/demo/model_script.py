@@ -37,7 +37,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One response. Its `faults` are sent before it, in order, one for each request for this turn.
+    """One response. Before it, its `faults` are sent in order, one per request for this turn.
 
     stop_reason: if empty, `tool_use` or `end_turn`, depending on the content; `refusal` is another useful value.
     delay_seconds: before the first byte.

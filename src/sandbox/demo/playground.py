@@ -19,7 +19,7 @@ MODEL_PORT = 8131
 
 
 async def serve_playground(directory: Path, *, git_port: int, model_port: int) -> None:
-    """Serve both until SIGTERM or SIGINT. Raises OSError if a port is in use."""
+    """Serve the repository and the model until SIGTERM or SIGINT. Raises OSError if a port is in use."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,7 +1,7 @@
 """Server that implements the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
 
 The turn is determined by counting the assistant's messages in the request, so a retried request gets the same response.
-Faults are counted by request, so they end after a number of tries.
+Faults are counted by request, so they end after a number of retries.
 """
 
 from __future__ import annotations

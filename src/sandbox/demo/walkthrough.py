@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _COMMANDS = Path(sys.executable).parent
-"""The directory of the command `sandbox` and its Python interpreter."""
+"""The directory that contains the command `sandbox` and its Python interpreter."""
 
 CANCEL_TIMEOUT_SECONDS = 20.0
 """Time for the task to end when the user interrupts the demo."""
@@ -57,7 +57,7 @@ def run() -> int:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Exit on SIGTERM and SIGHUP (a closed terminal) as on ^C: stop every process that was started."""
+    """On SIGTERM and SIGHUP (a closed terminal), exit as on ^C: stop every process that was started."""
 
     def exit_process(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -120,7 +120,7 @@ def _end_task(client: Client) -> None:
     """Cancel the task if it is still running; otherwise it would continue without a server."""
     from sandbox.client import ClientError
 
-    with contextlib.suppress(ClientError):  # a task that has already ended is a conflict
+    with contextlib.suppress(ClientError):  # the task has already ended
         client.cancel("demo", reason="The demo was interrupted.", force=True)
         client.wait("demo", timeout_seconds=CANCEL_TIMEOUT_SECONDS)
 

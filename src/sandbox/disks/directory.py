@@ -1,4 +1,4 @@
-"""Disks that are plain directories, for machines that cannot mount. Their usage must be polled."""
+"""Disks that are plain directories, for machines where mounting is not possible. Their usage must be polled."""
 
 import ctypes
 import os
@@ -50,7 +50,7 @@ def _open_files() -> Iterator[os.stat_result]:
             continue  # for example all processes in which gVisor runs programs
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
-                with suppress(OSError):  # closed since
+                with suppress(OSError):  # closed in the meantime
                     yield entry.stat()
 
 
@@ -83,7 +83,7 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""Charged per file: an empty file uses no block, but one inode of the file system."""
+"""Size added per file: an empty file uses no block, but one inode of the file system."""
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 

@@ -1,7 +1,7 @@
 """Releases leftover disks: those that are still mounted although no process runs their attempts.
 
-A disk's mount is in its runner's mount namespace, which exists as long as a process is in it. That can be a process
-that the runner started outside of the sandbox and that survived the runner.
+A disk's mount is in its runner's mount namespace, which exists as long as a process is in it. Such a process may be one
+that the runner started outside the sandbox and that survived the runner.
 """
 
 import asyncio
@@ -35,7 +35,10 @@ class DiskLeftovers:
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Send KILL to the processes that see the mount, until the kernel detaches it. Raises OSError after 10 s."""
+        """Send KILL to the processes that see the mount until the kernel detaches the device.
+
+        Raises OSError after 10 s.
+        """
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, layout.disk_image):
             await asyncio.to_thread(_kill_holders, numbers, layout.disk)

@@ -80,7 +80,7 @@ def _is_same(file: str, image: Path) -> bool:
 
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: after a power loss, files are only collected from the disk, after fsck repaired it as far as possible."""
+"""No journal: after a power loss, the disk is repaired by fsck as far as possible, and only used to collect files."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk free
 _POLL_SECONDS = 0.01
@@ -97,7 +97,7 @@ class LoopDisks:
 
     def __init__(self) -> None:
         self._disk_fd = -1
-        """Open since the disk was mounted: the kernel reports every later error to this descriptor, once."""
+        """Open since the disk was mounted: the kernel reports every later write error once to this descriptor."""
 
         self._sync_error: OSError | None = None
 

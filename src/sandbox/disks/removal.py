@@ -11,13 +11,13 @@ from sandbox.model.limits import KILL_SECONDS
 _PATH = "/usr/bin:/bin"
 
 AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
-"""Prefix of a command: makes it independent of the modes of its user's files, which agents choose."""
+"""Prefix of a command. It makes the command independent of the file modes, which agents choose."""
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:
     """Remove trees with rm(1), which handles any depth, follows no links and can be stopped. Raises OSError.
 
-    An ordinary user cannot empty a directory without write permission; root of a user namespace can.
+    An ordinary user cannot empty a directory without write permission; the root user of a user namespace can.
     """
     if not paths:
         return

@@ -1,4 +1,4 @@
-"""Handlers of connections from the sandbox: move bytes between sockets and a sans-I/O protocol."""
+"""Handlers of connections from the sandbox: they move bytes between sockets and a sans-I/O protocol."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ConnectionQueues:
-    """CPU queues by priority: non-model traffic, new model connections, model connections in use.
+    """CPU queues by ascending priority: non-model traffic, new model connections, model connections in use.
 
     A sandbox can send any amount of data to parse. Therefore only one connection's data is parsed at a time, other work
     of the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.
@@ -97,9 +97,9 @@ class ConnectionHandler:
 
 
 class ModelConnection(ConnectionHandler):
-    """A connection to the model's listener. It reuses its upstream connection for the same client's next request.
+    """A connection to the model's listener. Its upstream connection is reused for the same client's next request.
 
-    The connection gets the model's priority once a request was forwarded, and loses it when one is rejected.
+    The connection gets the model's priority once a request has been forwarded, and loses it when a request is rejected.
     """
 
     def __init__(
@@ -202,7 +202,10 @@ class ModelConnection(ConnectionHandler):
         await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
-        """Open the upstream connection. Return the given effects, or those of a denial or a failure."""
+        """Open the upstream connection.
+
+        Return the effects to apply: the given ones, or those of the failure to connect or of a denial.
+        """
         self._client.clear_timeout()  # the wait for a connection may be longer; `_apply` sets the next timeout
         try:
             stream = await self._dialer.dial()

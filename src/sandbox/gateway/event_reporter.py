@@ -95,7 +95,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """Report the remaining denials that were only counted, and the number of dropped headers. Call at the end."""
+        """Report the remaining counts of denials and of dropped headers. Call it at the end."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."

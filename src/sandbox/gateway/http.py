@@ -45,7 +45,7 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request: replaces the task's key with the server's and requests an uncompressed response.
+    """Build the upstream request, with the server's key instead of the task's, for an uncompressed response.
 
     body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
     headers.
@@ -148,7 +148,7 @@ _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """A host as written, without brackets, and a port."""
+    """A host in its original spelling, without brackets, and a port."""
 
     host: str
     port: int

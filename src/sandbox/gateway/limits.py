@@ -16,22 +16,22 @@ UNSENT_BYTES_MAX = 128 * 1024
 """Unsent bytes in the kernel per connection; above it the gateway stops reading from the other side."""
 
 FULL_BUFFER_CONNECTIONS_MAX = 16
-"""Connections with full-size buffers at once; applies to hosts, to the model and to the sandbox separately."""
+"""Connections with full-size buffers at once, counted separately for hosts, the model and the sandbox."""
 
 REDUCED_BUFFER_BYTES = 128 * 1024
 """Receive and send buffer of each additional connection; the kernel allocates the same amount for itself."""
 
 CONNECTIONS_MAX = 128
-"""Open connections to the model listener, to hosts and for DNS, each; additional ones wait."""
+"""Open connections, counted separately for the model listener, hosts and DNS; additional ones wait."""
 
 HOST_CONNECTIONS_AT_ONCE = 1024
-"""New connections to hosts without waiting. Each closed one occupies a local port for a minute."""
+"""Maximum burst of new connections to hosts. Each occupies a local port for a minute after it is closed."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
 """Rate of new connections to hosts after that burst; additional ones wait."""
 
 MODEL_CONNECTIONS_AT_ONCE = 256
-"""New connections to the model's address without waiting. All tasks share its ports."""
+"""Maximum burst of new connections to the model's address. All tasks share the local ports for this address."""
 
 MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after that burst; additional ones wait."""
@@ -43,10 +43,10 @@ MODEL_DEBT_SECONDS = 3.0
 """CPU debt in seconds for model connections whose last request was forwarded."""
 
 MODEL_PRIORITY_CPU_SECONDS = 0.02
-"""CPU seconds of a model connection without a forwarded request; above it the connection waits with other traffic."""
+"""CPU time of a model connection without a forwarded request; above it the connection waits with other traffic."""
 
 HEAD_SECONDS = 10.0
-"""Time from the first byte of a request (or the connection's start) to its head's end; above it the connection ends."""
+"""Time from a request's first byte (or the connection's start) to the end of its head; above it the connection ends."""
 
 BODY_SECONDS = 60.0
 """Time between two reads of a request body; above it the connection ends."""
@@ -85,7 +85,7 @@ UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
 """Bytes of a protocol other than TLS and HTTP that are searched for both; the rest passes unread."""
 
 PARTIAL_HELLOS_MAX = 16
-"""Incomplete ClientHello candidates at once in such a protocol; above it the connection ends."""
+"""Incomplete ClientHello candidates at once in a protocol other than TLS and HTTP; above it the connection ends."""
 
 TUNNEL_IDLE_SECONDS = 300.0
 """Time without data in either direction between the sandbox and a host; above it the connection ends."""
@@ -106,16 +106,16 @@ MODEL_LOOKUP_SECONDS = 30.0
 """How often the model's addresses, which no other host may have, are looked up again."""
 
 SYNTHETIC_IPS_MAX = 4096
-"""Names of one sandbox with a synthetic address; additional names do not resolve."""
+"""Names with a synthetic address per sandbox; additional names do not resolve."""
 
 DNS_DATAGRAM_BYTES_MAX = 2048
-"""A DNS query over UDP; longer queries are truncated."""
+"""Maximum size of a DNS query over UDP; longer queries are truncated."""
 
 DENIALS_REPORTED_MAX = 100_000
-"""Denials of an attempt that are reported individually; additional ones are only counted, which is reported once."""
+"""Denials of an attempt that are reported individually; additional ones are only counted, and one report says so."""
 
 DENIALS_PER_SECOND_MAX = 20
-"""Denials reported individually per second; the rest is counted in one report."""
+"""Denials per second that are reported individually; one report contains the number of the others."""
 
 DROPPED_HEADERS_REPORTED_MAX = 20
 """Dropped header names that are reported per attempt; additional ones are only counted."""
@@ -124,7 +124,7 @@ ERROR_REPORT_INTERVAL_SECONDS = 10.0
 """Minimum time between two reports of the same error."""
 
 REPORTED_HOST_CHARACTERS_MAX = 255
-"""A host name in a report; longer ones are truncated after redaction."""
+"""Maximum length of a host name in a report; longer ones are truncated after redaction."""
 
 REDACTED_NAME_CHARACTERS_MAX = 4096
-"""A name that is searched for secrets; a longer one is not reported: truncation might leave part of a secret."""
+"""Maximum length of a name to redact. A longer one is not reported, because truncation might leave part of a secret."""

@@ -236,7 +236,7 @@ async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: 
     """Accept the next connection once a slot is free. Raises OSError.
 
     The event loop's `sock_accept` logs an error if it is cancelled while the listener is closed; this function does
-    not. A slot is taken only once a connection is waiting, so an idle listener does not block the others.
+    not. A slot is taken only once a connection is waiting, so an idle listener does not block the other listeners.
     """
     while True:
         await _wait_readable(listener)

@@ -14,10 +14,10 @@ from sandbox.gateway.limits import (
 )
 
 READ_BYTES = 16 * 1024
-"""Small enough that parsing one read (for example a thousand one-byte chunks) is quick."""
+"""Read size. Even data that is costly to parse, such as a thousand one-byte chunks, is then parsed quickly."""
 
 FIRST_READ_BYTES = 4 * 1024
-"""Read size of a model connection without a forwarded request; limits how long an expensive one delays the others."""
+"""Read size of a model connection without a forwarded request; limits how long a costly read delays others."""
 
 RELAY_BYTES = 256 * 1024
 """Read size for data that is relayed unread; equal to asyncio's own maximum."""
@@ -89,7 +89,7 @@ class Stream:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
     def clear_timeout(self) -> None:
-        """Suspend the timeout while no one reads from the connection."""
+        """Suspend the timeout while nothing reads from the connection."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -21,8 +21,8 @@ from sandbox.images.rootfs import RootFs
 class Component:
     """Files that are copied into an image.
 
-    paths: paths inside by host file or directory. links: targets by path. files: contents by path. versions: for the
-    image's metadata.
+    paths: paths in the image by host file or directory. links: targets by path. files: contents by path. versions: for
+    the image's metadata.
     """
 
     paths: Mapping[Path, str]

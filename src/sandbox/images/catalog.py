@@ -16,7 +16,7 @@ from sandbox.model.tier import is_strong_enough
 class ProfileEntry:
     """A profile's current state.
 
-    metadata: of its image, None without one. problem: why the image cannot be used.
+    metadata: of its image, None if there is none. problem: why the image cannot be used.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Installs packages of the machine's distribution into a root file system, with mmdebstrap.
 
-Sources, keys, proxy and certificates are those of this machine's apt, because its operator decides where packages come
-from. None of these are copied into the image.
+Sources, keys, proxy and certificates are those of this machine's apt, because the machine's operator decides where
+packages come from. None of them is copied into the image.
 """
 
 import os

@@ -23,7 +23,7 @@ IMAGE_LAYERS_MAX = 128
 """Maximum number of layers in an archive."""
 
 IMAGE_PATH_BYTES_MAX = 3500
-"""Maximum length of a path inside, as written in an archive."""
+"""Maximum length of a path in the image, as written in an archive."""
 
 IMAGE_DEPTH_MAX = 128
 """Maximum nesting of directories. A deeper tree could be neither measured nor removed."""
@@ -56,9 +56,9 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the definition file.
 
-    date: timestamps in the image are set to it. packages: of the distribution, in addition to its essential ones.
-    parts: components that Sandbox provides, by name. files: text by absolute path. minimum_tier: the weakest allowed
-    tier.
+    date: the value of all timestamps in the image. packages: packages of the distribution, in addition to its
+    essential ones. parts: components that Sandbox provides, by name. files: text by absolute path. minimum_tier: the
+    weakest allowed tier.
     """
 
     description: str

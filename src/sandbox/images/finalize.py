@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TreeDigest:
-    """The identity of an image. digest: of the tree's tar, with sorted names and without owners."""
+    """The identity of an image. digest: of a tar of the tree, with sorted names and without owners."""
 
     digest: str
     size_bytes: int
@@ -89,7 +89,7 @@ def compute_digest(root: Path) -> TreeDigest:
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
     yield path, name
-    # Names only: the entries of scandir contain their whole paths, up to several gigabytes.
+    # Read only names: scandir's entries contain whole paths, in total up to several gigabytes.
     for child in map(os.fsdecode, sorted(os.listdir(os.fsencode(path)))):  # noqa: PTH208
         if stat.S_ISDIR(os.lstat(f"{path}/{child}").st_mode):
             yield from _walk(f"{path}/{child}", f"{name}/{child}")

@@ -85,8 +85,8 @@ class ImageStore:
     def build_directory(self) -> Iterator[Path]:
         """Yield a private directory for building an image; it is removed at the end, like the remains of killed builds.
 
-        Also removes images that are neither current nor leased. That happens at the next build and not right after the
-        one that replaced them, because a task may just have resolved one of them. Raises ProfileBusyError.
+        Also removes images that are neither current nor leased. They are not removed as soon as they are replaced,
+        because a task may just have resolved one of them. Raises ProfileBusyError.
         """
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
@@ -144,7 +144,7 @@ class ImageStore:
         built.rename(final)
 
     def remove_images(self) -> None:
-        """Remove all images. Raises ProfileNotFoundError, ProfileBusyError; then nothing was removed."""
+        """Remove all images. Raises ProfileNotFoundError, ProfileBusyError; in both cases nothing was removed."""
         if not self._root.is_dir():
             raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
         with self._locked(), ExitStack() as locks:
@@ -251,7 +251,10 @@ def _is_intact(rootfs: Path, digest: str) -> bool:
 
 
 def _sync_file_system(path: Path) -> None:
-    """Flush the file system that contains `path`. A tree has too many files to flush each. Raises OSError."""
+    """Flush the file system that contains `path`.
+
+    A tree has too many files to flush each one separately. Raises OSError.
+    """
     try:
         subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
     except subprocess.SubprocessError as error:

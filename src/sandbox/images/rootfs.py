@@ -35,7 +35,7 @@ class RootFs:
         self._entries = 0
         self._whiteout_entries = 0
         self._added_in_layer: set[int] = set()
-        """Hashes of paths. A million paths of an image may be several gigabytes."""
+        """Hashes of paths, because a million paths may take several gigabytes."""
 
     def start_layer(self) -> None:
         """Start a layer. Whiteouts do not apply to files of the same layer."""
@@ -65,7 +65,10 @@ class RootFs:
             os.utime(descriptor, (seconds, seconds))
 
     def add_link(self, name: str, target: str) -> None:
-        """Create a symbolic link with any target: it is only ever resolved inside. Raises ImageRefusedError."""
+        """Create a symbolic link with any target: links are only ever resolved within the image.
+
+        Raises ImageRefusedError.
+        """
         if not target or "\0" in target or len(os.fsencode(target)) > IMAGE_PATH_BYTES_MAX:
             raise ImageRefusedError(f"The image has a link without a valid target: {name[:200]}")
         os.symlink(target, self._make_vacant(name))  # noqa: PTH211
@@ -73,7 +76,7 @@ class RootFs:
     def add_hard_link(self, name: str, target: str) -> None:
         """Create a hard link to a file of the tree. Raises ImageRefusedError if there is no such file.
 
-        Its bytes count again, because reading the whole tree reads them again.
+        The file's bytes are counted again, because reading the whole tree reads them again.
         """
         source = self.find(target)
         status = None if source is None else os.lstat(source)
@@ -216,7 +219,7 @@ class RootFs:
 
 
 def split_path(name: str) -> list[str]:
-    """Split a path inside; a leading slash is ignored. Raises ImageRefusedError if it could leave the tree."""
+    """Split a path in the image; a leading slash is ignored. Raises ImageRefusedError if it could leave the tree."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or invalid: {name[:200]!r}")
     parts = [segment for segment in name.split("/") if segment not in {"", "."}]

@@ -40,7 +40,7 @@ class ToolFinished(msgspec.Struct, frozen=True):
 
 
 class TurnStarted(msgspec.Struct, frozen=True):
-    """The model responded once more in the main conversation."""
+    """The model started another response in the main conversation."""
 
 
 class AgentReady(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ AgentEvent = AgentReady | ToolStarted | ToolFinished | TurnStarted | ApiRetry
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):
-    """How the agent's work ended. `failure` is None only for success; `result` is its last result event."""
+    """How the agent's work ended. `failure` is None only for success; `result` is the agent's last result event."""
 
     result: dict[str, Any] | None
     failure: Failure | None
@@ -105,7 +105,7 @@ class AgentDriver(Protocol):
         ...
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return why the agent lacks requested tools or MCP servers, None if all are present.
+        """Return the failure if requested tools or MCP servers are missing; None if all are present.
 
         redact: the redaction that was already applied to the names in `ready`.
         """
@@ -116,5 +116,5 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Render the task's stdout from the last result if `output_format` is not `stream-json`."""
+        """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
         ...

@@ -26,7 +26,7 @@ class Disks(Protocol):
 
     @property
     def enforces_size(self) -> bool:
-        """Whether a write beyond the limit fails inside (ENOSPC). If not, the caller must poll `usage`."""
+        """Whether a write beyond the limit fails inside the sandbox (ENOSPC). If not, the caller must poll `usage`."""
         ...
 
     async def open(self, layout: AttemptLayout, size_bytes: int) -> None:

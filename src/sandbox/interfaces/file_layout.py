@@ -12,7 +12,7 @@ def tasks_root(data_dir: Path) -> Path:
 
 
 def pruned_root(data_dir: Path) -> Path:
-    """The directory of the files of pruned tasks, until the janitor deletes them."""
+    """The directory with the files of pruned tasks that the janitor has not deleted yet."""
     return data_dir / "pruned"
 
 
@@ -22,7 +22,7 @@ def runner_socket(run_dir: Path, attempt_id: str) -> Path:
 
 
 def probe_directory(run_dir: Path, probe_id: str) -> Path:
-    """The directory of a probe. Its id has the format of an attempt id."""
+    """The directory of a probe, whose id has the format of an attempt id."""
     return run_dir / f"probe-{probe_id}"
 
 

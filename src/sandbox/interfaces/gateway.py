@@ -11,7 +11,7 @@ from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 
 class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where model requests go, and the server's own key for it. Exactly one of the two credentials is set."""
+    """The address of the model API, and the server's own key for it. Exactly one of the two credentials is set."""
 
     base_url: str
     api_key: str = ""
@@ -46,7 +46,10 @@ class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BudgetExhausted(msgspec.Struct, frozen=True):
-    """The budget is spent; no more model requests are forwarded. `message`: which limit, human-readable."""
+    """The budget is spent; no more model requests are forwarded.
+
+    `message`: the limit that was reached, human-readable.
+    """
 
     message: str
 
@@ -58,7 +61,7 @@ class KeyRejected(msgspec.Struct, frozen=True):
 
 
 ReportEvent = Callable[[Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected], None]
-"""Receives usage, refusals and errors. Called on the event loop's thread; must not block."""
+"""Receives usage, denials and errors. Called on the event loop's thread; must not block."""
 
 
 class Gateway(Protocol):
@@ -71,7 +74,7 @@ class Gateway(Protocol):
 
     @property
     def denied_count(self) -> int:
-        """Connections, requests and names refused so far, reported or not."""
+        """Connections, requests and names denied so far, reported or not."""
         ...
 
     def release_model_requests(self) -> None:

@@ -16,7 +16,7 @@ IMAGE_FILES = (
     *("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"),
     "/etc/gitconfig",
 )
-"""Directories and files that every image contains, never as links, as mount points for the runtimes.
+"""Mount points for the runtimes: directories and files, never links, that every image contains.
 
 They must exist because the image is read-only. /etc has no passwords, and /var/tmp links to /tmp.
 """
@@ -43,7 +43,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class ImageUnusableError(SandboxError):
-    """The profile's image is damaged, missing, from a different version of Sandbox, or needs a stronger tier."""
+    """The profile's image is missing, damaged or from a different version of Sandbox, or needs a stronger tier."""
 
     code = "image_unusable"
 

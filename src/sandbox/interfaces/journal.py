@@ -57,7 +57,7 @@ class JournalWriter(Protocol):
         """Assign the next number to an event that happened `at` (UTC), and write it.
 
         Readers see it at once. With `durable` it is on disk on return. Raises OSError, and leaves the journal
-        unchanged, if it cannot be written.
+        unchanged, if the event cannot be written.
         """
         ...
 
@@ -78,7 +78,7 @@ class Journals(Protocol):
         ...
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:
-        """Remove a journal that `create` made if record 1 could not be written, and release the lock.
+        """Remove a newly created journal whose record 1 could not be written, and release the lock.
 
         Raises OSError.
         """

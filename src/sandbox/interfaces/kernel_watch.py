@@ -12,8 +12,8 @@ _PAUSE_SECONDS_MAX = 3.0
 
 _WAITS_MAX = 10
 _WAIT_SECONDS = 0.5
-"""Number and duration of the waits for one measurement, because programs inside can hold locks that it needs. If the
-event loop stops, for example because the machine is suspended, that counts as one wait.
+"""Number and duration of the waits for one measurement, which may need locks that programs inside hold. If the event
+loop stops, for example because the machine is suspended, that counts as one wait.
 """
 
 
@@ -22,7 +22,7 @@ async def wait_for_violation(
     file_counts: Callable[[], Awaitable[FileUsage]],
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
 ) -> str:
-    """Return why the sandbox must end. Each kind is polled separately, because one may take a long time."""
+    """Return why the sandbox must end. Each kind of usage is polled separately, because measuring one may take long."""
     polls = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
         asyncio.create_task(_poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS)),

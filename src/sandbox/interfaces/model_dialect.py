@@ -57,7 +57,7 @@ class UsageMeter(Protocol):
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """Return an upper bound of the usage of a response that broke off. Call no other method afterwards.
 
-        is_fully_received: all output that the model has produced by then was received.
+        is_fully_received: all output that the model has produced so far was received.
         """
         ...
 
@@ -70,12 +70,12 @@ class ModelDialect(Protocol):
 
     @property
     def base_url_setting(self) -> str:
-        """The environment variable of the server with the address of the API, for messages."""
+        """The server's environment variable that contains the address of the API, for messages."""
         ...
 
     @property
     def endpoints(self) -> Mapping[bytes, bool]:
-        """The paths of POST requests to forward, and whether the response spends tokens."""
+        """The paths of POST requests to forward, each with whether its response spends tokens."""
         ...
 
     @property
@@ -94,7 +94,10 @@ class ModelDialect(Protocol):
         ...
 
     def is_forwarded(self, header_name: bytes) -> bool:
-        """Whether a request header, by its lower-case name, is forwarded. Headers of the body are forwarded anyway."""
+        """Whether the request header with this lower-case name is forwarded.
+
+        Headers that describe the body are always forwarded.
+        """
         ...
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
@@ -102,7 +105,7 @@ class ModelDialect(Protocol):
         ...
 
     def presented_key(self, header_name: bytes, value: bytes) -> bytes:
-        """Return the key in one of the `credential_headers`, empty if there is none."""
+        """Return the key from one of the `credential_headers`, or an empty string if there is none."""
         ...
 
     def encode_error(self, status: int, message: str) -> bytes:
@@ -110,11 +113,11 @@ class ModelDialect(Protocol):
         ...
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
-        """Decode the body, or reject it. Never uses much memory relative to its length."""
+        """Decode the body, or reject it. Never uses much memory relative to the body's length."""
         ...
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return the start of a sentence about the part of the request that accesses external resources, or None."""
+        """Return the start of a sentence that says which part of the request accesses external resources, or None."""
         ...
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
@@ -122,7 +125,7 @@ class ModelDialect(Protocol):
         ...
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
-        """Estimate the bound from a decoded request and the length of its body."""
+        """Estimate the upper bound of the cost from a decoded request and the length of its body."""
         ...
 
     def create_meter(self, content_type: bytes) -> UsageMeter:

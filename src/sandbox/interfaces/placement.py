@@ -35,7 +35,7 @@ class LaunchOrder(
     resumes: the attempt takes over an earlier attempt's disk.
     excludes_emulation: the server chose the runtime (`auto`), so emulation is excluded.
     agent_program: host path of the agent's executable.
-    follow_redirects: git may follow a redirect to a different host than the manifest's when it starts to clone.
+    follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
     disk_kind: the kind of disk that this host supports.
     image: the image of the manifest's profile, None for the host's own /usr.
     can_confine: host programs that read untrusted data can be confined on this host.
@@ -82,7 +82,7 @@ class RunnerUnreachableError(SandboxError):
 
 
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
-"""The response to a cancel request that came after the agent's exit, whichever process recorded it."""
+"""The response to a cancel request that came after the agent's exit, whichever process recorded that exit."""
 
 
 class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):

@@ -69,17 +69,17 @@ class Confinement(Protocol):
 
     @property
     def memory_bytes(self) -> int | None:
-        """The memory limit of all its programs together; None means no limit."""
+        """The memory limit of all programs in the confinement together; None means no limit."""
         ...
 
     def was_oom_killed(self) -> bool:
-        """Whether the kernel killed one of its programs because of that limit."""
+        """Whether the kernel killed a program in the confinement because of that limit."""
         ...
 
     async def run(self, command: ConfinedCommand) -> int:
         """Return the exit code, 128+n after signal n. Cancellation kills the program and all its descendants.
 
-        Raises OSError, and ConfinementLostError if the confinement is gone.
+        Raises OSError, or ConfinementLostError if the confinement is gone.
         """
         ...
 
@@ -139,7 +139,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     """The sandbox to create.
 
     disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
-        /tmp. The runtime gives it to the sandbox's kernel uid, and `destroy` gives it back to the caller.
+        /tmp. The runtime makes the sandbox's kernel uid its owner; `destroy` makes the caller its owner again.
     programs: absolute paths inside by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
@@ -211,7 +211,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
     idle_slab_bytes: memory of freed kernel objects that is still allocated.
-    udp_sockets_on_port: UDP sockets of the port that has the most.
+    udp_sockets_on_port: number of UDP sockets on the port that has the most.
     """
 
     sockets: int | None = None
@@ -260,7 +260,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     """The open files of a sandbox; None if the host does not count them.
 
     open_files: descriptors of all its processes.
-    directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
+    directories, locks: open directories, and POSIX file locks. Both are 0 while they cannot exceed their limits.
     shared_locks: locks of any kind on files that the host uses too.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
     was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
@@ -319,14 +319,14 @@ class Listeners(msgspec.Struct, frozen=True):
 
 
 class TerminalSize(msgspec.Struct, frozen=True):
-    """Size in characters, each 1 to 1000."""
+    """Width and height in characters, each 1 to 1000."""
 
     rows: int
     columns: int
 
 
 class Terminal(Protocol):
-    """A process inside with its own pseudo-terminal, created inside; it is not a terminal of the host."""
+    """A process inside with a pseudo-terminal that was created inside and is not a terminal of the host."""
 
     @property
     def output(self) -> StreamReader:
@@ -391,7 +391,8 @@ class Sandbox(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Return how the command ended, once no process is left inside, or 10 s later. May be called many times.
+        """Return how the command ended. Waits up to 10 s longer for all processes inside to end. May be called many
+        times.
 
         Processes that are left by then have received KILL and execute no further instructions; `destroy` reports them.
         """
@@ -406,13 +407,13 @@ class Sandbox(Protocol):
         ...
 
     async def file_counts(self) -> FileUsage:
-        """Return the number of open files and directories, without a lock that programs inside can hold for long."""
+        """Return the number of open files and directories. Takes no lock that programs inside can hold for long."""
         ...
 
     async def detailed_file_usage(self) -> FileUsage:
         """Return the open files; for a sandbox with a separate kernel, only directories that the host opened for it.
 
-        Slow if there are many.
+        Slow if many files are open.
         """
         ...
 

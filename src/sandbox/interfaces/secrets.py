@@ -68,7 +68,7 @@ _SCRYPT_COST = 2**14
 
 
 def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
-    """Create a fingerprint of the values, to be stored next to the disk before an agent gets them."""
+    """Create a fingerprint of the values, to be stored next to the disk before an agent gets the values."""
     salt = os.urandom(_SALT_BYTES)
     return salt + _digest(secrets, salt)
 

@@ -24,7 +24,7 @@ class Retention:
 
     older_than_seconds: since a task's end.
     keep: number of tasks.
-    max_bytes: disk usage of all of them together.
+    max_bytes: disk usage of all finished tasks together.
     """
 
     older_than_seconds: float | None = None
@@ -132,7 +132,10 @@ class SandboxNotPreservedError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted task, in its state at that time. is_replayed: the same submission had been accepted before."""
+    """An accepted task, in its state when it was accepted.
+
+    is_replayed: the same submission had been accepted before.
+    """
 
     task: Task
     is_replayed: bool = False
@@ -205,7 +208,7 @@ class Tasks(Protocol):
     """The server's tasks. Every method about one task may raise TaskNotFoundError."""
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
-        """Return the submission with this key and body within 24 h.
+        """Return the submission of the last 24 h with this key and body.
 
         Raises IdempotencyKeyReusedError, UnavailableError.
         """
@@ -269,7 +272,7 @@ class Tasks(Protocol):
         ...
 
     def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Yield live events of all tasks, starting with the iterator's first step (before it waits for anything)."""
+        """Yield live events of all tasks, from the iterator's first step (before it waits for anything)."""
         ...
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:

@@ -43,7 +43,7 @@ class InputFrame(msgspec.Struct, frozen=True, tag="typed"):
 
 
 class ResizeFrame(msgspec.Struct, frozen=True, tag="resized"):
-    """The size of a client's window, each 1 to 1000 characters."""
+    """The width and height of a client's window, each 1 to 1000 characters."""
 
     rows: int
     columns: int

@@ -22,8 +22,8 @@ class PatchResult(msgspec.Struct, frozen=True):
     """The result of making a patch.
 
     incomplete_reason: why the patch does not contain everything (human-readable); None if it does.
-    contains_secret: the content of a file in it contains a secret value. The patch itself may hold it in git's binary
-        encoding.
+    contains_secret: the content of a file in the patch contains a secret value. The patch
+        itself may contain the value in git's binary encoding.
     """
 
     incomplete_reason: str | None = None
@@ -57,7 +57,7 @@ class Workspaces(Protocol):
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write a tar of the files that the agent created or changed to `target`, for a patch that lacks them.
+        """Write to `target` a tar of the files that the agent created or changed, for a patch that lacks them.
 
         Returns why some are missing (human-readable), or None if all are in it. Raises AttemptError (collect_failed).
         """

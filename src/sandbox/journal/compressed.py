@@ -1,8 +1,8 @@
 """Compressed journals of finished tasks: gzip files with random access.
 
 A file is a series of gzip members, each with whole records of about MEMBER_BYTES. The extra field of a member's header
-contains its first record number and its compressed and uncompressed size, so a reader walks the headers and
-decompresses one member. `zcat` and `zgrep` ignore the extra field.
+contains its first record number and its compressed and uncompressed size, so a reader skips from header to header and
+decompresses only one member. `zcat` and `zgrep` ignore the extra field.
 """
 
 import os
@@ -22,7 +22,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.system.files import fsync_path
 
 MEMBER_BYTES = 256 * 1024
-"""Size of a compressed member, which is decompressed to read any record in it."""
+"""Uncompressed size of a member. To read any record in it, the whole member is decompressed."""
 
 _HEADER = struct.Struct("<4sIBBH2sHQII")
 _HEADER_CRC = struct.Struct("<H")
@@ -33,7 +33,7 @@ _CACHED_FILES_MAX = 64
 
 
 class GzipMember(NamedTuple):
-    """One gzip member: its first record, its position in the uncompressed journal and its position in the file."""
+    """One gzip member: its first record, and its positions in the uncompressed journal and in the file."""
 
     first_seq: int
     offset: int
@@ -126,10 +126,10 @@ class CompressedJournal:
 def compress_journal(records: Path, target: Path) -> None:
     """Replace a plain journal, whose lock the caller holds, with a compressed one. A torn tail is dropped.
 
-    The compressed file is written under a temporary name, read again and compared, and renamed; then the plain file is
+    The compressed file is written under a temporary name, read back, compared and renamed; then the plain file is
     removed. A crash leaves at least one of them intact, and the next try starts over. After an error the partial file
-    is removed, because a full disk needs the space. Raises JournalDamagedError, also if the journal has no final
-    record, since it could not get one later; OSError; FileNotFoundError if there is neither file.
+    is removed, because a full disk needs the space. Raises OSError; FileNotFoundError if neither file exists;
+    JournalDamagedError, also for a journal without a final record, because none can be appended after compression.
     """
     temporary = target.with_name(f"{target.name}.new")
     temporary.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _header_crc(header: bytes) -> bytes:
 
 @lru_cache(_CACHED_FILES_MAX)
 def _read_members(path: Path, identity: tuple[int, ...]) -> tuple[GzipMember, ...]:
-    """Read the headers, cached by the file's identity, which changes when the file is replaced."""
+    """Read the members' headers. They are cached by the file's identity, which changes when the file is replaced."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return tuple(_walk_members(path, fd, identity[2]))

@@ -37,9 +37,9 @@ def measure_extent(records: Path) -> Extent:
 
 
 def raise_if_damaged(records: Path, offset: int) -> None:
-    """Distinguish a torn tail at `offset`, which a crash leaves, from damage, which has whole records after it.
+    """Raise JournalDamagedError if whole records follow the invalid line at `offset`.
 
-    Also returns if the line was completed in the meantime. Raises JournalDamagedError for damage.
+    Returns for a torn tail, which a crash leaves, and for a line that was completed in the meantime.
     """
     for begin, text in iter_lines(records, offset):
         whole = record_format.is_complete(text)

@@ -118,7 +118,7 @@ class FileJournals:
             os.close(lock_fd)
 
     def kill_lock_holder(self, task_id: str) -> bool:
-        """KILL the runner that holds the lock; see `Journals.kill_lock_holder`."""
+        """Send KILL to the runner that holds the lock; see `Journals.kill_lock_holder`."""
         return kill_lock_holder(self._directory(task_id) / "lock")
 
     def is_locked(self, task_id: str) -> bool:
@@ -135,7 +135,7 @@ class FileJournals:
         return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
-        """Return the directory. The id is checked again, so a bug in the manifest's rules cannot lead elsewhere."""
+        """Return the directory. The id is checked again, so a bug in the manifest's rules cannot yield another path."""
         if not _TASK_ID.fullmatch(task_id):
             raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
         return TaskLayout(self._data_dir, task_id).root / "journal"
@@ -150,7 +150,7 @@ def _has_journal(records: Path) -> bool:
 
 
 def _measure_accepted(records: Path) -> Extent:
-    """Measure the journal of an accepted task: record 1 was flushed, so without it the rest is not a torn tail.
+    """Measure the journal of an accepted task. Its record 1 was flushed: if it is missing, the journal is damaged.
 
     Raises JournalDamagedError, FileNotFoundError.
     """
@@ -188,7 +188,7 @@ def _create_directories(directory: Path) -> int:
 
 
 def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
-    """Create an empty records file and flush everything before it to disk."""
+    """Create an empty records file and flush it and its parent directories to disk."""
     records = directory / "records"
     try:
         os.close(os.open(records, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -201,9 +201,9 @@ def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
 
 
 def _remove_journal(directory: Path, lock_fd: int) -> None:
-    """Remove a journal without a record, whose lock is held.
+    """Remove a journal that has no record and whose lock is held.
 
-    Errors are ignored, because the caller reports a worse one.
+    Errors are ignored, because the caller reports a more important one.
     """
     with suppress(OSError):
         if lock.is_lock_of(lock_fd, directory / "lock"):

@@ -63,7 +63,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """Try a few times, because `is_locked` in another process may hold the lock for an instant."""
+    """Try a few times, because `is_locked` in another process may hold the lock briefly."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
@@ -84,7 +84,7 @@ RUNNER_MODULES = frozenset({b"sandbox.bootstrap.runner", b"sandbox.wiring.runner
 
 
 def kill_lock_holder(lock: Path) -> bool:
-    """KILL every other runner process that holds the exclusive lock of this file. Return whether there was one."""
+    """Send KILL to every other runner that holds the exclusive lock of this file. Return whether there was one."""
     try:
         found = lock.stat()
     except FileNotFoundError:
@@ -123,8 +123,8 @@ def _holds_lock(pid: int, lock: os.stat_result) -> bool:
 def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
     """Check the descriptor itself, not only its fdinfo.
 
-    fdinfo shows the file system's device, which no file has on overlayfs and btrfs. It is read for the lock's own file
-    only: a process of a sandbox can have a runner's argument, and files for which the kernel returns 100 MB of fdinfo
+    On overlayfs and btrfs, fdinfo shows the file system's device, which differs from that of each file. Only the fdinfo
+    of the lock's own file is read: a sandbox process can have a runner's argument and files whose fdinfo is 100 MB
     each. A descriptor that is closed in the meantime does not count; the other ones are checked too.
     """
     try:

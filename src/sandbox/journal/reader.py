@@ -39,8 +39,8 @@ def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordB
 def has_first_record(records: Path) -> bool:
     """Whether record 1 exists, which means that the task was accepted.
 
-    A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; its
-    reader reports the error.
+    A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; the
+    error is reported when it is read.
     """
     try:
         with records.open("rb") as file:
@@ -57,8 +57,8 @@ def has_first_record(records: Path) -> bool:
 def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
     """Return the complete lines that end within `bytes_max`, or the first one if it is longer.
 
-    Raises JournalOffsetError if no line ends at `offset`: the journal became shorter since the offset was read (after a
-    power loss, records that were not flushed are gone).
+    Raises JournalOffsetError if no line ends at `offset`: the journal has become shorter since the offset was read
+    (after a power loss, records that were not flushed are gone).
     """
     with records.open("rb", buffering=0) as file:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":

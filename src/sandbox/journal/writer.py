@@ -16,7 +16,7 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 class FileJournalWriter:
-    """Appends records to a journal whose lock it holds. For one thread; `sync` may run in another one."""
+    """Appends records to a journal whose lock it holds. Used by one thread; only `sync` may run in another."""
 
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
         """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
@@ -63,7 +63,7 @@ class FileJournalWriter:
     def sync(self) -> None:
         """Flush the records appended since the last call."""
         if self._is_dirty:
-            # Reset the flag before the flush, which may miss records that are appended during it.
+            # Reset the flag before the flush: records that are appended during the flush may not be included in it.
             self._is_dirty = False
             self._flush()
 
@@ -79,12 +79,12 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self, appended_bytes: int = 0) -> None:
-        """Flush to disk. After a failed flush, rewrite the data first: the kernel marks unwritten pages as clean.
+        """Flush to disk. After a failed flush, rewrite the data first: the kernel has marked it as clean.
 
         The kernel reports such an error only once, so only one flush runs at a time.
 
         appended_bytes: size of the record that is being appended, if its append waits for this flush. Other flushes do
-            not rewrite it, because it may be cut off in the meantime.
+            not rewrite that record, because it may be cut off in the meantime.
         """
         with self._flush_lock:
             end = self._end + appended_bytes

@@ -20,12 +20,12 @@ class DiskSpace(msgspec.Struct, frozen=True):
     is_read_only: bool = False
 
     def minus_reserve(self, reserved_bytes: int) -> "DiskSpace":
-        """Return this with `free_bytes` reduced by `reserved_bytes`."""
+        """Return a copy with `free_bytes` reduced by `reserved_bytes`."""
         return msgspec.structs.replace(self, free_bytes=self.free_bytes - reserved_bytes)
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """A share of the file system, capped in bytes: a small disk reserves little, and a large one wastes none.
+    """A share of the file system, capped in bytes: little on a small disk, no more than needed on a large one.
 
     The same percentage applies to the number of files, without a cap.
     """
@@ -49,7 +49,7 @@ _TRANSIENT_ERRNOS = DISK_FULL_ERRNOS | {errno.EIO}
 
 
 def transient_disk_error(error: Exception) -> OSError | None:
-    """Return the disk error behind an exception (full, over quota, I/O error) that a retry may fix, if any."""
+    """Return the cause of an exception if it is a disk error that may be temporary: full, over quota, I/O error."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNOS:
             return cause

@@ -25,5 +25,5 @@ def error_reason(error: BaseException) -> str:
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Exceptions that msgspec raises for input that is invalid, not UTF-8 or nested too deeply.
 
-Its documentation names only the first; the other two are Python's own.
+msgspec's documentation names only the first; the other two are Python's own.
 """

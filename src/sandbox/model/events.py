@@ -17,7 +17,7 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 
 
 GENERATED_DIRECTORY = ".sandbox"
-"""Prefix of the paths of artifacts that Sandbox generates. No file written by an agent has such a path."""
+"""Path prefix of the artifacts that Sandbox generates. No file written by an agent has it."""
 
 METADATA_NAME = "metadata.json"
 """The artifact that is stored last. After a failure, other artifacts may be missing."""
@@ -47,7 +47,7 @@ class Artifact(msgspec.Struct, frozen=True):
 class Artifacts(tuple[Artifact, ...]):
     """The artifacts of a task, with unique names. Appending one after the other is cheap.
 
-    `with_artifact` hands the name index over to the result, so it is rebuilt only if the same instance is extended
+    `with_artifact` moves the name index to the result, so the index is rebuilt only if the same instance is extended
     twice.
     """
 
@@ -77,7 +77,7 @@ Stream = Literal["stdout", "stderr", "transcript"]
 """`transcript` holds the agent's raw events if `stdout` is rendered from them; clients see it only in the artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
-"""Name of directories, sockets and control groups. The pattern prevents unsafe names from an untrusted journal."""
+"""Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
 
 
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -85,7 +85,7 @@ class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="typ
 
 
 class Idempotency(msgspec.Struct, frozen=True):
-    """The caller's idempotency key of a submission, and the SHA-256 (hex) of its body."""
+    """The idempotency key of a submission, and the SHA-256 (hex) of the submission's body."""
 
     key: str
     body_sha256: str
@@ -223,7 +223,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 
 
 class Metrics(_EventBase, frozen=True, tag="metrics"):
-    """Resource usage of the sandbox at one moment; null if the host does not report a value.
+    """Resource usage of the sandbox at one moment. A value that the host does not report is null.
 
     load_avg: of the host, over one minute.
     """
@@ -267,7 +267,7 @@ class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
 
 
 class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
-    """A reason to end the attempt; the first one recorded is the task's."""
+    """A reason to end the attempt; the first one recorded becomes the task's failure."""
 
     failure: Failure
 

@@ -32,13 +32,13 @@ OUTPUT_BURST_BYTES = 64 * 1024 * 1024
 """Sustained rate and burst of output. Beyond them the agent's writes block; nothing is lost."""
 
 RUNNER_CPU_CORES = 0.2
-"""CPU cores, on average, for work that a sandbox causes in its runner. Other work waits first, model requests last."""
+"""CPU cores, on average, for work that a sandbox causes in its runner. Beyond that, model requests are delayed last."""
 
 RUNNER_CPU_BURST_SECONDS = 2.0
 """CPU seconds that an idle runner may spend at once."""
 
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
-"""CPU seconds: the debt never exceeds this, however much other work the runner does."""
+"""CPU seconds: the debt never exceeds this value, however much work the runner does."""
 
 OUTPUT_SYNC_SECONDS = 0.2
 """Output is flushed to disk at most this much later."""
@@ -53,19 +53,21 @@ OPEN_TOOL_CALLS_MAX = 1000
 """Tool calls of one agent that are timed concurrently; additional ones are counted without a duration."""
 
 SANDBOX_START_SECONDS = 60.0
-"""Time until the agent starts in its sandbox; then the attempt ends with `provision_failed`."""
+"""Time for the agent to start in its sandbox; after that, the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """Time to end a sandbox and remove its files. After that, an event says what is left."""
 
 DEBUG_SESSION_END_SECONDS = 10.0
-"""Time for a debug session to end when its preserved sandbox is released; then the release is refused."""
+"""Time for a debug session to end when its preserved sandbox is released; after that, the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
 """Time for one command that creates, checks, mounts, unmounts or measures a disk, or one scan for open files on it."""
 
 DISK_RELEASE_SECONDS = 10.0
-"""Time until no process holds a task's disk; then the attempt ends with `sandbox_lost`, or is not provisioned."""
+"""Time for all processes to release a task's disk; after that, the attempt ends with `sandbox_lost` or is not
+provisioned.
+"""
 
 DISK_CHECK_SECONDS = 2.0
 DISK_CHECK_SECONDS_MAX = 60.0
@@ -87,8 +89,9 @@ No control group is charged for their memory.
 """
 
 UDP_SOCKETS_ON_PORT_MAX = 256
-"""UDP sockets of one sandbox that share a port. One datagram of 128 segments to a broadcast address takes the kernel
-0.5 s for 8000 of them, during which nothing else runs on that processor."""
+"""UDP sockets of one sandbox that share a port. With 8000 of them, one datagram of 128 segments to a broadcast address
+occupies a processor in the kernel for 0.5 s.
+"""
 
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
@@ -100,8 +103,9 @@ FILE_LOCKS_MAX = 8192
 """POSIX file locks of one sandbox."""
 
 SHARED_FILE_LOCKS_MAX = 256
-"""Locks of any kind on files that the host uses too. Whenever a program of the machine closes such a file, the kernel
-walks all its locks: 0.4 ms for 16,000 on /dev/null."""
+"""Locks of any kind on files that the host uses too. Whenever any program on the machine closes such a file, the kernel
+walks all its locks: 0.4 ms for 16,000 on /dev/null.
+"""
 
 OPEN_FILES_OF_SANDBOX_MAX = 131072
 """Descriptors of all processes of one sandbox together."""
@@ -110,8 +114,8 @@ EPOLL_ENTRIES_MAX = 32768
 """Epoll entries of one sandbox. An event of a file wakes all its entries at once, which takes 4 ms for this many."""
 
 OPEN_FILES_GROWTH_MAX = 24576
-"""Growth of the machine's open files after which a sandbox's waiting threads are interrupted. A file that one of their
-system calls uses stays open without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the files that can be in
+"""Growth of the machine's open files after which a sandbox's waiting threads are interrupted. A waiting system call
+keeps its file open even without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the files that can be in
 transit.
 """
 
@@ -123,7 +127,9 @@ SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Buffers of one sandbox's TCP and UDP sockets: an eighth of vm.memory, within these bounds."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
-"""Unread data in TCP and UDP sockets in addition to that share: the kernel accepts 20 KiB for each of SOCKETS_MAX."""
+"""Unread data in TCP and UDP sockets in addition to those buffers: the kernel accepts 20 KiB for each of
+SOCKETS_MAX.
+"""
 
 SECRET_SCAN_SECONDS_MIN = 5.0
 """Minimum time for the secret scan of collected files, even if its share of `collect_timeout` is less."""
@@ -145,7 +151,7 @@ TERM_GRACE_SECONDS = 30.0
 """Time between TERM to the agent and KILL of everything in the sandbox."""
 
 KILL_SECONDS = 10.0
-"""Time until all processes are gone after KILL; then the attempt ends with `sandbox_lost`."""
+"""Time for all processes to end after KILL; after that, the attempt ends with `sandbox_lost`."""
 
 SANDBOX_PROCESSES_MAX = 512
 """Processes and threads of a sandbox; beyond it fork fails inside."""
@@ -153,20 +159,23 @@ SANDBOX_PROCESSES_MAX = 512
 OVERCOMMIT_CPUS = 8
 OVERCOMMIT_MEMORY = 2
 OVERCOMMIT_DISK = 4
-"""Overcommit factors of the machine's CPUs, memory and disk. A single task beyond them gets 507."""
+"""Overcommit factors of the machine's CPUs, memory and disk. A task that alone exceeds the resulting capacity gets
+507.
+"""
 
 UNFINISHED_TASKS_MAX = 5_000
 """Unfinished tasks; a further submission gets 503. A waiting task takes two descriptors and some CPU time."""
 
 UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
 """Manifests of the unfinished tasks together; a further submission gets 503. In memory they take up to four times as
-much."""
+much.
+"""
 
 QUEUE_OVERTAKES_MAX = 10
-"""Younger tasks that may start before a task that waits for more capacity; then they wait behind it."""
+"""Younger tasks that may start before a task that waits for more capacity; after that, younger tasks wait behind it."""
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
-"""Memory that must be available on the host before a task starts that requests at least this much."""
+"""Memory that must be available on the host before a task that requests at least this much starts."""
 
 MEMORY_CHECK_SECONDS = 1.0
 """Interval of checks of the host's available memory while tasks wait."""
@@ -202,15 +211,15 @@ JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
 """Time from a task's end until its journal is compressed."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
-"""How long an idempotency key is remembered; later it creates a new task."""
+"""How long an idempotency key is remembered; after that, the same key creates a new task."""
 
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """A patch; content beyond it is left out and kept as files (`patch_truncated`)."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""All files of a task that match its patterns, together. A file beyond it is skipped, and an event says so.
+"""All files of a task that match its patterns, together. A file beyond this limit is skipped, and an event says so. The
 
-The tar of changed files has a separate limit of half of it; patch and transcript have their own limits.
+tar of changed files has a separate limit, half as large; patch and transcript have their own limits.
 """
 
 SHUTDOWN_SECONDS = 2.0
@@ -230,9 +239,9 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""Time for a runner to receive its launch order, and again to take over the journal, plus the time to read the journal
-at this rate. An idle machine reads it sixty times as fast, but after a reboot all lost tasks may have finishers at the
-same time.
+"""A runner has this time to receive its launch order, and as much again to take over the journal. The time to read the
+journal at this rate is added. An idle machine reads it sixty times as fast, but after a reboot the finishers of all
+lost tasks may read at the same time.
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
@@ -265,14 +274,14 @@ FINISHERS_MAX = 4
 
 FINISHER_BACKOFF_SECONDS = 4.0
 FINISHER_BACKOFF_FACTOR = 8
-"""Time from the start of a finisher that died to the next one, multiplied by the factor each time."""
+"""Time from the start of a finisher that died to the start of the next one, multiplied by the factor each time."""
 
 SUBSCRIBER_EVENTS_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 """Events buffered for a slow subscriber to all tasks; beyond it a `gap` event says which ones it missed."""
 
 CANCEL_SECONDS = 10.0
-"""Time to record a cancel request, including a runner that is just starting; then the request gets 503."""
+"""Time to record a cancel request, even if a runner is just starting; after that, the request gets 503."""
 
 CANCEL_SECONDS_MIN = 1.0
 """Minimum time to contact a runner whose start used up CANCEL_SECONDS, and to wait for the journal's writer."""
@@ -332,7 +341,7 @@ DEBUG_SESSION_SECONDS_MAX = 24 * 3600.0
 """Maximum lifetime of the sandbox of a debug session; then its shells end."""
 
 DEBUG_SESSION_START_SECONDS = 60.0
-"""Time until a debug shell is ready; then the request gets 503."""
+"""Time for a debug shell to become ready; after that, the request gets 503."""
 
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """Recent output of the agent's terminal that is kept for clients that connect later."""
@@ -341,7 +350,7 @@ TERMINAL_INPUT_SECONDS = 30.0
 """How long terminal input may wait to be accepted; then the rest is dropped, so the client can disconnect."""
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
-"""Output queued for one read-only viewer of the agent's terminal; then the connection ends, and it can reconnect."""
+"""Output queued for one read-only viewer of the agent's terminal; beyond it, the viewer has to reconnect."""
 
 
 DEFAULT_SERVER = "http://localhost:8122"

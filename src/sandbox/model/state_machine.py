@@ -85,7 +85,7 @@ def _task_submitted(event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
 def _apply_transition(
     task: Task, updated: Task, target: tuple[TaskState, str] | None, effects: tuple[Effect, ...], at: datetime
 ) -> AdvanceResult:
-    """Change the state, only forward. While a later attempt repeats steps, only the message changes."""
+    """Change the state, never backwards. While a later attempt repeats steps, only the message changes."""
     if target is None:
         return AdvanceResult(updated, effects)
     state, message = target
@@ -101,7 +101,7 @@ def _apply_transition(
 
 
 def _completing_target(task: Task) -> tuple[TaskState, str] | None:
-    """Move to COMPLETING once no agent runs and none will follow; only collecting is left."""
+    """Return COMPLETING and its message once no agent runs and none will follow; then only collecting is left."""
     is_ending = task.cancel is not None or task.failure is not None
     is_over = task.agent_has_exited or (is_ending and task.attempt_state is not TaskState.RUNNING)
     if task.state is TaskState.RUNNING and is_over and next_follow_up(task) is None:

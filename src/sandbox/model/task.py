@@ -63,7 +63,7 @@ class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentStartTime(msgspec.Struct, frozen=True):
-    """When the first agent started, by the monotonic clock of one boot of the host."""
+    """When the first agent started, by the monotonic clock of the host's boot `boot_id`."""
 
     monotonic_seconds: float
     boot_id: str

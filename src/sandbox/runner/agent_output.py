@@ -182,9 +182,9 @@ class AgentOutput:
             await self._record_pieces(pieces, "stderr", self._append_stderr_tail)
 
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
-        """Record a terminal's output as it arrives and broadcast it to viewers. It is not parsed.
+        """Record a terminal's output as it arrives and broadcast it to viewers. The output is not parsed, because its
 
-        Its lines have no meaning: any process inside may write to a terminal, and programs redraw the screen.
+        lines have no meaning: any process inside may write to a terminal, and programs redraw the screen.
         """
         async for chunk in chunks:
             self._count_chunk(len(chunk))

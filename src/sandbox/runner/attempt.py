@@ -123,7 +123,7 @@ class AttemptRunner:
 
     @contextlib.asynccontextmanager
     async def _flush_on_exit(self) -> AsyncIterator[None]:
-        """Flush the records of the block periodically, and wait at its end until all are written."""
+        """Flush records periodically while the block runs; at its end, wait until all are written."""
         flush_task = asyncio.create_task(self._flush_periodically())
         try:
             yield
@@ -143,9 +143,9 @@ class AttemptRunner:
         await self._follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
-        """Destroy the sandbox, before its files are read. Once only the teardown is left, errors are only logged.
+        """Destroy the sandbox before its files are read. Once only the teardown is left, errors are only logged.
 
-        Raises like `Runtime.destroy`, and OSError.
+        Raises OSError, and the errors of `Runtime.destroy`.
         """
         handle = read_handle(self._attempt.layout.handle)
         if handle is None:
@@ -273,7 +273,7 @@ class AttemptRunner:
             _log.error("Collecting failed", exc_info=error)
             self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
         if not self._attempt.task.is_collected:
-            # Only now that the failure is recorded: if this runner dies here, the task keeps its outcome.
+            # The failure is recorded first: if this runner dies here, the task keeps its outcome.
             await self._store_metadata()
 
     async def _store_metadata(self) -> None:

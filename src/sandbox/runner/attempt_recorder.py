@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 class AttemptRecorder:
     """Records the events of an attempt's task.
 
-    Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this at once, and
-    another one how much was dropped. If the disk rejects a record, the reserve is released; if that does not help,
-    records are buffered in order.
+    Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this at once, and a
+    later one reports how much was dropped. If the disk rejects a record, the reserve is released; if that does not
+    help, records are buffered in order.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class AttemptRecorder:
     def record(self, event: e.Event) -> None:
         """Record an event, now or once the disk accepts it.
 
-        Raises IllegalEventError if the event is not allowed now, OSError for a cancel request that cannot be written
-        now, and for a record that is too long.
+        Raises IllegalEventError if the event is not allowed now, and OSError for a record that is too long or a cancel
+        request that cannot be written now.
         """
         self._record_or_drop(event)
 
@@ -85,7 +85,7 @@ class AttemptRecorder:
             self._recorded_hashes.add(key)
 
     def allocate_reserve(self) -> None:
-        """Reserve disk space for the end of the task, if available, until `stop_keeping_reserve`."""
+        """If available, reserve disk space for the end of the task, until `stop_keeping_reserve` is called."""
         self._should_keep_reserve = True
         self._allocate_reserve()
 

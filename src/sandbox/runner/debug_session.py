@@ -30,7 +30,7 @@ ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class DebugSession(msgspec.Struct, frozen=True):
-    """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec, whose variables shells get."""
+    """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec; shells get its variables."""
 
     attempt_id: str
     layout: AttemptLayout
@@ -59,7 +59,7 @@ class DebugSession(msgspec.Struct, frozen=True):
             await self.dependencies.disks.close(self.layout)
 
     async def _destroy_sandbox(self) -> None:
-        """Destroy the sandbox of the handle: this session's, or that of an earlier one whose runner was killed."""
+        """Destroy the sandbox of the handle: this session's, or that of an earlier session whose runner was killed."""
         handle = read_handle(self.layout.handle)
         if handle is not None:
             await self.dependencies.runtime.destroy(handle, self.layout.disk)
@@ -87,7 +87,7 @@ class DebugSession(msgspec.Struct, frozen=True):
         return sandbox
 
     async def _open_disk(self) -> None:
-        """Open the disk. A full one without an enforced size is enlarged, because the session needs some space."""
+        """Open the disk. A full disk without an enforced size is enlarged, because the session needs some space."""
         disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
         await disks.open(self.layout, size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors

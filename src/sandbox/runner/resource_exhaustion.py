@@ -40,7 +40,8 @@ class ExhaustionDetector:
     def update(self, stats: Stats) -> None:
         """Report the resources that the current counters show as exhausted."""
         if stats.oom_kills:
-            self._report(FailureCode.OUT_OF_MEMORY, f"A process was killed at vm.memory {self._vm.memory}; raise it.")
+            message = f"A process was killed because vm.memory ({self._vm.memory}) was used up; raise it."
+            self._report(FailureCode.OUT_OF_MEMORY, message)
         if stats.fork_failures:
             self._report(
                 FailureCode.PROCESS_LIMIT,
@@ -48,7 +49,7 @@ class ExhaustionDetector:
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
-        """Poll the disk until the agent must end to keep it within limits; return the failure."""
+        """Poll the disk. If its size is not enforced, return the failure once it is full or cannot be measured."""
         misses = 0
         while True:
             began = clock.monotonic()
@@ -63,7 +64,7 @@ class ExhaustionDetector:
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
-        """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
+        """Poll until the sandbox exceeds a limit that the kernel does not enforce; return the failure."""
         violation = await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
         return Failure(FailureCode.OUT_OF_MEMORY, violation)
 

@@ -77,7 +77,7 @@ class TerminalClient:
 
 
 class SharedTerminal:
-    """The agent's terminal. The first client types; when it leaves, the next one does."""
+    """The agent's terminal. Only the first client may type; when it leaves, the next one may."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -98,7 +98,7 @@ class SharedTerminal:
             client.send(OutputFrame(data))
 
     def close(self, exit_: ExitStatus) -> None:
-        """Send the end to all clients."""
+        """Send the end frame to all clients."""
         for client in tuple(self._clients):
             client.send(EndFrame(exit_.code))
         self._ended.set()
@@ -150,7 +150,7 @@ class TerminalServer:
         return self.agent_terminal is not None and self.agent_terminal.has_clients
 
     def close_agent_terminal(self, exit_: ExitStatus) -> None:
-        """Send the end to the clients of the agent's terminal."""
+        """Send the end frame to the clients of the agent's terminal."""
         if self.agent_terminal is not None:
             self.agent_terminal.close(exit_)
 
@@ -288,7 +288,7 @@ class InteractiveAgent(msgspec.Struct, frozen=True):
     terminal: Terminal
 
     async def wait(self) -> ExitStatus:
-        """Return how the agent ended, or how the sandbox ended if it ended first."""
+        """Return how the agent ended, or how the sandbox ended if that happened first."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:

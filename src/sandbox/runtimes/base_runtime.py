@@ -359,7 +359,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
 
 
 async def _run_uncancellable(work: Callable[[], None]) -> None:
-    """Run `work` in a thread and wait for it even if cancelled: no ownership may change after a destroy."""
+    """Run `work` in a thread and wait for it even if cancelled: no file's owner may change after `destroy`."""
     task = asyncio.create_task(asyncio.to_thread(work))
     try:
         await asyncio.shield(task)

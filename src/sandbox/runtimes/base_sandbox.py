@@ -38,7 +38,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """A runtime adds how the command is started, how its exit is detected and how everything inside is killed."""
+    """Subclasses define how the command is started, how its exit is detected and how everything inside is killed."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle
@@ -83,7 +83,7 @@ class BaseSandbox(ABC):
         return reader
 
     async def kill(self) -> None:
-        """Kill everything inside: the sandbox dies with its program, other processes with the control group."""
+        """Kill everything inside: the sandbox through its program, other processes through the control group."""
         if self._is_running():
             self._was_killed = True
             self._launcher.kill()
@@ -101,7 +101,7 @@ class BaseSandbox(ABC):
         )
 
     async def file_counts(self) -> FileUsage:
-        """Return no counts: `detailed_file_usage` takes no locks of programs inside, except on a shared kernel."""
+        """Return no counts: only on a shared kernel can `detailed_file_usage` block on locks of programs inside."""
         return FileUsage()
 
     @abstractmethod

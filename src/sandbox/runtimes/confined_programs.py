@@ -50,7 +50,7 @@ class ConfinedPrograms:
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process since this confinement started.
 
-        The control group may have been a sandbox's before; its earlier kills do not count.
+        The control group may have belonged to a sandbox before; earlier kills in it do not count.
         """
         return self._group.memory_kills() > self._initial_memory_kills
 

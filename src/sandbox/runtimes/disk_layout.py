@@ -16,9 +16,9 @@ _CHOWN_COMMAND = ("setpriv", "--pdeathsig", "KILL", "--", "chown", "--recursive"
 
 
 def chown_tree(path: str, uid: int) -> None:
-    """Chown a tree that no sandbox has used to a sandbox's uid.
+    """Change the owner of a tree, which no sandbox has used yet, to a sandbox's uid.
 
-    Raises AttemptError for a file that also has a name elsewhere (hard link), and OSError.
+    Raises OSError, and AttemptError for a file that is hard-linked.
     """
     _walk(path, uid, uid)
 
@@ -32,8 +32,8 @@ def restore_ownership(*paths: str) -> None:
 def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
     """Chown trees that a sandbox used as its own mounts, so all names of their files are inside them.
 
-    An agent can make millions of directories in one. chown(1) handles any number and depth in bounded memory, and
-    follows no link. Raises OSError.
+    An agent can make millions of directories in one of them. chown(1) handles any number and depth in bounded memory,
+    and follows no link. Raises OSError.
     """
     for path in paths:
         os.close(os.open(path, _DIRECTORY_FLAGS))

@@ -104,7 +104,7 @@ class ExecProcess:
                 os.close(file)
 
     async def wait_opened(self) -> tuple[int, int]:
-        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also after 30 s."""
+        """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also on timeout."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable(self._control.fileno())
@@ -119,7 +119,7 @@ class ExecProcess:
         return descriptors[0], descriptors[1]
 
     async def read_status(self) -> bytes:
-        """Return the final status message; empty if the process was killed before it."""
+        """Return the final status message; empty if the process was killed before it sent one."""
         await wait_readable(self._control.fileno())
         with suppress(ConnectionError):
             return self._control.recv(4096)

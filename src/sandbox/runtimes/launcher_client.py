@@ -201,7 +201,7 @@ def start_launcher(
     seccomp_filter: bytes = b"",
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> LauncherProcess:
-    """Start a launcher. It and the sandbox die with the calling thread. Raises OSError.
+    """Start a launcher. The launcher and the sandbox die with the calling thread. Raises OSError.
 
     paths: host paths, by their names below STAGING_DIRECTORY. agent_uid: kernel uid that uid 1000 inside is mapped to,
     for sandboxes with their own user namespace. entries: what else to stage, see `launcher.stage_entries`.
@@ -260,7 +260,7 @@ def _write_argv(argv: Sequence[str]) -> int:
 
 
 async def wait_readable(descriptor: int) -> None:
-    """Wait until the descriptor is readable or, for a pidfd, the process has ended. Several tasks may wait for one."""
+    """Wait until the descriptor is readable or, for a pidfd, the process has ended. Several tasks may wait."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     # An event loop keeps one reader per descriptor; a second one would replace it.

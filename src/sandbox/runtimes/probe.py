@@ -66,8 +66,8 @@ async def run_probe(
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:
     """Return why the host's git cannot run in confinement, or None if it can. Takes up to twice `_PROBE_SECONDS`.
 
-    A failure is tried again, because a temporary lack of processes or memory can look like any error. Raises
-    MachineBusyError if the second try also fails for a temporary reason, which proves nothing.
+    A failed test is repeated, because a temporary lack of processes or memory can look like any error. Raises
+    MachineBusyError if the second test also fails for a reason that may be temporary.
     """
     with suppress(MachineBusyError):
         if await _find_confinement_problem_once(runtime, run_dir) is None:
@@ -125,7 +125,7 @@ def _new_attempt_id() -> str:
 
 
 def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
-    """Return the gap that names the limits that are not enforced."""
+    """Return one message that lists the limits that are not enforced; empty if all are enforced."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
     return (f"no control group limits {', '.join(missing)}",) if missing else ()
 

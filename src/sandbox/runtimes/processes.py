@@ -17,8 +17,8 @@ from sandbox.model.errors import DECODE_ERRORS
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes that have the uid as real, effective, saved or file system uid.
 
-    One system call shows whether a process has it as real uid. If none has, none has it in another role: a process with
-    a uid reserved for sandboxes can get no other uid than another reserved one.
+    One system call shows whether any process has it as real uid. If none does, no process has it in another role
+    either: a process with a reserved uid can only change to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -30,7 +30,7 @@ def find_by_marker(marker: str) -> list[int]:
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Return arguments with this prefix of living processes with sandbox uids. A process can forge its arguments."""
+    """Return the arguments with this prefix that living processes with sandbox uids have. A process can forge them."""
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
@@ -55,8 +55,8 @@ def read_namespace_pid(pid: int) -> int | None:
 def find_first_command(init_pid: int) -> int | None:
     """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
 
-    Until the exec it is a copy of init with init's arguments. A signal then would break the creation of the sandbox
-    instead of reaching the command.
+    Until the exec it is a copy of init with init's arguments. A signal before the exec would break the creation of the
+    sandbox instead of reaching the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
@@ -65,7 +65,7 @@ def find_first_command(init_pid: int) -> int | None:
 
 @contextmanager
 def open_pidfd(pid: int) -> Iterator[int | None]:
-    """Open a pidfd, which refers to this process and to no later one with the same id. Yields None if it is gone."""
+    """Open a pidfd, which never refers to a later process with the same id. Yields None if the process is gone."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:

@@ -16,7 +16,7 @@ HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
 """Paths of the host's /etc that programs need and that contain no secrets."""
 
 _JAVA_SETTINGS = "java-*-openjdk"
-"""Directories of /etc to which Debian's packages of Java link. The compiler needs them."""
+"""Directories of /etc to which Debian's Java packages link. The compiler needs them."""
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}

@@ -118,7 +118,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
 def _decode_escapes(
     layer: DecodedLayer, find_tokens: Callable[[bytes], Iterator[EscapeToken]], rounds: int
 ) -> list[DecodedLayer]:
-    """Return the layer and those above it."""
+    """Return the layer and the layers that are decoded from it, up to `rounds`."""
     layers = [layer]
     while len(layers) <= rounds and (decoded_layer := layers[-1].decode(find_tokens)) is not None:
         layers.append(decoded_layer)
@@ -130,7 +130,7 @@ def _forked_layers(
     may_differ: Callable[[bytes], bool],
     find_tokens: Callable[[bytes], Iterator[EscapeToken]],
 ) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first one in which the tokens differ from those of the layers."""
+    """Find the first layer that `find_tokens` decodes differently; yield the layers that result above it."""
     for depth, layer in enumerate(layers):
         decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
         if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:

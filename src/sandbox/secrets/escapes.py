@@ -77,7 +77,7 @@ _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.
 _BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
 
 LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
-"""Length of the longest name, without its semicolon."""
+"""Length of the longest name of an HTML character reference, without its semicolon."""
 
 
 def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
@@ -192,7 +192,7 @@ def _variable_length_escapes(*, is_utf_8: bool) -> re.Pattern[bytes]:
 
 
 _PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
-"""Parameters before the letter that ends a colour or cursor sequence."""
+"""Parameters before the letter that ends a color or cursor sequence."""
 
 _STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
 """The text of a title or a link, up to the next terminal escape."""
@@ -203,7 +203,7 @@ _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | 
 _TERMINAL_ESCAPE = re.compile(
     rb"""
       \x1b (?:
-          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colours, cursor movements
+          \[ $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )                 # colors, cursor movements
         | [\]PX^_] $STRING $END                                         # titles, links
         | [\ -%'-/]{0,4}+ [0-OQ-WYZ`-~] )                               # except `&`, which starts a reference
     | \xc2 (?:
@@ -340,7 +340,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """Return the position before the backslashes around `after`, up to the number that can belong to an escape."""
+    """Return where the backslashes around `position` begin; counts no more than an escape can contain."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

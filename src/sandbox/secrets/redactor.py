@@ -1,4 +1,4 @@
-"""Replaces the values of secrets by `[REDACTED:NAME]`, in all common encodings.
+"""Replaces the values of secrets, in all common encodings, with `[REDACTED:NAME]`.
 
 Pure: no I/O. Finds a value unchanged; escaped for JSON, JavaScript, C, shells, HTML or URLs, even partly or nested; in
 base64 (both alphabets, any alignment, wrapped) or in hex, even of an escaped value; and interspersed with terminal
@@ -46,7 +46,8 @@ class SecretStreamRedactor:
     def flush_lines(self) -> bytes:
         """Return the complete lines that are held back. Call it after a pause of the input.
 
-        They may contain the start of wrapped base64 or of a multi-line value. Then only the rest of it is redacted.
+        They may contain the start of wrapped base64 or of a multi-line value; then only the rest of the value is
+        redacted.
         """
         released = self._release(is_end=False) if self._unscanned else b""
         end = self._pending.rfind(b"\n") + 1

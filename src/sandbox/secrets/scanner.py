@@ -157,7 +157,7 @@ class Scanner:
         return align_cut(layers, safe_end)
 
     def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int) -> int:
-        """Return the first position in layer 0 at which a pattern may start that continues after the cut."""
+        """Return the first position in layer 0 at which a pattern that continues after the cut may start."""
         begin = max(0, cut - self.span_bytes_max)
         data, first = layer.data[begin:cut], length
         for normalizer, search in self._searches:

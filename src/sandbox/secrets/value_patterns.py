@@ -73,8 +73,8 @@ def _usable_pattern(text: bytes) -> bytes:
 def _survives_normalization(value: str) -> bool:
     """Return whether normalization leaves enough of the value in each of its layers, even without its first letter.
 
-    A backslash before the value may consume its first letter. Text that looks like an escape may decode to nothing: no
-    normalized form contains a backslash and a `b` at the end of a value.
+    A backslash before the value may consume its first letter. Text that looks like an escape may decode to nothing: for
+    example, a backslash and a `b` at the end of a value are in no normalized form.
     """
     layers = chain.from_iterable(map(decode_layers, _byte_encodings(value)))
     return all(_usable_pattern(layer.data) and _usable_pattern(layer.data[1:]) for layer in layers)
@@ -97,7 +97,7 @@ _WINDOWS_1252_CODES = {
 
 
 def _text_variants(value: str) -> Iterator[bytes]:
-    """Yield all layers of the value, of its lower case (as host names are shown), and of its long lines."""
+    """Yield all layers of the value, of its lower-case form (as host names are shown), and of its long lines."""
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
         for layer in decode_layers(data):
             yield layer.data
@@ -191,7 +191,7 @@ def _encoded_variants(value: str) -> Iterator[bytes]:
 
 
 def _normalized_encodings(code: bytes) -> Iterator[bytes]:
-    """Yield the normalized code, and without its first letter, which a preceding escape may consume."""
+    """Yield the normalized code, with and without its first letter, which a preceding escape may consume."""
     yield ENCODED_NORMALIZER.normalize(code)
     yield ENCODED_NORMALIZER.normalize(code[1:])
 

@@ -20,7 +20,7 @@ _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
-    """Tries until the request is on disk or CANCEL_SECONDS are over; the last try may take longer."""
+    """Tries until the request is on disk or CANCEL_SECONDS have passed; the last try may take longer."""
 
     def __init__(
         self, journals: Journals, runners: RunnerClient, runner_launcher: RunnerLauncher, clock: Clock

@@ -84,7 +84,7 @@ class JournalTailer:
             elif now - last_record_at >= LOSS_CHECK_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
-            # While the server holds the journal's lock, only the server writes to it, and calls `wake` after each write.
+            # While the server holds the journal, only the server writes to it, and calls `wake` after each write.
             await tracked.wait_for_wake(pause if tracked.recorder is None else LOSS_CHECK_SECONDS)
             pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _POLL_SLOWDOWN_MAX)
 

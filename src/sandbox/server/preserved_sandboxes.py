@@ -94,7 +94,7 @@ class PreservedSandboxes:
     def try_lock(self, task: Task) -> Iterator[int | None]:
         """Hold the lock on the preserved files; yields None if it is taken.
 
-        A duplicate of the descriptor keeps holding the lock. Raises SandboxNotPreservedError, OSError.
+        A duplicate of the descriptor keeps the lock held. Raises SandboxNotPreservedError, OSError.
         """
         files = self._layout(task)
         if files is None or not self.is_preserved(task):
@@ -149,8 +149,8 @@ _SHELL_POLL_SECONDS = 0.05
 class DebugSessions:
     """Debug sessions of preserved sandboxes: the first client starts a runner, and later clients share it.
 
-    The runner inherits a lock on the preserved files, as it otherwise inherits that of a journal. So each disk has at
-    most one sandbox, and none is released while in use.
+    The runner inherits a lock on the preserved files, as other runners inherit that of a journal. So each disk has at
+    most one sandbox, and no disk is released while it is in use.
     """
 
     def __init__(

@@ -24,10 +24,10 @@ def update_index(journals: Journals, store: Store) -> dict[str, str]:
 def index_journals(
     journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
 ) -> dict[str, str]:
-    """Index the current journals of these tasks. Return task ids with the reason if that was not possible.
+    """Index the current journals of these tasks. Return the reasons for those that fail, by task id.
 
-    The store's row of such a task is left unchanged. previously_indexed: for these tasks a journal without a task is an
-    error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.
+    Their rows in the store are left unchanged. previously_indexed: for these tasks a journal without a task is
+    an error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.
     """
     skipped: dict[str, str] = {}
     indexed: list[IndexedTask] = []

@@ -58,7 +58,9 @@ _COLLECT_FAILED = Failure(
     FailureCode.COLLECT_FAILED,
     "The agent had ended, but the task's runner died, and not all results could be stored; submit the task again.",
 )
-_CLEANUP_FAILED_MESSAGE = "The sandbox may not be removed completely: the task's runner died, and the cleanup failed."
+_CLEANUP_FAILED_MESSAGE = (
+    "The sandbox may not have been removed completely: the task's runner died, and the cleanup failed."
+)
 
 
 class Host(NamedTuple):
@@ -235,7 +237,7 @@ class RunnerLauncher:
     async def acquire_cancellation_slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
         """Wait for a replay slot for a cancel request; these slots are separate from those of launches.
 
-        Raises UnavailableError if all of them are busy for longer.
+        Raises UnavailableError if no slot becomes free within this time.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -250,7 +252,7 @@ class RunnerLauncher:
     async def record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ReplaySlot
     ) -> Task | None:
-        """Record a cancel request if no runner responds. Return the updated task, None if it cannot be written now.
+        """Record a cancel request if no runner responds. Return the updated task, or None if that is impossible now.
 
         The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """

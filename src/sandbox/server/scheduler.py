@@ -37,7 +37,7 @@ class UnfinishedTaskLimit:
 
     @contextmanager
     def reserved(self, manifest: Manifest) -> Iterator[None]:
-        """Count a task that is being accepted. Raises UnavailableError if there is no room for it."""
+        """Count a task that is being accepted. Raises UnavailableError if a limit would be exceeded."""
         size_bytes = _size_bytes(manifest)
         if len(self._sizes) >= self._tasks_max:
             raise UnavailableError(
@@ -109,7 +109,7 @@ class Resources:
 
 @dataclass(slots=True)
 class _QueuedTask:
-    """A queued task, and how often younger ones overtook it. can_ever_fit: it fits the host's total capacity."""
+    """A queued task, and how often younger ones overtook it. can_ever_fit: whether total capacity suffices."""
 
     requested: Resources
     can_ever_fit: bool

@@ -68,7 +68,7 @@ class SubmissionLog:
         return TrackedTask(self._index(recorder.task), recorder), submission
 
     def _index(self, task: Task) -> IndexedTask:
-        """Index a task. Record 1 has made it accepted, so a failure is only logged, and the index is updated later."""
+        """Index a task. It is accepted already, so a failure is only logged, and the index is updated later."""
         indexed = IndexedTask(task, 0)
         try:
             indexed = IndexedTask(task, replay_task(self._journals, task.id).offset)

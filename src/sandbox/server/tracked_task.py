@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class TrackedTask:
     """A task, the offset up to which its journal was read, and an event for waiters.
 
-    recorder: set while the server itself holds the journal (until launch); its users hold `write_lock`.
+    recorder: set while the server itself holds the journal (until launch); code that uses it holds `write_lock`.
     status_message: the reason why the task waits or is blocked; empty if neither.
     published_seq: the last record that this server published to subscribers of all tasks; 0 for none.
     """
@@ -88,7 +88,7 @@ class TrackedTask:
     def is_finisher_backoff_over(self, monotonic: float) -> bool:
         """Whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
 
-        Always true before the first and after the last one.
+        Always true before the first finisher and after the last one.
         """
         if not 0 < self.finishers_launched < FINISHERS_MAX:
             return True
@@ -101,7 +101,7 @@ class TrackedTask:
 
     async def wait_for_wake(self, seconds: float) -> None:
         """Wait for `wake` or the timeout."""
-        # Not wait_for, which in Python 3.11 loses a cancellation that coincides with the wake-up.
+        # Do not use wait_for: in Python 3.11 it loses a cancellation that coincides with the wake-up.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake_event.wait()

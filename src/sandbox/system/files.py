@@ -13,7 +13,7 @@ _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_restricted(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
-    """Open a file or directory below `directory`, restoring the owner's permission to read it if it is missing.
+    """Open a file or directory below `directory`. If its owner has no permission to read it, restore that permission.
 
     Agents may remove permissions from files that the caller owns.
 

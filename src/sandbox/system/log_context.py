@@ -9,7 +9,7 @@ ATTEMPT_ID: ContextVar[str | None] = ContextVar("attempt_id", default=None)
 
 
 def bind_task(task_id: str) -> None:
-    """Attribute the rest of this asyncio task to one task of the server instead of the request that started it."""
+    """Make later log lines of this asyncio task name a task of the server, not the request that started it."""
     REQUEST_ID.set(None)
     TOKEN_ID.set(None)
     TASK_ID.set(task_id)

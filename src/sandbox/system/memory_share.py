@@ -99,7 +99,7 @@ class MemoryShare:
                 waiter.set_result(None)
 
     def _close_stalled(self) -> bool:
-        """Close the connections that have accepted no data for long; return whether there were any."""
+        """Close the connections that have accepted no data for STALLED_SECONDS; return whether there were any."""
         latest = self._monotonic() - STALLED_SECONDS
         stalled = [close for since, close in self._sending.values() if since <= latest]
         for close in stalled:

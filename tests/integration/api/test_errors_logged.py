@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_access import FakeAccess
@@ -30,7 +30,7 @@ def logged():
 
 def test_internal_error_is_logged_with_its_request_id(running_api, logged):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             api.tasks.add("task-001")
             api.tasks.failure = RuntimeError("a bug")
             failed = await client.delete("/api/v1/tasks/task-001", headers={"x-request-id": "mine"})
@@ -50,7 +50,7 @@ def test_requests_are_logged_with_their_token_id(running_api, logged):
     async def scenario():
         async with (
             running_api(FakeAccess(otto="operator", vera="viewer")) as api,
-            httpx.AsyncClient(base_url=api.http, timeout=10) as client,
+            httpx2.AsyncClient(base_url=api.http, timeout=10) as client,
         ):
             api.tasks.add("task-001")
             for token in ("otto", "vera", "nobody"):
@@ -98,7 +98,7 @@ def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged)
 
 def test_server_without_tokens_logs_no_token_id(running_api, logged):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             await client.get("/api/v1/tasks")
 
     asyncio.run(scenario())

@@ -120,7 +120,7 @@ def test_unchanged_file_is_read_once(tokens, server, monkeypatch):
 
 
 class WriteRecorder:
-    """Record each write step, the file contents at that point, and whether the lock is held."""
+    """Records each write step, the file contents at that point, and whether the lock is held."""
 
     def __init__(self, tokens: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[str, str]] = []

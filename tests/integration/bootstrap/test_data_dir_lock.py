@@ -29,7 +29,7 @@ NOBODY = 65534
 
 
 def serve(data_dir, *, prefix=()):
-    """Run `serve`: in a fork, or as a new process if it runs with a prefix."""
+    """Run `serve` in a fork, or in a new interpreter if a prefix is given."""
     arguments = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
     if not prefix:

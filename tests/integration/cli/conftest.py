@@ -41,7 +41,7 @@ def environment(api, tmp_path):
 
 @pytest.fixture
 def sandbox(environment, tmp_path):
-    """Run `sandbox …` to its end."""
+    """Run `sandbox …` until it exits."""
 
     def run(*arguments: str, stdin: bytes = b"", cwd: Path = tmp_path) -> subprocess.CompletedProcess[bytes]:
         return run_forked(*arguments, stdin=stdin, env=environment, cwd=cwd)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_api import ApiResponse, FakeApi, error_response, json_response, sse_response
@@ -26,7 +26,7 @@ from sandbox.client.terminal import open_terminal
 LOGS = f"/tasks/{TASK_ID}/logs"
 
 
-def test_every_request_sends_the_token(api, client):
+def test_every_request_contains_the_token(api, client):
     client.status(TASK_ID)
     assert api.requests[0].headers["authorization"] == "Bearer secret-token"
 
@@ -55,7 +55,7 @@ def test_local_protocol_error_raises_invalid_parameter(api, client):
         pytest.raises(InvalidParameterError, match="cannot be sent"),
         resolve_connection(api.url, None, 1).translate_errors(),
     ):
-        raise httpx.LocalProtocolError("Illegal header value")
+        raise httpx2.LocalProtocolError("Illegal header value")
     assert api.requests == []
 
 

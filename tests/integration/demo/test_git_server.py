@@ -2,7 +2,7 @@
 
 import asyncio
 
-import httpx
+import httpx2
 import pytest
 
 from sandbox.demo.example_repository import FILES, git_environment
@@ -69,7 +69,7 @@ def test_push_is_forbidden(repositories, tmp_path):
 )
 def test_requests_other_than_fetch_are_forbidden(repositories, path):
     async def get(url):
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False) as client:
             return await client.get(url + path)
 
     assert serve(repositories, get).status_code == 403

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-import httpx
+import httpx2
 import pytest
 
 from sandbox.demo.example_repository import FILES, git_environment
@@ -33,7 +33,7 @@ def test_playground_serves_repository_and_model_until_a_signal(playground, tmp_p
     subprocess.run(clone, env=git_environment(), check=True, timeout=60)
     assert {path.name for path in (tmp_path / "clone").iterdir()} == {*FILES, ".git"}
     body = {"model": "x", "max_tokens": 9, "messages": [{"role": "user", "content": "Fix it."}]}
-    response = httpx.post(f"{urls['Model']}/v1/messages", json=body, trust_env=False, timeout=60)
+    response = httpx2.post(f"{urls['Model']}/v1/messages", json=body, trust_env=False, timeout=60)
     assert response.json()["content"][1]["input"]["command"] == "python3 -m unittest"
     process.send_signal(number)
     assert process.wait(60) == 0

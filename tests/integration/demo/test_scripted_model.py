@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-import httpx
+import httpx2
 import msgspec
 import pytest
 
@@ -27,7 +27,7 @@ def message_request(*, assistant_messages=0, stream=True, first="Do it."):
 
 def exchange(script, send):
     async def run():
-        async with ScriptedModel(script) as model, httpx.AsyncClient(base_url=model.url, trust_env=False) as client:
+        async with ScriptedModel(script) as model, httpx2.AsyncClient(base_url=model.url, trust_env=False) as client:
             return await send(client, model)
 
     return asyncio.run(run())
@@ -90,7 +90,7 @@ def test_faults_precede_the_turn():
 
     async def send(client, _):
         statuses = [(await client.post("/v1/messages", json=message_request())) for _ in range(2)]
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx2.RemoteProtocolError):
             await client.post("/v1/messages", json=message_request())
         return statuses, await client.post("/v1/messages", json=message_request())
 
@@ -103,7 +103,7 @@ def test_faults_precede_the_turn():
 
 def test_hanging_turn_never_responds_and_ends_when_the_model_stops():
     async def send(client, _):
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             await client.post("/v1/messages", json=message_request(), timeout=0.2)
 
     exchange(Script((Turn(faults=(Fault("hang"),)),)), send)
@@ -144,7 +144,7 @@ def test_process_prints_its_url_and_records_requests(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ)) as process:
         try:
             url = json.loads(process.stdout.readline())["url"]
-            response = httpx.post(f"{url}/v1/messages", json=message_request(), trust_env=False)
+            response = httpx2.post(f"{url}/v1/messages", json=message_request(), trust_env=False)
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

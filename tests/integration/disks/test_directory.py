@@ -106,7 +106,7 @@ def test_open_files_are_counted_once():
         run_as_ordinary_user(keeps_a_small_file_open, directory)
 
 
-def test_timeout_of_the_inspection_of_open_files_is_an_error():
+def test_timeout_while_inspecting_open_files_is_an_error():
     with ordinary_user_directory() as directory:
         run_as_ordinary_user(exceeds_the_inspection_timeout, directory)
 

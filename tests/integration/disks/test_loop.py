@@ -1,4 +1,4 @@
-"""Disk of an attempt: files persist, the size is enforced, and no mount outlives its process."""
+"""The disk of an attempt: files persist, the size is enforced, and no mount outlives its process."""
 
 import asyncio
 import ctypes
@@ -36,7 +36,7 @@ def loop_works(tmp_path):
 
 
 def run_in_child(scenario, *arguments, exit_code=0):
-    """Run the scenario, with its assertions, in a process with a separate mount namespace, like a runner."""
+    """Run the scenario, with its assertions, in a process that has a separate mount namespace, as a runner has."""
     child = FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)
@@ -102,7 +102,7 @@ async def starts_with_space(disks, files):
     assert (await disks.usage(files)).is_full
 
 
-def test_smallest_disk_has_space_at_the_start(loop_works, files):
+def test_smallest_disk_initially_has_free_space(loop_works, files):
     run_in_child(starts_with_space, files)
 
 
@@ -169,7 +169,7 @@ async def finds_the_orphaned_file(disks, files):
     await disks.close(files)
 
 
-def test_damage_of_a_power_loss_is_repaired(loop_works, files):
+def test_damage_by_a_power_loss_is_repaired(loop_works, files):
     """The control is `test_corrupt_disk_is_an_error_and_not_reformatted`."""
     run_in_child(writes_below_a_directory, files)
     for damage in ("clri /workspace", "set_super_value state 0"):

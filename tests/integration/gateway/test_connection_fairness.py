@@ -1,4 +1,4 @@
-"""Clients that load the gateway as much as they can do not starve the other coroutines of its runner."""
+"""Even at maximum load, a gateway's clients do not starve the other coroutines of its runner."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,7 @@ CHUNKS = b"1\r\nx\r\n" * 10_000
 
 @asynccontextmanager
 async def count_loop_iterations():
-    """Simulate other work of the runner; yield a list with the number of the current iteration of the event loop."""
+    """Simulate other work of the runner; yield a list with the number of the current event-loop iteration."""
     iteration = [0]
 
     async def count_iterations():

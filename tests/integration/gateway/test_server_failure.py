@@ -44,7 +44,7 @@ def sandbox():
 
 @pytest.fixture
 def gateway(internet, sandbox):
-    """Run the gateway as a process that runs in the server's namespace and listens in the sandbox."""
+    """Run the gateway in a process in the server's namespace; its listeners are in the sandbox's namespace."""
     with in_namespace(sandbox):
         tcp = [
             socket.create_server((address, port))

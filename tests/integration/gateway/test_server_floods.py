@@ -18,7 +18,7 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 FLOOD_SECONDS = 5.0
 CPU_TIME_FACTOR = 4
-"""Multiplies the counted CPU time, so that the limit is reached on a busy machine too."""
+"""Multiplies the counted CPU time, so that even a busy machine reaches the limit."""
 EVENTS_PER_SECOND_MAX = 25
 SLACK_CPU_SECONDS = 0.3
 """CPU time for data that is read ahead and discarded, for timers, and for the requests of the test."""

@@ -44,7 +44,7 @@ def test_request_on_transparent_port_80_is_denied():
     run(scenario)
 
 
-def test_tls_connection_is_denied_and_its_name_reported():
+def test_tls_connection_is_denied_and_its_server_name_is_reported():
     async def scenario():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             port = served.listeners.transparent[443].getsockname()[1]

@@ -12,7 +12,7 @@ from doubles.served_gateway import run, served_gateway
 def test_lost_listener_ends_serving_with_an_error(listener):
     async def scenario():
         async with served_gateway("http://127.0.0.1:9") as served:
-            # The state in which the kernel leaves a destroyed listener: a socket that does not listen.
+            # This simulates a listener that the kernel has destroyed: the socket remains, but does not listen.
             getattr(served.listeners, listener).shutdown(socket.SHUT_RDWR)
             await asyncio.wait({served.serving}, timeout=10)
             assert served.serving.done()

@@ -220,7 +220,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def hold_image(tmp_path):
-    """A process that holds an image, like a runner, until the test ends."""
+    """A process that holds an image, as a runner does, until the test ends."""
     started = []
 
     def hold_image(record):

@@ -111,7 +111,7 @@ def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_rendered_output_is_shown_when_cancelled_before_the_retry(make_harness):
+def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
     asyncio.run(harness.attempt_runner.run())
     assert harness.outputs("stdout") == []

@@ -257,7 +257,7 @@ def test_finisher_with_secret_values_flags_only_matches(make_harness):
 
 
 def attempt_of_dead_runner(make_harness, script, secrets):
-    """Create the attempt of a dead runner whose agent had SECRETS; its finisher has `secrets`."""
+    """Create the attempt of a dead runner whose agent had SECRETS; the finisher has `secrets`."""
     harness = make_harness(
         script, secrets=secrets, manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*",)}
     )

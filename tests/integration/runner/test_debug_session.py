@@ -154,7 +154,7 @@ def test_session_continues_while_disk_has_space(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(), GIB // 2)
 
 
-def test_session_continues_when_the_disk_enforces_its_size(tmp_path):
+def test_session_continues_on_a_full_disk_that_enforces_its_size(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(enforces_size=True), 2 * GIB)
 
 
@@ -162,7 +162,7 @@ def test_session_opens_on_a_disk_that_is_already_full(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
 
 
-def test_session_on_a_full_disk_limits_further_growth(tmp_path):
+def test_session_ends_when_its_full_disk_grows_further(tmp_path):
     async def scenario():
         disk = FillingDisk(5 * GIB)
         async with open_session(tmp_path, disk) as (connection, running):

@@ -1,4 +1,4 @@
-"""The server's disk fills up during a task: output is truncated with a record of the gap, and no state is lost."""
+"""The server's disk fills up during a task: output is dropped, the gap is recorded, and no state is lost."""
 
 import asyncio
 import errno
@@ -29,7 +29,7 @@ LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
 class FullDisk:
-    """The disk of a harness's journal: rejects the given kinds of events while `is_full` is set."""
+    """The disk of a harness's journal. It rejects the given kinds of events while `is_full` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
         self.is_full, self.rejected_count, self._kinds, self._number = True, 0, kinds, number
@@ -138,7 +138,7 @@ def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harn
     asyncio.run(scenario())
 
 
-def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harness, monkeypatch):
+def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL

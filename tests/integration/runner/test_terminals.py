@@ -118,7 +118,7 @@ def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
     asyncio.run(scenario())
 
 
-def test_all_clients_receive_the_same_output_and_late_clients_a_replay(tmp_path):
+def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
     async def scenario():
         async with serve_terminal(tmp_path) as (terminals, _, connect):
             shared = terminals.agent_terminal
@@ -171,7 +171,7 @@ def test_number_of_clients_is_bounded(tmp_path):
     asyncio.run(scenario())
 
 
-def test_headless_agent_and_closed_sandbox_refuse_terminals(tmp_path):
+def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
     async def scenario():
         async with serve_terminal(tmp_path) as (terminals, _, connect):
             terminals.agent_terminal = None

@@ -1,4 +1,4 @@
-"""Changing the owner of a disk reaches every file in it, nothing outside, and uses bounded memory."""
+"""Changing a disk's owner affects every file on it and nothing outside, and uses bounded memory."""
 
 import os
 import tempfile
@@ -25,7 +25,7 @@ def disk(tmp_path):
 
 
 def fill_with_wide_directory(directory):
-    """Create many directories with long names, which take the most memory if they are not UTF-8."""
+    """Create many directories with long names that are not UTF-8; such names take the most memory."""
     parent = os.open(directory, os.O_RDONLY)
     for number in range(20_000):
         os.mkdir(b"%05d" % number + b"\xff" * 250, dir_fd=parent)
@@ -54,7 +54,7 @@ def test_owner_change_of_a_wide_directory_uses_little_memory():
 
 
 @pytest.mark.parametrize("was_used", [False, True])
-def test_owner_change_reaches_every_file_and_follows_no_link(disk, tmp_path, was_used):
+def test_owner_change_affects_every_file_and_follows_no_link(disk, tmp_path, was_used):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -73,7 +73,7 @@ def test_owner_change_reaches_every_file_and_follows_no_link(disk, tmp_path, was
     assert {path.stat().st_uid for path in (outside, outside / "file")} == {0}
 
 
-def test_hard_links_are_refused_until_a_sandbox_used_the_disk(disk):
+def test_hard_links_are_refused_until_a_sandbox_has_used_the_disk(disk):
     (disk / "workspace" / "file").touch()
     (disk / "workspace" / "same").hardlink_to(disk / "workspace" / "file")
 

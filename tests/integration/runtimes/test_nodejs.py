@@ -84,7 +84,7 @@ async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
 
 
 def run_shell(runtime, disk, script, stdin=b"", *, has_gateway=False):
-    """Run a shell script with the agent's environment; without a gateway, no network request is answered."""
+    """Run a shell script with the agent's environment. Without a gateway, no network request gets a response."""
 
     async def run():
         async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
@@ -128,7 +128,7 @@ def test_other_packages_fail_fast_with_a_reason(runtime, disk, name):
     assert name.removeprefix("@modelcontextprotocol/").partition("@")[0] in completed.errors
 
 
-def test_unreachable_registry_is_abandoned_quickly(runtime, disk):
+def test_unreachable_registry_fails_fast(runtime, disk):
     started = time.monotonic()
     script = "unset HTTPS_PROXY HTTP_PROXY https_proxy http_proxy; npx -y --registry=http://127.0.0.1:9 no-such-package"
     completed = run_shell(runtime, disk, script)
@@ -178,7 +178,7 @@ def test_installation_is_read_only_in_the_sandbox(runtime, disk):
 
 
 def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
-    """The example of the quick reference, in a sandbox that can reach only the model."""
+    """The example from the quick reference, in a sandbox that can reach only the model."""
     servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER], "env": {"TOKEN": "x"}}}}
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
     turns = (Turn((call,)), Turn((Text("Done."),)))
@@ -201,7 +201,7 @@ def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     init = next(event for event in events if event.get("subtype") == "init")
     assert [(server["name"], server["status"]) for server in init["mcp_servers"]] == [("github", "connected")]
     assert "mcp__github__create_issue" in init["tools"]
-    # The server itself refused the numeric title, so the call reached it and returned.
+    # The server itself rejected the numeric title, so the call reached the server and its response came back.
     assert "Expected string, received number" in json.dumps(model.messages[-1]["messages"][-1])
     assert events[-1]["is_error"] is False
     assert [item for item in gateway_events if hasattr(item, "host")] == []

@@ -14,9 +14,9 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, r
 
 
 class FailingRuntime:
-    """A runtime whose programs end with `exit_`, or never if it is None.
+    """A runtime whose programs end with `exit_`, or never end if `exit_` is None.
 
-    The object also represents its sandboxes and control groups.
+    The same object represents the runtime's sandboxes and control groups.
     """
 
     def __init__(self, exit_: ExitStatus | None, stderr: bytes = b"") -> None:
@@ -88,7 +88,7 @@ def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
 
 
 class FailingFirstRuntime(FailingRuntime):
-    """A runtime whose first confined programs raise or exit as given. None: the program never ends."""
+    """A runtime whose first confined programs raise the given error, exit with the given status, or hang (None)."""
 
     def __init__(self, *errors: Exception | ExitStatus | None) -> None:
         super().__init__(ExitStatus(0))

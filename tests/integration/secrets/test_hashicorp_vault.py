@@ -125,7 +125,7 @@ def test_invalid_keys_are_not_requested(vault: FakeVault, key: str):
         (500, "responds with an error"),
         (429, "rate limit is exceeded"),
         (401, "rejects"),
-        (501, "not initialised"),
+        (501, "not initialized"),
     ],
 )
 def test_vault_errors_are_reported(vault: FakeVault, status: int, message: str):
@@ -174,7 +174,7 @@ def test_certificate_is_trusted_only_if_configured(tmp_path: Path):
         assert resolve(vault, "team/app#password", ca_file=str(certificate)) == VALUE
 
 
-def test_settings_do_not_show_the_token(vault: FakeVault):
+def test_repr_of_settings_does_not_contain_the_token(vault: FakeVault):
     settings = VaultSettings(address=vault.address, token=TOKEN)
     assert TOKEN not in repr(settings)
     assert TOKEN not in repr(replace(settings, mount="kv"))

@@ -29,7 +29,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
     ],
 )
 def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, events, later_events, message, state):
-    # Only the cancel request detects the lost runner.
+    # Disable the periodic check, so only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
     async def scenario():
@@ -100,7 +100,7 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
 
 
 def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
-    """The timeout expires at the moment when the lock becomes free."""
+    """The timeout expires at the moment the lock is released."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 30)
 
     async def scenario():

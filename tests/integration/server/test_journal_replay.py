@@ -115,7 +115,7 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
 
 
 def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
-    """The cancelled task has a short journal and waits for a finisher after the others."""
+    """The cancelled task has a short journal. It waits behind the others for the scan that precedes a finisher."""
     slow_journals.fast_task_ids.add("short")
     long = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX)]
 
@@ -144,7 +144,7 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
     asyncio.run(scenario())
 
 
-def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkeypatch):
+def test_cancel_request_queued_behind_others_times_out(components, slow_journals, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 1.0)
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     task_ids = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX + 1)]

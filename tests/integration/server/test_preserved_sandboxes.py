@@ -57,7 +57,10 @@ async def fail(components, service, task_id, failure_action="preserve"):
 
 
 async def lose_before_disk_takeover(components, service):
-    """Lose the second attempt and all finishers before they take over the first attempt's disk; return its files."""
+    """Lose the second attempt and all finishers before any of them takes over the first attempt's disk.
+
+    Return the files of the first attempt.
+    """
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
     await components.wait_for_launch("task-1")
     preserved = files(components, components.runners.orders[0])
@@ -127,7 +130,7 @@ def test_release_removes_everything_except_the_log(components):
     assert task.state is TaskState.FAILED_PRESERVED
 
 
-def test_concurrent_releases_succeed_once(components):
+def test_only_one_of_several_concurrent_releases_succeeds(components):
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
@@ -213,7 +216,7 @@ def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
     assert asyncio.run(scenario())
 
 
-def test_lock_after_a_release_leaves_no_files(components, monkeypatch):
+def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")

@@ -61,7 +61,7 @@ def test_finisher_does_not_get_the_model_key(components):
 
 
 def test_runner_that_never_started_is_followed_by_another_attempt(components):
-    """The server dies after it recorded the attempt, before the runner started: nothing was created or lost."""
+    """The server dies after it records the attempt and before the runner starts, so nothing is created or lost."""
 
     async def before():
         async with components.server() as service:
@@ -148,7 +148,7 @@ def test_cancelled_task_with_a_dead_runner_is_not_retried(components):
 
 
 def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
-    # Only the cancel request detects the lost runner.
+    # Disable the periodic check, so only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     launch, cancel_requests = components.runners.launch, []
 
@@ -229,7 +229,7 @@ def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
 
 
 async def run_until_finishers_are_exhausted(components, *events):
-    """Return the task after its runner died after these events and all of its finishers died."""
+    """Record these events, let the runner and then all finishers die, and return the task."""
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
@@ -238,7 +238,7 @@ async def run_until_finishers_are_exhausted(components, *events):
         return await service.wait("task-1", 20)
 
 
-def test_collected_success_is_preserved_without_a_teardown(components, monkeypatch):
+def test_collected_success_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
@@ -258,7 +258,7 @@ def test_partially_collected_success_fails_with_collect_failed(components, monke
     assert "The agent had ended" in task.failure.message
 
 
-def test_agent_failure_is_preserved_without_a_teardown(components, monkeypatch):
+def test_agent_failure_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))

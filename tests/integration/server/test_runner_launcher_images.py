@@ -24,7 +24,7 @@ def components(tmp_path, monkeypatch):
 
 
 def run_task(components, *steps, profile="my-tools"):
-    """Submit a task with the profile, run the steps with the service, and return the status."""
+    """Submit a task with the profile, pass the service to each step, and return the task's status."""
 
     async def run():
         async with components.server() as service:
@@ -41,7 +41,7 @@ def test_runner_order_contains_the_image(components):
     assert [order.image for order in components.runners.orders] == [IMAGE]
 
 
-def test_runner_order_without_an_image_has_none(components):
+def test_runner_order_for_a_profile_without_an_image_has_none(components):
     run_task(components, lambda _: components.wait_for_launch("task-1"), profile="basic")
     assert [order.image for order in components.runners.orders] == [None]
 

@@ -26,7 +26,7 @@ def long_backoff(monkeypatch):
 
 
 def end_attempt(components, end):
-    """Simulate the latest runner up to the end of an attempt that may be retried."""
+    """Record an attempt that ends and may be retried, then end its runner."""
     components.runners.record("task-1", *TO_RUNNING, end, AttemptEnded())
     components.runners.kill("task-1")
 

@@ -72,7 +72,7 @@ def test_finisher_gets_the_secrets_for_redaction(components):
     assert components.requested_secrets == ["TOKEN", "TOKEN"]
 
 
-def test_finisher_is_launched_without_available_secrets(components):
+def test_finisher_is_launched_if_secrets_are_unavailable(components):
     components.secrets = {"TOKEN": VALUE}
 
     async def scenario():

@@ -248,7 +248,7 @@ def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
 
 @pytest.fixture
 def resume_tailer(monkeypatch):
-    """Pause the tailer of a cancelled task after the task's end until the test sets the returned event."""
+    """Once a cancelled task has ended, pause its tailer until the test sets the returned event."""
     wait_for_wake, resumed = TrackedTask.wait_for_wake, asyncio.Event()
 
     async def wait_until_resumed(tracked_task, seconds):

@@ -263,7 +263,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_pending_task_with_a_busy_journal_waits_for_the_drain(components, is_cancelled):
+def test_pending_task_with_a_busy_journal_waits_for_the_end_of_the_drain(components, is_cancelled):
     async def before():
         components.capacity = Resources(0, 0, 0)
         async with components.server() as service:
@@ -342,7 +342,7 @@ def test_journal_damage_is_shown_in_the_status(components):
     asyncio.run(scenario())
 
 
-def test_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
+def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
     offsets, read = [], components.journals.read
 
     def recording_read(task_id, offset=0, **bounds):
@@ -404,7 +404,7 @@ def damage(records):
 
 
 def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkeypatch):
-    """Thousands of tasks may be pending, and one pass covers all of them."""
+    """Thousands of tasks may be pending, and each pass covers all of them, so a pass per task would be slow."""
     components.capacity, passes = Resources(4, 1000 * GIB, 1000 * GIB), []
     monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 60)
 
@@ -496,7 +496,7 @@ def test_running_task_keeps_its_resources_before_an_older_pending_one(components
     asyncio.run(after())
 
 
-def test_tasks_leak_no_descriptors_and_asyncio_tasks(components):
+def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
 
     async def scenario():
         async with components.server() as service:

@@ -31,7 +31,7 @@ def files_of(components, name):
 
 
 async def open_resources(service):
-    """Return the numbers of descriptors and asyncio tasks once no journal is tailed."""
+    """Wait until no journal is tailed, then return the numbers of open descriptors and asyncio tasks."""
     async with asyncio.timeout(10):
         while service.dependencies.journal_tailer.tracked_tasks:
             await asyncio.sleep(0.005)

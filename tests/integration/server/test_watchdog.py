@@ -1,4 +1,4 @@
-"""A stopped runner holds the lock of its journal forever; the watchdog pings it and kills it."""
+"""A stopped runner would hold its journal's lock forever, so the watchdog pings runners and kills unresponsive ones."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ def test_stopped_runner_is_killed_and_its_lock_released(journals, process, modul
 
 
 def test_other_processes_are_not_killed(journals, process, tmp_path):
-    """Another task's runner, a process that only opened the file, a lock holder that is no runner, and the caller."""
+    """Another task's runner, a process that only opened the file, a lock holder other than a runner, and the caller."""
     journals.create("task-2").close()
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
     observer = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
@@ -177,7 +177,7 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_missing_server_descriptors_do_not_count_as_unresponsive(tmp_path, monkeypatch, number):
+def test_server_without_free_descriptors_does_not_consider_the_runner_unresponsive(tmp_path, monkeypatch, number):
     async def raise_error(*_):
         raise OSError(number, os.strerror(number))
 
@@ -185,13 +185,13 @@ def test_missing_server_descriptors_do_not_count_as_unresponsive(tmp_path, monke
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
-def test_refused_connection_does_not_count_as_unresponsive(tmp_path):
+def test_runner_that_refuses_connections_is_not_unresponsive(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
-def test_missing_socket_does_not_count_as_unresponsive(tmp_path):
+def test_runner_without_a_socket_is_not_unresponsive(tmp_path):
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
@@ -206,7 +206,7 @@ def components(tmp_path, monkeypatch):
 
 
 def count_pings_before_kill(components, is_responsive, *, pings_min):
-    """Return the number of pings before the kill, in a list; an empty list if the runner was not killed.
+    """Return a list of the number of pings before each kill. It is empty if the runner was not killed.
 
     is_responsive: receives the number of a ping and returns whether the runner responds.
     """

@@ -53,7 +53,7 @@ def env(tmp_path):
     return CollectEnv(tmp_path)
 
 
-def test_agent_cannot_provide_files_in_the_sandbox_directory(env):
+def test_files_in_the_top_level_sandbox_directory_are_not_collected(env):
     for name in (
         ".sandbox/metadata.json",
         ".sandbox/SHA256SUMS",
@@ -84,7 +84,7 @@ def test_artifact_has_name_size_type_and_checksum(env):
     assert env.stored == ["report.json"]
 
 
-def test_no_patterns_or_no_match_collects_nothing(env):
+def test_nothing_is_collected_without_patterns_or_matches(env):
     env.file("a").touch()
 
     assert env.collect() == []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -39,26 +39,26 @@ class Api:
         )
         self.schema = _schema()
 
-    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def request() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
+    def __call__(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        async def request() -> httpx2.Response:
+            transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
                 return await client.request(method, path, **options)
 
         response = asyncio.run(request())
         self._check(method, response)
         return response
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
+    def get(self, path: str, **options: Any) -> httpx2.Response:
         return self("GET", path, **options)
 
-    def post(self, path: str, **options: Any) -> httpx.Response:
+    def post(self, path: str, **options: Any) -> httpx2.Response:
         return self("POST", path, **options)
 
-    def delete(self, path: str, **options: Any) -> httpx.Response:
+    def delete(self, path: str, **options: Any) -> httpx2.Response:
         return self("DELETE", path, **options)
 
-    def _check(self, method: str, response: httpx.Response) -> None:
+    def _check(self, method: str, response: httpx2.Response) -> None:
         for template, operations in self.schema["paths"].items():
             pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
             if re.fullmatch(pattern, response.url.raw_path.decode().partition("?")[0]) and method.lower() in operations:
@@ -68,7 +68,7 @@ class Api:
                 )
                 self._validate(documented[str(response.status_code)], response)
 
-    def _validate(self, documented: dict[str, Any], response: httpx.Response) -> None:
+    def _validate(self, documented: dict[str, Any], response: httpx2.Response) -> None:
         media_type = response.headers.get("content-type", "").partition(";")[0]
         media_types = documented.get("content", {})
         assert media_type in media_types or "*/*" in media_types or not (media_types or response.content), (

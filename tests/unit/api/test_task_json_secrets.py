@@ -67,7 +67,7 @@ def test_without_tokens_the_caller_is_the_operator(api, tasks):
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {"code": "secret_unavailable", "message": DETAIL}
 
 
-def test_transition_of_an_earlier_version_is_read_without_the_secret_source():
+def test_secret_source_is_removed_from_a_transition_of_an_earlier_version():
     stored = {
         "seq": 3,
         "epoch": 1,

@@ -1,4 +1,4 @@
-"""The disks of a runner: new attempts use what the machine supports, old attempts keep their kind."""
+"""The disks of a runner: a new attempt uses the disk kind of its order, an old attempt keeps its disk kind."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_new_attempt_uses_the_disk_kind_of_the_order(order, kind):
 @pytest.mark.parametrize("kind", DISKS)
 @pytest.mark.parametrize("original_kind", DISKS)
 def test_old_attempt_keeps_its_disk_kind(order, kind, original_kind, purpose):
-    """After a restart the server may lack loop devices or root rights."""
+    """After a restart, the server may lack loop devices or root rights, so the order may name another kind."""
     disk = attempt_files(order).disk
     (disk / "workspace").mkdir(parents=True)
     if original_kind == "loop":

@@ -37,7 +37,7 @@ def test_strongest_working_runtime_is_selected(probes, chosen):
     assert [entry.strength for entry in choice.probes] == sorted((entry.strength for entry in probes), reverse=True)
 
 
-def test_no_failure_message_if_a_runtime_works():
+def test_working_runtime_gives_no_failure_message():
     assert describe_failure(select_strongest([WEAK, probe("strong", 3, works=False)])) is None
 
 

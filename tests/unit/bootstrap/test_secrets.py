@@ -22,13 +22,13 @@ def resolve(secrets, *references):
 
 @contextmanager
 def raises_unavailable(detail):
-    """The block must fail with this detail for operators."""
+    """Expect the block to fail with this detail for operators."""
     with pytest.raises(SecretUnavailableError) as caught:
         yield
     assert re.search(detail, caught.value.detail)
 
 
-def test_single_user_may_use_all_but_the_servers_variables():
+def test_single_user_may_use_all_but_the_servers_own_variables():
     secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess())
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):

@@ -13,7 +13,7 @@ from sandbox.cli.commands.task import group as task_command
 
 SLOW_MODULES = (
     "rich",
-    "httpx",
+    "httpx2",
     "pydantic",
     "fastapi",
     "uvicorn",
@@ -36,16 +36,16 @@ def test_help_does_not_import_slow_modules(arguments):
     assert completed.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_client_command_does_not_import_asyncio_and_httpx_main():
+def test_client_command_does_not_import_asyncio_or_httpx_main():
     script = (
         "import atexit, sys\nfrom sandbox.cli.main import main\n"
-        "loaded = ('httpx', 'asyncio', 'httpx._main', 'rich')\n"
+        "loaded = ('httpx2', 'asyncio', 'httpx2._main', 'rich')\n"
         "atexit.register(lambda: print('LOADED', [name for name in loaded if sys.modules.get(name)]))\n"
         "sys.argv[1:] = ['task', 'list', '--server', 'http://127.0.0.1:9']\n"
         "main()"
     )
     completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-    assert completed.stdout.splitlines()[-1] == "LOADED ['httpx']"
+    assert completed.stdout.splitlines()[-1] == "LOADED ['httpx2']"
 
 
 @pytest.mark.parametrize("entries", [main.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])

@@ -28,7 +28,7 @@ def test_events_are_parsed_in_order_without_comments():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_chunk_boundaries_do_not_matter(size):
+def test_events_do_not_depend_on_chunk_boundaries(size):
     whole = make_event(1, data="grün 日本\n") + make_event(2, data="x")
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
     assert [parsed["data"] for parsed in read(*chunks)] == ["grün 日本\n", "x"]

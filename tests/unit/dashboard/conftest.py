@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_access import FakeAccess
@@ -27,10 +27,10 @@ class Pages:
         self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), authenticator=authenticator)
         add_dashboard(self.app)
 
-    def get(self, path: str, method: str = "GET", **headers: str) -> httpx.Response:
-        async def request() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
+    def get(self, path: str, method: str = "GET", **headers: str) -> httpx2.Response:
+        async def request() -> httpx2.Response:
+            transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
                 request_headers = {**PAGE, **{name.replace("_", "-"): value for name, value in headers.items()}}
                 return await client.request(method, path, headers=request_headers)
 

@@ -52,7 +52,7 @@ def test_task_texts_are_escaped(pages):
     assert "&lt;script&gt;alert(1)" in pages.get("/tasks/task-001").text
 
 
-def test_root_returns_api_links_to_programs(pages):
+def test_programs_receive_api_links_from_the_root(pages):
     for accept in ("*/*", "application/json"):
         response = pages.get("/", accept=accept)
         assert response.json()["links"]["tasks"] == "/api/v1/tasks"
@@ -138,7 +138,7 @@ def test_scripts_do_not_parse_html():
 
 
 def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
-    """Rendering 1000 tasks or a long manifest takes most of a second. On the event loop it would block all requests."""
+    """Rendering 1000 tasks or a long manifest takes almost a second. On the event loop, it would block all requests."""
     called, on_event_loop = [], []
 
     def record_calls(module, name):

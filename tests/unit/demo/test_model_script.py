@@ -1,4 +1,4 @@
-"""The demo's script matches the demo's repository: the tests fail before the script and pass after it."""
+"""The demo's script matches the demo's repository: the tests fail before the script runs and pass afterwards."""
 
 import subprocess
 import sys

@@ -18,7 +18,7 @@ QUERIES = 5000
 
 
 def name_read_by_dnspython(query: bytes) -> tuple[bytes, ...] | None:
-    """The labels of the only question of a query, or None if it is malformed or is not a query."""
+    """The labels of the only question of a query, or None if the message is malformed or not a query."""
     with suppress(dns.exception.DNSException):
         message = dns.message.from_wire(query, ignore_trailing=True, question_only=True)
         if len(message.question) == 1:

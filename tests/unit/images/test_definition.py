@@ -23,7 +23,7 @@ def read(tmp_path):
     return read
 
 
-def test_shipped_profiles_are_the_built_in_names():
+def test_shipped_profiles_match_the_built_in_names():
     assert shipped_profiles() == tuple(sorted(BUILT_IN_PROFILES))
 
 

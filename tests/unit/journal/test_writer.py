@@ -369,7 +369,7 @@ def test_failed_truncation_of_a_torn_tail_raises_and_closes_all_files(writer, sy
 
 
 def test_lock_with_descriptor_0_is_released(journals, records):
-    """As in a process started without standard input."""
+    """A process started without standard input may get descriptor 0 for the lock."""
     journals.create("t").close()
     lock = os.open(records.with_name("lock"), os.O_RDWR)
     standard_input = os.dup(0)

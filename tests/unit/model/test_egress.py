@@ -85,7 +85,7 @@ def test_empty_rules_are_isolated(vm):
 
 @pytest.mark.parametrize("host", ["git.example.org", "a.b.co.uk", "xn--bcher-kva.example.org", "GIT.EXAMPLE.ORG."])
 @pytest.mark.parametrize("port", [443, 80, 22, 1, 65535])
-def test_full_allows_every_public_name_on_every_port(host, port):
+def test_network_mode_full_allows_every_public_name_on_every_port(host, port):
     assert egress_rules(Vm(network_mode="full")).allows(host, port)
 
 
@@ -97,7 +97,7 @@ def test_full_allows_every_public_name_on_every_port(host, port):
         *("127.0.0.1", "127.1", "8.8.4.4", "8.0x080404", "1.0x7f", "0x7f000001", "2130706433", "a.0x", "a.1"),
     ],
 )
-def test_full_denies_local_names_and_addresses(host):
+def test_network_mode_full_denies_local_names_and_addresses(host):
     assert not is_public_name(host)
     assert not egress_rules(Vm(network_mode="full")).allows_host(host)
 

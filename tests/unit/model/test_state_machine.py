@@ -170,7 +170,7 @@ def final_task_with_preserve(*events: e.Event) -> Task:
 
 
 @pytest.mark.parametrize("step_count", range(1, 6))
-def test_failure_is_preserved_if_a_sandbox_exists(step_count):
+def test_failed_task_is_preserved_if_a_sandbox_exists(step_count):
     has_sandbox = CREATED in TO_RUNNING[1:step_count]
     exited = (SUCCESS,) if STARTED in TO_RUNNING[1:step_count] else ()
     task = final_task_with_preserve(*TO_RUNNING[1:step_count], failed(), *exited, FINISHED)
@@ -492,7 +492,7 @@ SECOND_ATTEMPT = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2
 
 @pytest.mark.parametrize("step_count", range(1, 4))
 @pytest.mark.parametrize("code", sorted(LOST_CODES))
-def test_attempt_lost_before_the_agent_starts_is_followed_by_again(step_count, code):
+def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
     remaining = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
     steps = replay_with(Lifecycle(), *TO_READY[:step_count], failed(code), ENDED, SECOND_ATTEMPT, *remaining)
     assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
@@ -502,7 +502,7 @@ def test_attempt_lost_before_the_agent_starts_is_followed_by_again(step_count, c
     assert (lost.failure.code, lost.follow_up, lost.ended_at is not None) == (code, "again", True)
 
 
-def test_consecutive_again_attempts_are_limited():
+def test_consecutive_restarts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
     steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (ATTEMPTS_MAX - 1), lost)
     assert next_follow_up(steps[-1].task) is None

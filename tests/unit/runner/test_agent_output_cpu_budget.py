@@ -1,4 +1,4 @@
-"""Agent output waits while the runner's CPU budget is spent, and none is lost."""
+"""Agent output waits while the runner's CPU budget is exhausted, and no output is lost."""
 
 import asyncio
 

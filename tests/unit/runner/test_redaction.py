@@ -62,7 +62,7 @@ def test_scan_that_finds_a_secret_consumes_time():
     assert len(redactor.scanned) == 3
 
 
-def test_time_waiting_for_input_is_not_counted():
+def test_time_spent_waiting_for_input_is_not_counted():
     redactor = TimedRedactor(wait_seconds=60)
     limited = redactor.with_deadline(20)
     assert [limited.contains(redactor.slowly(LARGE)) for _ in range(3)] == [False] * 3

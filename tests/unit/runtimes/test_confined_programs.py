@@ -14,7 +14,7 @@ from sandbox.workspace.git.command import Git, GitError
 
 
 class FakeLaunch:
-    """A program that writes an error to stderr and exits. Then the kernel has counted this many OOM kills."""
+    """A program that writes an error to stderr and exits. Afterwards, the kernel has counted this many OOM kills."""
 
     def __init__(self, events: Path, kills: int) -> None:
         self._events = events

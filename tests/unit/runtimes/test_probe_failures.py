@@ -1,4 +1,4 @@
-"""Failed probes are final only if the process or the machine type can never work."""
+"""A failed probe is final only if this process or machine type can never use the runtime."""
 
 import asyncio
 import os

@@ -14,7 +14,7 @@ from sandbox.secrets.redactor import SecretRedactor
 
 VALUE = "gH7_pässwörd-к"
 INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) != "\n"]
-"""All except the line feed, which ends a line."""
+"""All invisible characters except the line feed, which ends a line."""
 
 
 @pytest.fixture(scope="module")

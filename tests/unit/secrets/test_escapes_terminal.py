@@ -1,4 +1,4 @@
-"""Terminal strings (titles, links) inside a value, and shell quotes, nested in other encodings."""
+"""A value is found if it contains terminal strings (titles, links) or shell quotes, even within other encodings."""
 
 import json
 from collections.abc import Callable

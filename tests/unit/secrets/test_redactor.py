@@ -253,7 +253,7 @@ def test_repr_does_not_contain_values(redactor: SecretRedactor):
     assert "ghp" not in repr(SecretPattern(TOKEN.encode(), "TOKEN"))
 
 
-def test_many_secrets_cost_no_more_than_few():
+def test_redaction_time_hardly_depends_on_the_number_of_secrets():
     line = b'{"type":"assistant","text":"' + b"some ordinary words, \\n and more of them " * 24 + b'"}\n'
     many = SecretRedactor({f"S{index}": f"{index:02}x{TOKEN}" for index in range(64)})
     few = SecretRedactor({"S": TOKEN})
@@ -385,7 +385,7 @@ LONG = "sk-api03-" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6" * 3
 @pytest.mark.parametrize("inner", ["base64", "openssl", "mime", "xxd"])
 @pytest.mark.parametrize("outer", ["base64", "xxd"])
 def test_long_value_in_doubly_encoded_wrapped_base64_or_hex_is_found(inner: str, outer: str, end: str):
-    """The output of `base64 | base64`."""
+    """For example, the output of `base64 | base64`."""
     encoders: dict[str, Callable[[bytes], str]] = {
         "base64": lambda data: wrap_lines(base64.b64encode(data).decode(), 76),
         "openssl": lambda data: wrap_lines(base64.b64encode(data).decode(), 64),

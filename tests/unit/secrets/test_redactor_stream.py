@@ -165,7 +165,7 @@ def test_repeated_self_overlapping_value_is_replaced_once():
 
 
 @pytest.mark.parametrize("value", ['0000123"A0000123', '{"a":{"a":"b"}}', 'ab"ab"ab"ab"'])
-def test_self_overlapping_quoted_value_is_chunking_independent(value: str):
+def test_redaction_of_a_self_overlapping_quoted_value_does_not_depend_on_chunking(value: str):
     redactor, data = SecretRedactor({"S": value}), value.encode()
     assert redact_chunked(redactor, data, list(range(len(data)))) == redactor.redact(data)
     assert redact_chunked(redactor, data * 3, list(range(len(data) * 3))) == redactor.redact(data * 3)
@@ -216,7 +216,7 @@ def test_flush_emits_all_pending_data():
     assert stream.flush() == b""
 
 
-def test_stream_without_secrets_passes_everything():
+def test_stream_of_a_redactor_without_secrets_changes_nothing():
     stream = SecretRedactor({}).stream()
     assert stream.feed(b"ghp_\x1b[") == b"ghp_\x1b["
     assert not stream.has_redacted

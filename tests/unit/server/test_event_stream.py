@@ -120,7 +120,7 @@ def test_replay_after_any_record_returns_the_rest(events):
         assert asyncio.run(resume_after_each_record(streamed)) == 5 + len(events) - events.count(TRANSCRIPT_OUTPUT)
 
 
-def test_long_replay_without_events_yields_to_others():
+def test_long_replay_without_events_yields_to_other_tasks():
     async def replay_all(streamed):
         turns = 0
 
@@ -194,7 +194,7 @@ resumptions = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_si
 
 
 @given(event_lists, event_lists, resumptions, st.integers(0, 30))
-def test_resumed_follower_receives_the_rest_to_the_end(before, during, resumptions, restart_at):
+def test_resuming_client_receives_all_later_events(before, during, resumptions, restart_at):
     """resumptions: pairs of the step at which a client connects and the last `seq` that it has received."""
 
     async def run(streamed):

@@ -21,7 +21,7 @@ AVAILABLE = replace(UNAVAILABLE, failure=None)
 
 
 class SleepClock(SystemClock):
-    """A clock that only sleeping advances."""
+    """A clock that advances only on sleep."""
 
     seconds = 0.0
 

@@ -1,4 +1,4 @@
-"""Work waits for a runner's CPU budget in order of arrival. Priority work overtakes."""
+"""Work waits for a runner's CPU budget in order of arrival. Priority work overtakes other work."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from sandbox.system.cpu_throttle import CpuThrottle
 
 
 class FakeProcess:
-    """A throttle whose clocks the test sets."""
+    """A process with a throttle; the test sets the clocks."""
 
     def __init__(self):
         self.now = self.used = 0.0
@@ -29,7 +29,7 @@ def process(monkeypatch):
     return FakeProcess()
 
 
-def test_no_wait_within_the_budget(process):
+def test_work_within_the_budget_does_not_wait(process):
     async def run():
         async with asyncio.timeout(5):
             await asyncio.gather(*(process.throttle.queue().wait() for _ in range(100)))

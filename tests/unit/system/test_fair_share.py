@@ -18,7 +18,7 @@ async def acquire_repeatedly(share, count, taken, size_bytes=100):
 
 
 async def totals_per_turn(taken, count):
-    """The total taken after each of the next turns of the loop."""
+    """The total taken after each of the next `count` turns of the loop."""
     totals = []
     for _ in range(count):
         await asyncio.sleep(0)

@@ -39,7 +39,7 @@ def test_reservation_over_the_limit_fails_until_memory_is_released():
     asyncio.run(scenario())
 
 
-def test_reservation_over_the_limit_succeeds_alone():
+def test_reservation_over_the_limit_succeeds_if_no_other_exists():
     async def scenario():
         memory = MemoryShare(100)
         assert await memory.try_reserve(500)

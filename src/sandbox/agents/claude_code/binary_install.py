@@ -43,13 +43,13 @@ def binary_version(binary: Path) -> str:
 
 
 def install_binary(data_dir: Path, source: Path | None = None) -> Path:
-    """Return the execute-only copy of the binary below `data_dir`; create it if it does not exist.
+    """Return the path of the execute-only copy below `data_dir`; create the copy if it does not exist.
 
     The kernel makes a process non-dumpable if its user cannot read its program. Processes that the agent starts have
     the same uid, but they can therefore neither open the agent's stdout to forge a result, nor trace the agent, nor
     read its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
 
-    Raises BinaryMissingError, and OSError if the copy cannot be written.
+    Raises BinaryMissingError, or OSError if the copy cannot be written.
     """
     source = source or find_binary()
     directory = data_dir / "agent"

@@ -62,7 +62,7 @@ def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, .
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Return files for the home directory that suppress Claude Code's first-run questions (setup, API key, trust)."""
+    """Return home directory files that suppress Claude Code's first-run questions (setup, API key, trust)."""
     settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
@@ -77,7 +77,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
 
 
 def interactive_variables() -> Mapping[str, str]:
-    """Return variables of interactive sessions, in addition to those of every agent."""
+    """Return the environment variables that interactive sessions get in addition to those of every agent."""
     return {
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
@@ -97,11 +97,11 @@ def _exceeds_argument_limit(prompt: str) -> bool:
 
 
 MCP_CONNECT_SECONDS = 60
-"""How long Claude Code waits for its MCP servers. A cold `npx` on a busy machine exceeds its default of 30 s."""
+"""How long Claude Code waits for MCP servers to connect. A cold `npx` on a busy machine exceeds the default of 30 s."""
 
 
 def encode_mcp_config(config: McpConfig) -> bytes:
-    """Encode the file for `--mcp-config`. Claude Code expands `${NAME}` inside, from its environment."""
+    """Encode the file for `--mcp-config`. Claude Code expands `${NAME}` in it from environment variables."""
     servers = {name: _server_entry(server) for name, server in config.mcpServers.items()}
     return msgspec.json.encode({"mcpServers": servers})
 
@@ -152,7 +152,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """Render the result as one line of JSON (`json`) or as its text (`text`); return nothing in other cases."""
+    """Render the result as one line of JSON (`json`) or as its text (`text`); without either, return no bytes."""
     if result is None:
         return b""
     match output_format:
@@ -165,7 +165,7 @@ def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes
 
 
 def _result_text(result: Mapping[str, Any]) -> bytes:
-    """Return Claude Code's final text. If it was stopped, the reason is in `errors`."""
+    """Return Claude Code's final text. If Claude Code was stopped, the reason is in `errors`."""
     errors = result.get("errors")
     texts = [result.get("result"), *(errors if isinstance(errors, list) else ())]
     words = next((text for text in texts if isinstance(text, str)), None)
@@ -191,9 +191,9 @@ RESUME_PROMPT = (
 """Prompt of an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""WebFetch would first check every host with an Anthropic service. Here the gateway decides which hosts are allowed.
+"""By default, WebFetch first checks each host with an Anthropic service. Here the gateway decides which are allowed.
 
-The manifest decides whether permissions are skipped, so the confirmation is disabled.
+The manifest decides whether permissions are skipped, so Claude Code must not ask to confirm that.
 """
 
 
@@ -222,7 +222,7 @@ class ClaudeCodeDriver:
         directory = _working_directory(manifest.repository.subpath)
         options = _common_options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
         environment = {**secrets, **_environment(task_key)}
-        # Passed as a file: it may exceed an argument's limit, and everybody on the host can read arguments.
+        # Passed as a file: it may exceed the size limit of an argument, and every user of the host can read arguments.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if claude.headless:
             argv = (PROGRAM, "-p", *_headless_options(claude), *options)
@@ -242,7 +242,7 @@ class ClaudeCodeDriver:
         return ClaudeOutputParser(session_id)
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return why the agent lacks requested tools or MCP servers; None if it has all."""
+        """Return the failure if requested tools or MCP servers are missing; None if all are present."""
         return check_init(manifest.claude, ready, redact)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
@@ -250,15 +250,15 @@ class ClaudeCodeDriver:
         return determine_interactive_failure(exit_)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, made from the last result, unless `output_format` is `stream-json`."""
+        """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
         return render_result(manifest.claude.output_format, result)
 
 
 def encode_prompt(prompt: str) -> bytes:
-    """Encode the prompt for stdin, where Claude Code must not interpret it as a command.
+    """Encode the prompt for stdin so that Claude Code does not interpret it as a command.
 
-    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. Claude Code might trim white
-    space before them, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
+    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. It might trim leading white
+    space, so the prefix is text. Leading `-`, `!` and `#` have no meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
@@ -268,7 +268,7 @@ def _working_directory(subpath: str | None) -> str:
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
-    """Yield the workspace and each directory down to the start directory: the CLAUDE.md of each of them applies."""
+    """Yield the workspace and each directory down to the start directory: the CLAUDE.md in each of them applies."""
     inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
         yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))
@@ -281,7 +281,7 @@ def _headless_options(claude: Claude) -> tuple[str, ...]:
 
 
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
-    # An empty `--setting-sources` and `--strict-mcp-config` disable the settings, hooks, skills and MCP servers of the
+    # `--strict-mcp-config` and an empty `--setting-sources` disable the settings, hooks, skills and MCP servers of the
     # repository and of the home directory. Otherwise, any program in the sandbox could write such a file and redirect
     # the agent to another model. `--add-dir` (with its variable in the environment) enables CLAUDE.md files and rules.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")

@@ -29,7 +29,7 @@ from sandbox.interfaces.agent import (
 from sandbox.interfaces.runtime import ExitStatus
 
 OPEN_CALLS_MAX = 10_000
-"""Maximum number of unanswered tool calls that are kept. Beyond it the oldest is dropped."""
+"""Maximum number of unanswered tool calls that are kept. Above it, the oldest one is dropped."""
 
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are kept; each is compared with every pattern of `allowed_tools`."""
@@ -40,8 +40,8 @@ _SYNTHETIC_MODEL = "<synthetic>"
 class ClaudeOutputParser:
     """Parses stream-json. Never raises and uses bounded memory, for any input.
 
-    There can be several rounds, each with an init and a result (a background command that ends starts one). Only the
-    last result counts, and only if the main conversation did not continue after it.
+    A run can have several rounds, each with an init and a result: the end of a background command starts a new round.
+    Only the last result counts, and only if the main conversation did not continue after it.
     """
 
     def __init__(self, session_id: str) -> None:

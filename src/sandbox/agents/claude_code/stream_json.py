@@ -17,10 +17,10 @@ RESULT_BYTES_MAX = 256 * 1024
 """Maximum size of a complete result event. From a larger one, only short fields and the start of its text are kept."""
 
 LONG_LINE_VALUES_MAX = 500_000
-"""Maximum number of values in a part of a line that exceeds OUTPUT_LINE_BYTES_MAX.
+"""Maximum number of values in a line, or a part of one, that is longer than OUTPUT_LINE_BYTES_MAX.
 
-Commas and brackets in its texts count too. A line of that size can contain as many values, so decoding a longer line
-takes no more time and memory.
+Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can contain as many values, so decoding a
+longer one takes no more time and memory.
 """
 
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024

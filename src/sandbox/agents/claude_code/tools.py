@@ -19,7 +19,7 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
     """Return the options for a manifest's allowed tools.
 
     Only `--tools` restricts the tools reliably, but it accepts plain names only. MCP tools and rules need permissions,
-    which are not checked if permissions are skipped. An empty list gets no `--allowedTools`.
+    which are not checked if permissions are skipped. If the list is empty, `--allowedTools` is omitted.
     """
     entries = claude.allowed_tools
     if entries is None:
@@ -56,7 +56,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a redacted value in its name may match: the texts before the value and `*` agree."""
+    """Return whether a tool with a redacted value in its name may match: the parts before that value and `*` agree."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (
@@ -79,7 +79,7 @@ def _tool_name(entry: str) -> str:
 
 
 def _permission_rule(entry: str) -> str:
-    """Return the entry as a permission rule. Rules for writable paths are `Edit` rules, for any tool."""
+    """Return the entry as a permission rule. A rule that restricts a tool to writable paths becomes an `Edit` rule."""
     name, bracket, rest = entry.partition("(")
     return f"Edit({rest}" if bracket and name in _EDIT_TOOLS else entry
 
@@ -93,5 +93,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Deny every action that needs permission; the run continues."""
+    """Return the options that deny every action that needs permission, without ending the run."""
     return ("--permission-mode", "dontAsk")

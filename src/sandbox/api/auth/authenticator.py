@@ -1,8 +1,9 @@
 """Authenticates and authorizes requests, and rejects requests forged by pages of other sites.
 
-Without tokens on a loopback address, any client that reaches the port is the operator. Therefore requests from pages of
-other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens, such a page cannot forge a request that
-contains a token. It can trigger a request with a session cookie, so `Origin` and `Sec-Fetch-Site` are still checked.
+A server without tokens listens on a loopback address, and any client that reaches the port is the operator. Therefore,
+requests from pages of other sites are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such
+a page cannot forge a request that contains a token. But it can trigger a request with a session cookie, so `Origin` and
+`Sec-Fetch-Site` are still checked.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BEARER_PROTOCOL = "sandbox.bearer."
 """Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""
 
 STREAM_PROTOCOL = "sandbox.v1"
-"""The negotiated subprotocol. A browser requires the server to select one that it offered; it must not be the token."""
+"""The negotiated subprotocol. The server must select one that the browser offered, other than the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
 _SESSION_COOKIE = re.compile(rf"(?:^|;)[ \t]*{SESSION_COOKIE}[ \t]*=([^;]*)")
@@ -81,7 +82,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""Fetch destinations of data: `document` (navigation; downloads everything but pages), `empty` (fetch, EventSource)."""
+"""Fetch destinations of data: `document` (navigation; all but pages is downloaded), `empty` (fetch, EventSource)."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
 
 
@@ -143,7 +144,7 @@ REQUESTS_AT_ONCE_MAX = 1000
 """Maximum number of concurrent requests per token, including streams; further requests get 429."""
 
 STREAMS_OF_ALL_MAX = 100
-"""Maximum number of concurrent all-task streams per token; further ones get 429. Each event costs work per stream."""
+"""Maximum number of concurrent all-task streams per token; further ones get 429. Each stream encodes every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
@@ -230,7 +231,7 @@ class Authenticator:
                 del self._requests_in_progress[name]
 
     def share_of(self, principal: Principal | None) -> FairShare:
-        """Return the caller's share of the event loop. All anonymous callers have the same share."""
+        """Return the caller's share of the event loop. All anonymous callers together have one share."""
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
@@ -285,7 +286,7 @@ class Authenticator:
 
 
 def _deny_embedding(connection: HTTPConnection) -> Denied | None:
-    """Deny requests of pages, including the server's own, that would execute or embed the response."""
+    """Deny requests whose response a page, even one of the server's own pages, would execute or embed."""
     is_page_asset = paths.is_page_asset(connection.scope["path"])
     reason = check_fetch_destination(connection.headers.get("sec-fetch-dest"), is_page_asset=is_page_asset)
     return Denied(403, code="forbidden", message=reason) if reason is not None else None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS_MAX = 10_000
-"""Maximum number of buckets; the least recently used one is dropped, which resets that client's limit."""
+"""Maximum number of buckets; above it the least recently used one is dropped, which resets that client's limit."""
 
 _IPV6_NETWORK_BITS = 64
 

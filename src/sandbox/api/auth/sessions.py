@@ -16,7 +16,7 @@ SESSIONS_MAX = 1000
 """Maximum number of open sessions; an additional one ends the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Open sessions per token; an additional one ends that token's oldest, so a token cannot end the sessions of others."""
+"""Maximum per token; an additional session ends that token's oldest, so a token cannot end the sessions of others."""
 
 _SECRET_BYTES = 32
 

@@ -1,7 +1,8 @@
 """Strict request framing: delimits requests on a connection before the HTTP library parses any byte.
 
 If a reverse proxy and a server disagree about where a request ends, one client can inject a request into another
-client's connection (request smuggling). Input that RFC 9112 allows the recipient to interpret is therefore rejected.
+client's connection (request smuggling). Input whose interpretation RFC 9112 leaves to the recipient is therefore
+rejected.
 """
 
 import re
@@ -20,7 +21,7 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """Maximum total size of a body's chunk extensions; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Maximum number of fields in a header or trailer, and of values in its lists: even short ones are costly to parse."""
+"""Maximum number of fields in a header or trailer, and of values in list fields: even short ones are slow to parse."""
 
 PARTS_PER_READ_MAX = 24
 """Maximum number of parts (heads, chunk-size lines, chunks, line ends) that are passed on at once."""
@@ -298,7 +299,7 @@ def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
 
 
 def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
-    """Return the body length and whether it is chunked. Raises _FramingError (RFC 9112 §6.1 to §6.3)."""
+    """Return the length of the body, and whether the body is chunked. Raises _FramingError (RFC 9112 §6.1 to §6.3)."""
     lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")

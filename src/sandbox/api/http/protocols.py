@@ -22,7 +22,7 @@ STALL_TIMEOUT_SECONDS = 600.0
 """A client that does not read pending data for this long is disconnected."""
 
 HEAD_TIMEOUT_SECONDS = 30.0
-"""A client without a complete request head this long after connecting or its last response is disconnected."""
+"""A client is disconnected if its request head is incomplete this long after connecting or after its last response."""
 
 _PARTS_BYTES = 28 * 1024
 """Bytes charged to a client's share for a few parts of a request body, regardless of their length."""
@@ -31,7 +31,7 @@ _REJECTION_BYTES = 16 * 1024
 """Bytes charged to the share of rejections for the response to a malformed request."""
 
 _FRAMES_BYTES = 256
-"""Bytes of WebSocket frames that are parsed at once; the shortest frame of a client has 6."""
+"""Bytes of WebSocket frames that are parsed at once; the shortest frame of a client has 6 bytes."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
@@ -74,7 +74,7 @@ class _BackpressureMixin(asyncio.Protocol):
 
 
 class _Flow(FlowControl):
-    """Flow control that does not resume reading while received data is left to parse."""
+    """Flow control that does not resume reading before all received data has been parsed."""
 
     is_held = False
 
@@ -212,9 +212,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    It differs from uvicorn's class in two ways. A response that rejects the handshake completes it; uvicorn logs that
-    as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3); uvicorn
-    buffers all pongs.
+    It differs from uvicorn's class in two ways. A response that rejects the handshake completes it, whereas uvicorn
+    logs it as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3),
+    whereas uvicorn buffers all pongs.
     """
 
     _pending_pong = b""

@@ -26,7 +26,7 @@ UNREAD_BYTES_MAX = 32 * 1024
 """Bytes of unread requests that the kernel buffers per connection; the kernel doubles the value for overhead."""
 
 UNSENT_BYTES_MAX = 128 * 1024
-"""Bytes of a response that the kernel buffers for a client that does not read. The default is megabytes."""
+"""Bytes of a response that the kernel buffers for a client that does not read. The default is several megabytes."""
 
 PING_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""

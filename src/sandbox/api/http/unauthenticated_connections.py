@@ -29,7 +29,7 @@ class Connection(Protocol):
 
 
 class UnauthenticatedConnections:
-    """Connections that may be closed, ordered by the time of their accept or last response. Performs no I/O."""
+    """Connections that may be closed, ordered by when they were accepted or last got a response. Performs no I/O."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

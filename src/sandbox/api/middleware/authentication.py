@@ -26,7 +26,7 @@ from sandbox.system.log_context import TOKEN_ID
 from sandbox.system.memory_share import MemoryShare
 
 RECHECK_SECONDS = 5.0
-"""How long a stream may continue after its token was revoked or has expired."""
+"""How long a stream may continue after its token was revoked or expired."""
 
 _REQUEST_BYTES = 16 * 1024
 """Bytes charged to the client's share for a request, even if it is rejected."""
@@ -82,7 +82,10 @@ class AuthenticationMiddleware:
 
 
 class _CheckedChannel:
-    """The messages of one connection; ends it as if the client had disconnected once its credentials are revoked."""
+    """Passes the messages of one connection.
+
+    Once the credentials are revoked, acts as if the client had disconnected.
+    """
 
     def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
         self.has_response = False

@@ -45,7 +45,7 @@ class ServerMetrics:
         ProcessCollector(registry=registry)
         build = Gauge("sandbox_build_info", "Always 1; the version is the label.", ["version"], registry=registry)
         build.labels(version).set(1)
-        self._tasks = Gauge("sandbox_tasks", "Tasks in the state.", ["state"], registry=registry)
+        self._tasks = Gauge("sandbox_tasks", "Number of tasks in the state.", ["state"], registry=registry)
         self._requests = Counter(
             "sandbox_http_requests",
             "Requests by method, path and status.",
@@ -67,7 +67,9 @@ class ServerMetrics:
         self._disk_free = Gauge(
             "sandbox_disk_free_bytes", "Free space on the file system of the data directory.", registry=registry
         )
-        self._disk_total = Gauge("sandbox_disk_total_bytes", "Size of that file system.", registry=registry)
+        self._disk_total = Gauge(
+            "sandbox_disk_total_bytes", "Size of the data directory's file system.", registry=registry
+        )
 
     def record_response(self, route: str, method: str, status: int, seconds: float) -> None:
         """Record a response that started `seconds` after its request. route: the path template, not the path."""

@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The policy of every response that sets no other one: its content may not execute, wherever it is displayed."""
+"""The policy of every response that sets none itself: its content may not execute, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 

@@ -21,7 +21,7 @@ _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
 
 _SMALL_BYTES = 4 * 1024
-"""Responses up to this size are never refused: the change that one reports has taken effect."""
+"""Responses up to this size are never refused: the change that they report has already taken effect."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _MESSAGE = "Unread responses to this token use all memory that is available to it; read or close some of them."
@@ -100,7 +100,7 @@ class _CountedResponse:
 
 
 def _size_bytes(message: Message) -> int:
-    """Return the memory size. A single wide character makes a text take four bytes for each of its characters."""
+    """Return the size in memory. A single wide character makes a text take four bytes per character."""
     if (text := message.get("text")) is not None:
         return sys.getsizeof(text)
     return len(message.get("body") or message.get("bytes") or b"")

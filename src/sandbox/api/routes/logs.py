@@ -36,14 +36,14 @@ _TAIL_GROWTH_FACTOR = 4
 """Factor by which the number of records to read grows until the records contain enough lines for the tail."""
 
 _TAIL_BLOCKS_MAX = 1000
-"""Number of line blocks whose start is stored for a tail. One number per line would take 40 MB for a million lines."""
+"""Maximum number of line blocks whose start is stored for a tail. One number per line would take 40 MB per million."""
 
 _Formatter = Callable[[WireEvent], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class LogEncoder:
-    """Filters and formats events. Gaps and the end are always sent when following, whatever the filter.
+    """Filters and formats events. When following, `gap` and `end` events pass every filter.
 
     since: a timestamp in the format of events; empty for all.
     """

@@ -53,7 +53,7 @@ class ListQuery(BaseModel):
         None,
         description=(
             "`next_cursor` of the previous page, for paging that neither skips nor repeats tasks; it includes "
-            "sort and order, and excludes offset"
+            "sort and order, and cannot be combined with offset"
         ),
         json_schema_extra={"maxLength": CURSOR_LENGTH_MAX},
     )

@@ -50,7 +50,7 @@ _IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCI
 
 
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
-    """Return the idempotency key with the digest of its body, or None without a key. Raises InvalidParameterError."""
+    """Return the idempotency key and the digest of the body, or None without a key. Raises InvalidParameterError."""
     keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:
         return None

@@ -54,7 +54,7 @@ _EMPTY_MESSAGES_PER_YIELD = 256
 
 
 class Prefetcher:
-    """Reads `source` in a background task from `__aenter__` until it ends or a `stop_after` coroutine completes."""
+    """Reads `source` in a background task until the source ends or a `stop_after` coroutine completes."""
 
     def __init__(self, source: AsyncIterator[Messages]) -> None:
         self._source = source
@@ -68,7 +68,7 @@ class Prefetcher:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
-        """Start reading. The source has run to its first suspension on return, so its subscription is active."""
+        """Start reading. On return, the source has run to its first suspension, so its subscription is active."""
         self._memory = fair_share.current_memory()
         self.stop_after(self._read())
         await asyncio.sleep(0)

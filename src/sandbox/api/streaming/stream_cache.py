@@ -58,7 +58,7 @@ class HistoryCache:
         """Return a batch that contains the event after `after`, or None if there is none.
 
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
-            token can have only one stream waiting here, so many streams of one token do not delay other tokens.
+            token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
         """
         async with fair_share.history_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
@@ -114,7 +114,7 @@ class StreamBuffer:
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
-        """Wait until the first event or the end was read, so that `covers` is meaningful."""
+        """Wait until the first event or the end has been read, so that `covers` is meaningful."""
         while self._oldest_seq is None and not self.is_finished:
             await self.changed.wait()
 

@@ -122,7 +122,7 @@ async def _receive_input(websocket: WebSocket, connection: TerminalConnection) -
 
 
 async def _wait_first(*coroutines: Coroutine[Any, Any, object]) -> object:
-    """Wait for the first coroutine to complete and cancel the others. Raises its exception."""
+    """Wait for the first coroutine to complete and cancel the others. If the first one failed, raise its exception."""
     tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

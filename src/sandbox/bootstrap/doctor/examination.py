@@ -155,10 +155,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Check for control groups that do not belong to this data directory; the janitor removes those that do.
-
-    They use hardly any resources.
-    """
+    """Check for control groups that do not belong to this data directory; the janitor removes those that do."""
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
     own_attempts = {path.name for path in tasks.glob("*/attempts/*")}

@@ -53,7 +53,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 def _open_files_per_task(probe: RuntimeProbe) -> int:
     """Return the maximum. A closed file that is still mapped remains open, but does not count towards process limits.
 
-    In a tier with a separate kernel, one host process holds the open files of all processes.
+    In a tier with a separate kernel, one host process holds the open files of all processes inside.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
@@ -69,7 +69,7 @@ _LIMITS = {
     "memory": "memory",
     "cpus": "CPUs",
     "processes": "processes",
-    "sockets": "buffers of sockets",
+    "sockets": "socket buffers",
 }
 
 
@@ -124,7 +124,7 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
     findings = [Finding("limits", True, f"on {', '.join(enforced)} are enforced")] if enforced else []
     if "memory" in probe.limits and missing.pop("sockets", ""):
-        message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
+        message = "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket"
         remedy = "Start the kernel without nosocket in cgroup.memory."
         findings.append(Finding("limits", False, message, remedy, is_needed=False))
     if missing:

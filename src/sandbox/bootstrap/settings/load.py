@@ -50,7 +50,7 @@ class Configuration:
 
 
 def find_config_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
-    """Return the file to read, and whether it was requested and must exist. Raises ConfigurationError."""
+    """Return the file to read, and whether it must exist because it was requested. Raises ConfigurationError."""
     if option == "":
         raise ConfigurationError("--config must not be empty.")
     requested = option or environment.get(FILE_VARIABLE)
@@ -122,7 +122,10 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return origins and values that override the file, the weaker first. An empty variable counts as unset."""
+    """Return origins and values that override the file, the lowest precedence first.
+
+    An empty variable counts as unset.
+    """
     overrides = []
     if environment.get(key.variable):
         overrides.append((key.variable, environment[key.variable]))
@@ -173,7 +176,8 @@ _ERROR_MESSAGES = (
 
 def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSettings | None, list[str]]:
     """Validate the data. Return the settings, or None and all errors. origins: by dotted path."""
-    # A date is the only TOML value that JSON lacks. No key accepts one, so encode it as something that no key accepts.
+    # A date is the only TOML value that JSON lacks. No key accepts a date, so encode it as another value that no key
+    # accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
     conflicts = _find_conflicts(data, origins)
     try:

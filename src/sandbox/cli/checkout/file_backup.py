@@ -27,7 +27,7 @@ class FileBackup:
     """Backup of some paths of a checkout: a copy of each file in `copies`, and a list of paths without a file.
 
     replaced: directory for other files that a restore finds at these paths.
-    was_interrupted: a signal was received and is deferred to the end.
+    was_interrupted: a signal was received and is deferred until the context ends.
     """
 
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
@@ -123,7 +123,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write this path: it is in the checkout, not in `.git`, and below no symlink that is kept."""
+    """Whether git would write this path: it is in the checkout but not in `.git`, and below no symlink that stays."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False
@@ -139,7 +139,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _file_state(root: Path, path: str) -> _FileState | None:
-    """Return the state of a file or symlink. Return None if there is none, or if the path leads through a symlink."""
+    """Return the state of a file or symlink; None if the path does not exist or leads through a symlink."""
     if _links_above(root, path):
         return None
     try:

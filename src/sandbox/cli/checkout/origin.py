@@ -26,7 +26,7 @@ class Origin:
     """A commit in a remote repository.
 
     commit: the latest commit of this checkout's history that is known to be in the remote's branch.
-    unpushed: number of commits after it.
+    unpushed: number of later commits in this checkout's history.
     has_credentials: the remote's URL contains credentials, which were removed from `url`.
     """
 
@@ -41,7 +41,7 @@ class Origin:
 def find_origin(checkout: Checkout, remote: str | None) -> Origin:
     """Determine the origin without network access. Fails the command if local information is not sufficient.
 
-    remote: its name; None: the current branch's upstream, else `origin`, else the only remote.
+    remote: the remote's name; None uses the current branch's upstream, else `origin`, else the only remote.
     """
     head = checkout.commit()
     if head is None:
@@ -68,7 +68,10 @@ def _choose_remote(checkout: Checkout) -> str:
 
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
-    """Return the URL as configured, because the server has other git settings; if it is invalid, as git resolves it."""
+    """Return the URL as configured, because the server has other git settings.
+
+    If it is invalid, return what git resolves.
+    """
     urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
     written = urls.partition("\n")[0]  # git fetches from the first URL, and pushes to all
     if not written:
@@ -137,9 +140,10 @@ _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
-    """Create the patch from `commit` to the working tree and print its files. It is empty without changes.
+    """Create the patch from `commit` to the working tree and print its files.
 
-    Ignored files are excluded. Fails the command if the patch is too large to send.
+    The patch is empty if nothing has changed. Ignored files are excluded. Fails the command if the patch is too large
+    to send.
     """
     sizes = checkout.changed_file_sizes()
     _reject_nested_repositories(checkout, sizes)
@@ -170,7 +174,7 @@ def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> Non
 
 
 def _reject_oversized(sizes: Mapping[str, int]) -> None:
-    """Fail before git reads the files if they are too large to send."""
+    """If the changed files are too large to send, fail before git reads them."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         actual_size, size_limit = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)

@@ -1,4 +1,4 @@
-"""The user's checkout. The user's own git applies patches."""
+"""The user's checkout. Patches are applied by the user's own git."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from sandbox.cli.output.text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
 APPLY_TIMEOUT_SECONDS = 3600.0
-"""Timeout for git to apply a patch, including filters. After it git is terminated and the files are restored."""
+"""Timeout for git to apply a patch, including filters.
+
+After this time, git is terminated and the files are restored.
+"""
 
 TERMINATE_GRACE_SECONDS = 10.0
 """Time for git to release its locks after SIGTERM."""
@@ -85,7 +88,7 @@ class Checkout:
         return self.commit(), self.branch()
 
     def subpath(self) -> str:
-        """Return the directory's path inside the checkout, empty for its root."""
+        """Return the directory's path inside the checkout; empty for the checkout's root."""
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
         return "" if inside == "." else inside
 
@@ -96,7 +99,7 @@ class Checkout:
         return output if output and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
-        """Count uncommitted files: tracked ones, or untracked ones."""
+        """Count the files with uncommitted changes: either the tracked or the untracked ones."""
         untracked_option = f"--untracked-files={'all' if untracked else 'no'}"
         entries = self._list_entries("status", "--porcelain", "--no-renames", untracked_option)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
@@ -187,7 +190,10 @@ class Checkout:
         return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
 
     def _patched_paths(self, patch: Path) -> set[str]:
-        """Return all paths that a patch writes or removes; the reversed patch has the old names of renamed files."""
+        """Return all paths that a patch writes or removes.
+
+        Only the reversed patch has the old names of renamed files.
+        """
         completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in completed_runs:
             if one.returncode:
@@ -204,7 +210,10 @@ class Checkout:
         return self._git(*_apply_arguments(*options, patch=patch))
 
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
-        """Run git in a separate session, because ^C would leave files removed; return its exit code and stderr."""
+        """Run git in a separate session and return its exit code and stderr.
+
+        In the same session, ^C could end git while files are removed.
+        """
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
             cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -14,6 +14,6 @@ def demo() -> None:
     Starts a separate server on free ports and stops it at the end. Without ANTHROPIC_API_KEY, a scripted model replaces
     the API.
     """
-    # Import by name: the demo package is layered above the CLI, which must not import it statically.
+    # Import by name: the demo package belongs to a layer above the CLI, which therefore must not import it statically.
     code = import_module("sandbox.demo.walkthrough").run()
     raise click.exceptions.Exit(code or 0)

@@ -82,7 +82,7 @@ def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
 
 
 def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[str, Any]:
-    """Build the manifest from the checkout, without the fields that only the user knows."""
+    """Build the manifest from the checkout, without the fields that only the user can set."""
     repository: dict[str, Any] = {}
     checkout = Checkout.find(Path())
     name = (checkout.root if checkout else Path.cwd()).name

@@ -23,13 +23,13 @@ STATE_STYLES = {
 }
 
 _CUT_CHARACTERS_MAX = 20_000
-"""Characters of a text that is cut to a few lines; the rest is not wrapped."""
+"""If a text is cut to a few lines, only its first characters, up to this number, are wrapped."""
 
 
 class EventLayout:
     """Prints lines with the time of their event.
 
-    The date is printed before a line if it differs from the previous line's; the first line's date is omitted if it is
+    The date is printed before a line if it differs from the date of the previous line, or, for the first line, from
     today.
     """
 

@@ -241,7 +241,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""The status line is not updated during a poll. Without a response, it keeps the previous reason."""
+"""Timeout of a poll, during which the status line is not updated. Without a response, it keeps the previous reason."""
 
 
 class PendingReason:

@@ -18,7 +18,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_json_lines(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """Print one event per line as they arrive; return the final state, or None if they stop before it."""
+    """Print events as they arrive, one per line; return the final state, or None if the events stop before it."""
     state = None
     for event in events:
         click.echo(json.dumps(event, ensure_ascii=sys.stdout.isatty()))

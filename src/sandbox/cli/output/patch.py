@@ -112,7 +112,7 @@ def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
     for line in lines:
         hunk = _HUNK.match(line)
         if minus > 0 or plus > 0:
-            # Count the lines of the hunk: a removed line that begins with `-- ` looks like a file header.
+            # Count the lines of the hunk, because a removed line that begins with `-- ` looks like a file header.
             style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
             minus -= line[:1] not in {"+", "\\"}
             plus -= line[:1] not in {"-", "\\"}

@@ -40,7 +40,7 @@ class StatusLine:
         return Text.assemble((f"{spinner} ", "cyan"), activity_text, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
     def _suffix(self, elapsed: str, wanted_cells: int) -> str:
-        """Return duration and totals, or duration and cost if the activity would get less than half of the width."""
+        """Return duration and totals, or duration and cost if less than half of the width would be left."""
         tails = [
             "  " + " · ".join([elapsed, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])
         ]

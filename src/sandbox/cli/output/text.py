@@ -29,7 +29,7 @@ def escape_json(value: object) -> str:
 
 
 COLUMN_CELLS_MIN = 20
-"""Minimum width of a column; in a narrower window, lines may be too long."""
+"""Minimum width of a column; in a narrower window, lines may exceed the width."""
 
 _WORD = re.compile(r"\s*(?:sandbox(?: task)? \S+|\S+)|\s+\Z")
 """Matches a word; `sandbox` and its subcommand count as one word, so that they stay on the same line."""

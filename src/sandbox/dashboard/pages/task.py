@@ -19,7 +19,7 @@ from sandbox.model.wire.events import error_fields
 from sandbox.system import fair_share
 
 PAGE_EVENTS_MAX = 200_000
-"""If there are more events, the page shows only the latest; the log contains all."""
+"""If there are more events, the page shows only the latest ones; the log contains all events."""
 
 _STATE_SEQUENCE = (
     TaskState.PENDING,

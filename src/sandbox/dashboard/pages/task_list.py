@@ -1,4 +1,4 @@
-"""The task list page: pending tasks with reasons, and the list with its filters in the query string."""
+"""The task list page: pending tasks with reasons, and the list, whose filters are in the query string."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class FilterOption:
 
 
 async def show_tasks(request: Request, context: AppContext) -> Response:
-    """Render the list for browsers; send links to the API to other clients."""
+    """Render the list for browsers; send other clients links to the API."""
     if not accepts_html(request):
         return _api_links(context)
     if (label := request.query_params.get("label")) is not None:

@@ -1,4 +1,4 @@
-"""Parses the server name (SNI) of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3) from untrusted bytes."""
+"""Parses the server name (SNI) in a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3) from untrusted bytes."""
 
 import re
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ class ClientHello(msgspec.Struct, frozen=True):
     is_complete: more bytes cannot change the result.
     server_name: None if a complete hello has no name, if the bytes are not a hello, or if other data shares the hello's
     record.
-    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers send
-    random bytes in this extension if they do not use it.
+    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers that
+    do not use ECH send random bytes in this extension.
     has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
     byte_count: length of the records that contain the hello. If the records are malformed, length of the first ones,
     because some servers may still find a hello in them.
@@ -149,7 +149,7 @@ _HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
 """Matches records as lenient servers do: some accept an alert or a ChangeCipherSpec between the records of a hello.
 
-They check the version only in the hello, where its first byte is 3.
+They check the version only in the hello, where the version's first byte is 3.
 """
 
 _HEADER_BYTES = 5

@@ -53,7 +53,7 @@ class EgressConnection:
                 return outcome
 
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
-        # includes the wait for connections queued before this one
+        # This includes the wait for connections queued before this one.
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
         host, port = tunnel.host, tunnel.port

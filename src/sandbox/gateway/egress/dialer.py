@@ -84,7 +84,7 @@ def is_dialable(address: Address) -> bool:
 
 
 class PublicDialer:
-    """Dials hosts by name through the system's resolver (/etc/hosts included), but never the model's host.
+    """Dials hosts by name, through the system's resolver (/etc/hosts included), but never dials the model's host.
 
     model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to it.
     """
@@ -101,7 +101,7 @@ class PublicDialer:
     async def dial(self, host: str, port: int) -> Stream:
         """Connect to a host. Waits while the connection rate is exceeded.
 
-        Raises AddressDeniedError and HostUnreachableError.
+        Raises AddressDeniedError or HostUnreachableError.
         """
         addresses = await self._resolve_host(host)
         await self._refresh_model_addresses()
@@ -163,7 +163,7 @@ def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
 
 
 def _is_local_address(address: Address) -> bool:
-    """Whether the address belongs to this machine, so that a socket can bind to it. Unexpected errors count as yes."""
+    """Whether the address belongs to this machine, that is, a socket can bind to it. True after an unexpected error."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

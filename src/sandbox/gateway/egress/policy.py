@@ -34,7 +34,7 @@ class EgressPolicy:
         return self._rules.is_unrestricted
 
     def allows_host(self, host: str) -> bool:
-        """Whether the host may be reached at any port and its name therefore resolves inside the sandbox."""
+        """Whether the host may be reached at some port, so that its name resolves inside the sandbox."""
         return is_host_name(host) and normalize_host(host) != self._model_host and self._rules.allows_host(host)
 
     def name_deny_reason(self, host: str) -> str:
@@ -74,7 +74,7 @@ class Denial(msgspec.Struct, frozen=True):
 
 
 class StreamFilter(Protocol):
-    """Inspects the client's data for the host as long as the protocol requires it."""
+    """Inspects the data from the client to the host as long as the protocol requires it."""
 
     @property
     def is_done(self) -> bool:

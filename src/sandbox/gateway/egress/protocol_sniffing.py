@@ -3,7 +3,8 @@
 Lenient servers skip or accept bytes that a strict parser treats as another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
 line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
-server never speaks first, and closes after its response to bytes that it cannot parse. TLS may start later (STARTTLS).
+server never sends data first, and closes the connection after its response to bytes that it cannot parse. TLS may start
+later (STARTTLS).
 """
 
 import re
@@ -37,8 +38,8 @@ _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | 
 class HttpRequestSearch:
     """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
 
-    is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers treat two words
-    as a request without a version (HTTP/0.9), respond to it, and read another request.
+    is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers treat a line of
+    two words as a request without a version (HTTP/0.9), respond to it, and read another request.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -169,7 +170,7 @@ _TLS_PREFIX = b"\x16\x03"
 _TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # other bytes do not belong to a line; their client may wait for a response
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # a line has no other bytes; a client that sends them may wait for a response
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(
     rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE
@@ -180,7 +181,7 @@ _HTTP_2_PREFACE = b"PRI * HTTP/2"
 class SniffingHandshake:
     """Detects the protocol of a connection to `name` from the client's first bytes.
 
-    Waiting for them does not delay a host that speaks first, because the connection to the host is already open.
+    Waiting for these bytes does not delay a host that sends data first, because the connection to it is already open.
     """
 
     def __init__(self, policy: EgressPolicy, name: str, port: int) -> None:

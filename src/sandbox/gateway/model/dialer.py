@@ -1,4 +1,4 @@
-"""Connections to the model: dialed directly with the system's resolver. HTTPS_PROXY and redirects are ignored."""
+"""Connections to the model, dialed directly and with the system's resolver. HTTPS_PROXY and redirects are ignored."""
 
 import asyncio
 import re

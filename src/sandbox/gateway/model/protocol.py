@@ -1,9 +1,9 @@
 """One connection to the model listener: check each request, replace the key, forward both bodies.
 
-Pipelined requests get no response; the connection ends after the current response. A client that closes its side
-before its response is complete counts as gone: its request is aborted upstream too. With a budget, the response is read
-to its end instead, because it reports its cost at the end. In that case, a client that does not read its response for
-too long also counts as gone.
+Pipelined requests get no response; the connection ends after the current response. A client that closes its side before
+its response is complete counts as gone: its upstream request is aborted too. With a budget, the response is read to its
+end instead, because it reports its cost at the end. In that case, a client that does not read its response for too long
+also counts as gone.
 """
 
 from typing import Any
@@ -59,8 +59,8 @@ class InflightRequest(msgspec.Struct):
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request whose actual usage is unknown but required, or None.
 
-        It is None if usage was reported, the request was rejected or not sent, or no response started. An abandoned or
-        timed-out request counts even without a response, because the model may have produced output.
+        The result is None if usage was reported, the request was rejected or not sent, or no response started. An
+        abandoned or timed-out request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
         is_refused = not self.is_sent or (self.has_response and meter is None)
@@ -183,7 +183,7 @@ class ModelProtocol:
         self.upstream_drained()
 
     def upstream_drained(self) -> None:
-        """Free the reserved bytes of a body that was sent to the upstream, or never will be."""
+        """Free the bytes reserved for a body that was sent to the upstream or will never be sent."""
         self._request_gate.free_bytes(self._unsent_bytes)
         self._unsent_bytes = 0
 
@@ -205,9 +205,9 @@ class ModelProtocol:
         return effects
 
     def upstream_connected(self) -> Effects | None:
-        """Let the request be sent, unless it must be denied by now: connections wait while their rate is exceeded.
+        """Return None if the request may be sent now, or the effects of its denial.
 
-        Returns the effects of a denial, else None.
+        The request waited while the connection rate was exceeded. Meanwhile, the budget may have been reached.
         """
         denial = self._request_gate.check()
         if denial is None or self._inflight is None:
@@ -219,7 +219,7 @@ class ModelProtocol:
         return effects
 
     def upstream_failed(self, status: int, message: str) -> Effects:
-        """Handle an upstream that could not be reached (502), or not in time (504)."""
+        """Handle an upstream that could not be reached (502), or could not be reached in time (504)."""
         effects = Effects()
         if self._inflight is None:
             self._close_upstream(effects)
@@ -337,7 +337,7 @@ class ModelProtocol:
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
         """Respond now; discard the rest of the request's body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
-        # Read no more than necessary of data that does not look like the agent's HTTP.
+        # Close after a malformed or too large request, to read no more of it than necessary.
         is_last = rejected.status in (400, 413)
         response = http.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
@@ -448,7 +448,7 @@ class ModelProtocol:
             self._request_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
-        """Start the next cycle once the request is read and its response sent, or close.
+        """Start the next cycle if the request was read and its response was sent; otherwise close the connection.
 
         has_next_request: bytes after this request may be the next one.
         """

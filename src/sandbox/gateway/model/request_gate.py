@@ -1,7 +1,7 @@
 """Decides when a model request may be forwarded.
 
-Requests are held until the agent has been checked. They are denied once the budget is spent or the server's key was
-rejected, and if they make the model's servers access external resources.
+Requests are held until the agent has been checked. They are denied if they make the model's servers access external
+resources, or once the budget is spent or the server's key was rejected.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 
 
 class ModelRequestGate:
-    """Budget and hold state shared by all connections of a gateway. `is_holding` ends permanently with `release`."""
+    """Budget and hold state shared by all connections of a gateway. `release` ends `is_holding` permanently."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
         self._dialect = dialect
@@ -65,7 +65,7 @@ class ModelRequestGate:
         self._buffered_bytes -= byte_count
 
     def check(self) -> Rejected | None:
-        """Return a rejection that does not depend on the body of the next request, or None."""
+        """Return a rejection of the next request for a reason other than its body, or None."""
         if self._key_rejection is not None:
             return self._key_rejection
         exhausted_reason = self._spending.exhausted_reason()
@@ -87,7 +87,8 @@ class ModelRequestGate:
     def check_response_status(self, status: int, model_address: str) -> Rejected | None:
         """Return the response to send instead if `status` means that the upstream rejected the server's key.
 
-        403 may refer to the requested resource. It counts as a rejected key only until the key has been accepted once.
+        403 may refer to the requested resource, so it counts as a rejected key only until the key has been accepted
+        once.
         """
         self._has_accepted_key |= status < 300
         if status == 401 or (status == 403 and not self._has_accepted_key):

@@ -69,7 +69,7 @@ def _content_length(request: h11.Request) -> int:
 
 
 def too_large() -> Rejected:
-    """Return the rejection of a body above the limit."""
+    """Return the rejection of a body that exceeds the size limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
     return Rejected(413, f"The request's body is over {limit} MiB.")
 

@@ -37,7 +37,7 @@ class OciArchive:
             if member.size < 0:
                 raise ImageRefusedError("The archive has a member of negative size.")
             check_global_headers(tar)
-            cast("Any", member).pax_headers = {}  # already applied, and all members are kept in memory
+            cast("Any", member).pax_headers = {}  # already applied; all members stay in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1
             if count > ARCHIVE_MEMBERS_MAX:
@@ -83,7 +83,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open an archive. Raises ImageRefusedError, also for errors while it is read, and OSError."""
+    """Open an archive. Raises OSError, or ImageRefusedError, also for errors while the archive is read."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(
@@ -95,7 +95,7 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
 
 
 def _is_uncompressed_tar(file: BinaryIO) -> bool:
-    """Check this before `tarfile` does, which would read a header of any size."""
+    """Check the format before `tarfile` opens the archive, because `tarfile` would read a header of any size."""
     file.seek(257)
     magic = file.read(5)
     file.seek(0)
@@ -134,9 +134,9 @@ def converting_gzip_errors() -> Iterator[None]:
 
 @contextmanager
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """Uncompress with the zstd program: Python has no zstd, and a separate process parses the hostile data."""
+    """Uncompress with the zstd program: Python has no zstd, and hostile data is better parsed in a separate process."""
     if not Path(_PROGRAM).exists():
-        raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
+        raise ImageRefusedError("A layer of the image is compressed with zstd; install zstd: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:
         while chunk := blob.read(_CHUNK_BYTES):
             copy.write(chunk)

@@ -55,7 +55,7 @@ class _DockerManifest(msgspec.Struct, frozen=True, rename={"config": "Config", "
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A member of the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
+    """A layer in the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
 
     name: str
     digest: str
@@ -125,7 +125,7 @@ def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config)
     if config.architecture not in {"", _architecture()}:
         raise ImageRefusedError(f"The image is for {config.architecture[:50]}, this machine is {_architecture()}.")
     if not 0 < len(names) <= IMAGE_LAYERS_MAX or len(names) != len(diff_ids):
-        raise ImageRefusedError(f"The image has no layers, more than {IMAGE_LAYERS_MAX}, or not all of them.")
+        raise ImageRefusedError(f"An image must have 1 to {IMAGE_LAYERS_MAX} layers, all listed in its configuration.")
     return [_Layer(*one) for one in zip(names, digests, diff_ids, strict=True)]
 
 

@@ -20,15 +20,15 @@ def apply_layer(stream: TarStream, rootfs: RootFs) -> str:
     """Apply a layer. Returns the digest of the stream.
 
     Owners and permissions are normalized: readable by everybody, writable by the owner, no setuid, no capabilities.
-    Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, and OSError for a full
-    disk.
+    Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, or OSError if the disk is
+    full.
     """
     rootfs.start_layer()
     with converting_tar_errors(), tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as tar:
         while (member := tar.next()) is not None:
             stream.end_header()
             check_global_headers(tar)
-            cast("Any", tar).members.clear()  # it would keep up to a million members
+            cast("Any", tar).members.clear()  # otherwise tarfile would keep up to a million members
             _apply_member(tar, member, rootfs)
             stream.start_header()
     return stream.read_digest()

@@ -31,7 +31,7 @@ class ByteBudget:
 
 
 class HeaderLimit:
-    """Limits what `tarfile` reads for one entry before it returns the entry, to IMAGE_METADATA_BYTES_MAX.
+    """Limits to IMAGE_METADATA_BYTES_MAX what `tarfile` reads of an entry before it returns the entry.
 
     The size of a header, and of a sparse file's map, is declared in the tar itself.
     """

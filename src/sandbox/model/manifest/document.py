@@ -1,6 +1,6 @@
 """A manifest's text as plain data, with source locations.
 
-The readers (`yaml.read_yaml`, `read_json`) turn text into nodes. This module turns nodes into dicts and lists and
+The readers (`yaml.read_yaml`, `read_json`) turn text into nodes. This module turns nodes into dicts and lists, and
 expands aliases. Limits are checked before the result grows. No step is recursive, so deep nesting cannot exhaust the
 stack.
 """
@@ -165,7 +165,7 @@ class _DocumentBuilder:
         self._document.errors.append(FieldError.at(path, rule, message, location))
 
     def _count(self, *, values: int = 0, characters: int = 0) -> None:
-        """Count and enforce the limits. Only aliases can yield more characters than the body has bytes."""
+        """Update the counts and enforce limits. Only aliases can yield more characters than the body has bytes."""
         self._value_count += values
         self._character_count += characters
         if self._value_count > limits.MANIFEST_VALUES_MAX:

@@ -1,4 +1,4 @@
-"""Text formats of the manifest: a name, a check and an error message each."""
+"""Text formats of the manifest, each with a name, a check and an error message."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
         return wrapped.value
     if not isinstance(wrapped.value, str):
         reject("must contain the text of a manifest in manifest_yaml", rule="type")
-    # Encode again for the same checks; lone surrogates are rejected there.
+    # Encode it again, so the same checks apply; they also reject lone surrogates.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
 

@@ -26,7 +26,7 @@ def wire_size_bytes(event: WireEvent) -> int:
 
 
 def format_timestamp(at: datetime) -> str:
-    """UTC, RFC 3339 with milliseconds and `Z`."""
+    """Format a time in UTC as RFC 3339, with milliseconds and `Z`."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -38,10 +38,10 @@ class LocalPlacement:
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
         """Start a runner that gets its order on stdin and the journal's lock as `--lock-fd=N`.
 
-        The caller still closes `lock_fd`. Raises OSError if no runner was started or it did not read its order.
+        The caller still closes `lock_fd`. Raises OSError if no runner was started or the runner did not read its order.
         """
         loop = asyncio.get_running_loop()
-        # A duplicate: the caller may close its own if it is cancelled while the thread continues.
+        # Use a duplicate: a cancelled caller may close its own descriptor while the thread continues.
         lock_copy_fd = os.dup(lock_fd)
         await asyncio.shield(loop.run_in_executor(None, self._start, order, lock_copy_fd, loop))
 
@@ -84,7 +84,7 @@ class LocalPlacement:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ORDER_SECONDS)
             raise
-        # `_reap` waits for the process. Popen would otherwise warn about a running child when it is deleted.
+        # `_reap` waits for the process. Without a return code, Popen's destructor would warn about a running child.
         process.returncode = 0
         return pidfd
 
@@ -124,7 +124,7 @@ _ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
 
 
 class SocketLeftovers:
-    """Implements `interfaces.placement.LeftoverSource` for one run directory, that of a single data directory."""
+    """Implements `interfaces.placement.LeftoverSource` for the run directory of a single data directory."""
 
     kind = "socket"
     is_exclusive = True
@@ -133,9 +133,9 @@ class SocketLeftovers:
         self._run_dir = run_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts with a socket, whether or not a process listens, except probes.
+        """Return the attempts, without probes, that have a socket, whether or not a process listens on it.
 
-        A probe's directory exists before its socket.
+        A probe is recognized by its directory, which is created before its socket.
         """
         found = {attempt_id for attempt_id, _ in self._sockets()}
         return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}

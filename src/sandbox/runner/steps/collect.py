@@ -41,7 +41,7 @@ async def collect(attempt: AttemptContext) -> None:
     """Store patch, transcript, files that match the patterns, and the metadata.
 
     Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the failure.
-    If the current secret values are not those that the agent had, files of its disk may contain unknown values: then
+    If the current secret values are not those that the agent had, files on its disk may contain unknown values: then
     all of them are flagged, and their names are replaced.
 
     Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
@@ -92,7 +92,7 @@ def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
 
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
-    """Whether the values are those of the agent on this disk. True for a disk that is gone or never existed."""
+    """Whether the secret values are those that this disk's agent had. True for a disk that is gone or never existed."""
     return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
 
 
@@ -311,9 +311,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
-    """Store the transcript, or reuse that of an earlier try.
+    """Store the transcript, or reuse the one that an earlier try stored. That one is complete, because the agent had
 
-    It is complete, because the agent has ended, and a second one may not fit.
+    ended, and there may be no space for a second one.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():
@@ -360,7 +360,7 @@ def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
-    """Return the first denials and the number of all: a runner's memory may be too small for all."""
+    """Return the first denials and the total number; a runner's memory may be too small for all denials."""
     first: list[dict[str, object]] = []
     count = 0
     for record in read_records(attempt.dependencies.journals, attempt.task.id):
@@ -380,7 +380,7 @@ def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object
 _TRANSCRIPT = "transcript.ndjson"
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
-"""Shares of collect_timeout: patch, tar, secret scan; the rest needs some time too."""
+"""Shares of collect_timeout for the patch, the tar and the secret scan; the other work needs some time too."""
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_TRANSCRIPT_BYTES = 4 * 1024**2

@@ -160,7 +160,7 @@ def _session_id(attempt: AttemptContext) -> str:
 
 
 def make_confine(attempt: AttemptContext) -> Confine:
-    """Return a function that creates confinements; it stores the handle before anything of them exists."""
+    """Return a function that stores the handle and then creates a confinement."""
     if attempt.dependencies.confine is not None:
         return attempt.dependencies.confine
     vm = attempt.task.manifest.vm

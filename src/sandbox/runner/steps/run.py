@@ -50,7 +50,7 @@ from sandbox.runner.terminals import (
 
 
 class MetricsSampler:
-    """Converts the sandbox's counters to metrics. CPU is the percentage of one processor since the last sample."""
+    """Converts the sandbox's counters to metrics. CPU is a percentage of one processor since the last sample."""
 
     def __init__(self, memory_total_bytes: int) -> None:
         self._memory_total_bytes = memory_total_bytes
@@ -76,7 +76,7 @@ class MetricsSampler:
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
 _DRAIN_CHECKS = 5
-"""Consecutive checks without new output until draining stops."""
+"""Draining stops after this many consecutive checks without new output."""
 
 
 async def run(

@@ -24,7 +24,8 @@ async def stage(attempt: AttemptContext) -> None:
         )
     await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
-        # Not in a thread, which would still move files while a stopped attempt is being finalized.
+        # Not in a thread: it cannot be cancelled, so it might still move files while the stopped attempt is being
+        # finalized.
         take_over_files(attempt)
         await require_same_secrets(attempt)
     elif attempt.secrets:

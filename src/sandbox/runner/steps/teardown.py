@@ -64,7 +64,7 @@ async def _destroy_and_remove(
         await verify_disk(attempt)
     await attempt.dependencies.disks.close(files)
     if files.repository not in preserved and files.repository.is_dir():
-        # Remove it first, so nothing is compared with a half-removed workspace.
+        # Move the repository away first, so it is never compared with a half-removed workspace.
         files.repository.rename(files.root / "repository.gone")
     kept_paths = {files.handle, files.runner_log, *preserved}
     earlier = [] if keeps_disk else earlier_attempt_files(attempt)

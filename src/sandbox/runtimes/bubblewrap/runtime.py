@@ -62,7 +62,7 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 def _explain_failure(reason: str) -> str:
-    """Return the reason, after the setting that forbids user namespaces if there is one."""
+    """Return the reason; if a host setting forbids user namespaces, the remedy and the reason."""
     reason = reason.removesuffix(".")
     for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)
@@ -72,7 +72,7 @@ def _explain_failure(reason: str) -> str:
 
 
 class BubblewrapDriver:
-    """The launcher execs bubblewrap. All processes and files have the one kernel uid."""
+    """The launcher execs bubblewrap. All processes and files have the same kernel uid."""
 
     name = NAME
 

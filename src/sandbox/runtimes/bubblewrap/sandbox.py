@@ -48,10 +48,9 @@ def staged_views(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ExecSpec:
-    """Build the argv and descriptors of one start.
+    """Build the argv and descriptors that start one sandbox. status_fd: descriptor for bubblewrap's reports; ownership
 
-    status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
-    (provision_failed) for NUL characters.
+    passes to the result. Raises AttemptError (provision_failed) for NUL characters.
     """
     exec_spec = ExecSpec()
     try:
@@ -163,7 +162,7 @@ class BubblewrapSandbox(BaseSandbox):
         return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
 
     async def signal(self, signal_number: int) -> None:
-        """Signal the command's own process. If the command is starting, wait for it first."""
+        """Signal the command's own process. If the command is still starting, wait for it first."""
         init_pid = self._reports.get(_CHILD_PID_KEY)
         pid = None if init_pid is None else await self._find_command(init_pid)
         if init_pid is not None and pid is not None:

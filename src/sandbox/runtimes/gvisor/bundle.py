@@ -89,7 +89,7 @@ def _process_config(command: Command) -> Mapping[str, Any]:
 
 
 def _as_text(word: str) -> str:
-    """Replace undecodable bytes by question marks, because JSON contains text only."""
+    """Replace undecodable bytes with question marks, because JSON contains text only."""
     return word.encode(errors="replace").decode()
 
 
@@ -135,7 +135,7 @@ _RUNSC_FLAGS = (
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ExecSpec:
-    """Build the argv and descriptors of the start.
+    """Build the argv and descriptors that start the sandbox.
 
     log_fd: descriptor for runsc's log messages; ownership passes to the result. Raises AttemptError (provision_failed)
     for NUL characters.

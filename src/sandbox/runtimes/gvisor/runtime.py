@@ -35,7 +35,7 @@ _GAPS = (
     "TCP and UDP are the host kernel's, in the sandbox's own network namespace",
     "running out of memory ends the whole sandbox, not one process",
     "reaching the process limit is visible to the agent, but not shown in the task's status",
-    "each start takes about 0.2 s, and calls to files take longer than on the host's kernel",
+    "each start takes about 0.2 s, and file operations take longer than on the host's kernel",
 )
 
 

@@ -148,7 +148,7 @@ class GvisorSandbox(BaseSandbox):
             os.close(runsc_fd)
 
     async def stats(self) -> Stats:
-        """Return the control group's counters, without the processes: the group counts those of gVisor's kernel."""
+        """Return the control group's counters, without its process count, which covers gVisor's own processes."""
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 

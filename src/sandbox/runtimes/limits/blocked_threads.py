@@ -51,7 +51,7 @@ def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Interrupts blocked threads of one sandbox, which may hide objects, if the machine has many more than before.
+    """Interrupts one sandbox's blocked threads, which may hide objects, when the machine's number of objects has grown.
 
     count_all: counts these objects of the whole machine. growth_max: the growth above which threads are interrupted.
     """
@@ -71,7 +71,7 @@ class BlockedThreadInterrupter:
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
-        """Interrupt the threads if there are many more objects than before. Others are visible or not the sandbox's."""
+        """Interrupt the threads if the machine has many more objects than before."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
         self._counted_at = self._clock()

@@ -46,12 +46,12 @@ _DEFAULT_TCP_MEMORY_DIVISOR = 16
 _SOCKET_MEMORY_DIVISOR = 8
 """Socket buffers may hold 1/8 of the sandbox's memory (vm.memory)."""
 _FEW_SOCKETS = 64
-"""Up to this many sockets, their receive queues are not measured.
+"""The receive queues of up to this many sockets are not measured. They can hold at most 1 MiB and 4096 half-open
 
-They can hold at most 1 MiB and 4096 half-open connections each.
+connections each.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""Minimum number of sandboxes that can exhaust the buffers of all. Then datagrams of the others are dropped."""
+"""Minimum number of sandboxes that can together exhaust all buffers; then datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         self._write("cpu.cfs_quota_us", cpus * _PERIOD_MICROSECONDS)
 
     def add(self, pid: int) -> None:
-        """Move a process into the group; its future children follow. Raises OSError."""
+        """Move a process into the group, which its later children inherit. Raises OSError."""
         for directory in self.directories:
             _write(directory / "cgroup.procs", str(pid))
 
@@ -179,7 +179,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free objects that only blocked threads of the group hold, if the machine has many more than before."""
+        """Free objects that only the group's blocked threads hold, if the machine has many more of them than before."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 
@@ -288,7 +288,7 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
 def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
     """Limit socket buffers (v1).
 
-    The kernel refuses to change the limit while the group exceeds it; then the limit is already set.
+    The kernel refuses to change the limit while the group exceeds the new one; then the limit is already set.
     """
     path = directory / f"{_TCP_CONTROLLER_V1}.limit_in_bytes"
     if not path.exists():
@@ -318,13 +318,13 @@ def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
 
 
 def _is_socket_accounting_disabled() -> bool:
-    """Return whether the machine was booted with cgroup.memory=nosocket, which v2 honours."""
+    """Return whether the machine was booted with cgroup.memory=nosocket, which v2 honors."""
     options = re.findall(r"cgroup\.memory=(\S+)", _read(_KERNEL_COMMAND_LINE))
     return any("nosocket" in one.split(",") for one in options)
 
 
 def _enable_controllers(directory: Path) -> None:
-    """Enable the controllers for child groups (v2). A group with processes rejects this; then no child has them."""
+    """Enable the controllers for child groups (v2). A group with processes rejects this; then they are unavailable."""
     for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
         with suppress(OSError):
             _write(directory / "cgroup.subtree_control", f"+{controller}")

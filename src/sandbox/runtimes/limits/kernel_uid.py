@@ -28,7 +28,7 @@ FILES_UIDS_OFFSET = 100_000
 """Distance from a kernel uid to the uid of its sandbox's files, in runtimes that need both. One claim covers both."""
 
 _HASH_MULTIPLIER = 2_654_435_761
-"""A prime near 2**32 divided by the golden ratio: it spreads neighbouring directories far apart."""
+"""A prime near 2**32 divided by the golden ratio: it spreads neighboring directories far apart."""
 
 
 class KernelUidPool:
@@ -64,9 +64,9 @@ class KernelUidPool:
     def lock_if_unallocated(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
-        An unclaimed uid cannot be claimed in the meantime. A claim of another living process can end and the uid be
-        given to another attempt. So open a pidfd of the process first, call the function again, and only then signal
-        the process.
+        An unclaimed uid cannot be claimed in the meantime. The claim of another living process can end, and the uid can
+        then be allocated to another attempt. So open a pidfd of the process first, call the function again, and only
+        then signal the process.
         """
         if attempt_id in self._allocations:
             yield lambda: True
@@ -180,9 +180,8 @@ except OSError as error:
 def _has_files_in_transit(uid: int) -> bool:
     """Return whether the kernel still holds files that an earlier owner sent and nobody received.
 
-    They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, which then
-    can send no files. If the test does not finish in time, the uid counts as one
-    with such files.
+    They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, whose
+    processes can then send no files. If the test does not finish in time, the uid counts as one with such files.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:

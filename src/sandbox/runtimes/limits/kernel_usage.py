@@ -1,7 +1,8 @@
 """Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
 
 Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
-they belong to: /proc/locks names the process that took a lock, but that process may have ended and its id been reused.
+an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id may
+have been reused.
 """
 
 import errno
@@ -27,7 +28,7 @@ from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the machine has fewer locks, those of a sandbox are not counted, because listing many takes a long time."""
+"""While the machine has fewer locks, a sandbox's locks are not counted, because listing many takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Number of open files to inspect; a larger set is sampled at random each time."""
@@ -49,7 +50,7 @@ _OWN_FILES = (
 """Prefixes of the paths of files that have a separate inode in each sandbox."""
 
 _HOST_SETTINGS = "/proc/sys/"
-"""Bound from the host's /proc if the server runs as an ordinary user."""
+"""Bind-mounted from the host's /proc if the server runs as an ordinary user."""
 
 
 def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
@@ -109,7 +110,7 @@ def sum_locks(files: Collection[str]) -> Locks:
 
 
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
-    """Count the open directories of a sandbox whose kernel is a host program, of which only one process opens them.
+    """Count the open directories of a sandbox whose kernel is a host program. One of its processes opens all of them.
 
     Other processes may share that process's table of files, so the numbers are not added up. Descriptors opened with
     O_PATH hold nothing. descriptors_per_directory: number of descriptors that the program opens for a directory.
@@ -143,7 +144,7 @@ def find_fd_table(pid: int) -> str | None:
 
 
 def count_open_files(table: str) -> int:
-    """Return the number of open files; 0 if it is not visible. Before Linux 6.2 the size of the directory is 0."""
+    """Return the number of open files; 0 if that is not visible. Before Linux 6.2 the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0
@@ -222,7 +223,7 @@ _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
-"""INET_DIAG_SKMEMINFO: an attribute with several numbers, first the memory of the receive queue and error queue."""
+"""INET_DIAG_SKMEMINFO: an attribute of several numbers. The first is the memory of the receive and error queues."""
 
 _COUNTED_SOCKETS_MAX = 65536
 """Number of sockets to inspect. A larger number exceeds every limit."""

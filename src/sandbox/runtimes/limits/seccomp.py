@@ -33,7 +33,7 @@ IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {
 SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR, IPV6_RECVERR: no control group
 counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a connection stays half-open for
 hours if its peer disappears silently. UDP_GRO: its first and last socket make the kernel change its own code, which
-interrupts every processor of the machine; a program gets each datagram separately then.
+interrupts every processor of the machine; a program then gets each datagram separately.
 """
 
 ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
@@ -112,7 +112,7 @@ _ABSENT_CALLS = {
 }  # fmt: skip
 """clone3 has its flags in memory, which a filter cannot read; the C library falls back to clone.
 
-Landlock writes what it refuses to the machine's audit log, with names that the program chooses.
+Landlock logs refused accesses in the machine's audit log, with names that the program chooses.
 
 memfd_secret removes pages from the kernel's direct map, which slows the whole machine down and prevents hibernation.
 """
@@ -120,7 +120,7 @@ memfd_secret removes pages from the kernel's direct map, which slows the whole m
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 """Huge pages come from a pool of the whole machine, and the memory control group does not count them.
 
-memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with all flags and ends at any other error.
+memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with all flags and exits on any other error.
 """
 
 _OFD_LOCKS = (36, 37, 38)
@@ -131,7 +131,7 @@ _SIGNALLING_COMMANDS = (1024, 1026)
 """F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
 For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
-the cause of the event: a process of the host that reads a directory of /usr, or a kernel thread, for terminals.
+the cause of the event: a process of the host that reads a directory of /usr, or, for terminals, a kernel thread.
 FIOASYNC succeeds without effect, because nginx requires it.
 """
 
@@ -139,7 +139,8 @@ _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, also with SCHED_RESET_ON_FORK.
 
 A program of low priority that holds a lock of the kernel keeps it as long as other programs of the sandbox are busy,
-and the whole machine waits. So no priority is lowered. sched_setattr, which keeps its policy in memory, is denied.
+and the whole machine waits. So no priority is lowered. sched_setattr is denied, because its policy is in memory, which
+a filter cannot read.
 """
 
 _CLOSE_RANGE_UNSHARE = 0x2
@@ -163,13 +164,14 @@ The kernel keeps a file's access control lists in memory that no control group i
 """
 
 _POLLED_FILES_MAX = 4096
-"""Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+"""Maximum files in one call of poll or select. The kernel holds 72 bytes for each, which no control group counts."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
-"""Maximum in one semop. One call retries those of all waiting threads at once: 80 ms for 500 operations each."""
+"""Maximum operations in one semop. One call retries those of all waiting threads at once: 80 ms for 500 each."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread searches for equal pages. Its 64 bytes per page are charged to no control group.
+"""MADV_MERGEABLE: a kernel thread searches for equal pages. It needs 64 bytes per page, which no control group is
+charged for.
 
 Since Linux 6.13 a process can give itself any advice with process_madvise.
 """
@@ -190,7 +192,7 @@ class Architecture(msgspec.Struct, frozen=True):
 
     io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
     sendfile: refused. The pages that they put into a pipe or socket are charged to no control group or belong to the
-    host, and a socket counts the used bytes of a page, not the page. Programs fall back to copying.
+    host, and a socket counts only the used bytes of a page. Programs fall back to copying.
     """
 
     audit: int
@@ -410,7 +412,7 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
 
 
 def _require_shared_file_table(call: int) -> list[bytes]:
-    """Refuse a thread of the same process that does not share its open files."""
+    """Refuse to create a thread that does not share the process's open files."""
     reject_if_absent = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
     return _for_call(
         call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(reject_if_absent)), *reject_if_absent]

@@ -25,7 +25,7 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded it: the 
 
 
 def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
-    """Return the bytes of free, not reclaimable objects in the machine's slabs; None if only root may read them."""
+    """Return the bytes of free, unreclaimable objects in the machine's slabs; None if only root may read them."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:

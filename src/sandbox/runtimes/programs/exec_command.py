@@ -34,7 +34,7 @@ CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 EXIT_NOT_STARTED = 127
 DESCRIPTORS_MAX = 8
-"""Maximum number in the one message."""
+"""Maximum number of descriptors in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent, even if it has ended. Its pid is unknown inside, so it must respond."""
+    """In the child: die with the parent. It may have ended, and its pid is unknown here, so wait for a response."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":

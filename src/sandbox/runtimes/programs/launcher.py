@@ -1,9 +1,9 @@
 """The process that becomes a sandbox. A separate program, run without importing the package.
 
-It creates the network namespace, opens the gateway's listeners in it, stages the host files that the sandbox may see
-below one path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the
-listeners. Then it waits for one message with the command and execs it. It is generic: the message determines what to
-exec (bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
+It creates the network namespace, opens the gateway's listeners in it, stages the host files for the sandbox below one
+path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the listeners. Then it
+waits for one message with the command and execs it. It is generic: the message determines what to exec (bubblewrap,
+runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
 
 Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
@@ -104,7 +104,7 @@ def mount_unmasked_proc() -> None:
 
 
 def limit_network_buffers() -> None:
-    """Limit what one socket of this network namespace can hold that no control group counts.
+    """Limit, for each socket in this network namespace, the memory that no control group counts.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings for the whole machine only.
     """
@@ -202,7 +202,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 
 
 def stage_view(path: str, source: str, parent: int, name: str) -> bool:
-    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, out of a view of its directory.
+    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, from a view of its directory.
 
     source: another path of the same file. parent: descriptor of its directory. Returns False if a view is not possible.
     """
@@ -221,7 +221,7 @@ def stage_view(path: str, source: str, parent: int, name: str) -> bool:
 
 
 def _is_same_inode(file: str, source: str) -> bool:
-    """Return whether both have the same inode number. They do not if the path is a mount point or a link."""
+    """Return whether both paths have the same inode number. They differ if `file` is a mount point or a link."""
     return os.path.exists(file) and os.stat(file).st_ino == os.stat(source).st_ino  # noqa: PTH110, PTH116
 
 
@@ -233,7 +233,7 @@ def _has_mounts_below(directory: str) -> bool:
 
 
 def _mount_view(directory: str, target: str) -> bool:
-    """Mount a read-only view whose inodes, and so file locks and inotify watches, are those of this mount only.
+    """Mount a read-only view with separate inodes, so file locks and inotify watches are separate too.
 
     Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
     """
@@ -335,8 +335,9 @@ def _pointer(data: bytes) -> int:
 def open_counter() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
 
-    See `SocketCounter` in limits/kernel_usage.py. It keeps time stamps of packets enabled (SO_TIMESTAMP): the first and
-    the last socket with them make the kernel change its own code, which interrupts every processor of the machine.
+    See `SocketCounter` in limits/kernel_usage.py. The socket keeps time stamps of packets enabled (SO_TIMESTAMP): the
+    first and the last socket with them make the kernel change its own code, which interrupts every processor of the
+    machine.
     """
     try:
         counter = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)

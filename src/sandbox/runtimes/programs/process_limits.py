@@ -1,6 +1,6 @@
-"""Limits that every program of a sandbox inherits. Also imported by the programs of this directory.
+"""Limits that every program in a sandbox inherits. The programs in this directory import this module too, so it must
 
-It must not import the package.
+not import the package.
 """
 
 import resource
@@ -27,7 +27,7 @@ _LIMITS = (
 
 
 def apply_process_limits(*, limits_open_files: bool) -> None:
-    """Apply what the command inherits: limits, default signals, no core dumps, preferred by the OOM killer.
+    """Apply what the command inherits: limits, default signals, no core dumps, and preference by the OOM killer.
 
     The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
     """

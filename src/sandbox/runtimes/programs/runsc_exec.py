@@ -5,8 +5,8 @@ sandbox's kernel uid, without privileges on the host. There it execs runsc, dire
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd, and for a
-terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two empty ones
-for runsc's log messages and for the pid inside of the command that has started.
+terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two empty ones,
+for runsc's log messages and for the started command's pid inside the sandbox.
 """
 
 import _socket

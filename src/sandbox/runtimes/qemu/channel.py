@@ -11,11 +11,11 @@ GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
 REPLIES_MAX = 4
 """Frames without output that a guest may send for each frame of the host.
 
-It needs that many when a command starts and ends with both of its streams.
+The guest needs this many when a command starts and ends and both of its streams end.
 """
 
 UNSOLICITED_FRAMES_MAX = 8
-"""Further frames that it may send without one of the host."""
+"""Additional frames that a guest may send without a frame from the host."""
 
 READ_COST = 20
 """Cost of a read, in frames."""
@@ -217,7 +217,7 @@ class QemuTerminal:
         return self._stream.reader
 
     async def write(self, data: bytes) -> None:
-        """Write in chunks. Each waits until the guest has acknowledged that the terminal accepted the previous one."""
+        """Write in chunks. Each one waits until the guest has acknowledged that the terminal accepted the last one."""
         async with self._write_lock:
             for start in range(0, len(data), _CHUNK_BYTES):
                 if self._stream.is_reading():

@@ -65,7 +65,7 @@ def find_components() -> GuestComponents:
 def _kernels() -> list[tuple[Path, Path]]:
     """Return the kernels with their module directories: the one from script/setup, then those from apt, newest first.
 
-    Only Debian's cloud kernel is known to have the drivers built in that a guest needs before it can load modules.
+    Only Debian's cloud kernel is known to include the drivers that a guest needs before it can load modules.
     """
     own = _bundled_kernel()
     installed = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)

@@ -1,7 +1,7 @@
 """Command line of a guest's jail: bubblewrap around QEMU and virtiofsd.
 
 Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network
-except the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the
+except the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, with the
 tools that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
 """
 
@@ -101,7 +101,7 @@ def staged_paths(plan: GuestPlan) -> dict[str, Path]:
 
 
 def _choose_kernel(plan: GuestPlan) -> Path:
-    """Choose the unpacked kernel for emulation: unpacking takes an emulated CPU seconds.
+    """Choose the unpacked kernel for emulation: unpacking takes seconds on an emulated CPU.
 
     With KVM unpacking is immediate, and a packed kernel loads itself at an unpredictable address.
     """

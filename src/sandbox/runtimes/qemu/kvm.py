@@ -38,8 +38,8 @@ class KvmStatus:
     async def is_too_slow(self, *arguments: str) -> bool:
         """Return whether a guest that runs a counting loop is too slow, twice in a row. Takes up to 40 s.
 
-        arguments: see `kvm_selftest.py`. It runs twice because a pause of the whole machine can look like work. A
-        self-test that only waits proves nothing and does not count as slow.
+        arguments: see `kvm_selftest.py`. The guest runs twice, because a pause of the whole machine can look like work.
+        A self-test that only waits proves nothing and does not count as slow.
         """
         return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 

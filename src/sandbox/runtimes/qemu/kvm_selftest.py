@@ -1,8 +1,8 @@
 """Runs a KVM guest of a few instructions: `kvm_selftest.py [INSTRUCTIONS IN HEX]`.
 
-Exit code 0: the guest finished. Killed by SIGPROF: it was too slow. Other: it could not be created. Some virtual
-machines have CPUs whose KVM takes a microsecond per instruction, with which no kernel ever boots. The numbers are those
-of the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
+Exit code 0: the guest finished. Killed by SIGPROF: it was too slow. Other: it could not be created. In some virtual
+machines, KVM takes a microsecond per instruction, which is too slow for any kernel to boot. The numbers are those of
+the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
 """
 
 import ctypes

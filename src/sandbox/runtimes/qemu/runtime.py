@@ -43,8 +43,8 @@ _GAPS = (
     "a task needs 544 MiB more of the host's memory than it requests",
 )
 _EMULATION_GAP = (
-    "no KVM: everything is emulated, five to twenty times slower, and for the QEMU project emulation (TCG) is no "
-    "security boundary"
+    "no KVM: everything is emulated, five to twenty times slower, and the QEMU project does not consider emulation "
+    "(TCG) a security boundary"
 )
 
 
@@ -99,7 +99,7 @@ BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
-"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM has failed only after this."""
+"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM counts as failed only after this time."""
 
 _KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM "
@@ -108,7 +108,7 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """Starts the launcher that execs a guest's jail. `plans` must contain the attempt's plan by then."""
+    """Starts the launcher that execs a guest's jail. Before that, the attempt's plan must be added to `plans`."""
 
     name = NAME
 

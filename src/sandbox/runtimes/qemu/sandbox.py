@@ -41,7 +41,7 @@ _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 class BootError(Exception):
     """The guest did not reach its agent. The message describes how far the boot got.
 
-    has_timed_out: it may still have been booting.
+    has_timed_out: the guest may still have been booting.
     """
 
     def __init__(self, message: str, *, has_timed_out: bool = False) -> None:
@@ -164,7 +164,7 @@ class QemuSandbox:
         return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
-        """Return the statistics: CPU time from the host (QEMU uses it for the guest), the rest from the guest."""
+        """Return the statistics: CPU time from the host, where QEMU uses it, and the rest from the guest."""
         host_stats = self._group.stats()
         guest_stats = await self._request_stats()
         return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
@@ -308,7 +308,7 @@ class QemuSandbox:
 
 
 def merge_stats(host_stats: Stats, guest_stats: tuple[int, ...], spec: SandboxSpec) -> Stats:
-    """Combine the host's statistics with the guest's, limited to the memory and processes that it can have."""
+    """Combine the host's statistics with the guest's, limited to the memory and processes that the guest can have."""
     memory, processes, memory_kills, forks_refused = guest_stats
     return Stats(
         cpu_seconds=host_stats.cpu_seconds,

@@ -28,7 +28,7 @@ class JournalCompressor:
         self._damaged: set[str] = set()
 
     async def sweep(self) -> None:
-        """Compress all due journals, oldest end first. A disk error of one does not stop the others.
+        """Compress all due journals, oldest end first. A disk error in one journal does not stop the others.
 
         A journal in use is left for the next run. Raises StoreError; OSError at the end if some failed.
         """
@@ -47,7 +47,8 @@ class JournalCompressor:
                 if task.state_changed_at > ended_before:
                     return
                 try:
-                    # This may take longer than a stopping server has; an unfinished compression starts over later.
+                    # This may take longer than the server's shutdown allows; an unfinished compression starts over
+                    # later.
                     is_busy |= not await run_in_daemon_thread(partial(self._compress, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")

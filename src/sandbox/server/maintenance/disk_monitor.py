@@ -39,7 +39,7 @@ class DiskMonitor:
                 self.on_space_freed()
 
     def check(self) -> str | None:
-        """Measure, then release the reserve if nothing else is left or allocate it again. Return the shortage."""
+        """Measure free space, then release or allocate the reserve as needed. Return the shortage, if any."""
         previous = self.shortage
         try:
             self.space = self._measure()

@@ -1,9 +1,9 @@
 """Removes leftovers of crashed attempts that are over.
 
-An attempt belongs to this server if it has a directory in its data directory: the directory is created before anything
-else of the attempt, and its log stays. It is over if its task has ended and no process holds the journal's lock, which
-the garbage collector holds while it removes leftovers. So an attempt that is being planned, run or finished is never
-disturbed, however long ago it started.
+An attempt belongs to this server if it has a directory in the server's data directory: the directory is created before
+anything else of the attempt, and its log stays. An attempt is over if its task has ended and no process holds the
+journal's lock, which the garbage collector holds while it removes leftovers. So an attempt that is being planned, run
+or finished is never disturbed, however long ago it started.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class GarbageCollector:
             raise GarbageCollectionError("; ".join(failures))
 
     async def _sweep_unowned(self, source: LeftoverSource, attempt_ids: Collection[str]) -> list[str]:
-        """Remove leftovers without a directory, in a location that only this server uses. Return the failures."""
+        """Remove leftovers without an attempt directory from a location that only this server uses. Return failures."""
         failures = []
         for attempt_id in attempt_ids:
             try:
@@ -89,7 +89,7 @@ class GarbageCollector:
     async def _sweep_task(
         self, task_id: str, attempt_ids: Sequence[str], leftovers: Mapping[LeftoverSource, Collection[str]]
     ) -> list[str]:
-        """Return the failures. Raises StoreError; OSError if the journal or lock cannot be read."""
+        """Remove one task's leftovers; return failures. Raises StoreError; OSError if journal or lock is unreadable."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
         if task is None or not task.state.is_terminal:
             return []
@@ -138,7 +138,7 @@ class GarbageCollector:
         _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 
     async def _clean_up_leftovers(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Clean up every kind, whatever was found: a handle alone may be enough to end a sandbox."""
+        """Clean up leftovers of every kind, whatever was found: a handle alone may be enough to end a sandbox."""
         for source in self._leftover_sources:
             await source.clean_up(attempt_id, layout)
 

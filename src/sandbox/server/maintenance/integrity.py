@@ -170,7 +170,7 @@ def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: Rep
 
 def _describe_difference(indexed: Task, replayed: Task | None) -> str:
     names = [name for name in Task.__struct_fields__ if replayed and getattr(indexed, name) != getattr(replayed, name)]
-    return f", with another {', '.join(names)}" if names else ""
+    return f", with different values of {', '.join(names)}" if names else ""
 
 
 def _summarize(task: Task | None) -> str:

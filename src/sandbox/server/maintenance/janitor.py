@@ -13,9 +13,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A job of every janitor run. It may be cancelled at any await, and must then do the rest in its next run.
+    """A job of the janitor. It may be cancelled at any await, and must then do the rest in its next run.
 
-    name: the object of the job, for operators.
+    name: what the job removes or changes, for operators.
     remedy: what operators can do if it fails.
     """
 
@@ -51,8 +51,8 @@ class Janitor:
 class ClockCheck:
     """Trusts a wall clock after CLOCK_TRUST_SECONDS without an observed jump.
 
-    A host may boot with its clock months ahead until a time server corrects it. Data that is kept for a
-    shorter time is not checked.
+    A host may boot with its clock months ahead until a time server corrects it. For data that is kept for a shorter
+    time, the clock is not checked.
     """
 
     def __init__(self, clock: Clock) -> None:

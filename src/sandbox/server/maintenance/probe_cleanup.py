@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def probe_lock(run_dir: Path) -> Iterator[None]:
-    """Hold a shared lock during a probe, which prevents its removal.
+    """Hold a shared lock during a probe, so the cleanup does not remove the probe.
 
     Blocks while a server removes leftovers of earlier probes. Raises TimeoutError after PROBE_WAIT_SECONDS.
     """

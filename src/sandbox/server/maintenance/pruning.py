@@ -1,7 +1,7 @@
 """Removes finished tasks beyond the retention, completely: first from the index, then from the disk.
 
 If a task is not in the index but its journal still exists, the next start of a server restores the task. Once a rename
-has moved its directory out of `tasks/`, the task is gone permanently, and its remains only use disk space.
+has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk space.
 """
 
 import asyncio
@@ -133,9 +133,9 @@ class Pruner:
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove tasks beyond the retention and return them, oldest first. dry_run: only return them.
 
-        Only `max_bytes` needs a size measurement. It may take longer than the caller waits; then the next call uses its
-        result. A task that cannot be examined is kept and does not stop the others. Raises StoreError, OSError;
-        UnavailableError at the end if such tasks remain, or if remains of others could not be removed.
+        Only `max_bytes` needs a size measurement. The measurement may take longer than the caller waits; then the next
+        call uses its result. A task that cannot be examined is kept and does not stop the others. Raises StoreError,
+        OSError; UnavailableError at the end if such tasks remain, or if parts of others could not be removed.
         """
         skipped: _Skipped = {}
         pruned, failure = await self._prune_selected(self._select(retention, skipped), skipped, dry_run=dry_run)
@@ -236,7 +236,7 @@ class Pruner:
         )
 
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
-        """Whether the task has files for its user. If that is unknown, the task is kept and noted in `skipped`."""
+        """Whether the task has preserved files. If that is unknown, the task is kept and added to `skipped`."""
         try:
             return self._dependencies.preserved_sandboxes.is_preserved(task)
         except OSError as error:
@@ -306,7 +306,7 @@ class Pruner:
     async def _remove_detached(self) -> str:
         """Remove the content of `pruned/`, including that from before a crash.
 
-        Return the last reason why some is left.
+        If some of it is left, return the last reason.
         """
         directory = pruned_root(self._dependencies.data_dir)
         failure = ""

@@ -1,7 +1,7 @@
 """The only network access of a confined clone: a SOCKS proxy in the runner, on the confinement's proxy listener.
 
-git resolves no names and opens no other connections. It requests a host, and the proxy connects it only to the remote
-of the clone. Bytes are relayed unchanged; TLS ends in the confinement.
+git resolves no names and opens no other connections. git requests a host, and the proxy connects it only to the clone's
+remote. Bytes are relayed unchanged; TLS ends in the confinement.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ CLONE_CONNECT_SECONDS = 30.0
 """Time for the remote's name to resolve and one of its addresses to respond. After that the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
-"""Maximum number of connections at once; git needs a handful. Each takes two of the runner's descriptors. More wait."""
+"""Maximum number of concurrent connections; git needs a few. Each takes two descriptors of the runner; others wait."""
 
 _ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
@@ -57,10 +57,10 @@ def canonical_host(host: str) -> str:
 
 
 class SocksProxy:
-    """Connects to `target`. If redirects are followed, also to other ports of its host and web ports of public hosts.
+    """Connects to `target` and, if redirects are followed, to other ports of its host and web ports of public hosts.
 
-    Once the target was resolved to a public address, it is dialed at public addresses only: the owner of its name could
-    make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one, all
+    Once the target has been resolved to a public address, it is dialed at public addresses only: the owner of its name
+    could make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one, all
     connections go to it, and it interprets what git sends.
     """
 

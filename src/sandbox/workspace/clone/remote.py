@@ -38,7 +38,7 @@ _TOO_MANY_FILES = (
     "certificates into one file and set http.sslCAInfo"
 )
 _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
-"""Names cannot be resolved in the confinement, so the proxy resolves them."""
+"""Proxy schemes, and the ones to use instead: the proxy must resolve names, because the confinement cannot."""
 
 
 class HttpRemote(msgspec.Struct, frozen=True):
@@ -199,7 +199,7 @@ class SshRemote(msgspec.Struct, frozen=True):
 
 
 def parse_ssh_url(url: str) -> SshRemote | None:
-    """Parse an ssh URL. Returns None for other URLs and for parts that ssh or a shell could interpret."""
+    """Parse an ssh URL. Returns None for other URLs, and for a URL with parts that ssh or a shell could interpret."""
     is_scp = "://" not in url
     match = (_SCP if is_scp else _SSH_URL).fullmatch(url)
     if match is None:

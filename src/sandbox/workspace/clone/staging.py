@@ -85,7 +85,7 @@ def _memory_file(data: bytes) -> IO[bytes]:
 
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
-"""Maximum of each file of a clone (its pack), and of a commit's files together, unless `vm.disk` is less.
+"""Maximum size of each file of a clone (its pack), and of a commit's files together, unless `vm.disk` is less.
 
 Beyond it the task fails with `clone_failed`.
 """
@@ -136,7 +136,7 @@ class WorkspaceStaging:
             async with self._confine([self._attempt.repository], []) as confinement:
                 await self._clone(confinement)
                 commit = await self._prepare_commit(confinement)
-            # No git has run in the workspace yet, so paths written there cannot lead elsewhere.
+            # No git has run in the workspace yet, so no path there can be a link that leads elsewhere.
             await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
             async with self._confine([self._attempt.workspace], []) as confinement:
                 await self._check_out(Git(self._path, confinement=confinement), commit)

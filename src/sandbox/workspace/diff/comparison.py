@@ -55,7 +55,7 @@ class IgnoreMatcher(Protocol):
 
 
 class TreeComparison:
-    """One comparison. Files of the base commit are always compared, others only if no rule ignores them.
+    """One comparison. Files of the base commit are always compared, other files only if no rule ignores them.
 
     Only the working tree counts: the agent's commits, branches and stashes are in its `.git`, which is not read. A
     nested repository counts as ordinary files without its `.git`. A gitlink of the base commit is unchanged as long as

@@ -30,12 +30,12 @@ IGNORE_FILE_BYTES_MAX = 100 * 1024**2
 """A larger `.gitignore` is ignored, as in git."""
 
 IGNORE_FILES_BYTES_MAX = 1024**3
-"""Maximum of all `.gitignore` files of a commit. Beyond it there is no patch: the task fails with `collect_failed`."""
+"""Maximum total size of a commit's `.gitignore` files. Beyond it, the task fails with `collect_failed`."""
 
 IGNORE_ENTRIES_MAX = 100_000
-"""The same for the number of these files and of the directories that contain them.
+"""Maximum number of these files and of the directories that contain them. A small repository can name millions of
 
-A small repository can name millions of directories, and they are created on the server's disk.
+directories, all of which are created on the server's disk.
 """
 
 
@@ -150,7 +150,7 @@ class _AncestorDirectories:
 
 @contextmanager
 def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """Create missing directories for the duration of the block. Their parents exist."""
+    """Create missing directories for the duration of the block. Their parents must exist."""
     created: list[bytes] = []
     try:
         for path in paths:

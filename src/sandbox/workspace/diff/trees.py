@@ -53,7 +53,7 @@ def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
 
 
 def _parse_entry(line: bytes) -> BaseTreeEntry:
-    """Parse one line. It is untrusted: a repository may have taken over git, and the paths are used on the host."""
+    """Parse one untrusted line: a repository may have exploited git, and the paths are used on the host."""
     match = _LS_TREE_LINE.fullmatch(line)
     if match is None or not {b"", b".", b".."}.isdisjoint(match["path"].split(b"/")):
         raise GitError(0, b"fatal: invalid path in a tree")
@@ -87,7 +87,7 @@ class BaseTree:
             self.directories.add(path)
 
     def _count(self, path: bytes) -> None:
-        """Count a file or directory. Staging did so already, but a git that was compromised since may list more."""
+        """Count a file or directory. Staging did so already, but a git that was compromised later may list more."""
         self._entries_left -= 1
         self._path_bytes_left -= len(path)
         if self._entries_left < 0 or self._path_bytes_left < 0:

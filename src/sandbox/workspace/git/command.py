@@ -1,4 +1,4 @@
-"""Runs git on the host as a child process that is independent of its environment.
+"""Runs git on the host as a child process that does not depend on the environment.
 
 Decisions:
 - git runs in a confinement if it reads untrusted data, and unconfined if it needs the server user's files.
@@ -45,7 +45,7 @@ def write_all(stream: IO[bytes], data: bytes) -> None:
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytes:
-    """Read exactly `size` bytes. Raises BrokenPipeError if the stream ends before."""
+    """Read exactly `size` bytes. Raises BrokenPipeError if the stream ends earlier."""
     read = bytearray()
     while len(read) < size:
         chunk = stream.read(size - len(read))

@@ -1,4 +1,4 @@
-"""Runs programs with this process's privileges: those that need the server user's files, or all without confinement.
+"""Runs programs with this process's privileges: those that need the server user's files; without confinement, all.
 
 - `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's children
   (transport, index-pack, ssh) read and write pipes of git and exit at the next byte after these close; a transport

@@ -230,7 +230,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def mcp_run(tmp_path_factory):
-    """A run with MCP servers of every kind, which together exceed the maximum size of an argument.
+    """A run with MCP servers of every kind. Their configuration exceeds the maximum size of a command-line argument.
 
     Yields the run and the working servers.
     """
@@ -294,7 +294,7 @@ def test_reserved_mcp_server_name_is_reported(mcp_run):
 
 
 def test_init_event_is_sent_before_the_first_model_response(tmp_path):
-    """This lets the gateway hold that request until the agent's start is checked."""
+    """So the gateway can hold the first model request until the agent's start is checked."""
     init_lines = []
 
     async def run():

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import itertools
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
@@ -69,7 +69,7 @@ def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, reque
             watching = asyncio.create_task(chunks.watch())
             clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
             await until(lambda: chunks.total >= 5000, 30)
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
                 assert (await client.get("/api/v1/tasks")).status_code == 200
             assert chunks.maximum <= PER_TURN_MAX
             watching.cancel()
@@ -129,7 +129,7 @@ def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
             clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
             assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
             await until(lambda: pings.total >= 5000, 30)
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
                 assert (await client.get("/api/v1/tasks")).status_code == 200
             assert pings.maximum <= PER_TURN_MAX
             watching.cancel()

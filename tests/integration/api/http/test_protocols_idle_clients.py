@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import h11
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
@@ -40,7 +40,7 @@ def test_incomplete_request_head_times_out(running_api, payload):
 @pytest.mark.usefixtures("short_head_timeout")
 def test_slow_request_and_long_stream_do_not_time_out(running_api):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
                 for _ in range(6):

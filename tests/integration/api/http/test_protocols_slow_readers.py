@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import uvicorn
 from uvicorn.server import ServerState
 from websockets.client import ClientProtocol
@@ -31,7 +31,7 @@ def stalled_client(port: int):
         yield client
 
 
-async def follow(client: httpx.AsyncClient) -> list[dict]:
+async def follow(client: httpx2.AsyncClient) -> list[dict]:
     async with client.stream("GET", PATH) as response:
         return [json.loads(line[6:]) async for line in response.aiter_lines() if line.startswith("data: ")]
 
@@ -40,7 +40,7 @@ def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkey
     monkeypatch.setattr(protocols, "STALL_TIMEOUT_SECONDS", 0.3)
 
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             with stalled_client(api.port):
                 following = asyncio.create_task(follow(client))
@@ -55,7 +55,7 @@ def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkey
 
 def test_reused_task_id_streams_only_the_new_events(running_api, until):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             with stalled_client(api.port):
                 await until(lambda: api.open_streams("logs") == 1)

@@ -1,4 +1,4 @@
-"""Shutdown closes streams in a bounded time, independent of the clients."""
+"""Shutdown closes streams in a bounded time, independently of the clients."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import AsyncExitStack
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
@@ -28,8 +28,8 @@ def test_shutdown_closes_twenty_streams_in_time(running_api, until):
     async def scenario():
         async with running_api() as api, AsyncExitStack() as stack:
             api.tasks.add("task-001", *TO_RUNNING)
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=api.http, timeout=10))
-            # Sent first: the test cannot observe its arrival.
+            client = await stack.enter_async_context(httpx2.AsyncClient(base_url=api.http, timeout=10))
+            # This request is sent first, since the test cannot observe its arrival.
             waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
             sockets = [await stack.enter_async_context(connect(api.ws("?task_id=task-001"))) for _ in range(5)]
@@ -51,7 +51,7 @@ def test_shutdown_closes_twenty_streams_in_time(running_api, until):
                     assert json.loads(message)["type"] != "end"
                 assert stream.close_code in {1001, 1012}
             assert api.tasks.open_followers == 0
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(httpx2.ConnectError):
                 await client.get("/api/health")
 
     asyncio.run(scenario())

@@ -5,7 +5,7 @@ import contextlib
 import select
 import socket
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.fake_access import FakeAccess
@@ -24,7 +24,7 @@ PAYLOADS = {
 
 
 def with_viewer_token(api, **options):
-    return httpx.AsyncClient(base_url=api.http, timeout=10, headers={"Authorization": "Bearer vera"}, **options)
+    return httpx2.AsyncClient(base_url=api.http, timeout=10, headers={"Authorization": "Bearer vera"}, **options)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -65,7 +65,7 @@ def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monk
             receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
             watching = asyncio.create_task(counter.watch())
             api.tasks.record("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
+            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
                 assert (await other_client.get("/api/v1/tasks/task-001")).status_code == 200
             await until(lambda: outputs(received) == [LINES] * STREAMS, 30)
             watching.cancel()
@@ -114,7 +114,7 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
                 return await list_artifacts(task_id)
 
             monkeypatch.setattr(api.tasks, "artifacts", artifacts)
-            async with httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+            async with httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
                 path, first, second = (
                     "/api/v1/tasks/task-001/artifacts",
                     *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
@@ -156,7 +156,7 @@ def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, un
             clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(100)]
             for _, writer in clients:
                 writer.write(data)
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
+            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
                 assert (await other_client.get("/api/v1/tasks")).status_code == 200
             await until(lambda: responses == 2000, 60)
             watcher.cancel()
@@ -188,7 +188,7 @@ def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(runnin
     async def scenario():
         async with (
             running_api(FakeAccess(olga="operator", otto="operator")) as api,
-            httpx.AsyncClient(base_url=api.http, timeout=20) as client,
+            httpx2.AsyncClient(base_url=api.http, timeout=20) as client,
         ):
             path, first, second = (
                 "/api/v1/tasks?dry_run=true",

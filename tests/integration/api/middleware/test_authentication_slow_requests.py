@@ -1,4 +1,4 @@
-"""A token that is revoked while its request arrives or waits: the request changes nothing."""
+"""If a token is revoked while its request arrives or waits, the request changes nothing."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ def tokens() -> FakeAccess:
 
 
 async def send_slowly(api, method: str, path: str, body: bytes, *, meanwhile) -> bytes:
-    """Send a request, call `meanwhile` before the last byte of its body, and return the status line."""
+    """Send a request, call `meanwhile` before the last byte of the body, and return the status line."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
     kind = "application/json" if body.startswith(b"{") else "application/yaml"
@@ -64,7 +64,7 @@ def test_request_is_served_if_another_token_is_revoked(running_api, method, path
     asyncio.run(scenario())
 
 
-def test_response_to_a_revoked_token_is_a_refusal(running_api, monkeypatch, caplog):
+def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.1)
 
     async def scenario():

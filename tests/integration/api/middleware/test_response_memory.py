@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import ExitStack, contextmanager
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
@@ -68,7 +68,7 @@ def held_bytes(api, token="vera"):
 @pytest.mark.parametrize("path", [LIST, f"{LIST}/large"])
 def test_unread_responses_are_limited(running_api, until, tmp_path, path):
     async def scenario():
-        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+        async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
             store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 clients = [opened.enter_context(connect_without_reading(api.port, path)) for _ in range(60)]
@@ -90,7 +90,7 @@ def test_stalled_connection_is_closed_when_its_token_needs_memory(running_api, t
     monkeypatch.setattr(memory_share, "STALLED_SECONDS", 0.3)
 
     async def scenario():
-        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+        async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
             store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 for each in [opened.enter_context(connect_without_reading(api.port, LIST)) for _ in range(10)]:
@@ -105,7 +105,7 @@ def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypat
     monkeypatch.setattr(memory_share, "STALLED_SECONDS", 5.0)
 
     async def scenario():
-        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+        async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
             content = store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 slow = opened.enter_context(connect_without_reading(api.port, f"{LIST}/large", buffer_bytes=128 * 1024))
@@ -124,7 +124,7 @@ def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypat
 
 def test_parallel_downloads_are_complete(running_api, tmp_path):
     async def scenario():
-        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+        async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
             content = store_many_artifacts(api, tmp_path / "file")
             responses = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
             assert [response.content == content for response in responses] == [True] * 20
@@ -136,7 +136,7 @@ def test_parallel_downloads_are_complete(running_api, tmp_path):
 @pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
 def test_unread_streams_use_response_memory_until_they_end(running_api, until, path):
     async def scenario():
-        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+        async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
             api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
             with ExitStack() as opened:
                 for _ in range(20):
@@ -184,10 +184,10 @@ def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, u
                     client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
                 await until(lambda: held_bytes(api, "olga") > 0)
                 assert held_bytes(api, "olga") <= LIMIT_BYTES
-                async with httpx.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as other_client:
+                async with httpx2.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as other_client:
                     assert (await other_client.post(submission[1], content=submission[0])).status_code == 400
             await until(lambda: held_bytes(api, "olga") == 0)
-            async with httpx.AsyncClient(
+            async with httpx2.AsyncClient(
                 base_url=api.http, headers={"Authorization": "Bearer olga"}
             ) as operator_client:
                 assert (await operator_client.post(submission[1], content=submission[0])).status_code == 400

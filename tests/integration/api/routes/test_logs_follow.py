@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-import httpx
+import httpx2
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.streaming import response as streaming_response
@@ -20,7 +20,7 @@ async def events(response):
 
 def test_follow_streams_events_live_until_the_end(running_api):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             api.tasks.add("task-001")
             async with client.stream("GET", LOGS) as response:
                 received = events(response)
@@ -37,7 +37,7 @@ def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
     monkeypatch.setattr(streaming_response, "KEEP_ALIVE_SECONDS", 0.02)
 
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             api.tasks.add("task-001")
             async with client.stream("GET", LOGS) as response:
                 comments = 0
@@ -51,7 +51,7 @@ def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
 
 def test_disconnected_stream_is_detected_immediately(running_api, until):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             api.tasks.add("task-001")
             async with client.stream("GET", LOGS):
                 await until(lambda: api.tasks.open_followers == 1)
@@ -60,12 +60,12 @@ def test_disconnected_stream_is_detected_immediately(running_api, until):
     asyncio.run(scenario())
 
 
-def test_disconnected_wait_is_cancelled(running_api, until):
+def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
     def has_pending_wait():
         return any("FakeTasks.wait" in str(task.get_coro()) for task in asyncio.all_tasks())
 
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             api.tasks.add("task-001")
             request = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait?timeout=600"))
             await until(has_pending_wait)
@@ -81,7 +81,7 @@ def test_too_large_body_is_rejected_with_and_without_length(running_api):
             yield b"x" * 100_000
 
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             for content in (b"x" * 4_000_000, chunks()):
                 response = await client.post("/api/v1/tasks", content=content)
                 assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
@@ -92,7 +92,7 @@ def test_too_large_body_is_rejected_with_and_without_length(running_api):
 
 def test_head_response_has_no_body(running_api):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
             api.tasks.add("task-001")
             for path in ("/api/v1/tasks/task-001", LOGS, "/api/v1/tasks/task-001/logs"):
                 for _ in range(2):
@@ -104,7 +104,7 @@ def test_head_response_has_no_body(running_api):
 
 def test_ipv4_and_ipv6_share_one_port(running_api):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient() as client:
+        async with running_api() as api, httpx2.AsyncClient() as client:
             for host in ("127.0.0.1", "[::1]", "localhost"):
                 assert (await client.get(f"http://{host}:{api.port}/api/health")).status_code == 200
 

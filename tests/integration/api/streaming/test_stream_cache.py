@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
@@ -43,15 +43,15 @@ def lines(first, count):
 
 
 def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
-    # Small buffers, so a reconnecting client is behind the buffer and needs the history.
+    # The buffers are small, so a reconnecting client has fallen behind the buffer and needs the history.
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
 
     async def scenario():
         async with running_api() as api:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            limits = httpx2.Limits(max_connections=None)
+            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
                 api.tasks.add("task-001", *TO_RUNNING)
                 last = 5 + 600 + len(TO_COMPLETED) + 1
                 rng = random.Random(7)
@@ -84,8 +84,8 @@ def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
 
     async def scenario():
         async with running_api() as api:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            limits = httpx2.Limits(max_connections=None)
+            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
                 api.tasks.add("task-001", *TO_RUNNING)
                 followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
                 async with asyncio.timeout(5):
@@ -135,8 +135,8 @@ def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
 
     async def scenario():
         async with running_api() as api:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            limits = httpx2.Limits(max_connections=None)
+            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
                 api.tasks.add("task-001", *TO_RUNNING, *lines(0, 3000))
                 followers = [asyncio.create_task(follow(client, after)) for after in [0] * 10 + [1500] * 10]
                 async with asyncio.timeout(5):
@@ -178,9 +178,9 @@ def test_each_client_has_a_separate_filter(running_api):
     asyncio.run(scenario())
 
 
-def test_following_from_after_the_last_event_gets_only_the_end_event(running_api):
+def test_client_that_starts_after_the_last_event_gets_only_the_end_event(running_api):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
+        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             waiting = asyncio.create_task(follow(client, 10_000))
             async with asyncio.timeout(5):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-import httpx
+import httpx2
 import pytest
 import websockets
 from websockets.asyncio.client import connect
@@ -112,7 +112,7 @@ def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, unt
 )
 def test_plain_http_request_gets_an_explanation(running_api, path, expected):
     async def scenario():
-        async with running_api() as api, httpx.AsyncClient(trust_env=False) as client:
+        async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
             response = await client.get(f"http://localhost:{api.stream_port}{path}")
             assert (response.status_code, response.json()["error"]) == (404, "not_found")
             assert response.json()["message"].startswith(expected)

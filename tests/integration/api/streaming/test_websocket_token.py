@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -51,7 +51,7 @@ def test_session_cookie_works_on_the_other_port(running_api, caplog):
     async def scenario():
         async with running_api(access()) as api:
             api.tasks.add("task-001")
-            async with httpx.AsyncClient(trust_env=False) as client:
+            async with httpx2.AsyncClient(trust_env=False) as client:
                 response = await client.post(
                     f"{api.http}/api/v1/session", headers={"Authorization": "Bearer vera"}, timeout=10
                 )
@@ -106,7 +106,7 @@ def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatc
     tokens = FakeAccess(vera="viewer", olga="operator")
 
     async def scenario():
-        async with running_api(tokens) as api, httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        async with running_api(tokens) as api, httpx2.AsyncClient(trust_env=False, timeout=10) as client:
             api.tasks.add("task-001")
             url = f"{api.http}/api/v1/tasks/task-001/logs?follow=true"
             headers = {"Authorization": "Bearer vera"}
@@ -124,7 +124,7 @@ def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatc
                 with pytest.raises(ConnectionClosedError) as raised:
                     await asyncio.wait_for(revoked.recv(), 5)
                 assert raised.value.rcvd.code == 1008
-                with pytest.raises(httpx.RemoteProtocolError):
+                with pytest.raises(httpx2.RemoteProtocolError):
                     assert b"running" not in b"".join([chunk async for chunk in chunks])
                 assert "staging" in await asyncio.wait_for(valid.recv(), 5)
 

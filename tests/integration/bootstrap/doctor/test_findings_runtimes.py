@@ -53,7 +53,7 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
     [
         (
             {"memory", "cpus", "processes", "sockets"},
-            {(True, "on memory, CPUs, processes, buffers of sockets are enforced")},
+            {(True, "on memory, CPUs, processes, socket buffers are enforced")},
         ),
         (
             {"memory", "cpus", "processes"},
@@ -61,7 +61,7 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
                 (True, "on memory, CPUs, processes are enforced"),
                 (
                     False,
-                    "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
+                    "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket",
                 ),
             },
         ),
@@ -72,11 +72,11 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
                 (False, "on CPUs are not enforced: no cgroup is writable"),
                 (
                     False,
-                    "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
+                    "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket",
                 ),
             },
         ),
-        (set(), {(False, "on memory, CPUs, processes, buffers of sockets are not enforced: no cgroup is writable")}),
+        (set(), {(False, "on memory, CPUs, processes, socket buffers are not enforced: no cgroup is writable")}),
     ],
 )
 def test_enforced_and_unenforced_limits_are_listed(tmp_path, monkeypatch, limits, findings):

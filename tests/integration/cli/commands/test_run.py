@@ -122,7 +122,7 @@ def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, che
 
 
 def is_sleeping(pid):
-    """Return whether the process sleeps. A signal that arrives before it sleeps is handled only after the read."""
+    """Return whether the process sleeps. If a signal arrives earlier, it is handled only after the read."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
@@ -473,7 +473,7 @@ def test_untracked_files_are_kept(completed_task, sandbox, checkout):
         ("short:app.git", URL),
     ],
 )
-def test_remote_url_is_expanded_and_without_credentials(api, completed_task, sandbox, checkout, address, url):
+def test_remote_url_is_expanded_and_its_credentials_are_removed(api, completed_task, sandbox, checkout, address, url):
     git("remote", "set-url", "origin", address, cwd=checkout)
     git("config", "url.https://github.com/org/.insteadOf", "short:", cwd=checkout)
     result = sandbox("run", "Go.", cwd=checkout)

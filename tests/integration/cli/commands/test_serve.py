@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-import httpx
+import httpx2
 import pytest
 
 from doubles.forked_commands import ForkedCommand, run
@@ -52,7 +52,7 @@ def test_serve_warns_about_a_missing_model_key(environment, tmp_path, key):
     )  # fmt: skip
     try:
         url = json.loads(server.stdout.readline())["http"]
-        ready = httpx.get(f"{url}/api/v1/health/ready", trust_env=False)
+        ready = httpx2.get(f"{url}/api/v1/health/ready", trust_env=False)
     finally:
         server.send_signal(signal.SIGTERM)
         _, errors = server.communicate(timeout=20)
@@ -113,7 +113,7 @@ def test_loopback_address_rejects_foreign_host_and_origin(environment):
     try:
         url = json.loads(server.stdout.readline())["http"]
         status_codes = [
-            httpx.get(f"{url}/api/v1/tasks", headers=headers, trust_env=False).status_code
+            httpx2.get(f"{url}/api/v1/tasks", headers=headers, trust_env=False).status_code
             for headers in ({}, {"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"})
         ]
     finally:

@@ -82,7 +82,7 @@ def test_idle_tunnel_is_closed(monkeypatch):
     run(scenario)
 
 
-def test_tunnel_with_another_server_name_is_closed_before_any_byte(monkeypatch):
+def test_tunnel_with_another_server_name_is_closed_before_any_byte_is_forwarded(monkeypatch):
     received = []
 
     async def receive(reader, _):
@@ -197,7 +197,7 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
 OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
 
 
-def test_host_that_sends_first_is_forwarded(monkeypatch):
+def test_data_of_a_host_that_sends_first_is_forwarded(monkeypatch):
     async def greet(reader, writer):
         writer.write(b"SSH-2.0-host\r\n")
         writer.write(await reader.readline())
@@ -278,7 +278,7 @@ def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end
     run(scenario)
 
 
-def test_hosts_are_not_dialled_while_the_model_is_unresolved(monkeypatch):
+def test_hosts_are_not_dialled_while_the_models_name_is_unresolved(monkeypatch):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)

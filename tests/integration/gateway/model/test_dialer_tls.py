@@ -36,7 +36,7 @@ def _trusted_certificate(monkeypatch):
 
 @pytest.mark.usefixtures("_trusted_certificate")
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_model_is_reached_over_tls_and_its_connection_is_reused(host):
+def test_model_is_reached_over_tls_and_the_connection_is_reused(host):
     async def scenario():
         async with (
             scripted_upstream(hello, server_context()) as upstream,

@@ -209,7 +209,7 @@ def test_truncated_response_is_truncated_for_the_client():
     run(scenario)
 
 
-def test_unreachable_model_is_an_error_and_reported_once():
+def test_unreachable_model_returns_an_error_and_is_reported_once():
     async def scenario():
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
@@ -238,7 +238,7 @@ def test_model_without_a_response_times_out(monkeypatch):
     run(scenario)
 
 
-def test_model_that_does_not_accept_times_out(monkeypatch):
+def test_model_that_does_not_accept_connections_times_out(monkeypatch):
     monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.2)
 
     async def scenario():

@@ -159,6 +159,6 @@ def test_denied_requests_are_not_forwarded(request_fields, rules, message):
     run(scenario)
 
 
-def test_missing_key_of_the_server_is_reported_in_the_terms_of_the_api():
+def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
     with pytest.raises(ValueError, match="RESPONSES_API_KEY is missing"):
         SocketGateways(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)

@@ -1,4 +1,4 @@
-"""A client that does not read its response does not prevent the gateway from metering it."""
+"""The gateway meters a response to its end even if the client does not read it."""
 
 import asyncio
 import json

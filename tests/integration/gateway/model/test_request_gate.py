@@ -1,4 +1,4 @@
-"""Budget of a task: usage is metered in the stream, and an exhausted budget stops model requests."""
+"""The budget of a task: usage is metered in the stream, and an exhausted budget stops model requests."""
 
 import asyncio
 import json

@@ -11,7 +11,7 @@ from sandbox.placements.local.placement import SocketLeftovers
 
 @pytest.fixture
 def bind_socket(tmp_path):
-    """Bind a runner's socket or another one; return its path."""
+    """Bind a socket, a runner's or another one, to this file name; return its path."""
     opened = []
 
     def bind(name):
@@ -39,7 +39,7 @@ def test_only_sockets_of_the_dead_attempt_are_removed(bind_socket, tmp_path):
     assert [path.exists() for path in (*dead, live_socket)] == [False, False, True]
 
 
-def test_files_that_are_not_attempt_sockets_are_left_alone(bind_socket, tmp_path):
+def test_files_that_are_not_attempt_sockets_are_kept(bind_socket, tmp_path):
     others = [bind_socket("something-else.sock"), tmp_path / "cccccccccccc.sock", tmp_path / "dddddddddddd.sock"]
     others[1].write_text("a file")
     others[2].symlink_to(others[1])

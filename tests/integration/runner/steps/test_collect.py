@@ -59,7 +59,7 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
 
 
 def find_files(monkeypatch, paths):
-    """Simulate a workspace with these files. The artifacts get the names that they would get from a real one."""
+    """Simulate a workspace with these files. The artifacts get the names that they would get from a real workspace."""
 
     async def collect_files(self, workspace, patterns, target, taken_names):
         names = ArtifactNames(taken_names)
@@ -72,7 +72,7 @@ def find_files(monkeypatch, paths):
 
 
 def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
-    """Truncation removes the start of a name, and with it a part of the secret. Directories occur only in the path."""
+    """Truncation removes the start of a name, and thus part of the secret. Only the path contains directories."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
@@ -131,7 +131,7 @@ def test_error_codes_are_not_redacted(make_harness):
 
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
-    """Otherwise one task would occupy the space that others free until its collection times out."""
+    """Otherwise, until its collection times out, one task would occupy the space that other tasks free."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, original, refused, leftovers = (
@@ -223,7 +223,7 @@ def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monk
 
 
 def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
-    """The time limit applies to all artifacts together: none of these takes too long by itself."""
+    """The time limit applies to all artifacts together: none of these artifacts takes too long alone."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
         Script(collected=dict.fromkeys(names, b"slow " * 4)),

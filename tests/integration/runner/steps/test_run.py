@@ -117,7 +117,7 @@ def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, m
 
 
 def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
-    """This happens only if a process outside the sandbox holds the pipe or a process survived the kill."""
+    """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS_MAX", 0.6)
 

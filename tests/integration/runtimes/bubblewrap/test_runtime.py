@@ -1,4 +1,4 @@
-"""Specifics of bubblewrap: the probe, failures, use by an ordinary user, and the real agent's binary."""
+"""The bubblewrap runtime: the probe, failures, use by an ordinary user, and the real agent's binary."""
 
 import asyncio
 import importlib.util
@@ -71,7 +71,7 @@ def test_probe_reports_missing_bubblewrap_with_a_remedy(
         run_shell(runtime, disk, "true")
 
 
-def test_probe_reports_the_error_of_bubblewrap(
+def test_probe_reports_the_bubblewrap_error(
     runtime: BubblewrapRuntime, shared_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = shared_directory / "bwrap"
@@ -93,7 +93,7 @@ def test_missing_seccomp_architecture_makes_the_runtime_unavailable(
     assert "filter" in result.remedy
 
 
-def test_each_sandbox_of_root_has_a_separate_unprivileged_kernel_uid(runtime: BubblewrapRuntime, disk: Path):
+def test_each_sandbox_created_by_root_has_its_own_unprivileged_kernel_uid(runtime: BubblewrapRuntime, disk: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
 
@@ -108,7 +108,7 @@ def test_each_sandbox_of_root_has_a_separate_unprivileged_kernel_uid(runtime: Bu
     assert {first, second} <= set(SANDBOX_UIDS)
 
 
-def test_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
+def test_destroying_a_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
 
@@ -123,7 +123,7 @@ def test_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapR
     asyncio.run(scenario())
 
 
-def test_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
+def test_destroying_a_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
     process = subprocess.Popen(["/usr/bin/sleep", "60"])
     try:
         handle = SandboxHandle("bubblewrap", new_attempt_id(), {"kernel_uid": str(os.getuid()), "cgroups": ""})
@@ -245,7 +245,7 @@ print(msgspec.json.encode(asyncio.run(scenario())).decode())
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the other tests cover an ordinary user")
 def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
-    # The interpreter and this checkout may be unreadable for another user, so the launcher is copied.
+    # Another user may not be able to read the interpreter and this checkout, so the launcher is copied.
     (programs := shared_directory / "programs").mkdir()
     for name in ("launcher", "exec_command", "process_limits"):
         shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.programs.{name}").origin, programs)
@@ -268,13 +268,13 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     none = "0" * 16
     assert report.pop("terminal") == ["/dev/pts/0", "1000", none, none, "1", "2"]
     assert report.pop("terminal_code") == 5
-    # bubblewrap reports the exit of the command if it is killed afterwards.
+    # bubblewrap reports the command's exit code only if the command is killed first.
     assert report.pop("code") in (None, 137)
     assert report == {"output": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "remaining": False}
     assert (shared_directory / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
-def test_handle_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
+def test_sandbox_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))

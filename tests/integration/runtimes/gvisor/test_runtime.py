@@ -56,7 +56,7 @@ def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "run the server as root" in result.remedy
 
 
-def test_processes_and_files_have_unprivileged_uids_unknown_to_the_host(runtime: GvisorRuntime, disk: Path):
+def test_processes_and_files_have_different_unprivileged_uids_on_the_host(runtime: GvisorRuntime, disk: Path):
     async def scenario() -> None:
         async with ready_sandbox(runtime, disk) as sandbox:
             script = "touch file; mkdir folder; echo up; sleep 300"

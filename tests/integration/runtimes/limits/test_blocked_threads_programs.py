@@ -1,4 +1,4 @@
-"""Interrupting threads frees files that only their system calls keep open, and programs continue."""
+"""Interrupting threads frees files that only their system calls keep open. The programs continue."""
 
 import os
 import subprocess
@@ -95,5 +95,5 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def test_processes_that_ended_or_may_not_be_traced_are_skipped():
+def test_processes_that_ended_or_cannot_be_traced_are_skipped():
     interrupt_threads([2**22 + 1, os.getpid()])

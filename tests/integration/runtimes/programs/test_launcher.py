@@ -1,4 +1,4 @@
-"""Directories and files of the host are overlaid in a sandbox, or bound if an overlay would not contain them."""
+"""Directories and files of the host are overlaid in a sandbox, or bind-mounted if an overlay would not contain them."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ print([_has_mounts_below(path) for path in sys.argv[1:]])
 
 
 def test_file_systems_below_a_directory_are_found(tmp_path):
-    """A directory that contains another file system is bound, because an overlay would show it empty."""
+    """A directory that contains a mount point is bind-mounted: in an overlay, the mount point would be empty."""
     for name in ("usr/local", "usr-other/local"):
         (tmp_path / name).mkdir(parents=True)
     mount = 'mount -t tmpfs none "$1" && shift && exec "$@"'
@@ -40,7 +40,7 @@ for path in sys.argv[1:]:
 
 
 def test_mounted_and_linked_files_are_bound_and_plain_ones_overlaid(tmp_path):
-    """A file that is mounted or reached through a link is bound: an overlay of its directory does not contain it."""
+    """A file that is mounted or reached through a link is bind-mounted: an overlay of its directory lacks it."""
     for name in ("plain", "mounted", "other"):
         (tmp_path / name).write_text(f"{name} file")
     (tmp_path / "link").symlink_to("/etc/hostname")

@@ -13,7 +13,7 @@ EXHAUSTS_CPU_TIME = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
 
 @pytest.fixture
 def is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Return whether KVM is too slow if this program replaces the self-test guest."""
+    """Return a function that runs a program as the self-test guest and returns whether KVM is too slow."""
 
     def run(program: str) -> bool:
         path = tmp_path / "guest.py"
@@ -39,7 +39,7 @@ def test_guest_that_exits_does_not_disable_kvm(is_too_slow, program):
     assert not is_too_slow(program)
 
 
-def test_waiting_guest_is_killed_and_does_not_disable_kvm(is_too_slow, tmp_path, monkeypatch):
+def test_hanging_guest_is_killed_and_does_not_disable_kvm(is_too_slow, tmp_path, monkeypatch):
     monkeypatch.setattr(kvm, "_SELFTEST_SECONDS", 1.0)
     waiting_program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
     started = time.monotonic()

@@ -23,7 +23,7 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
-    """Skip the test if components of a guest are missing; a guest that does not boot fails the test."""
+    """Skip the test if guest components are missing. A guest that does not boot fails the test."""
     require_qemu_components()
     record_slow_kvm(tmp_path / "run")
     return QemuRuntime(tmp_path / "run")
@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Path:
     return disk
 
 
-def test_probe_reports_missing_parts_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_probe_reports_missing_components_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
     result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
@@ -169,7 +169,7 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 @pytest.mark.timeout(300)
 def test_guest_returns_output_reaches_the_gateway_and_is_limited_in_memory(runtime: QemuRuntime, disk: Path):
-    """Checks of tests/contract in one guest, because a boot takes a long time."""
+    """Combines checks from tests/contract in one guest, because a boot takes a long time."""
 
     async def scenario() -> None:
         async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:

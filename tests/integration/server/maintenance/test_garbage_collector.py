@@ -1,4 +1,4 @@
-"""The garbage collector removes leftovers of attempts (simulated here) and keeps everything else."""
+"""The garbage collector removes leftovers of attempts and keeps everything else. The leftovers are simulated."""
 
 import asyncio
 import errno
@@ -132,7 +132,7 @@ def test_leftovers_of_a_locked_journal_are_kept(components):
     assert asyncio.run(scenario()) == ((True, 1), ["runner.log"], set())
 
 
-def test_leftovers_of_a_task_that_ended_without_a_server_are_removed(components):
+def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()

@@ -72,7 +72,7 @@ def run_janitor(components, retention, *steps, time_to_live="24h"):
     return asyncio.run(scenario())
 
 
-def test_corrected_clock_removes_nothing(components):
+def test_nothing_is_removed_when_the_clock_is_corrected(components):
     def correct_clock():
         components.clock.offset = timedelta()
 

@@ -211,7 +211,7 @@ def test_task_that_cannot_be_moved_is_indexed_again(stored, components, monkeypa
     assert prune(components, Retention(keep=4))[0] == ["task-1"]
 
 
-def test_unflushed_rename_counts_as_pruned(stored, components, monkeypatch):
+def test_task_counts_as_pruned_after_an_unflushed_rename(stored, components, monkeypatch):
     move_aside = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruner"]).Pruner._move_aside
 
     def move_then_raise(*arguments):
@@ -268,7 +268,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Set the time of the row to 0, which differs from the time of its task."""
+    """Set the row's time of change to 0, which differs from that of its task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return "index of tasks is damaged .*but at 0 in its row"
 

@@ -37,7 +37,7 @@ def helper(tmp_path):
 
 
 def request_credentials(url, helper, *requests, secrets=None):
-    """Return the responses to credential requests from the confinement. secrets: receives the returned passwords."""
+    """Send credential requests like the confinement; return the responses. secrets: receives the returned passwords."""
 
     async def scenario():
         helper_socket, child_socket = socket.socketpair()
@@ -67,7 +67,7 @@ async def read_response(reader):
     return None
 
 
-def test_helper_is_called_for_the_clones_host(helper):
+def test_helper_is_called_for_the_clone_host(helper):
     program, log = helper
 
     responses = request_credentials("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
@@ -235,7 +235,7 @@ PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
 )
-"""NAT64 and 6to4 addresses translate to an arbitrary IPv4 address on some networks; the others are not public."""
+"""On some networks, NAT64 and 6to4 addresses translate to an arbitrary IPv4 address. The others are not public."""
 
 
 @pytest.mark.parametrize("policy", [WITH_REDIRECTS, WITHOUT_REDIRECTS])
@@ -253,7 +253,7 @@ PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
 
 @pytest.fixture
 def resolve(monkeypatch):
-    """A function that sets the addresses to which every name resolves."""
+    """Return a function that sets the addresses to which every name resolves."""
 
     def set_addresses(*addresses):
         results = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
@@ -435,7 +435,7 @@ def test_clone_receives_no_token_of_another_host(env):
 
 
 def test_links_in_a_compromised_clone_are_not_followed(env, tmp_path):
-    """A compromised git may leave links at paths that the host reads and writes next."""
+    """A compromised git may leave links at paths that the host reads or writes afterwards."""
     base = env.stage()
     repository, secret = env.attempt / "repository.git", tmp_path / "secret"
     secret.write_text(f"{base} refs/heads/main\n")

@@ -1,4 +1,4 @@
-"""A git that is compromised by a repository stays confined. Programs of the test replace git.
+"""A git that a repository has compromised stays confined. Test programs take the place of git.
 
 Each attack has a control: an action that git is allowed to perform.
 """
@@ -112,7 +112,7 @@ async def is_limited_in_files_and_terminals(confinement):
     assert output.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
 
 
-def test_files_and_terminals_are_limited(tmp_path):
+def test_number_of_open_files_and_terminals_is_limited(tmp_path):
     run_confined(tmp_path, is_limited_in_files_and_terminals)
 
 
@@ -132,7 +132,7 @@ def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
 
 
 class LinkPlantingConfinement:
-    """A compromised confinement that, after each program, leaves a link where the host may write next."""
+    """A confinement that plants a link after each program, at a path to which the host may write next."""
 
     def __init__(self, confinement, directories, target):
         self.confinement, self.directories, self.target = confinement, directories, target
@@ -310,7 +310,7 @@ def test_memory_and_processes_are_limited(tmp_path):
 
 
 async def run_as_user(directory, *scenarios):
-    """Run the scenarios with a copied launcher: the interpreter and this checkout may be unreadable for the user."""
+    """Run the scenarios with a copied launcher: the user may not be able to read the interpreter and this checkout."""
     launcher_client.__file__, sys.executable = str(Path(directory) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for scenario in scenarios:

@@ -238,7 +238,7 @@ def test_ssh_command_of_the_servers_user_is_used(env, url):
 
 
 LONG_BANNER = "#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'x' | timeout 5 cat >&2 || exit 1\necho >&2\n"
-"""Simulates an ssh with a long banner, which aborts if the banner is not read."""
+"""Simulates an ssh that prints a long banner and aborts if the banner is not read."""
 
 
 @pytest.mark.parametrize("is_confined", [True, False])

@@ -132,7 +132,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 def test_clone_error_is_delayed_if_git_may_have_been_killed(
     env, replace_command, monkeypatch, code, stderr, is_pending
 ):
-    """If all processes are killed, git may die before the runner, which must not report an error in between."""
+    """If all processes are killed, git may die before the runner. In between, the runner must not report an error."""
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
@@ -318,7 +318,7 @@ def test_commit_with_too_many_files_is_refused_before_checkout(env, monkeypatch)
 
 
 def push_nested_tree(env, number_of_files, depth):
-    """Push a commit whose files are below directories that no other file has. Its objects are few: they are shared."""
+    """Push a commit in which each file has its own parent directories. These share objects, so the objects are few."""
     work = env.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"*.pyc\n")
     tree = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\t.gitignore\n".encode())

@@ -107,7 +107,7 @@ ODD_NAMES = [
 ]
 
 
-def test_unusual_names_are_in_the_patch(env):
+def test_files_with_unusual_names_are_in_the_patch(env):
     base = env.stage()
     for name in ODD_NAMES:
         path = env.workspace / name
@@ -117,13 +117,13 @@ def test_unusual_names_are_in_the_patch(env):
     assert env.verify_patch(base).count(b"new file mode") == len(ODD_NAMES)
 
 
-def test_names_outside_ascii_are_not_escaped(env):
+def test_non_ascii_names_are_not_escaped(env):
     base = env.stage()
     (env.workspace / "h\u00e4\u00df.txt").write_text("odd\n")
     assert "+++ b/h\u00e4\u00df.txt\n".encode() in env.verify_patch(base)
 
 
-def test_unusual_names_of_the_repository_can_change(env):
+def test_files_with_unusual_names_in_the_repository_can_change(env):
     base = env.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
     env.stage()
     (env.workspace / "line\nbreak" / "tab\t").unlink()
@@ -478,7 +478,7 @@ def test_lock_files_of_a_killed_git_do_not_block_the_patch(env):
     base = env.stage()
     (env.workspace / "new").write_text("new\n")
     task_patch = env.patch(base)
-    # fast-import keeps its pack until its reference is written, and locks the reference during the write.
+    # fast-import leaves a .keep file until it has written its reference, and a lock file during that write.
     for pack in (env.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
         pack.with_suffix(".keep").write_text("fast-import\n")
     (env.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()

@@ -55,7 +55,7 @@ def test_programs_in_the_agents_git_directory_are_not_run(staged):
 
     assert not canary.exists()
     assert b"+# Edited\n" in patch
-    # The control: the same programs do run when git itself runs there.
+    # The control: git, when run there, does run these programs.
     subprocess.run(["git", "status"], cwd=staged.workspace, capture_output=True, check=False)
     assert canary.exists()
 
@@ -203,7 +203,7 @@ def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
 
 
 def test_files_with_restrictive_modes_are_read(staged):
-    """The patch is created without root's capabilities to ignore file modes."""
+    """The patch is created without root's capability to override file modes."""
     locked = staged.workspace / "locked"
     locked.mkdir()
     (locked / "inner").write_text("inner\n")

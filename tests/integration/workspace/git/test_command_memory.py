@@ -13,7 +13,7 @@ MEMORY_BYTES_MAX = 24 * 1024**2
 
 
 def content_larger_than(memory_bytes):
-    """Return content that git holds in memory as a whole, but that uses only a few pages on disk."""
+    """Return content that git loads into memory as a whole, but that compresses to a few pages on disk."""
     return bytes(memory_bytes + 8 * 1024**2)
 
 
@@ -22,14 +22,14 @@ def small_memory_limit(monkeypatch):
     monkeypatch.setattr(command, "MEMORY_BYTES_MAX", MEMORY_BYTES_MAX)
 
 
-def test_large_object_of_a_repository_fails_the_clone(env, small_memory_limit):
+def test_large_object_in_a_repository_fails_the_clone(env, small_memory_limit):
     env.upstream.commit({"zeros": content_larger_than(MEMORY_BYTES_MAX)})
     with pytest.raises(AttemptError, match="too large for git's memory") as raised:
         env.stage()
     assert raised.value.code == "clone_failed"
 
 
-def test_many_lines_of_the_agent_truncate_the_patch(env, small_memory_limit):
+def test_file_with_many_lines_truncates_the_patch(env, small_memory_limit):
     base = env.stage()
     (env.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
     patch, reason = env.patch_and_reason(base)
@@ -46,7 +46,7 @@ def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
 def low_memory_env(env, request, monkeypatch):
-    """The environment of a task with little memory; either git's limit or only the kernel's limit applies."""
+    """The environment of a task with little memory. Git's own limit applies, or only the kernel's limit."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
     env.memory_bytes = 32 * 1024**2

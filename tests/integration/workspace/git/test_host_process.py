@@ -1,4 +1,4 @@
-"""Without confinement, git clones and compares with the rights of the server's user and the same limits."""
+"""Without confinement, git runs with the rights of the server's user. Restricted redirects remain restricted."""
 
 import pytest
 

@@ -103,7 +103,7 @@ def test_mcp_config_file_keeps_placeholders():
     }
 
 
-def test_no_mcp_config_file_without_mcp_servers():
+def test_no_mcp_config_file_is_written_without_mcp_servers():
     assert prepare().home_files == {}
     assert "--mcp-config" not in prepare().command.argv
 

@@ -59,7 +59,7 @@ def test_api_error_message_names_the_fix(status, advice):
 
 
 def test_failure_with_a_reason_is_not_reported_as_out_of_memory():
-    """The kernel may have killed a child process earlier, and the agent failed for another reason."""
+    """The kernel may have killed a child process earlier, while the agent failed for another reason."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
     assert determine_failure(ExitStatus(1, was_oom_killed=True), result, b"").code is FailureCode.AGENT_FAILED
     success_result = {"is_error": False, "result": "Done."}

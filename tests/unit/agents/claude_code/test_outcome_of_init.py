@@ -67,7 +67,7 @@ def test_each_mcp_server_must_be_connected(status, server, advice):
 
 
 def test_redacted_names_match_the_manifest():
-    """A secret's value may be an ordinary word. Output is redacted before it is parsed."""
+    """Output is redacted before it is parsed, and a secret's value may be an ordinary word."""
 
     def redact(text):
         return text.replace("postgres", "[REDACTED:DB_USER]").replace("connected", "[REDACTED:WORD]")

@@ -167,7 +167,7 @@ def test_later_agent_events_invalidate_a_result(later):
     ],
     ids=["notification", "background change", "subagent tool use", "noise"],
 )
-def test_permitted_events_after_a_result_keep_it(later):
+def test_permitted_events_after_a_result_do_not_invalidate_it(later):
     assert outcome(line(**GOOD_RESULT), later).failure is None
 
 
@@ -243,7 +243,7 @@ def test_300_kb_result_keeps_short_fields():
     assert len(json.dumps(result)) < RESULT_BYTES_MAX
 
 
-def test_large_image_is_a_tool_result():
+def test_tool_result_with_a_large_image_is_parsed():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1", "Read"))
     image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}

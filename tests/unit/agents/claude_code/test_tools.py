@@ -40,7 +40,7 @@ def test_rules_and_mcp_tools_use_permissions(entries, tools, allowed):
     assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
 
 
-def test_plain_tool_names_use_permissions_if_not_skipped_or_with_mcp():
+def test_plain_tool_names_use_permissions_with_mcp_or_without_skip_permissions():
     expected = ("--tools", "Read", "--allowedTools", "Read", *DENY)
     assert options("Read", skip_permissions=False) == expected
     assert options("Read", mcp_config=SERVERS) == expected

@@ -219,7 +219,7 @@ def test_same_origin_page_may_use_a_session(server):
     assert server.denied(cookie=session, origin="http://localhost:3000").status == 403
 
 
-def test_cross_site_requests_do_not_count_for_the_rate_limit():
+def test_cross_site_requests_do_not_count_against_the_rate_limit():
     server = Server(FakeAccess(), requests_per_minute=1)
     assert [server.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
     assert server.caller()
@@ -246,7 +246,7 @@ def test_rate_limit_is_per_token_or_per_address():
 # Clone hosts
 
 
-def test_clone_hosts_are_restricted_with_tokens():
+def test_clone_hosts_are_restricted_on_a_server_with_tokens():
     hosts = frozenset({"github.com"})
     assert Server(FakeAccess(olga="operator"), clone_hosts=hosts).authenticator.clone_hosts() == hosts
     assert Server(FakeAccess(), clone_hosts=hosts, requires_token=True).authenticator.clone_hosts() == hosts

@@ -1,4 +1,4 @@
-"""Requests that browsers send for other sites are denied. Those of programs and the server's pages are accepted."""
+"""Requests that a browser sends for another site are denied. Those from programs and the server's own pages are not."""
 
 import pytest
 
@@ -102,7 +102,7 @@ def test_responses_cannot_be_embedded_by_any_page(api, tasks, destination):
 
 
 @pytest.mark.parametrize("destination", ["document", "empty"])
-def test_responses_can_be_fetched_and_run_no_scripts(api, tasks, destination):
+def test_responses_can_be_fetched_and_run_no_foreign_scripts(api, tasks, destination):
     tasks.add("task-001")
     for path in SERVER_PATHS:
         response = api("GET", path, headers=fetch_metadata("same-origin", "cors", **{"sec-fetch-dest": destination}))

@@ -111,7 +111,7 @@ def test_streams_of_anonymous_callers_are_counted_together():
             pass
 
 
-def test_nothing_is_kept_for_tokens_without_requests_and_streams(authenticator: Authenticator):
+def test_nothing_is_kept_for_tokens_without_requests_or_streams(authenticator: Authenticator):
     operator = caller(authenticator, "olga")
     with (
         authenticator.count_request(operator),

@@ -25,7 +25,7 @@ def test_requests_are_limited_and_replenished():
     assert [limiter.acquire("a") for _ in range(61)] == [0] * 60 + [1]
 
 
-def test_small_limit_returns_the_wait_seconds():
+def test_request_over_a_small_limit_returns_the_seconds_to_wait():
     limiter = RateLimiter(2, FakeTime())
     assert [limiter.acquire("a") for _ in range(3)] == [0, 0, 30]
 

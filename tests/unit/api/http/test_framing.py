@@ -171,7 +171,7 @@ def test_ambiguous_request_is_rejected_and_ends_the_connection(data):
 
 
 @pytest.mark.parametrize("data", [*REJECTED.values(), *ACCEPTED.values()], ids=[*REJECTED, *ACCEPTED])
-def test_read_boundaries_do_not_matter(data):
+def test_result_does_not_depend_on_read_boundaries(data):
     unsplit, split = RequestFraming(), RequestFraming()
     assert b"".join(feed(split, data[at : at + 1]) for at in range(len(data))) == feed(unsplit, data)
     assert split.error == unsplit.error

@@ -111,7 +111,7 @@ def test_without_tokens_each_caller_is_the_operator(api_with_tokens, tasks):
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer x", "host": "evil.example"}).status_code == 403
 
 
-def test_clone_hosts_are_checked_with_tokens(api, api_with_tokens, tasks):
+def test_clone_hosts_are_checked_on_a_server_with_tokens(api, api_with_tokens, tasks):
     other_manifest = MANIFEST.replace("github.com", "git.example.net")
     response = api.post("/api/v1/tasks", content=other_manifest, headers=OPERATOR)
     assert response.status_code == 400
@@ -184,7 +184,7 @@ def test_rate_limit_response_has_retry_after(api_with_tokens, access):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
 
 
-def test_cross_site_requests_do_not_use_the_rate_limit(api_with_tokens):
+def test_cross_site_requests_do_not_consume_the_rate_limit(api_with_tokens):
     api = api_with_tokens(FakeAccess(), requests_per_minute=2)
     foreign = {"origin": "https://evil.example"}
     assert {api.get("/api/v1/tasks", headers=foreign).status_code for _ in range(5)} == {403}

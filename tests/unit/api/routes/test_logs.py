@@ -178,7 +178,7 @@ def test_follow_supports_ndjson(api):
     assert (events[-1]["state"], events[-1]["exit_code"], events[-1]["error"]) == ("completed", 0, None)
 
 
-def test_follow_resumes_after_last_event_id_or_after(api):
+def test_follow_resumes_after_the_last_event_id_header_or_the_after_parameter(api):
     assert sse(api.get(f"{LOGS}?follow=true", headers={"last-event-id": "11"})) == [(12, "state_change"), (13, "end")]
     assert sse(api.get(f"{LOGS}?follow=true&after=12")) == [(13, "end")]
     with_both = api.get(f"{LOGS}?follow=true&after=12", headers={"last-event-id": "6"})

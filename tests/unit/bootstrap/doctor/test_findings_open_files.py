@@ -38,14 +38,14 @@ def test_files_that_are_mapped_and_closed_count(set_file_max):
     assert not findings.check_open_files(NAMESPACES)
 
 
-def test_gvisor_is_bounded_by_the_limit_of_one_process(set_file_max):
+def test_gvisor_is_compared_with_the_limit_of_one_process(set_file_max):
     set_file_max(SMALL_FILE_MAX)
     assert not findings.check_open_files(GVISOR)
     set_file_max(100_000)
     assert "gvisor" in findings.check_open_files(GVISOR)[0].message
 
 
-def test_no_finding_without_a_limit_or_without_a_sandbox(set_file_max):
+def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     set_file_max(SYSTEMD_FILE_MAX)
     assert not findings.check_open_files(NAMESPACES)
     set_file_max(SMALL_FILE_MAX)

@@ -68,7 +68,7 @@ def test_unchanged_file_is_not_touched(root):
     assert (root / "a").stat() == before
 
 
-def test_new_directory_with_foreign_file_stays(root):
+def test_new_directory_with_a_foreign_file_is_kept(root):
     (root / "a").write_text("mine")
 
     def change():
@@ -132,7 +132,7 @@ def test_concurrent_writes_are_moved_aside(root):
 
 @pytest.fixture
 def interruptible():
-    """Handle SIGINT as in a terminal; it is ignored if the tests run in the background of a shell."""
+    """Handle SIGINT as in a terminal, because a shell starts background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -105,7 +105,7 @@ def test_non_event_line_is_text_output(line):
     assert read(line) == [TextOutput(line)]
 
 
-def test_result_without_messages_is_a_message():
+def test_result_is_a_message_if_no_message_preceded_it():
     result = json.dumps({"type": "result", "subtype": "success", "result": "Fixed."})
     parser = TranscriptParser()
     assert list(parser.feed(result, continued=False)) == [AgentMessage("Fixed.")]

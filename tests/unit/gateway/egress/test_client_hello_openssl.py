@@ -26,7 +26,7 @@ def client_hello(server_name: str) -> bytes:
 
 
 def names_read_by_openssl(data: bytes) -> list[str]:
-    """The server name that OpenSSL selects a certificate for, or nothing if it rejects the data before."""
+    """The server name for which OpenSSL selects a certificate, or nothing if OpenSSL rejects the data earlier."""
     names: list[str] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sni_callback = lambda _, name, __: names.append(name) if name is not None else None

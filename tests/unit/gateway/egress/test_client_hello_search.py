@@ -48,14 +48,14 @@ def bytewise(data: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("prefix", [b"", b"\0", b"prefix", b"\x16", b"\x16\3\1\0\1", b"\x16\3\1\0\5\1\0\0"])
 @pytest.mark.parametrize("name", [HOST, HOST.upper(), f"{HOST}."])
-def test_hello_of_the_host_or_without_a_name_is_allowed(prefix: bytes, name: str):
+def test_hello_for_the_host_or_without_a_name_is_allowed(prefix: bytes, name: str):
     for data in (hello(name), hello()):
         assert deny_reason(prefix + data) is None
         assert deny_reason(*bytewise(prefix + data + b"\x17\3\3\0\1x")) is None
 
 
 @pytest.mark.parametrize("prefix", [b"", b"\0", b"prefix", b"\x16", b"\x16\3\1\0\1"])
-def test_hello_of_another_server_is_denied(prefix: bytes):
+def test_hello_for_another_server_is_denied(prefix: bytes):
     expected = f"the connection is to {HOST}, but its TLS names another server."
     assert deny_reason(prefix + hello(OTHER)) == expected
     assert deny_reason(*bytewise(prefix + hello(OTHER))) == expected

@@ -1,4 +1,4 @@
-"""Requests to the proxy, port 80 and port 443 are forwarded to allowed hosts; all others are denied with a reason."""
+"""Requests to the proxy and to ports 80 and 443 are forwarded to allowed hosts. Others are denied with a reason."""
 
 import ssl
 
@@ -131,7 +131,7 @@ HOST_OVERRIDE_HEADERS = (
     "X-Original-URL: http://other.example/",
     "X-Rewrite-URL: http://other.example/",
 )
-"""A reverse proxy passes the original host in these headers; many programs use them instead of Host."""
+"""A reverse proxy passes the original host in these headers, which many programs use instead of Host."""
 
 
 @pytest.mark.parametrize("header", HOST_OVERRIDE_HEADERS)
@@ -329,7 +329,7 @@ def test_isolated_policy_denies_every_request_with_its_host():
         (Vm(network_mode="outbound"), "vm.allowed_hosts is empty: only the model is reachable."),
     ],
 )
-def test_deny_reason_names_the_setting_that_isolates(vm, reason):
+def test_deny_reason_names_the_setting_that_isolates_the_task(vm, reason):
     assert EgressPolicy(egress_rules(vm), MODEL).deny_reason(HOST, 443) == reason
 
 

@@ -1,4 +1,4 @@
-"""A tunnel forwards nothing until its handshake is inspected, and everything after that."""
+"""A tunnel forwards nothing before its handshake is complete. Then a stream filter inspects the data."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""With `network_mode: full`, every public name is allowed, and through the proxy every public address."""
+"""With `network_mode: full`, every public name is allowed, and the proxy also allows every public address."""
 
 import pytest
 

@@ -227,7 +227,7 @@ def test_other_protocol_is_forwarded_unchanged(name, step):
     ],
 )
 @pytest.mark.parametrize("step", [1, 100])
-def test_data_that_awaits_a_response_is_not_buffered(data, step):
+def test_data_before_a_response_is_not_buffered(data, step):
     stream_filter = create_stream_filter()
     forwarded = [stream_filter.client_data_received(data[begin : begin + step]) for begin in range(0, len(data), step)]
     assert b"".join(one for one in forwarded if isinstance(one, bytes)) == data

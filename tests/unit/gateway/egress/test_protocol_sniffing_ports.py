@@ -1,4 +1,4 @@
-"""On ports other than 80 and 443, every host name in a connection must be that of the connected host."""
+"""On ports other than 80 and 443, every host name in a connection must be the name of the connected host."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ def create_handshake(host: str = HOST, port: int = 8080) -> SniffingHandshake:
 
 
 def forwarded_data(outcome) -> bytes:
-    """The data forwarded to the host at once."""
+    """The data forwarded to the host immediately."""
     assert isinstance(outcome, Tunnel), outcome
     forwarded = outcome.stream_filter.start()
     assert isinstance(forwarded, bytes)
@@ -63,7 +63,7 @@ def test_data_of_a_client_that_ends_before_detection_is_forwarded():
     assert forwarded_data(handshake.client_data_received(b"")) == b"quit"
 
 
-def test_http_for_the_host_is_forwarded_as_one_request():
+def test_only_one_http_request_for_the_host_is_forwarded():
     data = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     forwarded = forwarded_data(create_handshake().client_data_received(data))
     assert forwarded.startswith(b"GET /a HTTP/1.1\r\n")
@@ -163,7 +163,7 @@ def test_tunnel_to_another_port_is_inspected():
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
-def test_arbitrary_bytes_are_decided_by_the_end_of_the_stream(pieces):
+def test_arbitrary_bytes_are_allowed_or_denied_by_the_end_of_the_stream(pieces):
     handshake, outcome = create_handshake(), None
     for piece in [*pieces, b""]:
         outcome = handshake.client_data_received(piece)

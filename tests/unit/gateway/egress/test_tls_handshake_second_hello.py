@@ -26,7 +26,7 @@ def create_stream_filter(first: bytes = b""):
 
 
 def forward(stream_filter, data: bytes, step: int):
-    """The data forwarded when it arrives in pieces of `step` bytes, or the denial."""
+    """Return the forwarded data, or the denial, if the input arrives in pieces of `step` bytes."""
     forwarded = stream_filter.start()
     for begin in range(0, len(data), step):
         if isinstance(forwarded, Denial):

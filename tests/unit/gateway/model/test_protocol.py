@@ -199,7 +199,7 @@ def test_connection_headers_of_claude_code_are_dropped_silently():
     assert events == []
 
 
-def test_first_duplicate_header_is_forwarded_except_for_lists():
+def test_only_the_first_duplicate_header_is_forwarded_except_for_lists():
     protocol, events = create_protocol()
     duplicates = ("Anthropic-Version: 1", "anthropic-version: 2", "anthropic-beta: a", "Anthropic-Beta: b")
     sent = bytes(protocol.client_data_received(request("/v1/messages", *duplicates)).to_upstream)

@@ -1,4 +1,4 @@
-"""With a budget, a response that ends before its usage is reported counts as its upper bound."""
+"""With a budget, a response that ends before it reports its usage is charged at its upper bound."""
 
 import json
 
@@ -186,7 +186,7 @@ def test_input_estimate_is_capped_at_the_model_maximum():
 
 @pytest.mark.parametrize("headers", ["Connection: close\r\n", ""])
 def test_data_after_a_request_does_not_reduce_its_cost(headers):
-    """Data after the last request is invalid HTTP. It must not reduce the counted cost."""
+    """Data after the last request is invalid HTTP, and must not reduce the counted cost."""
     forwarded = ForwardedRequest(headers=headers)
     effects = forwarded.protocol.client_data_received(b"x")
     assert not effects.close_upstream

@@ -402,7 +402,7 @@ def test_overlong_string_is_rejected_before_redaction(name, target):
     assert max(map(len, inspected)) < MODEL_STRING_CHARACTERS_MAX
 
 
-def test_longest_string_is_reported():
+def test_string_of_the_maximum_length_is_reported():
     _, reason, _ = ScriptedGateway(ISOLATED).send(request(tools=[{"type": OVERLONG[1:], "name": "x"}]))
     assert OVERLONG[2:256] in reason
 

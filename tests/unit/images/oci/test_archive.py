@@ -1,4 +1,4 @@
-"""Import of archives of `skopeo` and `docker save`. Damaged, foreign and hostile archives are rejected."""
+"""Import of archives from `skopeo` and `docker save`. Damaged, foreign and hostile archives are rejected."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_huge_header_is_rejected_without_reading_it(unpack, tmp_path):
 
 
 def test_self_referencing_member_is_rejected(unpack, tmp_path, monkeypatch):
-    """A member with a negative size is followed by itself."""
+    """The negative size of a member makes the same member the next one."""
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     first = bytearray(tarfile.TarInfo("index.json").tobuf())
     back = bytearray(first)

@@ -20,7 +20,7 @@ from sandbox.images.rootfs import RootFs
 
 @pytest.fixture
 def outside(tmp_path):
-    """A directory next to the tree that must not change."""
+    """A directory next to the tree. It must not change."""
     directory_path = tmp_path / "outside"
     directory_path.mkdir()
     (directory_path / "file").write_text("the host's")
@@ -194,7 +194,7 @@ def test_shared_parent_directory_counts_once(tree, monkeypatch):
 
 
 def test_long_paths_are_not_kept_in_memory(tree):
-    """A million entries may have paths of 3500 bytes each."""
+    """An image may have a million entries with paths of 3500 bytes each."""
     parent = "/".join(["d" * 250] * 10)
     data = layer(*(symlink(f"{parent}/{number}", "target") for number in range(1000)))
     tracemalloc.start()
@@ -211,7 +211,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
 
 
 def test_hard_links_count_for_the_image_size(tree, monkeypatch):
-    """The digest reads each name in full."""
+    """Each name counts with the full file size, because the digest reads the file once per name."""
     monkeypatch.setattr(rootfs, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("file", bytes(400)), hardlink("same", "file")))
     with pytest.raises(ImageRefusedError, match="larger"):

@@ -164,7 +164,7 @@ def test_flow_style_yaml_is_accepted():
     assert parse(flow).repository.url == "git@git.example:r.git"
 
 
-def test_null_means_absent():
+def test_null_field_equals_an_absent_field():
     text = MINIMAL + "vm:\n  cpus:\n  memory: ~\nlifecycle: null\n"
     assert parse(text) == parse(MINIMAL)
 

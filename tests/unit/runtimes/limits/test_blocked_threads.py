@@ -1,4 +1,4 @@
-"""A sandbox's threads are interrupted when the machine has many more open objects than at some earlier time."""
+"""A sandbox's threads are interrupted when the machine's open objects have grown far above their lowest count."""
 
 import itertools
 from collections.abc import Collection

@@ -100,7 +100,7 @@ def test_version_2_controllers_are_enabled_from_the_top(tmp_path: Path, monkeypa
     assert written[:4] == [(name, text) for name in names for text in ("+memory", "+pids")]
 
 
-def test_version_2_kills_with_one_write(tmp_path: Path):
+def test_version_2_kills_all_processes_with_one_write(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.kill()
     assert (root / "sandbox" / "attempt" / "cgroup.kill").read_text() == "1"
@@ -120,7 +120,7 @@ def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, oom_kills=2)
 
 
-def test_version_2_without_controllers_only_counts_processes(tmp_path: Path):
+def test_version_2_without_controllers_counts_only_processes(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     (group_directory / "cgroup.procs").write_text("11\n12\n")
@@ -163,7 +163,7 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
 def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, group_bytes: int
 ):
-    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that."""
+    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that, within bounds."""
     for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
         directory.mkdir(parents=True)
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
@@ -178,7 +178,7 @@ def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     assert group.limits() == {"sockets"}
 
 
-def test_version_1_socket_limit_without_tcp_mem_uses_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     for directory in (group_directory, group_directory.parent):
@@ -194,7 +194,7 @@ def test_version_1_socket_limit_without_tcp_mem_uses_the_memory(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("code", "is_refused"), [(errno.EBUSY, False), (errno.EIO, True)])
-def test_version_1_ignores_ebusy_of_the_socket_limit(
+def test_version_1_ignores_ebusy_when_it_sets_the_socket_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_refused: bool
 ):
     group_directory = tmp_path / "memory" / "sandbox" / "attempt"
@@ -269,7 +269,7 @@ def test_version_2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monk
     assert list(hierarchies.roots) == [delegated]
 
 
-def test_no_hierarchies_if_nothing_is_writable(tmp_path: Path):
+def test_no_hierarchies_are_found_if_nothing_is_writable(tmp_path: Path):
     hierarchies = cgroups.find_hierarchies(_mountinfo(tmp_path), _own_cgroup(tmp_path, "0::/"))
     assert list(hierarchies.roots) == []
     assert hierarchies.group("attempt").limits() == frozenset()

@@ -23,7 +23,7 @@ eventpoll_epi       1334   1440    128   32    1 : tunables    0    0    0 : sla
 
 
 class FakeEpollUsage:
-    """Epoll entries of the whole machine, as a test sets them."""
+    """Epoll entries of the whole machine, set by the test."""
 
     def __init__(self, entries: int | None = 0) -> None:
         self.entries = entries

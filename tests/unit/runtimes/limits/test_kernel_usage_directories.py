@@ -1,4 +1,4 @@
-"""Open directories of a guest kernel are counted in the descriptor table that its processes share."""
+"""The open directories of a guest kernel are counted in the descriptor table shared by the kernel's processes."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ Holder = Callable[..., int]
 
 @pytest.fixture
 def start_holder(tmp_path: Path) -> Iterator[Holder]:
-    """Return a function that starts a process which opens the path repeatedly with each of the flags."""
+    """Return a function that starts a process that opens the path repeatedly with each of the flags."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: int, path: Path = tmp_path) -> int:
@@ -68,7 +68,7 @@ def test_processes_with_shared_files_count_once(start_holder: Holder):
     )
 
 
-def test_few_files_or_no_process_is_zero_usage(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+def test_few_files_or_no_processes_count_as_no_usage(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
     assert kernel_usage.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()

@@ -79,7 +79,7 @@ def test_only_the_guest_filter_allows_installing_filters(architecture: str):
 
 
 @all_architectures
-def test_calls_of_another_architecture_kill(architecture: str):
+def test_calls_of_another_architecture_kill_the_process(architecture: str):
     other = next(audit for name, audit in AUDIT.items() if name != architecture)
     assert evaluate(architecture, READ[architecture], audit=other) == KILL
     assert evaluate(architecture, READ[architecture], audit=0x40000003) == KILL  # 32-bit x86

@@ -28,7 +28,7 @@ class FakeSlabs:
         self.now += 1
 
 
-def test_idle_objects_count_except_reclaimable_ones(tmp_path: Path):
+def test_idle_objects_are_counted_except_reclaimable_ones(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
@@ -36,7 +36,7 @@ def test_idle_objects_count_except_reclaimable_ones(tmp_path: Path):
     assert count_idle_bytes(tmp_path / "slabinfo", tmp_path) == 20 * 4096 + 21 * 192
 
 
-def test_unreadable_slabinfo_counts_nothing(tmp_path: Path):
+def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
     assert count_idle_bytes(tmp_path / "absent", tmp_path) is None
     assert FakeSlabs(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
     assert FakeSlabs().slabs().count(None, lambda: MEBIBYTE) is None

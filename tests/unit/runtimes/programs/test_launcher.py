@@ -7,7 +7,7 @@ import pytest
 from sandbox.runtimes.programs import launcher
 
 
-def test_counter_keeps_time_stamps_of_packets_enabled():
+def test_counter_keeps_packet_timestamps_enabled():
     counters = launcher.open_counter()
     if not counters:
         pytest.skip("this kernel has no SOCK_DIAG")

@@ -1,4 +1,4 @@
-"""Process limits of a sandbox do not depend on the server's."""
+"""Process limits of a sandbox do not depend on those of the server."""
 
 import resource
 
@@ -9,7 +9,7 @@ from sandbox.runtimes.programs import process_limits
 
 @pytest.mark.parametrize("hard_limit", [0, 40, resource.RLIM_INFINITY])
 def test_priority_limits_are_zero(monkeypatch: pytest.MonkeyPatch, hard_limit: int):
-    """Desktop systems may allow real-time priority to the server's user."""
+    """Desktop systems may grant real-time priority to the server's user."""
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)

@@ -19,7 +19,7 @@ BOOTED = None
 
 
 class FakeQemuRuntime(QemuRuntime):
-    """A runtime with predefined boot outcomes. By default a guest boots."""
+    """A runtime with predefined boot outcomes. By default, a guest boots."""
 
     def __init__(self, tmp_dir, *outcomes, excludes_emulation=False):
         super().__init__(tmp_dir / "run", excludes_emulation=excludes_emulation)
@@ -92,7 +92,7 @@ def test_machine_without_kvm_emulates_without_slow_reason(tmp_path, monkeypatch)
     assert qemu_runtime.accelerators == [Accelerator.TCG]
 
 
-def test_only_kvm_does_not_fall_back_to_emulation(tmp_path):
+def test_kvm_without_emulation_does_not_fall_back(tmp_path):
     qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, excludes_emulation=True)
     with pytest.raises(AttemptError, match="did not boot: not in time") as raised:
         qemu_runtime.make()
@@ -138,7 +138,7 @@ def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):
     assert later.accelerators == [Accelerator.TCG]
 
 
-def test_unopenable_kvm_device_is_a_boot_error(tmp_path, monkeypatch):
+def test_kvm_device_that_cannot_be_opened_is_a_boot_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "device", property(lambda _: str(tmp_path / "nothing")))
     sandbox = QemuSandbox.__new__(QemuSandbox)
     sandbox._plan = type("Plan", (), {"accelerator": Accelerator.KVM})

@@ -56,7 +56,7 @@ def test_clock_adjustment_restarts_the_hour(seconds):
     assert clock_check.is_trusted(DAY)
 
 
-def test_small_adjustments_keep_the_trust():
+def test_clock_with_small_adjustments_is_trusted():
     clock = FakeClock()
     clock_check = ClockCheck(clock)
     for _ in range(15):

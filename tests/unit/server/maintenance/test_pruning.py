@@ -37,7 +37,7 @@ def pruned_hours(retention, retained=()):
         (Retention(older_than_seconds=45 * 3600, keep=4, max_bytes=300), [50, 40]),
     ],
 )
-def test_each_limit_prunes_as_little_as_needed(retention, expected):
+def test_each_limit_prunes_as_few_tasks_as_needed(retention, expected):
     assert pruned_hours(retention) == expected
 
 

@@ -1,4 +1,4 @@
-"""The tree of a base commit uses bounded memory, also if a compromised git lists it."""
+"""The tree of a base commit uses bounded memory, even if a compromised git lists it."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ def listing(*paths):
 
 
 def nested_paths(number_of_files, depth, name=b"file"):
-    """Each file is below directories that no other file has."""
+    """Return the paths of files that share no directories."""
     return [b"%05d/" % number + b"a/" * (depth - 1) + name for number in range(number_of_files)]
 
 

@@ -1,4 +1,4 @@
-"""What the gateway forwards of the Messages API: the requests of Claude Code, with its headers and the server's key."""
+"""The part of the Messages API that the gateway forwards: Claude Code's requests and headers, with the server's key."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ class MessagesApi:
     repeatable_headers = frozenset({b"accept", b"anthropic-beta"})
 
     def is_forwarded(self, header_name: bytes) -> bool:
-        """Whether a request header, by its lower-case name, is forwarded."""
+        """Whether the request header with this lower-case name is forwarded."""
         return header_name in _FORWARDED or header_name.startswith(_FORWARDED_PREFIXES)
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
@@ -67,7 +67,7 @@ class MessagesApi:
         return (_API_KEY, key.encode()) if upstream.api_key else (_AUTHORIZATION, b"Bearer " + key.encode())
 
     def presented_key(self, header_name: bytes, value: bytes) -> bytes:
-        """Return the key in a header, empty if there is none."""
+        """Return the key from a header, or an empty string if there is none."""
         if header_name == _API_KEY:
             return value
         scheme, _, token = value.partition(b" ")
@@ -83,7 +83,7 @@ class MessagesApi:
         return request_body.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return the start of a sentence about the part of the request that accesses external resources, or None."""
+        """Return the start of a sentence that says which part of the request accesses external resources, or None."""
         return request_body.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
@@ -91,7 +91,7 @@ class MessagesApi:
         return pricing.unpriced_reason(request, sanitize)
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
-        """Estimate the bound from a decoded request and the length of its body."""
+        """Estimate the upper bound of the cost from a decoded request and the length of its body."""
         return pricing.estimate_cost_bound(request, byte_count)
 
     def create_meter(self, content_type: bytes) -> UsageMeter:

@@ -14,7 +14,7 @@ from sandbox.agents.claude_code.messages_api.request_body import additional_mode
 from sandbox.interfaces.model_dialect import CostBound
 
 INPUT_TOKENS_MAX = 1_000_000
-"""Upper limit of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
+"""Maximum number of input tokens assumed for a response that ended before it reported usage; no model accepts more."""
 
 OUTPUT_TOKENS_MAX = 1_000_000
 """Output tokens assumed for a response that ended early if its request sets no limit; no model produces more."""
@@ -22,7 +22,7 @@ OUTPUT_TOKENS_MAX = 1_000_000
 PRICES_DATE = "2026-10-24"
 
 WEB_SEARCH_USD = 0.01
-"""USD per web search by the model's servers, in addition to its tokens: 10 USD per 1,000. Web fetches are free."""
+"""USD per web search by the model's servers, in addition to tokens: 10 USD per 1,000 searches. Web fetches are free."""
 
 SINGLE_REGION_FACTOR = 1.1
 """Price factor for tokens if the response reports single-region inference, which Claude Opus 4.6 and later support."""
@@ -87,7 +87,8 @@ _VARIANT_SUFFIX = re.compile(r"(-\d{8}|-latest|-0)?(\[1m\])?\Z")
 def _price(
     input_: float, output: float, cache_read: float, long_context: Price | None = None, long_context_above: int = 0
 ) -> Price:
-    # For every model, cache writes cost 1.25 times the input price for five minutes, twice the input price for an hour.
+    # For every model, a cache write costs 1.25 times the input price for a lifetime of five minutes, and twice the
+    # input price for an hour.
     return Price(input_, output, cache_read, input_ * 1.25, input_ * 2, long_context, long_context_above)
 
 
@@ -125,7 +126,7 @@ _INPUT_BYTES_PER_TOKEN = 3
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
-    """Estimate the bound from a request's body, which is untrusted, and its length."""
+    """Estimate the upper bound of a request's cost from its body, which is untrusted, and the length of the body."""
     output_tokens = document.get("max_tokens")
     if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
         output_tokens = OUTPUT_TOKENS_MAX
@@ -156,7 +157,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
         return _denial_text("The price of 'fallbacks' is not in Sandbox's table", "leave it out")
     for name, listed in _LIST_PRICE_VALUES.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
-            return _denial_text(f"A request with '{name}' costs more than in Sandbox's table", "leave it out")
+            return _denial_text(f"A request with '{name}' costs more than Sandbox's table says", "leave it out")
     fee_reason = unknown_fee_reason(document, sanitize)
     if fee_reason is not None:
         return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")

@@ -1,6 +1,6 @@
 """Checks a model request's body: the model's servers must not access anything outside the request.
 
-Server-side tools, MCP servers called from there and URLs fetched from there would carry data out of a sandbox without
+Server-side tools, and MCP servers and URLs that the model's servers access, would carry data out of a sandbox without
 egress. A checked body is re-encoded, so the model parses the same document as the gateway.
 """
 
@@ -14,16 +14,16 @@ from sandbox.interfaces.model_dialect import Rejected
 from sandbox.model.errors import DECODE_ERRORS
 
 REQUEST_JSON_VALUES_MAX = 500_000
-"""Commas, colons and opening brackets in the body of a model request; above it: 413. Limits the memory for decoding."""
+"""Maximum number of commas, colons and opening brackets in a body; above it: 413. Limits the memory for decoding."""
 
 MODEL_STRING_CHARACTERS_MAX = 256
-"""A model name, a tool type or a source type in a decoded request; a longer one is rejected and not reported."""
+"""Maximum length of a model name, tool type or source type; a longer one is rejected, and its text is not reported."""
 
 _CLIENT_TOOLS = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_CLIENT_TOOLS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""`_CLIENT_TOOLS`, and server-side tools that cost only tokens, or a fee with a price that responses report."""
+"""`_CLIENT_TOOLS`, and server-side tools that cost only tokens, or a known fee that responses report."""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""
@@ -42,7 +42,7 @@ _SELF_CONTAINED_SERVER_TOOLS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)
 
 _FIELD = re.compile(r"[a-z0-9_]+")
 _EXTERNAL_REFERENCES = re.compile(r"mcp_servers|container(_id)?|(.*_)?(url|uri|file_ids?)", re.DOTALL)
-"""Fields that refer to something outside the request: a URL, a file or a container of the model's servers."""
+"""Fields that refer to something outside the request: a URL, or a file or container on the model's servers."""
 
 _REQUEST_CONTEXTS = frozenset({"", "fallbacks"})
 _REQUEST_DATA = frozenset({"context_management", "metadata", "output_config", "output_format", "safeguards"})
@@ -57,7 +57,7 @@ _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
 
 
 def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """Decode the body, or reject it. A body that would use much memory relative to its length is rejected undecoded."""
+    """Decode the body, or reject it. A body that needs much memory for its length is rejected before decoding."""
     if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
         return Rejected(
             413,
@@ -73,7 +73,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return the start of a sentence about the part of the request that accesses external resources, or None.
+    """Return the start of a sentence that says which part of the request accesses external resources, or None.
 
     sanitize: makes untrusted text safe to report.
     """

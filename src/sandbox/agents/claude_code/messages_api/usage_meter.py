@@ -17,14 +17,14 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 SSE_LINE_BYTES_MAX = 1024 * 1024
-"""A line of an event stream that is searched for usage; longer lines pass unread."""
+"""Maximum length of an event stream's line that is searched for usage; longer lines pass unread."""
 
 JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
-"""A non-streaming response that is searched for usage; longer ones pass unread."""
+"""Maximum size of a non-streaming response that is searched for usage; larger ones pass unread."""
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
-"""Minimum overhead around the text in the line of a delta event."""
+"""Minimum size of a delta event's line in addition to its text."""
 
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
@@ -119,7 +119,7 @@ class StreamMeter:
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return the bound. A token has at least one byte, so the received bytes limit the number of output tokens."""
+        """Return the upper bound: a token has at least one byte, so the received bytes limit the output tokens."""
         received_bytes = self._received_bytes + len(self._line)
         return self._tally.upper_bound(
             cost_bound,
@@ -157,7 +157,10 @@ class StreamMeter:
 
 
 class JsonMeter:
-    """Meter for one JSON document with top-level `model` and `usage`. It is sent only after the model has finished."""
+    """Meter for one JSON document with top-level `model` and `usage`.
+
+    The document is sent only after the model has finished.
+    """
 
     has_started = True
 
@@ -174,7 +177,7 @@ class JsonMeter:
             self._body += data
 
     def usage(self) -> Usage | None:
-        """Return None until the document is complete."""
+        """Return the usage; None until the document is complete."""
         try:
             message = _message_decoder.decode(self._body)
         except DECODE_ERRORS:
@@ -196,7 +199,7 @@ class JsonMeter:
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return the full bound: the received bytes do not show how much output is missing."""
+        """Return the upper bound for the full output: the received bytes do not show how much of it is missing."""
         return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 

@@ -32,7 +32,7 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_bound(value: str, error: str | None, unlimited: str) -> str:
-    """Reject `unlimited`: here, no limit is expressed by omitting the option."""
+    """Reject `unlimited`: to set no limit here, the option is omitted."""
     if error is not None or value == unlimited:
         raise click.BadParameter((error or "omit the option for no limit").removesuffix(f", or {unlimited}"))
     return value
@@ -60,8 +60,8 @@ def prune(
     """Remove finished tasks and all their data.
 
     The oldest tasks are removed first. Unfinished tasks and tasks with a preserved sandbox are never removed. Without
-    limits, those of [retention] in sandbox.toml apply, which a server also applies by itself. The server removes the
-    tasks; with --offline, this command does.
+    these limits, the limits of [retention] in sandbox.toml apply; a server also applies those by itself. The server
+    removes the tasks; with --offline, this command does.
     """
     if not offline and any(value is not None for value in options.values()):
         message = "--data-dir and --config require --offline; add --offline, or set a server with --server."

@@ -1,4 +1,4 @@
-"""Implementation of the MCP tools. The size of results is limited, because an agent reads them in full."""
+"""Implementation of the MCP tools. Results are limited in size, because an agent reads them completely."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def _find_artifact(client: AsyncClient, task_id: str, path: str) -> Artifa
 
 
 async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset: int) -> str:
-    """Return the list, or one page of an artifact."""
+    """Return the list of artifacts, or one page of an artifact."""
     listed = (await client.artifacts(task_id))["artifacts"]
     if name is None:
         rows = [{field: value for field, value in entry.items() if field in _ARTIFACT_FIELDS} for entry in listed]

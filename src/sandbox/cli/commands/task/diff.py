@@ -31,9 +31,10 @@ def show_paged(lines: Iterable[str]) -> None:
         for line in lines:
             click.echo(line, color=True)
         return
-    # git's defaults: with them, less shows colors and exits if the text fits on one screen
+    # git's default options for less: show colors, and exit if the text fits on one screen
     environment = {"LESS": "FRX", "LV": "-c", **os.environ}
-    # Use a shell, as git does: `diff-so-fancy | less` is a common value. Only the user can set it, so this is safe.
+    # Use a shell, as git does: `diff-so-fancy | less` is a common value. Only the user can set the pager, so this is
+    # safe.
     paging = subprocess.Popen(["/bin/sh", "-c", pager], stdin=subprocess.PIPE, env=environment)
     try:
         assert paging.stdin is not None

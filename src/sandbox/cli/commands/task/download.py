@@ -95,7 +95,7 @@ def _targets(
     task_id: str, name: str | None, entries: list[Artifact], output: str | None
 ) -> list[tuple[Artifact, Path]]:
     if name is None:
-        # A separate directory by default: the agent chose the names, and may have chosen one such as `.envrc`.
+        # Use a separate directory by default: the agent chose the files' names, and one of them may be `.envrc`.
         directory = Path(output or _file_name(task_id))
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
         directory.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,9 @@ def shell(task_id: str, keys: bytes) -> None:
     """Open a shell in a task's sandbox.
 
     While the task runs, the shell runs in its sandbox as the agent's user, without the task's secrets in its
-    environment. After a failure with lifecycle.failure_action: preserve, it runs in a new sandbox with the preserved
-    files, which cannot reach the model. Detaching ends the shell, with exit code 0. Otherwise, the command exits with
-    the shell's exit code.
+    environment. After a failure with lifecycle.failure_action: preserve, it runs in a new sandbox that has the
+    preserved files and cannot reach the model. Detaching ends the shell, with exit code 0. Otherwise, the command exits
+    with the shell's exit code.
     """
     result = run_terminal(current_options(), task_id, keys, of="shell")
     exit_with_terminal(result, task_id, "\nThe shell has ended.")

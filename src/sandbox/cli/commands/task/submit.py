@@ -57,7 +57,7 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, sett
 
 def _hint(task_id: str, options: CliOptions) -> None:
     if options.format != "json":
-        # One line per command: it can then be copied even in a narrow window.
+        # Print one line per command, so that it can be copied even from a narrow window.
         escaped_id = escape_text(task_id)
         click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
         click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)

@@ -1,4 +1,4 @@
-"""The live screen of `sandbox top`: polls the server, draws and reads keys in one event loop."""
+"""The live screen of `sandbox top`: polls the server, draws the screen and reads keys in one event loop."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def _handle_keys(keys: asyncio.Queue[bytes], page: TopView, changed: async
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
-    """Print the task's events from the beginning, until ^C, or until enter is pressed after the end."""
+    """Print the task's events from the first one until ^C, or until enter is pressed after the task's end."""
     console.print(f"Task {escape_text(task_id)}; press ^C to return.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:

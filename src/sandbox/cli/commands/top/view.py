@@ -1,4 +1,4 @@
-"""The content of the screen: the server's status, a line per task, and the keys."""
+"""The content of the screen: the server's status, a line per task, and key hints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
-"""Columns that are cut in a narrow window, in this order."""
+"""Columns that are truncated in a narrow window, in this order."""
 
 KEY_HELP = "↑ ↓ select   enter watch   q quit"
 _HEAD_LINES = 3

@@ -129,7 +129,8 @@ class GuestAgent:
         os.chown(inner, confinement.UID, confinement.UID)
         self._streams.add(number, master_fd)
         self._resize(number, size)
-        # Keep the slave open until the command has opened it: a terminal that no process has open is at its end.
+        # Keep the slave open until the command has opened it: while no process has it open, reading from the master
+        # fails.
         inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
         self._track_process(number, confinement.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
         os.close(inner_fd)

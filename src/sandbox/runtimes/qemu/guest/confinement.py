@@ -59,8 +59,8 @@ def start_command(
 ) -> tuple[int, str]:
     """Fork and exec a command.
 
-    command: directory, argv and environment. standard_fds: its first three descriptors, unless terminal, the path of a
-    terminal, is given. Returns its pid and the reason why it could not be run; empty if it could.
+    command: directory, argv and environment. standard_fds: its first three descriptors, unless `terminal` (a path) is
+    given. Returns its pid and the reason why it could not be run; empty if it could.
     """
     status_fd, child_status_fd = os.pipe()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""Redirects connections to the gateway's ports on 127.0.0.1, the guest's own, to the host, where the gateway listens.
+"""Makes connections to the gateway's ports on the guest's 127.0.0.1 reach the host, where the gateway listens.
 
 A small BPF program in the guest's kernel changes the address when a process of the control group connects.
 """
@@ -33,7 +33,7 @@ def attach(group: str, ports: Sequence[int], target: str) -> None:
 
 
 def assemble(ports: Sequence[int], target: str) -> bytes:
-    """Assemble a program that replaces 127.0.0.1 by `target` for connections to one of `ports`, and allows all."""
+    """Assemble a program that allows all connections, and replaces 127.0.0.1 with `target` in those to `ports`."""
     address, loopback = _address_number(target), _address_number("127.0.0.1")
     tests = [
         _instruction(_JUMP_EQUAL, 3, 0, len(ports) - index, _socket.htons(port)) for index, port in enumerate(ports)

@@ -101,9 +101,9 @@ class Streams:
 
 
 def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
-    """Create the pairs for output and errors, the agent's end first.
+    """Create the socket pairs for output and errors, the agent's end first.
 
-    They are sockets, because a socket cannot be opened by its path in /proc.
+    Unlike a pipe, a socket cannot be opened by its path in /proc.
     """
     return _create_pair(), _create_pair()
 

@@ -127,7 +127,7 @@ def test_restore_rejects_special_files_without_blocking(restore, tmp_path):
         assert not (tmp_path / "new").exists()
 
 
-def test_restore_accepts_a_symbolic_link(backup, restore, tmp_path):
+def test_restore_accepts_a_symbolic_link_to_a_backup(backup, restore, tmp_path):
     (tmp_path / "link").symlink_to(backup[0])
     assert restore(tmp_path / "link").returncode == 0
 

@@ -56,7 +56,7 @@ def test_known_type_with_a_prefix_is_unknown(kind):
 @pytest.mark.parametrize(
     "kind", ["bash", "bash_2025012", "bash_202501240", "bash_2025012x", "tool_search_tool_REGEX_20251119"]
 )
-def test_known_name_without_an_eight_digit_date_is_unknown(kind):
+def test_known_tool_type_without_an_eight_digit_date_is_unknown(kind):
     assert external_access(tools=tool(kind)) == f"The tool {kind.upper()}"
 
 

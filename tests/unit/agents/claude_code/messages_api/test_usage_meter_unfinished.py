@@ -16,7 +16,7 @@ from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
 EVENT_OVERHEAD_BYTES = 80
-"""Bytes of an event line that frame its text."""
+"""The number of bytes in an event line that are not its text."""
 
 REQUEST_BOUND = CostBound("claude-opus-4-1", 500, 64_000, is_streamed=True)
 
@@ -64,12 +64,12 @@ def test_each_line_counts_its_bytes_without_the_frame(byte_count):
 
 
 @pytest.mark.parametrize("byte_count", [10, EVENT_OVERHEAD_BYTES - 1, EVENT_OVERHEAD_BYTES])
-def test_line_up_to_the_frame_size_counts_nothing(byte_count):
+def test_line_up_to_the_frame_size_counts_as_zero_tokens(byte_count):
     assert output_tokens_bound(text(byte_count), text(EVENT_OVERHEAD_BYTES + 5)) == 5
 
 
 @pytest.mark.parametrize("other", [b"event: " + b"x" * 500 + b"\n", b": " + b"x" * 500 + b"\n", b"\n", b"\r\n"])
-def test_lines_without_data_count_nothing(other):
+def test_lines_without_data_count_as_zero_tokens(other):
     assert output_tokens_bound(other) == 0
 
 

@@ -47,7 +47,7 @@ def test_missing_patch_error_depends_on_the_state(state, message):
         asyncio.run(tools.diff(EmptyClient(state), "t", 0))
 
 
-def test_long_logs_keep_the_last_lines_truncated():
+def test_long_log_is_reduced_to_its_last_lines_each_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     output_lines = asyncio.run(tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
@@ -90,7 +90,7 @@ def test_artifact_with_secret_is_not_returned(call_tool):
 
 
 class AmbiguousNamesClient(FakeClient):
-    """A client in which the name of one artifact is the path of another. Lookups work as in the server."""
+    """A client in which the name of one artifact is the path of another. Lookups work as on the server."""
 
     async def artifacts(self, task_id):
         rows = [("patch", "a.md", False), ("a.md", f".sandbox/{task_id}.patch", False), ("b.md", "patch", True)]
