@@ -24,7 +24,6 @@ FRAGMENTS = {
     "dashboard.pages.forms": "pages of one kind",
     "dashboard.proof_bundle": "one kind of response",
     "dashboard.routes": "the routes of the package",
-    "runner.steps.stage": "one step per module",
     "secrets.resolver": "all secrets of a task, without the sources",
     "server.watchdog": "ends runners that are stuck; nothing else of the server does that",
 }
