@@ -340,7 +340,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """Return the position before the backslashes around `after`, up to the number that can belong to an escape."""
+    """Return the position before the backslashes around `position`, up to the number that can belong to an escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1
