@@ -168,7 +168,7 @@ def test_submission_above_the_size_of_unfinished_manifests_is_refused(components
             assert (await service.submit(manifest("first", **large), key)).is_replayed
         monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
         async with components.server() as service:
-            assert not (await service.status("first")).state.is_terminal
+            assert not (await service.status("first")).state.is_final
             with pytest.raises(UnavailableError):
                 await service.submit(manifest("third"))
 
