@@ -25,7 +25,10 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""These, and server-side tools that cost only tokens, or a fee with a price that responses report."""
+"""Tools that cost only tokens, or also a fee with a price that responses report.
+
+They are `_TOOLS_WITHOUT_EXTERNAL_ACCESS` and some server-side tools.
+"""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""
