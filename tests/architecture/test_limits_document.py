@@ -61,7 +61,11 @@ ROWS = [
         "`.gitignore` files of a commit and their directories",
         "workspace.diff.ignore_rules.IGNORE_ENTRIES_MAX",
     ),
-    ("Retries and waiting", "Attempts in a row that fail before the agent starts", "model.limits.ATTEMPTS_MAX"),
+    (
+        "Retries and waiting",
+        "Attempts in a row that fail before the agent starts",
+        "model.limits.UNSTARTED_ATTEMPTS_MAX",
+    ),
     ("Retries and waiting", "Resumes of an agent", "model.limits.RESUMES_MAX"),
     ("Retries and waiting", "First pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS"),
     ("Retries and waiting", "Longest pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS_MAX"),

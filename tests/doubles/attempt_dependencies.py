@@ -236,12 +236,12 @@ class ScriptedWorkspaces:
         (attempt_dir / "repository.git").mkdir()
         return BASE
 
-    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         if self._script.patch_error:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
-        return PatchResult(self._script.patch_incomplete_reason, contains_secret([self._script.patch_content]))
+        return PatchResult(self._script.patch_incomplete_reason, find_secret([self._script.patch_content]))
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")

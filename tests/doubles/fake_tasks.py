@@ -22,8 +22,8 @@ from sandbox.interfaces.tasks import (
     SandboxNotPreservedError,
     StoredArtifact,
     Submission,
+    TaskFinishedError,
     TaskNotFoundError,
-    TaskTerminalError,
 )
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
@@ -164,8 +164,8 @@ class FakeTasks:
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         task = self._entry(task_id).task
-        if task.state.is_terminal:
-            raise TaskTerminalError(task)
+        if task.state.is_final:
+            raise TaskFinishedError(task)
         if self.failure is not None:
             raise self.failure
         self.cancels.append((task_id, reason, force))
@@ -185,7 +185,7 @@ class FakeTasks:
         entry = self._entry(task_id)
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not entry.task.state.is_terminal:
+                while not entry.task.state.is_final:
                     await entry.changed.wait()
         except TimeoutError:
             pass
@@ -197,7 +197,7 @@ class FakeTasks:
         for wire_event in list(entry.events):
             if wire_event["seq"] > after:
                 yield wire_event
-        if entry.task.state.is_terminal:
+        if entry.task.state.is_final:
             yield end_event(entry.task)
 
     async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
@@ -208,7 +208,7 @@ class FakeTasks:
                 after = entry.task.last_seq
                 yield current_state_event(entry.task)
             while True:
-                changed, is_over = entry.changed, entry.task.state.is_terminal
+                changed, is_over = entry.changed, entry.task.state.is_final
                 for wire_event in [wire_event for wire_event in entry.events if wire_event["seq"] > after]:
                     yield wire_event
                     after = wire_event["seq"]

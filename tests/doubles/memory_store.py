@@ -50,8 +50,8 @@ class MemoryStore:
         return self._tasks.get(task_id)
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a non-terminal state, oldest first."""
-        candidates = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
+        """All tasks in a state that is not final, oldest first."""
+        candidates = [indexed for indexed in self._all() if not indexed.task.state.is_final]
         return sorted(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:

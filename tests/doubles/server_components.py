@@ -85,7 +85,7 @@ class FakeRunners:
     def record(self, task_id, *events):
         for event in events:
             self.recorders[task_id].record(event)
-        if self.recorders[task_id].task.state.is_terminal:
+        if self.recorders[task_id].task.state.is_final:
             self.kill(task_id)
 
     def kill(self, task_id):

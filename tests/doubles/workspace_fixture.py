@@ -13,7 +13,7 @@ from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_lifecycle import new_attempt_id
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
-from sandbox.interfaces.workspace import ContainsSecret, PatchResult
+from sandbox.interfaces.workspace import FindSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
 from sandbox.runtimes import disk_layout
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
@@ -195,10 +195,10 @@ class WorkspaceFixture:
         patch_text, result = self.patch_and_result(base_commit, lambda _: False)
         return patch_text, result.incomplete_reason
 
-    def patch_and_result(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
+    def patch_and_result(self, base_commit: str, find_secret: FindSecret) -> tuple[bytes, PatchResult]:
         """The patch, and the result of its creation."""
         target = self.root / "task.patch"
-        creation = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
+        creation = self.workspaces.patch(self.attempt, base_commit, target, self.confine, find_secret)
         result = asyncio.run(creation)
         return target.read_bytes(), result
 

@@ -19,8 +19,8 @@ from sandbox.interfaces.tasks import (
     IdempotencyKeyReusedError,
     InsufficientResourcesError,
     SandboxNotPreservedError,
+    TaskFinishedError,
     TaskNotFoundError,
-    TaskTerminalError,
     UnavailableError,
 )
 from sandbox.interfaces.terminals import TerminalRefusedError
@@ -157,7 +157,7 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Fields]] = {
     RequestTimeoutError: (408, _no_fields),
     DuplicateTaskError: (409, _existing_task_fields),
     TerminalRefusedError: (409, _no_fields),
-    TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
+    TaskFinishedError: (409, lambda error: {"task_state": error.task.state}),
     PayloadTooLargeError: (413, _no_fields),
     IdempotencyKeyReusedError: (422, _no_fields),
     TooManyStreamsError: (429, _no_fields),

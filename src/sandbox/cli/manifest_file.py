@@ -59,8 +59,8 @@ class ManifestFile:
         document = read_document(self.body, is_json=self.is_json)
         if document.errors:
             raise InvalidManifestError(document.errors)
-        for assignment in overrides:
-            assignment.apply(document.data)
+        for override in overrides:
+            override.apply(document.data)
         return OverriddenManifest(document, overrides)
 
 
@@ -74,7 +74,7 @@ class OverriddenManifest:
         from sandbox.model.manifest.errors import field_name
 
         self.body = write_json(document.data)
-        self._overridden = {field_name(assignment.path): assignment.text for assignment in overrides}
+        self._overridden = {field_name(override.path): override.text for override in overrides}
         marks = {**document.value_locations, **document.key_locations}
         self._locations = {field_name(path): (location.line, location.column) for path, location in marks.items()}
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Submitted, Task
 
 
-def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[Override]) -> Submitted:
+def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:
     """Submit a task. Fails the command with the errors of an invalid manifest."""
     from sandbox import client as api
     from sandbox.model.manifest.errors import InvalidManifestError
 
     changed = None
     try:
-        changed = manifest.with_overrides(settings) if settings else None
+        changed = manifest.with_overrides(overrides) if overrides else None
         sent = changed or manifest
         return client.submit(sent.body, sent.content_type)
     except api.DuplicateTaskIdError as error:

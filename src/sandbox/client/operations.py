@@ -17,7 +17,7 @@ from sandbox.client.events import Event
 from sandbox.client.requests import Request
 from sandbox.client.responses import Submitted, Task
 from sandbox.client.sse import SseParser
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
 """Delays between retries: about 30 s in total, which covers a restart of the server."""
@@ -117,7 +117,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     status: Task = yield requests.status(task_id)
     backoff = Backoff()
-    while status["state"] not in TERMINAL_STATES:
+    while status["state"] not in FINAL_STATES:
         left = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, deadline - time.monotonic())
         if left <= 0:
             break
@@ -127,7 +127,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
             yield Sleep(backoff.next_delay_seconds(error))
             continue
         backoff.reset()
-        if status["state"] not in TERMINAL_STATES:
+        if status["state"] not in FINAL_STATES:
             yield Sleep(LONG_POLL_PAUSE_SECONDS)
     return status
 

@@ -29,7 +29,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     resumed = parse_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
     after = (parse_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
-    is_finished = task.state.is_terminal
+    is_finished = task.state.is_final
     if is_finished and after > task.last_seq:
         return Response(status_code=204)
     encoder = PageEncoder()

@@ -113,11 +113,13 @@ _SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cac
 class ScriptedModel:
     """Serves a script on a port of `host`. `requests` records all requests in order."""
 
-    def __init__(self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record: Path | None = None) -> None:
+    def __init__(
+        self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record_path: Path | None = None
+    ) -> None:
         self.requests: list[HttpRequest] = []
         self.service = HttpService(host, port, self._handle)
         self._script = script
-        self._record_path = record
+        self._record_path = record_path
         self._request_counts: Counter[tuple[str, int]] = Counter()
 
     async def __aenter__(self) -> ScriptedModel:
@@ -215,7 +217,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="append every request to this file, one JSON line each")
     options = parser.parse_args()
     script = load_script(options.script) if options.script else example_script()
-    model = ScriptedModel(script, host=options.host, port=options.port, record=options.record)
+    model = ScriptedModel(script, host=options.host, port=options.port, record_path=options.record)
     asyncio.run(model.service.serve_until_signalled())
 
 

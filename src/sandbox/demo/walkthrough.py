@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sandbox.client import Client
 
-_COMMANDS = Path(sys.executable).parent
+_COMMAND_DIRECTORY = Path(sys.executable).parent
 """The directory that contains the command `sandbox` and its Python interpreter."""
 
 CANCEL_TIMEOUT_SECONDS = 20.0
@@ -109,7 +109,7 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
     console.print(
         "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
         "key). Or run your own tasks with your own key:\n\n"
-        f"  export PATH={shlex.quote(str(_COMMANDS))}:$PATH\n"
+        f"  export PATH={shlex.quote(str(_COMMAND_DIRECTORY))}:$PATH\n"
         "  export ANTHROPIC_API_KEY=…\n"
         "  sandbox serve"
     )

@@ -137,7 +137,7 @@ class Store(Protocol):
         ...
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a non-terminal state, oldest first, without those whose row is damaged."""
+        """All tasks in a state that is not final, oldest first, without those whose row is damaged."""
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:

@@ -52,7 +52,7 @@ class TaskNotFoundError(SandboxError):
         self.task_id = task_id
 
 
-class TaskTerminalError(SandboxError):
+class TaskFinishedError(SandboxError):
     """The task is in its final state and cannot be changed."""
 
     code = "task_already_terminal"
@@ -164,11 +164,11 @@ class Occupancy:
     """Capacity for unfinished tasks, reserved capacity, and the number of waiting tasks."""
 
     cpus: int
-    cpus_promised: int
+    cpus_reserved: int
     memory_bytes: int
-    memory_promised_bytes: int
+    memory_reserved_bytes: int
     disk_bytes: int
-    disk_promised_bytes: int
+    disk_reserved_bytes: int
     waiting: int
 
 
@@ -234,7 +234,7 @@ class Tasks(Protocol):
         ...
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
-        """Request the task's cancellation; the request is durable on return. Raises TaskTerminalError."""
+        """Request the task's cancellation; the request is durable on return. Raises TaskFinishedError."""
         ...
 
     async def release(self, task_id: str) -> None:
@@ -257,7 +257,7 @@ class Tasks(Protocol):
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
-        """Return the task once it is terminal, or in its current state after the timeout."""
+        """Return the task once it has ended, or in its current state after the timeout."""
         ...
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:

@@ -30,7 +30,7 @@ class PatchResult(msgspec.Struct, frozen=True):
     contains_secret: bool = False
 
 
-ContainsSecret = Callable[[Iterable[bytes]], bool]
+FindSecret = Callable[[Iterable[bytes]], bool]
 """Whether the concatenation of the chunks contains a secret value; may stop before the last chunk."""
 
 
@@ -51,7 +51,7 @@ class Workspaces(Protocol):
         ...
 
     async def patch(
-        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
     ) -> PatchResult:
         """Write the agent's changes to `target`. Raises AttemptError (collect_failed)."""
         ...

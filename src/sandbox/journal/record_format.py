@@ -28,40 +28,40 @@ def encode(record: Record) -> bytes:
     return b"%08x %b\n" % (crc32(payload), payload)
 
 
-def is_complete(text: bytes) -> bool:
+def is_complete(line: bytes) -> bool:
     """Whether the line ends with its newline and matches its checksum."""
-    payload = memoryview(text)[_CHECKSUM_BYTES:-1]
-    return text.endswith(b"\n") and text.startswith(b"%08x " % crc32(payload))
+    payload = memoryview(line)[_CHECKSUM_BYTES:-1]
+    return line.endswith(b"\n") and line.startswith(b"%08x " % crc32(payload))
 
 
-def has_embedded_record(text: bytes) -> bool:
+def has_embedded_record(line: bytes) -> bool:
     """Whether an invalid line ends with a valid record, because the newline before it was lost.
 
     The pattern cannot occur inside a record, because JSON escapes quotes in strings.
     """
-    return any(is_complete(text[found.start() :]) for found in _RECORD_START.finditer(text, 1))
+    return any(is_complete(line[found.start() :]) for found in _RECORD_START.finditer(line, 1))
 
 
-def has_seq(text: bytes, seq: int) -> bool:
+def has_seq(line: bytes, seq: int) -> bool:
     """Whether a valid line has this number. Checks only its start, because it is called for every line of a journal."""
-    return text.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
+    return line.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
 
 
-def seq_of(text: bytes) -> int:
+def seq_of(line: bytes) -> int:
     """Return the number of a valid line, read from its start.
 
     Raises JournalDamagedError if it has none.
     """
-    found = _SEQ.match(text, _CHECKSUM_BYTES)
+    found = _SEQ.match(line, _CHECKSUM_BYTES)
     if found is None:
         raise JournalDamagedError("A record has no sequence number; a newer version of Sandbox may have written it.")
     return int(found[1])
 
 
-def decode(text: bytes) -> Record:
+def decode(line: bytes) -> Record:
     """Decode a valid line. Raises JournalDamagedError if this program does not support the record."""
     try:
-        record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
+        record = _decoder.decode(memoryview(line)[_CHECKSUM_BYTES:-1])
     except DECODE_ERRORS as error:
         raise JournalDamagedError(
             f"A record is malformed ({error}); a newer version of Sandbox may have written it."

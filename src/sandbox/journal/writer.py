@@ -29,7 +29,7 @@ class FileJournalWriter:
         # An earlier writer may have died before its records were flushed.
         self._is_dirty = extent.end > 0
         self._flushed_end = 0
-        self._unconfirmed_end = 0
+        self._possibly_lost_end = 0
         self._flush_lock = threading.Lock()
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
@@ -53,10 +53,10 @@ class FileJournalWriter:
     ) -> Record:
         """Number and write an event; see `JournalWriter.append`."""
         record = Record(self._last_seq + 1, self._epoch, at.astimezone(UTC), event, transition)
-        text = record_format.encode(record)
-        if len(text) > record_format.LINE_BYTES_MAX:
-            raise OSError(errno.EMSGSIZE, f"The record has {len(text)} bytes, more than {record_format.LINE_BYTES_MAX}")
-        self._append_line(text, durable=durable)
+        line = record_format.encode(record)
+        if len(line) > record_format.LINE_BYTES_MAX:
+            raise OSError(errno.EMSGSIZE, f"The record has {len(line)} bytes, more than {record_format.LINE_BYTES_MAX}")
+        self._append_line(line, durable=durable)
         self._last_seq = record.seq
         return record
 
@@ -90,7 +90,7 @@ class FileJournalWriter:
             end = self._end + appended_bytes
             try:
                 at = self._flushed_end
-                while at < min(self._unconfirmed_end, end):
+                while at < min(self._possibly_lost_end, end):
                     begin, at = at, min(at + _REWRITE_CHUNK_BYTES, end)
                     _rewrite(self._records, begin, at)
                     os.fdatasync(self._records_fd)
@@ -99,18 +99,18 @@ class FileJournalWriter:
                 os.fdatasync(self._records_fd)
             except BaseException:
                 self._is_dirty = True
-                self._unconfirmed_end = os.fstat(self._records_fd).st_size
+                self._possibly_lost_end = os.fstat(self._records_fd).st_size
                 raise
             self._flushed_end = end
 
-    def _append_line(self, text: bytes, *, durable: bool) -> None:
+    def _append_line(self, line: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()
         self._has_torn_tail = True
         try:
-            _write_all(self._records_fd, text)
+            _write_all(self._records_fd, line)
             if durable:
                 # A flush of another thread does not count: it may have started before this write.
-                self._flush(len(text))
+                self._flush(len(line))
             else:
                 self._is_dirty = True
         except BaseException:
@@ -118,7 +118,7 @@ class FileJournalWriter:
             with contextlib.suppress(OSError):
                 self._drop_torn_tail()
             raise
-        self._end += len(text)
+        self._end += len(line)
         self._has_torn_tail = False
 
     def _drop_torn_tail(self) -> None:
@@ -137,8 +137,8 @@ def _rewrite(records: Path, begin: int, end: int) -> None:
             data, begin = data[written:], begin + written
 
 
-def _write_all(records_fd: int, text: bytes) -> None:
+def _write_all(records_fd: int, line: bytes) -> None:
     """Write a whole line. One write is usually enough, but the kernel may accept less when the disk is nearly full."""
-    rest = memoryview(text)
+    rest = memoryview(line)
     while rest:
         rest = rest[os.write(records_fd, rest) :]

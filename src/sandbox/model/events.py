@@ -348,7 +348,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Remove operator-only content; earlier versions wrote it into the message."""
-        if self.new_state.is_terminal:
+        if self.new_state.is_final:
             msgspec.structs.force_setattr(self, "message", without_secret_sources(self.message))
 
 

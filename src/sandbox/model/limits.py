@@ -259,7 +259,7 @@ Additional scans wait.
 RETRY_SECONDS = 1.0
 """Pause of the server before a retry after an error of the host: full disk, damaged index, process limit."""
 
-ATTEMPTS_MAX = 3
+UNSTARTED_ATTEMPTS_MAX = 3
 """Consecutive attempts whose agent never started because of a lost machine or a failed clone; then the task fails."""
 
 RESUMES_MAX = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import FailureCode
-from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX
+from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
@@ -28,14 +28,14 @@ def next_follow_up(task: Task) -> FollowUp | None:
     """Return the follow-up of the current attempt, judged by the events so far. None while it runs, or if it is the
     last.
 
-    If the agent had not started, the attempt is restarted if the machine lost it or the clone failed temporarily. If it
+    If the agent had not started, the attempt is run again if the machine lost it or the clone failed temporarily. If it
     had started, it is resumed if the machine lost it and the manifest allows resuming, else retried if the manifest
     allows retries.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
         return None
-    if task.attempt_state is TaskState.RUNNING or task.state is TaskState.COMPLETING or task.state.is_terminal:
+    if task.attempt_state is TaskState.RUNNING or task.state is TaskState.COMPLETING or task.state.is_final:
         return None
     is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:
@@ -60,15 +60,14 @@ def backoff_seconds(task: Task) -> float:
         return 0.0
     if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
-    earlier = (
-        _count_restarts(task) if attempt.follow_up is FollowUp.AGAIN else _count_follow_ups(task, attempt.follow_up)
-    )
+    is_again = attempt.follow_up is FollowUp.AGAIN
+    earlier = _count_unstarted_attempts(task) if is_again else _count_follow_ups(task, attempt.follow_up)
     return min(RETRY_BACKOFF_SECONDS * 2.0**earlier, RETRY_BACKOFF_SECONDS_MAX)
 
 
 def _is_within_limit(task: Task, kind: FollowUp) -> bool:
     if kind is FollowUp.AGAIN:
-        return _count_restarts(task) + 1 < ATTEMPTS_MAX
+        return _count_unstarted_attempts(task) + 1 < UNSTARTED_ATTEMPTS_MAX
     return _count_follow_ups(task, kind) < (RESUMES_MAX if kind is FollowUp.RESUME else task.manifest.lifecycle.retries)
 
 
@@ -77,14 +76,14 @@ def _count_follow_ups(task: Task, kind: FollowUp) -> int:
     return sum(attempt.follow_up is kind for attempt in task.past_attempts)
 
 
-def _count_restarts(task: Task) -> int:
+def _count_unstarted_attempts(task: Task) -> int:
     """Count consecutive earlier attempts, up to the current one, whose agent did not start.
 
     Attempts of earlier versions have no recorded follow-up. They had a follow-up only if they ended while cloning.
     """
-    restarts: list[Attempt] = []
+    unstarted: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
         if attempt.follow_up not in (FollowUp.AGAIN, None):
             break
-        restarts.append(attempt)
-    return len(restarts)
+        unstarted.append(attempt)
+    return len(unstarted)

@@ -50,7 +50,7 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
     """
     if task is None:
         return _task_submitted(event, seq=seq, at=at)
-    if task.state.is_terminal:
+    if task.state.is_final:
         raise IllegalEventError(f"Task {task.id} is already {task.state}.")
     apply = _HANDLERS.get(type(event))
     if apply is None:
@@ -89,7 +89,7 @@ def _apply_transition(
     if target is None:
         return AdvanceResult(updated, effects)
     state, message = target
-    if updated.attempt is not None and updated.attempt.number > 1 and not state.is_terminal:
+    if updated.attempt is not None and updated.attempt.number > 1 and not state.is_final:
         message = f"Attempt {updated.attempt.number}: {message}"
     if STATE_ORDER.index(state) <= STATE_ORDER.index(task.state):
         return AdvanceResult(msgspec.structs.replace(updated, state_message=message), effects)
@@ -130,12 +130,12 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
         event.attempt_id,
         event.runtime,
         event.host,
-        number=task.attempts + 1,
+        number=task.attempt_count + 1,
         boot_id=event.boot_id,
         resumes=event.resumes,
     )
     past = task.past_attempts if before is None else (*task.past_attempts, before)
-    changes = {"attempt": attempt, "attempts": attempt.number, "past_attempts": past, "skipped_follow_ups": ()}
+    changes = {"attempt": attempt, "attempt_count": attempt.number, "past_attempts": past, "skipped_follow_ups": ()}
     message = "Taking over the disk" if event.resumes else f"Cloning {repository.url} ({repository.branch})"
     return changes, (TaskState.STAGING, message), ()
 

@@ -73,9 +73,9 @@ class Task(
     msgspec.Struct,
     frozen=True,
     omit_defaults=True,
-    rename={"skipped_follow_ups": "forgone", "agent_start_time": "beginning"},
+    rename={"attempt_count": "attempts", "skipped_follow_ups": "forgone", "agent_start_time": "beginning"},
 ):
-    """The fold of a task's events. `last_seq` is the number of the last record; `attempts` counts the started ones.
+    """The fold of a task's events. `last_seq`: number of the last record; `attempt_count`: of started attempts.
 
     failure, agent_has_exited, exit_code, result: of the current attempt.
     skipped_follow_ups: of the current attempt.
@@ -88,7 +88,7 @@ class Task(
     history: tuple[StateHistoryEntry, ...]
     last_seq: int
     attempt: Attempt | None = None
-    attempts: int = 0
+    attempt_count: int = 0
     cancel: CancelRequested | None = None
     failure: Failure | None = None
     agent_has_exited: bool = False
@@ -120,7 +120,7 @@ class Task(
     @property
     def finished_at(self) -> datetime | None:
         """When the task reached its final state."""
-        return self.state_changed_at if self.state.is_terminal else None
+        return self.state_changed_at if self.state.is_final else None
 
     @property
     def attempt_state(self) -> TaskState:

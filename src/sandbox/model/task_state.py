@@ -18,15 +18,15 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def is_terminal(self) -> bool:
+    def is_final(self) -> bool:
         """Whether the state is final."""
-        return self in TERMINAL_STATES
+        return self in FINAL_STATES
 
 
 STATE_ORDER = tuple(TaskState)
 """A state never changes to an earlier one, however many attempts there are."""
 
-TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
+FINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
 
 _EARLY_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 
@@ -36,7 +36,7 @@ ALLOWED_TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.PROVISIONING: _EARLY_ENDS | {TaskState.READY},
     TaskState.READY: _EARLY_ENDS | {TaskState.RUNNING, TaskState.FAILED_PRESERVED},
     TaskState.RUNNING: frozenset({TaskState.COMPLETING}),
-    TaskState.COMPLETING: TERMINAL_STATES,
-    **{state: frozenset() for state in TERMINAL_STATES},
+    TaskState.COMPLETING: FINAL_STATES,
+    **{state: frozenset() for state in FINAL_STATES},
 }
 """All allowed transitions."""

@@ -89,7 +89,7 @@ class AttemptRunner:
     def cancel(self, order: CancelOrder) -> Reply:
         """Record a cancel request; it is durable when the reply is returned."""
         task = self._attempt.task
-        if task.state.is_terminal:
+        if task.state.is_final:
             return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
         self._attempt.recorder.record(CancelRequested(order.reason, order.force))
         if self._attempt.task.cancel is None:

@@ -59,7 +59,7 @@ def check_fencing(order: LaunchOrder, task: Task | None, last_record: Record | N
     An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
     unfinished task. last_record: the newest record. Raises StaleOrderError.
     """
-    if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_terminal:
+    if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_final:
         raise StaleOrderError(f"Task {order.task_id} has no running attempt {order.attempt_id}.")
     event = last_record.event if last_record is not None else None
     if not order.finish and not (isinstance(event, AttemptStarted) and event.attempt_id == order.attempt_id):

@@ -31,7 +31,7 @@ class ProgressTracker:
         self._baseline_denied = baseline.egress_denied
         self._open_tools: dict[str, tuple[str, float]] = {}
         self._last_activity_at: datetime | None = baseline.last_activity_at
-        self._unconfirmed_recorded = 0
+        self._bounded_event_count = 0
         self._output_bytes = baseline.output_bytes
         self._is_dirty = self._is_urgent = False
         self._recorded_at = float("-inf")
@@ -93,10 +93,10 @@ class ProgressTracker:
 
     def _record_bounded(self, event: Event) -> None:
         """Record an event, up to a limit: the agent can invent any number of them, even while output is dropped."""
-        self._unconfirmed_recorded += 1
-        if self._unconfirmed_recorded <= TOOL_CALL_EVENTS_MAX:
+        self._bounded_event_count += 1
+        if self._bounded_event_count <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
-        elif self._unconfirmed_recorded == TOOL_CALL_EVENTS_MAX + 1:
+        elif self._bounded_event_count == TOOL_CALL_EVENTS_MAX + 1:
             self._record(Gap(0, 0, f"Tool calls and retries beyond {TOOL_CALL_EVENTS_MAX} are counted but not listed."))
 
     def _update(self, **counters: Any) -> None:

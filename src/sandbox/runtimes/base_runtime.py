@@ -85,8 +85,8 @@ class RuntimeDriver(Protocol):
         """Return the uid that owns the disk while the sandbox exists."""
         ...
 
-    def host_tasks_max(self, processes_max: int) -> int:
-        """Return the number of host processes and threads needed for `processes_max` processes in the sandbox."""
+    def host_threads_max(self, processes_max: int) -> int:
+        """Return the number of host threads needed for `processes_max` processes in the sandbox."""
         ...
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
@@ -121,8 +121,8 @@ class BaseRuntime:
         self._subreaper = Subreaper()
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Allocate a kernel uid. Raises AttemptError (provision_failed)."""
-        return self._build_handle(attempt_id, None if self._uids is None else self._uids.allocate(attempt_id))
+        """Claim a kernel uid. Raises AttemptError (provision_failed)."""
+        return self._build_handle(attempt_id, None if self._uids is None else self._uids.claim(attempt_id))
 
     def recover_handle(self, attempt_id: str) -> SandboxHandle:
         """Return a handle with the kernel uid whose latest claim names the attempt."""
@@ -145,8 +145,8 @@ class BaseRuntime:
         try:
             self._subreaper.acquire(handle.attempt_id)
             create_disk_directories(spec.disk)
-            tasks_max = self._driver.host_tasks_max(spec.processes_max)
-            group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=tasks_max)
+            host_threads_max = self._driver.host_threads_max(spec.processes_max)
+            group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=host_threads_max)
             launcher = self._driver.start_launcher(spec, uid)
             files_uid = None if uid is None else self._driver.files_uid(uid)
             await _run_uncancellable(partial(_assign_sandbox, group, launcher.pid, spec, files_uid))
@@ -233,7 +233,7 @@ class BaseRuntime:
         return sorted(marked)
 
     def _require_prepared(self, handle: SandboxHandle) -> None:
-        if self._uids is not None and not self._uids.has_allocated(_uid_of(handle), handle.attempt_id):
+        if self._uids is not None and not self._uids.holds_claim(_uid_of(handle), handle.attempt_id):
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, "This process has not prepared the sandbox; prepare it first."
             )
@@ -295,7 +295,7 @@ class BaseRuntime:
         """
         if self._uids is None or uid not in self._uids:
             return frozenset()
-        with self._uids.lock_if_unallocated(uid, attempt_id) as is_owned:
+        with self._uids.lock_if_unclaimed(uid, attempt_id) as is_owned:
             pids = processes.find_by_uid(uid) if is_owned() else []
             for pid in pids:
                 processes.send_signal(pid, signal.SIGKILL, lambda one: is_owned() and uid in processes.read_uids(one))

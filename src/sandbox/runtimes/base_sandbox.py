@@ -20,7 +20,7 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
-from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
@@ -59,7 +59,7 @@ class BaseSandbox(ABC):
         """Return the command's exit status once nothing is left inside."""
 
     @abstractmethod
-    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
+    def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
         """Return the program that the launcher execs.
 
         status_fd: descriptor for the program's reports; ownership passes to this method.
@@ -73,13 +73,13 @@ class BaseSandbox(ABC):
         reports, child_status = socket.socketpair()
         with child_status:
             reader = await self._open_reader(reports)
-            exec_spec = self._build_exec_spec(command, child_status.dup().detach())
+            program_spec = self._build_program_spec(command, child_status.dup().detach())
             try:
-                self._launcher.exec_program(exec_spec.argv, command.stdin, exec_spec.descriptors)
+                self._launcher.exec_program(program_spec.argv, command.stdin, program_spec.descriptors)
             except OSError as error:
                 raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox has ended: {error.strerror}.") from error
             finally:
-                exec_spec.close()
+                program_spec.close()
         return reader
 
     async def kill(self) -> None:

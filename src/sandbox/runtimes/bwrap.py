@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes.launcher_client import ExecSpec, create_memfd
+from sandbox.runtimes.launcher_client import ProgramSpec, create_memfd
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
 
@@ -31,10 +31,10 @@ READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
 """A process could otherwise lower its oom_score_adj, which the launcher raised."""
 
 
-def seccomp_arguments(exec_spec: ExecSpec, *, allows_filters: bool = False) -> Iterator[str]:
+def seccomp_arguments(program_spec: ProgramSpec, *, allows_filters: bool = False) -> Iterator[str]:
     """Yield the arguments that install the system call filter. allows_filters: see `seccomp.assemble_filter`."""
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=allows_filters)
-    yield from ("--add-seccomp-fd", exec_spec.add_descriptor(create_memfd("filter", filter_)))
+    yield from ("--add-seccomp-fd", program_spec.add_descriptor(create_memfd("filter", filter_)))
 
 
 def find_bwrap() -> str | None:

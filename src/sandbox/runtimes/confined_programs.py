@@ -12,7 +12,7 @@ from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
-from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, attempt_marker, reject_nul
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, attempt_marker, reject_nul
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
 
@@ -41,7 +41,7 @@ class ConfinedPrograms:
         self.proxy_listener: socket | None = proxy
         self.memory_bytes = spec.memory_bytes if "memory" in group.limits() else None
         self._group = group
-        self._initial_memory_kills = group.memory_kills()
+        self._initial_oom_kills = group.oom_kills()
         self._attempt_id = attempt_id
         self._program = program
         self._launcher = launcher
@@ -52,35 +52,35 @@ class ConfinedPrograms:
 
         The control group may have belonged to a sandbox before; earlier kills in it do not count.
         """
-        return self._group.memory_kills() > self._initial_memory_kills
+        return self._group.oom_kills() > self._initial_oom_kills
 
     async def run(self, command: ConfinedCommand) -> int:
         """Run the command and return its exit code, 128+n after signal n.
 
         Raises OSError, and AttemptError (provision_failed) for NUL characters.
         """
-        exec_spec = self._build_exec_spec(command)
+        program_spec = self._build_program_spec(command)
         try:
             first_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
-            code = await self._launcher.run_command(exec_spec.argv, first_fds, exec_spec.descriptors)
+            code = await self._launcher.run_command(program_spec.argv, first_fds, program_spec.descriptors)
         finally:
-            exec_spec.close()
+            program_spec.close()
         return code if code >= 0 else 128 - code
 
-    def _build_exec_spec(self, command: ConfinedCommand) -> ExecSpec:
-        exec_spec = ExecSpec()
+    def _build_program_spec(self, command: ConfinedCommand) -> ProgramSpec:
+        program_spec = ProgramSpec()
         try:
-            arguments = list(self._arguments(exec_spec, command))
+            arguments = list(self._arguments(program_spec, command))
             reject_nul([*arguments, *command.argv])
             text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-            number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
+            number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
         except BaseException:
-            exec_spec.close()
+            program_spec.close()
             raise
-        exec_spec.argv = [self._program, attempt_marker(self._attempt_id), "--args", number, "--", *command.argv]
-        return exec_spec
+        program_spec.argv = [self._program, attempt_marker(self._attempt_id), "--args", number, "--", *command.argv]
+        return program_spec
 
-    def _arguments(self, exec_spec: ExecSpec, command: ConfinedCommand) -> Iterator[str]:
+    def _arguments(self, program_spec: ProgramSpec, command: ConfinedCommand) -> Iterator[str]:
         yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
         yield from (
             "--disable-userns",
@@ -92,7 +92,7 @@ class ConfinedPrograms:
             self._attempt_id,
         )
         yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
-        yield from bwrap.seccomp_arguments(exec_spec)
+        yield from bwrap.seccomp_arguments(program_spec)
         yield from self._root_arguments()
         etc = rootfs.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
@@ -101,7 +101,7 @@ class ConfinedPrograms:
                 "--perms",
                 "0444",
                 "--file",
-                exec_spec.add_descriptor(launcher_client.create_memfd("file", content)),
+                program_spec.add_descriptor(launcher_client.create_memfd("file", content)),
                 path,
             )
         yield from ("--remount-ro", "/", "--chdir", self._path_inside(command.directory), "--clearenv")

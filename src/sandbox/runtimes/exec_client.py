@@ -27,12 +27,12 @@ class ExecTerminal:
     """An additional command in a sandbox. Implements `Terminal`."""
 
     def __init__(
-        self, process: "ExecProcess", terminal_fd: int, command_pidfd: int, is_out_of_memory: Callable[[], bool]
+        self, process: "ExecProcess", terminal_fd: int, command_pidfd: int, was_oom_killed: Callable[[], bool]
     ) -> None:
         self._process = process
         self._pty = PtyMaster(terminal_fd)
         self._command_pidfd = command_pidfd
-        self._is_out_of_memory = is_out_of_memory
+        self._was_oom_killed = was_oom_killed
         # Start at once: processes that ended inside must be reaped, or the sandbox's init could not end.
         self._exit_task = asyncio.create_task(self._wait_for_exit())
 
@@ -70,7 +70,7 @@ class ExecTerminal:
         _reap(self._command_pidfd)
         kind, _, number = status.partition(b" ")
         code = int(number) if kind == b"exit" else None
-        return ExitStatus(code, was_oom_killed=code != 0 and self._is_out_of_memory())
+        return ExitStatus(code, was_oom_killed=code != 0 and self._was_oom_killed())
 
 
 def _reap(pidfd: int) -> None:

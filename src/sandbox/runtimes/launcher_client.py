@@ -196,14 +196,14 @@ def start_launcher(
     kernel_uid: int | None,
     paths: Mapping[str, Path],
     *,
-    agent_uid: int | None = None,
+    files_uid: int | None = None,
     entries: Iterable[tuple[str, str, str]] = (),
     seccomp_filter: bytes = b"",
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> LauncherProcess:
     """Start a launcher. The launcher and the sandbox die with the calling thread. Raises OSError.
 
-    paths: host paths, by their names below STAGING_DIRECTORY. agent_uid: kernel uid that uid 1000 inside is mapped to,
+    paths: host paths, by their names below STAGING_DIRECTORY. files_uid: kernel uid that uid 1000 inside is mapped to,
     for sandboxes with their own user namespace. entries: what else to stage, see `launcher.stage_entries`.
     seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
     files are not limited.
@@ -211,7 +211,7 @@ def start_launcher(
     control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
-    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
+    uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, files_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
     arguments = (
@@ -316,7 +316,7 @@ async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyn
     return reader, transport
 
 
-class ExecSpec(msgspec.Struct):
+class ProgramSpec(msgspec.Struct):
     """An argv, and the descriptors that the launcher passes to it."""
 
     argv: list[str] = []

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, RunnerClient, RunnerUnreachableError
-from sandbox.interfaces.tasks import TaskTerminalError, UnavailableError
+from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
 from sandbox.model.events import CancelRequested
 from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
@@ -31,7 +31,7 @@ class Canceller:
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, order: CancelOrder) -> str:
-        """Return a message for the caller once the request is durable. Raises TaskTerminalError, UnavailableError."""
+        """Return a message for the caller once the request is durable. Raises TaskFinishedError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
@@ -59,8 +59,8 @@ class Canceller:
                 tracked.recorder = None
                 tracked.wake()
                 return _NOT_STARTED_MESSAGE
-        if tracked.task.state.is_terminal:
-            raise TaskTerminalError(tracked.task)
+        if tracked.task.state.is_final:
+            raise TaskFinishedError(tracked.task)
         if tracked.task.attempt is None:
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:

@@ -34,7 +34,7 @@ class EventStream:
         async for event in self._replay_range(tracked, None, tracked.offset, after):
             yield event
             del event  # a stream that waits for memory must not hold any
-        if tracked.task.state.is_terminal:
+        if tracked.task.state.is_final:
             yield end_event(tracked.task)
 
     async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[WireEvent]:
@@ -47,7 +47,7 @@ class EventStream:
         else:
             offset = None
         while True:
-            end_offset, is_over = tracked.offset, tracked.task.state.is_terminal
+            end_offset, is_over = tracked.offset, tracked.task.state.is_final
             async for event in self._replay_range(tracked, offset, end_offset, after):
                 # A writer removes a record that it could not flush, and then writes it again.
                 after = max(after, event["seq"])
@@ -57,7 +57,7 @@ class EventStream:
             if is_over:
                 yield end_event(tracked.task)
                 return
-            if tracked.offset == end_offset and not tracked.task.state.is_terminal:
+            if tracked.offset == end_offset and not tracked.task.state.is_final:
                 tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:

@@ -59,7 +59,7 @@ class JournalTailer:
     async def _run(self, tracked: TrackedTask) -> None:
         """Retry after every error: a task that is not followed would never end for its users."""
         bind_task(tracked.task.id)
-        while not tracked.task.state.is_terminal:
+        while not tracked.task.state.is_final:
             try:
                 await self._tail(tracked)
             except Exception as error:
@@ -73,7 +73,7 @@ class JournalTailer:
     async def _tail(self, tracked: TrackedTask) -> None:
         pause = FOLLOW_POLL_SECONDS
         last_record_at = indexed_at = self._clock.monotonic()
-        while not tracked.task.state.is_terminal:
+        while not tracked.task.state.is_final:
             batch = await self._read_batch(tracked)
             now = self._clock.monotonic()
             if batch.records:
@@ -123,7 +123,7 @@ class JournalTailer:
                 _log_transition(task, record.transition)
         tracked.published_seq = max(tracked.published_seq, task.last_seq)
         tracked.update(task, batch.next_offset)
-        if task.state.is_terminal and self._broadcast.has_subscribers:
+        if task.state.is_final and self._broadcast.has_subscribers:
             self._broadcast.publish(end_event(task))
 
     def _publish(self, task_id: str, record: e.Record) -> None:
@@ -143,7 +143,7 @@ class JournalTailer:
 
 
 def _log_transition(task: Task, transition: e.Transition) -> None:
-    error = task.failure.code if task.failure is not None and transition.new_state.is_terminal else None
+    error = task.failure.code if task.failure is not None and transition.new_state.is_final else None
     _log.info("Task %s is %s", task.id, transition.new_state, extra={"state": transition.new_state, "error": error})
 
 

@@ -20,7 +20,7 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.runner_launcher import ResolveSecrets, resolve_task_secrets
+from sandbox.server.runner_launcher import LookUpSecrets, resolve_task_secrets
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.tracked_task import KeyedLock
 
@@ -158,7 +158,7 @@ class DebugSessions:
         placement: Placement,
         runners: RunnerClient,
         preserved_sandboxes: PreservedSandboxes,
-        look_up_secrets: ResolveSecrets,
+        look_up_secrets: LookUpSecrets,
         find_image: Callable[[str], Image | None],
         prober: RuntimeProber,
     ) -> None:

@@ -43,7 +43,7 @@ FindImage = Callable[[str], Image | None]
 """Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
 
 
-ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
+LookUpSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
 """Resolves secrets to values by name. Raises SecretUnavailableError."""
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
@@ -78,7 +78,7 @@ class RunnerLauncher:
         journals: Journals,
         placement: Placement,
         clock: Clock,
-        look_up_secrets: ResolveSecrets,
+        look_up_secrets: LookUpSecrets,
         find_image: FindImage,
         *,
         prober: RuntimeProber,
@@ -199,7 +199,7 @@ class RunnerLauncher:
             self._prober.result.order_template.runtime,
             self._host.name,
             self._host.boot_id,
-            number=task.attempts + 1,
+            number=task.attempt_count + 1,
             resumes=resumes,
         )
 
@@ -230,7 +230,7 @@ class RunnerLauncher:
             tracked.write_lock,
             self._locked_recorder(tracked, self._journal_replayer, slot) as recorder,
         ):
-            if recorder is not None and not recorder.task.state.is_terminal:
+            if recorder is not None and not recorder.task.state.is_final:
                 await self._recover(recorder, tracked, resolved)
 
     @asynccontextmanager
@@ -257,7 +257,7 @@ class RunnerLauncher:
         The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """
         async with self._locked_recorder(tracked, self._cancellation_replayer, slot) as recorder:
-            if recorder is None or recorder.task.state.is_terminal:
+            if recorder is None or recorder.task.state.is_final:
                 return None
             await asyncio.to_thread(recorder.record, cancel_requested)
         tracked.wake()
@@ -383,10 +383,10 @@ def _record_failure(recorder: Recorder, failure: Failure) -> None:
         recorder.record(FollowUpSkipped(follow_up, failure.message))
 
 
-async def resolve_task_secrets(resolve: ResolveSecrets, secrets: Sequence[Secret]) -> dict[str, str]:
+async def resolve_task_secrets(look_up: LookUpSecrets, secrets: Sequence[Secret]) -> dict[str, str]:
     """Return the values by name. Raises only SecretUnavailableError, which hides the texts of other errors."""
     try:
-        return dict(await resolve(secrets))
+        return dict(await look_up(secrets))
     except SecretUnavailableError:
         raise
     except Exception as error:

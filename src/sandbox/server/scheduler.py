@@ -159,11 +159,11 @@ class Scheduler:
         total, free = self.total, self.free
         return Occupancy(
             cpus=total.cpus,
-            cpus_promised=total.cpus - free.cpus,
+            cpus_reserved=total.cpus - free.cpus,
             memory_bytes=total.memory_bytes,
-            memory_promised_bytes=total.memory_bytes - free.memory_bytes,
+            memory_reserved_bytes=total.memory_bytes - free.memory_bytes,
             disk_bytes=total.disk_bytes,
-            disk_promised_bytes=total.disk_bytes - free.disk_bytes,
+            disk_reserved_bytes=total.disk_bytes - free.disk_bytes,
             waiting=len(self._queue),
         )
 

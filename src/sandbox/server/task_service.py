@@ -22,8 +22,8 @@ from sandbox.interfaces.tasks import (
     Retention,
     StoredArtifact,
     Submission,
+    TaskFinishedError,
     TaskNotFoundError,
-    TaskTerminalError,
     UnavailableError,
 )
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
@@ -231,7 +231,7 @@ class TaskService:
         task = await self.status(task_id)
         if task.state is TaskState.FAILED_PRESERVED:
             return await self.dependencies.debug_sessions.open_terminal(task, order)
-        if task.state.is_terminal or task.attempt is None:
+        if task.state.is_final or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a running sandbox has terminals.")
         try:
             return await self.dependencies.runners.open_terminal(task.attempt.id, order)
@@ -244,7 +244,7 @@ class TaskService:
         tracked = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         if tracked is None:
             return await self._load(task_id)
-        while not tracked.task.state.is_terminal and (left := deadline - self.dependencies.clock.monotonic()) > 0:
+        while not tracked.task.state.is_final and (left := deadline - self.dependencies.clock.monotonic()) > 0:
             await tracked.wait_for_change(left)
         return tracked.snapshot
 
@@ -252,8 +252,8 @@ class TaskService:
         """See `Tasks.cancel`."""
         tracked = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         previous = tracked.task if tracked is not None else await self._load(task_id)
-        if previous.state.is_terminal:
-            raise TaskTerminalError(previous)
+        if previous.state.is_final:
+            raise TaskFinishedError(previous)
         tracked = tracked or self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         if tracked is None:
             raise UnavailableError(f"Task {task_id} is being accepted; try again.")
@@ -298,7 +298,7 @@ class TaskService:
         """See `Tasks.drain_status`."""
         waiting = self.dependencies.scheduler.waiting_count
         unfinished = sum(
-            not tracked.task.state.is_terminal for tracked in self.dependencies.journal_tailer.tracked_tasks.values()
+            not tracked.task.state.is_final for tracked in self.dependencies.journal_tailer.tracked_tasks.values()
         )
         return DrainStatus(self.dependencies.drain.since, max(unfinished - waiting, 0), waiting)
 

@@ -55,7 +55,7 @@ class TrackedTask:
 
     def with_status_message(self, task: Task) -> Task:
         """Return the task with `status_message`, if there is one and the task has not ended."""
-        if not self.status_message or task.state.is_terminal:
+        if not self.status_message or task.state.is_final:
             return task
         return msgspec.structs.replace(task, state_message=self.status_message)
 

@@ -45,7 +45,7 @@ def _without_comments(text: str) -> str:
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_UNFINISHED_STATES = msgspec.json.encode([state for state in TaskState if not state.is_terminal]).decode()
+_UNFINISHED_STATES = msgspec.json.encode([state for state in TaskState if not state.is_final]).decode()
 _decoder = msgspec.json.Decoder(Task)
 _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
@@ -106,7 +106,7 @@ class SqliteStore:
         return _to_indexed(rows[0]) if rows else None
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a non-terminal state, oldest first, without those whose row is damaged."""
+        """All tasks in a state that is not final, oldest first, without those whose row is damaged."""
         found: list[IndexedTask] = []
         for row in self._fetch_all("unfinished_tasks", {"states": _UNFINISHED_STATES}):
             try:

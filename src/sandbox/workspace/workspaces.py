@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
+from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
 from sandbox.model.events import Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
@@ -49,11 +49,11 @@ class GitWorkspaces:
         return await staging.run()
 
     async def patch(
-        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
+        self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
     ) -> PatchResult:
         """Write the agent's changes; an empty file if there are none. Raises AttemptError (collect_failed)."""
         async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
-            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, contains_secret)
+            return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, find_secret)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of new and changed files. Raises AttemptError (collect_failed)."""

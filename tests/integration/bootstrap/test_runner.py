@@ -164,4 +164,4 @@ def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_k
     )  # fmt: skip
     recorder.writer.close()
     task = replay_task(journals, "task-1").task
-    assert (result.returncode == 0, task.state.is_terminal) == (finish, finish), result.stderr
+    assert (result.returncode == 0, task.state.is_final) == (finish, finish), result.stderr

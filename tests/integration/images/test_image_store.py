@@ -458,7 +458,7 @@ def test_doctor_reports_the_image_of_each_profile(catalog, fake_packages, tmp_pa
         (True, f"basic: image {record.digest}"),
     ]
     (catalog.image_store("basic").rootfs_path(record.digest).parent / "record.json").unlink()
-    assert [(finding.ok, finding.mend) for finding in check_images(settings)] == [
+    assert [(finding.ok, finding.remedy) for finding in check_images(settings)] == [
         (True, ""),
         (False, "sandbox profile build basic"),
     ]

@@ -216,7 +216,7 @@ def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, mo
     harness = make_harness(Script(), lifecycle={"collect_timeout": "10m"})
     targets = []
 
-    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         targets.append(target)
         if len(targets) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -233,7 +233,7 @@ def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, mo
 def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
 
-    async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
+    async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)

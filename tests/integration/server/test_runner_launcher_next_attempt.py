@@ -46,7 +46,7 @@ def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
-    assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)
+    assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
     assert orders(components) == [(False, False), (False, False)]
     assert len({order.attempt_id for order in components.runners.orders}) == 2
 

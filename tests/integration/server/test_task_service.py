@@ -11,7 +11,7 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
 from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
-from sandbox.interfaces.tasks import InsufficientResourcesError, TaskNotFoundError, TaskTerminalError, UnavailableError
+from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import limits
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
@@ -168,7 +168,7 @@ def test_submission_above_the_size_of_unfinished_manifests_is_refused(components
             assert (await service.submit(manifest("first", **large), key)).is_replayed
         monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
         async with components.server() as service:
-            assert not (await service.status("first")).state.is_terminal
+            assert not (await service.status("first")).state.is_final
             with pytest.raises(UnavailableError):
                 await service.submit(manifest("third"))
 
@@ -185,7 +185,7 @@ def test_pending_task_is_cancelled_without_a_runner(components):
             cancelled = await service.cancel("second", reason="not needed", force=False)
             assert cancelled.task.state is TaskState.PENDING
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
-            with pytest.raises(TaskTerminalError):
+            with pytest.raises(TaskFinishedError):
                 await service.cancel("second", reason="", force=False)
             await components.wait_for_launch("first")
             components.runners.record("first", *TO_RUNNING, *TO_END)

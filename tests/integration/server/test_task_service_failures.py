@@ -254,7 +254,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
                 while "free memory" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             occupancy = (await service.health()).occupancy
-            assert (occupancy.waiting, occupancy.cpus_promised) == (1, 0)
+            assert (occupancy.waiting, occupancy.cpus_reserved) == (1, 0)
             components.memory_available_bytes = 100 * GIB
             await components.wait_for_launch("task-1")
 
@@ -542,7 +542,7 @@ def test_temporary_launch_failure_is_followed_by_a_finisher(components, error_nu
             components.runners.launch_error = OSError(error_number, os.strerror(error_number))
             await service.submit(manifest())
             await wait_for_failures(components.runners)
-            assert not (await service.status("task-1")).state.is_terminal
+            assert not (await service.status("task-1")).state.is_final
             components.runners.launch_error = None
             await components.wait_for_launch("task-1")
             assert components.runners.orders[-1].finish

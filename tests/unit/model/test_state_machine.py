@@ -1,4 +1,4 @@
-"""The task state machine: any order of events follows the transition graph and reaches a terminal state."""
+"""The task state machine: any order of events follows the transition graph and reaches a final state."""
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX
+from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (
@@ -26,7 +26,7 @@ from sandbox.model.state_machine import (
     will_be_followed_up,
 )
 from sandbox.model.task import Task
-from sandbox.model.task_state import ALLOWED_TRANSITIONS, TERMINAL_STATES, TaskState
+from sandbox.model.task_state import ALLOWED_TRANSITIONS, FINAL_STATES, TaskState
 
 MANIFEST = Manifest(
     version="1",
@@ -117,7 +117,7 @@ def test_old_journal_with_two_attempt_starts_while_cloning_is_accepted():
     second_start = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
     assert states(SUBMITTED, ATTEMPT, second_start, PREPARED) == ["pending", "staging", "provisioning"]
     task = final_task(SUBMITTED, ATTEMPT, second_start)
-    assert (task.attempts, task.attempt.id) == (2, second_start.attempt_id)
+    assert (task.attempt_count, task.attempt.id) == (2, second_start.attempt_id)
 
 
 @pytest.mark.parametrize("before", [(PREPARED,), (PREPARED, CREATED, STARTED), (failed(),), (e.CancelRequested(),)])
@@ -367,7 +367,7 @@ class TaskStateMachine(RuleBasedStateMachine):
     def check_step(self, before: Task | None, step: AdvanceResult) -> None:
         assert step.task.last_seq == self.seq
         state_before = before.state if before else None
-        assert state_before is None or not state_before.is_terminal
+        assert state_before is None or not state_before.is_final
         if step.transition is None:
             assert step.task.state is state_before
             return
@@ -401,7 +401,7 @@ class TaskStateMachine(RuleBasedStateMachine):
         return self.task is not None and next_follow_up(self.task) is not None
 
     def check_end(self) -> None:
-        if self.task is None or not self.task.state.is_terminal:
+        if self.task is None or not self.task.state.is_final:
             return
         if self.cancelled:
             assert self.task.state is TaskState.CANCELLED
@@ -435,11 +435,11 @@ class TaskStateMachine(RuleBasedStateMachine):
         again_count = 0
         for entry in self.attempt_log:
             again_count = again_count + 1 if entry == "again" else 0
-            assert again_count < ATTEMPTS_MAX
+            assert again_count < UNSTARTED_ATTEMPTS_MAX
 
     @invariant()
     def task_can_always_finish(self) -> None:
-        if self.task is None or self.task.state.is_terminal:
+        if self.task is None or self.task.state.is_final:
             return
         for ending in (e.CancelRequested(), failed(FailureCode.RUNNER_LOST)):
             task = advance(self.task, ending, seq=self.task.last_seq + 1, at=START_TIME).task
@@ -449,7 +449,7 @@ class TaskStateMachine(RuleBasedStateMachine):
             remaining += [e.FollowUpSkipped(one, "enough") for one in e.FollowUp]
             for event in (*remaining, FINISHED):
                 task = advance(task, event, seq=task.last_seq + 1, at=START_TIME).task
-            assert task.state.is_terminal
+            assert task.state.is_final
 
 
 TestTaskStateMachine = TaskStateMachine.TestCase
@@ -457,7 +457,7 @@ TestTaskStateMachine.settings = settings(max_examples=100, stateful_step_count=4
 
 
 def test_only_terminal_states_have_no_transitions():
-    assert {state for state in TaskState if not ALLOWED_TRANSITIONS[state]} == TERMINAL_STATES
+    assert {state for state in TaskState if not ALLOWED_TRANSITIONS[state]} == FINAL_STATES
     assert set(ALLOWED_TRANSITIONS) == set(TaskState)
 
 
@@ -497,14 +497,14 @@ def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
     steps = replay_with(Lifecycle(), *TO_READY[:step_count], failed(code), ENDED, SECOND_ATTEMPT, *remaining)
     assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
     task = steps[-1].task
-    assert (task.failure, task.attempts, task.attempt.number) == (None, 2, 2)
+    assert (task.failure, task.attempt_count, task.attempt.number) == (None, 2, 2)
     [lost] = task.past_attempts
     assert (lost.failure.code, lost.follow_up, lost.ended_at is not None) == (code, "again", True)
 
 
 def test_consecutive_restarts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
-    steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (ATTEMPTS_MAX - 1), lost)
+    steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (UNSTARTED_ATTEMPTS_MAX - 1), lost)
     assert next_follow_up(steps[-1].task) is None
     with pytest.raises(IllegalEventError):
         advance(steps[-1].task, ENDED, seq=99, at=START_TIME)
@@ -546,7 +546,7 @@ def test_retried_task_stays_running_until_its_last_attempt_ends():
     assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
     task = steps[-1].task
     assert [attempt.failure.code for attempt in task.past_attempts] == ["agent_failed", "agent_failed"]
-    assert (task.attempts, task.exit_code, task.failure) == (3, 0, None)
+    assert (task.attempt_count, task.exit_code, task.failure) == (3, 0, None)
     assert task.started_at == START_TIME + timedelta(seconds=5)
     messages = [step.task.state_message for step in steps]
     assert "Attempt 1 ended with agent_failed; another attempt follows in 2 s" in messages

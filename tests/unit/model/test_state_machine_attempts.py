@@ -111,7 +111,7 @@ def test_submitted_task_is_pending_with_its_idempotency_key():
     task = step.task
     assert (task.id, task.state, task.state_message, task.last_seq) == ("t", "pending", "Waiting to be started", 1)
     assert (task.history, task.idempotency) == ((StateHistoryEntry(TaskState.PENDING, at(1)),), e.Idempotency("k", "d"))
-    assert (task.attempts, task.past_attempts, task.spent) == (0, (), TotalUsage())
+    assert (task.attempt_count, task.past_attempts, task.spent) == (0, (), TotalUsage())
     assert step.transition == e.Transition(None, TaskState.PENDING, "Waiting to be started")
     assert step.effects == ()
 
@@ -140,7 +140,7 @@ def test_attempt_records_its_fields():
         assert (record.base_commit, record.session_id) == (PREPARED.base_commit, agent().session_id)
     assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.FollowUp.RETRY)
     assert (task.attempt.failure, task.attempt.exit_code, task.attempt.follow_up) == (None, None, None)
-    assert task.attempts == 2
+    assert task.attempt_count == 2
 
 
 def test_messages_of_later_attempts_have_the_attempt_number():

@@ -43,7 +43,7 @@ def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
         history,
         9,
         attempt=attempt,
-        attempts=2,
+        attempt_count=2,
         agent_start_time=agent_start_time,
         **parts,
     )

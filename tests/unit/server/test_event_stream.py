@@ -18,7 +18,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
-from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
 from sandbox.server.journal_tailer import JournalTailer
@@ -43,7 +43,7 @@ def test_status_message_is_shown_for_unfinished_tasks_only():
         for state, task in states.items()
         if tracked_task.with_status_message(task).state_message == tracked_task.status_message
     }
-    assert states_with_message == set(TaskState) - TERMINAL_STATES
+    assert states_with_message == set(TaskState) - FINAL_STATES
 
 
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())

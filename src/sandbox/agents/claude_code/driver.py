@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import check_init, determine_interactive_failure
+from sandbox.agents.claude_code.outcome import check_ready, determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.tools import tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
@@ -119,8 +119,8 @@ PROJECTS_SCANNED_MAX = 1000
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def has_transcript(home: Path, session_id: str) -> bool:
-    """Return whether the session's transcript exists as a regular file. Reads only names and follows no links."""
+def has_session_file(home: Path, session_id: str) -> bool:
+    """Return whether Claude Code's file of the session is a regular file. Reads only names and follows no links."""
     try:
         with (
             _open_directory(str(home)) as top,
@@ -234,8 +234,8 @@ class ClaudeCodeDriver:
         return AgentLaunchSpec(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Return whether Claude Code's transcript of the session exists. The home is untrusted."""
-        return has_transcript(home, session_id)
+        """Return whether Claude Code's file of the session exists. The home is untrusted."""
+        return has_session_file(home, session_id)
 
     def create_parser(self, session_id: str) -> ClaudeOutputParser:
         """Return an output parser for one run."""
@@ -243,7 +243,7 @@ class ClaudeCodeDriver:
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return the failure if requested tools or MCP servers are missing; None if all are present."""
-        return check_init(manifest.claude, ready, redact)
+        return check_ready(manifest.claude, ready, redact)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""

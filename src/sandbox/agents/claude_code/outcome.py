@@ -112,17 +112,17 @@ def _quote(text: str) -> str:
 _NAMES_SHOWN_MAX = 10
 
 
-def check_init(claude: Claude, init: AgentReady, redact: Callable[[str], str]) -> Failure | None:
+def check_ready(claude: Claude, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
     """Return the failure; None if every MCP server is connected and every entry of `allowed_tools` matches a tool.
 
     redact: the redaction that was applied to the names that the agent reported.
     """
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():
-        status = init.mcp_servers.get(sanitize(redact(name)), "not started")
+        status = ready.mcp_servers.get(sanitize(redact(name)), "not started")
         if status not in {"connected", redact("connected")}:
             return Failure(FailureCode.MCP_FAILED, _mcp_failure_message(name, status, server))
-    unknown = unknown_entries(claude.allowed_tools or (), init.tools, servers, redact)
+    unknown = unknown_entries(claude.allowed_tools or (), ready.tools, servers, redact)
     if unknown:
         return Failure(FailureCode.TOOL_UNKNOWN, _unknown_tools_message(unknown, servers))
     return None

@@ -102,7 +102,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self.app_state = {**self.app_state, "abort": self.abort}
         assert isinstance(self.server_state, PortState)
         self._unauthenticated_connections = self.server_state.unauthenticated_connections
-        self._rejections = self.server_state.rejections
+        self._rejection_share = self.server_state.rejection_share
 
     @property
     def is_authenticated(self) -> bool:
@@ -195,7 +195,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._rejection = self.loop.create_task(self._reject())
 
     async def _reject(self) -> None:
-        await self._rejections.acquire(_REJECTION_BYTES)
+        await self._rejection_share.acquire(_REJECTION_BYTES)
         if self.transport.is_closing():
             return
         response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)

@@ -53,11 +53,11 @@ class UnauthenticatedConnections:
 
 
 class PortState(ServerState):
-    """State shared by the connections of one port. rejections: the share for responses to malformed requests."""
+    """State shared by the connections of one port. rejection_share: the share for responses to malformed requests."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rejections = FairShare()
+        self.rejection_share = FairShare()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX

@@ -1,6 +1,5 @@
 """Routes for health, probes and metrics."""
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +12,7 @@ from sandbox.api.middleware.metrics import CONTENT_TYPE
 from sandbox.api.openapi import problem_responses, raw_content, responses_for
 from sandbox.api.responses import JsonResponse, problem_response
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.tasks import Health
+from sandbox.interfaces.tasks import Health, Occupancy
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import format_timestamp
 
@@ -52,7 +51,7 @@ async def read_health(context: ContextDep) -> JsonResponse:
         "runtimes": [_runtime_body(probe) for probe in health.runtimes],
         "next_probe_at": None if health.next_probe_at is None else format_timestamp(health.next_probe_at),
         "store": {"ok": health.is_store_ok},
-        "occupancy": None if health.occupancy is None else asdict(health.occupancy),
+        "occupancy": None if health.occupancy is None else _occupancy_body(health.occupancy),
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
         "draining_since": None if health.draining_since is None else format_timestamp(health.draining_since),
     }
@@ -77,6 +76,18 @@ def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
     if not health.is_ready and not reasons:
         reasons = ["The server is not ready."]
     return [*reasons, _SHUTTING_DOWN] if context.shutting_down.is_set() else reasons
+
+
+def _occupancy_body(occupancy: Occupancy) -> dict[str, Any]:
+    return {
+        "cpus": occupancy.cpus,
+        "cpus_promised": occupancy.cpus_reserved,
+        "memory_bytes": occupancy.memory_bytes,
+        "memory_promised_bytes": occupancy.memory_reserved_bytes,
+        "disk_bytes": occupancy.disk_bytes,
+        "disk_promised_bytes": occupancy.disk_reserved_bytes,
+        "waiting": occupancy.waiting,
+    }
 
 
 def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:

@@ -111,7 +111,7 @@ async def read_logs(
     encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
     last_event_id = parse_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
     resumed = last_event_id if query.follow else None
-    if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
+    if task.state.is_final and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
     position = query.after if query.after is not None else resumed
     start = position or 0

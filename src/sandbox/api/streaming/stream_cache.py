@@ -194,7 +194,7 @@ class StreamCache:
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
         """Follow a task as `Tasks.follow` does, and encode its events."""
-        if task.state.is_terminal:
+        if task.state.is_final:
             return encode_each(self._tasks.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)
 

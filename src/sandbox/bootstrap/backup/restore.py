@@ -215,7 +215,7 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
         except SandboxError:
             continue
         # Trust the directory's name, not the journal, which may name any task.
-        if task is None or task.id != task_id or task.state.is_terminal or task.attempt is None:
+        if task is None or task.id != task_id or task.state.is_final or task.attempt is None:
             continue
         try:
             _end_task(journals, task)

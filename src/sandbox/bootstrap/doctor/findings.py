@@ -17,7 +17,7 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: what was found; mend: how to fix a problem, or empty.
+    """The result of one check. message: what was found; remedy: how to fix a problem, or empty.
 
     is_needed: no task can run if this check fails; otherwise tasks run, but with weaker guarantees.
     """
@@ -25,7 +25,7 @@ class Finding:
     name: str
     ok: bool
     message: str
-    mend: str = ""
+    remedy: str = ""
     is_needed: bool = True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,13 +32,23 @@ def doctor(**server_options: Any) -> None:
     findings, options = run_checks(settings), current_options()
     can_run = all(finding.ok or not finding.is_needed for finding in findings)
     if options.format == "json":
-        print_json({"can_run_tasks": can_run, "findings": [asdict(finding) for finding in findings]})
+        print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})
     else:
         _print_findings(findings, has_color=options.has_color)
     if not can_run:
         fail("No task can run here yet. Fix the items marked with ✗ and run this again.", ExitCode.TASK_FAILED)
     is_ok = all(finding.ok for finding in findings)
     click.echo(f"Tasks can run here{'' if is_ok else '; see the items marked with !'}.", err=True)
+
+
+def _to_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "name": finding.name,
+        "ok": finding.ok,
+        "message": finding.message,
+        "mend": finding.remedy,
+        "is_needed": finding.is_needed,
+    }
 
 
 def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
@@ -55,6 +64,6 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
         first, *others = wrap_text(finding.message, width_left)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
-        remedy = wrap_text(f"→ {finding.mend}", width_left) if finding.mend else []
+        remedy = wrap_text(f"→ {finding.remedy}", width_left) if finding.remedy else []
         for line in (*others, *remedy):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)

@@ -42,13 +42,13 @@ _HEADER = """\
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option(
     "--set",
-    "settings",
+    "overrides",
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
     help="Set a field, such as claude.prompt=...; may be repeated. The command does not prompt for these fields.",
 )
-def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
+def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     """Create a manifest for the current git checkout.
 
     FILE defaults to task.yaml; '-' means stdout.
@@ -63,9 +63,9 @@ def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
             "Error: This command prompts for input and needs a terminal.\n  Use the defaults: add --yes",
             ExitCode.USAGE,
         )
-    preset = {".".join(map(str, setting.path)) for setting in settings}
+    preset = {".".join(map(str, override.path)) for override in overrides}
     data = _manifest_from_checkout(preset, is_interactive=not yes)
-    _apply_overrides(data, settings)
+    _apply_overrides(data, overrides)
     if not yes:
         _prompt_fields(data, preset)
     text = _HEADER.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
@@ -110,10 +110,10 @@ def _fail_unknown_repository(checkout: Checkout | None, missing: list[str]) -> N
     fail(f"{message}\n  Set it: add {options}", ExitCode.USAGE)
 
 
-def _apply_overrides(data: dict[str, Any], settings: list[Override]) -> None:
+def _apply_overrides(data: dict[str, Any], overrides: list[Override]) -> None:
     try:
-        for setting in settings:
-            setting.apply(data)
+        for override in overrides:
+            override.apply(data)
     except OverrideError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -49,7 +49,7 @@ was found in the patch; 9 the manifest is invalid."""
 @click.option("--id", "task_id", metavar="ID", help="The task's id [default: generated].")
 @click.option(
     "--set",
-    "settings",
+    "overrides",
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
@@ -83,9 +83,9 @@ def run(
     origin = find_origin(checkout, run_options["remote"])
     if includes_dirty is None:
         _require_pushed(checkout, origin)
-    settings: list[Override] = run_options["settings"]
+    overrides: list[Override] = run_options["overrides"]
     if run_options["task_id"] is not None:
-        settings.append(Override(("metadata", "id"), run_options["task_id"], f"--id {run_options['task_id']}"))
+        overrides.append(Override(("metadata", "id"), run_options["task_id"], f"--id {run_options['task_id']}"))
     _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
     has_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)
@@ -94,7 +94,7 @@ def run(
     patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
     manifest = ManifestFile("sandbox run", write_json(_build_manifest(text, origin, checkout.subpath(), patch)))
     with options.connect() as client:
-        submitted = submit_manifest(client, manifest, settings)
+        submitted = submit_manifest(client, manifest, overrides)
         task_id = submitted["task_id"]
         if options.format != "json":
             print_submitted(submitted, is_watched=True)

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sandbox.cli.output.agent_output import AgentMessage, AgentOutputParser, ApiRetry, TextOutput, ToolCall, ToolResult
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
 from sandbox.cli.output.formatting import format_elapsed, pluralize
-from sandbox.cli.output.transcript import AgentMessage, ApiRetry, TextOutput, ToolCall, ToolResult, TranscriptParser
 from sandbox.model.formatting import format_cost, format_duration
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class EventPrinter:
         self._detail = detail
         self._pending_reason = pending_reason
         self._layout = EventLayout(console)
-        self._transcript = TranscriptParser(is_trusted=is_trusted)
+        self._output_parser = AgentOutputParser(is_trusted=is_trusted)
         self._open_calls: dict[str, ToolCall] = {}
         self._results: dict[str, str] = {}
         self._first_at: str | None = None
@@ -156,7 +156,7 @@ class EventPrinter:
             if self._detail.shows_activity:
                 self._layout.print_lines(event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
-        for item in self._transcript.feed(data, continued=bool(event.get("continued"))):
+        for item in self._output_parser.feed(data, continued=bool(event.get("continued"))):
             match item:
                 case AgentMessage(text) | TextOutput(text) if self._detail.shows_activity:
                     self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)

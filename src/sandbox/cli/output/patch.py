@@ -15,7 +15,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.cli.secret_guard import reject_secrets
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def fetch_patch(
     """Download and verify the task's patch to the file `target`. Fails the command if there is none."""
     path = f".sandbox/{task_id}.patch"
     entries = _patch_entries(client, task_id, path)
-    has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
+    has_ended = not entries and client.status(task_id)["state"] in FINAL_STATES
     if has_ended:
         entries = _patch_entries(client, task_id, path)  # the task may have ended with a patch after the listing
     if not entries:

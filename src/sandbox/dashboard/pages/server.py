@@ -14,7 +14,7 @@ from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
-from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import fair_share
 
 _HOURS = 24
@@ -59,7 +59,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
 
 async def _finished_tasks(tasks: Tasks) -> tuple[list[Task], bool]:
     """Return the tasks that ended within the last day, up to one page, and whether there were more."""
-    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
+    query = TaskQuery(FINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)
     page = await tasks.query(query)
     ended = [task for task in page.tasks if task.state_changed_at >= since]

@@ -32,7 +32,7 @@ _STATE_SEQUENCE = (
 
 
 @dataclass(frozen=True, slots=True)
-class StateStep:
+class StateEntry:
     """A state of the task. entered_at: None if not entered; duration: None if not left."""
 
     state: TaskState
@@ -59,7 +59,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
         manifest_text=manifest_text,
-        state_steps=state_steps(task),
+        state_entries=state_entries(task),
         took=_total_duration(task),
         failure=error_fields(task, is_operator=is_operator),
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
@@ -70,13 +70,13 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     )
 
 
-def state_steps(task: Task) -> Sequence[StateStep]:
+def state_entries(task: Task) -> Sequence[StateEntry]:
     """Return the six states before the end, then the final state; skipped states have no time."""
     entered = {entry.state: entry.at for entry in task.history}
     left = {entry.state: after.at for entry, after in zip(task.history, task.history[1:], strict=False)}
-    end = task.state if task.state.is_terminal else TaskState.COMPLETED
+    end = task.state if task.state.is_final else TaskState.COMPLETED
     return [
-        StateStep(
+        StateEntry(
             state,
             entered.get(state),
             left[state] - entered[state] if state in left else None,

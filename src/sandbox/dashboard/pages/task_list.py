@@ -21,13 +21,13 @@ from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
-from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import fair_share
 
 _PAGE_ROWS = 50
 _PENDING_ROWS = 20
 
-_ACTIVE_STATES = tuple(state for state in TaskState if state not in TERMINAL_STATES and state is not TaskState.PENDING)
+_ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
 _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
     "All": (),
     "Waiting": (TaskState.PENDING,),

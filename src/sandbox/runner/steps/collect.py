@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.secrets import matches_fingerprint
-from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
+from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
@@ -120,7 +120,7 @@ async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
         await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason)
 
 
-def _secret_scanner(attempt: AttemptContext) -> ContainsSecret:
+def _secret_scanner(attempt: AttemptContext) -> FindSecret:
     return (lambda _: False) if attempt.redaction is None else attempt.redaction.contains
 
 

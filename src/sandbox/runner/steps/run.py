@@ -165,7 +165,7 @@ class _AgentRun:
                 self._watch_timeouts,
                 self._watch_disk,
                 self._watch_kernel_usage,
-                self._watch_report_errors,
+                self._watch_event_recording,
                 self._stop_on_signal,
             ):
                 tasks.append(self._start_guarded(helper))
@@ -250,11 +250,11 @@ class _AgentRun:
     def _on_line(self, line: bytes) -> None:
         for event in self._output_parser.parse_line(line):
             if isinstance(event, AgentReady):
-                self._check_start(event)
+                self._check_ready(event)
             else:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
-    def _check_start(self, ready: AgentReady) -> None:
+    def _check_ready(self, ready: AgentReady) -> None:
         """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
@@ -265,7 +265,7 @@ class _AgentRun:
             self._gateway.release_model_requests()
 
     def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
-        """Record an event of the gateway, which cannot handle errors: `_watch_report_errors` raises them."""
+        """Record an event of the gateway, which cannot handle errors: `_watch_event_recording` raises them."""
         try:
             if isinstance(event, BudgetExhausted):
                 self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
@@ -279,7 +279,7 @@ class _AgentRun:
         if isinstance(event, Usage):
             self._progress.add_usage(event)
 
-    async def _watch_report_errors(self) -> None:
+    async def _watch_event_recording(self) -> None:
         await self._event_recording_failure
 
     async def _open_gateway(self) -> None:

@@ -84,7 +84,7 @@ class BubblewrapDriver:
         """Return the kernel uid itself."""
         return kernel_uid
 
-    def host_tasks_max(self, processes_max: int) -> int:
+    def host_threads_max(self, processes_max: int) -> int:
         """Return the same number: processes inside are processes of the host."""
         return processes_max
 

@@ -26,7 +26,7 @@ from sandbox.runtimes import bwrap, launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
-from sandbox.runtimes.launcher_client import ExecSpec, reject_nul, wait_for_exit
+from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
@@ -47,35 +47,36 @@ def staged_views(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
         yield ("overlay", f"program-{index}", str(program))
 
 
-def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ExecSpec:
+def build_program_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ProgramSpec:
     """Build the argv and descriptors that start one sandbox. status_fd: descriptor for bubblewrap's reports; ownership
 
     passes to the result. Raises AttemptError (provision_failed) for NUL characters.
     """
-    exec_spec = ExecSpec()
+    program_spec = ProgramSpec()
     try:
-        arguments = list(_bwrap_arguments(exec_spec, spec, command, exec_spec.add_descriptor(status_fd)))
+        arguments = list(_bwrap_arguments(program_spec, spec, command, program_spec.add_descriptor(status_fd)))
         reject_nul([*arguments, *command.argv])
         text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-        number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
+        number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
     except BaseException:
-        exec_spec.close()
+        program_spec.close()
         raise
-    exec_spec.argv = [program, launcher_client.attempt_marker(spec.attempt_id), "--args", number, "--", *command.argv]
-    return exec_spec
+    marker = launcher_client.attempt_marker(spec.attempt_id)
+    program_spec.argv = [program, marker, "--args", number, "--", *command.argv]
+    return program_spec
 
 
-def _bwrap_arguments(exec_spec: ExecSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
+def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(exec_spec)
+    yield from bwrap.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)
     yield from _root_arguments(root)
     yield from _system_arguments(spec)
     yield from _disk_arguments()
-    yield from _file_arguments(exec_spec, root)
+    yield from _file_arguments(program_spec, root)
     for index, sandbox_path in enumerate(root.mounts.values()):
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", sandbox_path)
     for target in ("/", *root.tmpfs_mounts):
@@ -112,11 +113,11 @@ def _disk_arguments() -> Iterator[str]:
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", sandbox_path)
 
 
-def _file_arguments(exec_spec: ExecSpec, root: RootFsSpec) -> Iterator[str]:
+def _file_arguments(program_spec: ProgramSpec, root: RootFsSpec) -> Iterator[str]:
     """Write the synthetic files. An image is read-only, so they are mounted over the image's files."""
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, path)
 
 
@@ -131,21 +132,21 @@ class BubblewrapSandbox(BaseSandbox):
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
-        self._status: asyncio.StreamReader | None = None
+        self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
         self._reports: dict[str, int] = {}
         self._init_pidfd: int | None = None
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if bubblewrap does not start."""
-        self._status = await self._execute(command)
+        self._report_reader = await self._execute(command)
         output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
-        await self._wait_started(self._status, errors)
+        await self._wait_started(self._report_reader, errors)
         self._watch_exit()
         return output, errors
 
-    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
-        return build_exec_spec(self._program, self._spec, command, status_fd)
+    def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
+        return build_program_spec(self._program, self._spec, command, status_fd)
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run an additional command in the sandbox's namespaces, on a pty. Raises AttemptError (sandbox_lost)."""
@@ -234,7 +235,7 @@ class BubblewrapSandbox(BaseSandbox):
         reports no exit code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()
-        while self._status is not None and await self._read_report(self._status):
+        while self._report_reader is not None and await self._read_report(self._report_reader):
             pass
         if self._init_pidfd is not None:
             if not await wait_for_exit(self._init_pidfd):

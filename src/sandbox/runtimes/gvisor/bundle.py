@@ -15,7 +15,7 @@ from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
-from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
+from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
@@ -134,26 +134,26 @@ _RUNSC_FLAGS = (
 )
 
 
-def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ExecSpec:
+def build_program_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ProgramSpec:
     """Build the argv and descriptors that start the sandbox.
 
     log_fd: descriptor for runsc's log messages; ownership passes to the result. Raises AttemptError (provision_failed)
     for NUL characters.
     """
-    exec_spec = ExecSpec()
+    program_spec = ProgramSpec()
     try:
         config = encode_config(spec, command)
         # Must be the first: the bundle's config.json is a link to this descriptor's number.
-        exec_spec.add_descriptor(launcher_client.create_memfd("config", config))
-        log_number = exec_spec.add_descriptor(log_fd)
+        program_spec.add_descriptor(launcher_client.create_memfd("config", config))
+        log_number = program_spec.add_descriptor(log_fd)
     except BaseException:
-        exec_spec.close()
+        program_spec.close()
         os.close(log_fd)
         raise
     marker = launcher_client.attempt_marker(spec.attempt_id)
     flags = (*_RUNSC_FLAGS, f"--log-fd={log_number}", "--log-format=json")
-    exec_spec.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
-    return exec_spec
+    program_spec.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
+    return program_spec
 
 
 def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:

@@ -65,8 +65,11 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
     return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
 
 
-_TASKS_PER_PROCESS = 4
-_KERNEL_TASKS = 256
+_THREADS_PER_PROCESS = 4
+"""Host threads for each process in the sandbox."""
+
+_GVISOR_KERNEL_THREADS = 256
+"""Host threads of gVisor itself."""
 
 
 class GvisorDriver:
@@ -85,9 +88,9 @@ class GvisorDriver:
         """Return the uid that is mapped to 1000 inside."""
         return kernel_uid + FILES_UIDS_OFFSET
 
-    def host_tasks_max(self, processes_max: int) -> int:
+    def host_threads_max(self, processes_max: int) -> int:
         """Return a limit higher than gVisor's own process limit, in case gVisor does not enforce it."""
-        return processes_max * _TASKS_PER_PROCESS + _KERNEL_TASKS
+        return processes_max * _THREADS_PER_PROCESS + _GVISOR_KERNEL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Stage the sandbox's complete file system."""
@@ -99,7 +102,7 @@ class GvisorDriver:
             spec.attempt_id,
             kernel_uid,
             paths_by_name,
-            agent_uid=files_uid,
+            files_uid=files_uid,
             entries=staged_entries(spec),
             seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,

@@ -16,7 +16,7 @@ from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySa
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.gvisor import bundle, exec_client
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
-from sandbox.runtimes.launcher_client import ExecSpec
+from sandbox.runtimes.launcher_client import ProgramSpec
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
 
@@ -97,9 +97,9 @@ class GvisorSandbox(BaseSandbox):
         await self._wait_started()
         return output, errors
 
-    def _build_exec_spec(self, command: Command, status_fd: int) -> ExecSpec:
+    def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
         self._runsc_pidfd = os.pidfd_open(self._launcher.pid)
-        return bundle.build_exec_spec(self._program, self._spec, command, status_fd)
+        return bundle.build_program_spec(self._program, self._spec, command, status_fd)
 
     async def _wait_started(self) -> None:
         """Wait until the command runs according to runsc's state file, or has ended."""
@@ -169,10 +169,8 @@ class GvisorSandbox(BaseSandbox):
             os.close(self._runsc_pidfd)
             self._runsc_pidfd = None
         code = await self._read_exit_code()
-        is_out_of_memory = code != 0 and self._group.was_oom_killed()
-        return ExitStatus(
-            KILLED_EXIT_CODE if code is None and is_out_of_memory else code, was_oom_killed=is_out_of_memory
-        )
+        was_oom_killed = code != 0 and self._group.was_oom_killed()
+        return ExitStatus(KILLED_EXIT_CODE if code is None and was_oom_killed else code, was_oom_killed=was_oom_killed)
 
     async def _wait_for_runsc(self) -> None:
         """Wait for runsc. If one of gVisor's processes is OOM-killed, kill the rest, which would wait forever."""

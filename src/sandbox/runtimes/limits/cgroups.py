@@ -106,9 +106,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process of the group because its memory was exhausted."""
-        return bool(self.memory_kills())
+        return bool(self.oom_kills())
 
-    def memory_kills(self) -> int:
+    def oom_kills(self) -> int:
         """Return the number of OOM kills since the group was created."""
         return (
             self._read_number("memory.events", "oom_kill") or self._read_number("memory.oom_control", "oom_kill") or 0
@@ -129,7 +129,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             cpu_seconds=cpu,
             memory_bytes=None if used is None else max(0, used - cached),
             processes=count,
-            oom_kills=self.memory_kills(),
+            oom_kills=self.oom_kills(),
             fork_failures=self._read_number("pids.events", "max") or 0,
         )
 

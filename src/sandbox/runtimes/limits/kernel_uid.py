@@ -1,4 +1,4 @@
-"""Allocates a separate kernel uid for each sandbox, machine-wide.
+"""Claims a separate kernel uid for each sandbox, machine-wide.
 
 A claim is a lock on a file, held by the claiming process until it releases the uid or dies. The file contains the
 attempt's id, from which other processes find the owner of a uid.
@@ -18,7 +18,7 @@ from sandbox.runtimes import processes
 
 LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
-"""Uids that nothing else allocates.
+"""Uids that nothing else uses.
 
 They are above the subordinate uids of login.defs (up to 600,100,000), which containers of the machine's users run with,
 and above those of systemd's containers (up to 1,879,048,191).
@@ -37,18 +37,18 @@ class KernelUidPool:
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
         self._directory = directory
-        self._allocations: dict[str, tuple[int, int]] = {}
+        self._claims: dict[str, tuple[int, int]] = {}
 
-    def allocate(self, attempt_id: str) -> int:
-        """Allocate a uid that is unclaimed and that no process has. Raises AttemptError (provision_failed)."""
-        if attempt_id in self._allocations:
-            return self._allocations[attempt_id][0]
+    def claim(self, attempt_id: str) -> int:
+        """Claim a uid that is unclaimed and that no process has. Raises AttemptError (provision_failed)."""
+        if attempt_id in self._claims:
+            return self._claims[attempt_id][0]
         try:
             self._ensure_directory()
             for includes_retired in (False, True):
                 for uid in self._iterate_from_offset():
                     is_candidate = includes_retired or not self._retired_marker(uid).exists()
-                    if is_candidate and self._try_allocate(uid, attempt_id):
+                    if is_candidate and self._try_claim(uid, attempt_id):
                         return uid
         except OSError as error:
             raise AttemptError(
@@ -61,25 +61,25 @@ class KernelUidPool:
         )
 
     @contextmanager
-    def lock_if_unallocated(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
+    def lock_if_unclaimed(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
         An unclaimed uid cannot be claimed in the meantime. The claim of another living process can end, and the uid can
         then be allocated to another attempt. So open a pidfd of the process first, call the function again, and only
         then signal the process.
         """
-        if attempt_id in self._allocations:
+        if attempt_id in self._claims:
             yield lambda: True
             return
         self._ensure_directory()
         descriptor = self._open(uid)
         try:
-            is_unallocated = _try_lock(descriptor)
-            yield lambda: is_unallocated or self.is_allocated_to(uid, attempt_id)
+            is_unclaimed = _try_lock(descriptor)
+            yield lambda: is_unclaimed or self.was_last_claimed_by(uid, attempt_id)
         finally:
             os.close(descriptor)
 
-    def is_allocated_to(self, uid: int, attempt_id: str) -> bool:
+    def was_last_claimed_by(self, uid: int, attempt_id: str) -> bool:
         """Return whether the latest claim of the uid names this attempt."""
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
@@ -87,20 +87,20 @@ class KernelUidPool:
         """Return the uid whose latest claim, by any process, names the attempt; None if there is none."""
         name = attempt_id.encode()
         try:
-            allocation_files = [path for path in self._directory.iterdir() if path.name.isdigit()]
-            return next((int(path.name) for path in allocation_files if path.read_bytes() == name), None)
+            claim_files = [path for path in self._directory.iterdir() if path.name.isdigit()]
+            return next((int(path.name) for path in claim_files if path.read_bytes() == name), None)
         except OSError:
             return None
 
     def release(self, attempt_id: str) -> None:
-        """Release the attempt's uid. Does nothing if this process has not allocated one."""
-        _, descriptor = self._allocations.pop(attempt_id, (0, None))
+        """Release the attempt's uid. Does nothing if this process has not claimed one."""
+        _, descriptor = self._claims.pop(attempt_id, (0, None))
         if descriptor is not None:
             os.close(descriptor)
 
-    def has_allocated(self, uid: int | None, attempt_id: str) -> bool:
-        """Return whether this process has allocated the uid for the attempt."""
-        return attempt_id in self._allocations and self._allocations[attempt_id][0] == uid
+    def holds_claim(self, uid: int | None, attempt_id: str) -> bool:
+        """Return whether this process holds a claim of the uid for the attempt."""
+        return attempt_id in self._claims and self._claims[attempt_id][0] == uid
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._range
@@ -116,7 +116,7 @@ class KernelUidPool:
         for step in range(len(self._range)):
             yield self._range[(begin + step) % len(self._range)]
 
-    def _try_allocate(self, uid: int, attempt_id: str) -> bool:
+    def _try_claim(self, uid: int, attempt_id: str) -> bool:
         descriptor = self._open(uid)
         if not _try_lock(descriptor):
             os.close(descriptor)
@@ -127,11 +127,11 @@ class KernelUidPool:
         if processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
             os.close(descriptor)
             return False
-        self._allocations[attempt_id] = (uid, descriptor)
+        self._claims[attempt_id] = (uid, descriptor)
         return True
 
     def _retire_if_files_in_transit(self, uid: int) -> bool:
-        """Retire a uid with files in transit, so that later allocations try it last. Returns whether it is retired."""
+        """Retire a uid with files in transit, so that later claims try it last. Returns whether it is retired."""
         marker = self._retired_marker(uid)
         if _has_files_in_transit(uid):
             marker.touch()

@@ -288,8 +288,8 @@ def mount_devpts() -> None:
             _mount(source, target, None, MS_BIND)
 
 
-def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
-    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `agent_uid` to 1000 (file_layout.py).
+def enter_user_namespace(kernel_uid: int, files_uid: int) -> None:
+    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `files_uid` to 1000 (file_layout.py).
 
     A child creates the namespace, because a process that is already in it may not map two uids.
     """
@@ -305,7 +305,7 @@ def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
         raise OSError("a user namespace could not be created")
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
-            file.write(f"0 {kernel_uid} 1\n1000 {agent_uid} 1\n")
+            file.write(f"0 {kernel_uid} 1\n1000 {files_uid} 1\n")
     user_namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
     check_errno(_libc.setns(user_namespace, CLONE_NEWUSER), "setns")
     os.close(user_namespace)
@@ -427,7 +427,7 @@ def exec_program(argv_file: int, descriptors: list[int]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run until the exec. An error before that is reported over the control socket."""
-    control_number, parent, kernel_uid, agent_uid, filter_number, ports, *words = arguments[:-1]
+    control_number, parent, kernel_uid, files_uid, filter_number, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
     process_limits = __import__("process_limits")  # from this directory; the program is not part of the package
@@ -448,8 +448,8 @@ def main(arguments: list[str]) -> None:
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
         # Sent as root: with the sandbox's uid, it could fail because of files in transit from an earlier sandbox.
         send_sockets(control, sockets)
-        if agent_uid != "-":
-            enter_user_namespace(int(kernel_uid), int(agent_uid))
+        if files_uid != "-":
+            enter_user_namespace(int(kernel_uid), int(files_uid))
         elif as_root:
             switch_to_uid(int(kernel_uid))
         set_parent_death_signal(int(parent))

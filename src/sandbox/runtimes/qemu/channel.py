@@ -253,8 +253,8 @@ class QemuTerminal:
         elif kind in (frames.READY, frames.FAILED) and not self.started.done():
             self.started.set_result(body.decode(errors="replace"))
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size and not self._exit.done():
-            code, was_out_of_memory = frames.EXIT_BODY.unpack(body)
-            self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
+            code, was_oom_killed = frames.EXIT_BODY.unpack(body)
+            self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
 
     def finish(self, exit_: ExitStatus) -> None:
         """End the terminal because the guest has ended."""

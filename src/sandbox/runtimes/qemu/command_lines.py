@@ -23,7 +23,7 @@ GUEST_OVERHEAD_BYTES = 160 * _MEBIBYTE
 JAIL_OVERHEAD_BYTES = GUEST_OVERHEAD_BYTES + 384 * _MEBIBYTE
 """Memory of the host in addition to the command's: GUEST_OVERHEAD_BYTES, QEMU with its translation cache, virtiofsd."""
 
-JAIL_OVERHEAD_TASKS = 160
+JAIL_THREADS = 160
 """Threads of QEMU and virtiofsd."""
 
 _TB_CACHE_MEBIBYTES = 128

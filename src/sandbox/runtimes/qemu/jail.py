@@ -17,14 +17,14 @@ from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
-from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
+from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.components import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
-_MODULES = ("frames", "gateway_redirection", "machine", "confinement", "streams", "agent")
+_MODULES = ("frames", "gateway_redirection", "machine", "commands", "streams", "agent")
 """Each module comes after those that it imports."""
 
 GUEST_AGENT_PATH = "/agent"
@@ -114,22 +114,22 @@ def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
     return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
 
 
-def build_exec_spec(
+def build_program_spec(
     program: str, plan: GuestPlan, descriptors: command_lines.QemuDescriptors, status_fd: int
-) -> ExecSpec:
+) -> ProgramSpec:
     """Build the argv and descriptors of one boot.
 
     status_fd: descriptor for bubblewrap's reports. Ownership of it and of `descriptors` passes to the result.
     """
-    exec_spec = ExecSpec()
+    program_spec = ProgramSpec()
     try:
-        numbers = command_lines.QemuDescriptors(*(int(exec_spec.add_descriptor(one)) for one in descriptors))
-        arguments = list(_bwrap_arguments(exec_spec, plan, exec_spec.add_descriptor(status_fd)))
+        numbers = command_lines.QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
+        arguments = list(_bwrap_arguments(program_spec, plan, program_spec.add_descriptor(status_fd)))
         reject_nul(arguments)
         text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-        number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
+        number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
     except BaseException:
-        exec_spec.close()
+        program_spec.close()
         raise
     qemu = command_lines.qemu_arguments(plan.spec, plan.accelerator, numbers)
     virtiofsd = command_lines.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
@@ -142,11 +142,11 @@ def build_exec_spec(
         *qemu,
         *virtiofsd,
     )
-    exec_spec.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
-    return exec_spec
+    program_spec.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
+    return program_spec
 
 
-def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
+def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestPlan, status: str) -> Iterator[str]:
     # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
@@ -161,12 +161,12 @@ def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Itera
     )
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(exec_spec, allows_filters=True)
+    yield from bwrap.seccomp_arguments(program_spec, allows_filters=True)
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
-    yield from _guest_root_arguments(exec_spec, plan, filter_)
-    yield from _command_root_arguments(exec_spec, plan)
+    yield from _guest_root_arguments(program_spec, plan, filter_)
+    yield from _command_root_arguments(program_spec, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
 
@@ -184,7 +184,7 @@ def _usr_arguments(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _guest_root_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
+def _guest_root_arguments(program_spec: ProgramSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
     yield from ("--dir", SHARE_DIRECTORY)
     yield from _host_program_arguments(plan, SHARE_DIRECTORY)
     for directory in _GUEST_ROOT_DIRECTORIES:
@@ -205,7 +205,7 @@ def _guest_root_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) 
         "/settings": _encode_settings(plan),
     }
     for target, content in files.items():
-        number = exec_spec.add_descriptor(launcher_client.create_memfd(target.strip("/"), content))
+        number = program_spec.add_descriptor(launcher_client.create_memfd(target.strip("/"), content))
         yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
 
 
@@ -218,7 +218,7 @@ def _encode_settings(plan: GuestPlan) -> bytes:
     return "\0".join(arguments).encode(errors="surrogateescape")
 
 
-def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[str]:
+def _command_root_arguments(program_spec: ProgramSpec, plan: GuestPlan) -> Iterator[str]:
     root = rootfs.describe_rootfs(plan.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
@@ -232,15 +232,15 @@ def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[st
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
     for name, sandbox_path in DISK_DIRECTORIES.items():
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
-    yield from _file_arguments(exec_spec, plan, root)
+    yield from _file_arguments(program_spec, plan, root)
     for mount_path in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
 
 
-def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
+def _file_arguments(program_spec: ProgramSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, sandbox_path) in enumerate(root.mounts.items()):
         if part in plan.execute_only_programs:
@@ -249,7 +249,7 @@ def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpe
                 "--perms",
                 "0755",
                 "--file",
-                exec_spec.add_descriptor(launcher_client.create_memfd("place", b"")),
+                program_spec.add_descriptor(launcher_client.create_memfd("place", b"")),
                 _COMMAND_ROOT + sandbox_path,
             )
         else:

@@ -123,9 +123,9 @@ class QemuDriver:
         """Return the kernel uid itself."""
         return kernel_uid
 
-    def host_tasks_max(self, processes_max: int) -> int:
+    def host_threads_max(self, processes_max: int) -> int:
         """Return the number of the jail's threads, independent of the programs inside."""
-        return command_lines.JAIL_OVERHEAD_TASKS
+        return command_lines.JAIL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Stage everything for bubblewrap to bind."""

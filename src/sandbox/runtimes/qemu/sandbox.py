@@ -25,12 +25,12 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader, reject_nul, wait_for_exit
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
-from sandbox.runtimes.qemu.jail import GuestPlan, build_exec_spec
+from sandbox.runtimes.qemu.jail import GuestPlan, build_program_spec
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0
@@ -76,7 +76,7 @@ class QemuSandbox:
         self._reported_exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._stats_reply: asyncio.Future[tuple[int, ...]] | None = None
         self._init_pidfd: int | None = None
-        self._status: asyncio.Transport | None = None
+        self._report_transport: asyncio.Transport | None = None
         self._was_killed = False
         self._exit_task: asyncio.Task[ExitStatus] | None = None
         self.slow_reason: str | None = None
@@ -179,7 +179,7 @@ class QemuSandbox:
             raise AttemptError(
                 FailureCode.SANDBOX_LOST, "The guest's processes do not end; restart the machine."
             ) from None
-        for one in (self._channel, self._console, self._stderr, self._status):
+        for one in (self._channel, self._console, self._stderr, self._report_transport):
             if one is not None:
                 one.abort()
         self._launcher.close()
@@ -201,24 +201,24 @@ class QemuSandbox:
         status, status_inside = socket.socketpair()
         host_socket, guest_socket = socket.socketpair()
         with status_inside, guest_socket:
-            reports, self._status = await open_reader(status)
+            reports, self._report_transport = await open_reader(status)
             await self._channel.open(host_socket)
-            exec_spec = self._build_exec_spec(guest_socket, status_inside)
+            program_spec = self._build_program_spec(guest_socket, status_inside)
         try:
-            self._launcher.exec_program(exec_spec.argv, b"", exec_spec.descriptors)
+            self._launcher.exec_program(program_spec.argv, b"", program_spec.descriptors)
         except OSError as error:
             raise BootError(f"the sandbox has ended: {error.strerror}") from error
         finally:
-            exec_spec.close()
+            program_spec.close()
         return reports
 
-    def _build_exec_spec(self, guest_socket: socket.socket, status: socket.socket) -> ExecSpec:
+    def _build_program_spec(self, guest_socket: socket.socket, status: socket.socket) -> ProgramSpec:
         with ExitStack() as opened:
             accelerator = self._open_accelerator()
             opened.callback(os.close, accelerator)
             files = _connect_virtiofsd(self._plan.run_dir, self.handle.attempt_id)
             opened.pop_all()
-        return build_exec_spec(
+        return build_program_spec(
             self._program, self._plan, QemuDescriptors(*files, guest_socket.detach(), accelerator), status.detach()
         )
 
@@ -282,8 +282,8 @@ class QemuSandbox:
         elif kind == frames.FAILED and number == frames.COMMAND:
             self._report_failed_start(body)
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size:
-            code, was_out_of_memory = frames.EXIT_BODY.unpack(body)
-            _set_result(self._reported_exit, ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
+            code, was_oom_killed = frames.EXIT_BODY.unpack(body)
+            _set_result(self._reported_exit, ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
         elif kind == frames.STATS and len(body) == frames.STATS_BODY.size:
             _set_result(self._stats_reply, frames.STATS_BODY.unpack(body))
 
@@ -309,13 +309,13 @@ class QemuSandbox:
 
 def merge_stats(host_stats: Stats, guest_stats: tuple[int, ...], spec: SandboxSpec) -> Stats:
     """Combine the host's statistics with the guest's, limited to the memory and processes that the guest can have."""
-    memory, processes, memory_kills, forks_refused = guest_stats
+    memory, processes, oom_kills, fork_failures = guest_stats
     return Stats(
         cpu_seconds=host_stats.cpu_seconds,
         memory_bytes=min(memory, spec.memory_bytes),
         processes=min(processes, spec.processes_max),
-        oom_kills=memory_kills + host_stats.oom_kills,
-        fork_failures=forks_refused,
+        oom_kills=oom_kills + host_stats.oom_kills,
+        fork_failures=fork_failures,
     )
 
 

@@ -10,7 +10,7 @@ from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Jo
 from sandbox.interfaces.store import Cursor, Store, TaskQuery
 from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.model.task import Task
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 _FAILURES_SHOWN_MAX = 5
@@ -41,7 +41,7 @@ class JournalCompressor:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
         cursor, is_busy = self._compressed_until, False
         while True:
-            query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=cursor)
+            query = TaskQuery(FINAL_STATES, sort="state_changed_at", order="asc", cursor=cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

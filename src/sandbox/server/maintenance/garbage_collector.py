@@ -91,7 +91,7 @@ class GarbageCollector:
     ) -> list[str]:
         """Remove one task's leftovers; return failures. Raises StoreError; OSError if journal or lock is unreadable."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
-        if task is None or not task.state.is_terminal:
+        if task is None or not task.state.is_final:
             return []
         failures = []
         with self._dependencies.journals.try_lock(task_id) as has_lock:
@@ -108,7 +108,7 @@ class GarbageCollector:
         indexed = self._dependencies.store.load(task_id)
         if indexed is None:
             return None
-        if indexed.task.state.is_terminal or self._dependencies.journals.is_locked(task_id):
+        if indexed.task.state.is_final or self._dependencies.journals.is_locked(task_id):
             return indexed.task
         try:
             return replay_task(self._dependencies.journals, task_id, ReplayState(indexed.task, indexed.offset)).task

@@ -163,7 +163,7 @@ def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: Rep
         difference = f"The index has {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
         message = f"{difference}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, message)
-    elif indexed.task.state.is_terminal and at_end.offset > indexed.offset:
+    elif indexed.task.state.is_final and at_end.offset > indexed.offset:
         message = "The journal continues after the task's end; run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, message)
 

@@ -26,7 +26,7 @@ from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedE
 from sandbox.model.errors import error_reason
 from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
-from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
@@ -194,7 +194,7 @@ class Pruner:
         selector = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
         cursor: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(TERMINAL_STATES, cursor))
+            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(FINAL_STATES, cursor))
             skipped |= page.damaged
             for task in page.tasks:
                 if not selector.should_prune(task.state_changed_at):
@@ -228,7 +228,7 @@ class Pruner:
         If no more than `limit` tasks are finished, return the number of all finished tasks.
         """
         counts = self._dependencies.store.count_by_state()
-        finished_count = sum(counts[state] for state in TERMINAL_STATES)
+        finished_count = sum(counts[state] for state in FINAL_STATES)
         if finished_count <= limit:
             return finished_count
         return finished_count - sum(
@@ -246,7 +246,7 @@ class Pruner:
     def _measure_sizes(self) -> tuple[Sequence[PrunedTask], _Skipped]:
         """Measure the finished tasks that may be removed, oldest first."""
         skipped: _Skipped = {}
-        tasks = self._iterate_tasks(TERMINAL_STATES, skipped)
+        tasks = self._iterate_tasks(FINAL_STATES, skipped)
         measured = [self._measure_task(task) for task in tasks if not self._is_preserved(task, skipped)]
         return measured, skipped
 

@@ -15,7 +15,7 @@ from sandbox.workspace.clone.relay import DialPolicy, SocksProxy
 from sandbox.workspace.clone.remote import (
     FILES_DIRECTORY,
     STUB_SSH_COMMAND,
-    HttpRemote,
+    CloneRemote,
     SshRemote,
     apply_instead_of,
     parse_ssh_url,
@@ -146,7 +146,7 @@ class ConfinedClone:
             )
             await git.run(*arguments, directory=directory, file_bytes_max=file_bytes_max)
 
-    async def _find_remote(self) -> HttpRemote:
+    async def _find_remote(self) -> CloneRemote:
         proxy = await find_proxy(self._url, self._user_settings, self._variables["PATH"])
         try:
             return resolve_remote(self._url, self._user_settings, proxy, self._home)
@@ -154,7 +154,7 @@ class ConfinedClone:
             raise GitError(128, f"fatal: unsupported protocol: {error}".encode()) from error
 
     @asynccontextmanager
-    async def _over_http(self, confinement: Confinement, remote: HttpRemote) -> AsyncIterator["GitInputs"]:
+    async def _over_http(self, confinement: Confinement, remote: CloneRemote) -> AsyncIterator["GitInputs"]:
         """Provide a relay to the remote's host and a credential helper."""
         if remote.address is None or confinement.proxy_listener is None:
             # git reports the unsupported protocol itself.

@@ -41,7 +41,7 @@ _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
 """Proxy schemes, and the ones to use instead: the proxy must resolve names, because the confinement cannot."""
 
 
-class HttpRemote(msgspec.Struct, frozen=True):
+class CloneRemote(msgspec.Struct, frozen=True):
     """The remote of a clone.
 
     url: after the user's `insteadOf`. address: what to dial; None if the URL is not HTTP or HTTPS. upstream_proxy: the
@@ -66,14 +66,14 @@ def apply_instead_of(url: str, settings: Sequence[GitSetting]) -> str:
     return base + url[len(prefix) :] if prefix else url
 
 
-def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: Path) -> HttpRemote:
+def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: Path) -> CloneRemote:
     """Resolve a URL that `apply_instead_of` returned. proxy: the user's proxy for it, or empty.
 
     Raises ValueError for an invalid URL, and OSError for an unreadable file that a setting names.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or parts.hostname is None:
-        return HttpRemote(url, None)
+        return CloneRemote(url, None)
     address = HostPort(canonical_host(parts.hostname), parts.port or _PORTS[parts.scheme])
     git_settings: list[GitSetting] = []
     files: dict[str, bytes] = {}
@@ -88,11 +88,11 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
         if len(files) > SETTINGS_FILES_MAX:
             raise OSError(_TOO_MANY_FILES.format(name=match["name"], value=value))
     if not proxy:
-        return HttpRemote(
+        return CloneRemote(
             url, address, None, [*git_settings, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files
         )
     git_settings += [(key, value) for key, value in settings if key == "remote.origin.proxyauthmethod"]
-    return HttpRemote(url, address, *_route_through_proxy(proxy, git_settings, files))
+    return CloneRemote(url, address, *_route_through_proxy(proxy, git_settings, files))
 
 
 def _stage_setting_file(name: str, value: str, home: Path, path_inside: str) -> Mapping[str, bytes] | None:

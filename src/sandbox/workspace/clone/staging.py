@@ -123,7 +123,7 @@ class WorkspaceStaging:
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
         self._repository = repository
-        self._attempt = layout
+        self._layout = layout
         self._bytes_max = bytes_max
         self._redirect_settings: Sequence[GitSetting] = () if dial_policy.follows_redirects else (NO_REDIRECTS,)
         self._dial_policy = dial_policy
@@ -133,12 +133,12 @@ class WorkspaceStaging:
         """Clone and check out. Returns the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
             await run_in_thread(lambda _: self._reset_directories())
-            async with self._confine([self._attempt.repository], []) as confinement:
+            async with self._confine([self._layout.repository], []) as confinement:
                 await self._clone(confinement)
                 commit = await self._prepare_commit(confinement)
             # No git has run in the workspace yet, so no path there can be a link that leads elsewhere.
             await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
-            async with self._confine([self._attempt.workspace], []) as confinement:
+            async with self._confine([self._layout.workspace], []) as confinement:
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
@@ -160,15 +160,15 @@ class WorkspaceStaging:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
         if self._repository.patch is not None:
-            arguments = (self._path, confinement, self._attempt.repository)
+            arguments = (self._path, confinement, self._layout.repository)
             commit = await commit_initial_patch(*arguments, commit, self._repository.patch)
         await self._check_size(git, commit)
         return commit
 
     def _reset_directories(self) -> None:
         """Remove leftovers of an interrupted earlier run, and create both directories empty."""
-        self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self._attempt.repository, self._attempt.workspace):
+        self._layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self._layout.repository, self._layout.workspace):
             if path.is_symlink() or path.is_file():
                 path.unlink()
             elif path.exists():
@@ -189,18 +189,16 @@ class WorkspaceStaging:
             git = Git(
                 self._path, [*_UNCONFINED_SETTINGS, *settings, *user_settings, *self._redirect_settings], variables
             )
-            await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=self._bytes_max)
+            await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
             return
         cloning = ConfinedClone(self._repository.url, user_settings, self._environment, dial_policy=self._dial_policy)
         try:
-            await cloning.run(
-                confinement, settings, arguments, self._attempt.repository, file_bytes_max=self._bytes_max
-            )
+            await cloning.run(confinement, settings, arguments, self._layout.repository, file_bytes_max=self._bytes_max)
         finally:
             self._secrets |= cloning.secrets
 
     async def _find_commit(self, git: Git) -> str:
-        repository = self._attempt.repository
+        repository = self._layout.repository
         tip = await run_in_thread(lambda _: read_branch_commit(repository, self._repository.branch))
         if tip is None:
             raise _clone_failed(
@@ -238,24 +236,24 @@ class WorkspaceStaging:
                 if reason is not None:
                     raise _clone_failed(f"Cannot check out {self._repository.url}: {reason}.")
 
-            repository = self._attempt.repository
+            repository = self._layout.repository
             listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writer)
             await run_with_thread(work, listing)
 
     def _write_git_directory(self, commit: str, stop: StopFlag) -> None:
-        write_git_directory(self._attempt.workspace, self._attempt.repository, self._repository, commit, stop)
+        write_git_directory(self._layout.workspace, self._layout.repository, self._repository, commit, stop)
 
     async def _check_out(self, git: Git, commit: str) -> None:
         await git.run(
             *("--git-dir=.git", "--work-tree=.", "read-tree", "-m", "-u", commit),
-            directory=self._attempt.workspace,
+            directory=self._layout.workspace,
         )
 
     def _check_subpath(self) -> None:
         if self._repository.subpath is None:
             return
         names = [name for name in self._repository.subpath.split("/") if name not in ("", ".")]
-        with RootedFiles(self._attempt.workspace) as files:
+        with RootedFiles(self._layout.workspace) as files:
             try:
                 with files.open_directory("/".join(names).encode()):
                     return
@@ -267,7 +265,7 @@ class WorkspaceStaging:
         )
 
     async def _run(self, git: Git, *arguments: str) -> bytes:
-        return await git.run("--git-dir=.", *arguments, directory=self._attempt.repository)
+        return await git.run("--git-dir=.", *arguments, directory=self._layout.repository)
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.diff.ignore_rules import IgnoreRules, NoIgnoreRules, write_ignore_files
+from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
 from sandbox.workspace.diff.trees import GITLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode
 from sandbox.workspace.files import Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, pipe, run_with_thread
@@ -174,16 +174,16 @@ async def compare_workspace(
             waiting.close()
         raise
 
-    def walk(stop: StopFlag, rules: IgnoreMatcher) -> tuple[C, SkippedPaths]:
+    def walk(stop: StopFlag, ignore_matcher: IgnoreMatcher) -> tuple[C, SkippedPaths]:
         with RootedFiles(layout.workspace) as files:
             changes = open_sink(files, stop)
-            comparison = TreeComparison(files, base, rules, changes, stop)
+            comparison = TreeComparison(files, base, ignore_matcher, changes, stop)
             comparison.run()
             close_sink(changes)
             return changes, dict(sorted(comparison.skipped.items()))
 
     if not base.ignore_files:
-        return await run_with_thread(lambda stop: walk(stop, NoIgnoreRules()), *background)
+        return await run_with_thread(lambda stop: walk(stop, EmptyIgnoreMatcher()), *background)
     return await _walk_with_ignore_rules(walk, git, layout, background)
 
 
@@ -197,8 +197,8 @@ async def _walk_with_ignore_rules(
     with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def work(stop: StopFlag) -> T:
-            with request_writer, IgnoreRules(layout.ignore_rules, request_writer, response_reader) as rules:
-                return walk(stop, rules)
+            with request_writer, GitIgnoreMatcher(layout.ignore_rules, request_writer, response_reader) as matcher:
+                return walk(stop, matcher)
 
         check_ignore = git.run(
             *(f"--git-dir=../{layout.repository.name}", "--work-tree=."),

@@ -39,7 +39,7 @@ directories, all of which are created on the server's disk.
 """
 
 
-class IgnoreRules:
+class GitIgnoreMatcher:
     """Queries a `git check-ignore` at the other ends of two pipes. A context manager.
 
     At most one batch is sent before its responses are read. A batch always fits into a pipe, so neither side can block
@@ -56,7 +56,7 @@ class IgnoreRules:
         self._requests = requests
         self._fields = _fields(responses)
 
-    def __enter__(self) -> "IgnoreRules":
+    def __enter__(self) -> "GitIgnoreMatcher":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +91,7 @@ class IgnoreRules:
                 yield path
 
 
-class NoIgnoreRules:
+class EmptyIgnoreMatcher:
     """Used if the base commit has no `.gitignore`: git reads no other ignore rules and is not started."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:

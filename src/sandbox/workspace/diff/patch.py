@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.workspace import ContainsSecret, PatchResult
+from sandbox.interfaces.workspace import FindSecret, PatchResult
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
@@ -30,14 +30,14 @@ _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0
 
 
 async def write_patch(
-    git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base_commit: str, target: Path, find_secret: FindSecret
 ) -> PatchResult:
     """Write the patch to `target` and flush it; an empty file if nothing was changed. Raises AttemptError.
 
     If some changes are omitted, the patch contains the others or none.
     """
     try:
-        return await _write_patch(git, layout, base_commit, target, contains_secret)
+        return await _write_patch(git, layout, base_commit, target, find_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
@@ -51,10 +51,10 @@ async def write_patch(
 
 
 async def _write_patch(
-    git: Git, layout: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base_commit: str, target: Path, find_secret: FindSecret
 ) -> PatchResult:
     base = await read_base_tree(git, layout.repository, base_commit)
-    tree, skipped = await _import_workspace(git, layout, base, base_commit, contains_secret)
+    tree, skipped = await _import_workspace(git, layout, base, base_commit, find_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(skipped, too_large)
     if tree.is_changed:
@@ -74,7 +74,7 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
 
 
 async def _import_workspace(
-    git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
+    git: Git, layout: AttemptLayout, base: BaseTree, base_commit: str, find_secret: FindSecret
 ) -> tuple[FastImportWriter, SkippedPaths]:
     """Import the agent's tree into the host's repository. Returns the import's result and the skipped paths."""
     repository = layout.repository
@@ -82,7 +82,7 @@ async def _import_workspace(
     with pipe() as (reader, writer):
 
         def open_writer(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
-            return FastImportWriter(files, writer, stop, contains_secret, base_commit)
+            return FastImportWriter(files, writer, stop, find_secret, base_commit)
 
         importing = _run_fast_import(git, repository, reader)
         return await compare_workspace(git, layout, base, open_writer, FastImportWriter.finish, importing)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sandbox.interfaces.workspace import ContainsSecret
+from sandbox.interfaces.workspace import FindSecret
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry, RootedFiles, read_chunks
@@ -128,12 +128,12 @@ class FastImportWriter:
     """
 
     def __init__(
-        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, contains_secret: ContainsSecret, base_commit: str
+        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, find_secret: FindSecret, base_commit: str
     ) -> None:
         self.is_changed = False
         self.too_large: list[bytes] = []
         self.contains_secret = False
-        self._find_secret = contains_secret
+        self._find_secret = find_secret
         self._files = files
         self._stream = stream
         self._stop = stop

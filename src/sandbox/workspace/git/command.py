@@ -211,7 +211,7 @@ class Git:
                     )
                     code = await self._run(command)
         if code not in ok_exit_codes:
-            raise GitError(code, read_stderr() + (_KILLED_MESSAGE if self._was_killed_for_memory(code) else b""))
+            raise GitError(code, read_stderr() + (_KILLED_MESSAGE if self._was_oom_killed(code) else b""))
         return output()
 
     @property
@@ -220,7 +220,7 @@ class Git:
         allowed = self._confinement.memory_bytes
         return MEMORY_BYTES_MAX if allowed is None else min(MEMORY_BYTES_MAX, int(allowed * _MEMORY_SHARE))
 
-    def _was_killed_for_memory(self, code: int) -> bool:
+    def _was_oom_killed(self, code: int) -> bool:
         """Return whether git or a program that it started was OOM-killed.
 
         SIGKILL counts as an OOM kill: any other process that kills git would soon kill the runner too.

@@ -19,7 +19,7 @@ def test_missing_ssh_client_is_reported(monkeypatch, tmp_path):
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
     missing = find_finding("ssh", tmp_path / "data")
-    assert (missing.ok, missing.is_needed, missing.mend) == (False, False, "apt-get install openssh-client")
+    assert (missing.ok, missing.is_needed, missing.remedy) == (False, False, "apt-get install openssh-client")
     (programs / "ssh").touch(mode=0o755)
     installed = find_finding("ssh", tmp_path / "data")
     assert (installed.ok, installed.message) == (True, str(programs / "ssh"))

@@ -15,7 +15,7 @@ from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_uid
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can allocate kernel uids")
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can claim kernel uids")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another test run on this machine uses a different range
 UIDS = range(_FIRST, _FIRST + 3)
 
@@ -35,14 +35,14 @@ def process_with_first_uid():
 
 def test_uids_are_distinct_and_reusable_after_release(directory: Path):
     first, second = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
-    allocated = [first.allocate("a"), second.allocate("b"), first.allocate("c")]
-    assert sorted(allocated) == list(UIDS)
+    claimed = [first.claim("a"), second.claim("b"), first.claim("c")]
+    assert sorted(claimed) == list(UIDS)
     with pytest.raises(AttemptError, match="in use"):
-        second.allocate("d")
+        second.claim("d")
     second.release("b")
-    assert first.allocate("d") == first.allocate("d") == allocated[1]
-    assert first.has_allocated(allocated[1], "d")
-    assert not first.has_allocated(allocated[1], "a")
+    assert first.claim("d") == first.claim("d") == claimed[1]
+    assert first.holds_claim(claimed[1], "d")
+    assert not first.holds_claim(claimed[1], "a")
     for attempt_id in "acd":
         first.release(attempt_id)
 
@@ -50,58 +50,58 @@ def test_uids_are_distinct_and_reusable_after_release(directory: Path):
 def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
     uids = KernelUidPool(UIDS, directory)
     assert processes.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
-    assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
+    assert {uids.claim("a"), uids.claim("b")} == set(UIDS[1:])
     with pytest.raises(AttemptError, match="in use"):
-        uids.allocate("c")
+        uids.claim("c")
     for attempt_id in "ab":
         uids.release(attempt_id)
 
 
-def test_uid_allocated_by_a_dead_process_remains_reserved(directory: Path):
+def test_uid_claimed_by_a_dead_process_remains_reserved(directory: Path):
     source = f"""
 from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 import os, signal
-print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).allocate("dead"), flush=True)
+print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     completed = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
     uid = int(completed.stdout)
     uids = KernelUidPool(UIDS, directory)
-    with uids.lock_if_unallocated(uid, "dead") as is_owned:
+    with uids.lock_if_unclaimed(uid, "dead") as is_owned:
         assert is_owned()
-        assert KernelUidPool(UIDS, directory).allocate("other") != uid
+        assert KernelUidPool(UIDS, directory).claim("other") != uid
 
 
-def test_reallocated_uid_is_not_owned_by_the_old_attempt(directory: Path):
+def test_reclaimed_uid_is_not_owned_by_the_old_attempt(directory: Path):
     holder, checker = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
-    uid = holder.allocate("new")
-    with checker.lock_if_unallocated(uid, "old") as is_owned:
+    uid = holder.claim("new")
+    with checker.lock_if_unclaimed(uid, "old") as is_owned:
         assert not is_owned()
-    with checker.lock_if_unallocated(uid, "new") as is_owned:
+    with checker.lock_if_unclaimed(uid, "new") as is_owned:
         assert is_owned()
         holder.release("new")
-        assert holder.allocate("newer") == uid
+        assert holder.claim("newer") == uid
         assert not is_owned()
     holder.release("newer")
 
 
-def test_servers_with_separate_lock_directories_allocate_distant_uids(tmp_path: Path):
+def test_servers_with_separate_lock_directories_claim_distant_uids(tmp_path: Path):
     """A host and a container on it may use the same uids, but separate lock directories."""
     uid_range = range(300_000, 364_000)
-    allocated_uids = []
+    claimed_uids = []
     for name in ("host", "container", "other"):
         uids = KernelUidPool(uid_range, tmp_path / name)
-        allocated_uids.append(uids.allocate("a"))
+        claimed_uids.append(uids.claim("a"))
         uids.release("a")
-    assert all(abs(first - second) > 64 for first in allocated_uids for second in allocated_uids if first != second)
-    assert len(set(allocated_uids)) == 3
+    assert all(abs(first - second) > 64 for first in claimed_uids for second in claimed_uids if first != second)
+    assert len(set(claimed_uids)) == 3
 
 
 def test_directory_writable_by_others_is_refused(directory: Path):
     directory.mkdir(mode=0o755)
     with pytest.raises(AttemptError, match="0700"):
-        KernelUidPool(UIDS, directory).allocate("a")
+        KernelUidPool(UIDS, directory).claim("a")
 
 
 def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes]):
@@ -121,7 +121,7 @@ def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypa
     monkeypatch.setattr(kernel_uid, "_has_files_in_transit", is_first)
     uids = KernelUidPool(UIDS, directory)
     for name in ("a", "b", "c"):
-        assert uids.allocate(name) != probed[0]
+        assert uids.claim(name) != probed[0]
         uids.release(name)
     assert (probed.count(probed[0]), len(probed)) == (1, 4)
 
@@ -136,14 +136,14 @@ def test_uid_with_files_in_transit_is_skipped(directory: Path):
             argv = ["/usr/bin/python3", "-I", "-c", _SEND_FILE]
             subprocess.run(argv, stdout=sender, user=UIDS[0], group=UIDS[0], extra_groups=[], check=True, timeout=30)
         uids = KernelUidPool(UIDS, directory)
-        assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
+        assert {uids.claim("a"), uids.claim("b")} == set(UIDS[1:])
         with pytest.raises(AttemptError, match="in use"):
-            uids.allocate("c")
+            uids.claim("c")
         assert [path.name for path in directory.glob("*.retired")] == [f"{UIDS[0]}.retired"]
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # the kernel frees the files some time after the socket is closed
         with contextlib.suppress(AttemptError):
-            assert uids.allocate("c") == UIDS[0]
+            assert uids.claim("c") == UIDS[0]
             assert not list(directory.glob("*.retired"))
             return
-    pytest.fail("the uid is not allocated again")
+    pytest.fail("the uid is not claimed again")

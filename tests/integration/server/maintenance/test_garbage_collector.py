@@ -142,7 +142,7 @@ def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(componen
         components.runners.kill("task-1")
         dependencies = service.dependencies
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
-            assert not store.load("task-1").task.state.is_terminal
+            assert not store.load("task-1").task.state.is_final
             gc_dependencies = GarbageCollectorDependencies(
                 components.data_dir, dependencies.journals, store, dependencies.preserved_sandboxes, remove_trees
             )

@@ -28,7 +28,7 @@ def test_small_limit_is_reported_with_the_fix(set_file_max):
     (finding,) = findings.check_open_files(NAMESPACES)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one task on bubblewrap can hold all 800000 files" in finding.message
-    assert "sysctl -w fs.file-max=9223372036854775807" in finding.mend
+    assert "sysctl -w fs.file-max=9223372036854775807" in finding.remedy
 
 
 def test_files_that_are_mapped_and_closed_count(set_file_max):

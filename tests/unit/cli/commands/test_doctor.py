@@ -141,7 +141,7 @@ def test_doctor_prints_json(server):
     result = invoke("doctor", "-f", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["can_run_tasks"] is False
-    assert json.loads(result.stdout)["findings"][0]["mend"] == BROKEN.mend
+    assert json.loads(result.stdout)["findings"][0]["mend"] == BROKEN.remedy
 
 
 @pytest.mark.parametrize(("demo_code", "code"), [(None, 0), (0, 0), (1, 1)])

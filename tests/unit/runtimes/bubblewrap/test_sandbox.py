@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.bubblewrap.sandbox import build_exec_spec, staged_views
+from sandbox.runtimes.bubblewrap.sandbox import build_program_spec, staged_views
 from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
 
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})
@@ -15,7 +15,7 @@ SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, progra
 
 def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], list[str]]:
     """The argv of bubblewrap, and the arguments passed through the file."""
-    payload = build_exec_spec("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
+    payload = build_program_spec("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
     try:
         number = int(payload.argv[payload.argv.index("--args") + 1])
         text = os.pread(payload.descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)
@@ -57,5 +57,5 @@ def test_all_namespaces_but_the_network_are_unshared():
 def test_nul_characters_in_arguments_are_rejected(command: Command):
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with pytest.raises(AttemptError, match="NUL"):
-        build_exec_spec("/usr/bin/bwrap", SPEC, command, os.open("/dev/null", os.O_WRONLY))
+        build_program_spec("/usr/bin/bwrap", SPEC, command, os.open("/dev/null", os.O_WRONLY))
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -6,7 +6,7 @@ from io import RawIOBase
 
 import pytest
 
-from sandbox.workspace.diff.ignore_rules import IgnoreRules
+from sandbox.workspace.diff.ignore_rules import GitIgnoreMatcher
 from sandbox.workspace.files import Entry
 
 
@@ -43,8 +43,8 @@ MANY = directories(*(b"deep/down/here/%06d" % number for number in range(1500)))
 
 def test_only_queried_directories_exist_and_none_remain(tmp_path):
     fake_git = FakeGit(tmp_path)
-    with IgnoreRules(tmp_path, fake_git, fake_git) as rules:
-        ignored = rules.ignored_paths(MANY)
+    with GitIgnoreMatcher(tmp_path, fake_git, fake_git) as matcher:
+        ignored = matcher.ignored_paths(MANY)
     assert len(ignored) == len(MANY) // 2
     assert fake_git.missing == []
     assert fake_git.entries_max < 500
@@ -53,8 +53,8 @@ def test_only_queried_directories_exist_and_none_remain(tmp_path):
 
 def test_no_directories_remain_when_git_ends_early(tmp_path):
     fake_git = FakeGit(tmp_path, responses_max=3)
-    with pytest.raises(BrokenPipeError), IgnoreRules(tmp_path, fake_git, fake_git) as rules:
-        rules.ignored_paths(MANY)
+    with pytest.raises(BrokenPipeError), GitIgnoreMatcher(tmp_path, fake_git, fake_git) as matcher:
+        matcher.ignored_paths(MANY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,8 +62,8 @@ def test_existing_files_are_preserved(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / ".gitignore").write_text("*.o\n")
     fake_git = FakeGit(tmp_path)
-    with IgnoreRules(tmp_path, fake_git, fake_git) as rules:
-        rules.ignored_paths([*MANY, *directories(b"deep/.gitignore/x")])
+    with GitIgnoreMatcher(tmp_path, fake_git, fake_git) as matcher:
+        matcher.ignored_paths([*MANY, *directories(b"deep/.gitignore/x")])
     assert (tmp_path / "deep" / ".gitignore").read_text() == "*.o\n"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [".gitignore"]
 
@@ -74,13 +74,13 @@ def test_deep_tree_is_created_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "mkdir", lambda path, *mode: (created.append(path), real_mkdir(path, *mode)))
     fake_git = FakeGit(tmp_path)
     parent_directories = [b"/".join([b"d"] * depth) for depth in range(1, 250)]
-    with IgnoreRules(tmp_path, fake_git, fake_git) as rules:
+    with GitIgnoreMatcher(tmp_path, fake_git, fake_git) as matcher:
         for path in parent_directories:
-            rules.ignored_paths(directories(path))
+            matcher.ignored_paths(directories(path))
         for child in (b"a", b"b"):
-            rules.ignored_paths(directories(parent_directories[-1] + b"/" + child))
-            rules.ignored_paths(directories(parent_directories[-1] + b"/" + child + b"/leaf"))
-        rules.ignored_paths(directories(parent_directories[9] + b"/other/leaf"))
+            matcher.ignored_paths(directories(parent_directories[-1] + b"/" + child))
+            matcher.ignored_paths(directories(parent_directories[-1] + b"/" + child + b"/leaf"))
+        matcher.ignored_paths(directories(parent_directories[9] + b"/other/leaf"))
     assert fake_git.missing == []
     assert len(created) < 3 * len(parent_directories)
     assert list(tmp_path.iterdir()) == []

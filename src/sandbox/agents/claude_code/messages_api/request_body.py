@@ -19,11 +19,13 @@ REQUEST_JSON_VALUES_MAX = 500_000
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, tool type or source type; a longer one is rejected, and its text is not reported."""
 
-_CLIENT_TOOLS = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
+_TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
+    r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}"
+)
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
-_PRICED_TOOLS = re.compile(rf"{_CLIENT_TOOLS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""`_CLIENT_TOOLS`, and server-side tools that cost only tokens, or a known fee that responses report."""
+_PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
+"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens, or a known fee that responses report."""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""
@@ -33,7 +35,7 @@ _TOOL_PART = "(part of a tool)"
 _TOOL_PARTS = frozenset({"approximate", "ephemeral"})
 """Types of objects in a tool definition outside its schema: the user's location, the cache lifetime."""
 
-_TOOL_CHANGES = frozenset({"tool_reference", "tool_definition"})
+_TOOL_CHANGE_TYPES = frozenset({"tool_reference", "tool_definition"})
 _INLINE_SOURCES = frozenset({"base64", "content", "text"})
 _SOURCE_BLOCKS = ("document", "image")
 _TOOL_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
@@ -77,8 +79,9 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
     sanitize: makes untrusted text safe to report.
     """
-    for path, value in _iter_objects(document):
-        reason = _tool_deny_reason(path, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(path, value, sanitize)
+    for context, value in _iter_objects(document):
+        allowed = _TOOLS_WITHOUT_EXTERNAL_ACCESS
+        reason = _tool_deny_reason(context, value, allowed, sanitize) or _access_deny_reason(context, value, sanitize)
         if reason is not None:
             return reason
     return None
@@ -89,15 +92,17 @@ def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str])
 
     The result and `sanitize` are as in `external_access_reason`.
     """
-    deny_reasons = (_tool_deny_reason(path, value, _PRICED_TOOLS, sanitize) for path, value in _iter_objects(document))
+    deny_reasons = (
+        _tool_deny_reason(context, value, _PRICED_TOOLS, sanitize) for context, value in _iter_objects(document)
+    )
     return next((reason for reason in deny_reasons if reason is not None), None)
 
 
 def additional_models(document: dict[str, Any]) -> Iterator[str]:
     """Yield the additional models that may serve the request; "" for an invalid name."""
-    for path, value in _iter_objects(document):
+    for context, value in _iter_objects(document):
         kind = _get_field(value, "type")
-        if path == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
+        if context == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
             model = _get_field(value, "model")
             yield model if _is_short_string(model) else ""
 
@@ -111,7 +116,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
         return "An unknown field name"
     kind = value.get("type") or "custom"
     if context == "tool":
-        return None if _is_short_string(kind) and kind in _TOOL_CHANGES else "A change of tools of unknown type"
+        return None if _is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A change of tools of unknown type"
     if context == _TOOL_PART and _is_short_string(kind) and kind in _TOOL_PARTS:
         return None
     if not _is_tool(context, value):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox.client import Artifact, AsyncClient
 from sandbox.client.responses import TaskSummary
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 RESPONSE_CHARACTERS_MAX = 40_000
 LINES_MAX = 1_000
@@ -67,7 +67,7 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     """Return one page of the patch."""
     path = f".sandbox/{task_id}.patch"
     entry = await _find_artifact(client, task_id, path)
-    has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
+    has_ended = entry is None and (await client.status(task_id))["state"] in FINAL_STATES
     if has_ended:
         entry = await _find_artifact(client, task_id, path)  # the task may have ended with a patch after the listing
     if entry is None:

@@ -18,7 +18,7 @@ from sandbox.cli.output.patch import patch_lines
 from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.cli.secret_guard import allow_secrets_option, reject_secrets
 from sandbox.model.formatting import format_size
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -79,7 +79,7 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
 
 def _list_again(client: Client, task_id: str) -> list[Artifact]:
     """List the artifacts again after the task's end; fail the command if there are still none."""
-    has_ended = client.status(task_id)["state"] in TERMINAL_STATES
+    has_ended = client.status(task_id)["state"] in FINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
     escaped_id = escape_text(task_id)

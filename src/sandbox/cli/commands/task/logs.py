@@ -10,11 +10,11 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
+from sandbox.cli.output.agent_output import LogLine, parse_line, parse_log_events
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, STDOUT, PendingReason, is_interactive, print_events
 from sandbox.cli.output.json_output import print_json_lines
 from sandbox.cli.output.text import escape_text
-from sandbox.cli.output.transcript import LogLine, parse_line, parse_log_events
 
 if TYPE_CHECKING:
     from sandbox.client import Client

@@ -9,14 +9,14 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
+from sandbox.cli.output.agent_output import parse_log_events
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, is_interactive, print_events
 from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.text import escape_name, wrap_text
-from sandbox.cli.output.transcript import parse_log_events
 from sandbox.model.formatting import format_cost
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         print_json_lines(client.events(task_id))
         return
     task = client.status(task_id)
-    if task["state"] in TERMINAL_STATES:
+    if task["state"] in FINAL_STATES:
         _show(task, options)
         return
     console = stdout_console(has_color=options.has_color)

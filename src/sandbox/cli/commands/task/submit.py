@@ -28,23 +28,23 @@ from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_en
 @click.option("--id", "task_id", metavar="ID", help="The task's id; overrides the manifest's.")
 @click.option(
     "--set",
-    "settings",
+    "overrides",
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
     help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; may be repeated.",
 )
 @common_options
-def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Override]) -> None:
+def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, overrides: list[Override]) -> None:
     """Submit a manifest as a task.
 
     FILE is YAML or JSON; '-' means stdin.
     """
     options, manifest = current_options(), ManifestFile.read(file)
     if task_id is not None:
-        settings.append(Override(("metadata", "id"), task_id, f"--id {task_id}"))
+        overrides.append(Override(("metadata", "id"), task_id, f"--id {task_id}"))
     with options.connect() as client:
-        submitted = submit_manifest(client, manifest, settings)
+        submitted = submit_manifest(client, manifest, overrides)
         if options.format == "json":
             print_json(submitted) if not (waits or follows) else None
         else:

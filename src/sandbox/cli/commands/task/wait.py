@@ -9,7 +9,7 @@ from sandbox.cli.options import common_options, current_options, parse_duration_
 from sandbox.cli.output.json_output import outcome_summary, print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.model.formatting import format_duration
-from sandbox.model.task_state import TERMINAL_STATES
+from sandbox.model.task_state import FINAL_STATES
 
 
 @click.command()
@@ -34,7 +34,7 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
         print_json(status)
     else:
         click.echo(escape_text(status["state"]))
-    if status["state"] not in TERMINAL_STATES:
+    if status["state"] not in FINAL_STATES:
         message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it continues."
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])

@@ -45,23 +45,23 @@ _MOVES = {"up": -1, "down": 1, "page up": -PAGE_LINES, "page down": PAGE_LINES}
 def run_top(options: CliOptions) -> None:
     """Run until the user quits. Raises ClientError if the server is unreachable at the start."""
     console = stdout_console(has_color=options.has_color)
-    page = TopView(options.server)
-    while (task_id := asyncio.run(_run_screen(options, console, page))) is not None:
+    view = TopView(options.server)
+    while (task_id := asyncio.run(_run_screen(options, console, view))) is not None:
         _watch(options, console, task_id)
 
 
-async def _run_screen(options: CliOptions, console: Console, page: TopView) -> str | None:
+async def _run_screen(options: CliOptions, console: Console, view: TopView) -> str | None:
     """Return the id of the task to watch; None to quit."""
     async with AsyncClient(options.server, options.token) as client:
-        page.update(await fetch_snapshot(client))
+        view.update(await fetch_snapshot(client))
         changed, keys = asyncio.Event(), asyncio.Queue[bytes]()
         with _cbreak_mode(), Live(console=console, screen=True, auto_refresh=False) as live:
             descriptor = sys.stdin.fileno()
             asyncio.get_running_loop().add_reader(descriptor, lambda: _read(descriptor, keys))
-            work = (_poll(client, page, changed), _draw(live, page, changed))
+            work = (_poll(client, view, changed), _draw(live, view, changed))
             running = [asyncio.create_task(one) for one in work]
             try:
-                return await _handle_keys(keys, page, changed)
+                return await _handle_keys(keys, view, changed)
             finally:
                 asyncio.get_running_loop().remove_reader(descriptor)
                 for task in running:
@@ -69,33 +69,33 @@ async def _run_screen(options: CliOptions, console: Console, page: TopView) -> s
                 await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _poll(client: AsyncClient, page: TopView, changed: asyncio.Event) -> None:
+async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event) -> None:
     while True:
         changed.set()
         await asyncio.sleep(REFRESH_SECONDS)
         try:
-            page.update(await fetch_snapshot(client))
+            view.update(await fetch_snapshot(client))
         except ClientError as error:
-            page.error_message = f"{error.message} Retrying."
+            view.error_message = f"{error.message} Retrying."
 
 
-async def _draw(live: Live, page: TopView, changed: asyncio.Event) -> None:
+async def _draw(live: Live, view: TopView, changed: asyncio.Event) -> None:
     while True:
         await changed.wait()
         changed.clear()
         size = live.console.size
-        lines = page.render(size.width, size.height, datetime.now(UTC))
+        lines = view.render(size.width, size.height, datetime.now(UTC))
         live.update(Group(*lines), refresh=True)
 
 
-async def _handle_keys(keys: asyncio.Queue[bytes], page: TopView, changed: asyncio.Event) -> str | None:
+async def _handle_keys(keys: asyncio.Queue[bytes], view: TopView, changed: asyncio.Event) -> str | None:
     while True:
         key = _KEYS.get(await keys.get())
         if key == "leave":
             return None
-        if key == "watch" and page.selected_id is not None:
-            return page.selected_id
-        page.move_selection(_MOVES.get(key or "", 0))
+        if key == "watch" and view.selected_id is not None:
+            return view.selected_id
+        view.move_selection(_MOVES.get(key or "", 0))
         changed.set()
 
 

@@ -14,7 +14,7 @@ from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import format_age, format_elapsed, pluralize
 from sandbox.cli.output.table import cell, fit_table, plain_lines
 from sandbox.model.formatting import format_cost, format_duration, format_size
-from sandbox.model.task_state import TERMINAL_STATES, TaskState
+from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
     from sandbox.client import AsyncClient, Health, TaskSummary
@@ -120,7 +120,7 @@ def task_row(task: TaskSummary, now: datetime) -> list[Text]:
 
 
 def _current_activity(task: TaskSummary) -> str:
-    if task["state"] in TERMINAL_STATES:
+    if task["state"] in FINAL_STATES:
         elapsed = format_elapsed(task["started_at"], task["finished_at"])
         return task["error"]["code"] if task["error"] else f"took {elapsed}" if elapsed else ""
     return task["progress"]["current_tool"] or task["state_message"]
@@ -173,10 +173,10 @@ class Snapshot:
 
 async def fetch_snapshot(client: AsyncClient) -> Snapshot:
     """Fetch the data from the server. Raises ClientError."""
-    unfinished = [state for state in TaskState if state not in TERMINAL_STATES]
+    unfinished = [state for state in TaskState if state not in FINAL_STATES]
     health = await client.health()
     unfinished_tasks = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
-    ended = await client.tasks(states=sorted(TERMINAL_STATES), limit=ENDED_MAX, sort="state_changed_at", order="desc")
+    ended = await client.tasks(states=sorted(FINAL_STATES), limit=ENDED_MAX, sort="state_changed_at", order="desc")
     ordered = sorted(unfinished_tasks["tasks"], key=lambda task: _STATE_ORDER.get(task["state"], 0))
     missing = unfinished_tasks["total_count"] + ended["total_count"] - len(ordered) - len(ended["tasks"])
     return Snapshot(health, (*ordered, *ended["tasks"]), missing)

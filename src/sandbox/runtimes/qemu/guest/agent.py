@@ -8,7 +8,7 @@ import termios
 import time
 from _collections_abc import Callable
 
-from . import confinement, frames, machine
+from . import commands, frames, machine
 from .streams import Streams, create_output_pairs
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
@@ -114,7 +114,7 @@ class GuestAgent:
         os.lseek(stdin_file, 0, os.SEEK_SET)
         (output, output_inside), (errors, errors_inside) = create_output_pairs()
         self._track_process(
-            frames.COMMAND, confinement.start_command(command, (stdin_file, output_inside, errors_inside), None)
+            frames.COMMAND, commands.start_command(command, (stdin_file, output_inside, errors_inside), None)
         )
         for descriptor in (stdin_file, output_inside, errors_inside):
             os.close(descriptor)
@@ -126,13 +126,13 @@ class GuestAgent:
         fcntl.ioctl(master_fd, _TIOCSPTLCK, struct.pack("i", 0))
         (name,) = struct.unpack("i", fcntl.ioctl(master_fd, _TIOCGPTN, bytes(4)))
         inner = f"{machine.COMMAND_ROOT}/dev/pts/{name}"
-        os.chown(inner, confinement.UID, confinement.UID)
+        os.chown(inner, commands.UID, commands.UID)
         self._streams.add(number, master_fd)
         self._resize(number, size)
         # Keep the slave open until the command has opened it: while no process has it open, reading from the master
         # fails.
         inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
-        self._track_process(number, confinement.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
+        self._track_process(number, commands.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
         os.close(inner_fd)
 
     def _track_process(self, number: int, process: tuple[int, str]) -> None:
@@ -205,7 +205,7 @@ def main() -> None:
     try:
         settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)
-        first = confinement.start_init()
+        first = commands.start_init()
         GuestAgent(_open_port(), first, int(settings[_CACHED_FILES_INDEX])).run()
     except BaseException as error:
         console = os.open("/dev/console", os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Parses Claude Code's output lines (stream-json) for display."""
+"""Parses Claude Code's output lines (stream-json), and lines of the text log, for display."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class ApiRetry:
     reason: str
 
 
-TranscriptItem = AgentMessage | TextOutput | ToolCall | ToolResult | ApiRetry
+AgentOutputItem = AgentMessage | TextOutput | ToolCall | ToolResult | ApiRetry
 
 
-class TranscriptParser:
+class AgentOutputParser:
     """Reassembles split lines and parses them; untrusted lines are returned as text."""
 
     def __init__(self, *, is_trusted: bool = True) -> None:
@@ -74,7 +74,7 @@ class TranscriptParser:
         self._length = 0
         self._has_events = False
 
-    def feed(self, data: str, *, continued: bool) -> Iterator[TranscriptItem]:
+    def feed(self, data: str, *, continued: bool) -> Iterator[AgentOutputItem]:
         """Yield the items of a line once its last part has arrived."""
         self._length += len(data)
         if self._length <= LINE_CHARACTERS_MAX:
@@ -86,7 +86,7 @@ class TranscriptParser:
         if is_whole:
             yield from self._parse_line(line)
 
-    def _parse_line(self, line: str) -> Iterator[TranscriptItem]:
+    def _parse_line(self, line: str) -> Iterator[AgentOutputItem]:
         try:
             parsed = json.loads(line) if self._is_trusted else None
         except (ValueError, RecursionError):
@@ -102,7 +102,7 @@ class TranscriptParser:
         yield from _parse_message(parsed)
 
 
-def _parse_message(message: dict[str, Any]) -> Iterator[TranscriptItem]:
+def _parse_message(message: dict[str, Any]) -> Iterator[AgentOutputItem]:
     match message:
         case {"type": "assistant", "message": {"content": list(blocks)}}:
             yield from filter(None, map(_parse_agent_block, blocks))
@@ -113,7 +113,7 @@ def _parse_message(message: dict[str, Any]) -> Iterator[TranscriptItem]:
             yield ApiRetry(_int_or_zero(message.get("attempt")), _int_or_zero(message.get("max_retries")), str(reason))
 
 
-def _parse_agent_block(block: Any) -> TranscriptItem | None:
+def _parse_agent_block(block: Any) -> AgentOutputItem | None:
     match block:
         case {"type": "text", "text": str(text)} if text.strip():
             return AgentMessage(text)
@@ -122,7 +122,7 @@ def _parse_agent_block(block: Any) -> TranscriptItem | None:
     return None
 
 
-def _parse_tool_block(block: Any) -> TranscriptItem | None:
+def _parse_tool_block(block: Any) -> AgentOutputItem | None:
     match block:
         case {"type": "tool_result", "tool_use_id": str(use_id)}:
             return ToolResult(use_id, _content_text(block.get("content")), block.get("is_error") is True)

@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from sandbox.cli.output.transcript import (
+from sandbox.cli.output.agent_output import (
     SUMMARY_CHARACTERS_MAX,
     AgentMessage,
+    AgentOutputParser,
     ApiRetry,
     TextOutput,
     ToolCall,
     ToolResult,
-    TranscriptParser,
 )
 
 
 def read(line: object) -> list:
-    return list(TranscriptParser().feed(line if isinstance(line, str) else json.dumps(line), continued=False))
+    return list(AgentOutputParser().feed(line if isinstance(line, str) else json.dumps(line), continued=False))
 
 
 def assistant(*blocks: object) -> dict:
@@ -66,14 +66,14 @@ def test_api_retry_is_parsed():
 
 
 def test_parts_of_a_long_line_are_joined():
-    line, parser = json.dumps(assistant({"type": "text", "text": "long"})), TranscriptParser()
+    line, parser = json.dumps(assistant({"type": "text", "text": "long"})), AgentOutputParser()
     assert list(parser.feed(line[:20], continued=True)) == []
     assert list(parser.feed(line[20:], continued=False)) == [AgentMessage("long")]
     assert list(parser.feed(line, continued=False)) == [AgentMessage("long")]
 
 
 def test_endless_line_is_dropped_and_the_next_is_parsed():
-    parser = TranscriptParser()
+    parser = AgentOutputParser()
     for _ in range(20):
         assert list(parser.feed("x" * 1024 * 1024, continued=True)) == []
     assert sum(map(len, parser._parts)) <= 8 * 1024 * 1024
@@ -107,6 +107,6 @@ def test_non_event_line_is_text_output(line):
 
 def test_result_is_a_message_if_no_message_preceded_it():
     result = json.dumps({"type": "result", "subtype": "success", "result": "Fixed."})
-    parser = TranscriptParser()
+    parser = AgentOutputParser()
     assert list(parser.feed(result, continued=False)) == [AgentMessage("Fixed.")]
     assert list(parser.feed(result, continued=False)) == []
