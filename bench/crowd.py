@@ -25,7 +25,7 @@ from store_list import fill
 
 from doubles.fake_agent import make_fake_agent
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
-from doubles.reconnecting_clients import ReconnectingClient
+from doubles.reconnecting_sse_clients import ReconnectingClient
 
 LINE_SECONDS, AGENT_SECONDS = 0.5, 900
 ROUNDS = 500

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from doubles.reconnecting_clients import ReconnectingClient, make_clients
+from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
 
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40

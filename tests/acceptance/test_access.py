@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.blocked_internet import SERVER_ADDRESS, BlockedInternet
+from doubles.isolated_network import SERVER_ADDRESS, IsolatedNetwork
 from doubles.live_server import Deployment, bash, make_repository, reply, wait_until
 from doubles.network_namespace import NamespaceTransport
 from sandbox.auth.token_file import TokenFile
@@ -173,11 +173,11 @@ def test_non_loopback_address_requires_a_token(sandbox):
 def test_remote_clients_are_served_with_a_token(deployment):
     deployment.data_dir.mkdir(mode=0o700)
     bearer = make_token(deployment, Role.OPERATOR)[1]
-    with BlockedInternet() as internet:
-        deployment.prefix, deployment.model_url = internet.server_prefix, "http://127.0.0.1:9"
+    with IsolatedNetwork() as network:
+        deployment.prefix, deployment.model_url = network.server_prefix, "http://127.0.0.1:9"
         port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"
-        with httpx2.Client(transport=NamespaceTransport(internet.server_namespace), timeout=30) as client:
+        with httpx2.Client(transport=NamespaceTransport(network.server_namespace), timeout=30) as client:
             assert client.get(url).status_code == 401
             assert client.get(url, headers={"Authorization": f"Bearer {bearer}"}).status_code == 200
             (deployment.data_dir / "tokens.json").unlink()

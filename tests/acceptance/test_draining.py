@@ -12,7 +12,7 @@ import pytest
 from doubles.fake_agent import make_fake_agent
 from doubles.live_server import make_repository, wait_until
 
-STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
+TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def deployment(deployment, tmp_path):
         vault.settimeout(10)
         deployment.vault = vault
         deployment.settings = {
-            "PYTHONPATH": str(make_fake_agent(tmp_path / "agent", STEPS)),
+            "PYTHONPATH": str(make_fake_agent(tmp_path / "agent", TIMED_LINES)),
             "SANDBOX_SECRETS_VAULT_ADDRESS": f"http://127.0.0.1:{vault.getsockname()[1]}",
             "VAULT_TOKEN": "t",
         }
@@ -95,6 +95,6 @@ def check_shutdown_during_secret_lookup(deployment):
     assert deployment.wait("launched")["state"] == "completed"
     assert deployment.status("resolving")["state"] == "pending"
     deployment.vault.close()
-    assert deployment.logs("launched", "stdout").count('"number"') == len(STEPS)
+    assert deployment.logs("launched", "stdout").count('"number"') == len(TIMED_LINES)
     wait_until(lambda: deployment.status("resolving")["state"] == "failed", 30, "the Vault request to time out")
     assert deployment.status("resolving")["error"]["code"] == "secret_unavailable"

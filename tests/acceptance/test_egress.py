@@ -10,9 +10,9 @@ import json
 import pytest
 
 from doubles import fake_host
-from doubles.blocked_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
 from doubles.egress_probe import PRINT_RESULTS, PROBE
-from doubles.fake_internet import fake_internet, make_certificate, start_host
+from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
+from doubles.isolated_network import METADATA_ADDRESS, PRIVATE_ADDRESS
 from doubles.live_server import make_repository, python, reply
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
@@ -174,9 +174,12 @@ def egress_setup(tmp_path_factory):
     directory = tmp_path_factory.mktemp("egress")
     certificate, record = directory / "host.pem", directory / "host.ndjson"
     addresses = {"addresses": [HOST_ADDRESS, SERVICES_ADDRESS], "own_addresses": [OWN_ADDRESS]}
-    with fake_internet(directory, NAMES, **addresses, services_address=SERVICES_ADDRESS) as (deployment, internet):
+    with deployment_with_fake_internet(directory, NAMES, **addresses, services_address=SERVICES_ADDRESS) as (
+        deployment,
+        network,
+    ):
         public = make_certificate(certificate, *TO_HOST)
-        deployment.start_git(prefix=internet.internet_prefix)
+        deployment.start_git(prefix=network.internet_prefix)
         scripts = {
             mode: "\n".join(
                 (
@@ -191,19 +194,19 @@ def egress_setup(tmp_path_factory):
             for mode, (_, attempts) in MODES.items()
         }
         branches = {f"Try {mode}.": (python(script), reply()) for mode, script in scripts.items()}
-        deployment.start_model(branches=branches, prefix=internet.internet_prefix)
+        deployment.start_model(branches=branches, prefix=network.internet_prefix)
         port = deployment.model_url.rpartition(":")[2]
         make_repository(deployment.repositories / "repo.git", {"port": port, "ca.pem": public})
-        start_host(deployment, internet, HOST_ADDRESS, certificate, record)
+        start_host(deployment, network, HOST_ADDRESS, certificate, record)
         deployment.start_server(ANTHROPIC_BASE_URL=f"http://{MODEL}:{port}")
-        yield deployment, internet, record
+        yield deployment, network, record
 
 
 @pytest.fixture(scope="module", params=MODES)
 def results(request, egress_setup):
     """Results of an agent's attempts: its output, requests received by the host, packets, and reported events."""
-    deployment, internet, record = egress_setup
-    mode, before = request.param, len(internet.packets)
+    deployment, network, record = egress_setup
+    mode, before = request.param, len(network.packets)
     for log in (record, deployment.model_requests_file):
         log.write_bytes(b"")
     deployment.submit(mode, vm=MODES[mode][0], claude={"prompt": f"Try {mode}."})
@@ -218,7 +221,7 @@ def results(request, egress_setup):
         "host_requests": [json.loads(line) for line in record.read_text().splitlines()],
         "denied": [event for event in events if event["type"] == "egress_denied"],
         "errors": [event["error"] for event in events if event["type"] == "error"],
-        "sent": set(internet.packets[before:]),
+        "sent": set(network.packets[before:]),
         "direct_model_requests": [request for request in deployment.model_requests() if request["method"] != "POST"],
         "services": {
             ("tcp", SERVICES_ADDRESS, int(process.ready_message["url"].rpartition(":")[2]))

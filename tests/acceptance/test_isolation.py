@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from doubles.blocked_internet import (
+from doubles.isolated_network import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
-    BlockedInternet,
+    IsolatedNetwork,
 )
 from doubles.leftovers import SANDBOX_UIDS, host_process, processes
 from doubles.live_server import Deployment, make_repository, python, reply, wait_until
@@ -126,13 +126,13 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
-    with BlockedInternet() as internet:
+    with IsolatedNetwork() as network:
         deployment = Deployment(
-            directory, prefix=internet.server_prefix, address=INTERNET_ADDRESS, namespace=internet.server_namespace
+            directory, prefix=network.server_prefix, address=INTERNET_ADDRESS, namespace=network.server_namespace
         )
         try:
             make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
-            deployment.start_git(prefix=internet.internet_prefix)
+            deployment.start_git(prefix=network.internet_prefix)
             targets = [
                 (name, address, port)
                 for name, address in (
@@ -144,12 +144,12 @@ def results(tmp_path_factory):
                 for port in (80, 53)
             ]
             with host_process() as host_child:
-                yield run_probe(deployment, internet, canary, targets, host_child)
+                yield run_probe(deployment, network, canary, targets, host_child)
         finally:
             deployment.close()
 
 
-def run_probe(deployment, internet, canary, targets, host_child):
+def run_probe(deployment, network, canary, targets, host_child):
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
@@ -158,13 +158,13 @@ def run_probe(deployment, internet, canary, targets, host_child):
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    deployment.start_model(python(header + PROBE), reply(), prefix=internet.internet_prefix)
+    deployment.start_model(python(header + PROBE), reply(), prefix=network.internet_prefix)
     model_port = int(deployment.model_url.rpartition(":")[2])
-    reachable = internet.can_reach(INTERNET_ADDRESS, model_port)
+    reachable = network.can_reach(INTERNET_ADDRESS, model_port)
     wait_until(
-        lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, description="the packet to be recorded"
+        lambda: ("tcp", INTERNET_ADDRESS, model_port) in network.packets, description="the packet to be recorded"
     )
-    before = len(internet.packets)
+    before = len(network.packets)
     deployment.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
     deployment.submit()
     deployment.wait_for_state("running")
@@ -182,7 +182,7 @@ def run_probe(deployment, internet, canary, targets, host_child):
     }
     return {
         "observed": observed,
-        "sent": set(internet.packets[before:]),
+        "sent": set(network.packets[before:]),
         "allowed": {("tcp", INTERNET_ADDRESS, port) for port in ports},
         "reachable": reachable,
         "holders": holders,

@@ -13,18 +13,18 @@ from doubles.runners import finalize_journal
 from doubles.runtimes import require_runtime
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
-STEPS = {
-    "the directory": lambda files_: files_.root.exists(),
-    "the disk": lambda files_: files_.disk.exists() or files_.disk_image.exists(),
-    "the clone": lambda files_: files_.repository.exists(),
-    "the handle": lambda files_: files_.handle.exists(),
-    "the control group": lambda files_: any(files_.root.name in one for one in cgroups(files_.root.parents[3])),
-    "a process": lambda files_: any(f"sandbox:{files_.root.name}" in words for words in command_lines()),
+CREATED_OBJECTS = {
+    "the directory": lambda layout: layout.root.exists(),
+    "the disk": lambda layout: layout.disk.exists() or layout.disk_image.exists(),
+    "the clone": lambda layout: layout.repository.exists(),
+    "the handle": lambda layout: layout.handle.exists(),
+    "the control group": lambda layout: any(layout.root.name in one for one in cgroups(layout.root.parents[3])),
+    "a process": lambda layout: any(f"sandbox:{layout.root.name}" in words for words in command_lines()),
 }
 """The objects that an attempt creates, in order. The runner is stopped after each."""
 
-RUNTIME_STEPS = ("the handle", "the control group", "a process")
-"""The steps after which the runner has used its runtime."""
+RUNTIME_OBJECTS = ("the handle", "the control group", "a process")
+"""The objects after which the runner has used its runtime."""
 
 
 def command_lines():
@@ -44,11 +44,11 @@ def runner_pids(data_dir, task_id=""):
     return found
 
 
-def stop_runner_at(deployment, task_id, is_reached):
-    """Submit a task and stop its runner as soon as the step is reached."""
+def stop_runner_after_creation(deployment, task_id, exists):
+    """Submit a task and stop its runner as soon as the object exists."""
     deployment.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
-    attempt = attempt_of(deployment, task_id)
-    wait_until(lambda: is_reached(attempt), description=f"{task_id} to reach the step", pause_max=0.02)
+    layout = attempt_layout(deployment, task_id)
+    wait_until(lambda: exists(layout), description=f"the object of {task_id}", pause_max=0.02)
     for pid in runner_pids(deployment.data_dir, task_id):
         os.kill(pid, signal.SIGSTOP)
 
@@ -63,7 +63,7 @@ def crash(deployment, *task_ids):
         finalize_journal(deployment.data_dir, task_id)
 
 
-def attempt_of(deployment, task_id):
+def attempt_layout(deployment, task_id):
     from sandbox.interfaces.file_layout import TaskLayout
 
     root = TaskLayout(deployment.data_dir, task_id).root / "attempts"
@@ -72,21 +72,21 @@ def attempt_of(deployment, task_id):
 
 
 @pytest.mark.parametrize(
-    ("runtime", "steps"),
-    [("bubblewrap", tuple(STEPS)), ("gvisor", RUNTIME_STEPS)],
+    ("runtime", "object_names"),
+    [("bubblewrap", tuple(CREATED_OBJECTS)), ("gvisor", RUNTIME_OBJECTS)],
     ids=["bubblewrap", "gvisor"],
 )
-def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, deployment, tmp_path):
+def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_names, deployment, tmp_path):
     require_runtime(runtime, tmp_path / "probe")
     deployment.runtime = runtime
     deployment = deploy(bash(LONG), reply())
-    tasks = {f"task-{number}": what for number, what in enumerate(steps)}
-    for task_id, step in tasks.items():
-        stop_runner_at(deployment, task_id, STEPS[step])
+    tasks = {f"task-{number}": object_name for number, object_name in enumerate(object_names)}
+    for task_id, object_name in tasks.items():
+        stop_runner_after_creation(deployment, task_id, CREATED_OBJECTS[object_name])
     crash(deployment, *tasks)
     assert {"files", "cgroups"} <= find_leftovers(deployment.data_dir).keys() or os.geteuid() != 0
     deployment.start_server()
-    wait_until(lambda: is_clean(deployment.data_dir), 60, f"no leftovers of {steps}")
+    wait_until(lambda: is_clean(deployment.data_dir), 60, f"no leftovers of {object_names}")
     assert {deployment.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
@@ -112,17 +112,17 @@ def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tm
         assert deployment.wait("kept")["state"] == "failed_preserved"
         for each, task_id in ((other_deployment, "other"), (deployment, "running"), (deployment, "lost")):
             each.wait_for_state("running", task_id)
-        others = [
-            attempt_of(other_deployment, "other"),
-            *(attempt_of(deployment, name) for name in ("running", "kept")),
+        kept_layouts = [
+            attempt_layout(other_deployment, "other"),
+            *(attempt_layout(deployment, name) for name in ("running", "kept")),
         ]
         crash(deployment, "lost")
-        before = [attempt_leftovers(attempt) for attempt in others]
+        before = [attempt_leftovers(layout) for layout in kept_layouts]
         is_finished = sweep_finished(deployment)
         deployment.start_server()
         wait_until(is_finished, 30, "the end of the janitor's round")
-        assert [attempt_leftovers(attempt) for attempt in others] == before
-        assert [path.name for path in attempt_of(deployment, "lost").root.iterdir()] == ["runner.log"]
+        assert [attempt_leftovers(layout) for layout in kept_layouts] == before
+        assert [path.name for path in attempt_layout(deployment, "lost").root.iterdir()] == ["runner.log"]
         assert (deployment.status("running")["state"], other_deployment.status("other")["state"]) == (
             "running",
             "running",
@@ -135,8 +135,8 @@ def make_directory(path):
     return path
 
 
-def attempt_leftovers(attempt):
+def attempt_leftovers(layout):
     """The processes, control groups and files of one attempt."""
-    data_dir, attempt_id = attempt.root.parents[3], attempt.root.name
+    data_dir, attempt_id = layout.root.parents[3], layout.root.name
     marked = {one for one in processes(data_dir) if f"sandbox:{attempt_id}" in one[1]}
     return marked, {one for kind in (cgroups, files) for one in kind(data_dir) if attempt_id in one}

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.live_server import bash, reply, wait_until
 from doubles.random_seed import seed
-from doubles.reconnecting_clients import ReconnectingClient, make_clients
+from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
 from sandbox.demo.model_script import Text, Turn
 
 CLIENTS = 10

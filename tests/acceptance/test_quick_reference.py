@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from doubles import fake_github
-from doubles.blocked_internet import INTERNET_ADDRESS, BlockedInternet
+from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
 from doubles.live_server import Deployment, bash, git, make_repository, python, reply, wait_until
 from doubles.runtimes import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
@@ -476,7 +476,7 @@ def connected_user(request, tmp_path_factory):
     has_fallback = request.param == "gvisor" and not probe_runtime("gvisor", tmp_path / "run").is_available
     runtime = "bubblewrap" if has_fallback else request.param
     require_runtime(runtime, tmp_path / "run")
-    with BlockedInternet() as internet:
+    with IsolatedNetwork() as network:
         hosts, github = tmp_path / "hosts", tmp_path / "github"
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
         github.mkdir()
@@ -485,21 +485,21 @@ def connected_user(request, tmp_path_factory):
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
         deployment = Deployment(
             tmp_path,
-            prefix=(*internet.server_prefix, *with_hosts),
+            prefix=(*network.server_prefix, *with_hosts),
             address=INTERNET_ADDRESS,
-            namespace=internet.server_namespace,
+            namespace=network.server_namespace,
         )
         deployment.runtime = runtime
         try:
             make_app(deployment, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
-            subprocess.run([*internet.internet_prefix, *add_address], check=True, timeout=20)
+            subprocess.run([*network.internet_prefix, *add_address], check=True, timeout=20)
             command = [sys.executable, fake_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
-            deployment._start("github", command, {}, internet.internet_prefix)
-            deployment.start_git(prefix=internet.internet_prefix)
+            deployment._start("github", command, {}, network.internet_prefix)
+            deployment.start_git(prefix=network.internet_prefix)
             get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
             turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), reply())
-            deployment.start_model(*turns, prefix=internet.internet_prefix)
+            deployment.start_model(*turns, prefix=network.internet_prefix)
             deployment.start_server(GITHUB_TOKEN=TOKEN)
             deployment.github_requests = github / "requests.ndjson"
             yield deployment

@@ -7,7 +7,7 @@ import pytest
 
 from escape import table
 from escape.attack import OWN_KERNEL, Outcome
-from escape.attack_runner import ATTACKS
+from escape.attack_run import ATTACKS
 from escape.attacks_on_collection import NO_EXECUTION, NOT_DELIVERED, OUT_OF_PATCH, RENAMED, SKIPPED, TRAPS
 from escape.verdict import Verdict
 from escape.verdicts import CollectedOutput
@@ -96,12 +96,12 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
 
 
 def test_writing_a_column_keeps_the_others(document: str):
-    (kind, row), battery_table = ("network", table.names()["network"][0]), table.parse(document)
-    before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in battery_table.outcomes.items()}
+    (kind, row), parsed_table = ("network", table.names()["network"][0]), table.parse(document)
+    before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
-    battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    reread = table.parse(table.replace_table(document, battery_table))
+    parsed_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
+    reread = table.parse(table.replace_table(document, parsed_table))
     assert reread.outcomes[kind, row]["qemu"] == Outcome.ESCAPED
     assert {row_key: outcomes["bubblewrap"] for row_key, outcomes in reread.outcomes.items()} == before
     assert {outcomes["qemu"] for row_key, outcomes in reread.outcomes.items() if row_key != (kind, row)} == set(
@@ -121,15 +121,15 @@ def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
 def test_column_with_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
-    verdicts, battery_table = verdicts_of("qemu"), table.parse(document)
+    verdicts, parsed_table = verdicts_of("qemu"), table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:
         del verdicts[kind][row]
     else:
         verdicts[kind][row] = verdict
     with pytest.raises(table.UnprovenError, match=re.escape(row)):
-        battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    assert table.replace_table(document, battery_table) == document
+        parsed_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
+    assert table.replace_table(document, parsed_table) == document
 
 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"

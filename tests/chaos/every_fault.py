@@ -10,8 +10,8 @@ import time
 import traceback
 from pathlib import Path
 
+from doubles.fault_harness import FaultHarness, journal_path
 from doubles.faults import Fault
-from doubles.faulty_attempt import FaultHarness, journal_path
 
 ERRORS = ("ENOSPC", "EIO", "EINTR")
 NTH_MAX = 400

@@ -18,7 +18,7 @@ def state_of(records):
     return next((record["transition"]["new_state"] for record in reversed(records) if "transition" in record), "")
 
 
-def attempt_of(records):
+def latest_attempt_id(records):
     """The id of the latest attempt; None before the first attempt."""
     events = (record["event"] for record in reversed(records))
     return next((event["attempt_id"] for event in events if event["type"] == "attempt_started"), None)

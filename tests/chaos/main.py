@@ -38,7 +38,7 @@ class Score:
             for violation in result.violations
             if violation.task is not None and violation.task.target
         }
-        self.violations.update((runtime, task.target, task.state) for task in affected.values())
+        self.violations.update((runtime, task.target, task.state_at_kill) for task in affected.values())
         for violation in result.violations:
             self.messages.append(f"{runtime}, seed {seed}: {violation}")
             print(self.messages[-1], flush=True)

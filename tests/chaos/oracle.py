@@ -53,8 +53,9 @@ class DownloadedArtifact:
 
 @dataclass
 class TaskEvidence:
-    """Everything known about one task. target: what was killed, None if nothing was.
+    """Everything known about one task.
 
+    target: what was killed, None if nothing was. state_at_kill: the task's state by the journal, read before the kill.
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
     patch. agent_starts: how many agents announced their start to the model. files: how many files the agent creates,
@@ -63,7 +64,7 @@ class TaskEvidence:
 
     task_id: str
     target: str | None
-    state: str
+    state_at_kill: str
     status: dict
     records: list[dict]
     stdout_before: bytes = b""
@@ -98,13 +99,13 @@ class TaskEvidence:
     def lost_sandbox(self):
         """Whether the runner recorded the loss of the sandbox."""
         exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
-        return any((record.get("failure") or {}).get("code") == "sandbox_lost" for record in exits)
+        return any((event.get("failure") or {}).get("code") == "sandbox_lost" for event in exits)
 
     @property
     def agent_was_killed(self):
         """Whether the runner recorded that the agent was killed."""
         exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
-        codes = [(record.get("exit_code"), (record.get("failure") or {}).get("code")) for record in exits]
+        codes = [(event.get("exit_code"), (event.get("failure") or {}).get("code")) for event in exits]
         return (KILLED, "agent_failed") in codes
 
     def has_event(self, kind):
@@ -130,7 +131,9 @@ class Violation(NamedTuple):
 
     def __str__(self):
         task = self.task
-        return self.message if task is None else f"{task.task_id} ({task.target} in {task.state}): {self.message}"
+        return (
+            self.message if task is None else f"{task.task_id} ({task.target} in {task.state_at_kill}): {self.message}"
+        )
 
 
 def evaluate(evidence: Evidence) -> list[Violation]:
@@ -195,15 +198,17 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
 
 def _allowed_ends(task: TaskEvidence) -> set:
     """If the agent dies first and its death is recorded before the runner is killed, only that outcome is allowed."""
-    recorded_agent_kill = task.target == "all" and task.state == "completing" and task.agent_was_killed
-    return {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_state_at_kill(task), set())
+    recorded_agent_kill = task.target == "all" and task.state_at_kill == "completing" and task.agent_was_killed
+    return (
+        {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_corrected_state_at_kill(task), set())
+    )
 
 
-def _state_at_kill(task: TaskEvidence) -> str:
+def _corrected_state_at_kill(task: TaskEvidence) -> str:
     """A runner that outlives its sandbox may record the agent's start before it notices that both have ended."""
-    recorded_start = task.target == "sandbox" and task.state == "ready" and task.has_event("agent_started")
-    recorded_sandbox_loss = task.target == "all" and task.state == "completing" and task.lost_sandbox
-    return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state
+    recorded_start = task.target == "sandbox" and task.state_at_kill == "ready" and task.has_event("agent_started")
+    recorded_sandbox_loss = task.target == "all" and task.state_at_kill == "completing" and task.lost_sandbox
+    return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state_at_kill
 
 
 def check_output_lines(task: TaskEvidence) -> Iterator[str]:
@@ -261,13 +266,13 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
         yield "it completed without an agent"
 
 
-def check_client_transcripts(journals: dict, transcripts: dict) -> Iterator[str]:
+def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:
     """Reconnecting clients receive the journal: every event once, in order, to the end.
 
-    journals: `{task id: events}`; transcripts: `{(client, task id): events}`.
+    expected_events: `{task id: events}`, by the journal; received_events: `{(client, task id): events}`.
     """
-    for (source, task_id), received in transcripts.items():
-        expected = journals[task_id]
+    for (source, task_id), received in received_events.items():
+        expected = expected_events[task_id]
         if received != expected:
             index = next((n for n, (a, b) in enumerate(zip(received, expected, strict=False)) if a != b), None)
             position = (

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from chaos.chaos_deployment import ChaosDeployment
-from chaos.oracle import check_client_transcripts
+from chaos.oracle import check_received_events
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
 from doubles.live_server import wait_until
 from sandbox.interfaces.journal import replay_task
@@ -83,8 +83,10 @@ async def _wait_for_new_events(clients, receiving):
 
 
 def _compare(deployment, number, client):
-    journals = {client.task_id: _expected_events(deployment, client.task_id, client.is_delivered)}
-    return check_client_transcripts(journals, {(f"{type(client).__name__} {number}", client.task_id): client.events})
+    expected_events = {client.task_id: _expected_events(deployment, client.task_id, client.is_delivered)}
+    return check_received_events(
+        expected_events, {(f"{type(client).__name__} {number}", client.task_id): client.events}
+    )
 
 
 def _expected_events(deployment, task_id, is_delivered):

@@ -16,7 +16,7 @@ import httpx2
 
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
-from chaos.checks import collect_evidence
+from chaos.evidence_collection import collect_evidence
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
 from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
@@ -59,7 +59,7 @@ def run_round(directory, runtime, chosen_cells, seed):
                 with _held_tasks() as held:
                     kills |= _kill_together(deployment, target, states, seed, held)
         evidence = collect_evidence(deployment, kills)
-    ends = Counter((task.target, task.state, task.end) for task in evidence.tasks if task.target)
+    ends = Counter((task.target, task.state_at_kill, task.end) for task in evidence.tasks if task.target)
     return RoundResult(ends, evaluate(evidence))
 
 
@@ -183,7 +183,7 @@ def _kill_everything(deployment, held, rng):
 
 def _kill_each(deployment, chosen_cells, seed, held):
     requested = [(*cell, 0) for cell in sorted(chosen_cells)]
-    requested += [(task, "running", 1) for task in ("runner", "sandbox") if (task, "running") in chosen_cells]
+    requested += [(target, "running", 1) for target in ("runner", "sandbox") if (target, "running") in chosen_cells]
     with ThreadPoolExecutor(6) as pool:
         return dict(pool.map(lambda each: _kill_one(deployment, *each, seed, held), requested))
 
@@ -199,7 +199,7 @@ def _kill_one(deployment, target, state, retries, seed, held):
         time.sleep(rng.uniform(0, 0.3))
     records = deployment.records(task.task_id)
     task.stdout_before = journal_file.stdout_of(records)
-    is_killed = _KILL_FUNCTIONS[target](task, journal_file.attempt_of(records), rng)
+    is_killed = _KILL_FUNCTIONS[target](task, journal_file.latest_attempt_id(records), rng)
     task.release()
     if not is_killed:
         raise AssertionError(f"there was nothing to kill: {target} in {state}")

@@ -124,7 +124,7 @@ class StateDriver:
         return held
 
     def _has_required_processes(self, records):
-        return not self._needs_sandbox or bool(processes.members_of(journal_file.attempt_of(records)))
+        return not self._needs_sandbox or bool(processes.members_of(journal_file.latest_attempt_id(records)))
 
     def _await_state(self, task_id, state):
         wait_until(lambda: self._deployment.state(task_id) not in ("pending", "staging", "provisioning", "ready"),

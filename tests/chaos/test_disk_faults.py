@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from doubles.fault_harness import FaultHarness, journal_path
 from doubles.faults import Fault, fill_file_system, small_file_system
-from doubles.faulty_attempt import FaultHarness, journal_path
 from doubles.live_server import TERMINAL, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
@@ -47,9 +47,9 @@ def _check_completes(harness, task_id, fault, path_of):
 
 
 def test_task_on_a_full_disk_completes_once_space_is_freed(tmp_path):
-    steps = [('{"type": "assistant", "text": "' + "x" * 1000 + '"}', 0.02)] * 100
+    timed_lines = [('{"type": "assistant", "text": "' + "x" * 1000 + '"}', 0.02)] * 100
     with small_file_system(tmp_path / "small", 1024**3) as small:
-        harness = FaultHarness(tmp_path, data_dir=small / "data", steps=steps, SANDBOX_CAPACITY_DISK="1000")
+        harness = FaultHarness(tmp_path, data_dir=small / "data", timed_lines=timed_lines, SANDBOX_CAPACITY_DISK="1000")
         try:
             _run_on_full_disk(harness, small)
         finally:

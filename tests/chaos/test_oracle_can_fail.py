@@ -34,16 +34,16 @@ def records(lines):
     return [{"seq": number, "epoch": 1, **entry} for number, entry in enumerate(found, 1)]
 
 
-def task_record(lines=LINES, written=LINES, target="server", state="running", end="completed", code=None):
+def task_evidence(lines=LINES, written=LINES, target="server", state_at_kill="running", end="completed", code=None):
     text, printed = "".join(written).encode(), "".join(lines).encode()
-    task = records(lines)
-    task[-1]["transition"]["new_state"] = end
+    journal_records = records(lines)
+    journal_records[-1]["transition"]["new_state"] = end
     return TaskEvidence(
         "task-1",
         target,
-        state,
+        state_at_kill,
         {"state": end, "error": {"code": code} if code else None},
-        task,
+        journal_records,
         stdout_before="".join(lines[:2]).encode(),
         artifacts=[
             artifact("written.txt", text),
@@ -59,16 +59,16 @@ def task_record(lines=LINES, written=LINES, target="server", state="running", en
 
 
 def lost_runner(lines):
-    return task_record(lines, target="runner", end="failed", code="runner_lost")
+    return task_evidence(lines, target="runner", end="failed", code="runner_lost")
 
 
 def lost_sandbox(lines):
-    return task_record(lines, target="sandbox", end="failed", code="sandbox_lost")
+    return task_evidence(lines, target="sandbox", end="failed", code="sandbox_lost")
 
 
-def killed_agent(lines, exit_code=137, target="all", state="completing", code="agent_failed"):
+def killed_agent(lines, exit_code=137, target="all", state_at_kill="completing", code="agent_failed"):
     """All processes are killed, the agent first; its runner recorded that before it was killed."""
-    task = task_record(lines, target=target, state=state, end="failed", code=code)
+    task = task_evidence(lines, target=target, state_at_kill=state_at_kill, end="failed", code=code)
     exited = next(entry["event"] for entry in task.records if entry["event"]["type"] == "agent_exited")
     exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}
     return task
@@ -77,7 +77,7 @@ def killed_agent(lines, exit_code=137, target="all", state="completing", code="a
 VALID_TASKS = [
     killed_agent(LINES),
     killed_agent(LINES[:4]),
-    task_record(),
+    task_evidence(),
     lost_runner(LINES[:3]),
     lost_runner([]),
     lost_sandbox(LINES),
@@ -117,7 +117,7 @@ def skip_states(task):
 
 @pytest.mark.parametrize("corrupt", [drop_record, reuse_old_epoch, skip_states])
 def test_inconsistent_journal_is_reported(corrupt):
-    task = copy.deepcopy(task_record())
+    task = copy.deepcopy(task_evidence())
     corrupt(task)
     assert list(oracle.check_journal_is_consistent(task))
 
@@ -145,7 +145,13 @@ def append_after_end(task):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"exit_code": 1}, {"exit_code": None}, {"target": "runner"}, {"state": "running"}, {"code": "runner_lost"}],
+    [
+        {"exit_code": 1},
+        {"exit_code": None},
+        {"target": "runner"},
+        {"state_at_kill": "running"},
+        {"code": "runner_lost"},
+    ],
 )
 def test_wrong_outcome_of_a_killed_agent_is_reported(changes):
     assert list(oracle.check_final_state(killed_agent(LINES, **changes)))
@@ -153,7 +159,7 @@ def test_wrong_outcome_of_a_killed_agent_is_reported(changes):
 
 @pytest.mark.parametrize("corrupt", [remove_end, change_reported_state, claim_runner_kill, end_twice, append_after_end])
 def test_wrong_final_state_is_reported(corrupt):
-    task = copy.deepcopy(task_record())
+    task = copy.deepcopy(task_evidence())
     corrupt(task)
     assert list(oracle.check_final_state(task))
 
@@ -161,9 +167,9 @@ def test_wrong_final_state_is_reported(corrupt):
 @pytest.mark.parametrize(
     "task",
     [
-        task_record(LINES[:4]),
-        task_record([*LINES[:2], *LINES[1:]]),
-        task_record([*LINES[:1], *LINES[2:]]),
+        task_evidence(LINES[:4]),
+        task_evidence([*LINES[:2], *LINES[1:]]),
+        task_evidence([*LINES[:1], *LINES[2:]]),
         lost_runner(LINES[1:]),
         lost_runner([*LINES[:2], LINES[1]]),
         lost_runner([*LINES[:2], "line"]),
@@ -194,7 +200,7 @@ def test_line_that_disappears_after_being_read_is_reported():
 
 def retried(lines):
     """The runner was killed after two lines, and another agent printed `lines`."""
-    task = task_record(lines, target="runner")
+    task = task_evidence(lines, target="runner")
     two = [{"event": {"type": "output", "stream": "stdout", "text": line}} for line in LINES[:2]]
     task.records[2:2] = [*two, {"event": {"type": "attempt_started"}}]
     task.artifacts[2] = artifact("transcript.ndjson", task.stdout)
@@ -258,7 +264,7 @@ ARTIFACT_CORRUPTIONS = {
 
 @pytest.mark.parametrize("corrupt", ARTIFACT_CORRUPTIONS.values(), ids=ARTIFACT_CORRUPTIONS)
 def test_corrupt_artifact_is_reported(corrupt):
-    task = copy.deepcopy(task_record())
+    task = copy.deepcopy(task_evidence())
     corrupt(task)
     assert list(oracle.check_artifacts(task))
 
@@ -277,13 +283,13 @@ def never_run(task):
 
 @pytest.mark.parametrize("corrupt", [run_twice, run_twice_by_the_journal, never_run])
 def test_agent_running_twice_or_never_is_reported(corrupt):
-    task = copy.deepcopy(task_record())
+    task = copy.deepcopy(task_evidence())
     corrupt(task)
     assert list(oracle.check_agent_runs_once(task))
 
 
 def test_second_agent_run_is_allowed_with_retries():
-    task = task_record()
+    task = task_evidence()
     task.agent_starts, task.retries = 2, 1
     assert not list(oracle.check_agent_runs_once(task))
 
@@ -302,9 +308,9 @@ WIRE_EVENTS = [{"seq": 1}, {"seq": 2}, {"seq": 3, "type": "end"}]
     ],
     ids=["no end", "no start", "duplicate", "wrong order", "empty"],
 )
-def test_transcript_differing_from_the_journal_is_reported(received):
-    assert list(oracle.check_client_transcripts({"a": WIRE_EVENTS}, {("sse", "a"): received}))
+def test_received_events_differing_from_the_journal_are_reported(received):
+    assert list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): received}))
 
 
-def test_complete_transcript_passes():
-    assert not list(oracle.check_client_transcripts({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))
+def test_complete_received_events_pass():
+    assert not list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_lifecycle import has_own_kernel, read_until, ready_sandbox, run_in, run_python, run_shell
-from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, accept_connection, respond_to_query
+from doubles.sandbox_scripts import CONNECT_OUTPUT, CONNECT_SCRIPT, accept_connection, respond_to_query
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.failure import AttemptError
 

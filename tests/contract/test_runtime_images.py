@@ -12,7 +12,7 @@ from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 from sandbox.images.rootfs import RootFs
 from sandbox.interfaces.runtime import Command, SandboxSpec
 
-ATTEMPT = "imageimageim"
+ATTEMPT_ID = "imageimageim"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def run_line(runtime, disk, image, tmp_path):
     program.chmod(0o755)
 
     async def run(line):
-        handle = runtime.prepare(ATTEMPT)
+        handle = runtime.prepare(ATTEMPT_ID)
         spec = SandboxSpec(
-            ATTEMPT, disk, 1, 512 << 20, 128, programs={program: "/run/sandbox/bin/program"}, image=image
+            ATTEMPT_ID, disk, 1, 512 << 20, 128, programs={program: "/run/sandbox/bin/program"}, image=image
         )
         environment = {"PATH": "/run/sandbox/bin:/usr/bin:/bin", "HOME": "/home/agent"}
         try:
@@ -83,5 +83,5 @@ def test_workspace_home_and_tmp_are_writable(run_line, disk):
 
 def test_user_and_host_names_are_sandbox_specific(run_line):
     assert run_line("id -un; id -u; cat /etc/hostname; head -1 /etc/hosts; cat /etc/shadow 2>/dev/null") == (
-        f"agent\n1000\n{ATTEMPT}\n127.0.0.1 localhost"
+        f"agent\n1000\n{ATTEMPT_ID}\n127.0.0.1 localhost"
     )

@@ -125,7 +125,7 @@ def test_nice_ionice_and_chrt_run(runtime: Runtime, disk: Path):
     assert (ended.output.split(), ended.errors) == (["nice", "idle", "chrt"], "")
 
 
-_GROUPS = """
+_MULTICAST_GROUPS = """
 import errno, socket, struct
 loopback = socket.inet_aton("127.0.0.1")
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -145,11 +145,11 @@ print(one.recv(100))
 def test_multicast_memberships_are_limited(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
         pytest.skip("sockets belong to the sandbox's kernel")
-    ended = run_python(runtime, disk, _GROUPS)
+    ended = run_python(runtime, disk, _MULTICAST_GROUPS)
     assert ended.output.split() == ["joined", "joined", "ENOBUFS", "b'hello'"], ended
 
 
-_CONFINED = """
+_LANDLOCK_CALLS = """
 import ctypes, errno, os, struct
 libc = ctypes.CDLL(None, use_errno=True)
 def attempt(number, *arguments):
@@ -160,7 +160,7 @@ print(attempt(444, handled, 8, 0), attempt(444, None, 0, 1), attempt(446, 0, 0))
 
 
 def test_landlock_is_not_available(runtime: Runtime, disk: Path):
-    assert run_python(runtime, disk, _CONFINED).output.split() == ["ENOSYS"] * 3
+    assert run_python(runtime, disk, _LANDLOCK_CALLS).output.split() == ["ENOSYS"] * 3
 
 
 def test_programs_that_use_landlock_run_without_it(runtime: Runtime, disk: Path):

@@ -18,7 +18,7 @@ from doubles.sandbox_lifecycle import (
     ready_sandbox,
     sandbox_spec,
 )
-from doubles.sandbox_queries import IDENTITY_SCRIPT
+from doubles.sandbox_scripts import IDENTITY_SCRIPT
 from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.failure import AttemptError
 

@@ -36,7 +36,8 @@ class Script:
 
     runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: that signal does not end it.
     events_when_serving: the events that the gateway reports when it starts to serve.
-    Set when the gateway is created: report_to_runner, its callback for events, and redact, its redaction of names.
+    Set when the gateway is created: rules, report_to_runner, its callback for events, and redact, its redaction of
+    names. Set when it starts to serve: is_gateway_serving.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -59,7 +60,7 @@ class Script:
     tar_seconds: float = 0.0
     rules: object = None
     redact: Callable[[str], str] = str
-    start_failure: Failure | None = None
+    start_check_failure: Failure | None = None
     has_session: bool = True
     kernel_usage: KernelUsage = field(default_factory=KernelUsage)
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
@@ -196,7 +197,7 @@ class ScriptedAgent:
         )
 
     def check_ready(self, manifest, init, redact):
-        return self._script.start_failure
+        return self._script.start_check_failure
 
     def check_interactive_exit(self, exit_):
         return self.outcome(exit_, b"").failure

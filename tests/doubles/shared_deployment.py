@@ -25,10 +25,10 @@ class SharedDeployment:
         if self._shared is None:
             self._shared = Deployment(self._make_directory())
             self._shared.runtime = self._runtime
-            self._run_step(self._start, *turns, **script)
+            self._run_or_discard(self._start, *turns, **script)
             self._initial_state = _state_of(self._shared)
         else:
-            self._run_step(self._shared.restart_model, *turns, **script)
+            self._run_or_discard(self._shared.restart_model, *turns, **script)
         for name, value in vars(self._shared).items():
             setattr(deployment, name, value)
         deployment.processes = list(self._shared.processes)
@@ -64,9 +64,9 @@ class SharedDeployment:
         self._shared.start_model(*turns, **script)
         self._shared.start_server(**self._environment)
 
-    def _run_step(self, step, *turns, **script):
+    def _run_or_discard(self, action, *turns, **script):
         try:
-            step(*turns, **script)
+            action(*turns, **script)
         except BaseException:
             self.discard(self._shared)
             raise

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.leftovers import find_leftovers
 from doubles.live_server import wait_until
-from escape.attack_runner import ATTACKS, HOST, AttackRun
+from escape.attack_run import ATTACKS, HOST, AttackRun
 from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from escape import table, verdicts
 from escape.attack import Outcome
-from escape.attack_runner import AttackRun
+from escape.attack_run import AttackRun
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.runtimes.bwrap import find_bwrap as find_bubblewrap
 from sandbox.runtimes.gvisor.runtime import find_runsc

@@ -54,8 +54,8 @@ class Reports:
         self.has_succeeded = True
         self._write({"outcome": "succeeded"})
 
-    def refused(self, *reasons):
-        self._write({"outcome": "refused", "by": list(reasons)})
+    def refused(self, *words):
+        self._write({"outcome": "refused", "by": list(words)})
 
     def report_setup_failure(self, error):
         self._write({"outcome": "error", "by": [f"{type(error).__qualname__}: {error}"[:300]]})

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from escape.attack import Outcome
-from escape.attack_runner import ATTACKS
+from escape.attack_run import ATTACKS
 from escape.attacks_on_collection import TRAPS
 from escape.verdicts import HOST_OBSERVATIONS
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from escape import attacks_on_credentials, attacks_on_resources, sandbox_attacks
-from escape.attack_runner import ATTACKS
+from escape.attack_run import ATTACKS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

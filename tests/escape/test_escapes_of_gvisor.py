@@ -5,7 +5,7 @@ System calls are a hundred times slower in gVisor. `script/escape-battery` runs 
 
 import pytest
 
-from escape.attack_runner import ATTACKS_PER_RUNTIME
+from escape.attack_run import ATTACKS_PER_RUNTIME
 from escape.escape_tests import EscapeTests, run_attacks
 
 

@@ -7,7 +7,7 @@ Claude Code takes a minute to start in an emulated guest. tests/integration/runt
 import pytest
 
 from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_qemu_components
-from escape.attack_runner import ATTACKS, AttackRun
+from escape.attack_run import ATTACKS, AttackRun
 from escape.escape_tests import EscapeTests
 
 _SAMPLED = {

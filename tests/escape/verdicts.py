@@ -2,7 +2,7 @@
 
 import re
 
-from escape.attack_runner import ATTACKS, HOST, HOST_ADDRESS
+from escape.attack_run import ATTACKS, HOST, HOST_ADDRESS
 from escape.attacks_on_collection import (
     NO_EXECUTION,
     NOT_DELIVERED,
@@ -52,11 +52,13 @@ def _judge_host_observations(attack_run):
     unexpected = attack_run.sent_packets - attack_run.allowed_packets
     hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in attack_run.host_requests}
     # A redirect starts with an allowed request that names the target.
-    refused = [line for _, line, _ in attack_run.host_requests if "other.example" in line and "/away/" not in line]
+    denied_requests = [
+        line for _, line, _ in attack_run.host_requests if "other.example" in line and "/away/" not in line
+    ]
     has_expected_packet = ("tcp", HOST_ADDRESS, 443) in attack_run.sent_packets
     return {
         UNEXPECTED_PACKET: _verdict(not unexpected and has_expected_packet, f"sent: {sorted(unexpected)}"),
-        DENIED_REQUEST: _verdict(hosts == {HOST} and not refused, f"requested: {hosts}, {refused}"),
+        DENIED_REQUEST: _verdict(hosts == {HOST} and not denied_requests, f"requested: {hosts}, {denied_requests}"),
         HOST_CHANGE: judge_watch(attack_run.evidence),
     }
 
@@ -119,9 +121,9 @@ class CollectedOutput:
     def _is_not_delivered(self, checked_path):
         return not any(path == checked_path or path.startswith(f"{checked_path}/") for path in self.paths)
 
-    def _is_skipped(self, path):
-        is_reported = any(path in message for message in self.messages)
-        return is_reported and self._is_not_delivered(path) and b"the host's own" not in self.patch
+    def _is_skipped(self, checked_path):
+        is_reported = any(checked_path in message for message in self.messages)
+        return is_reported and self._is_not_delivered(checked_path) and b"the host's own" not in self.patch
 
     def _is_left_out_of_the_patch(self, checked_text):
         head, _, rest = self.patch.partition(b"diff --git ")

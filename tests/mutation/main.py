@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/mutate", description="Change the source and check that a test fails.")
     parser.add_argument(
-        "places", nargs="*", metavar="FILE[:LINE]", help="only these locations, such as gateway/egress/policy.py:29"
+        "locations", nargs="*", metavar="FILE[:LINE]", help="only these locations, such as gateway/egress/policy.py:29"
     )
     parser.add_argument("--sample", type=int, default=400, help="number of mutants, evenly from each file; 0 for all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
@@ -92,7 +92,9 @@ def select(
     generator = random.Random(options.seed)
     queues = []
     for mutants in mutants_by_file.values():
-        candidates = [mutant for mutant in mutants if mutant.key not in equivalents and _is_at(mutant, options.places)]
+        candidates = [
+            mutant for mutant in mutants if mutant.key not in equivalents and _is_at(mutant, options.locations)
+        ]
         queues.append(generator.sample(candidates, len(candidates)))
     remaining, selected = [queue for queue in queues if queue], []
     while remaining and (options.sample == 0 or len(selected) < options.sample):
@@ -102,10 +104,10 @@ def select(
     return selected[: options.sample or None]
 
 
-def _is_at(mutant: Mutant, places: list[str]) -> bool:
-    return not places or any(
+def _is_at(mutant: Mutant, locations: list[str]) -> bool:
+    return not locations or any(
         mutant.file == file and (not line or mutant.line <= int(line) <= mutant.last_line)
-        for file, _, line in (location.partition(":") for location in places)
+        for file, _, line in (location.partition(":") for location in locations)
     )
 
 
@@ -173,10 +175,10 @@ def _show(mutant: Mutant, test_count: int) -> None:
 def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
     """The listed files, and the test files in the listed directories."""
     paths = set()
-    for location in {location for places in targets.values() for location in places}:
-        path = checkout / "tests" / location
+    for test_path in {test_path for test_paths in targets.values() for test_path in test_paths}:
+        path = checkout / "tests" / test_path
         if not path.exists():
-            raise SystemExit(f"targets.toml names tests/{location}, which does not exist")
+            raise SystemExit(f"targets.toml names tests/{test_path}, which does not exist")
         paths |= {path} if path.is_file() else set(path.rglob("test_*.py"))
     return sorted(str(path.relative_to(checkout)) for path in paths)
 
@@ -200,7 +202,7 @@ class Baseline:
                 if "" in tests:
                     self._imported.add((file, line))
 
-    def tests_for(self, mutant: Mutant, places: list[str]) -> list[str]:
+    def tests_for(self, mutant: Mutant, test_paths: list[str]) -> list[str]:
         """The tests that run the mutant's lines, then the other tests of their files, which may share a fixture.
 
         Each group is sorted by duration. If the code runs while its module or a test module is imported, the second
@@ -211,7 +213,7 @@ class Baseline:
         is_imported = mutant.is_imported or any((mutant.file, line) in self._imported for line in mutated_lines)
         covering = set().union(*(tests for line, tests in lines.items() if mutant.is_imported or line in mutated_lines))
         covering_files = {test.split("::")[0] for test in covering}
-        paths = tuple(f"tests/{location}" for location in places)
+        paths = tuple(f"tests/{test_path}" for test_path in test_paths)
         target_tests = [test for test in self.seconds if test.startswith(paths)]
         rest = [test for test in target_tests if is_imported or test.split("::")[0] in covering_files]
         selected = {test for test in target_tests if test in covering}, set(rest) - covering
@@ -246,13 +248,15 @@ def _serve(checkout: Path, directory: Path, seed: int, pipe: connection.Connecti
     copy.enter()
     while True:
         match pipe.recv():
-            case "baseline", files, own_files, measured:
-                pipe.send(_baseline(copy, files, own_files, measured, seed))
+            case "baseline", files, assigned_files, measured:
+                pipe.send(_baseline(copy, files, assigned_files, measured, seed))
             case "mutant", mutant, tests, seconds:
                 pipe.send(_run_mutant(copy, mutant, tests, seconds, seed))
 
 
-def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measured: list[str], seed: int) -> Outcome:
+def _baseline(
+    copy: CheckoutCopy, files: list[str], assigned_files: list[str], measured: list[str], seed: int
+) -> Outcome:
     collected = copy.run(
         lambda: collect_libraries(files, copy.root), wall_seconds=BASELINE_SECONDS, cpu_seconds=BASELINE_SECONDS
     )
@@ -261,7 +265,7 @@ def _baseline(copy: CheckoutCopy, files: list[str], own_files: list[str], measur
     preload(collected.modules)
     paths = {str(copy.root / SOURCES / file): file for file in measured}
     outcome = copy.run(
-        lambda: run_tests(own_files, None, seed, list(map(Path, paths))) if own_files else Outcome(),
+        lambda: run_tests(assigned_files, None, seed, list(map(Path, paths))) if assigned_files else Outcome(),
         wall_seconds=BASELINE_SECONDS,
         cpu_seconds=BASELINE_SECONDS,
     )

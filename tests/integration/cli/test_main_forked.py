@@ -10,7 +10,7 @@ import pytest
 
 from doubles.fake_api import ApiResponse, json_response, sse_response
 from doubles.forked_commands import ForkedCommand
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 
 NEW_PROCESS = (sys.executable, "-c", "from sandbox.cli.main import main; main()")
 

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from doubles.fake_api import FakeApi
-from doubles.recorded_task import TASK_ID, task_status
+from doubles.sample_task import TASK_ID, task_status
 from sandbox.client import AsyncClient, Client, operations
 
 

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from doubles.fake_api import ApiResponse, FakeApi, error_response, json_response, sse_response
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.client import (
     ChecksumError,
     InvalidManifestError,

@@ -135,7 +135,7 @@ def test_disk_of_a_killed_process_can_be_reopened(loop_works, files):
     run_in_child(finds_the_stored_file, files)
 
 
-async def is_hidden_from_the_host(disks, files):
+async def stays_hidden_from_the_host(disks, files):
     await disks.open(files, 32 * MIB)
     host = Path(f"/proc/{os.getppid()}/mountinfo").read_text()
     assert str(files.disk) not in host
@@ -143,7 +143,7 @@ async def is_hidden_from_the_host(disks, files):
 
 
 def test_mount_is_invisible_outside_the_process(loop_works, files):
-    run_in_child(is_hidden_from_the_host, files)
+    run_in_child(stays_hidden_from_the_host, files)
 
 
 async def refuses_a_corrupt_image(disks, files):

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from doubles import gateway_process
-from doubles.blocked_internet import BlockedInternet
 from doubles.fake_internet import run
+from doubles.isolated_network import IsolatedNetwork
 from doubles.live_server import wait_until
 from doubles.network_namespace import in_namespace
 from sandbox.interfaces.gateway import GatewayRules
@@ -21,10 +21,10 @@ RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True
 
 
 @pytest.fixture
-def internet():
-    with BlockedInternet() as internet:
-        run(*internet.internet_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
-        yield internet
+def network():
+    with IsolatedNetwork() as network:
+        run(*network.internet_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
+        yield network
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def sandbox():
 
 
 @pytest.fixture
-def gateway(internet, sandbox):
+def gateway(network, sandbox):
     """Run the gateway in a process in the server's namespace; its listeners are in the sandbox's namespace."""
     with in_namespace(sandbox):
         tcp = [
@@ -56,7 +56,7 @@ def gateway(internet, sandbox):
     descriptors = [model, proxy, dns_udp.fileno(), dns_tcp, transparent]
     listeners = f"{model},{proxy},{dns_udp.fileno()},{dns_tcp},443={transparent}"
     process = subprocess.Popen(
-        [*internet.server_prefix, sys.executable, gateway_process.__file__, listeners, RULES],
+        [*network.server_prefix, sys.executable, gateway_process.__file__, listeners, RULES],
         pass_fds=descriptors,
         stdout=subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -81,8 +81,8 @@ def tunnel(namespace):
     return connection
 
 
-def test_killed_gateway_closes_all_connections_and_listeners(internet, sandbox, gateway):
-    with in_namespace(f"/proc/{internet.internet_prefix[3]}/ns/net"):
+def test_killed_gateway_closes_all_connections_and_listeners(network, sandbox, gateway):
+    with in_namespace(f"/proc/{network.internet_prefix[3]}/ns/net"):
         host = socket.create_server((HOST_ADDRESS, 22))
     with host, tunnel(sandbox) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
@@ -90,8 +90,8 @@ def test_killed_gateway_closes_all_connections_and_listeners(internet, sandbox, 
         with accepted:
             accepted.sendall(b"SSH-2.0-host\r\n")
             assert connection.recv(1000) == b"SSH-2.0-host\r\n"
-            wait_until(lambda: ("tcp", HOST_ADDRESS, 22) in internet.packets, 10, "the packets to be recorded")
-            before = list(internet.packets)
+            wait_until(lambda: ("tcp", HOST_ADDRESS, 22) in network.packets, 10, "the packets to be recorded")
+            before = list(network.packets)
             gateway.kill()
             gateway.wait()
             assert connection.recv(1000) == b"", "the open tunnel ends"
@@ -103,4 +103,4 @@ def test_killed_gateway_closes_all_connections_and_listeners(internet, sandbox, 
     for address in (HOST_ADDRESS, "203.0.113.1"):
         with pytest.raises(OSError, match="unreachable"):
             connect(sandbox, address, 22)
-    assert internet.packets == before
+    assert network.packets == before

@@ -28,7 +28,7 @@ from sandbox.runner.steps.collect import _flag_secrets
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}
-FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
+ARTIFACTS_FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
 def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
@@ -121,7 +121,7 @@ def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude
 
 def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
     failure = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
-    script = Script(stdout=b"!\n", runs_until_signal=True, start_failure=failure)
+    script = Script(stdout=b"!\n", runs_until_signal=True, start_check_failure=failure)
     harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
     asyncio.run(harness.attempt_runner.run())
     assert harness.task.failure == failure
@@ -207,7 +207,7 @@ def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
-    assert unflagged(harness) == FROM_THE_JOURNAL
+    assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert VALUE not in repr(harness.events(object))
     assert VALUE not in repr(harness.task.artifacts)
 
@@ -221,9 +221,9 @@ def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harnes
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
     harness.recorder.record(ArtifactCollected(report))
     asyncio.run(harness.attempt_runner.finish())
-    assert unflagged(harness) == {"report.md"} | FROM_THE_JOURNAL
+    assert unflagged(harness) == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in directory.iterdir()}
-    assert harness.artifacts == {"report.md", "redacted-1"} | FROM_THE_JOURNAL
+    assert harness.artifacts == {"report.md", "redacted-1"} | ARTIFACTS_FROM_THE_JOURNAL
 
 
 @pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
@@ -239,9 +239,9 @@ def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
     asyncio.run(harness.attempt_runner.finish())
     assert VALUE not in repr(harness.task.artifacts)
-    assert unflagged(harness) == FROM_THE_JOURNAL
+    assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
-    assert harness.artifacts == {"report.md"} | FROM_THE_JOURNAL
+    assert harness.artifacts == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
 
 
 def unflagged(harness):

@@ -107,7 +107,7 @@ def test_task_fails_after_repeated_immediate_runner_deaths(components):
 
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
-def test_task_that_cannot_be_retried_is_ended_by_a_finisher(components, failure_kind, code):
+def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(components, failure_kind, code):
     """Only a first attempt, which has no leftovers, is ended by the server itself."""
 
     async def scenario():
@@ -134,7 +134,7 @@ def test_task_that_cannot_be_retried_is_ended_by_a_finisher(components, failure_
     assert components.runners.orders[1].attempt_id == task.attempt.id
 
 
-def test_cancelled_task_with_a_dead_runner_is_not_retried(components):
+def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())

@@ -170,7 +170,7 @@ def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
     assert orders(components) == [(False, False), (True, False)]
 
 
-def test_retry_waits_for_a_working_runtime(components):
+def test_next_attempt_waits_for_a_working_runtime(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())

@@ -114,7 +114,7 @@ def test_duplicate_id_is_rejected(components):
     assert kinds.count("Submission") == 1
 
 
-def test_oversized_task_is_rejected_and_blocked_task_waits(components):
+def test_oversized_task_is_rejected_and_task_without_free_resources_waits(components):
     components.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
     async def scenario():

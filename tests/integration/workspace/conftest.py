@@ -7,30 +7,30 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_fixture import Upstream, WorkspaceFixture
+from doubles.workspace_harness import Upstream, WorkspaceHarness
 from sandbox.workspace.files import Entry, RootedFiles
 
-MakeEnv = Callable[..., WorkspaceFixture]
-ServeUpstream = Callable[[Upstream], WorkspaceFixture]
+MakeHarness = Callable[..., WorkspaceHarness]
+ServeUpstream = Callable[[Upstream], WorkspaceHarness]
 
 
 @pytest.fixture
 def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
-    """Serve a repository; return an environment whose workspace is cloned from it."""
+    """Serve a repository; return a harness whose workspace is cloned from it."""
     with ExitStack() as stack:
 
-        def make(upstream: Upstream) -> WorkspaceFixture:
+        def make(upstream: Upstream) -> WorkspaceHarness:
             server = stack.enter_context(GitHttpServer(upstream.bare.parent).serving())
-            env = WorkspaceFixture(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
-            env.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
-            return env
+            harness = WorkspaceHarness(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
+            harness.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
+            return harness
 
         yield make
 
 
 @pytest.fixture
-def make_env(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeEnv:
-    """Create an environment; the options are passed to `git init` of the served repository."""
+def make_harness(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeHarness:
+    """Create a harness; the options are passed to `git init` of the served repository."""
     return lambda *options: serve_upstream(Upstream.empty(tmp_path / "upstream", *options))
 
 
@@ -43,8 +43,8 @@ def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
 
 
 @pytest.fixture
-def env(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> WorkspaceFixture:
-    """An environment whose repository has a first commit."""
+def harness(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> WorkspaceHarness:
+    """A harness whose repository has a first commit."""
     return serve_upstream(first_commit.copy_to(tmp_path / "upstream"))
 
 

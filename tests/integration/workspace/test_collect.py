@@ -19,7 +19,7 @@ from sandbox.workspace.files import RootedFiles
 from sandbox.workspace.workspaces import GitWorkspaces
 
 
-class CollectEnv:
+class CollectHarness:
     """A workspace and a directory for its artifacts."""
 
     def __init__(self, root: Path) -> None:
@@ -49,29 +49,29 @@ class CollectEnv:
 
 
 @pytest.fixture
-def env(tmp_path):
-    return CollectEnv(tmp_path)
+def harness(tmp_path):
+    return CollectHarness(tmp_path)
 
 
-def test_files_in_the_top_level_sandbox_directory_are_not_collected(env):
+def test_files_in_the_top_level_sandbox_directory_are_not_collected(harness):
     for name in (
         ".sandbox/metadata.json",
         ".sandbox/SHA256SUMS",
         "deep/.sandbox/metadata.json",
         ".config/settings.json",
     ):
-        env.file(name).write_text("{}")
+        harness.file(name).write_text("{}")
 
-    assert env.paths("**/.*/**", ".sandbox/", ".sandbox/*.json") == [
+    assert harness.paths("**/.*/**", ".sandbox/", ".sandbox/*.json") == [
         ".config/settings.json",
         "deep/.sandbox/metadata.json",
     ]
 
 
-def test_artifact_has_name_size_type_and_checksum(env):
-    env.file("out/report.json").write_bytes(b"{}\n")
+def test_artifact_has_name_size_type_and_checksum(harness):
+    harness.file("out/report.json").write_bytes(b"{}\n")
 
-    assert env.collect("out/*.json") == [
+    assert harness.collect("out/*.json") == [
         Artifact(
             name="report.json",
             path="out/report.json",
@@ -80,29 +80,29 @@ def test_artifact_has_name_size_type_and_checksum(env):
             checksum="sha256:" + hashlib.sha256(b"{}\n").hexdigest(),
         )
     ]
-    assert (env.target / "report.json").read_bytes() == b"{}\n"
-    assert env.stored == ["report.json"]
+    assert (harness.target / "report.json").read_bytes() == b"{}\n"
+    assert harness.stored == ["report.json"]
 
 
-def test_nothing_is_collected_without_patterns_or_matches(env):
-    env.file("a").touch()
+def test_nothing_is_collected_without_patterns_or_matches(harness):
+    harness.file("a").touch()
 
-    assert env.collect() == []
-    assert env.collect("b", "a/b", "*/a") == []
+    assert harness.collect() == []
+    assert harness.collect("b", "a/b", "*/a") == []
 
 
-def test_files_are_sorted_by_path_without_duplicates(env):
+def test_files_are_sorted_by_path_without_duplicates(harness):
     for name in ("b/x.txt", "a/x.txt", "c.txt", "a/b/x.txt"):
-        env.file(name).touch()
+        harness.file(name).touch()
 
-    assert env.paths("**/*.txt", "*.txt", "a/**") == ["a/b/x.txt", "a/x.txt", "b/x.txt", "c.txt"]
+    assert harness.paths("**/*.txt", "*.txt", "a/**") == ["a/b/x.txt", "a/x.txt", "b/x.txt", "c.txt"]
 
 
-def test_artifact_names_are_unique(env):
+def test_artifact_names_are_unique(harness):
     for name in ("a/x.txt", "b/x.txt", "b__x.txt", "metadata.json", "a.b/metadata.json"):
-        env.file(name).touch()
+        harness.file(name).touch()
 
-    items = env.collect("**", taken=frozenset({"metadata.json"}))
+    items = harness.collect("**", taken=frozenset({"metadata.json"}))
 
     assert {item.path: item.name for item in items} == {
         "a.b/metadata.json": "a.b__metadata.json",
@@ -111,39 +111,39 @@ def test_artifact_names_are_unique(env):
         "b__x.txt": "b__x-2.txt",
         "metadata.json": "metadata-2.json",
     }
-    assert len(env.stored) == 5
+    assert len(harness.stored) == 5
 
 
-def test_file_named_like_the_temporary_file_is_collected(env):
-    env.file("a/.sandbox.part").write_text("mine")
-    env.file("z").write_text("z")
+def test_file_named_like_the_temporary_file_is_collected(harness):
+    harness.file("a/.sandbox.part").write_text("mine")
+    harness.file("z").write_text("z")
 
-    items = env.collect("a/.*", "z")
+    items = harness.collect("a/.*", "z")
 
     assert [item.name for item in items] == ["a__.sandbox.part", "z"]
-    assert (env.target / "a__.sandbox.part").read_text() == "mine"
+    assert (harness.target / "a__.sandbox.part").read_text() == "mine"
 
 
-def test_top_level_git_directory_is_excluded(env):
-    env.file(".git/config").touch()
-    env.file("nested/.git/config").touch()
+def test_top_level_git_directory_is_excluded(harness):
+    harness.file(".git/config").touch()
+    harness.file("nested/.git/config").touch()
 
-    assert env.paths(".git/*", ".git/**", "**/.git/*") == ["nested/.git/config"]
+    assert harness.paths(".git/*", ".git/**", "**/.git/*") == ["nested/.git/config"]
 
 
-def test_only_regular_files_are_collected_and_links_are_not_followed(env, tmp_path):
+def test_only_regular_files_are_collected_and_links_are_not_followed(harness, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.txt").write_text("secret")
-    env.file("link.txt").symlink_to(outside / "secret.txt")
-    env.file("dangling.txt").symlink_to("nowhere")
-    env.file("directory").symlink_to(outside)
-    os.mkfifo(env.file("pipe.txt"))
-    env.file("folder.txt").mkdir()
-    env.file("real.txt").write_text("real")
-    os.link(env.file("real.txt"), env.file("twin.txt"))
+    harness.file("link.txt").symlink_to(outside / "secret.txt")
+    harness.file("dangling.txt").symlink_to("nowhere")
+    harness.file("directory").symlink_to(outside)
+    os.mkfifo(harness.file("pipe.txt"))
+    harness.file("folder.txt").mkdir()
+    harness.file("real.txt").write_text("real")
+    os.link(harness.file("real.txt"), harness.file("twin.txt"))
 
-    items = env.collect("*.txt", "directory/*", "**/secret.txt")
+    items = harness.collect("*.txt", "directory/*", "**/secret.txt")
 
     assert [item.path for item in items if isinstance(item, Artifact)] == ["real.txt", "twin.txt"]
     assert [item for item in items if isinstance(item, SkippedFile)] == [
@@ -151,48 +151,48 @@ def test_only_regular_files_are_collected_and_links_are_not_followed(env, tmp_pa
         SkippedFile("link.txt", "it is not a regular file"),
         SkippedFile("pipe.txt", "it is not a regular file"),
     ]
-    assert all(b"secret" not in path.read_bytes() for path in env.target.iterdir())
+    assert all(b"secret" not in path.read_bytes() for path in harness.target.iterdir())
 
 
-def test_unprintable_names_are_percent_encoded(env):
+def test_unprintable_names_are_percent_encoded(harness):
     for name in ("line\nbreak", "\udcff", "right\u202eto-left", "ünï"):
-        env.file(name).touch()
+        harness.file(name).touch()
 
-    assert env.paths("*") == ["line%0Abreak", "right%E2%80%AEto-left", "ünï", "%FF"]
+    assert harness.paths("*") == ["line%0Abreak", "right%E2%80%AEto-left", "ünï", "%FF"]
 
 
-def test_files_above_the_size_limit_are_skipped(env, monkeypatch):
+def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
     monkeypatch.setattr(workspace_collect, "ARTIFACT_BYTES_MAX", 100)
     for name, size in {"a": 60, "b": 60, "c": 40, "d": 1}.items():
-        env.file(name).write_bytes(b"x" * size)
-    os.truncate(env.file("b"), 2**40)
+        harness.file(name).write_bytes(b"x" * size)
+    os.truncate(harness.file("b"), 2**40)
 
-    items = env.collect("*")
+    items = harness.collect("*")
 
     assert [item.path for item in items if isinstance(item, Artifact)] == ["a", "c"]
     assert [item.path for item in items if isinstance(item, SkippedFile)] == ["b", "d"]
     assert "1099511627776 bytes the matching files" in items[1].reason
 
 
-def test_files_above_the_count_limit_are_skipped_and_reported(env, monkeypatch):
+def test_files_above_the_count_limit_are_skipped_and_reported(harness, monkeypatch):
     monkeypatch.setattr(workspace_collect, "ARTIFACTS_MAX", 3)
     for number in range(6):
-        env.file(f"f{number}").touch()
+        harness.file(f"f{number}").touch()
 
-    items = env.collect("*")
+    items = harness.collect("*")
 
     assert [type(item) for item in items] == [Artifact, Artifact, Artifact, SkippedFile]
     assert items[-1] == SkippedFile("f3", "and 2 more: over 3 files")
 
 
-def test_total_length_of_printed_paths_is_limited(env, monkeypatch):
+def test_total_length_of_printed_paths_is_limited(harness, monkeypatch):
     monkeypatch.setattr(workspace_collect, "ARTIFACT_PATHS_BYTES_MAX", 2000)
     for number in range(6):
-        env.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes after percent-encoding
+        harness.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes after percent-encoding
     for number in range(12):
-        os.mkfifo(env.file(f"{'p' * 200}{number:02}"))
+        os.mkfifo(harness.file(f"{'p' * 200}{number:02}"))
 
-    items = env.collect("?*")
+    items = harness.collect("?*")
 
     assert [item.path[-4:] for item in items if isinstance(item, Artifact)] == ["%FF0", "%FF1", "%FF2"]
     skipped = [item for item in items if isinstance(item, SkippedFile)]
@@ -200,42 +200,42 @@ def test_total_length_of_printed_paths_is_limited(env, monkeypatch):
     assert skipped[-1].reason == "and 2 more: over 2000 bytes of paths"
 
 
-def test_many_files_with_ordinary_paths_are_all_collected(env):
+def test_many_files_with_ordinary_paths_are_all_collected(harness):
     for number in range(1000):
-        env.file(f"reports/unit/{number:0120}.xml").touch()
+        harness.file(f"reports/unit/{number:0120}.xml").touch()
 
-    assert all(isinstance(item, Artifact) for item in env.collect("reports/**"))
+    assert all(isinstance(item, Artifact) for item in harness.collect("reports/**"))
 
 
-def test_files_found_before_the_entry_limit_are_stored(env, monkeypatch):
+def test_files_found_before_the_entry_limit_are_stored(harness, monkeypatch):
     monkeypatch.setattr(files, "ENTRIES_MAX", 5)
-    env.file("report").touch()
+    harness.file("report").touch()
     for number in range(10):
-        env.file(f"many/f{number}").touch()
+        harness.file(f"many/f{number}").touch()
 
-    items = env.collect("report", "many/*")
+    items = harness.collect("report", "many/*")
 
     assert [item.path for item in items] == ["report", "."]
     assert items[-1].reason == "there are more than 5 files, and only the first were examined; narrow the patterns"
 
 
-def test_total_path_length_is_limited(env, monkeypatch):
+def test_total_path_length_is_limited(harness, monkeypatch):
     monkeypatch.setattr(files, "PATHS_BYTES_MAX", 1024**2)
-    env.file("report").touch()
+    harness.file("report").touch()
     for number in range(1000):
-        env.file(f"{'d' * 200}/{'e' * 200}/{'f' * 200}/{'g' * 200}/{'h' * 200}/{number:0200}").touch()
+        harness.file(f"{'d' * 200}/{'e' * 200}/{'f' * 200}/{'g' * 200}/{'h' * 200}/{number:0200}").touch()
 
-    assert [item.path for item in env.collect("report")] == ["report"]
-    many = env.collect("report", "**/*")
+    assert [item.path for item in harness.collect("report")] == ["report"]
+    many = harness.collect("report", "**/*")
     assert [item.path for item in many[-1:]] == ["."]
     assert "1 MiB of paths" in many[-1].reason
 
 
-def test_directory_entries_use_little_memory(env):
+def test_directory_entries_use_little_memory(harness):
     for number in range(1000):
-        env.file(f"many/{number}").touch()
+        harness.file(f"many/{number}").touch()
     tracemalloc.start()
-    with RootedFiles(env.workspace) as rooted:
+    with RootedFiles(harness.workspace) as rooted:
         entries = rooted.entries(b"many")
         size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -243,64 +243,64 @@ def test_directory_entries_use_little_memory(env):
     assert size / 1000 < 400
 
 
-def test_deeply_nested_directories_are_skipped(env):
-    directory = os.open(env.workspace, os.O_RDONLY)
+def test_deeply_nested_directories_are_skipped(harness):
+    directory = os.open(harness.workspace, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("deep", dir_fd=directory)
         inner = os.open("deep", os.O_RDONLY, dir_fd=directory)
         os.close(directory)
         directory = inner
     os.close(directory)
-    env.file("deep/x.txt").touch()
+    harness.file("deep/x.txt").touch()
 
-    items = env.collect("**/x.txt")
+    items = harness.collect("**/x.txt")
 
-    subprocess.run(["rm", "-rf", str(env.workspace)], check=True)
+    subprocess.run(["rm", "-rf", str(harness.workspace)], check=True)
     assert items[0].path == "deep/x.txt"
     assert items[1].reason == "the directory is nested too deeply"
     assert len(items) == 2
 
 
-def test_directories_without_possible_matches_are_not_searched(env, listed_directories):
-    env.file("out/report.txt").touch()
-    env.file("out/below/x.txt").touch()
-    env.file("node_modules/a/b.txt").touch()
+def test_directories_without_possible_matches_are_not_searched(harness, listed_directories):
+    harness.file("out/report.txt").touch()
+    harness.file("out/below/x.txt").touch()
+    harness.file("node_modules/a/b.txt").touch()
 
-    assert env.paths("out/*.txt") == ["out/report.txt"]
+    assert harness.paths("out/*.txt") == ["out/report.txt"]
 
     assert b"node_modules" not in listed_directories
     assert b"out" in listed_directories
 
 
-def test_missing_workspace_is_reported(env):
-    env.workspace.rmdir()
+def test_missing_workspace_is_reported(harness):
+    harness.workspace.rmdir()
 
-    (skipped,) = env.collect("*")
+    (skipped,) = harness.collect("*")
 
     assert isinstance(skipped, SkippedFile)
     assert "could not be read" in skipped.reason
 
 
-def test_unwritable_target_fails_the_collection(env):
-    env.file("a").touch()
-    env.target.rmdir()
+def test_unwritable_target_fails_the_collection(harness):
+    harness.file("a").touch()
+    harness.target.rmdir()
 
     with pytest.raises(AttemptError, match="a could not be stored") as raised:
-        env.collect("a")
+        harness.collect("a")
 
     assert raised.value.code == "collect_failed"
 
 
-def test_cancellation_stops_between_files(env):
+def test_cancellation_stops_between_files(harness):
     for number in range(200):
-        env.file(f"f{number}").write_bytes(b"x" * 100)
+        harness.file(f"f{number}").write_bytes(b"x" * 100)
 
     async def cancel_after_the_first():
         workspaces = GitWorkspaces({"PATH": os.environ["PATH"]})
         first = asyncio.Event()
 
         async def collect():
-            async for _item in workspaces.collect(env.workspace, ["*"], env.target, frozenset()):
+            async for _item in workspaces.collect(harness.workspace, ["*"], harness.target, frozenset()):
                 first.set()
 
         collecting = asyncio.create_task(collect())
@@ -311,19 +311,19 @@ def test_cancellation_stops_between_files(env):
 
     asyncio.run(cancel_after_the_first())
 
-    assert 1 <= len(env.stored) < 200
+    assert 1 <= len(harness.stored) < 200
 
 
-def test_cancellation_leaves_no_partial_file(env):
-    with env.file("big").open("wb") as file:
+def test_cancellation_leaves_no_partial_file(harness):
+    with harness.file("big").open("wb") as file:
         file.truncate(1024**3)
-    part = env.target / TEMPORARY_FILE_NAME
+    part = harness.target / TEMPORARY_FILE_NAME
 
     async def cancel_during_copy():
         workspaces = GitWorkspaces({"PATH": os.environ["PATH"]})
 
         async def collect():
-            async for _item in workspaces.collect(env.workspace, ["*"], env.target, frozenset()):
+            async for _item in workspaces.collect(harness.workspace, ["*"], harness.target, frozenset()):
                 pass
 
         collecting = asyncio.create_task(collect())
@@ -336,4 +336,4 @@ def test_cancellation_leaves_no_partial_file(env):
 
     asyncio.run(cancel_during_copy())
 
-    assert env.stored == []
+    assert harness.stored == []

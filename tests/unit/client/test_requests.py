@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from doubles.recorded_task import task_status
+from doubles.sample_task import task_status
 from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
 from sandbox.client.http_settings import resolve_connection
 from sandbox.client.response_validation import matches_schema

@@ -53,15 +53,15 @@ def failed(code: FailureCode = FailureCode.CLONE_FAILED) -> e.AttemptFailed:
 
 
 def replay(*events: e.Event) -> list[AdvanceResult]:
-    steps: list[AdvanceResult] = []
+    results: list[AdvanceResult] = []
     for number, event in enumerate(events, 1):
-        before = steps[-1].task if steps else None
-        steps.append(advance(before, event, seq=number, at=START_TIME + timedelta(seconds=number)))
-    return steps
+        before = results[-1].task if results else None
+        results.append(advance(before, event, seq=number, at=START_TIME + timedelta(seconds=number)))
+    return results
 
 
 def states(*events: e.Event) -> list[TaskState]:
-    return [step.transition.new_state for step in replay(*events) if step.transition]
+    return [result.transition.new_state for result in replay(*events) if result.transition]
 
 
 def final_task(*events: e.Event) -> Task:
@@ -90,20 +90,20 @@ def test_task_records_state_times_and_its_sandbox():
     assert (task.exit_code, task.result, task.last_seq) == (0, {"is_error": False}, 7)
 
 
-@pytest.mark.parametrize("step_count", range(1, 5))
-def test_failure_before_the_agent_starts_fails_the_task(step_count):
-    steps = replay(*TO_RUNNING[:step_count], failed(), FINISHED)
-    assert steps[-1].task.state is TaskState.FAILED
-    assert steps[-1].task.state_message == "because of clone_failed"
-    assert steps[-2].effects == ((FinishTask(),) if step_count == 1 else (StopAttempt(),))
+@pytest.mark.parametrize("event_count", range(1, 5))
+def test_failure_before_the_agent_starts_fails_the_task(event_count):
+    results = replay(*TO_RUNNING[:event_count], failed(), FINISHED)
+    assert results[-1].task.state is TaskState.FAILED
+    assert results[-1].task.state_message == "because of clone_failed"
+    assert results[-2].effects == ((FinishTask(),) if event_count == 1 else (StopAttempt(),))
 
 
-@pytest.mark.parametrize("step_count", range(1, 5))
-def test_cancel_before_the_agent_starts_cancels_the_task(step_count):
-    steps = replay(*TO_RUNNING[:step_count], e.CancelRequested("not needed"), FINISHED)
-    assert steps[-1].task.state is TaskState.CANCELLED
-    assert steps[-1].task.state_message == "Cancelled: not needed"
-    assert steps[-2].effects == ((FinishTask(),) if step_count == 1 else (StopAttempt(),))
+@pytest.mark.parametrize("event_count", range(1, 5))
+def test_cancel_before_the_agent_starts_cancels_the_task(event_count):
+    results = replay(*TO_RUNNING[:event_count], e.CancelRequested("not needed"), FINISHED)
+    assert results[-1].task.state is TaskState.CANCELLED
+    assert results[-1].task.state_message == "Cancelled: not needed"
+    assert results[-2].effects == ((FinishTask(),) if event_count == 1 else (StopAttempt(),))
 
 
 @pytest.mark.parametrize("ending", [e.CancelRequested(), failed(FailureCode.TIMEOUT)])
@@ -131,18 +131,18 @@ def test_cancel_before_the_agent_exit_overrides_success():
 
 
 def test_cancel_after_the_agent_exit_is_ignored():
-    steps = replay(*TO_RUNNING, SUCCESS, e.CancelRequested("too late"), FINISHED)
-    assert steps[-2].effects == ()
-    assert steps[-1].task.cancel is None
-    assert steps[-1].task.state is TaskState.COMPLETED
+    results = replay(*TO_RUNNING, SUCCESS, e.CancelRequested("too late"), FINISHED)
+    assert results[-2].effects == ()
+    assert results[-1].task.cancel is None
+    assert results[-1].task.state is TaskState.COMPLETED
 
 
 def test_second_cancel_may_add_force_and_keeps_the_first_reason():
-    steps = replay(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), e.CancelRequested("c"))
-    assert [step.effects for step in steps[-3:]] == [
+    results = replay(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), e.CancelRequested("c"))
+    assert [result.effects for result in results[-3:]] == [
         (StopAttempt(force=False),), (StopAttempt(force=True),), (StopAttempt(force=True),),
     ]  # fmt: skip
-    assert steps[-1].task.cancel == e.CancelRequested("a", force=True)
+    assert results[-1].task.cancel == e.CancelRequested("a", force=True)
 
 
 def test_first_failure_is_reported():
@@ -159,9 +159,9 @@ def test_agent_exit_with_a_failure_fails_for_any_exit_code(code):
 
 
 def test_collect_failure_fails_a_successful_task_without_effects():
-    steps = replay(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED)
-    assert steps[-1].task.state is TaskState.FAILED
-    assert steps[-2].effects == ()
+    results = replay(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED)
+    assert results[-1].task.state is TaskState.FAILED
+    assert results[-2].effects == ()
 
 
 def final_task_with_preserve(*events: e.Event) -> Task:
@@ -169,14 +169,14 @@ def final_task_with_preserve(*events: e.Event) -> Task:
     return final_task(e.TaskSubmitted("t", manifest), *events)
 
 
-@pytest.mark.parametrize("step_count", range(1, 6))
-def test_failed_task_is_preserved_if_a_sandbox_exists(step_count):
-    has_sandbox = CREATED in TO_RUNNING[1:step_count]
-    exited = (SUCCESS,) if STARTED in TO_RUNNING[1:step_count] else ()
-    task = final_task_with_preserve(*TO_RUNNING[1:step_count], failed(), *exited, FINISHED)
+@pytest.mark.parametrize("event_count", range(1, 6))
+def test_failed_task_is_preserved_if_a_sandbox_exists(event_count):
+    has_sandbox = CREATED in TO_RUNNING[1:event_count]
+    exited = (SUCCESS,) if STARTED in TO_RUNNING[1:event_count] else ()
+    task = final_task_with_preserve(*TO_RUNNING[1:event_count], failed(), *exited, FINISHED)
     assert task.state is (TaskState.FAILED_PRESERVED if has_sandbox else TaskState.FAILED)
     assert task.state_message == "because of clone_failed"
-    assert final_task(*TO_RUNNING[:step_count], failed(), *exited, FINISHED).state is TaskState.FAILED
+    assert final_task(*TO_RUNNING[:event_count], failed(), *exited, FINISHED).state is TaskState.FAILED
 
 
 def test_only_failed_tasks_are_preserved():
@@ -186,11 +186,11 @@ def test_only_failed_tasks_are_preserved():
     )
 
 
-@pytest.mark.parametrize("step_count", range(1, 6))
-def test_unfinished_task_has_no_final_state(step_count):
+@pytest.mark.parametrize("event_count", range(1, 6))
+def test_unfinished_task_has_no_final_state(event_count):
     with pytest.raises(IllegalEventError):
-        final_state(final_task(*TO_RUNNING[:step_count]))
-    assert final_state(final_task(*TO_RUNNING[:step_count], failed()))[0] is TaskState.FAILED
+        final_state(final_task(*TO_RUNNING[:event_count]))
+    assert final_state(final_task(*TO_RUNNING[:event_count], failed()))[0] is TaskState.FAILED
 
 
 def test_recollected_artifact_replaces_the_first_one():
@@ -295,7 +295,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
         ]
     ),
 )
-NEXT_STEP: dict[TaskState, e.Event] = {
+NEXT_EVENT: dict[TaskState, e.Event] = {
     TaskState.PENDING: ATTEMPT,
     TaskState.STAGING: PREPARED,
     TaskState.PROVISIONING: CREATED,
@@ -327,13 +327,13 @@ class TaskStateMachine(RuleBasedStateMachine):
     def apply_any_event(self, event: e.Event) -> None:
         self.apply(event)
 
-    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_STEP)
+    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_EVENT)
     @rule()
     def complete_next_step(self) -> None:
         assert self.task is not None
-        self.apply(NEXT_STEP[self.task.attempt_state])
+        self.apply(NEXT_EVENT[self.task.attempt_state])
 
-    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_STEP)
+    @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_EVENT)
     @rule(code=st.sampled_from(sorted(LOST_CODES)))
     def lose_attempt(self, code: FailureCode) -> None:
         self.apply(failed(code))
@@ -353,34 +353,34 @@ class TaskStateMachine(RuleBasedStateMachine):
         before = self.task
         encoded = msgspec.json.encode(before)
         try:
-            step = advance(before, event, seq=self.seq + 1, at=START_TIME + timedelta(seconds=self.seq + 1))
+            result = advance(before, event, seq=self.seq + 1, at=START_TIME + timedelta(seconds=self.seq + 1))
         except IllegalEventError:
             assert msgspec.json.encode(before) == encoded
             return
         assert msgspec.json.encode(before) == encoded
         self.seq += 1
-        self.check_step(before, step)
+        self.check_result(before, result)
         self.update_model(event)
-        self.task = step.task
+        self.task = result.task
         self.check_end()
 
-    def check_step(self, before: Task | None, step: AdvanceResult) -> None:
-        assert step.task.last_seq == self.seq
+    def check_result(self, before: Task | None, result: AdvanceResult) -> None:
+        assert result.task.last_seq == self.seq
         state_before = before.state if before else None
         assert state_before is None or not state_before.is_final
-        if step.transition is None:
-            assert step.task.state is state_before
+        if result.transition is None:
+            assert result.task.state is state_before
             return
-        assert step.transition.previous_state is state_before
-        assert step.transition.new_state is step.task.state
-        assert step.transition.message == step.task.state_message
+        assert result.transition.previous_state is state_before
+        assert result.transition.new_state is result.task.state
+        assert result.transition.message == result.task.state_message
         assert (
-            step.task.state is TaskState.PENDING
+            result.task.state is TaskState.PENDING
             if before is None
-            else step.task.state in ALLOWED_TRANSITIONS[before.state]
+            else result.task.state in ALLOWED_TRANSITIONS[before.state]
         )
-        if before is not None and step.task.state is TaskState.COMPLETING:
-            assert next_follow_up(step.task) is None
+        if before is not None and result.task.state is TaskState.COMPLETING:
+            assert next_follow_up(result.task) is None
 
     def update_model(self, event: e.Event) -> None:
         if isinstance(event, e.CancelRequested) and (self.outcome is None or self.has_follow_up):
@@ -480,8 +480,8 @@ def replay_with(lifecycle: Lifecycle, *events: e.Event) -> list[AdvanceResult]:
     return replay(e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle)), *events)
 
 
-def new_states(steps: list[AdvanceResult]) -> list[TaskState]:
-    return [step.transition.new_state for step in steps if step.transition]
+def new_states(results: list[AdvanceResult]) -> list[TaskState]:
+    return [result.transition.new_state for result in results if result.transition]
 
 
 TO_READY = (ATTEMPT, PREPARED, CREATED)
@@ -490,13 +490,13 @@ AGENT_LOST = e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone"
 SECOND_ATTEMPT = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2)
 
 
-@pytest.mark.parametrize("step_count", range(1, 4))
+@pytest.mark.parametrize("event_count", range(1, 4))
 @pytest.mark.parametrize("code", sorted(LOST_CODES))
-def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
+def test_attempt_lost_before_the_agent_starts_is_restarted(event_count, code):
     remaining = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
-    steps = replay_with(Lifecycle(), *TO_READY[:step_count], failed(code), ENDED, SECOND_ATTEMPT, *remaining)
-    assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
-    task = steps[-1].task
+    results = replay_with(Lifecycle(), *TO_READY[:event_count], failed(code), ENDED, SECOND_ATTEMPT, *remaining)
+    assert new_states(results) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
+    task = results[-1].task
     assert (task.failure, task.attempt_count, task.attempt.number) == (None, 2, 2)
     [lost] = task.past_attempts
     assert (lost.failure.code, lost.follow_up, lost.ended_at is not None) == (code, "again", True)
@@ -504,25 +504,25 @@ def test_attempt_lost_before_the_agent_starts_is_restarted(step_count, code):
 
 def test_consecutive_restarts_are_limited():
     lost = failed(FailureCode.RUNNER_LOST)
-    steps = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (UNSTARTED_ATTEMPTS_MAX - 1), lost)
-    assert next_follow_up(steps[-1].task) is None
+    results = replay_with(Lifecycle(), ATTEMPT, *(lost, ENDED, SECOND_ATTEMPT) * (UNSTARTED_ATTEMPTS_MAX - 1), lost)
+    assert next_follow_up(results[-1].task) is None
     with pytest.raises(IllegalEventError):
-        advance(steps[-1].task, ENDED, seq=99, at=START_TIME)
+        advance(results[-1].task, ENDED, seq=99, at=START_TIME)
 
 
 @pytest.mark.parametrize(
     "code",
     [FailureCode.CLONE_FAILED, FailureCode.PROVISION_FAILED, FailureCode.SECRET_UNAVAILABLE, FailureCode.STAGE_TIMEOUT],
 )
-def test_permanent_failure_is_not_retried(code):
+def test_permanent_failure_before_the_agent_starts_has_no_follow_up(code):
     assert next_follow_up(replay_with(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
 
 
-def test_transient_clone_failure_is_retried_with_backoff():
+def test_transient_clone_failure_is_followed_by_another_attempt_with_backoff():
     transient_failure = e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "the connection broke", is_transient=True))
-    steps = replay_with(Lifecycle(), ATTEMPT, transient_failure, ENDED, SECOND_ATTEMPT, transient_failure, ENDED)
-    assert [backoff_seconds(steps[index].task) for index in (3, 6)] == [2.0, 4.0]
-    assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
+    results = replay_with(Lifecycle(), ATTEMPT, transient_failure, ENDED, SECOND_ATTEMPT, transient_failure, ENDED)
+    assert [backoff_seconds(results[index].task) for index in (3, 6)] == [2.0, 4.0]
+    assert results[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
 
 
 @pytest.mark.parametrize("code", sorted(RETRYABLE_CODES))
@@ -534,21 +534,21 @@ def test_failed_agent_is_retried_only_if_the_manifest_allows_it(code):
 
 @pytest.mark.parametrize("code", [FailureCode.BUDGET_EXCEEDED, FailureCode.TIMEOUT, FailureCode.TOOL_UNKNOWN])
 def test_exceeded_task_limit_is_not_retried(code):
-    steps = replay_with(Lifecycle(retries=3), *TO_READY, STARTED, failed(code), AGENT_FAILED)
-    assert steps[-1].transition.new_state is TaskState.COMPLETING
+    results = replay_with(Lifecycle(retries=3), *TO_READY, STARTED, failed(code), AGENT_FAILED)
+    assert results[-1].transition.new_state is TaskState.COMPLETING
 
 
 def test_retried_task_stays_running_until_its_last_attempt_ends():
     attempt_events = (*TO_READY, STARTED, AGENT_FAILED)
-    steps = replay_with(
+    results = replay_with(
         Lifecycle(retries=2), *attempt_events, ENDED, *attempt_events, ENDED, *TO_READY, STARTED, SUCCESS, FINISHED
     )
-    assert new_states(steps) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
-    task = steps[-1].task
+    assert new_states(results) == new_states(replay(*TO_RUNNING, SUCCESS, FINISHED))
+    task = results[-1].task
     assert [attempt.failure.code for attempt in task.past_attempts] == ["agent_failed", "agent_failed"]
     assert (task.attempt_count, task.exit_code, task.failure) == (3, 0, None)
     assert task.started_at == START_TIME + timedelta(seconds=5)
-    messages = [step.task.state_message for step in steps]
+    messages = [result.task.state_message for result in results]
     assert "Attempt 1 ended with agent_failed; another attempt follows in 2 s" in messages
     assert "Attempt 2: Claude Code is working" in messages
 
@@ -561,9 +561,9 @@ def test_interactive_task_message_names_the_attach_command():
 
 
 def test_last_failure_is_kept_when_no_retry_is_left():
-    steps = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, ENDED, *TO_READY, STARTED, AGENT_FAILED)
-    assert steps[-1].transition.new_state is TaskState.COMPLETING
-    assert steps[-1].task.failure.code == "agent_failed"
+    results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, ENDED, *TO_READY, STARTED, AGENT_FAILED)
+    assert results[-1].transition.new_state is TaskState.COMPLETING
+    assert results[-1].task.failure.code == "agent_failed"
 
 
 def test_backoff_doubles_up_to_a_limit():
@@ -589,9 +589,9 @@ def test_lost_agent_is_resumed_up_to_a_limit_and_then_retried():
 
 @pytest.mark.parametrize("event", [e.CancelRequested("enough"), failed(FailureCode.SECRET_UNAVAILABLE)])
 def test_ended_task_has_no_backoff(event):
-    steps = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, ENDED, event)
-    assert [backoff_seconds(step.task) for step in steps[-2:]] == [2.0, 0.0]
-    assert "another attempt follows in 2 s" in steps[-2].task.state_message
+    results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, ENDED, event)
+    assert [backoff_seconds(result.task) for result in results[-2:]] == [2.0, 0.0]
+    assert "another attempt follows in 2 s" in results[-2].task.state_message
 
 
 def test_failed_agent_is_not_resumed():
@@ -600,19 +600,19 @@ def test_failed_agent_is_not_resumed():
 
 def test_resumed_attempt_lost_before_the_agent_starts_keeps_the_disk():
     resumed = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2, resumes=True)
-    steps = replay_with(
+    results = replay_with(
         Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, ENDED, resumed, failed(FailureCode.RUNNER_LOST)
     )
-    assert next_follow_up(steps[-1].task) == "again"
-    assert steps[-1].task.attempt.transfers_disk(e.FollowUp.AGAIN)
-    assert steps[-1].task.base_commit == PREPARED.base_commit
+    assert next_follow_up(results[-1].task) == "again"
+    assert results[-1].task.attempt.transfers_disk(e.FollowUp.AGAIN)
+    assert results[-1].task.base_commit == PREPARED.base_commit
 
 
 @pytest.mark.parametrize("after", range(3))
 def test_cancel_between_or_during_attempts_ends_the_task(after):
     events = (*TO_READY, STARTED, AGENT_FAILED, ENDED, SECOND_ATTEMPT)[: 5 + after]
-    steps = replay_with(Lifecycle(retries=1), *events, e.CancelRequested("enough"), FINISHED)
-    assert [step.transition.new_state for step in steps[-2:]] == [TaskState.COMPLETING, TaskState.CANCELLED]
+    results = replay_with(Lifecycle(retries=1), *events, e.CancelRequested("enough"), FINISHED)
+    assert [result.transition.new_state for result in results[-2:]] == [TaskState.COMPLETING, TaskState.CANCELLED]
 
 
 def test_skipped_follow_up_is_not_used():

@@ -61,11 +61,11 @@ def running(number: int = 1, seconds: float = 50.0) -> tuple[e.Event, ...]:
 
 def replay(*events: e.Event, **lifecycle: object) -> list[AdvanceResult]:
     manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(**lifecycle))
-    steps: list[AdvanceResult] = []
+    results: list[AdvanceResult] = []
     for number, event in enumerate((e.TaskSubmitted("t", manifest, e.Idempotency("k", "d")), *events), 1):
-        before = steps[-1].task if steps else None
-        steps.append(advance(before, event, seq=number, at=START_TIME + timedelta(seconds=number)))
-    return steps
+        before = results[-1].task if results else None
+        results.append(advance(before, event, seq=number, at=START_TIME + timedelta(seconds=number)))
+    return results
 
 
 def final_task(*events: e.Event, **lifecycle: object) -> Task:
@@ -107,17 +107,17 @@ def test_each_attempt_has_start_and_end_times():
 
 
 def test_submitted_task_is_pending_with_its_idempotency_key():
-    [step] = replay()
-    task = step.task
+    [result] = replay()
+    task = result.task
     assert (task.id, task.state, task.state_message, task.last_seq) == ("t", "pending", "Waiting to be started", 1)
     assert (task.history, task.idempotency) == ((StateHistoryEntry(TaskState.PENDING, at(1)),), e.Idempotency("k", "d"))
     assert (task.attempt_count, task.past_attempts, task.spent) == (0, (), TotalUsage())
-    assert step.transition == e.Transition(None, TaskState.PENDING, "Waiting to be started")
-    assert step.effects == ()
+    assert result.transition == e.Transition(None, TaskState.PENDING, "Waiting to be started")
+    assert result.effects == ()
 
 
 def test_each_state_has_a_message():
-    messages = [step.task.state_message for step in replay(*running(), SUCCESS, FINISHED)]
+    messages = [result.task.state_message for result in replay(*running(), SUCCESS, FINISHED)]
     assert messages == [
         "Waiting to be started",
         "Cloning https://git.example/r (main)",
@@ -127,7 +127,7 @@ def test_each_state_has_a_message():
         "Collecting artifacts",
         "Claude Code finished its work",
     ]
-    assert [step.transition.message for step in replay(*running(), SUCCESS, FINISHED)] == messages
+    assert [result.transition.message for result in replay(*running(), SUCCESS, FINISHED)] == messages
 
 
 def test_attempt_records_its_fields():
@@ -145,8 +145,8 @@ def test_attempt_records_its_fields():
 
 def test_messages_of_later_attempts_have_the_attempt_number():
     second = [attempt(2), PREPARED, CREATED, agent(), exited(None), FINISHED]
-    steps = replay(*running(), exited(), ENDED, *second, retries=1)
-    assert [step.task.state_message for step in steps[6:]] == [
+    results = replay(*running(), exited(), ENDED, *second, retries=1)
+    assert [result.task.state_message for result in results[6:]] == [
         "Attempt 1 ended with agent_failed; another attempt follows in 2 s",
         "Attempt 2: Cloning https://git.example/r (main)",
         "Attempt 2: Creating the sandbox for commit 0123456789ab",
@@ -155,8 +155,8 @@ def test_messages_of_later_attempts_have_the_attempt_number():
         "Attempt 2: Collecting artifacts",
         "Claude Code finished its work",
     ]
-    assert [step.transition is None for step in steps[5:]] == [True, True, *[True] * 4, False, False]
-    assert [entry.state for entry in steps[-1].task.history] == [
+    assert [result.transition is None for result in results[5:]] == [True, True, *[True] * 4, False, False]
+    assert [entry.state for entry in results[-1].task.history] == [
         *("pending", "staging", "provisioning", "ready", "running", "completing", "completed"),
     ]
 
@@ -202,8 +202,8 @@ def test_costs_are_summed_to_a_billionth_of_a_dollar():
 
 
 def test_task_is_completing_after_the_last_agent_exit():
-    steps = replay(*running(), SUCCESS)
-    assert steps[-1].transition == e.Transition(TaskState.RUNNING, TaskState.COMPLETING, "Collecting artifacts")
+    results = replay(*running(), SUCCESS)
+    assert results[-1].transition == e.Transition(TaskState.RUNNING, TaskState.COMPLETING, "Collecting artifacts")
     assert final_task(*running(), e.CancelRequested()).state is TaskState.RUNNING
     assert final_task(*running(), failed(BROKEN)).state is TaskState.RUNNING
     retried = final_task(*running(), exited(), retries=1)
@@ -230,24 +230,26 @@ def test_failure_after_the_agent_exit_has_no_effects():
     assert replay(*running(), SUCCESS, failed())[-1].effects == ()
     assert replay(*running(), failed())[-1].effects == (StopAttempt(),)
     assert replay(failed())[-1].effects == (FinishTask(),)
-    assert [replay(*running()[:step_count], failed())[-1].effects for step_count in (1, 2, 3)] == [(StopAttempt(),)] * 3
-    assert [step.effects for step in replay(*running(), SUCCESS, FINISHED)] == [()] * 7
+    assert [replay(*running()[:event_count], failed())[-1].effects for event_count in (1, 2, 3)] == [
+        (StopAttempt(),)
+    ] * 3
+    assert [result.effects for result in replay(*running(), SUCCESS, FINISHED)] == [()] * 7
 
 
 @pytest.mark.parametrize("force", [True, False])
 def test_cancel_stops_the_attempt_with_the_requested_force(force):
-    steps = replay(*running(), e.CancelRequested("a", force=force))
-    assert steps[-1].effects == (StopAttempt(force=force),)
-    assert steps[-1].task.cancel == e.CancelRequested("a", force)
+    results = replay(*running(), e.CancelRequested("a", force=force))
+    assert results[-1].effects == (StopAttempt(force=force),)
+    assert results[-1].task.cancel == e.CancelRequested("a", force)
     assert replay(e.CancelRequested("a", force=force))[-1].effects == (FinishTask(),)
-    assert final_state(steps[-1].task) == (TaskState.CANCELLED, "Cancelled: a")
+    assert final_state(results[-1].task) == (TaskState.CANCELLED, "Cancelled: a")
     assert final_state(final_task(*running(), e.CancelRequested())) == (TaskState.CANCELLED, "Cancelled")
 
 
 def test_cancel_after_the_exit_applies_if_a_retry_would_follow():
-    steps = replay(*running(), exited(), e.CancelRequested("a"), retries=1)
-    assert steps[-1].task.cancel == e.CancelRequested("a")
-    assert steps[-1].effects == (StopAttempt(),)
+    results = replay(*running(), exited(), e.CancelRequested("a"), retries=1)
+    assert results[-1].task.cancel == e.CancelRequested("a")
+    assert results[-1].effects == (StopAttempt(),)
     cancelled_task = replay(*running(), exited(), e.CancelRequested("a"))
     assert (cancelled_task[-1].task.cancel, cancelled_task[-1].effects) == (None, ())
 
@@ -316,9 +318,9 @@ def test_skipped_or_repeated_attempt_step_is_rejected(events):
 )
 def test_informational_event_changes_only_last_seq(event):
     before = final_task(*running())
-    step = advance(before, event, seq=42, at=START_TIME)
-    assert (step.transition, step.effects) == (None, ())
-    assert step.task == msgspec.structs.replace(before, last_seq=42)
+    result = advance(before, event, seq=42, at=START_TIME)
+    assert (result.transition, result.effects) == (None, ())
+    assert result.task == msgspec.structs.replace(before, last_seq=42)
 
 
 def test_artifacts_are_added():

@@ -13,8 +13,8 @@ OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
 LINES_PER_LOOP_ITERATION = 100
 
 
-class Process:
-    """A runner process with manual clocks."""
+class ThrottleHarness:
+    """A throttle whose clocks the test sets."""
 
     def __init__(self):
         self.now = self.used = 0.0
@@ -25,10 +25,10 @@ class Process:
 
 
 @pytest.fixture
-def process(monkeypatch):
+def harness(monkeypatch):
     original_sleep = asyncio.sleep
     monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02)))
-    return Process()
+    return ThrottleHarness()
 
 
 def reader():
@@ -38,7 +38,7 @@ def reader():
     return stream
 
 
-def output(process, written):
+def output(harness, written):
     return AgentOutput(
         written.append,
         lambda _: None,
@@ -46,7 +46,7 @@ def output(process, written):
         redaction=None,
         stdout_stream="stdout",
         quota=OutputQuota(SystemClock()),
-        queue=process.throttle.queue(),
+        queue=harness.throttle.queue(),
     )
 
 
@@ -55,57 +55,57 @@ def text(written):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_lines_wait_for_the_budget_and_none_is_lost(process, stream):
+def test_lines_wait_for_the_budget_and_none_is_lost(harness, stream):
     async def run():
         written = []
-        agent = output(process, written)
+        agent = output(harness, written)
         read = agent.read_stdout if stream == "stdout" else agent.read_stderr
-        process.spend()
+        harness.spend()
         reading = asyncio.create_task(read(reader()))
         await asyncio.sleep(0.05)
         assert written == []
-        process.now += 1000
+        harness.now += 1000
         await reading
         assert text(written) == OUTPUT
 
     asyncio.run(run())
 
 
-def test_reading_pauses_as_soon_as_the_budget_is_spent(process):
+def test_reading_pauses_as_soon_as_the_budget_is_spent(harness):
     async def run():
         written = []
 
         def record(event):
             written.append(event)
             if len(written) == 1000:
-                process.spend()
+                harness.spend()
 
-        agent = output(process, written)
+        agent = output(harness, written)
         agent._record = record
         reading = asyncio.create_task(agent.read_stdout(reader()))
         for _ in range(100):
             await asyncio.sleep(0.01)
         assert 1000 <= len(written) <= 1000 + LINES_PER_LOOP_ITERATION
-        process.now += 1000
+        harness.now += 1000
         await reading
         assert text(written) == OUTPUT
 
     asyncio.run(run())
 
 
-def test_terminal_output_waits_for_the_budget(process):
+def test_terminal_output_waits_for_the_budget(harness):
     async def run():
         received = []
 
         async def collect():
-            async for chunk in redacted_chunks(reader(), None, process.throttle.queue()):
+            async for chunk in redacted_chunks(reader(), None, harness.throttle.queue()):
                 received.append(chunk)
 
-        process.spend()
+        harness.spend()
         task = asyncio.create_task(collect())
         await asyncio.sleep(0.05)
         assert received == []
-        process.now += 1000
+        harness.now += 1000
         await task
         assert b"".join(received) == OUTPUT
 

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.fake_api import ApiResponse, error_response, json_response
 from doubles.live_server import git, wait_until
-from doubles.recorded_task import TASK_ID, task_status
+from doubles.sample_task import TASK_ID, task_status
 from sandbox.cli.checkout.worktree import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}

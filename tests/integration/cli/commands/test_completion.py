@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from doubles.fake_api import error_response, json_response
-from doubles.recorded_task import task_status
+from doubles.sample_task import task_status
 
 
 @pytest.fixture

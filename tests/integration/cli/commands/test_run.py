@@ -10,7 +10,7 @@ import pytest
 
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
 from doubles.live_server import git, wait_until
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 
 URL = "https://github.com/org/app.git"
 

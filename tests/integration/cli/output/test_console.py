@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from doubles.fake_api import ApiResponse, json_response, sse_response
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m"
 

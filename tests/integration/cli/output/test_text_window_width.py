@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
-from doubles.recorded_task import task_events, task_status
+from doubles.sample_task import task_events, task_status
 
 UUID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 NAME = "Upgrade all dependencies of the billing service to their latest minor versions, and repair what breaks"

@@ -16,14 +16,14 @@ def bind_socket(tmp_path):
 
     def bind(name):
         path = tmp_path / name
-        runner = socket.socket(socket.AF_UNIX)
-        runner.bind(str(path))
-        opened.append(runner)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        opened.append(listener)
         return path
 
     yield bind
-    for runner in opened:
-        runner.close()
+    for listener in opened:
+        listener.close()
 
 
 def clean_up(run_dir, attempt_id):

@@ -302,7 +302,7 @@ def test_failing_probe_removal_does_not_block_others(tmp_path):
     assert leftovers.attempts == set()
 
 
-def test_failing_orphan_removal_does_not_block_others(components):
+def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):
     leftovers = FakeLeftovers(is_exclusive=True)
     leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 

@@ -382,38 +382,38 @@ def test_idle_proxy_client_is_disconnected(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_proxy_of_the_servers_user_is_used(env, host):
-    with GitHttpServer(env.upstream.bare.parent).serving() as proxy:
+def test_proxy_of_the_servers_user_is_used(harness, host):
+    with GitHttpServer(harness.upstream.bare.parent).serving() as proxy:
         port = proxy.url.rstrip("/").rpartition(":")[2]
-        env.configure(f"[http]\n\tproxy = http://{host}:{port}")
+        harness.configure(f"[http]\n\tproxy = http://{host}:{port}")
 
-        env.stage("http://only-behind-the-proxy.invalid/demo.git")
+        harness.stage("http://only-behind-the-proxy.invalid/demo.git")
 
         assert proxy.requests[0].startswith("GET http://only-behind-the-proxy.invalid/demo.git/info/refs")
-    assert (env.workspace / "README.md").exists()
+    assert (harness.workspace / "README.md").exists()
 
 
-def test_maximum_number_of_certificates_is_accepted(env):
-    certificates = env.root / "certificates"
+def test_maximum_number_of_certificates_is_accepted(harness):
+    certificates = harness.root / "certificates"
     certificates.mkdir()
     for number in range(SETTINGS_FILES_MAX):
         (certificates / f"{number:08x}.0").write_bytes(b"certificate")
-    env.configure(f"[http]\n\tsslCAPath = {certificates}")
+    harness.configure(f"[http]\n\tsslCAPath = {certificates}")
 
-    env.stage()
+    harness.stage()
 
-    assert (env.workspace / "README.md").exists()
+    assert (harness.workspace / "README.md").exists()
 
 
-def test_clone_receives_no_token_of_another_host(env):
+def test_clone_receives_no_token_of_another_host(harness):
     """Git passes all of its settings to the programs that it starts."""
     other = "Authorization: Basic b3RoZXItaG9zdHMtdG9rZW4="
-    env.configure(f'[http "https://other.example/"]\n\textraHeader = {other}')
-    env.configure(f'[http "{env.server.url}"]\n\textraHeader = X-Own: of-this-host')
-    env.configure('[url "https://me:hunter2hunter2@third.example/"]\n\tinsteadOf = third:')
+    harness.configure(f'[http "https://other.example/"]\n\textraHeader = {other}')
+    harness.configure(f'[http "{harness.server.url}"]\n\textraHeader = X-Own: of-this-host')
+    harness.configure('[url "https://me:hunter2hunter2@third.example/"]\n\tinsteadOf = third:')
 
     environments = []
-    confine = env.confine
+    confine = harness.confine
 
     async def record_command(confinement, command):
         environments.append(dict(command.environment))
@@ -425,8 +425,8 @@ def test_clone_receives_no_token_of_another_host(env):
             confinement.run = lambda command: record_command(confinement, command)
             yield confinement
 
-    env.confine = recording_confine
-    env.stage()
+    harness.confine = recording_confine
+    harness.stage()
 
     rendered = repr(environments)
     assert "of-this-host" in rendered
@@ -434,10 +434,10 @@ def test_clone_receives_no_token_of_another_host(env):
     assert "hunter2" not in rendered
 
 
-def test_links_in_a_compromised_clone_are_not_followed(env, tmp_path):
+def test_links_in_a_compromised_clone_are_not_followed(harness, tmp_path):
     """A compromised git may leave links at paths that the host reads or writes afterwards."""
-    base = env.stage()
-    repository, secret = env.attempt / "repository.git", tmp_path / "secret"
+    base = harness.stage()
+    repository, secret = harness.attempt_dir / "repository.git", tmp_path / "secret"
     secret.write_text(f"{base} refs/heads/main\n")
     for name in ("HEAD", "info/attributes", "packed-refs"):
         (repository / name).unlink()
@@ -456,21 +456,21 @@ def test_links_in_a_compromised_clone_are_not_followed(env, tmp_path):
     assert not (repository / "HEAD").is_symlink()
 
 
-def test_netrc_of_the_user_is_used(env):
-    env.server.credentials = "me:let-me-in"
-    home = env.root / "home"
+def test_netrc_of_the_user_is_used(harness):
+    harness.server.credentials = "me:let-me-in"
+    home = harness.root / "home"
     home.mkdir()
     netrc = home / ".netrc"
     netrc.write_text("machine 127.0.0.1 login me password let-me-in\nmachine other.example login x password y\n")
     netrc.chmod(0o600)
 
-    env.stage()
+    harness.stage()
 
-    assert (env.workspace / "README.md").exists()
+    assert (harness.workspace / "README.md").exists()
 
 
-def test_missing_credentials_are_reported(env):
-    env.server.credentials = "me:let-me-in"
+def test_missing_credentials_are_reported(harness):
+    harness.server.credentials = "me:let-me-in"
 
     with pytest.raises(AttemptError, match="needs credentials"):
-        env.stage()
+        harness.stage()

@@ -18,7 +18,7 @@ import pytest
 
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from doubles.sandbox_lifecycle import new_attempt_id
-from doubles.workspace_fixture import descendant_names
+from doubles.workspace_harness import descendant_names
 from sandbox.interfaces.runtime import ConfinedCommand, ConfinementSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import launcher_client
@@ -106,17 +106,17 @@ def test_only_the_repository_directory_is_writable(tmp_path):
     run_confined(tmp_path, writes_only_to_the_repository)
 
 
-async def is_limited_in_files_and_terminals(confinement):
+async def gets_limited_files_and_terminals(confinement):
     count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
     _, output = await confinement.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
     assert output.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
 
 
 def test_number_of_open_files_and_terminals_is_limited(tmp_path):
-    run_confined(tmp_path, is_limited_in_files_and_terminals)
+    run_confined(tmp_path, gets_limited_files_and_terminals)
 
 
-async def has_no_privileges(confinement):
+async def gains_no_privileges(confinement):
     _, output = await confinement.shell(
         "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; unshare -r true; mount"
     )
@@ -128,7 +128,7 @@ async def has_no_privileges(confinement):
 
 
 def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
-    run_confined(tmp_path, has_no_privileges)
+    run_confined(tmp_path, gains_no_privileges)
 
 
 class LinkPlantingConfinement:
@@ -150,10 +150,10 @@ class LinkPlantingConfinement:
         return code
 
 
-def test_links_left_in_the_workspace_do_not_redirect_the_host(env, tmp_path):
+def test_links_left_in_the_workspace_do_not_redirect_the_host(harness, tmp_path):
     outside, names = tmp_path / "outside", []
     outside.mkdir()
-    original_confine = env.confine
+    original_confine = harness.confine
 
     @contextlib.asynccontextmanager
     async def confine(directories, read_only):
@@ -161,35 +161,35 @@ def test_links_left_in_the_workspace_do_not_redirect_the_host(env, tmp_path):
         async with original_confine(directories, read_only) as confinement:
             yield LinkPlantingConfinement(confinement, directories, outside)
 
-    env.confine = confine
-    env.stage()
+    harness.confine = confine
+    harness.stage()
     assert not list(outside.iterdir())
-    assert (env.workspace / "README.md").exists()
+    assert (harness.workspace / "README.md").exists()
     assert names == [["repository.git"], ["workspace"]]
 
 
-def test_links_left_in_the_repository_do_not_redirect_the_patch(env, tmp_path):
-    base = env.stage()
+def test_links_left_in_the_repository_do_not_redirect_the_patch(harness, tmp_path):
+    base = harness.stage()
     outside = tmp_path / "outside"
     outside.mkdir()
     files = [outside / "some.keep", outside / "new.lock"]
     for file in files:
         file.touch()
-    (env.workspace / "README.md").write_text("changed\n")
-    refs = env.attempt / "repository.git" / "refs" / "sandbox"
+    (harness.workspace / "README.md").write_text("changed\n")
+    refs = harness.attempt_dir / "repository.git" / "refs" / "sandbox"
     refs.symlink_to(outside)
     with pytest.raises(AttemptError, match="The patch could not be created"):
-        env.patch(base)
+        harness.patch(base)
     refs.unlink()
-    packs = env.attempt / "repository.git" / "objects" / "pack"
+    packs = harness.attempt_dir / "repository.git" / "objects" / "pack"
     packs.rename(outside / "packs")
     packs.symlink_to(outside)
     with pytest.raises(AttemptError, match="The patch could not be created"):
-        env.patch(base)
+        harness.patch(base)
     assert all(file.exists() for file in files)
     packs.unlink()
     (outside / "packs").rename(packs)
-    assert b"+changed" in env.patch(base)
+    assert b"+changed" in harness.patch(base)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one kernel uid")
@@ -249,7 +249,7 @@ except OSError:
 """
 
 
-async def has_no_network(confinement):
+async def reaches_no_network(confinement):
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as abstract:
         name = f"sandbox-test-{new_attempt_id()}"
         abstract.bind(f"\0{name}")
@@ -262,10 +262,10 @@ async def has_no_network(confinement):
 
 
 def test_network_is_unreachable(tmp_path):
-    run_confined(tmp_path, has_no_network)
+    run_confined(tmp_path, reaches_no_network)
 
 
-async def is_killed_with_its_descendants(confinement):
+async def dies_with_its_descendants(confinement):
     running = asyncio.create_task(confinement.shell("setsid sleep 600 & nohup sleep 600 & trap '' TERM; sleep 600"))
     await wait_for_program("sleep")
     started = time.monotonic()
@@ -280,7 +280,7 @@ async def is_killed_with_its_descendants(confinement):
 
 
 def test_cancelled_program_is_killed_with_its_descendants(tmp_path):
-    run_confined(tmp_path, is_killed_with_its_descendants)
+    run_confined(tmp_path, dies_with_its_descendants)
 
 
 async def kills_background_processes(confinement):
@@ -322,9 +322,9 @@ async def run_as_user(directory, *scenarios):
 SCENARIOS = [
     sees_no_host_files,
     writes_only_to_the_repository,
-    has_no_privileges,
-    has_no_network,
-    is_killed_with_its_descendants,
+    gains_no_privileges,
+    reaches_no_network,
+    dies_with_its_descendants,
     kills_background_processes,
 ]
 

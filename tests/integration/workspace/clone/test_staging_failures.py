@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_fixture import PUBLIC_URL, descendant_names, run_git
+from doubles.workspace_harness import PUBLIC_URL, descendant_names, run_git
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone import staging
@@ -24,64 +24,64 @@ from sandbox.workspace.git import directory
 from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
 
 
-def clone_error(env, *args, **source):
+def clone_error(harness, *args, **source):
     with pytest.raises(AttemptError) as raised:
-        env.stage(*args, **source)
+        harness.stage(*args, **source)
     assert raised.value.code == "clone_failed"
     return raised.value.message
 
 
 @pytest.mark.parametrize("is_confined", [True, False])
-def test_pack_larger_than_the_disk_is_refused(env, is_confined):
-    env.confined = is_confined
-    env.upstream.commit({"random": os.urandom(600_000)})
+def test_pack_larger_than_the_disk_is_refused(harness, is_confined):
+    harness.confined = is_confined
+    harness.upstream.commit({"random": os.urandom(600_000)})
 
-    env.disk_bytes = 400_000
-    assert "larger than the limit of a clone; raise vm.disk" in clone_error(env)
-    env.disk_bytes = 1_600_000
-    env.stage()
-
-
-def test_commit_larger_than_the_disk_is_refused(env):
-    env.upstream.commit({"zeros": bytes(600_000)})
-
-    env.disk_bytes = 400_000
-    assert "files of the commit are larger than" in clone_error(env)
-    env.disk_bytes = 1_600_000
-    env.stage()
+    harness.disk_bytes = 400_000
+    assert "larger than the limit of a clone; raise vm.disk" in clone_error(harness)
+    harness.disk_bytes = 1_600_000
+    harness.stage()
 
 
-def test_missing_branch_fails_the_clone(env):
-    assert clone_error(env, branch="nope") == (
+def test_commit_larger_than_the_disk_is_refused(harness):
+    harness.upstream.commit({"zeros": bytes(600_000)})
+
+    harness.disk_bytes = 400_000
+    assert "files of the commit are larger than" in clone_error(harness)
+    harness.disk_bytes = 1_600_000
+    harness.stage()
+
+
+def test_missing_branch_fails_the_clone(harness):
+    assert clone_error(harness, branch="nope") == (
         f"Cannot clone {PUBLIC_URL}: it has no branch 'nope'; check repository.branch."
     )
 
 
-def test_tag_is_not_accepted_as_a_branch(env):
-    run_git("push", "--quiet", str(env.upstream.bare), "HEAD:refs/tags/v1", directory=env.upstream.work)
+def test_tag_is_not_accepted_as_a_branch(harness):
+    run_git("push", "--quiet", str(harness.upstream.bare), "HEAD:refs/tags/v1", directory=harness.upstream.work)
 
-    assert "'v1' is not a branch" in clone_error(env, branch="v1")
-
-
-def test_empty_repository_has_no_branch(make_env):
-    assert "no branch 'main'" in clone_error(make_env())
+    assert "'v1' is not a branch" in clone_error(harness, branch="v1")
 
 
-def test_commit_of_another_branch_is_refused(env):
-    other = env.upstream.commit({"README.md": b"# Other\n"}, branch="other")
-
-    assert f"Commit {other} is not on branch 'main'" in clone_error(env, commit=other)
-    env.stage(branch="other", commit=other)
+def test_empty_repository_has_no_branch(make_harness):
+    assert "no branch 'main'" in clone_error(make_harness())
 
 
-def test_unknown_commit_is_refused(env):
-    assert "is not on branch 'main'" in clone_error(env, commit="0123456789")
+def test_commit_of_another_branch_is_refused(harness):
+    other = harness.upstream.commit({"README.md": b"# Other\n"}, branch="other")
+
+    assert f"Commit {other} is not on branch 'main'" in clone_error(harness, commit=other)
+    harness.stage(branch="other", commit=other)
 
 
-def test_blob_is_not_accepted_as_a_commit(env):
-    blob = run_git("rev-parse", "HEAD:README.md", directory=env.upstream.work)
+def test_unknown_commit_is_refused(harness):
+    assert "is not on branch 'main'" in clone_error(harness, commit="0123456789")
 
-    assert "is not on branch 'main'" in clone_error(env, commit=blob)
+
+def test_blob_is_not_accepted_as_a_commit(harness):
+    blob = run_git("rev-parse", "HEAD:README.md", directory=harness.upstream.work)
+
+    assert "is not on branch 'main'" in clone_error(harness, commit=blob)
 
 
 class FailingConfinement:
@@ -102,9 +102,9 @@ class FailingConfinement:
 
 
 @pytest.fixture
-def replace_command(env, monkeypatch):
-    """Replace a git command in the environment's confinements."""
-    original_confine = env.confine
+def replace_command(harness, monkeypatch):
+    """Replace a git command in the harness's confinements."""
+    original_confine = harness.confine
 
     def replace(name, code, *, stderr=b"", stdout=b""):
         @asynccontextmanager
@@ -112,7 +112,7 @@ def replace_command(env, monkeypatch):
             async with original_confine(directories, read_only) as confinement:
                 yield FailingConfinement(confinement, name, code, stderr, stdout)
 
-        monkeypatch.setattr(env, "confine", confine)
+        monkeypatch.setattr(harness, "confine", confine)
 
     return replace
 
@@ -130,7 +130,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
     ],
 )
 def test_clone_error_is_delayed_if_git_may_have_been_killed(
-    env, replace_command, monkeypatch, code, stderr, is_pending
+    harness, replace_command, monkeypatch, code, stderr, is_pending
 ):
     """If all processes are killed, git may die before the runner. In between, the runner must not report an error."""
     replace_command("clone", code, stderr=stderr)
@@ -138,7 +138,9 @@ def test_clone_error_is_delayed_if_git_may_have_been_killed(
 
     async def scenario():
         repository = Repository(url=PUBLIC_URL, branch="main")
-        staging_task = asyncio.ensure_future(env.workspaces.stage(repository, env.attempt, env.confine, env.disk_bytes))
+        staging_task = asyncio.ensure_future(
+            harness.workspaces.stage(repository, harness.attempt_dir, harness.confine, harness.disk_bytes)
+        )
         done, _ = await asyncio.wait([staging_task], timeout=4)
         staging_task.cancel()
         await asyncio.gather(staging_task, return_exceptions=True)
@@ -159,151 +161,151 @@ NEW_FILE = b"diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/
 
 @pytest.mark.parametrize("command", ["rev-parse", "merge-base"])
 @pytest.mark.parametrize(("code", "stderr", "reason"), HOST_ERRORS)
-def test_host_errors_are_not_reported_as_a_wrong_commit(env, replace_command, command, code, stderr, reason):
-    tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
+def test_host_errors_are_not_reported_as_a_wrong_commit(harness, replace_command, command, code, stderr, reason):
+    tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
     replace_command(command, code, stderr=stderr)
 
-    message = clone_error(env, commit=tip)
+    message = clone_error(harness, commit=tip)
 
     assert reason in message
     assert "is not on branch" not in message
 
 
 @pytest.mark.parametrize(("code", "stderr", "reason"), HOST_ERRORS)
-def test_host_errors_are_not_reported_as_a_wrong_patch(env, replace_command, code, stderr, reason):
+def test_host_errors_are_not_reported_as_a_wrong_patch(harness, replace_command, code, stderr, reason):
     replace_command("apply", code, stderr=stderr)
 
-    message = clone_error(env, patch=base64.b64encode(NEW_FILE).decode())
+    message = clone_error(harness, patch=base64.b64encode(NEW_FILE).decode())
 
     assert reason in message
     assert "does not apply" not in message
 
 
-def test_valid_commit_and_patch_are_accepted(env):
-    tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
+def test_valid_commit_and_patch_are_accepted(harness):
+    tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
 
-    env.stage(commit=tip, patch=base64.b64encode(NEW_FILE).decode())
+    harness.stage(commit=tip, patch=base64.b64encode(NEW_FILE).decode())
 
-    assert (env.workspace / "new").read_bytes() == b"new\n"
+    assert (harness.workspace / "new").read_bytes() == b"new\n"
 
 
-def test_invalid_output_of_a_compromised_git_is_not_accepted_as_a_commit(env, replace_command):
-    tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
+def test_invalid_output_of_a_compromised_git_is_not_accepted_as_a_commit(harness, replace_command):
+    tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
     replace_command("rev-parse", 0, stdout=b"\xff\xfe\n")
 
-    assert "is not on branch 'main'" in clone_error(env, commit=tip)
+    assert "is not on branch 'main'" in clone_error(harness, commit=tip)
 
 
-def test_missing_repository_is_reported(env):
-    assert "there is no repository, or it needs credentials" in clone_error(env, "https://git.example/other.git")
+def test_missing_repository_is_reported(harness):
+    assert "there is no repository, or it needs credentials" in clone_error(harness, "https://git.example/other.git")
 
 
-def test_forbidden_access_is_reported(env):
-    env.server.status = 403
+def test_forbidden_access_is_reported(harness):
+    harness.server.status = 403
 
-    assert "put credentials into the git configuration of the server's user" in clone_error(env)
-
-
-def test_server_error_is_reported(env):
-    env.server.status = 503
-
-    assert "server error" in clone_error(env)
+    assert "put credentials into the git configuration of the server's user" in clone_error(harness)
 
 
-def test_refused_connection_is_reported(env):
+def test_server_error_is_reported(harness):
+    harness.server.status = 503
+
+    assert "server error" in clone_error(harness)
+
+
+def test_refused_connection_is_reported(harness):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/x.git"
 
-        assert "does not accept the connection" in clone_error(env, url)
+        assert "does not accept the connection" in clone_error(harness, url)
 
 
-def test_unresolvable_host_is_reported(env):
-    assert "cannot be resolved" in clone_error(env, "http://no-such-host.invalid/x.git")
+def test_unresolvable_host_is_reported(harness):
+    assert "cannot be resolved" in clone_error(harness, "http://no-such-host.invalid/x.git")
 
 
 @pytest.mark.parametrize("base", ["file://{bare}", "{bare}", "ext::sh -c 'touch {canary}' ", "git://127.0.0.1:1/"])
-def test_other_protocols_are_refused_after_url_rewrites(env, base):
-    canary = env.root / "canary"
-    rewritten_base = base.format(bare=env.upstream.bare, canary=canary)
-    env.configure(f'[url "{rewritten_base}"]\n\tinsteadOf = https://elsewhere.example/')
+def test_other_protocols_are_refused_after_url_rewrites(harness, base):
+    canary = harness.root / "canary"
+    rewritten_base = base.format(bare=harness.upstream.bare, canary=canary)
+    harness.configure(f'[url "{rewritten_base}"]\n\tinsteadOf = https://elsewhere.example/')
 
-    assert "only https, http and ssh are allowed" in clone_error(env, "https://elsewhere.example/")
+    assert "only https, http and ssh are allowed" in clone_error(harness, "https://elsewhere.example/")
     assert not canary.exists()
 
 
-def test_redirect_of_the_first_request_is_followed(env):
-    with GitHttpServer(env.root).serving() as moved:
-        moved.redirect = env.server.url
+def test_redirect_of_the_first_request_is_followed(harness):
+    with GitHttpServer(harness.root).serving() as moved:
+        moved.redirect = harness.server.url
 
-        env.stage(f"{moved.url}demo.git")
+        harness.stage(f"{moved.url}demo.git")
 
-    assert (env.workspace / "README.md").exists()
+    assert (harness.workspace / "README.md").exists()
 
 
-def test_redirect_to_another_host_is_refused_when_hosts_are_restricted(env):
-    env.follow_redirects = False
-    with GitHttpServer(env.root).serving() as moved:
-        moved.redirect = env.server.url
+def test_redirect_to_another_host_is_refused_when_hosts_are_restricted(harness):
+    harness.follow_redirects = False
+    with GitHttpServer(harness.root).serving() as moved:
+        moved.redirect = harness.server.url
 
-        assert "redirects to another URL" in clone_error(env, f"{moved.url}demo.git")
+        assert "redirects to another URL" in clone_error(harness, f"{moved.url}demo.git")
         assert moved.requests
-    assert env.server.requests == []
-    env.stage(f"{env.server.url}demo.git")
-    assert (env.workspace / "README.md").exists()
+    assert harness.server.requests == []
+    harness.stage(f"{harness.server.url}demo.git")
+    assert (harness.workspace / "README.md").exists()
 
 
 @pytest.mark.parametrize("present", [(), ("setpriv",)])
-def test_missing_programs_are_reported(env, present):
-    programs = env.root / "programs"
+def test_missing_programs_are_reported(harness, present):
+    programs = harness.root / "programs"
     programs.mkdir()
     for name in present:
         (programs / name).symlink_to(shutil.which(name))
-    env.variables = {**env.environment, "PATH": str(programs)}
+    harness.variables = {**harness.environment, "PATH": str(programs)}
 
-    assert "lacks git or setpriv" in clone_error(env)
-
-
-def test_invalid_git_configuration_is_reported(env):
-    env.configure("[broken")
-
-    assert "Cannot clone" in clone_error(env)
+    assert "lacks git or setpriv" in clone_error(harness)
 
 
-def test_errors_contain_no_secret_of_the_configuration(env):
-    env.configure(
+def test_invalid_git_configuration_is_reported(harness):
+    harness.configure("[broken")
+
+    assert "Cannot clone" in clone_error(harness)
+
+
+def test_errors_contain_no_secret_of_the_configuration(harness):
+    harness.configure(
         f'[url "http://me:hunter2hunter2@127.0.0.1:1/"]\n\tinsteadOf = https://closed.example/\n'
-        f'[http "{env.server.url}"]\n\textraHeader = Authorization: Basic c2VjcmV0OnNlY3JldA=='
+        f'[http "{harness.server.url}"]\n\textraHeader = Authorization: Basic c2VjcmV0OnNlY3JldA=='
     )
-    env.server.status = 418
+    harness.server.status = 418
 
-    errors = [clone_error(env), clone_error(env, "https://closed.example/x.git")]
+    errors = [clone_error(harness), clone_error(harness, "https://closed.example/x.git")]
 
     assert "418" in errors[0]
     assert not [text for text in errors if "hunter2" in text or "c2VjcmV0" in text]
 
 
-def test_unrelated_git_settings_of_the_user_are_ignored(env):
-    canary = env.root / "canary"
-    hooks = env.root / "hooks"
+def test_unrelated_git_settings_of_the_user_are_ignored(harness):
+    canary = harness.root / "canary"
+    hooks = harness.root / "hooks"
     hooks.mkdir()
     hook = hooks / "post-checkout"
     hook.write_text(f"#!/bin/sh\ntouch {canary}\n")
     hook.chmod(0o755)
     for name in ("post-index-change", "reference-transaction"):
         (hooks / name).symlink_to(hook)
-    env.configure(f"[core]\n\thooksPath = {hooks}\n\tautocrlf = true\n[init]\n\ttemplateDir = {hooks}")
+    harness.configure(f"[core]\n\thooksPath = {hooks}\n\tautocrlf = true\n[init]\n\ttemplateDir = {hooks}")
 
-    env.stage()
+    harness.stage()
 
     assert not canary.exists()
-    assert not (env.workspace / ".git" / "post-checkout").exists()
-    assert (env.workspace / "README.md").read_bytes() == b"# Demo\n"
+    assert not (harness.workspace / ".git" / "post-checkout").exists()
+    assert (harness.workspace / "README.md").read_bytes() == b"# Demo\n"
 
 
-def test_commit_with_too_many_files_is_refused_before_checkout(env, monkeypatch):
+def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypatch):
     monkeypatch.setattr(staging, "ENTRIES_MAX", 50_000)  # the commit has a hundred million
-    work = env.upstream.work
+    work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"bomb")
     lines = "".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))
     for _level in range(7):
@@ -311,15 +313,15 @@ def test_commit_with_too_many_files_is_refused_before_checkout(env, monkeypatch)
         lines = "".join(f"040000 tree {tree}\td{number}\n" for number in range(10))
     tree = run_git("mktree", directory=work, stdin=lines.encode())
     commit = run_git("commit-tree", "-m", "Bomb", tree, directory=work)
-    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/bomb", directory=work)
+    run_git("push", "--quiet", "--force", str(harness.upstream.bare), f"{commit}:refs/heads/bomb", directory=work)
 
-    assert "more than 50000 files" in clone_error(env, branch="bomb")
-    assert list(env.workspace.iterdir()) == []
+    assert "more than 50000 files" in clone_error(harness, branch="bomb")
+    assert list(harness.workspace.iterdir()) == []
 
 
-def push_nested_tree(env, number_of_files, depth):
+def push_nested_tree(harness, number_of_files, depth):
     """Push a commit in which each file has its own parent directories. These share objects, so the objects are few."""
-    work = env.upstream.work
+    work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"*.pyc\n")
     tree = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\t.gitignore\n".encode())
     for _level in range(depth - 1):
@@ -327,65 +329,67 @@ def push_nested_tree(env, number_of_files, depth):
     lines = "".join(f"040000 tree {tree}\t{number:03d}\n" for number in range(number_of_files))
     tree = run_git("mktree", directory=work, stdin=lines.encode())
     commit = run_git("commit-tree", "-m", "Nested", tree, directory=work)
-    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/nested", directory=work)
+    run_git("push", "--quiet", "--force", str(harness.upstream.bare), f"{commit}:refs/heads/nested", directory=work)
 
 
-def test_commit_with_too_many_directories_is_refused_before_checkout(env, monkeypatch):
+def test_commit_with_too_many_directories_is_refused_before_checkout(harness, monkeypatch):
     monkeypatch.setattr(staging, "ENTRIES_MAX", 1000)
-    push_nested_tree(env, number_of_files=50, depth=30)
+    push_nested_tree(harness, number_of_files=50, depth=30)
 
-    assert "more than 1000 files and directories" in clone_error(env, branch="nested")
-    assert list(env.workspace.iterdir()) == []
+    assert "more than 1000 files and directories" in clone_error(harness, branch="nested")
+    assert list(harness.workspace.iterdir()) == []
 
 
-def test_commit_with_many_directories_is_checked_out(env, monkeypatch):
+def test_commit_with_many_directories_is_checked_out(harness, monkeypatch):
     monkeypatch.setattr(staging, "ENTRIES_MAX", 1600)
-    push_nested_tree(env, number_of_files=50, depth=30)
+    push_nested_tree(harness, number_of_files=50, depth=30)
 
-    env.stage(branch="nested")
+    harness.stage(branch="nested")
 
-    assert (env.workspace / "049" / "/".join(["a"] * 29) / ".gitignore").read_bytes() == b"*.pyc\n"
+    assert (harness.workspace / "049" / "/".join(["a"] * 29) / ".gitignore").read_bytes() == b"*.pyc\n"
 
 
 @pytest.mark.parametrize(
     ("bound", "message"), [("PATH_BYTES_MAX", "path of the commit is longer than 2 bytes"), ("DEPTH_MAX", "too deeply")]
 )
-def test_commit_with_unusable_paths_is_refused(env, monkeypatch, bound, message):
+def test_commit_with_unusable_paths_is_refused(harness, monkeypatch, bound, message):
     monkeypatch.setattr(staging, bound, 2)
-    env.upstream.commit({"a/b/c/d": b""})
+    harness.upstream.commit({"a/b/c/d": b""})
 
-    assert message in clone_error(env)
+    assert message in clone_error(harness)
 
 
-def test_disk_full_during_pack_copy_is_reported(env, monkeypatch):
+def test_disk_full_during_pack_copy_is_reported(harness, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(directory, "read_chunks", full)
 
-    assert "raise vm.disk" in clone_error(env)
+    assert "raise vm.disk" in clone_error(harness)
 
 
-def test_tree_with_a_git_directory_is_refused(env):
-    work = env.upstream.work
+def test_tree_with_a_git_directory_is_refused(harness):
+    work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"[core]\n\tfsmonitor = touch canary\n")
     inner = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\tconfig\n".encode())
     entry = b"40000 .git\0" + bytes.fromhex(inner)
     tree = run_git("hash-object", "-t", "tree", "-w", "--stdin", "--literally", directory=work, stdin=entry)
     commit = run_git("commit-tree", "-m", "Malformed", tree, directory=work)
-    run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/malformed", directory=work)
+    run_git("push", "--quiet", "--force", str(harness.upstream.bare), f"{commit}:refs/heads/malformed", directory=work)
 
-    assert "contains malformed objects" in clone_error(env, branch="malformed")
+    assert "contains malformed objects" in clone_error(harness, branch="malformed")
 
 
-def test_cancellation_ends_git_and_its_children(env):
-    env.server.stall()
+def test_cancellation_ends_git_and_its_children(harness):
+    harness.server.stall()
     repository = Repository(url=PUBLIC_URL, branch="main")
 
     async def cancel_while_git_waits():
-        staging = asyncio.create_task(env.workspaces.stage(repository, env.attempt, env.confine, env.disk_bytes))
+        staging = asyncio.create_task(
+            harness.workspaces.stage(repository, harness.attempt_dir, harness.confine, harness.disk_bytes)
+        )
         for _ in range(500):
-            if env.server.requests:
+            if harness.server.requests:
                 break
             await asyncio.sleep(0.01)
         assert b"bwrap" in descendant_names(os.getpid())
@@ -398,8 +402,8 @@ def test_cancellation_ends_git_and_its_children(env):
     assert b"bwrap" not in descendant_names(os.getpid())
 
 
-def test_git_ends_when_the_runner_is_killed(env):
-    env.server.stall()
+def test_git_ends_when_the_runner_is_killed(harness):
+    harness.server.stall()
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.model.manifest.schema import Repository\n"
@@ -408,18 +412,20 @@ def test_git_ends_when_the_runner_is_killed(env):
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
         "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), no_confinement, 10**9))\n"
     )
-    arguments = [json.dumps(dict(env.environment)), PUBLIC_URL, str(env.attempt)]
+    arguments = [json.dumps(dict(harness.environment)), PUBLIC_URL, str(harness.attempt_dir)]
     runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")
     try:
-        assert becomes_true(lambda: env.server.requests)
-        assert command_lines_below(str(env.attempt))
+        assert becomes_true(lambda: harness.server.requests)
+        assert command_lines_below(str(harness.attempt_dir))
     finally:
         runner.kill()
         runner.wait()
 
-    assert becomes_true(lambda: not [line for line in command_lines_below(str(env.attempt)) if b"clone" in line])
-    env.server.resume()
-    assert becomes_true(lambda: command_lines_below(str(env.attempt)) == [])
+    assert becomes_true(
+        lambda: not [line for line in command_lines_below(str(harness.attempt_dir)) if b"clone" in line]
+    )
+    harness.server.resume()
+    assert becomes_true(lambda: command_lines_below(str(harness.attempt_dir)) == [])
 
 
 def becomes_true(condition):

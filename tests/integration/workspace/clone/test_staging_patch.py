@@ -4,14 +4,14 @@ import base64
 
 import pytest
 
-from doubles.workspace_fixture import run_git, snapshot
+from doubles.workspace_harness import run_git, snapshot
 from sandbox.model.failure import AttemptError
 
 
 @pytest.fixture
-def initial_patch(env):
+def initial_patch(harness):
     """A user's local changes: an edited file, a new binary file, a deleted file, a mode, a link."""
-    work = env.upstream.work
+    work = harness.upstream.work
     (work / "README.md").write_bytes(b"# Demo\r\nmine\n")
     (work / "deep").mkdir()
     (work / "deep" / "data.bin").write_bytes(b"\0\1\377" * 100)
@@ -30,46 +30,46 @@ def encoded(patch):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_initial_patch_is_a_commit_on_top_of_the_cloned_one(env, initial_patch, pinned):
+def test_initial_patch_is_a_commit_on_top_of_the_cloned_one(harness, initial_patch, pinned):
     patch, expected = initial_patch
-    tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
+    tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
 
-    base = env.stage(patch=patch, **({"commit": tip} if pinned else {}))
+    base = harness.stage(patch=patch, **({"commit": tip} if pinned else {}))
 
-    assert snapshot(env.workspace) == expected
-    assert run_git("rev-parse", "HEAD", "HEAD^", "origin/main", directory=env.workspace).split() == [base, tip, tip]
-    assert run_git("status", "--porcelain", directory=env.workspace) == ""
-    assert run_git("log", "-1", "--format=%s", directory=env.workspace) == "Work that came with the task"
-    run_git("fsck", "--strict", directory=env.workspace)
+    assert snapshot(harness.workspace) == expected
+    assert run_git("rev-parse", "HEAD", "HEAD^", "origin/main", directory=harness.workspace).split() == [base, tip, tip]
+    assert run_git("status", "--porcelain", directory=harness.workspace) == ""
+    assert run_git("log", "-1", "--format=%s", directory=harness.workspace) == "Work that came with the task"
+    run_git("fsck", "--strict", directory=harness.workspace)
 
 
-def test_task_patch_contains_only_the_agents_changes(env, initial_patch):
+def test_task_patch_contains_only_the_agents_changes(harness, initial_patch):
     patch, _ = initial_patch
-    base = env.stage(patch=patch)
-    (env.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
-    (env.workspace / "new.txt").write_bytes(b"new\n")
+    base = harness.stage(patch=patch)
+    (harness.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
+    (harness.workspace / "new.txt").write_bytes(b"new\n")
 
-    task_patch = env.patch(base)
+    task_patch = harness.patch(base)
 
     assert sorted(line for line in task_patch.splitlines() if line.startswith(b"diff ")) == [
         b"diff --git a/README.md b/README.md",
         b"diff --git a/new.txt b/new.txt",
     ]
     assert b"-mine" not in task_patch
-    run_git("apply", "-", directory=env.upstream.work, stdin=base64.b64decode(patch))
-    run_git("apply", "-", directory=env.upstream.work, stdin=task_patch)
-    assert (env.upstream.work / "README.md").read_bytes() == b"# Demo\r\nmine\nand the agent's\n"
+    run_git("apply", "-", directory=harness.upstream.work, stdin=base64.b64decode(patch))
+    run_git("apply", "-", directory=harness.upstream.work, stdin=task_patch)
+    assert (harness.upstream.work / "README.md").read_bytes() == b"# Demo\r\nmine\nand the agent's\n"
 
 
-def test_initial_patch_gives_the_same_commit_in_each_attempt(env, initial_patch):
-    assert env.stage(patch=initial_patch[0]) == env.stage(patch=initial_patch[0])
+def test_initial_patch_gives_the_same_commit_in_each_attempt(harness, initial_patch):
+    assert harness.stage(patch=initial_patch[0]) == harness.stage(patch=initial_patch[0])
 
 
-def test_initial_patch_applies_to_a_sha256_repository(make_env):
-    env = make_env("--object-format=sha256")
-    env.upstream.commit({"a": b"1\n"})
-    base = env.stage(patch=encoded(new_file("b", content="2")))
-    assert (len(base), (env.workspace / "b").read_bytes()) == (64, b"2\n")
+def test_initial_patch_applies_to_a_sha256_repository(make_harness):
+    harness = make_harness("--object-format=sha256")
+    harness.upstream.commit({"a": b"1\n"})
+    base = harness.stage(patch=encoded(new_file("b", content="2")))
+    assert (len(base), (harness.workspace / "b").read_bytes()) == (64, b"2\n")
 
 
 def new_file(path, mode="100644", content="owned", end=""):
@@ -96,23 +96,23 @@ def new_file(path, mode="100644", content="owned", end=""):
         ),
     ],
 )
-def test_invalid_initial_patch_fails_the_clone(env, patch, message):
+def test_invalid_initial_patch_fails_the_clone(harness, patch, message):
     with pytest.raises(AttemptError, match=r"repository.patch does not apply to commit [0-9a-f]{12}: .") as caught:
-        env.stage(patch=encoded(patch))
+        harness.stage(patch=encoded(patch))
     assert caught.value.code == "clone_failed"
     assert message in caught.value.message
     assert caught.value.message.isprintable()
-    assert not (env.attempt / "outside").exists()
-    assert "owned" not in (env.attempt / "repository.git" / "config").read_text()
+    assert not (harness.attempt_dir / "outside").exists()
+    assert "owned" not in (harness.attempt_dir / "repository.git" / "config").read_text()
 
 
-def test_link_in_an_initial_patch_is_not_followed(env, tmp_path):
+def test_link_in_an_initial_patch_is_not_followed(harness, tmp_path):
     target = tmp_path / "precious"
     target.mkdir()
     link_patch = new_file("out", "120000", str(target), "\\ No newline at end of file\n")
     with pytest.raises(AttemptError, match="does not apply"):
-        env.stage(patch=encoded(link_patch + new_file("out/file")))
+        harness.stage(patch=encoded(link_patch + new_file("out/file")))
     assert list(target.iterdir()) == []
-    env.stage(patch=encoded(link_patch))
-    assert (env.workspace / "out").is_symlink()
+    harness.stage(patch=encoded(link_patch))
+    assert (harness.workspace / "out").is_symlink()
     assert list(target.iterdir()) == []

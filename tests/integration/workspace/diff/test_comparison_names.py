@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from doubles.workspace_fixture import run_git
+from doubles.workspace_harness import run_git
 from sandbox.workspace.diff.comparison import is_forbidden_path
 
 NAMES = (

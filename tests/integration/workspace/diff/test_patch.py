@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doubles.workspace_fixture import run_git, snapshot
+from doubles.workspace_harness import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.failure import AttemptError
@@ -24,36 +24,36 @@ BINARY = bytes(range(256)) * 8
 _PATCH_COMMANDS = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
 
 
-def test_unchanged_workspace_gives_an_empty_patch(env):
-    base = env.stage()
+def test_unchanged_workspace_gives_an_empty_patch(harness):
+    base = harness.stage()
 
-    assert env.patch(base) == b""
+    assert harness.patch(base) == b""
 
 
-def test_unneeded_git_commands_are_not_run(env, monkeypatch):
+def test_unneeded_git_commands_are_not_run(harness, monkeypatch):
     commands, run = [], Git.run
 
     async def record_command(git, *arguments, **options):
         commands.append(next(argument for argument in arguments if argument in _PATCH_COMMANDS))
         return await run(git, *arguments, **options)
 
-    base = env.stage()
+    base = harness.stage()
     monkeypatch.setattr(Git, "run", record_command)
-    assert env.patch(base) == b""
-    (env.workspace / "new").touch()
-    assert b"new file mode" in env.patch(base)
+    assert harness.patch(base) == b""
+    (harness.workspace / "new").touch()
+    assert b"new file mode" in harness.patch(base)
     assert commands == ["ls-tree", "ls-tree", "fast-import", "diff-tree"]
 
 
-def test_patch_contains_every_kind_of_change(env):
-    upstream = env.upstream
+def test_patch_contains_every_kind_of_change(harness):
+    upstream = harness.upstream
     upstream.commit(
         {"gone": b"1\n", "picture": BINARY, "run.sh": b"#!/bin/sh\n", "crlf": b"a\r\nb\r\n", "x/y/z": b"z\n"}
     )
     (upstream.work / "link").symlink_to("README.md")
     upstream.commit_all()
-    base = env.stage()
-    root = env.workspace
+    base = harness.stage()
+    root = harness.workspace
 
     (root / "README.md").write_text("# Edited\n")
     (root / "gone").unlink()
@@ -70,17 +70,17 @@ def test_patch_contains_every_kind_of_change(env):
     (root / "dangling").symlink_to("/nowhere/at/all")
     shutil.rmtree(root / "x")
 
-    task_patch = env.verify_patch(base)
+    task_patch = harness.verify_patch(base)
 
     assert b"rename from src/lib.py\nrename to src/renamed.py\n" in task_patch
     assert b"GIT binary patch" in task_patch
     assert b"old mode 100644\nnew mode 100755\n" in task_patch
 
 
-def test_files_directories_and_links_can_replace_each_other(env):
-    env.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
-    base = env.stage()
-    root = env.workspace
+def test_files_directories_and_links_can_replace_each_other(harness):
+    harness.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
+    base = harness.stage()
+    root = harness.workspace
 
     (root / "file").unlink()
     (root / "file" / "deep").mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_files_directories_and_links_can_replace_each_other(env):
     (root / "to-link").unlink()
     (root / "to-link").symlink_to("file")
 
-    env.verify_patch(base)
+    harness.verify_patch(base)
 
 
 ODD_NAMES = [
@@ -107,43 +107,43 @@ ODD_NAMES = [
 ]
 
 
-def test_files_with_unusual_names_are_in_the_patch(env):
-    base = env.stage()
+def test_files_with_unusual_names_are_in_the_patch(harness):
+    base = harness.stage()
     for name in ODD_NAMES:
-        path = env.workspace / name
+        path = harness.workspace / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("odd\n")
 
-    assert env.verify_patch(base).count(b"new file mode") == len(ODD_NAMES)
+    assert harness.verify_patch(base).count(b"new file mode") == len(ODD_NAMES)
 
 
-def test_non_ascii_names_are_not_escaped(env):
-    base = env.stage()
-    (env.workspace / "h\u00e4\u00df.txt").write_text("odd\n")
-    assert "+++ b/h\u00e4\u00df.txt\n".encode() in env.verify_patch(base)
+def test_non_ascii_names_are_not_escaped(harness):
+    base = harness.stage()
+    (harness.workspace / "h\u00e4\u00df.txt").write_text("odd\n")
+    assert "+++ b/h\u00e4\u00df.txt\n".encode() in harness.verify_patch(base)
 
 
-def test_files_with_unusual_names_in_the_repository_can_change(env):
-    base = env.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
-    env.stage()
-    (env.workspace / "line\nbreak" / "tab\t").unlink()
-    (env.workspace / 'quo"te').write_text("other\n")
-    (env.workspace / "\udcff").rename(env.workspace / "\udcfe")
+def test_files_with_unusual_names_in_the_repository_can_change(harness):
+    base = harness.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
+    harness.stage()
+    (harness.workspace / "line\nbreak" / "tab\t").unlink()
+    (harness.workspace / 'quo"te').write_text("other\n")
+    (harness.workspace / "\udcff").rename(harness.workspace / "\udcfe")
 
-    env.verify_patch(base)
-
-
-def test_commits_of_the_agent_are_in_the_patch(env):
-    base = env.stage()
-    (env.workspace / "new").write_text("1\n")
-    run_git("add", ".", directory=env.workspace)
-    run_git("commit", "--quiet", "--message", "Mine", directory=env.workspace)
-
-    assert b"new file mode" in env.verify_patch(base)
+    harness.verify_patch(base)
 
 
-def test_files_ignored_by_the_base_commit_are_excluded(env):
-    base = env.upstream.commit(
+def test_commits_of_the_agent_are_in_the_patch(harness):
+    base = harness.stage()
+    (harness.workspace / "new").write_text("1\n")
+    run_git("add", ".", directory=harness.workspace)
+    run_git("commit", "--quiet", "--message", "Mine", directory=harness.workspace)
+
+    assert b"new file mode" in harness.verify_patch(base)
+
+
+def test_files_ignored_by_the_base_commit_are_excluded(harness):
+    base = harness.upstream.commit(
         {
             ".gitignore": b"node_modules/\n*.log\n!keep.log\n/only-here\nfoo/*\n!foo/kept\n",
             "src/.gitignore": b"*.tmp\n",
@@ -151,8 +151,8 @@ def test_files_ignored_by_the_base_commit_are_excluded(env):
             "src/app.py": b"print(1)\n",
         }
     )
-    env.stage()
-    root = env.workspace
+    harness.stage()
+    root = harness.workspace
     for ignored in ("node_modules/a/b.js", "x.log", "deep/y.log", "only-here", "src/z.tmp", "foo/bar"):
         (root / ignored).parent.mkdir(parents=True, exist_ok=True)
         (root / ignored).write_text("ignored\n")
@@ -160,201 +160,205 @@ def test_files_ignored_by_the_base_commit_are_excluded(env):
         (root / included).write_text("included\n")
     (root / "tracked.log").write_text("edited\n")
 
-    clone = env.apply(base, env.patch(base))
+    clone = harness.apply(base, harness.patch(base))
 
     changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
     assert changed == ["deep/node_modules.txt", "deep/only-here", "foo/kept", "keep.log", "tracked.log", "z.tmp"]
 
 
-def test_only_directories_with_ignore_rules_are_recreated(env):
-    env.upstream.commit({".gitignore": b"ignored/\n", "src/.gitignore": b"*.tmp/\n"})
-    base = env.stage()
+def test_only_directories_with_ignore_rules_are_recreated(harness):
+    harness.upstream.commit({".gitignore": b"ignored/\n", "src/.gitignore": b"*.tmp/\n"})
+    base = harness.stage()
     for number in range(50):
-        (env.workspace / f"new/{number}/inner").mkdir(parents=True)
+        (harness.workspace / f"new/{number}/inner").mkdir(parents=True)
     for ignored in ("new/ignored", "src/a.tmp", "src/deep/b.tmp"):
-        (env.workspace / ignored).mkdir(parents=True)
-        (env.workspace / ignored / "file").touch()
-    (env.workspace / "new" / "file").write_text("new\n")
+        (harness.workspace / ignored).mkdir(parents=True)
+        (harness.workspace / ignored / "file").touch()
+    (harness.workspace / "new" / "file").write_text("new\n")
 
-    clone = env.apply(base, env.patch(base))
+    clone = harness.apply(base, harness.patch(base))
 
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["new/file"]
-    remaining = sorted(str(path.relative_to(env.attempt)) for path in env.attempt.glob("ignore-rules/**/*"))
+    remaining = sorted(
+        str(path.relative_to(harness.attempt_dir)) for path in harness.attempt_dir.glob("ignore-rules/**/*")
+    )
     assert remaining == ["ignore-rules/.gitignore", "ignore-rules/src", "ignore-rules/src/.gitignore"]
 
 
-def test_names_with_pathspec_magic_are_matched_literally(env):
-    base = env.upstream.commit({".gitignore": b"/hidden\n"})
-    env.stage()
-    (env.workspace / ":(top)hidden").write_text("not ignored\n")
-    (env.workspace / "hidden").write_text("ignored\n")
+def test_names_with_pathspec_magic_are_matched_literally(harness):
+    base = harness.upstream.commit({".gitignore": b"/hidden\n"})
+    harness.stage()
+    (harness.workspace / ":(top)hidden").write_text("not ignored\n")
+    (harness.workspace / "hidden").write_text("ignored\n")
 
-    clone = env.apply(base, env.patch(base))
+    clone = harness.apply(base, harness.patch(base))
 
     assert run_git("diff", "--cached", "--name-only", base, directory=clone) == ":(top)hidden"
 
 
 @pytest.mark.parametrize("place", ["logs", "deep/logs"])
 @pytest.mark.parametrize("replacement", ["file", "link"])
-def test_file_or_link_replacing_an_ignored_directory_is_included(env, place, replacement):
+def test_file_or_link_replacing_an_ignored_directory_is_included(harness, place, replacement):
     parent = place.partition("logs")[0]
-    base = env.upstream.commit({f"{parent}.gitignore": b"logs/\n", f"{place}/.gitignore": b"*\n!.gitignore\n"})
-    env.stage()
-    shutil.rmtree(env.workspace / place)
+    base = harness.upstream.commit({f"{parent}.gitignore": b"logs/\n", f"{place}/.gitignore": b"*\n!.gitignore\n"})
+    harness.stage()
+    shutil.rmtree(harness.workspace / place)
     if replacement == "file":
-        (env.workspace / place).write_text("work\n")
+        (harness.workspace / place).write_text("work\n")
     else:
-        (env.workspace / place).symlink_to("/dev/null")
-    (env.workspace / parent / "new").mkdir()
-    (env.workspace / parent / "new" / "logs").mkdir()
-    (env.workspace / parent / "new" / "logs" / "file").write_text("ignored\n")
+        (harness.workspace / place).symlink_to("/dev/null")
+    (harness.workspace / parent / "new").mkdir()
+    (harness.workspace / parent / "new" / "logs").mkdir()
+    (harness.workspace / parent / "new" / "logs" / "file").write_text("ignored\n")
 
-    task_patch = env.patch(base)
+    task_patch = harness.patch(base)
 
-    clone = env.apply(base, task_patch)
+    clone = harness.apply(base, task_patch)
     changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
     assert changed == [f"A\t{place}", f"D\t{place}/.gitignore"]
-    remaining = sorted(str(path.relative_to(env.attempt)) for path in env.attempt.glob("ignore-rules/**/.gitignore"))
+    remaining = sorted(
+        str(path.relative_to(harness.attempt_dir)) for path in harness.attempt_dir.glob("ignore-rules/**/.gitignore")
+    )
     assert remaining == [f"ignore-rules/{parent}.gitignore", f"ignore-rules/{place}/.gitignore"]
 
 
-def test_gitignore_files_may_become_directories(env):
-    base = env.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
-    env.stage()
-    for place in (env.workspace, env.workspace / "src"):
+def test_gitignore_files_may_become_directories(harness):
+    base = harness.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
+    harness.stage()
+    for place in (harness.workspace, harness.workspace / "src"):
         (place / ".gitignore").unlink()
         (place / ".gitignore").mkdir()
         (place / ".gitignore" / "file").write_text("new\n")
 
-    env.verify_patch(base)
+    harness.verify_patch(base)
 
 
-def test_many_new_files_with_long_names_are_in_the_patch(env):
-    base = env.upstream.commit({".gitignore": b"*.log\n"})
-    env.stage()
+def test_many_new_files_with_long_names_are_in_the_patch(harness):
+    base = harness.upstream.commit({".gitignore": b"*.log\n"})
+    harness.stage()
     for number in range(800):
-        (env.workspace / f"{number:0200}").touch()
+        (harness.workspace / f"{number:0200}").touch()
 
-    assert env.patch(base).count(b"new file mode") == 800
+    assert harness.patch(base).count(b"new file mode") == 800
 
 
-def test_agent_cannot_hide_files_with_new_ignore_rules(env):
-    base = env.upstream.commit({".gitignore": b"*.log\n"})
-    env.stage()
-    (env.workspace / ".gitignore").write_text("*\n")
-    (env.workspace / ".git" / "info" / "exclude").write_text("*\n")
-    (env.workspace / "sub").mkdir()
-    (env.workspace / "sub" / ".gitignore").write_text("*\n")
-    (env.workspace / "sub" / "file").write_text("seen\n")
-    (env.workspace / "x.log").write_text("ignored by the base commit\n")
+def test_agent_cannot_hide_files_with_new_ignore_rules(harness):
+    base = harness.upstream.commit({".gitignore": b"*.log\n"})
+    harness.stage()
+    (harness.workspace / ".gitignore").write_text("*\n")
+    (harness.workspace / ".git" / "info" / "exclude").write_text("*\n")
+    (harness.workspace / "sub").mkdir()
+    (harness.workspace / "sub" / ".gitignore").write_text("*\n")
+    (harness.workspace / "sub" / "file").write_text("seen\n")
+    (harness.workspace / "x.log").write_text("ignored by the base commit\n")
 
-    clone = env.apply(base, env.patch(base))
+    clone = harness.apply(base, harness.patch(base))
 
     changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
     assert changed == [".gitignore", "sub/.gitignore", "sub/file"]
 
 
-def test_excludes_and_attributes_of_the_servers_user_are_ignored(env):
-    home = env.root / "home" / ".config" / "git"
+def test_excludes_and_attributes_of_the_servers_user_are_ignored(harness):
+    home = harness.root / "home" / ".config" / "git"
     home.mkdir(parents=True)
     (home / "ignore").write_text("*\n")
     (home / "attributes").write_text("* -diff\n")
-    env.configure(f"[core]\n\texcludesFile = {home / 'ignore'}\n\tattributesFile = {home / 'attributes'}")
-    base = env.stage()
-    (env.workspace / "new").write_text("1\n")
+    harness.configure(f"[core]\n\texcludesFile = {home / 'ignore'}\n\tattributesFile = {home / 'attributes'}")
+    base = harness.stage()
+    (harness.workspace / "new").write_text("1\n")
 
-    assert b"+1\n" in env.verify_patch(base)
+    assert b"+1\n" in harness.verify_patch(base)
 
 
-def test_ignored_directory_is_not_searched(env, listed_directories):
-    base = env.upstream.commit({".gitignore": b"node_modules/\n"})
-    env.stage()
-    (env.workspace / "node_modules" / "a").mkdir(parents=True)
-    (env.workspace / "modules").mkdir()
+def test_ignored_directory_is_not_searched(harness, listed_directories):
+    base = harness.upstream.commit({".gitignore": b"node_modules/\n"})
+    harness.stage()
+    (harness.workspace / "node_modules" / "a").mkdir(parents=True)
+    (harness.workspace / "modules").mkdir()
 
-    assert env.patch(base) == b""
+    assert harness.patch(base) == b""
 
     assert b"modules" in listed_directories
     assert b"node_modules" not in listed_directories
 
 
-def test_removed_submodule_is_in_the_patch(env):
-    work = env.upstream.work
+def test_removed_submodule_is_in_the_patch(harness):
+    work = harness.upstream.work
     run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
     run_git("commit", "--quiet", "--message", "Submodule", directory=work)
-    base = env.upstream.push()
-    env.stage()
-    (env.workspace / "lib").rmdir()
+    base = harness.upstream.push()
+    harness.stage()
+    (harness.workspace / "lib").rmdir()
 
-    clone = env.apply(base, env.patch(base))
+    clone = harness.apply(base, harness.patch(base))
 
     assert run_git("ls-files", "lib", directory=clone) == ""
 
 
-def test_changes_in_a_submodule_are_excluded(env):
-    work = env.upstream.work
+def test_changes_in_a_submodule_are_excluded(harness):
+    work = harness.upstream.work
     run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
     run_git("commit", "--quiet", "--message", "Submodule", directory=work)
-    base = env.upstream.push()
-    env.stage()
-    (env.workspace / "lib" / "file").write_text("not visible\n")
+    base = harness.upstream.push()
+    harness.stage()
+    (harness.workspace / "lib" / "file").write_text("not visible\n")
 
-    assert env.patch(base) == b""
-
-
-def test_patch_can_be_recreated(env):
-    base = env.stage()
-    (env.workspace / "new").write_text("1\n")
-    first = env.patch(base)
-    (env.workspace / "new").write_text("2\n")
-
-    assert env.patch(base) != first
-    env.verify_patch(base)
+    assert harness.patch(base) == b""
 
 
-def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
+def test_patch_can_be_recreated(harness):
+    base = harness.stage()
+    (harness.workspace / "new").write_text("1\n")
+    first = harness.patch(base)
+    (harness.workspace / "new").write_text("2\n")
+
+    assert harness.patch(base) != first
+    harness.verify_patch(base)
+
+
+def test_file_above_the_size_limit_is_named_and_excluded(harness, monkeypatch):
     monkeypatch.setattr(trees, "PATCH_BYTES_MAX", 1000)
-    base = env.stage()
-    (env.workspace / "huge").touch()
-    os.truncate(env.workspace / "huge", 2**40)
-    (env.workspace / "small").write_bytes(b"x\n" * 400)
+    base = harness.stage()
+    (harness.workspace / "huge").touch()
+    os.truncate(harness.workspace / "huge", 2**40)
+    (harness.workspace / "small").write_bytes(b"x\n" * 400)
 
-    task_patch, reason = env.patch_and_reason(base)
+    task_patch, reason = harness.patch_and_reason(base)
 
     assert "1 changed files (the first is huge" in reason
     assert task_patch.startswith(b"# skipped, too large for a patch: huge\n")
     assert b"b/small" in task_patch
     assert b"b/huge" not in task_patch
-    (env.workspace / "huge").unlink()
-    env.verify_patch(base)
+    (harness.workspace / "huge").unlink()
+    harness.verify_patch(base)
 
 
-def test_patch_above_the_size_limit_is_replaced_by_a_message(env, monkeypatch):
+def test_patch_above_the_size_limit_is_replaced_by_a_message(harness, monkeypatch):
     monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
-    base = env.upstream.commit({"big": os.urandom(20_000)})
-    env.stage()
-    (env.workspace / "big").unlink()
+    base = harness.upstream.commit({"big": os.urandom(20_000)})
+    harness.stage()
+    (harness.workspace / "big").unlink()
 
-    task_patch, reason = env.patch_and_reason(base)
+    task_patch, reason = harness.patch_and_reason(base)
 
     assert "larger than the limit of a patch" in reason
     assert task_patch == f"# truncated: {reason}\n".encode()
 
 
-def changed_files(env, base):
-    target = env.root / "changes.tar"
-    reason = asyncio.run(env.workspaces.changed_files(env.attempt, base, target, env.confine))
+def changed_files(harness, base):
+    target = harness.root / "changes.tar"
+    reason = asyncio.run(harness.workspaces.changed_files(harness.attempt_dir, base, target, harness.confine))
     with tarfile.open(target, errors="surrogateescape") as tar:
         members = {member.name: member for member in tar}
         contents = {name: tar.extractfile(name).read() for name, member in members.items() if member.isreg()}
     return members, contents, reason
 
 
-def test_changed_files_are_archived_byte_for_byte(env):
+def test_changed_files_are_archived_byte_for_byte(harness):
     long_name = "/".join(["deep" * 20] * 5)
-    base = env.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
-    env.stage()
-    root = env.workspace
+    base = harness.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
+    harness.stage()
+    root = harness.workspace
     (root / "edited").write_bytes(b"2\n")
     (root / "gone").unlink()
     (root / "new.bin").write_bytes(BINARY)
@@ -367,7 +371,7 @@ def test_changed_files_are_archived_byte_for_byte(env):
     with open(os.fsencode(root) + b"/\xff", "wb") as file:  # noqa: PTH123
         file.write(b"no text")
 
-    members, contents, reason = changed_files(env, base)
+    members, contents, reason = changed_files(harness, base)
 
     assert reason is None
     assert contents == {
@@ -378,34 +382,34 @@ def test_changed_files_are_archived_byte_for_byte(env):
     assert {(member.uid, member.gid, member.mtime) for member in members.values()} == {(0, 0, 0)}
 
 
-def test_changed_files_above_the_size_limit_are_counted(env, monkeypatch):
+def test_changed_files_above_the_size_limit_are_counted(harness, monkeypatch):
     monkeypatch.setattr(changed_files_module, "ARTIFACT_BYTES_MAX", 20_000)
-    base = env.stage()
-    (env.workspace / "huge").touch()
-    os.truncate(env.workspace / "huge", 2**40)
-    (env.workspace / "small").write_bytes(b"fits")
+    base = harness.stage()
+    (harness.workspace / "huge").touch()
+    os.truncate(harness.workspace / "huge", 2**40)
+    (harness.workspace / "small").write_bytes(b"fits")
 
-    _, contents, reason = changed_files(env, base)
+    _, contents, reason = changed_files(harness, base)
 
     assert contents == {"small": b"fits"}
     assert "1 files would make it larger" in reason
-    assert (env.root / "changes.tar").stat().st_size <= 10_000
+    assert (harness.root / "changes.tar").stat().st_size <= 10_000
 
 
-def test_archive_is_removed_when_the_disk_is_full(env, monkeypatch):
-    base = env.stage()
-    (env.workspace / "new").write_bytes(BINARY)
+def test_archive_is_removed_when_the_disk_is_full(harness, monkeypatch):
+    base = harness.stage()
+    (harness.workspace / "new").write_bytes(BINARY)
 
     def refuse(_):
-        assert (env.root / "changes.tar").exists()
+        assert (harness.root / "changes.tar").exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(changed_files_module, "fsync_path", refuse)
     with pytest.raises(AttemptError) as failed:
-        changed_files(env, base)
+        changed_files(harness, base)
 
     assert transient_disk_error(failed.value) is not None
-    assert not (env.root / "changes.tar").exists()
+    assert not (harness.root / "changes.tar").exists()
 
 
 NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "d/e", "d/e/f", "ü", 'q"x', "z z", "n\nl"])
@@ -419,23 +423,23 @@ CHANGES = st.one_of(
 )
 
 
-def test_patch_of_any_changes_applies(env):
-    base = env.upstream.commit(
+def test_patch_of_any_changes_applies(harness):
+    base = harness.upstream.commit(
         {"a/b/c": b"line\n" * 30, "b": b"x", "d/e": b"a\r\nb\n", "ü": b"", 'q"x': b"\0\1\2" * 50, "z z": b"zz\n"}
     )
-    env.stage()
-    pristine = env.root / "pristine"
-    shutil.copytree(env.workspace, pristine, symlinks=True)
+    harness.stage()
+    pristine = harness.root / "pristine"
+    shutil.copytree(harness.workspace, pristine, symlinks=True)
 
     @settings(max_examples=15, deadline=None)
     @given(st.lists(CHANGES, max_size=12))
     def check(changes):
-        shutil.rmtree(env.workspace)
-        shutil.copytree(pristine, env.workspace, symlinks=True)
+        shutil.rmtree(harness.workspace)
+        shutil.copytree(pristine, harness.workspace, symlinks=True)
         for change in changes:
-            apply_change(env.workspace, *change)
-        task_patch = env.verify_patch(base)
-        assert (task_patch == b"") == (snapshot(env.workspace) == snapshot(pristine))
+            apply_change(harness.workspace, *change)
+        task_patch = harness.verify_patch(base)
+        assert (task_patch == b"") == (snapshot(harness.workspace) == snapshot(pristine))
 
     check()
 
@@ -474,16 +478,16 @@ def remove(path):
         path.unlink()
 
 
-def test_lock_files_of_a_killed_git_do_not_block_the_patch(env):
-    base = env.stage()
-    (env.workspace / "new").write_text("new\n")
-    task_patch = env.patch(base)
+def test_lock_files_of_a_killed_git_do_not_block_the_patch(harness):
+    base = harness.stage()
+    (harness.workspace / "new").write_text("new\n")
+    task_patch = harness.patch(base)
     # fast-import leaves a .keep file until it has written its reference, and a lock file during that write.
-    for pack in (env.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
+    for pack in (harness.attempt_dir / "repository.git" / "objects" / "pack").glob("*.pack"):
         pack.with_suffix(".keep").write_text("fast-import\n")
-    (env.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
+    (harness.attempt_dir / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
 
-    assert env.patch(base) == task_patch
+    assert harness.patch(base) == task_patch
 
 
 TOKEN = b"tok_5f9c1e77aa0b4d2c"
@@ -500,41 +504,41 @@ TOKEN = b"tok_5f9c1e77aa0b4d2c"
     ],
     ids=["at the end of a binary", "in the middle of a binary", "a different value", "wrapped in base64", "plain"],
 )
-def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(env, content, is_flagged):
-    base = env.stage()
-    (env.workspace / "state.db").write_bytes(content)
-    task_patch, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(harness, content, is_flagged):
+    base = harness.stage()
+    (harness.workspace / "state.db").write_bytes(content)
+    task_patch, result = harness.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert result == PatchResult(contains_secret=is_flagged)
-    clone = env.apply(base, task_patch)
+    clone = harness.apply(base, task_patch)
     assert (clone / "state.db").read_bytes() == content
 
 
-def test_secret_in_a_link_is_detected(env):
-    base = env.stage()
-    (env.workspace / "link").symlink_to(TOKEN)
-    _, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+def test_secret_in_a_link_is_detected(harness):
+    base = harness.stage()
+    (harness.workspace / "link").symlink_to(TOKEN)
+    _, result = harness.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert result.contains_secret
 
 
-def test_scan_stops_at_a_secret_and_the_patch_is_complete(env):
-    base = env.stage()
+def test_scan_stops_at_a_secret_and_the_patch_is_complete(harness):
+    base = harness.stage()
     for name in ("a", "b", "c"):
-        (env.workspace / name).write_text(f"{name}\n")
+        (harness.workspace / name).write_text(f"{name}\n")
     scanned = []
 
     def detect_second(chunks):
         scanned.append(b"".join(chunks))
         return scanned[-1] == b"b\n"
 
-    task_patch, result = env.patch_and_result(base, detect_second)
+    task_patch, result = harness.patch_and_result(base, detect_second)
     assert (result, scanned) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
-    clone = env.apply(base, task_patch)
+    clone = harness.apply(base, task_patch)
     assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
 
 
-def test_secret_in_the_base_commit_is_not_flagged(env):
-    env.upstream.commit({"old": TOKEN})
-    base = env.stage()
-    (env.workspace / "new").write_bytes(b"without a value\n")
-    _, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+def test_secret_in_the_base_commit_is_not_flagged(harness):
+    harness.upstream.commit({"old": TOKEN})
+    base = harness.stage()
+    (harness.workspace / "new").write_bytes(b"without a value\n")
+    _, result = harness.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert not result.contains_secret

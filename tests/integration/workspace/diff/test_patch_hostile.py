@@ -12,23 +12,23 @@ import sys
 
 import pytest
 
-from doubles.workspace_fixture import descendant_names, run_git
+from doubles.workspace_harness import descendant_names, run_git
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import disk_layout
 from sandbox.workspace import files
 
 
 @pytest.fixture
-def staged(env):
-    """The environment, with a workspace and its base commit."""
-    env.base = env.stage()
-    return env
+def staged(harness):
+    """The harness, with a workspace and its base commit."""
+    harness.base = harness.stage()
+    return harness
 
 
-def trap(env):
+def trap(harness):
     """Return the path of a canary file, and a program that creates the file when it runs."""
-    canary = env.root / "canary"
-    program = env.root / "trap"
+    canary = harness.root / "canary"
+    program = harness.root / "trap"
     program.write_text(f"#!/bin/sh\ntouch {canary}\ncat\n")
     program.chmod(0o755)
     return canary, program
@@ -90,15 +90,15 @@ def test_link_in_place_of_a_directory_is_not_followed(staged):
     assert f"+{outside}\n".encode() in patch
 
 
-def test_directory_named_gitignore_is_searched(env):
-    env.upstream.commit({".gitignore": b"*.o\n"})
-    base = env.stage()
-    (env.workspace / ".gitignore").unlink()
-    (env.workspace / ".gitignore/sub/deep").mkdir(parents=True)
-    (env.workspace / ".gitignore/sub/deep/f").write_text("visible\n")
-    (env.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
+def test_directory_named_gitignore_is_searched(harness):
+    harness.upstream.commit({".gitignore": b"*.o\n"})
+    base = harness.stage()
+    (harness.workspace / ".gitignore").unlink()
+    (harness.workspace / ".gitignore/sub/deep").mkdir(parents=True)
+    (harness.workspace / ".gitignore/sub/deep/f").write_text("visible\n")
+    (harness.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
 
-    patch = env.patch(base)
+    patch = harness.patch(base)
 
     assert b"+visible" in patch
     assert b"ignored" not in patch
@@ -219,9 +219,9 @@ def test_files_with_restrictive_modes_are_read(staged):
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), no_confinement, lambda _: False))\n"
     )
-    disk_layout.restore_ownership(str(staged.attempt / "repository.git"))
+    disk_layout.restore_ownership(str(staged.attempt_dir / "repository.git"))
     target = staged.root / "locked.patch"
-    arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
+    arguments = [json.dumps(staged.environment), str(staged.attempt_dir), staged.base, str(target)]
     setpriv_command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
     subprocess.run([*setpriv_command, sys.executable, "-c", program, *arguments], check=True, timeout=60)
@@ -240,7 +240,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
 
     async def cancel():
         making = asyncio.create_task(
-            staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine, lambda _: False)
+            staged.workspaces.patch(staged.attempt_dir, staged.base, target, staged.confine, lambda _: False)
         )
         async with asyncio.timeout(60):
             while b"bwrap" not in descendant_names(os.getpid()):
@@ -256,7 +256,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
 
 
 def test_missing_repository_is_reported(staged):
-    shutil.rmtree(staged.attempt / "repository.git")
+    shutil.rmtree(staged.attempt_dir / "repository.git")
 
     with pytest.raises(AttemptError, match="The patch could not be created") as raised:
         staged.patch(staged.base)

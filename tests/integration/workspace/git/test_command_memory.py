@@ -22,68 +22,68 @@ def small_memory_limit(monkeypatch):
     monkeypatch.setattr(command, "MEMORY_BYTES_MAX", MEMORY_BYTES_MAX)
 
 
-def test_large_object_in_a_repository_fails_the_clone(env, small_memory_limit):
-    env.upstream.commit({"zeros": content_larger_than(MEMORY_BYTES_MAX)})
+def test_large_object_in_a_repository_fails_the_clone(harness, small_memory_limit):
+    harness.upstream.commit({"zeros": content_larger_than(MEMORY_BYTES_MAX)})
     with pytest.raises(AttemptError, match="too large for git's memory") as raised:
-        env.stage()
+        harness.stage()
     assert raised.value.code == "clone_failed"
 
 
-def test_file_with_many_lines_truncates_the_patch(env, small_memory_limit):
-    base = env.stage()
-    (env.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
-    patch, reason = env.patch_and_reason(base)
+def test_file_with_many_lines_truncates_the_patch(harness, small_memory_limit):
+    base = harness.stage()
+    (harness.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
+    patch, reason = harness.patch_and_reason(base)
     assert re.search(r"git needs over.*\.gitignore", reason)
     assert patch == f"# truncated: {reason}\n".encode()
 
 
-def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
+def test_large_file_with_few_lines_is_in_the_patch(harness, small_memory_limit):
     """The control: the same size alone causes no failure."""
-    base = env.stage()
-    (env.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
-    assert len(env.patch(base)) > MEMORY_BYTES_MAX // 16
+    base = harness.stage()
+    (harness.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
+    assert len(harness.patch(base)) > MEMORY_BYTES_MAX // 16
 
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
-def low_memory_env(env, request, monkeypatch):
-    """The environment of a task with little memory. Git's own limit applies, or only the kernel's limit."""
+def low_memory_harness(harness, request, monkeypatch):
+    """The harness of a task with little memory. Git's own limit applies, or only the kernel's limit."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
-    env.memory_bytes = 32 * 1024**2
+    harness.memory_bytes = 32 * 1024**2
     if request.param == "the kernel kills git":
         monkeypatch.setattr(command, "_MEMORY_SHARE", 10)
-    return env
+    return harness
 
 
-def test_repository_above_the_tasks_memory_fails_the_clone(low_memory_env):
-    low_memory_env.upstream.commit({"zeros": content_larger_than(low_memory_env.memory_bytes)})
+def test_repository_above_the_tasks_memory_fails_the_clone(low_memory_harness):
+    low_memory_harness.upstream.commit({"zeros": content_larger_than(low_memory_harness.memory_bytes)})
     with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
-        low_memory_env.stage()
+        low_memory_harness.stage()
     assert raised.value.code == "clone_failed"
     assert not raised.value.failure.is_transient
 
 
-def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_env):
-    base = low_memory_env.stage()
-    (low_memory_env.workspace / "lines").write_bytes(b"\n" * (low_memory_env.memory_bytes // 16))
+def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_harness):
+    base = low_memory_harness.stage()
+    (low_memory_harness.workspace / "lines").write_bytes(b"\n" * (low_memory_harness.memory_bytes // 16))
 
-    patch, reason = low_memory_env.patch_and_reason(base)
+    patch, reason = low_memory_harness.patch_and_reason(base)
 
     assert "raise vm.memory" in reason
     assert patch == f"# truncated: {reason}\n".encode()
 
 
-def test_ordinary_changes_fit_into_little_memory(low_memory_env):
+def test_ordinary_changes_fit_into_little_memory(low_memory_harness):
     """The control: with the same memory, ordinary changes succeed."""
-    base = low_memory_env.stage()
-    (low_memory_env.workspace / "README.md").write_text("# Edited\n" * 10_000)
-    low_memory_env.verify_patch(base)
+    base = low_memory_harness.stage()
+    (low_memory_harness.workspace / "README.md").write_text("# Edited\n" * 10_000)
+    low_memory_harness.verify_patch(base)
 
 
-def test_total_path_length_of_a_commit_is_limited(env, monkeypatch):
+def test_total_path_length_of_a_commit_is_limited(harness, monkeypatch):
     monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 100)
-    env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
-    env.stage()
-    env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
+    harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
+    harness.stage()
+    harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
     with pytest.raises(AttemptError, match="paths of the commit exceed"):
-        env.stage()
+        harness.stage()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from doubles import recorded_task
+from doubles import sample_task
 from sandbox.cli.output.event_printer import (
     FULL,
     SHORT,
@@ -39,8 +39,8 @@ def message(text: str) -> dict:
     return output(json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}))
 
 
-def test_recorded_bug_fix_is_printed():
-    assert strip_times(print_to_text(recorded_task.task_events())) == [
+def test_sample_bug_fix_is_printed():
+    assert strip_times(print_to_text(sample_task.task_events())) == [
         "pending       Waiting to be started",
         "staging       Cloning https://github.com/org/app.git",
         "provisioning  Creating the sandbox",
@@ -101,14 +101,14 @@ def test_reason_is_printed_once():
 
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_lines_fit_the_window(width):
-    events = [event for event in recorded_task.task_events() if event["type"] != "state_change"]
+    events = [event for event in sample_task.task_events() if event["type"] != "state_change"]
     assert max(map(len, print_to_text(events, width=width).splitlines())) <= width
 
 
 def test_final_state_is_returned():
     console = Console(file=io.StringIO())
-    assert print_events(recorded_task.task_events(), console) == "completed"
-    assert print_events(recorded_task.task_events()[:-1], console) is None
+    assert print_events(sample_task.task_events(), console) == "completed"
+    assert print_events(sample_task.task_events()[:-1], console) is None
 
 
 def test_control_characters_in_events_are_escaped():
@@ -223,7 +223,7 @@ def test_stdout_detail_prints_tool_calls_from_output():
 
 
 def test_states_detail_prints_states_and_totals():
-    lines = strip_times(print_to_text(recorded_task.task_events(), detail=STATES))
+    lines = strip_times(print_to_text(sample_task.task_events(), detail=STATES))
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip

@@ -43,12 +43,17 @@ def request(
     target: str = "/v1/messages?beta=true",
     *headers: str,
     method: str = "POST",
-    key: str | None = f"x-api-key: {TASK_KEY}",
+    credential_header: str | None = f"x-api-key: {TASK_KEY}",
     host: str = "127.0.0.1:8123",
     body: bytes = BODY,
     version: str = "1.1",
 ) -> bytes:
-    lines = [f"{method} {target} HTTP/{version}", f"Host: {host}", *([key] if key else []), *headers]
+    lines = [
+        f"{method} {target} HTTP/{version}",
+        f"Host: {host}",
+        *([credential_header] if credential_header else []),
+        *headers,
+    ]
     if not any(h.lower().startswith(("content-length", "transfer-encoding")) for h in headers):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -71,13 +76,13 @@ class RecordedEvents(list):
 def create_protocol(
     base_url: str = "https://up.example/base",
     *,
-    token: bool = False,
+    uses_auth_token: bool = False,
     key: str = SERVER_KEY,
     is_unrestricted: bool = False,
 ) -> tuple[ModelProtocol, RecordedEvents]:
     """With `is_unrestricted`, request bodies are forwarded unread."""
     events = RecordedEvents()
-    upstream = ModelUpstream(base_url, auth_token=key) if token else ModelUpstream(base_url, api_key=key)
+    upstream = ModelUpstream(base_url, auth_token=key) if uses_auth_token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
     gate = ModelRequestGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter, DIALECT)
     return ModelProtocol(DIALECT, policy, gate, parse_upstream(upstream, DIALECT), reporter, 8123), events
@@ -100,9 +105,9 @@ def error_of(effects: Effects) -> tuple[int, str, str]:
 # Accepted requests
 
 
-@pytest.mark.parametrize("is_full", [True, False])
-def test_request_is_forwarded_with_the_server_key_and_its_body(is_full):
-    protocol, events = create_protocol(is_unrestricted=is_full)
+@pytest.mark.parametrize("is_unrestricted", [True, False])
+def test_request_is_forwarded_with_the_server_key_and_its_body(is_unrestricted):
+    protocol, events = create_protocol(is_unrestricted=is_unrestricted)
     data = request("/v1/messages?beta=true", "anthropic-beta: a,b", "X-App: cli", "Content-Type: application/json")
     effects = protocol.client_data_received(data)
     assert effects.dial
@@ -123,12 +128,12 @@ def test_request_is_forwarded_with_the_server_key_and_its_body(is_full):
     assert events == []
 
 
-@pytest.mark.parametrize("key", [f"x-api-key: {TASK_KEY}", f"Authorization: Bearer {TASK_KEY}"])
-@pytest.mark.parametrize("is_token", [True, False])
-def test_both_credential_headers_are_accepted_and_replaced(key, is_token):
-    protocol, _ = create_protocol(token=is_token)
-    _, headers = head_of(protocol.client_data_received(request(key=key)).to_upstream)
-    expected = {"authorization": f"Bearer {SERVER_KEY}"} if is_token else {"x-api-key": SERVER_KEY}
+@pytest.mark.parametrize("credential_header", [f"x-api-key: {TASK_KEY}", f"Authorization: Bearer {TASK_KEY}"])
+@pytest.mark.parametrize("uses_auth_token", [True, False])
+def test_both_credential_headers_are_accepted_and_replaced(credential_header, uses_auth_token):
+    protocol, _ = create_protocol(uses_auth_token=uses_auth_token)
+    _, headers = head_of(protocol.client_data_received(request(credential_header=credential_header)).to_upstream)
+    expected = {"authorization": f"Bearer {SERVER_KEY}"} if uses_auth_token else {"x-api-key": SERVER_KEY}
     assert {name: value for name, value in headers.items() if name in ("authorization", "x-api-key")} == expected
 
 
@@ -177,9 +182,9 @@ UNKNOWN_HEADERS = {
 }
 
 
-@pytest.mark.parametrize("is_full", [True, False])
-def test_only_known_claude_code_headers_are_forwarded(is_full):
-    protocol, events = create_protocol(is_unrestricted=is_full)
+@pytest.mark.parametrize("is_unrestricted", [True, False])
+def test_only_known_claude_code_headers_are_forwarded(is_unrestricted):
+    protocol, events = create_protocol(is_unrestricted=is_unrestricted)
     lines = [f"{name}: {value}" for name, value in (CLAUDE_CODE_HEADERS | UNKNOWN_HEADERS).items()]
     ordinary = ("Connection: keep-alive", "Accept-Encoding: gzip", "Content-Type: application/json", "Expect: x")
     sent = protocol.client_data_received(request("/v1/messages", *lines, *ordinary))
@@ -308,7 +313,7 @@ def test_expect_continue_gets_a_100_response():
 
 
 @pytest.mark.parametrize(
-    "key",
+    "credential_header",
     [
         None,
         "x-api-key: another",
@@ -322,9 +327,9 @@ def test_expect_continue_gets_a_100_response():
         "x-api-key: \u00e9",
     ],
 )
-def test_wrong_missing_or_duplicate_key_gets_an_authentication_error(key):
+def test_wrong_missing_or_duplicate_key_gets_an_authentication_error(credential_header):
     protocol, events = create_protocol()
-    effects = protocol.client_data_received(request(key=key))
+    effects = protocol.client_data_received(request(credential_header=credential_header))
     status, kind, message = error_of(effects)
     assert (status, kind) == (401, "authentication_error")
     assert (effects.dial, effects.to_upstream) == (False, b"")
@@ -334,7 +339,7 @@ def test_wrong_missing_or_duplicate_key_gets_an_authentication_error(key):
 
 def test_connection_accepts_the_right_key_after_a_rejection():
     protocol, events = create_protocol()
-    assert not protocol.client_data_received(request(key="x-api-key: wrong")).close_client
+    assert not protocol.client_data_received(request(credential_header="x-api-key: wrong")).close_client
     assert protocol.phase is Phase.IDLE
     assert protocol.client_data_received(request()).dial
     assert len(events) == 1
@@ -343,7 +348,7 @@ def test_connection_accepts_the_right_key_after_a_rejection():
 def test_request_after_a_rejected_body_is_served_in_the_same_read():
     """The rejection is sent before the body arrives, so the client may already send its next request."""
     protocol, _ = create_protocol()
-    rejected, following = request(key="x-api-key: another", body=b"x" * 100), request()
+    rejected, following = request(credential_header="x-api-key: another", body=b"x" * 100), request()
     assert error_of(protocol.client_data_received(rejected[:-50]))[0] == 401
     effects = protocol.client_data_received(rejected[-50:] + following)
     assert (effects.dial, effects.close_client) == (True, False)
@@ -379,7 +384,7 @@ def test_other_paths_and_methods_are_rejected(method, target):
 
 def test_rejected_head_request_gets_no_body():
     protocol, _ = create_protocol()
-    effects = protocol.client_data_received(request("/api/hello", method="HEAD", key=None, body=b""))
+    effects = protocol.client_data_received(request("/api/hello", method="HEAD", credential_header=None, body=b""))
     assert effects.to_client.startswith(b"HTTP/1.1 401 ")
     assert effects.to_client.endswith(b"\r\n\r\n")
     assert protocol.phase is Phase.IDLE

@@ -84,10 +84,10 @@ class ForwardedRequest:
 
 
 @pytest.mark.parametrize("budget", [USD, TOKENS])
-@pytest.mark.parametrize("is_full", [True, False])
-def test_broken_stream_costs_one_token_per_received_byte(budget, is_full):
+@pytest.mark.parametrize("is_unrestricted", [True, False])
+def test_broken_stream_costs_one_token_per_received_byte(budget, is_unrestricted):
     """No token is shorter than a byte, so the bound grows with the received data, not with the requested maximum."""
-    forwarded = ForwardedRequest(budget, stream=True, is_unrestricted=is_full)
+    forwarded = ForwardedRequest(budget, stream=True, is_unrestricted=is_unrestricted)
     forwarded.receive(STREAM_HEAD, sse(START), *[sse(text("x" * 500))] * 20, b"")
     assert (forwarded.usage.model, forwarded.usage.input_tokens) == (MODEL, 10)
     assert 20 * 500 <= forwarded.usage.output_tokens < 20 * 500 + 1000

@@ -27,9 +27,13 @@ def create_gate(budget: Budget = Budget(), **rules) -> tuple[ModelRequestGate, l
 
 
 def usage(
-    input_tokens: int = 0, output_tokens: int = 0, read: int = 0, write: int = 0, usd: float | None = 0.0
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    cache_read_tokens: int = 0,
+    cache_write_tokens: int = 0,
+    usd: float | None = 0.0,
 ) -> Usage:
-    return Usage(MODEL, input_tokens, output_tokens, read, write, usd)
+    return Usage(MODEL, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, usd)
 
 
 def rejection_message(gate: ModelRequestGate) -> str:
@@ -78,7 +82,13 @@ def test_token_and_usd_budgets_are_independent():
 
 @pytest.mark.parametrize(
     "used",
-    [usage(input_tokens=10), usage(output_tokens=10), usage(read=10), usage(write=10), usage(1, 2, 3, 4)],
+    [
+        usage(input_tokens=10),
+        usage(output_tokens=10),
+        usage(cache_read_tokens=10),
+        usage(cache_write_tokens=10),
+        usage(1, 2, 3, 4),
+    ],
 )
 def test_every_kind_of_token_counts_once(used):
     gate, _ = create_gate(Budget(tokens=20))

@@ -64,7 +64,7 @@ def within_result(block: Any) -> dict[str, Any]:
     return message({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}, block]})
 
 
-def inline(definition: Any, kind: Any = "tool_definition") -> dict[str, Any]:
+def tool_addition(definition: Any, kind: Any = "tool_definition") -> dict[str, Any]:
     return {"type": "tool_addition", "tool": {"type": kind, "definition": definition}}
 
 
@@ -104,25 +104,25 @@ EXTERNAL = {
     "capital content": request({"role": "user", "Content": [URL_IMAGE]}),
     "capital content next to content": request({"role": "user", "content": "x", "CONTENT": [URL_IMAGE]}),
     "one message without a list": {"model": "claude-haiku-4-5", "messages": {"role": "user", "Content": [URL_IMAGE]}},
-    "tool in a message": request(message(inline(FETCH), role="system")),
-    "tool in a user message": request(message({"type": "text", "text": "x"}, inline(FETCH))),
+    "tool in a message": request(message(tool_addition(FETCH), role="system")),
+    "tool in a user message": request(message({"type": "text", "text": "x"}, tool_addition(FETCH))),
     "tools in a message": request(message({"type": "tool_addition", "tools": [FETCH]}, role="system")),
-    "mcp_toolset in a message": request(message(inline({"type": "mcp_toolset", "mcp_server_name": "x"}))),
-    "unknown tool in a message": request(message(inline({"type": "teleport", "name": "x"}))),
+    "mcp_toolset in a message": request(message(tool_addition({"type": "mcp_toolset", "mcp_server_name": "x"}))),
+    "unknown tool in a message": request(message(tool_addition({"type": "teleport", "name": "x"}))),
     "tool in a nested message": request(
-        message({"type": "mid_conv_system", "content": [{"type": "text", "text": "x"}, inline(FETCH)]})
+        message({"type": "mid_conv_system", "content": [{"type": "text", "text": "x"}, tool_addition(FETCH)]})
     ),
     "tool in a compaction": request(
-        message({"type": "compaction", "content": None, "tool_changes": [inline(FETCH)]}, role="assistant")
+        message({"type": "compaction", "content": None, "tool_changes": [tool_addition(FETCH)]}, role="assistant")
     ),
-    "tool in a result": request(within_result(inline(FETCH))),
-    "tool in the system prompt": request(system=[inline(FETCH)]),
+    "tool in a result": request(within_result(tool_addition(FETCH))),
+    "tool in the system prompt": request(system=[tool_addition(FETCH)]),
     "tool without a definition": request(message({"type": "tool_addition", "tool": FETCH})),
     "tool below another field": request(message({"type": "tool_addition", "new": {"what": FETCH}})),
-    "tool change of unknown type": request(message(inline(FETCH, "mcp_toolset_reference"))),
-    "tool change without a type": request(message(inline(CLIENT_TOOL, None))),
+    "tool change of unknown type": request(message(tool_addition(FETCH, "mcp_toolset_reference"))),
+    "tool change without a type": request(message(tool_addition(CLIENT_TOOL, None))),
     "tool change of unknown shape": request(message({"type": "tool_addition", "tool": "web_fetch"})),
-    "definition of unknown shape": request(message(inline("web_fetch_20250910"))),
+    "definition of unknown shape": request(message(tool_addition("web_fetch_20250910"))),
     "capital definition": request(
         message({"type": "tool_addition", "tool": {"type": "tool_definition", "Definition": FETCH}})
     ),
@@ -134,7 +134,7 @@ EXTERNAL = {
     "tool of unknown type within a tool": request(tools=[{**CLIENT_TOOL, "delegate": {"type": "teleport"}}]),
     "tool without a date within a tool": request(tools=[{**CLIENT_TOOL, "delegate": {"type": "web_search"}}]),
     "definition within a tool": request(tools=[{**CLIENT_TOOL, "definition": SEARCH}]),
-    "tool within a definition": request(message(inline({**CLIENT_TOOL, "tools": [SEARCH]}), role="system")),
+    "tool within a definition": request(message(tool_addition({**CLIENT_TOOL, "tools": [SEARCH]}), role="system")),
     "tool within an advisor": request(tools=[{"type": "advisor_20260301", "name": "advisor", "tools": [SEARCH]}]),
     "tool within a tool without a type": request(tools=[{"name": "x", "custom": {"tools": [SEARCH]}}]),
     "mcp_servers within a tool": request(tools=[{**CLIENT_TOOL, "mcp_servers": [{"name": "x"}]}]),
@@ -213,15 +213,18 @@ HARMLESS = {
     ),
     "tools in messages": request(
         message(
-            {"type": "text", "text": "x"}, inline(CLIENT_TOOL), inline({"type": "custom", **CLIENT_TOOL}), role="system"
+            {"type": "text", "text": "x"},
+            tool_addition(CLIENT_TOOL),
+            tool_addition({"type": "custom", **CLIENT_TOOL}),
+            role="system",
         ),
         message(
             {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "Bash"}},
             {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "Bash"}},
-            inline({"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}),
+            tool_addition({"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}),
             role="system",
         ),
-        message({"type": "compaction", "content": "x", "tool_changes": [inline(CLIENT_TOOL)]}, role="assistant"),
+        message({"type": "compaction", "content": "x", "tool_changes": [tool_addition(CLIENT_TOOL)]}, role="assistant"),
     ),
     "other fields of Claude Code": request(
         message(
@@ -416,7 +419,7 @@ UNKNOWN_ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "nobo
         {"fallbacks": [{"model": "claude-opus-4-8"}, {"model": "nobody-knows-it"}]},
         {"fallbacks": [{"model": "nobody-knows-it", "speed": "standard"}]},
         {"tools": [{"name": "Bash"}, UNKNOWN_ADVISOR]},
-        {"messages": [message(inline(UNKNOWN_ADVISOR), role="system")]},
+        {"messages": [message(tool_addition(UNKNOWN_ADVISOR), role="system")]},
     ],
 )
 def test_unpriced_additional_model_is_rejected_with_a_usd_budget(fields):
@@ -487,7 +490,7 @@ def test_server_tool_of_unknown_fee_is_rejected_with_a_usd_budget(name, tool):
     assert "lifecycle.budget_usd cannot bound it" in reason
     assert usd_gateway.send(body, target="/v1/messages/count_tokens")[0] is None
     assert token_gateway.send(body)[0] is None
-    assert usd_gateway.send(request(message(inline({"type": tool, "name": "x"}), role="system")))[0] == 403
+    assert usd_gateway.send(request(message(tool_addition({"type": tool, "name": "x"}), role="system")))[0] == 403
 
 
 @pytest.mark.parametrize("name", HARMLESS)

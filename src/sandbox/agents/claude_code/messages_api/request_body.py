@@ -25,7 +25,7 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 """Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens, or a known fee that responses report."""
+"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost tokens or a known fee that responses report."""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""

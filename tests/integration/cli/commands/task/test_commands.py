@@ -6,7 +6,7 @@ import json
 import pytest
 
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.cli.manifest_file import field_error_details
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 

@@ -6,7 +6,7 @@ import termios
 import pytest
 
 from doubles.fake_api import error_response, json_response, sse_response
-from doubles.recorded_task import TASK_ID, task_events, task_status
+from doubles.sample_task import TASK_ID, task_events, task_status
 
 HEALTH = {
     "status": "ok",

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from doubles.recorded_task import task_status
+from doubles.sample_task import task_status
 from sandbox.cli.commands.top.view import KEY_HELP, Snapshot, TopView
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)

@@ -122,7 +122,7 @@ def descendant_names(pid: int) -> list[bytes]:
 
 
 @dataclass
-class WorkspaceFixture:
+class WorkspaceHarness:
     """A server, an attempt directory, and operations on the attempt's workspace."""
 
     upstream: Upstream
@@ -149,15 +149,15 @@ class WorkspaceFixture:
             async with runtime.confine(handle, spec) as confinement:
                 yield confinement
         finally:
-            await runtime.destroy(handle, self.attempt / "nothing")
+            await runtime.destroy(handle, self.attempt_dir / "nothing")
 
     @property
-    def attempt(self) -> Path:
+    def attempt_dir(self) -> Path:
         return self.root / "attempt"
 
     @property
     def workspace(self) -> Path:
-        return self.attempt / "disk" / "workspace"
+        return self.attempt_dir / "disk" / "workspace"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class WorkspaceFixture:
     def stage(self, url: str = PUBLIC_URL, branch: str = "main", **repository_fields: Any) -> str:
         """Clone into the attempt."""
         repository = Repository(url=url, branch=branch, **repository_fields)
-        base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
+        base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
             disk_layout.restore_ownership(str(self.workspace))
         return base
@@ -198,7 +198,7 @@ class WorkspaceFixture:
     def patch_and_result(self, base_commit: str, find_secret: FindSecret) -> tuple[bytes, PatchResult]:
         """The patch, and the result of its creation."""
         target = self.root / "task.patch"
-        creation = self.workspaces.patch(self.attempt, base_commit, target, self.confine, find_secret)
+        creation = self.workspaces.patch(self.attempt_dir, base_commit, target, self.confine, find_secret)
         result = asyncio.run(creation)
         return target.read_bytes(), result
 

@@ -21,7 +21,7 @@ PUBLIC_ADDRESS = "198.51.100.7"
 PRIVATE_ADDRESS = "10.1.2.3"
 
 
-class BlockedInternet:
+class IsolatedNetwork:
     """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
     packets: (protocol, address, port) of every recorded packet. Of TCP, only SYN packets are recorded.

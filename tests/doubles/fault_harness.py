@@ -15,7 +15,7 @@ from doubles.leftovers import find_leftovers
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from sandbox.journal.extent import measure_extent
 
-STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
+TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
 FAULT_SECONDS = 4.0
 """A fault ends this long after its first hit, even if the task has not ended."""
 
@@ -23,14 +23,14 @@ FAULT_SECONDS = 4.0
 class FaultHarness:
     """Runs tasks with a fake agent, one task per fault. final_statuses: by task id."""
 
-    def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
+    def __init__(self, directory, *, data_dir=None, timed_lines=TIMED_LINES, **environment):
         self.deployment = Deployment(directory)
         self.deployment.data_dir = data_dir or self.deployment.data_dir
         make_repository(self.deployment.repositories / "repo.git", {"README.md": "hello\n"})
         self.deployment.start_git()
         self.deployment.start_model(reply())
         self.environment = {
-            "PYTHONPATH": str(make_fake_agent(self.deployment.directory / "agent", steps)),
+            "PYTHONPATH": str(make_fake_agent(self.deployment.directory / "agent", timed_lines)),
             **environment,
         }
         self.deployment.start_server(**self.environment)

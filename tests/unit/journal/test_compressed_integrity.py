@@ -47,7 +47,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-# The order of steps
+# The order of file operations
 
 
 class FileOperations:

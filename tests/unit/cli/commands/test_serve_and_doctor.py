@@ -15,7 +15,7 @@ from sandbox.model.errors import SandboxError
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def bootstrap(monkeypatch, tmp_path):
     """A fake composition root, and a home directory without configuration."""
     bootstrap = SimpleNamespace(settings=None, announce=None, findings=[])
 
@@ -36,42 +36,42 @@ def invoke(*arguments: str, **environment: str):
     return CliRunner(env=environment).invoke(root, list(arguments))
 
 
-def test_serve_without_options_uses_defaults(server):
+def test_serve_without_options_uses_defaults(bootstrap):
     assert invoke("serve", XDG_DATA_HOME="/data").exit_code == 0
     section = ServerSection(
         host="127.0.0.1", port=8122, ws_port=8121, data_dir=Path("/data/sandbox"), runtime="auto", host_names=()
     )
-    assert server.settings == ServerSettings(server=section)
-    assert server.announce == "text"
+    assert bootstrap.settings == ServerSettings(server=section)
+    assert bootstrap.announce == "text"
 
 
 @pytest.mark.parametrize("variable", ["", "relative"])
-def test_data_dir_defaults_to_the_home_directory(server, variable):
+def test_data_dir_defaults_to_the_home_directory(bootstrap, variable):
     invoke("serve", XDG_DATA_HOME=variable, HOME="/home/me")
-    assert server.settings.server.data_dir == Path("/home/me/.local/share/sandbox")
+    assert bootstrap.settings.server.data_dir == Path("/home/me/.local/share/sandbox")
 
 
-def test_options_and_environment_are_equivalent(server):
+def test_options_and_environment_are_equivalent(bootstrap):
     options = ["--host", "::1", "--port", "0", "--ws-port", "1", "--data-dir", "/d", "--runtime", "bubblewrap"]
     invoke("serve", *options, "--format", "json")
-    by_options = server.settings
-    assert server.announce == "json"
+    by_options = bootstrap.settings
+    assert bootstrap.announce == "json"
     variables = {"HOST": "::1", "PORT": "0", "WS_PORT": "1", "DATA_DIR": "/d", "RUNTIME": "bubblewrap"}
     invoke("--format", "json", "serve", **{f"SANDBOX_{name}": value for name, value in variables.items()})
-    assert server.settings == by_options
-    assert server.announce == "json"
+    assert bootstrap.settings == by_options
+    assert bootstrap.announce == "json"
 
 
-def test_option_overrides_the_environment(server):
+def test_option_overrides_the_environment(bootstrap):
     invoke("serve", "--port", "1", SANDBOX_PORT="2")
-    assert server.settings.server.port == 1
+    assert bootstrap.settings.server.port == 1
 
 
-def test_invalid_settings_are_rejected_before_the_start(server, tmp_path):
+def test_invalid_settings_are_rejected_before_the_start(bootstrap, tmp_path):
     (tmp_path / "sandbox").mkdir()
     (tmp_path / "sandbox" / "sandbox.toml").write_text("[server]\nprot = 1\n")
     result = invoke("serve", "--port", "many")
-    assert (result.exit_code, server.settings) == (2, None)
+    assert (result.exit_code, bootstrap.settings) == (2, None)
     assert "server.port (--port) must be a whole number" in result.stderr
     assert "did you mean 'port'?" in result.stderr
 
@@ -83,22 +83,22 @@ def test_invalid_settings_are_rejected_before_the_start(server, tmp_path):
         (PermissionError(13, "Permission denied", "/data"), "/data: Permission denied"),
     ],
 )
-def test_start_failure_is_a_short_message(server, error, message):
+def test_start_failure_is_a_short_message(bootstrap, error, message):
     def run(settings, *, announce):
         raise error
 
-    server.run = run
+    bootstrap.run = run
     result = invoke("serve")
     assert result.exit_code == 10
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_unexpected_error_exits_with_10(server):
+def test_unexpected_error_exits_with_10(bootstrap):
     def run(settings, *, announce):
         raise KeyError("\x1b[2J")
 
-    server.run = run
+    bootstrap.run = run
     result = invoke("serve")
     assert result.exit_code == 10
     assert "Traceback" in result.stderr
@@ -110,34 +110,34 @@ BROKEN = Finding("namespaces", False, "user namespaces are switched off", "Switc
 WEAK = Finding("cgroups", False, "not writable; limits do not hold", "Run as root", is_needed=False)
 
 
-def test_doctor_succeeds_without_problems(server):
-    server.findings = [OK]
+def test_doctor_succeeds_without_problems(bootstrap):
+    bootstrap.findings = [OK]
     result = invoke("doctor")
     assert (result.exit_code, result.stdout) == (0, "✓ bubblewrap  version 0.11\n")
 
 
-def test_doctor_fails_and_names_the_fix(server):
-    server.findings = [OK, BROKEN]
+def test_doctor_fails_and_names_the_fix(bootstrap):
+    bootstrap.findings = [OK, BROKEN]
     result = invoke("doctor")
     assert result.exit_code == 1
     assert "✗ namespaces  user namespaces are switched off\n" in result.stdout
     assert "→ Switch them on with sysctl …\n" in result.stdout
 
 
-def test_warning_is_shown_and_does_not_fail(server):
-    server.findings = [WEAK]
+def test_warning_is_shown_and_does_not_fail(bootstrap):
+    bootstrap.findings = [WEAK]
     result = invoke("doctor")
     assert result.exit_code == 0
     assert result.stdout.startswith("! cgroups")
 
 
-def test_repeated_finding_name_is_printed_once(server):
-    server.findings = [OK, Finding("gap", True, "one"), Finding("gap", True, "two")]
+def test_repeated_finding_name_is_printed_once(bootstrap):
+    bootstrap.findings = [OK, Finding("gap", True, "one"), Finding("gap", True, "two")]
     assert invoke("doctor").stdout == "✓ bubblewrap  version 0.11\n✓ gap         one\n✓             two\n"
 
 
-def test_doctor_prints_json(server):
-    server.findings = [BROKEN]
+def test_doctor_prints_json(bootstrap):
+    bootstrap.findings = [BROKEN]
     result = invoke("doctor", "-f", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["can_run_tasks"] is False

@@ -14,7 +14,10 @@ CLEANUP_SECONDS = 10
 
 
 def collect_evidence(deployment, kills):
-    """Collect the evidence once every task has ended. kills: `{task id: (target, state, stdout read before)}`."""
+    """Collect the evidence once every task has ended.
+
+    kills: `{task id: (target, state at the kill, stdout read before)}`.
+    """
     deployment.wait_for_all()
     tasks = [
         _collect_task(deployment, task_id, *kills.get(task_id, (None, "", b"")))
@@ -42,7 +45,7 @@ def _list_task_ids(deployment):
             return listed
 
 
-def _collect_task(deployment, task_id, target, state, stdout_before):
+def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
     """Return None for a task that was never acknowledged and does not exist."""
     status = deployment.status(task_id)
     if "state" not in status and task_id not in deployment.acknowledged:
@@ -54,7 +57,7 @@ def _collect_task(deployment, task_id, target, state, stdout_before):
     return TaskEvidence(
         task_id,
         target,
-        state,
+        state_at_kill,
         status,
         deployment.records(task_id),
         stdout_before=stdout_before,

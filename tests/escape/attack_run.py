@@ -12,15 +12,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from doubles import fake_host
-from doubles.blocked_internet import (
+from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
+from doubles.isolated_network import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
     SERVER_ADDRESS,
-    BlockedInternet,
+    IsolatedNetwork,
 )
-from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.leftovers import host_process
 from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply
 from doubles.network_namespace import in_namespace
@@ -67,7 +67,7 @@ _AGENT = f"""
 import json, subprocess, sys
 session = {{"session_id": sys.argv[sys.argv.index("--session-id") + 1]}}
 print(json.dumps({{**{INIT!r}, **session}}), flush=True)
-subprocess.run(["sh", "step-0.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.run(["sh", "turn-0.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(json.dumps({{**{RESULT!r}, **session}}))
 """
 
@@ -86,7 +86,7 @@ class AttackRun:
     def __init__(self, directory, runtime, *, user=None, attacks=ATTACKS, has_fake_agent=False):
         self.directory, self.runtime, self.user = Path(directory), runtime, user
         self.attacks, self._has_fake_agent = attacks, has_fake_agent
-        self._steps = 3 if attacks is ATTACKS else 1
+        self._turn_count = 3 if attacks is ATTACKS else 1
         self.results, self.evidence = {}, Evidence({})
         self.marker = f"battery-{secrets.token_hex(6)}"
         self.execution_marker_file, self.canary = self.directory / "executed", self.directory / "canary.txt"
@@ -108,19 +108,19 @@ class AttackRun:
 
     def _prepare(self):
         self.canary.write_text("the host's own\n")
-        internet = self.internet = self._stack.enter_context(BlockedInternet())
-        _add_address(internet.internet_prefix, HOST_ADDRESS)
-        _add_address(internet.server_prefix, SERVER_IP_ADDRESS)
+        network = self.network = self._stack.enter_context(IsolatedNetwork())
+        _add_address(network.internet_prefix, HOST_ADDRESS)
+        _add_address(network.server_prefix, SERVER_IP_ADDRESS)
         self.deployment = Deployment(
             self.directory,
-            prefix=(*internet.server_prefix, *self._with_hosts(), *self._as_user()),
+            prefix=(*network.server_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
-            namespace=internet.server_namespace,
+            namespace=network.server_namespace,
         )
         self._stack.callback(self.deployment.close)
         self.socket_file = self.directory / "host.sock"
         self.abstract_socket_name = f"sandbox-battery-{os.getpid()}-{self.runtime}"
-        with in_namespace(internet.server_namespace):
+        with in_namespace(network.server_namespace):
             for name in (str(self.socket_file), f"\0{self.abstract_socket_name}"):
                 listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
                 listener.bind(name)
@@ -147,26 +147,26 @@ class AttackRun:
         return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
 
     def _run(self):
-        deployment, internet = self.deployment, self.internet
+        deployment, network = self.deployment, self.network
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
-        deployment.start_git(prefix=internet.internet_prefix)
+        deployment.start_git(prefix=network.internet_prefix)
         with (deployment.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
-        steps = [_run_step(f"sh step-{number}.sh") for number in range(self._steps)]
-        deployment.start_model(*steps, reply(), prefix=internet.internet_prefix)
+        turns = [_bash_turn(f"sh turn-{number}.sh") for number in range(self._turn_count)]
+        deployment.start_model(*turns, reply(), prefix=network.internet_prefix)
         program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.host_request_log)]
-        deployment._start("host", program, {}, internet.internet_prefix)
+        deployment._start("host", program, {}, network.internet_prefix)
         deployment.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
         self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        self._make_repository("repo", self._files, *self._attack_process_arguments("network 4", "credentials 3"), "")
-        packets = len(internet.packets)
+        self._make_repository("repo", self._files, *self._sandbox_attacks_arguments("network 4", "credentials 3"), "")
+        packets = len(network.packets)
         pids = (deployment.server.ready_message["pid"], self._settings["SERVER_PID"])
         with HostWatch(self.marker, pids, deployment.data_dir) as self._watch:
             self._run_tasks()
-        self.sent_packets = set(internet.packets[packets:])
+        self.sent_packets = set(network.packets[packets:])
         self.evidence = self._collect_evidence()
         ports = {
             int(process.ready_message["url"].rpartition(":")[2])
@@ -234,7 +234,7 @@ class AttackRun:
         entries = json.loads(self._files["resources.json"])
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(entries)}
-            self._make_repository(f"resources-{number}", files, *self._attack_process_arguments("resources 1"))
+            self._make_repository(f"resources-{number}", files, *self._sandbox_attacks_arguments("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
@@ -254,21 +254,28 @@ class AttackRun:
                 return
             entries["attacks"] = remaining
 
-    def _make_repository(self, name, files, *runs):
-        """Create a repository with one script per model step; an empty run creates the traps for collection.
+    def _make_repository(self, name, files, *program_arguments):
+        """Create a repository with one script per model turn.
 
-        A sample of the attacks runs in one step, since a model turn is slow in an emulated guest.
+        Empty arguments stand for the program that creates the traps for collection. A sample of the attacks runs in
+        one turn, since a turn is slow in an emulated guest.
         """
-        lines = [f"python3 sandbox_attacks.py {run}\n" if run else "python3 lay_traps.py\n" for run in runs]
-        steps = lines if len(lines) <= self._steps else ["".join(lines)]
-        steps += ["true\n"] * (self._steps - len(steps))
-        programs = {f"step-{number}.sh": step for number, step in enumerate(steps)}
+        lines = [
+            f"python3 sandbox_attacks.py {arguments}\n" if arguments else "python3 lay_traps.py\n"
+            for arguments in program_arguments
+        ]
+        scripts = lines if len(lines) <= self._turn_count else ["".join(lines)]
+        scripts += ["true\n"] * (self._turn_count - len(scripts))
+        programs = {f"turn-{number}.sh": script for number, script in enumerate(scripts)}
         make_repository(self.deployment.repositories / f"{name}.git", {**files, **programs})
 
-    def _attack_process_arguments(self, *runs):
+    def _sandbox_attacks_arguments(self, *kinds_and_concurrencies):
         """Arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
         seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
-        return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, runs)]
+        return [
+            f"{kind}.json .{kind}.json {concurrency} {seconds}"
+            for kind, concurrency in map(str.split, kinds_and_concurrencies)
+        ]
 
     def _attack_settings(self):
         """Variables available to the attacks' code."""
@@ -313,7 +320,7 @@ class AttackRun:
         return {**files, "lay_traps.py": header + attacks_on_collection.TRAP_SCRIPT}
 
 
-def _run_step(command):
+def _bash_turn(command):
     arguments = {"command": f"{command} 2>&1 | tail -c 2000", "description": "work", "timeout": TOOL_MILLISECONDS}
     return Turn((ToolUse("Bash", arguments),))
 
