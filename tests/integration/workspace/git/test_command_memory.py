@@ -81,7 +81,7 @@ def test_ordinary_changes_fit_into_little_memory(low_memory_harness):
 
 
 def test_total_path_length_of_a_commit_is_limited(harness, monkeypatch):
-    monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 100)
+    monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 160)
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     harness.stage()
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
