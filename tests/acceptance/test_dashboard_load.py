@@ -309,6 +309,10 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
             "backslashes": "\\" * 200_000,
             "tags": "<a " * 66_000,
             "definitions": "[a]: b\n" * 28_000,
+            "nested emphasis": "**a " * 30_000 + " b**" * 20_000,
+            "both directions": "\u05d0 a " * 50_000,
+            "text without spaces": "\u0e01" * 200_000,
+            "control characters": "\x01a" * 100_000,
         }.items()
     }
     assert {name: milliseconds for name, milliseconds in durations.items() if milliseconds > 2_000} == {}
@@ -326,6 +330,9 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         "![x](data:image/png;base64,AA)": '<span title="data:image/png;base64,AA">x</span>',
         "see https://example.com.": '<a href="https://example.com" rel="noreferrer noopener nofollow" target="_blank"',
         "<b>raw</b>": "<p>&lt;b&gt;raw&lt;/b&gt;</p>",
+        "a&#x202E;b&ZeroWidthSpace;c &eacute;": "<p>a‹U+202E›b‹U+200B›c \u00e9</p>",
+        "<https://example.com/%E2%80%AE>": ">https://example.com/%E2%80%AE</a>",
+        "long\n" * 2_000 + "*text*": "long\nlong\n</div>",
     }.items():
         assert html in page.evaluate(rendered, text)[0]
 
@@ -372,6 +379,42 @@ def patch_of_changed_files(directory, names):
         git("add", "--all")
         git("commit", "-q", "-m", text)
     return git("diff-tree", "-r", "--patch", "--find-renames", "HEAD^", "HEAD")
+
+
+def test_patch_with_long_lines_is_shown_within_five_seconds(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    show = """async (patch) => {
+        document.body.innerHTML = '<div id="panel-changes"></div><span id="tally-changes"></span>';
+        const { Changes } = await import("/assets/changes.js");
+        const artifacts = [{ name: "patch", size_bytes: patch.length, download_url: "patch" }];
+        window.fetch = async (url) => (url === "list" ? Response.json({ artifacts }) : new Response(patch));
+        const began = performance.now();
+        await new Changes("list", "patch").show(true);
+        for (const summary of document.querySelectorAll("details:not([open]) summary")) summary.click();
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
+        const found = [...document.querySelectorAll("tr")].map((row) => row.lastChild.innerText);
+        return [found, performance.now() - began, document.querySelectorAll(".s-n").length];
+    }"""
+    shown = {
+        name: page.evaluate(show, patch_of_new_file(lines))
+        for name, lines in {
+            "control characters": ["\x01a" * 1_000] * 790,
+            "numbers": ["1 " * 299] * 790,
+            "one line": ["\x01a" * 1_500_000],
+        }.items()
+    }
+    assert {name: spent for name, (_, spent, _) in shown.items() if spent > BLOCKED_MILLISECONDS_MAX} == {}
+    ordinary = [f"x = {number}" for number in range(790)]
+    found, _, numbers = page.evaluate(show, patch_of_new_file(ordinary))
+    assert (found[1:], numbers) == ([f"+ {line}" for line in ordinary], len(ordinary))
+
+
+def patch_of_new_file(lines):
+    added = "".join(f"+{line}\n" for line in lines)
+    return (
+        "diff --git a/a.py b/a.py\nnew file mode 100644\n--- /dev/null\n+++ b/a.py\n"
+        f"@@ -0,0 +1,{len(lines)} @@\n{added}"
+    )
 
 
 def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
