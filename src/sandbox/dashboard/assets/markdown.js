@@ -11,6 +11,11 @@ const parser = new MarkdownIt({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = () => true; // linkElement decides
 parser.normalizeLinkText = (url) => url; // show escapes in addresses as they are written
+// As the original rule, but long text is neither parsed nor formatted.
+parser.core.ruler.at("inline", ({ tokens, md, env }) => {
+  for (const { type, content, children } of tokens)
+    if (type === "inline" && content.length <= TEXT_LENGTH_MAX) md.inline.parse(content, md, env, children);
+});
 
 const TAGS = new Set("h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "));
 
@@ -38,8 +43,7 @@ class Renderer {
         this.#append(...splitText(this.source.split("\n").slice(token.map[0]).join("\n")));
         return;
       }
-      if (token.type === "inline" && token.content.length > TEXT_LENGTH_MAX)
-        this.#append(...splitText(token.content)); // without formatting
+      if (token.type === "inline" && token.content.length > TEXT_LENGTH_MAX) this.#append(...splitText(token.content));
       else if (token.type === "inline") this.#renderInline(token.children);
       else if (token.type === "fence" || token.type === "code_block") this.#append(this.#codeBlock(token.content));
       else this.#renderToken(token);
