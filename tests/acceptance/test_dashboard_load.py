@@ -16,6 +16,14 @@ LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
 """Even a busy machine renders these pages within a second; the defects that these tests detect block them for 30 s."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
+RENDERED = """async (text) => {
+    const { markdown } = await import("/assets/markdown.js");
+    const began = performance.now();
+    const element = document.body.appendChild(markdown(text));
+    const height = document.body.offsetHeight;
+    element.remove();
+    return [element.innerHTML, performance.now() - began, height];
+}"""
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 BIDI, NUL = "a\u202eb\u2066c\U000e0041d", "x\x00y\x1b]0;title\x07z"
 HOSTILE = (
@@ -274,16 +282,8 @@ def test_invisible_characters_are_escaped_like_in_the_cli(base_url, browser):
 
 def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
     page = open_plain_page(base_url, browser)
-    rendered = """async (text) => {
-        const { markdown } = await import("/assets/markdown.js");
-        const began = performance.now();
-        const element = document.body.appendChild(markdown(text));
-        const height = document.body.offsetHeight;
-        element.remove();
-        return [element.innerHTML, performance.now() - began, height];
-    }"""
     durations = {
-        name: page.evaluate(rendered, text)[1]
+        name: page.evaluate(RENDERED, text)[1]
         for name, text in {
             "heading": f"# x{' ' * 4_000}x",
             "fence": f"```{'a' * 150_000}`",
@@ -326,8 +326,11 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
         "![x](data:image/png;base64,AA)": '<span title="data:image/png;base64,AA">x</span>',
         "see https://example.com.": '<a href="https://example.com" rel="noreferrer noopener nofollow" target="_blank"',
         "<b>raw</b>": "<p>&lt;b&gt;raw&lt;/b&gt;</p>",
+        "a&#x202E;b&ZeroWidthSpace;c &eacute;": "<p>a‹U+202E›b‹U+200B›c \u00e9</p>",
+        "<https://example.com/%E2%80%AE>": ">https://example.com/%E2%80%AE</a>",
+        "long\n" * 2_000 + "*text*": "long\nlong\n</div>",
     }.items():
-        assert html in page.evaluate(rendered, text)[0]
+        assert html in page.evaluate(RENDERED, text)[0]
 
 
 def test_unusual_file_names_are_parsed_from_a_patch(base_url, browser, tmp_path):
@@ -372,6 +375,63 @@ def patch_of_changed_files(directory, names):
         git("add", "--all")
         git("commit", "-q", "-m", text)
     return git("diff-tree", "-r", "--patch", "--find-renames", "HEAD^", "HEAD")
+
+
+def test_long_paragraph_is_rendered_within_five_seconds(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    durations = {
+        name: page.evaluate(RENDERED, text)[1]
+        for name, text in {
+            "nested emphasis": "**a " * 3_000 + "\n\n" + "**a " * 600 + " b**" * 600,
+            "both directions": "\u05d0 a " * 50_000,
+            "text without spaces": "\u0e01" * 200_000,
+            "control characters": "\x01a" * 100_000,
+        }.items()
+    }
+    assert {name: spent for name, spent in durations.items() if spent > BLOCKED_MILLISECONDS_MAX} == {}
+
+
+def test_nested_emphasis_is_rendered_to_a_bounded_depth(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    html = page.evaluate(RENDERED, "**a " * 600 + " b**" * 600)[0]
+    assert 90 < html.count("<strong>") < 150
+    assert html.count(" b") == 600
+
+
+def test_patch_with_long_lines_is_shown_within_five_seconds(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    show = """async (patch) => {
+        document.body.innerHTML = '<div id="panel-changes"></div><span id="tally-changes"></span>';
+        const { Changes } = await import("/assets/changes.js");
+        const artifacts = [{ name: "patch", size_bytes: patch.length, download_url: "patch" }];
+        window.fetch = async (url) => (url === "list" ? Response.json({ artifacts }) : new Response(patch));
+        const began = performance.now();
+        await new Changes("list", "patch").show(true);
+        for (const summary of document.querySelectorAll("details:not([open]) summary")) summary.click();
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
+        const found = [...document.querySelectorAll("tr")].map((row) => row.lastChild.innerText);
+        return [found, performance.now() - began, document.querySelectorAll(".s-n").length];
+    }"""
+    shown = {
+        name: page.evaluate(show, patch_of_new_file(lines))
+        for name, lines in {
+            "control characters": ["\x01a" * 1_000] * 790,
+            "numbers": ["1 " * 299] * 790,
+            "one line": ["\x01a" * 1_500_000],
+        }.items()
+    }
+    assert {name: spent for name, (_, spent, _) in shown.items() if spent > BLOCKED_MILLISECONDS_MAX} == {}
+    ordinary = [f"x = {number}" for number in range(790)]
+    found, _, numbers = page.evaluate(show, patch_of_new_file(ordinary))
+    assert (found[1:], numbers) == ([f"+ {line}" for line in ordinary], len(ordinary))
+
+
+def patch_of_new_file(lines):
+    added = "".join(f"+{line}\n" for line in lines)
+    return (
+        "diff --git a/a.py b/a.py\nnew file mode 100644\n--- /dev/null\n+++ b/a.py\n"
+        f"@@ -0,0 +1,{len(lines)} @@\n{added}"
+    )
 
 
 def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):

@@ -256,6 +256,7 @@ class AsyncClient:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:
+                self._connection.check_encoding(response)
                 if not response.is_success:
                     raise self._connection.parse_error(response, await _read_body(response, ERROR_BYTES_MAX))
                 yield response

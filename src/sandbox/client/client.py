@@ -258,6 +258,7 @@ class Client:
             self._connection.translate_errors(),
             self._http.stream(**self._connection.request_arguments(call)) as response,
         ):
+            self._connection.check_encoding(response)
             if not response.is_success:
                 raise self._connection.parse_error(response, _read_body(response, ERROR_BYTES_MAX))
             yield response

@@ -13,6 +13,9 @@ from sandbox.client.response_validation import matches_schema, parse_object
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Size limit of an event's JSON; an output line of 1 MiB with all characters escaped is far smaller."""
 
+LINE_BYTES_MAX = 2 * EVENT_BYTES_MAX
+"""Size limit of a line of the log. The server joins parts of a line up to half of it."""
+
 
 class SseParser:
     """Parses the stream of one connection. Skips comments, and an event that is incomplete when the stream ends."""
@@ -72,14 +75,18 @@ class LineBuffer:
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
+        self._pending_bytes = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines completed by `chunk`."""
+        """Return the lines completed by `chunk`. Raises UnexpectedAnswerError for a line that is too long."""
         if b"\n" not in chunk:
             self._pending.append(chunk)
+            self._pending_bytes += len(chunk)
+            if self._pending_bytes > LINE_BYTES_MAX:
+                raise UnexpectedAnswerError("The server sent a line that is too long.")
             return []
         *lines, rest = b"".join([*self._pending, chunk]).split(b"\n")
-        self._pending = [rest]
+        self._pending, self._pending_bytes = [rest], len(rest)
         return [line + b"\n" for line in lines]
 
     def flush(self) -> list[bytes]:

@@ -31,6 +31,9 @@ IMAGE_DEPTH_MAX = 128
 IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
 """Maximum size of an index, manifest or configuration in an archive, and of a tar header with its extensions."""
 
+IMAGE_PACKAGES_BYTES_MAX = 2 * 1024**2
+"""Maximum size of the names and versions of an image's packages, which are read with each submission of a task."""
+
 IMAGE_LINKS_MAX = 40
 """Maximum number of links followed on the way to one entry, as in the kernel."""
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from sandbox.images.definition import IMAGE_PACKAGES_BYTES_MAX
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.rootfs import RootFs
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
@@ -19,7 +21,9 @@ _PRIVATE_FILES = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-
 _LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 _DPKG_STATUS = "/var/lib/dpkg/status"
 _STATUS_BYTES_MAX = 64 * 1024**2
-_INSTALLED_STATUS, _REQUIRED_FIELDS = "install ok installed", {"Package", "Version"}
+_INSTALLED_STATUS = "install ok installed"
+_PACKAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*", re.ASCII)
+_PACKAGE_VERSION = re.compile(r"[A-Za-z0-9.+:~-]+", re.ASCII)
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -54,17 +58,27 @@ def finalize(rootfs: RootFs) -> None:
 
 
 def read_packages(rootfs: RootFs) -> dict[str, str]:
-    """Return the names and versions of the packages in the image's dpkg database."""
+    """Return the names and versions of the packages in the image's dpkg database, without invalid ones.
+
+    Raises ImageRefusedError if they are larger than IMAGE_PACKAGES_BYTES_MAX.
+    """
     path = rootfs.resolve(_DPKG_STATUS)
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
     with Path(path).open(encoding="utf-8", errors="replace") as file:
         paragraphs = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
-        return {
-            one["Package"]: one["Version"]
-            for one in paragraphs
-            if one.get("Status") == _INSTALLED_STATUS and one.keys() >= _REQUIRED_FIELDS
-        }
+        packages = {one["Package"]: one["Version"] for one in paragraphs if _is_installed(one)}
+    if sum(len(name) + len(version) for name, version in packages.items()) > IMAGE_PACKAGES_BYTES_MAX:
+        raise ImageRefusedError("The image has too many packages.")
+    return packages
+
+
+def _is_installed(package: Mapping[str, str]) -> bool:
+    return (
+        package.get("Status") == _INSTALLED_STATUS
+        and _PACKAGE_NAME.fullmatch(package.get("Package", "")) is not None
+        and _PACKAGE_VERSION.fullmatch(package.get("Version", "")) is not None
+    )
 
 
 def _fields(paragraph: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The client against real sockets: broken streams, server restarts, downloads."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 
@@ -341,6 +342,22 @@ def test_too_large_response_is_rejected(api, client, monkeypatch):
     assert client.tasks()["tasks"] == []
     with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
         client.tasks()
+
+
+def test_response_compressed_twice_is_rejected(api, client):
+    page = json.dumps({"tasks": [], "next_cursor": None}).encode()
+    once, twice = gzip.compress(page), gzip.compress(gzip.compress(page))
+    api.on(
+        "GET",
+        "/tasks",
+        ApiResponse(200, [once], {"Content-Encoding": "gzip"}),
+        ApiResponse(200, [twice], {"Content-Encoding": "gzip, gzip"}),
+        ApiResponse(500, [twice], {"Content-Encoding": "gzip, gzip"}),
+    )
+    assert client.tasks()["tasks"] == []
+    for _ in range(2):
+        with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
+            client.tasks()
 
 
 def test_all_tasks_follows_the_page_cursor(api, client):

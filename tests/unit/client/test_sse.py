@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.api.streaming.websocket import EVENT_TYPES
 from sandbox.client import Event, UnexpectedAnswerError
-from sandbox.client.sse import SseParser, parse_event
+from sandbox.client.sse import EVENT_BYTES_MAX, LINE_BYTES_MAX, LineBuffer, SseParser, parse_event
 from sandbox.model import events as e
 from sandbox.model.wire.events import to_wire_event
 
@@ -98,3 +98,15 @@ def test_event_with_too_many_lines_is_rejected():
     with pytest.raises(UnexpectedAnswerError, match="too large"):
         read(*[b"data: " + b"x" * 65_000 + b"\n"] * 300)
     assert len(read(*[make_event(number, data="x" * 65_000) for number in range(300)])) == 300
+
+
+def test_log_line_without_end_is_rejected():
+    chunk = bytes(1024 * 1024)
+    lines = LineBuffer()
+    for _ in range(EVENT_BYTES_MAX // len(chunk)):
+        assert lines.feed(chunk) == []
+    assert len(lines.feed(b"\n")[0]) == EVENT_BYTES_MAX + 1
+    for _ in range(LINE_BYTES_MAX // len(chunk)):
+        assert lines.feed(chunk) == []
+    with pytest.raises(UnexpectedAnswerError, match="too long"):
+        lines.feed(chunk)

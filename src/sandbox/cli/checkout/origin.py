@@ -184,7 +184,7 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
 
 
 def _print_files(files: list[ChangedFile]) -> None:
-    names = [file.path for file in files[:LISTED_FILES_MAX]]
+    names = [escape_name(file.path) for file in files[:LISTED_FILES_MAX]]
     more = [f"{len(files) - len(names):,} more"] if len(files) > len(names) else []
     line = f"Including local changes in {pluralize(len(files), 'file')}: {', '.join([*names, *more])}."
-    click.echo("\n".join(wrap_text(escape_text(line), terminal_width(sys.stderr), "  ")), err=True)
+    click.echo("\n".join(wrap_text(line, terminal_width(sys.stderr), "  ")), err=True)

@@ -100,8 +100,11 @@ def _is_remark(line: str) -> bool:
 
 
 def patch_lines(patch: Path) -> Iterator[str]:
-    """Iterate over the lines as git splits them: a carriage return is part of a line."""
-    with patch.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    """Iterate over the lines as git splits them: a carriage return is part of a line.
+
+    Bytes that are not UTF-8 become surrogates, which are escaped in names.
+    """
+    with patch.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             yield line.removesuffix("\n")
 
@@ -120,5 +123,14 @@ def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
             style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             style = "" if line.startswith("\\") else _BOLD
-        escaped = escape_text(_INDEX_LINE.sub(r"index \1..\2", line) if style == _BOLD else line)
+        escaped = _escape_header(line) if style == _BOLD else escape_text(_replace_invalid_bytes(line))
         yield f"{style}{escaped}{_RESET}" if has_color and style and escaped else escaped
+
+
+def _escape_header(line: str) -> str:
+    """Escape a line outside hunks like a name: it may contain paths. Git adds a tab to a path with spaces."""
+    return escape_name(_INDEX_LINE.sub(r"index \1..\2", line).removesuffix("\t"))
+
+
+def _replace_invalid_bytes(line: str) -> str:
+    return line if line.isascii() else line.encode(errors="surrogateescape").decode(errors="replace")

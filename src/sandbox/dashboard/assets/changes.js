@@ -1,9 +1,13 @@
 // The patch as a diff: files with counts, and highlighted lines, which are rendered when a file is opened.
 import { $, h, request, size } from "/assets/page.js";
-import { appendText, visible, visibleName } from "/assets/plain.js";
+import { appendText, elementLimit, visible, visibleName } from "/assets/plain.js";
 import { highlighter } from "/assets/syntax.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
+// Characters and elements for highlighting: of the files opened at first together, and of each file opened later.
+const CHARACTERS_MAX = 300_000;
+const ELEMENTS_MAX = 20_000;
+const LINE_CHARACTERS_MAX = 100_000;
 const LINES_OPENED_MAX = 800;
 const LINES_SHOWN_MAX = 5000;
 const FILES_SHOWN_MAX = 1000;
@@ -122,14 +126,12 @@ export class Changes {
       this.#container.append(
         h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
       );
-    let linesLeft = LINES_OPENED_MAX;
+    const left = { lines: LINES_OPENED_MAX, characters: CHARACTERS_MAX, ...elementLimit(ELEMENTS_MAX) };
     for (const file of files.slice(0, FILES_SHOWN_MAX)) {
-      const lines = Math.max(
-        1,
-        file.hunks.reduce((total, hunk) => total + hunk.lines.length, 0),
-      );
-      this.#container.append(fileElement(file, lines <= linesLeft));
-      if (lines <= linesLeft) linesLeft -= lines;
+      const { lines, characters } = measure(file);
+      const isOpen = lines <= left.lines && characters <= left.characters;
+      this.#container.append(fileElement(file, isOpen ? left : null));
+      if (isOpen) Object.assign(left, { lines: left.lines - lines, characters: left.characters - characters });
     }
     const more = files.length - FILES_SHOWN_MAX;
     if (more > 0)
@@ -137,10 +139,23 @@ export class Changes {
   }
 }
 
-function fileElement(file, isOpen) {
+// Count lines, of which each hunk's header is one, and characters.
+function measure({ hunks }) {
+  const sum = (value) => hunks.reduce((total, hunk) => total + value(hunk), 0);
+  return {
+    lines: Math.max(
+      1,
+      sum((hunk) => 1 + hunk.lines.length),
+    ),
+    characters: sum((hunk) => hunk.lines.reduce((total, line) => total + line.length, hunk.header.length)),
+  };
+}
+
+// left: the element limit of a file that is open from the start, otherwise null.
+function fileElement(file, left) {
   const details = h(
     "details",
-    { class: "file", open: isOpen },
+    { class: "file", open: left !== null },
     h(
       "summary",
       {},
@@ -151,14 +166,14 @@ function fileElement(file, isOpen) {
     ),
   );
   const fill = () => {
-    if (details.childElementCount === 1) details.append(hunksElement(file));
+    if (details.childElementCount === 1) details.append(hunksElement(file, left ?? elementLimit(ELEMENTS_MAX)));
   };
-  if (isOpen) fill();
+  if (left) fill();
   else details.addEventListener("toggle", fill, { once: true });
   return details;
 }
 
-function hunksElement(file) {
+function hunksElement(file, left) {
   const container = h("div", {
     class: "hunks",
     tabindex: "0",
@@ -168,27 +183,53 @@ function hunksElement(file) {
   if (file.isBinary)
     container.append(h("p", { class: "empty-note muted" }, " This is a binary file; its content is in the patch."));
   const body = h("tbody");
+  let characters = 0;
+  let isCut = false;
+  for (const row of rowElements(file, left)) {
+    isCut = body.childElementCount >= LINES_SHOWN_MAX || characters > CHARACTERS_MAX;
+    if (isCut) break;
+    body.append(row);
+    characters += row.textContent.length;
+  }
+  container.append(h("table", {}, body));
+  if (isCut) {
+    const note = ` Only the first ${body.childElementCount} lines are shown.`;
+    container.append(h("p", { class: "empty-note muted" }, note));
+  }
+  return container;
+}
+
+// Create the rows of a file's hunks one by one.
+function* rowElements(file, left) {
   const highlight = highlighter(file.path);
-  let shown = 0;
   for (const hunk of file.hunks) {
-    body.append(h("tr", { class: "hunk" }, h("td", { colspan: "3" }, visible(hunk.header))));
+    yield h("tr", { class: "hunk" }, h("td", { colspan: "3" }, visible(hunk.header)));
     let { oldAt, newAt } = hunk;
     for (const line of hunk.lines) {
-      if (shown++ >= LINES_SHOWN_MAX) break;
       const sign = line[0];
       const row = h("tr", { class: sign === "+" ? "add" : sign === "-" ? "del" : "" });
       row.append(h("td", { class: "ln" }, sign === "+" || sign === "\\" ? "" : String(oldAt++)));
       row.append(h("td", { class: "ln" }, sign === "-" || sign === "\\" ? "" : String(newAt++)));
-      const text = h("td", { class: "tx" }, sign === "\\" ? "" : `${sign === "-" ? "−" : sign} `);
-      for (const [piece, style] of sign === "\\" ? [[line, "s-c"]] : highlight(line.slice(1))) {
-        appendText(style ? text.appendChild(h("span", { class: style })) : text, piece);
-      }
-      row.append(text);
-      body.append(row);
+      row.append(textElement(line, highlight, left));
+      yield row;
     }
   }
-  container.append(h("table", {}, body));
-  if (shown > LINES_SHOWN_MAX)
-    container.append(h("p", { class: "empty-note muted" }, ` Only the first ${LINES_SHOWN_MAX} lines are shown.`));
-  return container;
+}
+
+function textElement(line, highlight, left) {
+  const sign = line[0];
+  const element = h("td", { class: "tx" }, sign === "\\" ? "" : `${sign === "-" ? "−" : sign} `);
+  const text = sign === "\\" ? line : line.slice(1, 1 + LINE_CHARACTERS_MAX);
+  const lineLimit = elementLimit();
+  lineLimit.pieces = Math.min(lineLimit.pieces, left.pieces);
+  left.pieces -= lineLimit.pieces;
+  const pieces = sign === "\\" ? [[text, "s-c"]] : lineLimit.pieces > 0 ? highlight(text) : [[text, ""]];
+  for (const [piece, style] of pieces) {
+    if (style) lineLimit.pieces--;
+    appendText(style ? element.appendChild(h("span", { class: style })) : element, piece, "", lineLimit);
+  }
+  left.pieces += lineLimit.pieces;
+  const more = line.length - 1 - LINE_CHARACTERS_MAX;
+  if (more > 0) element.append(h("span", { class: "muted" }, ` … and ${more} more characters`));
+  return element;
 }

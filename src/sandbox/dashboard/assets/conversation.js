@@ -3,7 +3,7 @@
 import { markdown } from "/assets/markdown.js";
 import { BREAKS } from "/assets/output.js";
 import { $, clock, h, money, span } from "/assets/page.js";
-import { appendText, elementLimit, visible } from "/assets/plain.js";
+import { appendText, elementLimit, splitText, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
 const CHARACTERS_MAX = 48_000_000;
@@ -330,7 +330,7 @@ const RENDERERS = {
       "details",
       { class: "thinks" },
       h("summary", {}, "Thinking"),
-      h("div", { class: "said", dir: "auto" }, visible(text.slice(0, TEXT_MAX))),
+      h("div", { class: "said", dir: "auto" }, ...splitText(visible(text.slice(0, TEXT_MAX)))),
     ),
   aside: ({ text, at, style }) =>
     h(

@@ -1,14 +1,21 @@
 // Renders Markdown as elements, not as HTML text: anything else, including HTML tags, is shown literally.
 import MarkdownIt from "/assets/markdown-it.min.js";
 import { h } from "/assets/page.js";
-import { visible } from "/assets/plain.js";
+import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/plain.js";
 
 const LENGTH_MAX = 200_000;
 const ELEMENTS_MAX = 3000;
+const DEPTH_MAX = 120; // the parser nests blocks 100 levels deep, and emphasis without a limit
 
 const parser = new MarkdownIt({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = () => true; // linkElement decides
+parser.normalizeLinkText = (url) => url; // show escapes in addresses as they are written
+// As the original rule, but long text is neither parsed nor formatted.
+parser.core.ruler.at("inline", ({ tokens, md, env }) => {
+  for (const { type, content, children } of tokens)
+    if (type === "inline" && content.length <= TEXT_LENGTH_MAX) md.inline.parse(content, md, env, children);
+});
 
 const TAGS = new Set("h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "));
 
@@ -33,10 +40,11 @@ class Renderer {
   renderBlocks(tokens) {
     for (const token of tokens) {
       if (this.#elementsLeft <= 0 && token.map) {
-        this.#append(this.source.split("\n").slice(token.map[0]).join("\n"));
+        this.#append(...splitText(this.source.split("\n").slice(token.map[0]).join("\n")));
         return;
       }
-      if (token.type === "inline") this.#renderInline(token.children);
+      if (token.type === "inline" && token.content.length > TEXT_LENGTH_MAX) this.#append(...splitText(token.content));
+      else if (token.type === "inline") this.#renderInline(token.children);
       else if (token.type === "fence" || token.type === "code_block") this.#append(this.#codeBlock(token.content));
       else this.#renderToken(token);
     }
@@ -50,7 +58,7 @@ class Renderer {
       else if (token.type === "hardbreak") this.#append(this.#elementsLeft > 0 ? this.#create("br") : "\n");
       else if (token.type === "image") this.#append(this.#linkElement(token.attrGet("src"), token.content));
       else if (token.nesting !== 0) this.#renderToken(token);
-      else this.#append(token === tokens[0] ? this.#withCheckbox(token.content) : token.content);
+      else this.#append(visible(token === tokens[0] ? this.#withCheckbox(token.content) : token.content)); // has decoded entities
     }
     this.parents.length = depth;
   }
@@ -60,7 +68,7 @@ class Renderer {
       this.parents.pop();
       return;
     }
-    const element = this.#elementsLeft > 0 ? this.#element(token) : null;
+    const element = this.#elementsLeft > 0 && this.parents.length < DEPTH_MAX ? this.#element(token) : null;
     if (element) this.#append(element);
     if (token.nesting > 0) this.parents.push(element ?? this.parents.at(-1));
   }
@@ -84,7 +92,7 @@ class Renderer {
   }
 
   #codeBlock(text) {
-    return this.#create("pre", { tabindex: "0", dir: "ltr" }, h("code", {}, text.replace(/\n$/, "")));
+    return this.#create("pre", { tabindex: "0", dir: "ltr" }, h("code", {}, ...splitText(text.replace(/\n$/, ""))));
   }
 
   #withCheckbox(text) {
@@ -98,7 +106,7 @@ class Renderer {
     return h(...parts);
   }
 
-  #append(part) {
-    this.parents.at(-1).append(part);
+  #append(...parts) {
+    this.parents.at(-1).append(...parts);
   }
 }

@@ -11,6 +11,7 @@ const HIDDEN_RUNS = new RegExp(`(?:${ONE})+`, "gu");
 // Also escaped in names: all spaces except U+0020, private and unassigned characters, and combining marks without a base.
 const HIDDEN_IN_NAMES = new RegExp(String.raw`(?:${INVISIBLE}|\p{C}|(?! )\p{Zs}|(?<=^|[ /])\p{M})\p{M}*`, "gu");
 const PIECES_MAX = 1000;
+export const TEXT_LENGTH_MAX = 5_000;
 
 function escapeCharacter(character) {
   const code = character.codePointAt(0);
@@ -25,18 +26,30 @@ export const visible = (text) => text.replace(HIDDEN, escapeCharacter);
 // Escape invisible characters in a name or a path.
 export const visibleName = (name) => name.replace(HIDDEN_IN_NAMES, (run) => Array.from(run, escapeCharacter).join(""));
 
+// Split long text into blocks, at line ends if possible: layout time grows with the square of a block's length.
+export function splitText(text) {
+  const parts = [];
+  for (let end; text.length > TEXT_LENGTH_MAX; text = text.slice(end)) {
+    const lineEnd = text.lastIndexOf("\n", TEXT_LENGTH_MAX - 1) + 1;
+    end = lineEnd || TEXT_LENGTH_MAX - /[\uD800-\uDBFF]/.test(text[TEXT_LENGTH_MAX - 1]);
+    parts.push(document.createElement("div"));
+    parts.at(-1).textContent = text.slice(0, end);
+  }
+  return [...parts, text];
+}
+
 // left: how many more elements may be created; the remaining text becomes a single text node.
 function appendEscaped(parent, text, left) {
   const lines = text.replace(/\r(?=\n|$)/g, "");
   let end = 0;
   HIDDEN_RUNS.lastIndex = 0;
   for (let match; left.pieces > 0 && (match = HIDDEN_RUNS.exec(lines)); end = HIDDEN_RUNS.lastIndex) {
-    if (match.index > end) parent.append(lines.slice(end, match.index));
+    if (match.index > end) parent.append(...splitText(lines.slice(end, match.index)));
     const mark = element("span", parent, left);
     mark.className = "ctl";
     mark.textContent = visible(match[0]);
   }
-  if (end < lines.length) parent.append(visible(lines.slice(end)));
+  if (end < lines.length) parent.append(...splitText(visible(lines.slice(end))));
 }
 
 function element(tag, parent, left) {
@@ -111,7 +124,7 @@ export function runs(text) {
 export const withoutColors = (text) => (text.includes("\x1b[") ? text.replace(SGR, "") : text);
 
 // The number of elements that may be created; several texts can share one limit.
-export const elementLimit = () => ({ pieces: PIECES_MAX });
+export const elementLimit = (pieces = PIECES_MAX) => ({ pieces });
 
 // Append text to parent; mark matches of `wanted` (lower case).
 export function appendText(parent, text, wanted = "", left = elementLimit()) {

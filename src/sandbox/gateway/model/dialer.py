@@ -67,8 +67,9 @@ def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
         raise ValueError(f"{setting} has invalid characters in its path.")
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
+    credential = dialect.credential(upstream)  # first, because it checks the key
     key = (upstream.api_key or upstream.auth_token).encode()
-    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), dialect.credential(upstream), key, setting)
+    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key, setting)
 
 
 def _normalize_host(host: str, setting: str) -> str:

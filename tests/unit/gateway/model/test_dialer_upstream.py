@@ -53,6 +53,7 @@ def test_internationalized_host_is_encoded_for_dns():
         ("https://x", "", ""),
         ("https://x", "k", "t"),
         ("https://x", "sk-secret\r\nX: 1", ""),
+        ("https://x", "sk-secret\udce9", ""),
     ],
 )
 def test_invalid_upstream_error_does_not_contain_the_key(base_url, api_key, auth_token):

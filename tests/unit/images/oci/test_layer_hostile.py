@@ -297,6 +297,27 @@ def test_malformed_package_list_is_parsed_in_linear_time(tree):
     assert read_packages(tree) == {"git": "1:2.3"}
 
 
+def package_list(packages):
+    paragraphs = (
+        f"Package: {name}\nStatus: install ok installed\nVersion: {version}\n\n" for name, version in packages
+    )
+    return layer(entry("var/lib/dpkg/status", "".join(paragraphs).encode()))
+
+
+def test_long_package_list_is_refused(tree):
+    packages = {f"package-{number}": f"1:{number}.0~rc1-2+b1" for number in range(50_000)}
+    tree.apply(package_list(packages.items()))
+    assert read_packages(tree) == packages
+    tree.apply(package_list((f"package-{number}", "1" * 30) for number in range(60_000)))
+    with pytest.raises(ImageRefusedError, match="too many packages"):
+        read_packages(tree)
+
+
+def test_invalid_packages_are_left_out_of_the_list(tree):
+    tree.apply(package_list([("a", "\x01"), ("\x1b[2J", "1"), ("b" * 10, "1 2"), ("git", "1:2.3"), ("", "1")]))
+    assert read_packages(tree) == {"git": "1:2.3"}
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, layer(entry("cut", bytes(5000)))[:3000]])
 def test_incomplete_tar_is_rejected(tree, data):
     with pytest.raises(ImageRefusedError):
