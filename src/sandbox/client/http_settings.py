@@ -78,7 +78,7 @@ class Connection:
             )
         return arguments
 
-    def check_encoding(self, response: httpx.Response) -> None:
+    def check_encoding(self, response: httpx2.Response) -> None:
         """Raise UnexpectedAnswerError for a body that is compressed several times: few bytes can become gigabytes."""
         if "," in response.headers.get("Content-Encoding", ""):
             raise unexpected_response_error(self.server, response.status_code)
