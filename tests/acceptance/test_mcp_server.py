@@ -122,13 +122,13 @@ async def check_errors(tool):
     assert "less than or equal to 300" in await tool.error("status", task_id="nobody", wait_seconds=99999)
 
 
-def test_tool_error_without_a_server_names_sandbox_serve():
+async def test_tool_error_without_a_server_names_sandbox_serve():
     from mcp.server.mcpserver.exceptions import ToolError
 
     from sandbox.cli.commands.mcp.protocol import TaskTools
 
     with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
-        asyncio.run(TaskTools("http://127.0.0.1:9", None).status("mine"))
+        await TaskTools("http://127.0.0.1:9", None).status("mine")
 
 
 @pytest.fixture

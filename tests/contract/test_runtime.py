@@ -59,18 +59,18 @@ def test_missing_program_has_no_exit_code(runtime: Runtime, disk: Path):
         assert asyncio.run(run_once(runtime, disk, ["/usr/bin/no-such-program"])).code is None
 
 
-def test_large_stdin_arrives_complete(runtime: Runtime, disk: Path):
+async def test_large_stdin_arrives_complete(runtime: Runtime, disk: Path):
     text = os.urandom(512 * 1024)
-    result = asyncio.run(run_once(runtime, disk, ["/usr/bin/sha256sum"], stdin=text))
+    result = await run_once(runtime, disk, ["/usr/bin/sha256sum"], stdin=text)
     import hashlib
 
     assert result.output.split()[0] == hashlib.sha256(text).hexdigest()
 
 
-def test_environment_contains_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_environment_contains_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOST_SECRET", "of-the-host")
     environment = {"HOME": "/home/agent", "GREETING": "two words, a \u00fc and\na line"}
-    result = asyncio.run(run_once(runtime, disk, ["/usr/bin/env", "-0"], environment))
+    result = await run_once(runtime, disk, ["/usr/bin/env", "-0"], environment)
     actual = dict(pair.split("=", 1) for pair in result.output.split("\0") if pair)
     assert actual == {**environment, "PWD": "/workspace"}
 
@@ -146,19 +146,16 @@ def test_etc_is_sandbox_specific_and_read_only(runtime: Runtime, disk: Path):
 # Signals and exits
 
 
-def test_signal_is_sent_to_the_command_only(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            child = "trap 'echo child got it' TERM; echo up; sleep 30 & wait"
-            script = f"trap 'echo got it; exit 3' TERM; ({child}) & wait; wait"
-            output, errors = await sandbox.start(Command(["/bin/bash", "-c", script], {}, "/workspace"))
-            await read_until(output, b"up")
-            await sandbox.signal(signal.SIGTERM)
-            result = decode_result(await sandbox.wait(), await output.read(), await errors.read())
-            assert (result.code, result.output) == (3, "got it\n")
-            await sandbox.signal(signal.SIGTERM)
-
-    asyncio.run(scenario())
+async def test_signal_is_sent_to_the_command_only(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        child = "trap 'echo child got it' TERM; echo up; sleep 30 & wait"
+        script = f"trap 'echo got it; exit 3' TERM; ({child}) & wait; wait"
+        output, errors = await sandbox.start(Command(["/bin/bash", "-c", script], {}, "/workspace"))
+        await read_until(output, b"up")
+        await sandbox.signal(signal.SIGTERM)
+        result = decode_result(await sandbox.wait(), await output.read(), await errors.read())
+        assert (result.code, result.output) == (3, "got it\n")
+        await sandbox.signal(signal.SIGTERM)
 
 
 def test_signal_right_after_start_is_delivered(runtime: Runtime, disk: Path):
@@ -172,19 +169,16 @@ def test_signal_right_after_start_is_delivered(runtime: Runtime, disk: Path):
     assert {asyncio.run(scenario(number)) for number in range(4)} == {128 + signal.SIGTERM}
 
 
-def test_kill_ends_detached_processes(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            background = "setsid sh -c 'exec sleep 300' & nohup sleep 301 > /dev/null & (trap '' TERM; sleep 302) &"
-            script = f"{background} echo up; wait"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
-            await read_until(output, b"up")
-            await sandbox.kill()
-            async with asyncio.timeout(1):
-                assert (await sandbox.wait()).code == 128 + signal.SIGKILL
-            assert not processes_of(sandbox.handle)
-
-    asyncio.run(scenario())
+async def test_kill_ends_detached_processes(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        background = "setsid sh -c 'exec sleep 300' & nohup sleep 301 > /dev/null & (trap '' TERM; sleep 302) &"
+        script = f"{background} echo up; wait"
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
+        await read_until(output, b"up")
+        await sandbox.kill()
+        async with asyncio.timeout(1):
+            assert (await sandbox.wait()).code == 128 + signal.SIGKILL
+        assert not processes_of(sandbox.handle)
 
 
 def test_kill_during_start_ends_the_start(runtime: Runtime, disk: Path):
@@ -201,16 +195,13 @@ def test_kill_during_start_ends_the_start(runtime: Runtime, disk: Path):
         asyncio.run(scenario(number))
 
 
-def test_sandbox_killed_before_start_is_lost(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            for pid in processes_of(sandbox.handle):
-                os.kill(pid, signal.SIGKILL)
-            with pytest.raises(AttemptError) as caught:
-                await sandbox.start(Command(["/usr/bin/true"], {}, "/workspace"))
-            assert caught.value.code == "sandbox_lost"
-
-    asyncio.run(scenario())
+async def test_sandbox_killed_before_start_is_lost(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        for pid in processes_of(sandbox.handle):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(AttemptError) as caught:
+            await sandbox.start(Command(["/usr/bin/true"], {}, "/workspace"))
+        assert caught.value.code == "sandbox_lost"
 
 
 def test_sandbox_killed_during_create_is_lost_without_leftovers(runtime: Runtime, disk: Path):
@@ -246,66 +237,51 @@ def test_cancelled_start_leaves_no_processes(runtime: Runtime, disk: Path):
     assert HostState.of_this_process().children == before
 
 
-def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            await run_in(sandbox, ["/bin/bash", "-c", "setsid sleep 300 > /dev/null 2>&1 & exit 0"])
-            assert not processes_of(sandbox.handle)
-
-    asyncio.run(scenario())
+async def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        await run_in(sandbox, ["/bin/bash", "-c", "setsid sleep 300 > /dev/null 2>&1 & exit 0"])
+        assert not processes_of(sandbox.handle)
 
 
-def test_wait_may_be_called_repeatedly(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            await sandbox.start(Command(["/bin/sh", "-c", "exit 4"], {}, "/workspace"))
-            exits = await asyncio.gather(sandbox.wait(), sandbox.wait())
-            await sandbox.kill()
-            assert {exit_.code for exit_ in (*exits, await sandbox.wait())} == {4}
-
-    asyncio.run(scenario())
+async def test_wait_may_be_called_repeatedly(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        await sandbox.start(Command(["/bin/sh", "-c", "exit 4"], {}, "/workspace"))
+        exits = await asyncio.gather(sandbox.wait(), sandbox.wait())
+        await sandbox.kill()
+        assert {exit_.code for exit_ in (*exits, await sandbox.wait())} == {4}
 
 
-def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
-        for _ in range(2):
-            await runtime.destroy(handle, disk)
-        uncreated_handle = runtime.prepare(new_attempt_id())
-        await runtime.destroy(uncreated_handle, disk)
-        assert not {handle.attempt_id, uncreated_handle.attempt_id} & set(runtime.attempt_ids())
-
-    asyncio.run(scenario())
-
-
-def test_failed_create_leaves_nothing_behind(runtime: Runtime, disk: Path, tmp_path: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        spec = sandbox_spec(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
-        with pytest.raises(AttemptError, match="No such file") as caught:
-            await runtime.create(handle, spec)
-        assert caught.value.code == "provision_failed"
-        assert not processes_of(handle)
-        assert handle.attempt_id not in runtime.attempt_ids()
+async def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: Path):
+    handle = runtime.prepare(new_attempt_id())
+    await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
+    for _ in range(2):
         await runtime.destroy(handle, disk)
+    uncreated_handle = runtime.prepare(new_attempt_id())
+    await runtime.destroy(uncreated_handle, disk)
+    assert not {handle.attempt_id, uncreated_handle.attempt_id} & set(runtime.attempt_ids())
 
-    asyncio.run(scenario())
+
+async def test_failed_create_leaves_nothing_behind(runtime: Runtime, disk: Path, tmp_path: Path):
+    handle = runtime.prepare(new_attempt_id())
+    spec = sandbox_spec(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
+    with pytest.raises(AttemptError, match="No such file") as caught:
+        await runtime.create(handle, spec)
+    assert caught.value.code == "provision_failed"
+    assert not processes_of(handle)
+    assert handle.attempt_id not in runtime.attempt_ids()
+    await runtime.destroy(handle, disk)
 
 
-def test_cancelled_create_leaves_nothing_behind(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        creation = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
-        await asyncio.sleep(0)
-        creation.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await creation
-        assert not processes_of(handle)
-        await runtime.destroy(handle, disk)
-        assert handle.attempt_id not in runtime.attempt_ids()
-
-    asyncio.run(scenario())
+async def test_cancelled_create_leaves_nothing_behind(runtime: Runtime, disk: Path):
+    handle = runtime.prepare(new_attempt_id())
+    creation = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
+    await asyncio.sleep(0)
+    creation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creation
+    assert not processes_of(handle)
+    await runtime.destroy(handle, disk)
+    assert handle.attempt_id not in runtime.attempt_ids()
 
 
 _CREATOR = """
@@ -342,20 +318,20 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
     creator.stdout.close()
 
 
-def test_sandbox_can_be_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
+async def test_sandbox_can_be_destroyed_with_a_recovered_handle(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
         recovered = runtime.recover_handle(handle.attempt_id)
         assert recovered.details == {key: handle.details[key] for key in recovered.details}
         assert ("kernel_uid" in recovered.details) == (os.getuid() == 0)
-        asyncio.run(runtime.destroy(recovered, disk))
+        await runtime.destroy(recovered, disk)
         assert not processes_of(handle)
         assert handle.attempt_id not in runtime.attempt_ids()
     finally:
         _close_creator(creator)
 
 
-def test_sandbox_dies_with_its_creator_within_a_second(runtime: Runtime, disk: Path):
+async def test_sandbox_dies_with_its_creator_within_a_second(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
         assert processes_of(handle)
@@ -367,7 +343,7 @@ def test_sandbox_dies_with_its_creator_within_a_second(runtime: Runtime, disk: P
         assert handle.attempt_id in runtime.attempt_ids() or not handle.details.get("cgroups")
     finally:
         _close_creator(creator)
-        asyncio.run(runtime.destroy(handle, disk))
+        await runtime.destroy(handle, disk)
     assert handle.attempt_id not in runtime.attempt_ids()
     assert {path.stat().st_uid for path in disk.iterdir()} == {os.getuid()}
 
@@ -386,11 +362,11 @@ def test_destroy_without_disk_keeps_file_owners(runtime: Runtime, disk: Path):
         _close_creator(creator)
 
 
-def test_another_process_can_destroy_a_sandbox(runtime: Runtime, disk: Path):
+async def test_another_process_can_destroy_a_sandbox(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
         assert processes_of(handle)
-        asyncio.run(runtime.destroy(handle, disk))
+        await runtime.destroy(handle, disk)
         assert not processes_of(handle)
         assert creator.wait(10) == 0
     finally:
@@ -445,72 +421,58 @@ except BlockingIOError:
     assert 10 < int(result.output.split()[-1]) <= 32
 
 
-def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, limits: frozenset[str]):
+async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, limits: frozenset[str]):
     _need_limit(limits, "processes")
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk, processes_max=64) as sandbox:
-            script = "echo up; bomb() { bomb | bomb & }; bomb; sleep 60"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
-            await read_until(output, b"up")
-            await sandbox.kill()
-            async with asyncio.timeout(1):
-                await sandbox.wait()
-            assert not processes_of(sandbox.handle)
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk, processes_max=64) as sandbox:
+        script = "echo up; bomb() { bomb | bomb & }; bomb; sleep 60"
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
+        await read_until(output, b"up")
+        await sandbox.kill()
+        async with asyncio.timeout(1):
+            await sandbox.wait()
+        assert not processes_of(sandbox.handle)
 
 
-def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]):
+async def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]):
     _need_limit(limits, "memory")
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            source = "x = bytearray(80 << 20); [i * i for i in range(2_000_000)]; print('up', flush=True); input()"
-            output, _ = await sandbox.start(
-                Command(["/bin/sh", "-c", f'exec /usr/bin/python3 -c "{source}; " < /dev/zero'], {}, "/workspace")
-            )
-            await read_until(output, b"up")
-            stats = await sandbox.stats()
-            assert stats.memory_bytes is not None
-            assert 80 * MEBIBYTE < stats.memory_bytes < 512 * MEBIBYTE
-            assert stats.cpu_seconds is not None
-            assert 0.02 < stats.cpu_seconds < 30
-            assert stats.processes is None if runtime.name == "gvisor" else 1 <= (stats.processes or 0) <= 16
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk) as sandbox:
+        source = "x = bytearray(80 << 20); [i * i for i in range(2_000_000)]; print('up', flush=True); input()"
+        output, _ = await sandbox.start(
+            Command(["/bin/sh", "-c", f'exec /usr/bin/python3 -c "{source}; " < /dev/zero'], {}, "/workspace")
+        )
+        await read_until(output, b"up")
+        stats = await sandbox.stats()
+        assert stats.memory_bytes is not None
+        assert 80 * MEBIBYTE < stats.memory_bytes < 512 * MEBIBYTE
+        assert stats.cpu_seconds is not None
+        assert 0.02 < stats.cpu_seconds < 30
+        assert stats.processes is None if runtime.name == "gvisor" else 1 <= (stats.processes or 0) <= 16
 
 
 # Concurrency and leaks
 
 
-def test_concurrent_sandboxes_leave_nothing_behind(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        before = HostState.of_this_process()
-        disks = [disk / str(number) for number in range(5)]
-        script = ["/bin/bash", "-c", "cat /etc/hostname; sleep 0.2"]
-        exits = await asyncio.gather(*(run_once(runtime, item, script) for item in disks))
-        assert [end.code for end in exits] == [0] * 5
-        attempt_ids = {end.output.strip() for end in exits}
-        assert len(attempt_ids) == 5
-        assert HostState.of_this_process() == before
-        assert not attempt_ids & set(runtime.attempt_ids())
-
-    asyncio.run(scenario())
+async def test_concurrent_sandboxes_leave_nothing_behind(runtime: Runtime, disk: Path):
+    before = HostState.of_this_process()
+    disks = [disk / str(number) for number in range(5)]
+    script = ["/bin/bash", "-c", "cat /etc/hostname; sleep 0.2"]
+    exits = await asyncio.gather(*(run_once(runtime, item, script) for item in disks))
+    assert [end.code for end in exits] == [0] * 5
+    attempt_ids = {end.output.strip() for end in exits}
+    assert len(attempt_ids) == 5
+    assert HostState.of_this_process() == before
+    assert not attempt_ids & set(runtime.attempt_ids())
 
 
-def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
-        listeners = sandbox.listeners
-        assert listeners.model.getsockname() == ("127.0.0.1", file_layout.MODEL_PORT)
-        assert listeners.proxy.getsockname() == ("127.0.0.1", file_layout.PROXY_PORT)
-        assert {port: item.getsockname()[1] for port, item in listeners.transparent.items()} == {80: 80, 443: 443}
-        await runtime.destroy(handle, disk)
-        assert listeners.model.fileno() == listeners.dns_udp.fileno() == listeners.transparent[443].fileno() == -1
-
-    asyncio.run(scenario())
+async def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
+    handle = runtime.prepare(new_attempt_id())
+    sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
+    listeners = sandbox.listeners
+    assert listeners.model.getsockname() == ("127.0.0.1", file_layout.MODEL_PORT)
+    assert listeners.proxy.getsockname() == ("127.0.0.1", file_layout.PROXY_PORT)
+    assert {port: item.getsockname()[1] for port, item in listeners.transparent.items()} == {80: 80, 443: 443}
+    await runtime.destroy(handle, disk)
+    assert listeners.model.fileno() == listeners.dns_udp.fileno() == listeners.transparent[443].fileno() == -1
 
 
 class HostState(msgspec.Struct, frozen=True):
@@ -549,11 +511,11 @@ def _is_process_of(process: Path, handle: SandboxHandle) -> bool:
     return f"sandbox:{handle.attempt_id}".encode() in command_line or (uid is not None and uid in fields["Uid"].split())
 
 
-def test_handle_is_serializable(runtime: Runtime, disk: Path):
+async def test_handle_is_serializable(runtime: Runtime, disk: Path):
     handle = runtime.prepare(new_attempt_id())
     try:
         text = msgspec.json.encode(handle)
         assert msgspec.json.decode(text, type=SandboxHandle) == handle
         assert all(isinstance(value, str) for value in json.loads(text)["details"].values())
     finally:
-        asyncio.run(runtime.destroy(handle, disk))
+        await runtime.destroy(handle, disk)

@@ -132,38 +132,31 @@ def test_only_sandbox_processes_are_visible(runtime: Runtime, disk: Path):
     assert not any(f"sandbox:{name}" in result.output for name in ("", "python"))
 
 
-def test_host_environment_is_not_visible_in_proc(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_host_environment_is_not_visible_in_proc(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            result = await run_in(
-                sandbox,
-                ["/bin/bash", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'"],
-                {"TASK_VALUE": "task-value", "PATH": "/usr/bin"},
-            )
-            assert "server-secret-value" not in result.output
-            assert str(disk) not in result.output
-            assert "TASK_VALUE=task-value" in result.output
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk) as sandbox:
+        result = await run_in(
+            sandbox,
+            ["/bin/bash", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'"],
+            {"TASK_VALUE": "task-value", "PATH": "/usr/bin"},
+        )
+        assert "server-secret-value" not in result.output
+        assert str(disk) not in result.output
+        assert "TASK_VALUE=task-value" in result.output
 
 
-def test_environment_is_not_in_host_command_lines(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
-            script = "echo up $TASK_VALUE; sleep 30"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], environment, "/workspace"))
-            assert b"a-value-that-is-secret" in await read_until(output, b"\n")
-            command_lines = b""
-            for listing in Path("/proc").glob("[0-9]*/cmdline"):
-                with contextlib.suppress(OSError):
-                    command_lines += listing.read_bytes()
-            assert sandbox.handle.attempt_id.encode() in command_lines
-            assert b"a-value-that-is-secret" not in command_lines
-
-    asyncio.run(scenario())
+async def test_environment_is_not_in_host_command_lines(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
+        script = "echo up $TASK_VALUE; sleep 30"
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], environment, "/workspace"))
+        assert b"a-value-that-is-secret" in await read_until(output, b"\n")
+        command_lines = b""
+        for listing in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                command_lines += listing.read_bytes()
+        assert sandbox.handle.attempt_id.encode() in command_lines
+        assert b"a-value-that-is-secret" not in command_lines
 
 
 def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
@@ -348,22 +341,17 @@ def test_process_has_no_privileges(runtime: Runtime, disk: Path):
 # Network
 
 
-def test_loopback_reaches_the_gateway_and_not_the_host(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as host_listener:
-            async with ready_sandbox(runtime, disk) as sandbox:
-                port = host_listener.getsockname()[1]
-                script = (
-                    f"(: < /dev/tcp/127.0.0.1/{port}) || echo refused; (: < /dev/tcp/127.0.0.1/8123) && echo reached"
-                )
-                result = await run_in(sandbox, ["/bin/bash", "-c", script])
-                assert result.output == "refused\nreached\n"
-                sandbox.listeners.model.accept()[0].close()
-            host_listener.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                host_listener.accept()
-
-    asyncio.run(scenario())
+async def test_loopback_reaches_the_gateway_and_not_the_host(runtime: Runtime, disk: Path):
+    with socket.create_server(("127.0.0.1", 0)) as host_listener:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            port = host_listener.getsockname()[1]
+            script = f"(: < /dev/tcp/127.0.0.1/{port}) || echo refused; (: < /dev/tcp/127.0.0.1/8123) && echo reached"
+            result = await run_in(sandbox, ["/bin/bash", "-c", script])
+            assert result.output == "refused\nreached\n"
+            sandbox.listeners.model.accept()[0].close()
+        host_listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            host_listener.accept()
 
 
 def test_abstract_sockets_of_the_host_are_unreachable(runtime: Runtime, disk: Path):
@@ -380,16 +368,13 @@ attempt("own", lambda: socket.socket(socket.AF_UNIX).connect("\\0own"))
         assert _parse_results(run_python(runtime, disk, source).output) == {"host": "ECONNREFUSED", "own": "works"}
 
 
-def test_network_routes_lead_to_the_gateway_only(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            dns_answer = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
-            result = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT_SCRIPT])
-            await dns_answer
-            assert result.output.split() == CONNECT_OUTPUT, result
-            accept_connection(sandbox.listeners.transparent[443])
-
-    asyncio.run(scenario())
+async def test_network_routes_lead_to_the_gateway_only(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        dns_answer = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
+        result = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT_SCRIPT])
+        await dns_answer
+        assert result.output.split() == CONNECT_OUTPUT, result
+        accept_connection(sandbox.listeners.transparent[443])
 
 
 _CONNECT_BY_PORT = """
@@ -403,15 +388,12 @@ for port in (22, 5432, 443, 23):
 """
 
 
-def test_only_requested_transparent_ports_are_open(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
-            result = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
-            assert result.output.split()[:3] == ["open"] * 3, result
-            assert result.output.split()[3] != "open", result
-            for port in (22, 5432, 443):
-                connection, _ = sandbox.listeners.transparent[port].accept()
-                assert connection.getsockname() == ("198.18.3.4", port)
-                connection.close()
-
-    asyncio.run(scenario())
+async def test_only_requested_transparent_ports_are_open(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
+        result = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
+        assert result.output.split()[:3] == ["open"] * 3, result
+        assert result.output.split()[3] != "open", result
+        for port in (22, 5432, 443):
+            connection, _ = sandbox.listeners.transparent[port].accept()
+            assert connection.getsockname() == ("198.18.3.4", port)
+            connection.close()

@@ -150,7 +150,7 @@ report(os.read(files[1], 16), os.read(files[3], 16), len(os.listdir("/etc/ssl/ce
 """
 
 
-def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, disk: Path, tmp_path: Path):
+async def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, disk: Path, tmp_path: Path):
     (program := tmp_path / "a").write_text("content")
     paths = (Path("/usr/bin/env"), Path("/etc/ld.so.cache"), Path("/etc/ssl/certs"), program)
 
@@ -165,7 +165,7 @@ def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runtime, d
                 os.close(file)
             return text
 
-    assert asyncio.run(scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
+    assert (await scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
 def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
@@ -219,7 +219,7 @@ report("held"); time.sleep(600)
 """
 
 
-def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
+async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
 
@@ -231,7 +231,7 @@ def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, lim
             usage, _ = await _measure(runtime, disk, "kept = lock_often(1, 200)\nreport('held'); time.sleep(600)")
             return usage
 
-    usage = asyncio.run(scenario())
+    usage = await scenario()
     assert usage.find_violation() == ""
     assert usage.locks == (200 if "memory" in limits else 0)
 
@@ -491,7 +491,9 @@ report("held"); time.sleep(600)
     ],
     ids=["of a process", "in transit in a socket", "among many files", "few"],
 )
-def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool):
+async def test_epoll_entries_are_limited(
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool
+):
     if has_own_kernel(runtime):
         pytest.skip("epoll instances belong to the sandbox's kernel")
     if "memory" not in limits:
@@ -507,7 +509,7 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
             await sandbox.wait()
             return violations
 
-    violations = asyncio.run(scenario())
+    violations = await scenario()
     assert ("epoll entries" in violations[-1]) == exceeds, violations
     assert exceeds or not any(violations)
 
@@ -586,7 +588,7 @@ async def _count_freed(
     ],
     ids=["epoll entries", "directories"],
 )
-def test_files_held_only_by_blocked_threads_are_freed(
+async def test_files_held_only_by_blocked_threads_are_freed(
     runtime: Runtime,
     disk: Path,
     limits: frozenset[str],
@@ -598,4 +600,4 @@ def test_files_held_only_by_blocked_threads_are_freed(
         pytest.skip("open files belong to the sandbox's kernel")
     if "memory" not in limits or count_all() is None:
         pytest.skip("the sandbox's processes or the objects of the machine cannot be counted")
-    assert asyncio.run(_count_freed(runtime, disk, source, count_all, growth_max)) > growth_max
+    assert (await _count_freed(runtime, disk, source, count_all, growth_max)) > growth_max

@@ -600,7 +600,7 @@ def test_oom_score_cannot_be_lowered(runtime: Runtime, disk: Path):
     assert len(attempts) == 12
 
 
-def test_oom_score_cannot_be_lowered_on_a_terminal(runtime: Runtime, disk: Path):
+async def test_oom_score_cannot_be_lowered_on_a_terminal(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("scores belong to the sandbox's kernel")
 
@@ -617,7 +617,7 @@ def test_oom_score_cannot_be_lowered_on_a_terminal(runtime: Runtime, disk: Path)
             async with asyncio.timeout(60):
                 return (await terminal.output.read()).decode()
 
-    assert asyncio.run(scenario()).splitlines()[-1] == "500"
+    assert (await scenario()).splitlines()[-1] == "500"
 
 
 def test_timers_message_queues_and_priorities_are_limited(runtime: Runtime, disk: Path):
@@ -630,10 +630,10 @@ for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): report(*reso
     assert lines == ["8192 8192", "819200 819200", "0 0", "0 0"]
 
 
-def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Path):
+async def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Path):
     async def scenario() -> CommandResult:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             return await run_in(sandbox, ["/usr/bin/python3", "-c", _PRELUDE + _TCP_NEVER_READ.replace("600", "0")])
 
-    result = asyncio.run(scenario())
+    result = await scenario()
     assert result.code == 0, result

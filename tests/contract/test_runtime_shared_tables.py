@@ -33,7 +33,7 @@ def test_open_files_per_process_are_limited(runtime: Runtime, disk: Path):
     assert (result.output, result.errors) == (expected, "")
 
 
-def test_open_files_on_a_terminal_are_limited(runtime: Runtime, disk: Path):
+async def test_open_files_on_a_terminal_are_limited(runtime: Runtime, disk: Path):
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
@@ -43,7 +43,7 @@ def test_open_files_on_a_terminal_are_limited(runtime: Runtime, disk: Path):
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return (await terminal.output.read()).decode()
 
-    assert asyncio.run(scenario()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]
+    assert (await scenario()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]
 
 
 _TERMINALS = f"""

@@ -66,202 +66,164 @@ def process_resources() -> tuple[list[str], int]:
 # A terminal and its process
 
 
-def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox)
-            await terminal.write(b"echo $((40 + 2)); tty; test -t 0 -a -t 1 -a -t 2 && echo three\n")
-            output = await read_until(terminal.output, b"three\r\nready$ ")
-            assert b"echo $((40 + 2))" in output
-            # In gVisor, the terminal has no name.
-            name = b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"
-            assert re.search(rb"\r\n42\r\n" + name + rb"\r\n", output), output
-            await terminal.hang_up()
-
-    asyncio.run(scenario())
+async def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox)
+        await terminal.write(b"echo $((40 + 2)); tty; test -t 0 -a -t 1 -a -t 2 && echo three\n")
+        output = await read_until(terminal.output, b"three\r\nready$ ")
+        assert b"echo $((40 + 2))" in output
+        # In gVisor, the terminal has no name.
+        name = b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"
+        assert re.search(rb"\r\n42\r\n" + name + rb"\r\n", output), output
+        await terminal.hang_up()
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk: Path, code: int):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox)
-            await terminal.write(b"exit %d\n" % code)
-            assert (await wait_exit(terminal)).code == code
-            assert (await wait_exit(terminal)).code == code
-            await terminal.write(b"not read\n")
-            echo = await open_shell(sandbox, "/bin/echo", "still here")
-            assert await read_output(echo) == "still here\n"
-
-    asyncio.run(scenario())
+async def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk: Path, code: int):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox)
+        await terminal.write(b"exit %d\n" % code)
+        assert (await wait_exit(terminal)).code == code
+        assert (await wait_exit(terminal)).code == code
+        await terminal.write(b"not read\n")
+        echo = await open_shell(sandbox, "/bin/echo", "still here")
+        assert await read_output(echo) == "still here\n"
 
 
-def test_exit_code_after_a_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", "kill -TERM $$")
-            assert (await wait_exit(terminal)).code == 128 + signal.SIGTERM
-
-    asyncio.run(scenario())
+async def test_exit_code_after_a_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", "kill -TERM $$")
+        assert (await wait_exit(terminal)).code == 128 + signal.SIGTERM
 
 
-def test_missing_program_exits_with_127_and_a_message(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox, "/usr/bin/no-such-program")
-            assert "no-such-program" in await read_output(terminal)
-            assert (await wait_exit(terminal)).code == 127
-
-    asyncio.run(scenario())
+async def test_missing_program_exits_with_127_and_a_message(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox, "/usr/bin/no-such-program")
+        assert "no-such-program" in await read_output(terminal)
+        assert (await wait_exit(terminal)).code == 127
 
 
-def test_environment_and_directory_are_as_requested(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_environment_and_directory_are_as_requested(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HOST_SECRET", "of-the-host")
-
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            environment = {"GREETING": "two words, a \u00fc and\na line", "EMPTY": "", "HOME": "/home/agent"}
-            command = Command(["/usr/bin/env", "-0"], environment, "/home/agent")
-            terminal = await sandbox.open_terminal(command, SIZE)
-            actual = dict(pair.split("=", 1) for pair in (await read_output(terminal)).split("\0") if pair)
-            assert actual == {**environment, "PWD": "/home/agent"}
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", 'echo $# "$2" $PWD; pwd', "name", "", "last")
-            assert await read_output(terminal) == "2 last /workspace\n/workspace\n"
-
-    asyncio.run(scenario())
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        environment = {"GREETING": "two words, a \u00fc and\na line", "EMPTY": "", "HOME": "/home/agent"}
+        command = Command(["/usr/bin/env", "-0"], environment, "/home/agent")
+        terminal = await sandbox.open_terminal(command, SIZE)
+        actual = dict(pair.split("=", 1) for pair in (await read_output(terminal)).split("\0") if pair)
+        assert actual == {**environment, "PWD": "/home/agent"}
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", 'echo $# "$2" $PWD; pwd', "name", "", "last")
+        assert await read_output(terminal) == "2 last /workspace\n/workspace\n"
 
 
-def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            script = "stty size; trap 'stty size; exit 0' WINCH; echo waits; while :; do sleep 0.1; done"
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
-            assert (await read_until(terminal.output, b"waits")).startswith(b"24 80\r\n")
-            await terminal.resize(TerminalSize(rows=50, columns=132))
-            assert "50 132" in await read_output(terminal)
-            assert (await wait_exit(terminal)).code == 0
-
-    asyncio.run(scenario())
+async def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        script = "stty size; trap 'stty size; exit 0' WINCH; echo waits; while :; do sleep 0.1; done"
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
+        assert (await read_until(terminal.output, b"waits")).startswith(b"24 80\r\n")
+        await terminal.resize(TerminalSize(rows=50, columns=132))
+        assert "50 132" in await read_output(terminal)
+        assert (await wait_exit(terminal)).code == 0
 
 
-def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox)
-            await terminal.write(b"sh -c 'trap \"exit 130\" INT; echo be''gun; while :; do sleep 0.05; done'\n")
-            await read_until(terminal.output, b"begun\r\n")
-            await terminal.write(b"\x03")
-            await read_until(terminal.output, b"ready$ ")
-            await terminal.write(b"echo code $?; exit 0\n")
-            assert "code 130" in await read_output(terminal)
-            assert (await wait_exit(terminal)).code == 0
-
-    asyncio.run(scenario())
+async def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox)
+        await terminal.write(b"sh -c 'trap \"exit 130\" INT; echo be''gun; while :; do sleep 0.05; done'\n")
+        await read_until(terminal.output, b"begun\r\n")
+        await terminal.write(b"\x03")
+        await read_until(terminal.output, b"ready$ ")
+        await terminal.write(b"echo code $?; exit 0\n")
+        assert "code 130" in await read_output(terminal)
+        assert (await wait_exit(terminal)).code == 0
 
 
-def test_hang_up_ends_the_processes_on_the_terminal(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await open_shell(sandbox)
-            await terminal.hang_up()
-            assert (await wait_exit(terminal)).code in {0, 1, 128 + signal.SIGHUP}
-            await read_output(terminal)
-            await terminal.hang_up()
-            await terminal.resize(SIZE)
-
-    asyncio.run(scenario())
+async def test_hang_up_ends_the_processes_on_the_terminal(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox)
+        await terminal.hang_up()
+        assert (await wait_exit(terminal)).code in {0, 1, 128 + signal.SIGHUP}
+        await read_output(terminal)
+        await terminal.hang_up()
+        await terminal.resize(SIZE)
 
 
-def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            flood = await open_shell(sandbox, "/bin/bash", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; sleep 0.2")
-            assert len(await read_output(flood)) == 3_000_000
-            script = "stty raw -echo; echo go; head -c 200000 | sha256sum"
-            reader, text = await open_shell(sandbox, "/bin/bash", "-c", script), os.urandom(200_000)
-            await read_until(reader.output, b"go")
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await reader.write(text)
-            import hashlib
+async def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        flood = await open_shell(sandbox, "/bin/bash", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; sleep 0.2")
+        assert len(await read_output(flood)) == 3_000_000
+        script = "stty raw -echo; echo go; head -c 200000 | sha256sum"
+        reader, text = await open_shell(sandbox, "/bin/bash", "-c", script), os.urandom(200_000)
+        await read_until(reader.output, b"go")
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await reader.write(text)
+        import hashlib
 
-            assert hashlib.sha256(text).hexdigest() in await read_output(reader)
-
-    asyncio.run(scenario())
+        assert hashlib.sha256(text).hexdigest() in await read_output(reader)
 
 
-def test_concurrent_terminals_are_independent(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
+async def test_concurrent_terminals_are_independent(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
 
-            async def open_one(number: int) -> tuple[str, int | None]:
-                terminal = await open_shell(sandbox, "/bin/bash", "-c", f"tty; exit {number}")
-                return await read_output(terminal), (await wait_exit(terminal)).code
+        async def open_one(number: int) -> tuple[str, int | None]:
+            terminal = await open_shell(sandbox, "/bin/bash", "-c", f"tty; exit {number}")
+            return await read_output(terminal), (await wait_exit(terminal)).code
 
-            results = await asyncio.gather(*(open_one(number) for number in range(5)))
-            assert [code for _, code in results] == list(range(5))
-            shells = [await open_shell(sandbox) for _ in range(3)]
-            names = []
-            for shell in shells:
-                await shell.write(b"tty\n")
-                names.append((await read_until(shell.output, b"ready$ ")).split()[1])
-                await shell.hang_up()
-            assert len(set(names)) == (1 if runtime.name == "gvisor" else 3)
-
-    asyncio.run(scenario())
+        results = await asyncio.gather(*(open_one(number) for number in range(5)))
+        assert [code for _, code in results] == list(range(5))
+        shells = [await open_shell(sandbox) for _ in range(3)]
+        names = []
+        for shell in shells:
+            await shell.write(b"tty\n")
+            names.append((await read_until(shell.output, b"ready$ ")).split()[1])
+            await shell.hang_up()
+        assert len(set(names)) == (1 if runtime.name == "gvisor" else 3)
 
 
 # Exit
 
 
-def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(
-            runtime,
-            disk,
-            "read -t 60 < /tmp/end || sleep 1",
-        ) as sandbox:
-            terminal = await open_shell(
-                sandbox, "/bin/bash", "-c", "trap '' HUP TERM INT; echo stays; sleep 300; sleep 300"
-            )
-            await read_until(terminal.output, b"stays")
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await sandbox.wait()
-            assert (await wait_exit(terminal)).code in {None, 128 + signal.SIGKILL}
-            await read_output(terminal)
-
-    asyncio.run(scenario())
-
-
-def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminals = [await open_shell(sandbox) for _ in range(3)]
-            await sandbox.kill()
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await sandbox.wait()
-            for terminal in terminals:
-                assert (await wait_exit(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
-                assert "could not be started" not in await read_output(terminal)
-
-    asyncio.run(scenario())
-
-
-def test_terminal_is_unavailable_before_start_and_after_exit(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            with pytest.raises(AttemptError) as caught:
-                await open_shell(sandbox, "/bin/true")
-            assert caught.value.code == "sandbox_lost"
-            await sandbox.start(Command(["/bin/true"], {}, "/workspace"))
+async def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(
+        runtime,
+        disk,
+        "read -t 60 < /tmp/end || sleep 1",
+    ) as sandbox:
+        terminal = await open_shell(
+            sandbox, "/bin/bash", "-c", "trap '' HUP TERM INT; echo stays; sleep 300; sleep 300"
+        )
+        await read_until(terminal.output, b"stays")
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await sandbox.wait()
-            with pytest.raises(AttemptError) as caught:
-                await open_shell(sandbox, "/bin/true")
-            assert caught.value.code == "sandbox_lost"
-
-    asyncio.run(scenario())
+        assert (await wait_exit(terminal)).code in {None, 128 + signal.SIGKILL}
+        await read_output(terminal)
 
 
-def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Path):
+async def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminals = [await open_shell(sandbox) for _ in range(3)]
+        await sandbox.kill()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await sandbox.wait()
+        for terminal in terminals:
+            assert (await wait_exit(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
+            assert "could not be started" not in await read_output(terminal)
+
+
+async def test_terminal_is_unavailable_before_start_and_after_exit(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        with pytest.raises(AttemptError) as caught:
+            await open_shell(sandbox, "/bin/true")
+        assert caught.value.code == "sandbox_lost"
+        await sandbox.start(Command(["/bin/true"], {}, "/workspace"))
+        await sandbox.wait()
+        with pytest.raises(AttemptError) as caught:
+            await open_shell(sandbox, "/bin/true")
+        assert caught.value.code == "sandbox_lost"
+
+
+async def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         async with sandbox_with_running_command(runtime, disk) as sandbox:
             open_terminal_ = await open_shell(sandbox)
@@ -276,45 +238,39 @@ def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Pat
         await wait_exit(hung_up)
 
     before = process_resources()
-    asyncio.run(scenario())
+    await scenario()
     assert process_resources() == before
 
 
-def test_sandbox_with_terminals_can_be_destroyed(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
-        try:
-            await sandbox.start(Command(["/bin/sleep", "300"], {}, "/workspace"))
-            await open_shell(sandbox)
-        finally:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await runtime.destroy(handle, disk)
-        assert handle.attempt_id not in runtime.attempt_ids()
-
-    asyncio.run(scenario())
+async def test_sandbox_with_terminals_can_be_destroyed(runtime: Runtime, disk: Path):
+    handle = runtime.prepare(new_attempt_id())
+    sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
+    try:
+        await sandbox.start(Command(["/bin/sleep", "300"], {}, "/workspace"))
+        await open_shell(sandbox)
+    finally:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await runtime.destroy(handle, disk)
+    assert handle.attempt_id not in runtime.attempt_ids()
 
 
 # Confinement
 
 
-def test_terminal_has_the_confinement_of_the_command(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            script = f"exec 2>&1; {IDENTITY_SCRIPT}\necho the end; sleep 300"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], ENVIRONMENT, "/workspace"))
-            command_output = (await read_until(output, b"the end\n")).decode().removesuffix("the end\n")
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", IDENTITY_SCRIPT)
-            terminal_output = await read_output(terminal)
-            assert "NoNewPrivs" in terminal_output or runtime.name == "gvisor"
-            assert "CapEff:\t0000000000000000" in terminal_output
-            # gVisor renumbers the user namespace at each query.
-            outputs = (terminal_output, command_output)
-            if runtime.name == "gvisor":
-                outputs = tuple(re.sub(r"user:\[\d+\]", "user", lines) for lines in outputs)
-            assert outputs[0].splitlines() == outputs[1].splitlines()
-
-    asyncio.run(scenario())
+async def test_terminal_has_the_confinement_of_the_command(runtime: Runtime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        script = f"exec 2>&1; {IDENTITY_SCRIPT}\necho the end; sleep 300"
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], ENVIRONMENT, "/workspace"))
+        command_output = (await read_until(output, b"the end\n")).decode().removesuffix("the end\n")
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", IDENTITY_SCRIPT)
+        terminal_output = await read_output(terminal)
+        assert "NoNewPrivs" in terminal_output or runtime.name == "gvisor"
+        assert "CapEff:\t0000000000000000" in terminal_output
+        # gVisor renumbers the user namespace at each query.
+        outputs = (terminal_output, command_output)
+        if runtime.name == "gvisor":
+            outputs = tuple(re.sub(r"user:\[\d+\]", "user", lines) for lines in outputs)
+        assert outputs[0].splitlines() == outputs[1].splitlines()
 
 
 _PRIVILEGED_CALLS = r"""
@@ -341,26 +297,25 @@ print("parent", os.getppid() in (0, 1) or os.path.exists(f"/proc/{os.getppid()}"
 """
 
 
-def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            results = dict(
-                line.split()
-                for line in (
-                    await read_output(await open_shell(sandbox, "/usr/bin/python3", "-c", _PRIVILEGED_CALLS))
-                ).splitlines()
-            )
-            assert (results.pop("size"), results.pop("session"), results.pop("parent")) == ("works", "True", "True")
-            assert results.pop("sti") in {"EPERM", "EIO", "ENOTTY"}
-            if has_own_kernel(runtime):
-                results.pop("unshare")  # allowed by that kernel, as for the command
-            assert results
-            assert not [name for name, outcome in results.items() if outcome == "works"], results
-
-    asyncio.run(scenario())
+async def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        results = dict(
+            line.split()
+            for line in (
+                await read_output(await open_shell(sandbox, "/usr/bin/python3", "-c", _PRIVILEGED_CALLS))
+            ).splitlines()
+        )
+        assert (results.pop("size"), results.pop("session"), results.pop("parent")) == ("works", "True", "True")
+        assert results.pop("sti") in {"EPERM", "EIO", "ENOTTY"}
+        if has_own_kernel(runtime):
+            results.pop("unshare")  # allowed by that kernel, as for the command
+        assert results
+        assert not [name for name, outcome in results.items() if outcome == "works"], results
 
 
-def test_opening_terminals_reveals_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_opening_terminals_reveals_nothing_of_the_host(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
     inspect_script = r"""
 while [ ! -e /tmp/enough ]; do
@@ -368,24 +323,20 @@ while [ ! -e /tmp/enough ]; do
     for fd in /proc/[0-9]*/fd/* /proc/[0-9]*/exe /proc/[0-9]*/cwd; do readlink $fd; done
 done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
 """
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            output, _ = await sandbox.start(
-                Command(["/bin/bash", "-c", f"echo up; {inspect_script}"], ENVIRONMENT, "/workspace")
-            )
-            await read_until(output, b"up")
-            for _ in range(5):
-                await wait_exit(await open_shell(sandbox, "/bin/true"))
-            await wait_exit(await open_shell(sandbox, "/usr/bin/touch", "/tmp/enough"))
-            await read_until(output, b"done")
-            visible = await read_output(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
-            assert "TERM=dumb" in visible
-            checkout = str(Path(__file__).parents[2])
-            for secret in ("server-secret-value", str(disk), "site-packages", "exec_command", "SANDBOX", checkout):
-                assert secret not in visible, secret
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk) as sandbox:
+        output, _ = await sandbox.start(
+            Command(["/bin/bash", "-c", f"echo up; {inspect_script}"], ENVIRONMENT, "/workspace")
+        )
+        await read_until(output, b"up")
+        for _ in range(5):
+            await wait_exit(await open_shell(sandbox, "/bin/true"))
+        await wait_exit(await open_shell(sandbox, "/usr/bin/touch", "/tmp/enough"))
+        await read_until(output, b"done")
+        visible = await read_output(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
+        assert "TERM=dumb" in visible
+        checkout = str(Path(__file__).parents[2])
+        for secret in ("server-secret-value", str(disk), "site-packages", "exec_command", "SANDBOX", checkout):
+            assert secret not in visible, secret
 
 
 _TRAPS = {
@@ -397,37 +348,27 @@ _TRAPS = {
 
 
 @pytest.mark.parametrize("trap", _TRAPS)
-def test_terminal_works_with_manipulated_device_files(runtime: Runtime, disk: Path, trap: str):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(
-            runtime, disk, f"({_TRAPS[trap]}) 2> /dev/null; echo set; sleep 300"
-        ) as sandbox:
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", "test -t 0 && echo a terminal")
-            assert await read_output(terminal) == "a terminal\n"
-            assert (await wait_exit(terminal)).code == 0
-
-    asyncio.run(scenario())
+async def test_terminal_works_with_manipulated_device_files(runtime: Runtime, disk: Path, trap: str):
+    async with sandbox_with_running_command(
+        runtime, disk, f"({_TRAPS[trap]}) 2> /dev/null; echo set; sleep 300"
+    ) as sandbox:
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", "test -t 0 && echo a terminal")
+        assert await read_output(terminal) == "a terminal\n"
+        assert (await wait_exit(terminal)).code == 0
 
 
-def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk) as sandbox:
-            terminal = await sandbox.open_terminal(Command(["/bin/pwd"], ENVIRONMENT, "/workspace/gone"), SIZE)
-            assert "could not be started" in await read_output(terminal)
-            assert (await wait_exit(terminal)).code == 127
-
-    asyncio.run(scenario())
+async def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await sandbox.open_terminal(Command(["/bin/pwd"], ENVIRONMENT, "/workspace/gone"), SIZE)
+        assert "could not be started" in await read_output(terminal)
+        assert (await wait_exit(terminal)).code == 127
 
 
-def test_processes_of_a_terminal_count_towards_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
+async def test_processes_of_a_terminal_count_towards_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if "processes" not in limits:
         pytest.skip("no limit on processes on this machine")
-
-    async def scenario() -> None:
-        async with sandbox_with_running_command(runtime, disk, processes_max=24) as sandbox:
-            script = "for n in $(seq 40); do sleep 300 & done; wait"
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
-            await read_until(terminal.output, b"fork")
-            assert has_own_kernel(runtime) or (await sandbox.stats()).processes
-
-    asyncio.run(scenario())
+    async with sandbox_with_running_command(runtime, disk, processes_max=24) as sandbox:
+        script = "for n in $(seq 40); do sleep 300 & done; wait"
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
+        await read_until(terminal.output, b"fork")
+        assert has_own_kernel(runtime) or (await sandbox.stats()).processes

@@ -28,7 +28,7 @@ def logged():
     logging.getLogger("sandbox").setLevel(levels["sandbox"])
 
 
-def test_internal_error_is_logged_with_its_request_id(running_api, logged):
+async def test_internal_error_is_logged_with_its_request_id(running_api, logged):
     async def scenario():
         async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             api.tasks.add("task-001")
@@ -37,7 +37,7 @@ def test_internal_error_is_logged_with_its_request_id(running_api, logged):
             succeeded = await client.get("/api/v1/tasks/task-001")
             return failed, succeeded
 
-    failed, succeeded = asyncio.run(scenario())
+    failed, succeeded = await scenario()
     assert (failed.status_code, succeeded.status_code) == (500, 200)
     records = [(record, task_id) for record, request_id, task_id in logged if request_id == "mine"]
     assert [task_id for record, task_id in records if record.exc_info] == ["task-001"]
@@ -46,7 +46,7 @@ def test_internal_error_is_logged_with_its_request_id(running_api, logged):
     assert [record.status for record in others] == [200]
 
 
-def test_requests_are_logged_with_their_token_id(running_api, logged):
+async def test_requests_are_logged_with_their_token_id(running_api, logged):
     async def scenario():
         async with (
             running_api(FakeAccess(otto="operator", vera="viewer")) as api,
@@ -59,7 +59,7 @@ def test_requests_are_logged_with_their_token_id(running_api, logged):
             headers = {"authorization": "Bearer vera", "x-request-id": "vera-again"}
             await client.delete("/api/v1/tasks/task-001", headers=headers)
 
-    asyncio.run(scenario())
+    await scenario()
     requests = {
         request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
     }
@@ -71,7 +71,7 @@ def test_requests_are_logged_with_their_token_id(running_api, logged):
     }
 
 
-def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged):
+async def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged):
     """After a large body, the rest of a keep-alive connection is read in the context of the first request."""
 
     async def scenario():
@@ -89,17 +89,17 @@ def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged)
                 await asyncio.wait_for(reader.readexactly(length), 10)
             writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
     requests = {
         request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
     }
     assert requests == {"large": (400, "otto"), "next": (401, None)}
 
 
-def test_server_without_tokens_logs_no_token_id(running_api, logged):
+async def test_server_without_tokens_logs_no_token_id(running_api, logged):
     async def scenario():
         async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
             await client.get("/api/v1/tasks")
 
-    asyncio.run(scenario())
+    await scenario()
     assert [record.token_id for record, _, _ in logged if hasattr(record, "status")] == [None]

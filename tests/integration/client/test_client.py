@@ -301,18 +301,18 @@ def test_uppercase_url_scheme_is_accepted(api, client_class):
         assert client.tasks()["tasks"] == []
 
 
-def test_terminal_accepts_an_uppercase_url_scheme(api):
+async def test_terminal_accepts_an_uppercase_url_scheme(api):
     async def open_and_close():
         async with open_terminal(api.url.replace("http", "HTTP"), None, "other"):
             pass
 
     with pytest.raises(UnreachableError):  # the fake API does not support terminals
-        asyncio.run(open_and_close())
+        await open_and_close()
     assert api.requests[0].path == "/tasks/other/terminal"
 
 
 @pytest.mark.parametrize("location", ["/elsewhere", "ws://127.0.0.2:9/elsewhere"])
-def test_terminal_follows_no_redirect(location):
+async def test_terminal_follows_no_redirect(location):
     paths = []
 
     async def redirect(reader, writer):
@@ -329,7 +329,7 @@ def test_terminal_follows_no_redirect(location):
                 pass
 
     with pytest.raises(UnexpectedAnswerError, match="HTTP 307"):
-        asyncio.run(open_redirected())
+        await open_redirected()
     assert paths == ["/api/v1/tasks/other/terminal"]
 
 

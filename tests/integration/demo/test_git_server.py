@@ -81,12 +81,12 @@ def test_missing_repository_is_not_found(repositories):
     assert "not found" in output
 
 
-def test_example_commit_is_reproducible(repositories, tmp_path):
+async def test_example_commit_is_reproducible(repositories, tmp_path):
     other = make_example_repository(tmp_path / "other")
 
     async def heads():
         return [(await git("rev-parse", "main", cwd=path))[1] for path in (repositories / "example.git", other)]
 
-    first, second = asyncio.run(heads())
+    first, second = await heads()
     assert first == second
     assert len(first.strip()) == 40

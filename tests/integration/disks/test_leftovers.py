@@ -57,12 +57,12 @@ def is_alive(pid):
         return False
 
 
-def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_path):
+async def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_path):
     pid = start_leftover(files)
     with subprocess.Popen(["sleep", "600"], cwd=files.root) as unrelated_process:
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
-            asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
+            await DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files)
             wait_until(lambda: not is_alive(pid), description="the end of the holder")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()

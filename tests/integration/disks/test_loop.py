@@ -259,39 +259,33 @@ def test_partially_created_file_system_is_recreated(loop_works, files):
     run_in_child(fills_up, files)
 
 
-def test_directory_disk_is_measured_recursively(files):
-    async def scenario():
-        disks = DirectoryDisks()
-        await disks.open(files, 2 * MIB)
-        deep = files.disk / "workspace" / "a" / "b"
-        deep.mkdir(parents=True)
-        assert not (await disks.usage(files)).is_full
-        (deep / "large").write_bytes(b"x" * 3 * MIB)
-        usage = await disks.usage(files)
-        assert usage.is_full
-        assert usage.used_bytes >= 3 * MIB
-        assert usage.total_bytes == 2 * MIB
-        await disks.close(files)
-        assert (deep / "large").exists()
-
-    asyncio.run(scenario())
+async def test_directory_disk_is_measured_recursively(files):
+    disks = DirectoryDisks()
+    await disks.open(files, 2 * MIB)
+    deep = files.disk / "workspace" / "a" / "b"
+    deep.mkdir(parents=True)
+    assert not (await disks.usage(files)).is_full
+    (deep / "large").write_bytes(b"x" * 3 * MIB)
+    usage = await disks.usage(files)
+    assert usage.is_full
+    assert usage.used_bytes >= 3 * MIB
+    assert usage.total_bytes == 2 * MIB
+    await disks.close(files)
+    assert (deep / "large").exists()
 
 
-def test_directory_disk_limits_the_number_of_empty_files(files):
-    async def scenario():
-        disks = DirectoryDisks()
-        await disks.open(files, 2 * MIB)
-        make_files(files.disk, 100)
-        assert not (await disks.usage(files)).is_full
-        make_files(files.disk, 600)
-        usage = await disks.usage(files)
-        assert usage.used_bytes < usage.total_bytes
-        assert usage.is_full
-
-    asyncio.run(scenario())
+async def test_directory_disk_limits_the_number_of_empty_files(files):
+    disks = DirectoryDisks()
+    await disks.open(files, 2 * MIB)
+    make_files(files.disk, 100)
+    assert not (await disks.usage(files)).is_full
+    make_files(files.disk, 600)
+    usage = await disks.usage(files)
+    assert usage.used_bytes < usage.total_bytes
+    assert usage.is_full
 
 
-def test_missing_directory_disk_is_an_error(files):
+async def test_missing_directory_disk_is_an_error(files):
     async def scenario():
         disks = DirectoryDisks()
         await disks.open(files, 2 * MIB)
@@ -299,7 +293,7 @@ def test_missing_directory_disk_is_an_error(files):
         await disks.usage(files)
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):
-        asyncio.run(scenario())
+        await scenario()
 
 
 def test_unshare_error_is_raised(monkeypatch):

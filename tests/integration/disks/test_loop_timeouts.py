@@ -35,13 +35,13 @@ async def with_timeout(awaitable, kill_all):
         await asyncio.sleep(0.1)  # until the event loop notices the exit
 
 
-def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
+async def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
     monkeypatch.setattr("sandbox.disks.loop.DISK_COMMAND_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="takes too long"):
-        asyncio.run(with_timeout(run_command("sleep", "60"), unkillable))
+        await with_timeout(run_command("sleep", "60"), unkillable)
 
 
-def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
+async def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
     (tmp_path / "rm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rm").chmod(0o755)
     monkeypatch.setattr("sandbox.disks.removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
@@ -51,4 +51,4 @@ def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
             await remove_trees([tmp_path / "x"])
 
     with pytest.raises(TimeoutError):
-        asyncio.run(with_timeout(removal(), unkillable))
+        await with_timeout(removal(), unkillable)

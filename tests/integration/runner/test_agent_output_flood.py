@@ -12,7 +12,7 @@ LINES_PER_LOOP_ITERATION_MAX = 250
 """The maximum of both streams together, with a margin."""
 
 
-def test_line_flood_does_not_starve_other_coroutines(tmp_path):
+async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
     harness = AttemptHarness(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
     iteration, lines = 0, Counter()
     record = harness.recorder.record
@@ -35,16 +35,16 @@ def test_line_flood_does_not_starve_other_coroutines(tmp_path):
         await harness.attempt_runner.run()
         counter.cancel()
 
-    asyncio.run(scenario())
+    await scenario()
     harness.writer.close()
     assert lines.total() == 2 * LINES
     assert max(lines.values()) <= LINES_PER_LOOP_ITERATION_MAX
 
 
-def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
+async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     harness.writer.close()
     events = [record.event for record in read_records(harness.journals, "task-1")]
     stored = [event for event in events if isinstance(event, Output)]
@@ -57,11 +57,11 @@ def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypa
     assert harness.task.progress.tool_calls == 1
 
 
-def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
+async def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
     harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     harness.writer.close()
     assert harness.states[-1] == "completed"
     assert len(harness.events(ToolCall)) == 10

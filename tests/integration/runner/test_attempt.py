@@ -35,10 +35,10 @@ def short_grace(monkeypatch, seconds):
         yield
 
 
-def test_task_passes_through_all_states(make_harness):
+async def test_task_passes_through_all_states(make_harness):
     script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert harness.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
@@ -47,9 +47,9 @@ def test_task_passes_through_all_states(make_harness):
     assert (harness.task.attempt.runtime, harness.task.attempt.tier) == ("scripted", "none")
 
 
-def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
+async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
     harness = make_harness(Script(patch_incomplete_reason="it is too large"))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     [error] = [
@@ -59,27 +59,27 @@ def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harn
     assert "it is too large" in error.message
 
 
-def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
+async def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
     harness = make_harness(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     assert b"truncated" in (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes()
 
 
-def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
+async def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
     harness = make_harness(Script())
     earlier = harness.attempt.task_layout.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.states[-1] == "completed"
     assert list(earlier.root.iterdir()) == [earlier.runner_log]
 
 
-def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
+async def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
     harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     artifacts = harness.attempt.task_layout.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
@@ -89,10 +89,10 @@ def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
     assert not list(artifacts.glob("*.part"))
 
 
-def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
+async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     script = Script()
     harness = make_harness(script)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert script.calls == ["create", "start", "kill", "destroy"]
 
 
@@ -121,9 +121,9 @@ def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
         ),
     ],
 )
-def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, states, code):
+async def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, states, code):
     harness = make_harness(script)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.states == states
     assert harness.task.failure.code == code
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
@@ -131,13 +131,13 @@ def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, state
     assert metadata["state"] == "failed"
 
 
-def test_teardown_error_does_not_fail_a_successful_task(make_harness):
+async def test_teardown_error_does_not_fail_a_successful_task(make_harness):
     harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.state is TaskState.COMPLETED
 
 
-def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
+async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
     script = Script(runs_until_signal=True)
     harness = make_harness(script)
 
@@ -147,14 +147,14 @@ def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
         assert harness.attempt_runner.cancel(CancelOrder("changed my mind")).done
         await work
 
-    asyncio.run(scenario())
+    await scenario()
     assert "signal SIGTERM" in script.calls
     assert harness.states[-2:] == ["completing", "cancelled"]
     assert "task-1.patch" in harness.artifacts
     assert harness.task.state_message == "Cancelled: changed my mind"
 
 
-def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
+async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
     script = Script(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
@@ -165,13 +165,13 @@ def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, m
         await work
 
     with short_grace(monkeypatch, 0.05):
-        asyncio.run(scenario())
+        await scenario()
     assert script.calls.index("signal SIGTERM") < script.calls.index("kill")
     assert harness.task.state is TaskState.CANCELLED
     assert harness.task.exit_code == 137
 
 
-def test_later_force_cancel_skips_grace_period(make_harness):
+async def test_later_force_cancel_skips_grace_period(make_harness):
     script = Script(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
@@ -183,11 +183,11 @@ def test_later_force_cancel_skips_grace_period(make_harness):
         harness.attempt_runner.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 5)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.CANCELLED
 
 
-def test_cancel_during_clone_stops_the_clone(make_harness):
+async def test_cancel_during_clone_stops_the_clone(make_harness):
     harness = make_harness(Script(stage_seconds=60))
 
     async def scenario():
@@ -196,13 +196,13 @@ def test_cancel_during_clone_stops_the_clone(make_harness):
         harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 5)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.states == ["pending", "staging", "cancelled"]
 
 
-def test_cancel_after_outcome_is_rejected(make_harness):
+async def test_cancel_after_outcome_is_rejected(make_harness):
     harness = make_harness(Script())
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     reply = harness.attempt_runner.cancel(CancelOrder())
     assert not reply.done
     assert harness.task.state is TaskState.COMPLETED
@@ -216,15 +216,15 @@ def test_cancel_after_outcome_is_rejected(make_harness):
         ({"stage_timeout": "1s"}, "stage_timeout", Script(stage_seconds=60)),
     ],
 )
-def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
+async def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
     harness = make_harness(script, lifecycle=lifecycle)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == code
     assert next(iter(lifecycle)) in harness.task.failure.message
 
 
-def test_finisher_completes_attempt_of_dead_runner(make_harness):
+async def test_finisher_completes_attempt_of_dead_runner(make_harness):
     script = Script()
     harness = make_harness(script)
 
@@ -234,7 +234,7 @@ def test_finisher_completes_attempt_of_dead_runner(make_harness):
     harness.attempt.layout.workspace.mkdir(parents=True)
     harness.attempt.layout.repository.mkdir()
     write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert harness.task.failure.code == "runner_lost"
     assert harness.states[-2:] == ["completing", "failed"]
     assert script.calls[0] == "destroy"
@@ -242,30 +242,30 @@ def test_finisher_completes_attempt_of_dead_runner(make_harness):
     assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= harness.artifacts
 
 
-def test_finisher_preserves_recorded_outcome(make_harness):
+async def test_finisher_preserves_recorded_outcome(make_harness):
 
     harness = make_harness(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert harness.task.state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
-def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
+async def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
     harness = attempt_with_undestroyable_sandbox(make_harness, exit_event, metadata=True)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert harness.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
     assert [report.error for report in harness.events(ErrorReported)] == ["teardown_failed"]
 
 
-def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
+async def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
     harness = attempt_with_undestroyable_sandbox(
         make_harness, AgentExited(0, {"is_error": False}, None), metadata=False
     )
     with pytest.raises(AttemptError, match="still there"):
-        asyncio.run(harness.attempt_runner.finish())
+        await harness.attempt_runner.finish()
     assert harness.task.state is TaskState.COMPLETING
     assert harness.artifacts == set()
 
@@ -284,9 +284,9 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
     return harness
 
 
-def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
+async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
     harness = make_harness(Script(create_error=ZeroDivisionError("bug")))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
@@ -298,12 +298,12 @@ def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog
     [("an-earlier-boot", FailureCode.HOST_LOST), (BOOT_ID, FailureCode.RUNNER_LOST), ("", FailureCode.RUNNER_LOST)],
     ids=["another boot", "the same boot", "a journal without a boot id"],
 )
-def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
+async def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
     harness = make_harness(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.attempt.layout.workspace.mkdir(parents=True)
     harness.attempt.layout.repository.mkdir()
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

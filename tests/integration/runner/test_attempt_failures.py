@@ -39,15 +39,15 @@ def fail_first_record(harness, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
 )
-def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
+async def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
     harness = make_harness(Script(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     fail_first_record(harness, monkeypatch, kind)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert "ArithmeticError" in harness.task.failure.message
 
 
-def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
+async def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
     harness = make_harness(Script(runs_until_signal=True))
     fail_first_record(harness, monkeypatch, Usage)
 
@@ -57,21 +57,21 @@ def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
         harness.script.report_to_runner(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.FAILED
     assert "ArithmeticError" in harness.task.failure.message
 
 
-def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, monkeypatch):
+async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, monkeypatch):
     script = Script(runs_until_signal=True)
     harness = make_harness(script)
     fail_first_record(harness, monkeypatch, AgentStarted)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert script.calls == ["create", "start", "kill", "destroy"]
 
 
-def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
+async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
     harness = make_harness(Script(runs_until_signal=True, survives_kill=True))
 
@@ -81,22 +81,22 @@ def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
         harness.attempt_runner.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.CANCELLED
     assert harness.task.failure.code == "sandbox_lost"
 
 
-def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
+async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
     script = Script()
     harness = make_harness(script)
     harness.recorder.record(CancelRequested("", force=False))
     runner = AttemptRunner(harness.attempt)
-    asyncio.run(runner.run())
+    await runner.run()
     assert harness.task.state is TaskState.CANCELLED
     assert "start" not in script.calls
 
 
-def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
+async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
     harness = make_harness(Script(runs_until_signal=True, stdout=b"hello\n"))
     sync, calls = harness.writer.sync, []
 
@@ -118,12 +118,12 @@ def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplo
         harness.attempt_runner.cancel(CancelOrder(force=True))
         await work
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.CANCELLED
     assert "Input/output error" in caplog.text
 
 
-def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
+async def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*.md",)})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
@@ -132,7 +132,7 @@ def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
     (harness.attempt.layout.root / "task-1.patch").write_bytes(b"half a pat")
     (harness.attempt.layout.root / "handle.part").write_bytes(b"{")
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert harness.task.state is TaskState.COMPLETED
     names = [artifact.name for artifact in harness.task.artifacts]
     assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
@@ -140,11 +140,11 @@ def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
     assert (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
 
 
-def test_collection_timeout_leaves_no_partial_files(make_harness):
+async def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the files were completed: the work is lost, but the events are not."""
     harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert harness.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in harness.task.failure.message
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -152,7 +152,7 @@ def test_collection_timeout_leaves_no_partial_files(make_harness):
     assert harness.attempt.id == ATTEMPT_ID
 
 
-def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkeypatch):
+async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkeypatch):
     """The other tests cover the control: a disk with free space."""
 
     async def usage(self, files):
@@ -160,26 +160,26 @@ def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkey
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
     assert "kill" in harness.script.calls
     assert "task-1.patch" in harness.artifacts
 
 
-def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
+async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
     async def usage(self, files):
         raise OSError("The disk usage cannot be measured")
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be measured" in harness.task.failure.message
     assert "kill" in harness.script.calls
 
 
-def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):
+async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):
     calls = []
 
     async def usage(self, files):
@@ -200,7 +200,7 @@ def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monk
         harness.attempt_runner.cancel(CancelOrder(force=True))
         await work
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.states[-1] == "cancelled"
     assert harness.task.failure.code == "agent_failed"
 
@@ -209,18 +209,18 @@ def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monk
     ("number", "code", "advice"),
     [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "check the disk and the kernel log")],
 )
-def test_disk_error_while_writing_home_files_fails_with_advice(make_harness, monkeypatch, number, code, advice):
+async def test_disk_error_while_writing_home_files_fails_with_advice(make_harness, monkeypatch, number, code, advice):
     def refuse_home(home, files):
         raise OSError(number, "The disk")
 
     monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
     harness = make_harness(Script())
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert (harness.states[-1], harness.task.failure.code) == ("failed", code)
     assert advice in harness.task.failure.message
 
 
-def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
+async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
     """The attempt is over: later output belongs to no attempt."""
 
     async def ignore_kill(self):
@@ -238,12 +238,12 @@ def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, 
         await asyncio.sleep(0)
         return asyncio.all_tasks() - {asyncio.current_task()}
 
-    assert asyncio.run(scenario()) == set()
+    assert (await scenario()) == set()
     assert harness.task.state is TaskState.CANCELLED
 
 
 @pytest.mark.parametrize("fault", ["the kill has no effect", "the output cannot be read"])
-def test_terminal_clients_receive_the_end_before_collection(make_harness, monkeypatch, fault):
+async def test_terminal_clients_receive_the_end_before_collection(make_harness, monkeypatch, fault):
     async def ignore_kill(self):
         pass
 
@@ -275,5 +275,5 @@ def test_terminal_clients_receive_the_end_before_collection(make_harness, monkey
         broken.set()
         await asyncio.wait_for(work, 20)
 
-    asyncio.run(scenario())
+    await scenario()
     assert ends == [(None, TaskState.RUNNING)]

@@ -57,9 +57,9 @@ def next_attempt(harness, *, resumes, **parts):
     return AttemptRunner(attempt)
 
 
-def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
+async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
     assert isinstance(harness.events(object)[-1], AttemptEnded)
@@ -103,10 +103,10 @@ def test_rendered_output_shows_the_last_attempt_only(make_harness):
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
+async def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.state is TaskState.FAILED
     assert harness.outputs("stdout") == [b"rendered\n"]
 
@@ -121,10 +121,10 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
+async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 5})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     [skipped] = harness.events(FollowUpSkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
@@ -132,7 +132,7 @@ def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     assert "task-1.patch" in harness.artifacts
 
 
-def test_partially_removed_workspace_produces_no_patch(make_harness):
+async def test_partially_removed_workspace_produces_no_patch(make_harness):
     """Otherwise the patch would show the removed files as deleted by the agent."""
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
@@ -141,7 +141,7 @@ def test_partially_removed_workspace_produces_no_patch(make_harness):
             raise OSError("some files cannot be removed")
 
     dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=fail_removal)
-    asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).run())
+    await AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).run()
     assert len(harness.events(FollowUpSkipped)) == 1
     assert harness.task.failure.code == "agent_failed"
     assert "metadata.json" in harness.artifacts
@@ -149,28 +149,28 @@ def test_partially_removed_workspace_produces_no_patch(make_harness):
 
 
 @pytest.mark.parametrize("events_recorded", range(3))
-def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
+async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING[:events_recorded])
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
     assert harness.script.calls[0] == "destroy"
     assert remaining_files(harness) == set()
 
 
-def test_finisher_does_not_repeat_a_started_agent(make_harness):
+async def test_finisher_does_not_repeat_a_started_agent(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
 
 
-def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
+async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
     """The first finisher recorded the failure and removed a part of the workspace."""
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert harness.task.attempt.follow_up == "again"
     assert len(harness.events(AttemptFailed)) == 1
 
@@ -207,13 +207,13 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(1, "retry"), (0, None)])
-def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries, follow_up):
+async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries, follow_up):
     rotated = {"TOKEN": "rotated since"}
     harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
-    asyncio.run(AttemptRunner(attempt).finish())
+    await AttemptRunner(attempt).finish()
     assert harness.task.attempt.follow_up == follow_up
     assert [event.follow_up for event in harness.events(FollowUpSkipped)] == ["resume"]
 
@@ -228,10 +228,10 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     assert "resume" in harness.script.calls
 
 
-def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
+async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     progress = harness.task.progress
     assert (progress.turns, progress.current_tool) == (2, None)
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
@@ -308,10 +308,10 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_missing_session_prevents_resume(make_harness, retries, follow_up):
+async def test_missing_session_prevents_resume(make_harness, retries, follow_up):
     harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert harness.task.attempt.follow_up == follow_up
@@ -335,7 +335,7 @@ def test_task_past_its_timeout_starts_no_further_agent(make_harness):
     assert "start" not in harness.script.calls
 
 
-def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
+async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
     harness = make_harness(Script())
     served = []
 
@@ -354,31 +354,31 @@ def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
         harness.attempt_runner.cancel(CancelOrder(force=True))
         await runner
 
-    asyncio.run(scenario())
+    await scenario()
     assert served == [True]
 
 
-def test_invalid_model_url_fails_provisioning_with_its_message(make_harness):
+async def test_invalid_model_url_fails_provisioning_with_its_message(make_harness):
     harness = make_harness(Script())
 
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
     harness.attempt.dependencies.gateways.create = refuse
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     outcome = (harness.task.state, harness.task.failure.code, harness.task.failure.message)
     assert outcome == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
+async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"retries": retries})
 
     async def serve(listeners):
         raise OSError("a listener is gone")
 
     harness.attempt.dependencies.gateways.serve = serve
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
     assert "gateway failed" in failure.message
@@ -386,7 +386,7 @@ def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
+async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
     """The disk is verified after the sandbox is destroyed, because data may be lost until then.
 
     The control is `test_resume_hands_over_the_disk_and_the_session`.
@@ -399,7 +399,7 @@ def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retrie
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(DirectoryDisks, "verify", verify)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert "could not store everything that the agent wrote (Input/output error)" in skipped.reason
@@ -429,7 +429,7 @@ class MountedDisks(DirectoryDisks):
             files.disk.mkdir()
 
 
-def test_cancel_during_disk_release_preserves_the_work(make_harness):
+async def test_cancel_during_disk_release_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
 
@@ -439,7 +439,7 @@ def test_cancel_during_disk_release_preserves_the_work(make_harness):
         await removal.remove_trees(paths)
 
     dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=remove, disks=MountedDisks())
-    asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).finish())
+    await AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).finish()
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
     assert remaining_files(harness) <= {"disk", "disk.img"}

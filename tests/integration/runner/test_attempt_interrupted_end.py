@@ -57,7 +57,7 @@ def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkey
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
-def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
+async def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
     """A tar of changed files may be a gigabyte in size."""
     harness = make_harness(Script())
     file_digest, started, answered = hashlib.file_digest, threading.Event(), threading.Event()
@@ -77,5 +77,5 @@ def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeyp
         await work
         return reply
 
-    assert "the outcome is unchanged" in asyncio.run(scenario()).message
+    assert "the outcome is unchanged" in (await scenario()).message
     assert harness.task.state is TaskState.COMPLETED

@@ -31,17 +31,17 @@ SECRETS = {"TOKEN": VALUE}
 ARTIFACTS_FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
-def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
+async def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
     script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
     harness = make_harness(script, secrets=SECRETS)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert b"it is [REDACTED:TOKEN]!\n" in harness.outputs()
     stored = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in stored if VALUE.encode() in path.read_bytes()]
     assert "[REDACTED:TOKEN]" in harness.task.failure.message
 
 
-def test_host_of_denied_egress_is_redacted(make_harness):
+async def test_host_of_denied_egress_is_redacted(make_harness):
     script = Script(runs_until_signal=True)
     harness = make_harness(script, secrets=SECRETS)
 
@@ -52,30 +52,30 @@ def test_host_of_denied_egress_is_redacted(make_harness):
         script.report_to_runner(BudgetExhausted("enough"))
         await work
 
-    asyncio.run(scenario())
+    await scenario()
     assert [event.host for event in harness.events(EgressDenied)] == ["[REDACTED:TOKEN].evil.example"]
 
 
-def test_gateway_redacts_a_name_before_truncation(make_harness):
+async def test_gateway_redacts_a_name_before_truncation(make_harness):
     script = Script()
     harness = make_harness(script, secrets=SECRETS)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
 
 
-def test_output_without_secrets_is_unchanged(make_harness):
+async def test_output_without_secrets_is_unchanged(make_harness):
     script = Script(stdout=f"it is {VALUE}!\n".encode())
     harness = make_harness(script)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert script.redact(VALUE) == VALUE
     assert f"it is {VALUE}!\n".encode() in harness.outputs()
 
 
-def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
+async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
     harness = make_harness(
         Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
     )
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {
         "report.md": True,
@@ -86,15 +86,15 @@ def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
     assert (harness.attempt.task_layout.artifacts / "report.md").read_bytes() == VALUE.encode()
 
 
-def test_secret_too_short_for_redaction_is_reported(make_harness):
+async def test_secret_too_short_for_redaction_is_reported(make_harness):
     harness = make_harness(Script(), secrets={"PIN": "1234"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     reports = [event for event in harness.events(ErrorReported) if event.error == "secret_not_redacted"]
     assert len(reports) == 1
     assert "PIN" in reports[0].message
 
 
-def test_exhausted_budget_ends_the_task(make_harness):
+async def test_exhausted_budget_ends_the_task(make_harness):
     script = Script(runs_until_signal=True)
     harness = make_harness(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
 
@@ -105,64 +105,64 @@ def test_exhausted_budget_ends_the_task(make_harness):
         script.report_to_runner(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.failure.code == "budget_exceeded"
     assert "signal SIGTERM" in script.calls
 
 
 @pytest.mark.parametrize("claude", [{"allowed_tools": ("Read",)}, {"allowed_tools": ()}])
-def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude):
+async def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude):
     script = Script(stdout=b"!\nhello\n")
     harness = make_harness(script, claude=claude)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert script.rules.hold_model_requests
     assert "release model" in script.calls
 
 
-def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
+async def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
     failure = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
     script = Script(stdout=b"!\n", runs_until_signal=True, start_check_failure=failure)
     harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.failure == failure
     assert "release model" not in script.calls
 
 
-def test_model_requests_are_not_held_without_a_start_check(make_harness):
+async def test_model_requests_are_not_held_without_a_start_check(make_harness):
     script = Script(stdout=b"!\n")
     harness = make_harness(script)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert not script.rules.hold_model_requests
 
 
-def test_gateway_receives_the_egress_rules(make_harness):
+async def test_gateway_receives_the_egress_rules(make_harness):
     script = Script()
     harness = make_harness(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert script.rules.egress.rules == (EgressRule("api.github.com"),)
 
 
-def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
+async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
     harness = make_harness(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.outputs("stdout") == [b"rendered\n"]
     transcript = harness.attempt.task_layout.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
 
 
 @pytest.mark.parametrize("output_format", ["stream-json", "text"])
-def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
+async def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
     terminal_output = b'\x1b[2J{"type":"result","is_error":false}\n'
     harness = make_harness(Script(stdout=terminal_output), claude={"headless": False, "output_format": output_format})
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert harness.states[-1] == "completed"
     assert harness.outputs("stdout") == [terminal_output]
     assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == b""
 
 
-def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
+async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
     harness = make_harness(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.state is TaskState.FAILED_PRESERVED
     assert harness.attempt.layout.workspace.is_dir()
     assert not harness.attempt.layout.handle.exists()
@@ -171,27 +171,27 @@ def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
     assert metadata["state"] == "failed_preserved"
 
 
-def test_success_preserves_no_files(make_harness):
+async def test_success_preserves_no_files(make_harness):
     harness = make_harness(Script(), lifecycle={"failure_action": "preserve"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert harness.task.state is TaskState.COMPLETED
     assert not harness.attempt.layout.disk.exists()
     assert harness.script.destroyed_disks == [None]
 
 
-def test_sandbox_resource_usage_is_sampled(make_harness):
+async def test_sandbox_resource_usage_is_sampled(make_harness):
     harness = make_harness(Script(), vm={"memory": "2G"})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     samples = harness.events(Metrics)
     assert samples
     assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
 
 
-def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
+async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
     """The files are not merged, and the recorded names match the files."""
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]
@@ -199,11 +199,11 @@ def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
 
 
 @pytest.mark.parametrize("secrets", [None, {"TOKEN": "another-value-since-then"}])
-def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_harness, secrets):
+async def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_harness, secrets):
     names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
     script = Script(collected={name: name.encode() for name in names})
     harness = attempt_of_dead_runner(make_harness, script, secrets)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
@@ -212,7 +212,7 @@ def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_
     assert VALUE not in repr(harness.task.artifacts)
 
 
-def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
+async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
     """The runner died right after it had stored the artifact."""
     harness = attempt_of_dead_runner(make_harness, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
     directory = harness.attempt.task_layout.artifacts
@@ -220,14 +220,14 @@ def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harnes
     (directory / "report.md").write_bytes(b"ours\n")
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
     harness.recorder.record(ArtifactCollected(report))
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert unflagged(harness) == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in directory.iterdir()}
     assert harness.artifacts == {"report.md", "redacted-1"} | ARTIFACTS_FROM_THE_JOURNAL
 
 
 @pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
-def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness, monkeypatch, checksum):
+async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness, monkeypatch, checksum):
     """The agent may have continued after its runner died, so the file with this name may have another path by now."""
 
     async def collect_report(self, workspace, patterns, target, taken_names):
@@ -237,7 +237,7 @@ def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_report)
     harness = attempt_of_dead_runner(make_harness, Script(), None)
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert VALUE not in repr(harness.task.artifacts)
     assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
@@ -248,10 +248,10 @@ def unflagged(harness):
     return {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
 
 
-def test_finisher_with_secret_values_flags_only_matches(make_harness):
+async def test_finisher_with_secret_values_flags_only_matches(make_harness):
     script = Script(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
     harness = attempt_of_dead_runner(make_harness, script, SECRETS)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["a.txt"], flags["b.txt"], flags["metadata.json"]) == (True, False, False)
 
@@ -268,7 +268,7 @@ def attempt_of_dead_runner(make_harness, script, secrets):
     return harness
 
 
-def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
+async def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
     """A thread cannot be cancelled, and a runner does not exit before its threads have ended."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1024**3)
@@ -291,5 +291,5 @@ def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
         await asyncio.gather(checking, return_exceptions=True)
         return slow
 
-    slow = asyncio.run(scenario())  # waits for the threads
+    slow = await scenario()  # waits for the threads
     assert slow.chunks < 50

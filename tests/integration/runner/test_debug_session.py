@@ -116,28 +116,22 @@ async def open_session(tmp_path, disk, sockets=None):
             await running
 
 
-def test_full_disk_ends_the_session_with_a_reason(tmp_path):
-    async def scenario():
-        disk = FillingDisk()
-        async with open_session(tmp_path, disk) as (connection, running):
-            disk.used_bytes = 2 * GIB
-            frame = await connection.read()
-            assert isinstance(frame, EndFrame)
-            assert "The disk of this shell is full" in frame.message
-            await running
-
-    asyncio.run(scenario())
+async def test_full_disk_ends_the_session_with_a_reason(tmp_path):
+    disk = FillingDisk()
+    async with open_session(tmp_path, disk) as (connection, running):
+        disk.used_bytes = 2 * GIB
+        frame = await connection.read()
+        assert isinstance(frame, EndFrame)
+        assert "The disk of this shell is full" in frame.message
+        await running
 
 
-def test_disk_usage_error_ends_the_session(tmp_path):
-    async def scenario():
-        disk = FillingDisk()
-        async with open_session(tmp_path, disk) as (connection, running):
-            disk.is_broken = True
-            assert "cannot be measured" in (await connection.read()).message
-            await running
-
-    asyncio.run(scenario())
+async def test_disk_usage_error_ends_the_session(tmp_path):
+    disk = FillingDisk()
+    async with open_session(tmp_path, disk) as (connection, running):
+        disk.is_broken = True
+        assert "cannot be measured" in (await connection.read()).message
+        await running
 
 
 def assert_session_continues(tmp_path, disk, used_bytes):
@@ -162,23 +156,17 @@ def test_session_opens_on_a_disk_that_is_already_full(tmp_path):
     assert_session_continues(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
 
 
-def test_session_ends_when_its_full_disk_grows_further(tmp_path):
-    async def scenario():
-        disk = FillingDisk(5 * GIB)
-        async with open_session(tmp_path, disk) as (connection, running):
-            disk.used_bytes = 11 * GIB
-            assert "The disk of this shell is full" in (await connection.read()).message
-            await running
-
-    asyncio.run(scenario())
+async def test_session_ends_when_its_full_disk_grows_further(tmp_path):
+    disk = FillingDisk(5 * GIB)
+    async with open_session(tmp_path, disk) as (connection, running):
+        disk.used_bytes = 11 * GIB
+        assert "The disk of this shell is full" in (await connection.read()).message
+        await running
 
 
-def test_too_many_sockets_end_the_session(tmp_path):
-    async def scenario():
-        sockets = Script(kernel_usage=KernelUsage(10))
-        async with open_session(tmp_path, FillingDisk(), sockets) as (connection, running):
-            sockets.kernel_usage = KernelUsage(9000)
-            assert "9000 sockets" in (await connection.read()).message
-            await running
-
-    asyncio.run(scenario())
+async def test_too_many_sockets_end_the_session(tmp_path):
+    sockets = Script(kernel_usage=KernelUsage(10))
+    async with open_session(tmp_path, FillingDisk(), sockets) as (connection, running):
+        sockets.kernel_usage = KernelUsage(9000)
+        assert "9000 sockets" in (await connection.read()).message
+        await running

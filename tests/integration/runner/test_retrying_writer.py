@@ -59,7 +59,7 @@ async def cancel_and_wait(harness, work):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("kind", [Output, Progress, AgentExited, Usage, ArtifactCollected, TaskFinished])
-def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch, kind, number):
+async def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch, kind, number):
     harness = make_harness(Script(stdout=LINES, events_when_serving=(Usage("a-model", 1, 1),)))
     disk = FullDisk(harness, monkeypatch, kind, number=number)
 
@@ -70,25 +70,25 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.COMPLETED
     assert b"".join(harness.outputs("stdout")) == LINES
     assert "metadata.json" in harness.artifacts
     assert harness.events(Gap) == []
 
 
-def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
+async def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
     harness = make_harness(Script())
     disk = FullDisk(harness, monkeypatch, AgentExited)
     harness.reserve.on_released = lambda: setattr(disk, "is_full", False)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, disk.rejected_count, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("lifecycle", "code"), [({"timeout": "1s"}, "timeout"), ({"hang_timeout": "1s"}, "hang")], ids=["timeout", "hang"]
 )
-def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
+async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
     harness = make_harness(Script(runs_until_signal=True), lifecycle=lifecycle)
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
@@ -99,11 +99,11 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
-    asyncio.run(scenario())
+    await scenario()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
 
 
-def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
+async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
     """The agent's disk may occupy the space that the records need."""
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = FullDisk(harness, monkeypatch, AgentStarted)
@@ -116,29 +116,25 @@ def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, m
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
-    asyncio.run(scenario())
+    await scenario()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
 
 
-def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
+async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
     harness = make_harness(Script(runs_until_signal=True))
     disk = FullDisk(harness, monkeypatch, AgentStarted)
-
-    async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
-        await until(lambda: disk.rejected_count > 2)
-        with pytest.raises(TerminalRefusedError):
-            harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
-        assert not harness.script.is_gateway_serving
-        disk.is_full = False
-        await until(lambda: harness.script.is_gateway_serving)
+    work = asyncio.create_task(harness.attempt_runner.run())
+    await until(lambda: disk.rejected_count > 2)
+    with pytest.raises(TerminalRefusedError):
         harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
-        await cancel_and_wait(harness, work)
+    assert not harness.script.is_gateway_serving
+    disk.is_full = False
+    await until(lambda: harness.script.is_gateway_serving)
+    harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
+    await cancel_and_wait(harness, work)
 
-    asyncio.run(scenario())
 
-
-def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
+async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL
@@ -152,23 +148,23 @@ def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_har
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
-    asyncio.run(scenario())
+    await scenario()
     first, second = harness.events(Gap)
     assert "is nearly full" in first.reason
     assert second.reason.startswith(f"{len(LINES)} bytes of output in 50 events were dropped")
     assert harness.task.progress.output_bytes == len(LINES)
 
 
-def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):
+async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):
     harness = make_harness(Script(stdout=LINES))
     harness.space = FULL
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert harness.task.state is TaskState.COMPLETED
     assert harness.outputs("stdout") == []
     assert [gap.reason.partition(" ")[0] for gap in harness.events(Gap)] == ["Output", str(len(LINES))]
 
 
-def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
+async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
@@ -184,7 +180,7 @@ def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, m
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
-    asyncio.run(scenario())
+    await scenario()
     stored = b"".join(harness.outputs("stdout"))
     assert stored
     assert LINES.startswith(stored)
@@ -192,7 +188,7 @@ def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, m
     assert harness.task.state is TaskState.CANCELLED
 
 
-def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
+async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
     """Otherwise the next attempt would receive a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
@@ -208,11 +204,11 @@ def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypat
         await until(lambda: len(harness.events(Usage)) == 2)
         await cancel_and_wait(harness, work)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.spent.usd == harness.task.progress.cost_usd == 0.5
 
 
-def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, monkeypatch):
+async def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, monkeypatch):
     harness = make_harness(Script(), lifecycle={"collect_timeout": "10m"})
     targets = []
 
@@ -225,24 +221,24 @@ def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, mo
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts
 
 
-def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
+async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
 
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "free space on the server's disk" in harness.task.failure.message
 
 
-def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
+async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
     """The other tests cover the control: a disk without data loss."""
 
     async def verify(self, files):
@@ -250,13 +246,13 @@ def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.verify", verify)
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in harness.artifacts
 
 
 @pytest.mark.parametrize("is_finisher", [False, True], ids=["runner", "finisher"])
-def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
+async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
     """Teardown removes the reserve with the attempt's files; a reserve allocated later would never be removed."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(Script(create_error=error))
@@ -268,11 +264,11 @@ def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch
 
     for step in ("teardown_for_follow_up", "teardown"):
         monkeypatch.setattr(f"sandbox.runner.attempt.{step}", slow)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.finish() if is_finisher else harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.finish() if is_finisher else harness.attempt_runner.run(), 20)
     assert not harness.reserve.is_allocated
 
 
-def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
+async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
@@ -292,7 +288,7 @@ def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness,
         await until(lambda: len(synced) > 5)
         await cancel_and_wait(harness, work)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.state is TaskState.CANCELLED
     messages = [record.getMessage() for record in caplog.records if "could not be reserved" in record.getMessage()]
     assert messages == ["Disk space for the end of the task could not be reserved: [Errno 122] Disk quota exceeded"]

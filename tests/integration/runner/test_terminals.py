@@ -65,123 +65,104 @@ async def read_frame(connection):
         return await connection.read()
 
 
-def test_first_client_types_and_the_next_takes_over(tmp_path):
-    async def scenario():
-        async with serve_terminal(tmp_path) as (terminals, terminal, connect):
-            first = await connect()
-            assert [await read_frame(first) for _ in range(2)] == [RoleFrame(may_write=True), OutputFrame(b"")]
-            watcher = await connect(WATCH)
-            second = await connect(TerminalOrder(40, 120, is_agent_terminal=True))
-            for connection in (watcher, second):
-                assert [await read_frame(connection) for _ in range(2)] == [
-                    RoleFrame(may_write=False),
-                    OutputFrame(b""),
-                ]
-            await second.send(InputFrame(b"not mine"))
-            await second.send(ResizeFrame(11, 22))
-            await first.send(InputFrame(b"mine"))
-            await terminal.until(lambda: terminal.typed == b"mine")
-            await first.close()
-            assert await read_frame(second) == RoleFrame(may_write=True)
-            await second.send(InputFrame(b" now"))
-            await terminal.until(lambda: terminal.typed == b"mine now")
-            assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
-            assert terminals.has_agent_clients
-
-    asyncio.run(scenario())
+async def test_first_client_types_and_the_next_takes_over(tmp_path):
+    async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+        first = await connect()
+        assert [await read_frame(first) for _ in range(2)] == [RoleFrame(may_write=True), OutputFrame(b"")]
+        watcher = await connect(WATCH)
+        second = await connect(TerminalOrder(40, 120, is_agent_terminal=True))
+        for connection in (watcher, second):
+            assert [await read_frame(connection) for _ in range(2)] == [
+                RoleFrame(may_write=False),
+                OutputFrame(b""),
+            ]
+        await second.send(InputFrame(b"not mine"))
+        await second.send(ResizeFrame(11, 22))
+        await first.send(InputFrame(b"mine"))
+        await terminal.until(lambda: terminal.typed == b"mine")
+        await first.close()
+        assert await read_frame(second) == RoleFrame(may_write=True)
+        await second.send(InputFrame(b" now"))
+        await terminal.until(lambda: terminal.typed == b"mine now")
+        assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
+        assert terminals.has_agent_clients
 
 
-def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
+async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
     """Otherwise an agent that reads no input would count as attended forever, and no other client could type."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.1)
+    async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+        started = asyncio.Event()
 
-    async def scenario():
-        async with serve_terminal(tmp_path) as (terminals, terminal, connect):
-            started = asyncio.Event()
+        async def block(_):
+            started.set()
+            await asyncio.Event().wait()
 
-            async def block(_):
-                started.set()
-                await asyncio.Event().wait()
-
-            monkeypatch.setattr(terminal, "write", block)
-            first, second = await connect(), await connect()
-            assert [await read_frame(second) for _ in range(2)] == [RoleFrame(may_write=False), OutputFrame(b"")]
-            await first.send(InputFrame(b"a long paste"))
-            await asyncio.wait_for(started.wait(), 10)
-            await first.close()
-            assert await read_frame(second) == RoleFrame(may_write=True)
-            await second.close()
-            async with asyncio.timeout(10):
-                while terminals.has_agent_clients:
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(scenario())
+        monkeypatch.setattr(terminal, "write", block)
+        first, second = await connect(), await connect()
+        assert [await read_frame(second) for _ in range(2)] == [RoleFrame(may_write=False), OutputFrame(b"")]
+        await first.send(InputFrame(b"a long paste"))
+        await asyncio.wait_for(started.wait(), 10)
+        await first.close()
+        assert await read_frame(second) == RoleFrame(may_write=True)
+        await second.close()
+        async with asyncio.timeout(10):
+            while terminals.has_agent_clients:
+                await asyncio.sleep(0.01)
 
 
-def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
-    async def scenario():
-        async with serve_terminal(tmp_path) as (terminals, _, connect):
-            shared = terminals.agent_terminal
-            shared.broadcast(b"x" * TERMINAL_REPLAY_BYTES)
-            shared.broadcast(b"the last")
-            connections = [await connect(), await connect()]
-            for connection in connections:
-                await read_frame(connection)
-                replayed = await read_frame(connection)
-                assert (len(replayed.data), replayed.data[-8:]) == (TERMINAL_REPLAY_BYTES, b"the last")
-            shared.broadcast(b"news")
-            assert [await read_frame(connection) for connection in connections] == [OutputFrame(b"news")] * 2
-            terminals.close_agent_terminal(ExitStatus(5))
-            assert [await read_frame(connection) for connection in connections] == [EndFrame(5)] * 2
-
-    asyncio.run(scenario())
+async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
+    async with serve_terminal(tmp_path) as (terminals, _, connect):
+        shared = terminals.agent_terminal
+        shared.broadcast(b"x" * TERMINAL_REPLAY_BYTES)
+        shared.broadcast(b"the last")
+        connections = [await connect(), await connect()]
+        for connection in connections:
+            await read_frame(connection)
+            replayed = await read_frame(connection)
+            assert (len(replayed.data), replayed.data[-8:]) == (TERMINAL_REPLAY_BYTES, b"the last")
+        shared.broadcast(b"news")
+        assert [await read_frame(connection) for connection in connections] == [OutputFrame(b"news")] * 2
+        terminals.close_agent_terminal(ExitStatus(5))
+        assert [await read_frame(connection) for connection in connections] == [EndFrame(5)] * 2
 
 
-def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
-    async def scenario():
-        async with serve_terminal(tmp_path) as (terminals, _, connect):
-            slow_client, fast_client = await connect(), await connect()
-            for _ in range(2):
-                await read_frame(fast_client)
-            shown_bytes, roles = 0, []
-            for _ in range(200):
-                terminals.agent_terminal.broadcast(b"x" * 20_000)
-                while not isinstance(frame := await read_frame(fast_client), OutputFrame):
-                    roles.append(frame)
-                shown_bytes += len(frame.data)
-            assert (shown_bytes, roles) == (4_000_000, [RoleFrame(may_write=True)])
-            last = None
-            while not isinstance(last, EndFrame):
-                last = await read_frame(slow_client)
-            assert last.exit_code is None
-            reconnected = await connect(WATCH)
-            assert await read_frame(reconnected) == RoleFrame(may_write=False)
-
-    asyncio.run(scenario())
+async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
+    async with serve_terminal(tmp_path) as (terminals, _, connect):
+        slow_client, fast_client = await connect(), await connect()
+        for _ in range(2):
+            await read_frame(fast_client)
+        shown_bytes, roles = 0, []
+        for _ in range(200):
+            terminals.agent_terminal.broadcast(b"x" * 20_000)
+            while not isinstance(frame := await read_frame(fast_client), OutputFrame):
+                roles.append(frame)
+            shown_bytes += len(frame.data)
+        assert (shown_bytes, roles) == (4_000_000, [RoleFrame(may_write=True)])
+        last = None
+        while not isinstance(last, EndFrame):
+            last = await read_frame(slow_client)
+        assert last.exit_code is None
+        reconnected = await connect(WATCH)
+        assert await read_frame(reconnected) == RoleFrame(may_write=False)
 
 
-def test_number_of_clients_is_bounded(tmp_path):
-    async def scenario():
-        async with serve_terminal(tmp_path) as (_, _, connect):
-            for _ in range(TERMINALS_MAX):
-                await read_frame(await connect())
-            with pytest.raises(TerminalRefusedError, match="close one"):
-                await connect()
-
-    asyncio.run(scenario())
+async def test_number_of_clients_is_bounded(tmp_path):
+    async with serve_terminal(tmp_path) as (_, _, connect):
+        for _ in range(TERMINALS_MAX):
+            await read_frame(await connect())
+        with pytest.raises(TerminalRefusedError, match="close one"):
+            await connect()
 
 
-def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
-    async def scenario():
-        async with serve_terminal(tmp_path) as (terminals, _, connect):
-            terminals.agent_terminal = None
-            with pytest.raises(TerminalRefusedError, match="headless"):
-                await connect()
-            terminals.disable()
-            with pytest.raises(TerminalRefusedError, match="is not running"):
-                await connect(TerminalOrder(24, 80))
-
-    asyncio.run(scenario())
+async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
+    async with serve_terminal(tmp_path) as (terminals, _, connect):
+        terminals.agent_terminal = None
+        with pytest.raises(TerminalRefusedError, match="headless"):
+            await connect()
+        terminals.disable()
+        with pytest.raises(TerminalRefusedError, match="is not running"):
+            await connect(TerminalOrder(24, 80))
 
 
 def test_terminals_disabled_before_enabling_stay_disabled():

@@ -19,62 +19,50 @@ async def end(launcher):
     launcher.close()
 
 
-def test_failure_after_the_listeners_were_sent_is_reported():
-    async def scenario():
-        launcher = start_launcher("abcdefghijkl", KERNEL_UID, {}, seccomp_filter=b"\xff" * 8)
+async def test_failure_after_the_listeners_were_sent_is_reported():
+    launcher = start_launcher("abcdefghijkl", KERNEL_UID, {}, seccomp_filter=b"\xff" * 8)
+    try:
+        with pytest.raises(AttemptError, match=r"could not be created: .*seccomp"):
+            await launcher.wait_ready()
+    finally:
+        await end(launcher)
+
+
+async def test_ready_launcher_is_confined():
+    launcher = start_launcher("abcdefghijkl", KERNEL_UID, {})
+    try:
+        listeners = await launcher.wait_ready()
+        status = Path(f"/proc/{launcher.pid}/status").read_text().splitlines()
+        uids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
+        assert set(uids) == {str(os.getuid() if KERNEL_UID is None else KERNEL_UID)}
+        listeners.close()
+    finally:
+        await end(launcher)
+
+
+async def test_two_waiters_are_both_notified():
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
+        pidfd = os.pidfd_open(process.pid)
         try:
-            with pytest.raises(AttemptError, match=r"could not be created: .*seccomp"):
-                await launcher.wait_ready()
+            waiters = [asyncio.create_task(wait_readable(pidfd)) for _ in range(2)]
+            await asyncio.sleep(0)
+            process.stdin.close()
+            async with asyncio.timeout(30):
+                await asyncio.gather(*waiters)
         finally:
-            await end(launcher)
-
-    asyncio.run(scenario())
+            os.close(pidfd)
 
 
-def test_ready_launcher_is_confined():
-    async def scenario():
-        launcher = start_launcher("abcdefghijkl", KERNEL_UID, {})
+async def test_cancelled_waiter_does_not_affect_the_other():
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
+        pidfd = os.pidfd_open(process.pid)
         try:
-            listeners = await launcher.wait_ready()
-            status = Path(f"/proc/{launcher.pid}/status").read_text().splitlines()
-            uids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
-            assert set(uids) == {str(os.getuid() if KERNEL_UID is None else KERNEL_UID)}
-            listeners.close()
+            waiter, cancelled = (asyncio.create_task(wait_readable(pidfd)) for _ in range(2))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.sleep(0)
+            process.stdin.close()
+            async with asyncio.timeout(30):
+                await waiter
         finally:
-            await end(launcher)
-
-    asyncio.run(scenario())
-
-
-def test_two_waiters_are_both_notified():
-    async def scenario():
-        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-            pidfd = os.pidfd_open(process.pid)
-            try:
-                waiters = [asyncio.create_task(wait_readable(pidfd)) for _ in range(2)]
-                await asyncio.sleep(0)
-                process.stdin.close()
-                async with asyncio.timeout(30):
-                    await asyncio.gather(*waiters)
-            finally:
-                os.close(pidfd)
-
-    asyncio.run(scenario())
-
-
-def test_cancelled_waiter_does_not_affect_the_other():
-    async def scenario():
-        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-            pidfd = os.pidfd_open(process.pid)
-            try:
-                waiter, cancelled = (asyncio.create_task(wait_readable(pidfd)) for _ in range(2))
-                await asyncio.sleep(0)
-                cancelled.cancel()
-                await asyncio.sleep(0)
-                process.stdin.close()
-                async with asyncio.timeout(30):
-                    await waiter
-            finally:
-                os.close(pidfd)
-
-    asyncio.run(scenario())
+            os.close(pidfd)

@@ -177,7 +177,7 @@ def test_installation_is_read_only_in_the_sandbox(runtime, disk):
     assert completed.errors.count("Read-only file system") == len(paths.split())
 
 
-def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
+async def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     """The example from the quick reference, in a sandbox that can reach only the model."""
     servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER], "env": {"TOKEN": "x"}}}}
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
@@ -196,7 +196,7 @@ def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
             argv = [*start.command.argv, "--mcp-config", json.dumps(servers)]
             return await run_in(sandbox, argv, start.command.environment, start.command.stdin), model, gateway_events
 
-    completed, model, gateway_events = asyncio.run(run())
+    completed, model, gateway_events = await run()
     events = [json.loads(line) for line in completed.output.splitlines()]
     init = next(event for event in events if event.get("subtype") == "init")
     assert [(server["name"], server["status"]) for server in init["mcp_servers"]] == [("github", "connected")]

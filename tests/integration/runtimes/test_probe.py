@@ -71,10 +71,10 @@ class FailingRuntime:
         (None, b"", "The program 'true' did not exit within 0.1 s in a sandbox."),
     ],
 )
-def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, stderr, message):
+async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, stderr, message):
     runtime = FailingRuntime(exit_, stderr)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
-        asyncio.run(run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1))
+        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
     assert str(caught.value) == message
 
 
@@ -133,16 +133,16 @@ def _short_timeout(monkeypatch):
         (FailingFirstRuntime(None, MISSING), "bubblewrap is missing."),
     ],
 )
-def test_confinement_problem_is_described(tmp_path, runtime, message):
-    assert asyncio.run(find_confinement_problem(runtime, tmp_path)) == message
+async def test_confinement_problem_is_described(tmp_path, runtime, message):
+    assert (await find_confinement_problem(runtime, tmp_path)) == message
 
 
 @pytest.mark.usefixtures("_short_timeout")
 @pytest.mark.parametrize(
     "error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone"), ExitStatus(1), ExitStatus(137)]
 )
-def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
-    assert asyncio.run(find_confinement_problem(FailingFirstRuntime(error), tmp_path)) is None
+async def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
+    assert (await find_confinement_problem(FailingFirstRuntime(error), tmp_path)) is None
 
 
 @pytest.mark.usefixtures("_short_timeout")
@@ -156,6 +156,6 @@ def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
         (ExitStatus(137), "git was killed by signal 9"),
     ],
 )
-def test_persistent_lack_of_resources_raises_machine_busy(tmp_path, error, message):
+async def test_persistent_lack_of_resources_raises_machine_busy(tmp_path, error, message):
     with pytest.raises(MachineBusyError, match=message):
-        asyncio.run(find_confinement_problem(FailingFirstRuntime(error, error), tmp_path))
+        await find_confinement_problem(FailingFirstRuntime(error, error), tmp_path)

@@ -59,7 +59,7 @@ def test_field_of_a_secret_is_read(vault: FakeVault):
     assert vault.requests == [("/v1/secret/data/team/app", None)]
 
 
-def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.MonkeyPatch):
+async def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.MonkeyPatch):
     threads, may_respond = [], threading.Event()
 
     def hang(*_: Any) -> str:
@@ -69,18 +69,14 @@ def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.
 
     monkeypatch.setattr(VaultSource, "_read_field", hang)
     secret = Secret(name="DB", source="vault", key="team/app#password")
-
-    async def scenario() -> None:
-        source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
-        for _ in range(2):
-            requests = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
-            results = await asyncio.gather(*requests, return_exceptions=True)
-            assert {type(result) for result in results} == {SecretUnavailableError}
-            assert len(threads) == VAULT_REQUESTS_MAX
-        may_respond.set()
-        assert await source.resolve(secret) == VALUE
-
-    asyncio.run(scenario())
+    source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
+    for _ in range(2):
+        requests = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert {type(result) for result in results} == {SecretUnavailableError}
+        assert len(threads) == VAULT_REQUESTS_MAX
+    may_respond.set()
+    assert await source.resolve(secret) == VALUE
 
 
 def test_mount_and_namespace_come_from_the_settings(vault: FakeVault):

@@ -28,7 +28,9 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
         ),
     ],
 )
-def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, events, later_events, message, state):
+async def test_cancel_without_a_runner_reports_the_outcome(
+    components, monkeypatch, events, later_events, message, state
+):
     # Disable the periodic check, so only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
@@ -43,10 +45,10 @@ def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, ev
             components.runners.record("task-1", *later_events)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) == (message, state)
+    assert (await scenario()) == (message, state)
 
 
-def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, monkeypatch):
+async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
     busy = Recorder(components.journals.create("task-1"), None, components.clock.now)
@@ -59,7 +61,7 @@ def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, mo
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) == ("The task had not started and is cancelled.", TaskState.CANCELLED)
+    assert (await scenario()) == ("The task had not started and is cancelled.", TaskState.CANCELLED)
 
 
 class SlowStart:
@@ -77,7 +79,7 @@ class SlowStart:
         monkeypatch.setattr(runners, "launch", launch_slowly)
 
 
-def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
+async def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.3)
 
     async def scenario():
@@ -94,12 +96,12 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
             cancelled = await service.cancel("task-1", reason="", force=False)
             return raised.value.message, cancelled.message
 
-    error, cancelled = asyncio.run(scenario())
+    error, cancelled = await scenario()
     assert error == "Task task-1 is being passed to a runner and cannot be cancelled at this moment; try again."
     assert cancelled == "The task is being stopped; its results so far are stored."
 
 
-def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
+async def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
     """The timeout expires at the moment the lock is released."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 30)
 
@@ -116,4 +118,4 @@ def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monke
             slow_start.release_start.set()
             return (await asyncio.wait_for(cancelling, 10)).message
 
-    assert asyncio.run(scenario()) == "The task is being stopped; its results so far are stored."
+    assert (await scenario()) == "The task is being stopped; its results so far are stored."

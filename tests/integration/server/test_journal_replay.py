@@ -56,7 +56,7 @@ def slow_journals(components, monkeypatch):
     instance.release_opens.set()
 
 
-def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_journals):
+async def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_journals):
     task_ids = [f"lost-{number}" for number in range(SHARED_THREADS)]
 
     async def scenario():
@@ -81,11 +81,11 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
                 components.runners.record(task_id, *LOST)
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
-    asyncio.run(scenario())
+    await scenario()
     assert slow_journals.maximum == JOURNAL_REPLAYS_MAX
 
 
-def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
+async def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
     writer = components.journals.create("task-1")
     writer.append(TaskFinished(), at=datetime.now(UTC))
     writer.close()
@@ -111,58 +111,50 @@ def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
         assert components.journals.is_locked("task-1")
         writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
 
 
-def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
+async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
     """The cancelled task has a short journal. It waits behind the others for the scan that precedes a finisher."""
     slow_journals.fast_task_ids.add("short")
     long = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX)]
-
-    async def scenario():
-        async with components.server() as service:
-            for task_id in [*long, "short"]:
-                await service.submit(manifest(task_id))
-                await components.wait_for_launch(task_id)
-                components.runners.record(task_id, *TO_RUNNING)
-                await components.wait_for_state(service, task_id, TaskState.RUNNING)
-            for task_id in long:
-                components.runners.kill(task_id)
-            await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
-            components.runners.kill("short")
-            await asyncio.sleep(0.5)  # the task is detected as lost and waits for a slot
-            try:
-                cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
-                assert cancelled.message == "The task is being stopped; its results so far are stored."
-                assert replay_task(components.journals, "short").task.cancel.reason == "no need"
-            finally:
-                slow_journals.release_opens.set()
-            await components.wait_for_launch("short", 2)
-            components.runners.record("short", *LOST)
-            assert (await service.wait("short", 10)).state is TaskState.CANCELLED
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        for task_id in [*long, "short"]:
+            await service.submit(manifest(task_id))
+            await components.wait_for_launch(task_id)
+            components.runners.record(task_id, *TO_RUNNING)
+            await components.wait_for_state(service, task_id, TaskState.RUNNING)
+        for task_id in long:
+            components.runners.kill(task_id)
+        await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
+        components.runners.kill("short")
+        await asyncio.sleep(0.5)  # the task is detected as lost and waits for a slot
+        try:
+            cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
+            assert cancelled.message == "The task is being stopped; its results so far are stored."
+            assert replay_task(components.journals, "short").task.cancel.reason == "no need"
+        finally:
+            slow_journals.release_opens.set()
+        await components.wait_for_launch("short", 2)
+        components.runners.record("short", *LOST)
+        assert (await service.wait("short", 10)).state is TaskState.CANCELLED
 
 
-def test_cancel_request_queued_behind_others_times_out(components, slow_journals, monkeypatch):
+async def test_cancel_request_queued_behind_others_times_out(components, slow_journals, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 1.0)
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     task_ids = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX + 1)]
-
-    async def scenario():
-        async with components.server() as service:
-            for task_id in task_ids:
-                await service.submit(manifest(task_id))
-                await components.wait_for_launch(task_id)
-                components.runners.record(task_id, *TO_RUNNING)
-                await components.wait_for_state(service, task_id, TaskState.RUNNING)
-                components.runners.kill(task_id)
-            first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
-            await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
-            with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
-                await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
-            slow_journals.release_opens.set()
-            assert len(await asyncio.gather(*first)) == JOURNAL_REPLAYS_MAX
-            await service.cancel(task_ids[-1], reason="", force=False)
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        for task_id in task_ids:
+            await service.submit(manifest(task_id))
+            await components.wait_for_launch(task_id)
+            components.runners.record(task_id, *TO_RUNNING)
+            await components.wait_for_state(service, task_id, TaskState.RUNNING)
+            components.runners.kill(task_id)
+        first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
+        await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
+        with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
+            await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
+        slow_journals.release_opens.set()
+        assert len(await asyncio.gather(*first)) == JOURNAL_REPLAYS_MAX
+        await service.cancel(task_ids[-1], reason="", force=False)

@@ -116,7 +116,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
     assert [file.name for file in asyncio.run(scenario()).root.iterdir()] == ["runner.log"]
 
 
-def test_release_removes_everything_except_the_log(components):
+async def test_release_removes_everything_except_the_log(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
@@ -125,22 +125,22 @@ def test_release_removes_everything_except_the_log(components):
                 await service.release("task-1")
             return preserved, await service.status("task-1")
 
-    preserved, task = asyncio.run(scenario())
+    preserved, task = await scenario()
     assert [file.name for file in preserved.root.iterdir()] == [preserved.runner_log.name]
     assert task.state is TaskState.FAILED_PRESERVED
 
 
-def test_only_one_of_several_concurrent_releases_succeeds(components):
+async def test_only_one_of_several_concurrent_releases_succeeds(components):
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
             return await asyncio.gather(*(service.release("task-1") for _ in range(8)), return_exceptions=True)
 
-    outcomes = asyncio.run(scenario())
+    outcomes = await scenario()
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["SandboxNotPreservedError"] * 7
 
 
-def test_interrupted_release_can_be_completed(components):
+async def test_interrupted_release_can_be_completed(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
@@ -149,11 +149,11 @@ def test_interrupted_release_can_be_completed(components):
             await service.release("task-1")
             return preserved
 
-    preserved = asyncio.run(scenario())
+    preserved = await scenario()
     assert [file.name for file in preserved.root.iterdir()] == [preserved.runner_log.name]
 
 
-def test_release_interrupted_before_image_removal_can_be_completed(components):
+async def test_release_interrupted_before_image_removal_can_be_completed(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
@@ -162,11 +162,11 @@ def test_release_interrupted_before_image_removal_can_be_completed(components):
             await service.release("task-1")
             return preserved
 
-    preserved = asyncio.run(scenario())
+    preserved = await scenario()
     assert [file.name for file in preserved.root.iterdir()] == [preserved.runner_log.name]
 
 
-def test_sandbox_cannot_be_locked_during_its_release(components):
+async def test_sandbox_cannot_be_locked_during_its_release(components):
     """Otherwise a sandbox could use a partially removed disk, or create a disk that is never removed."""
 
     async def scenario():
@@ -183,10 +183,10 @@ def test_sandbox_cannot_be_locked_during_its_release(components):
             await service.release("task-1")
             return lock_fds, [file.name for file in preserved.root.iterdir()]
 
-    assert asyncio.run(scenario()) == ([None], ["runner.log"])
+    assert (await scenario()) == ([None], ["runner.log"])
 
 
-def test_release_waits_for_the_end_of_a_debug_session(components):
+async def test_release_waits_for_the_end_of_a_debug_session(components):
     """The user has disconnected; the debug session needs a moment to end."""
 
     async def scenario():
@@ -199,10 +199,10 @@ def test_release_waits_for_the_end_of_a_debug_session(components):
             await asyncio.wait_for(release, 30)
             return [file.name for file in preserved.root.iterdir()]
 
-    assert asyncio.run(scenario()) == ["runner.log"]
+    assert (await scenario()) == ["runner.log"]
 
 
-def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
+async def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.2)
 
     async def scenario():
@@ -213,10 +213,10 @@ def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
                 await service.release("task-1")
             return preserved.handle.exists()
 
-    assert asyncio.run(scenario())
+    assert await scenario()
 
 
-def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
+async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
@@ -228,34 +228,28 @@ def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
                 pass
             return [file.name for file in preserved.root.iterdir()]
 
-    assert asyncio.run(scenario()) == ["runner.log"]
+    assert (await scenario()) == ["runner.log"]
 
 
-def test_shell_in_a_released_sandbox_is_rejected(components):
-    async def scenario():
-        async with components.server() as service:
-            await fail(components, service, "task-1")
+async def test_shell_in_a_released_sandbox_is_rejected(components):
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        await service.release("task-1")
+        with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
+            await service.open_terminal("task-1", TerminalOrder(24, 80))
+
+
+async def test_shell_opened_during_a_release_is_rejected(components, monkeypatch):
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+
+        async def release_first(*_):
             await service.release("task-1")
-            with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
+            raise RunnerUnreachableError("not listening yet")
 
-    asyncio.run(scenario())
-
-
-def test_shell_opened_during_a_release_is_rejected(components, monkeypatch):
-    async def scenario():
-        async with components.server() as service:
-            await fail(components, service, "task-1")
-
-            async def release_first(*_):
-                await service.release("task-1")
-                raise RunnerUnreachableError("not listening yet")
-
-            monkeypatch.setattr(components.runners, "open_terminal", release_first)
-            with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
-
-    asyncio.run(scenario())
+        monkeypatch.setattr(components.runners, "open_terminal", release_first)
+        with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
+            await service.open_terminal("task-1", TerminalOrder(24, 80))
 
 
 def assert_shell_is_rejected(components, obstruct, match):
@@ -285,30 +279,24 @@ def test_shell_in_an_unreadable_preserved_sandbox_is_rejected(components, monkey
     assert_shell_is_rejected(components, obstruct, "Input/output error; try again")
 
 
-def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
-    async def scenario():
-        async with components.server() as service:
-            await fail(components, service, "task-1")
-            with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
-                await service.open_terminal("task-1", TerminalOrder(24, 80, is_agent_terminal=True))
-
-    asyncio.run(scenario())
+async def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
+            await service.open_terminal("task-1", TerminalOrder(24, 80, is_agent_terminal=True))
 
 
-def test_shell_without_an_image_is_rejected_with_a_remedy(components):
-    async def scenario():
-        async with components.server() as service:
-            await fail(components, service, "task-1")
-            components.image_error = "The image of the profile tools is gone; build it again."
-            with pytest.raises(
-                TerminalRefusedError, match="can be opened for task task-1: The image of the profile tools is gone"
-            ):
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
-
-    asyncio.run(scenario())
+async def test_shell_without_an_image_is_rejected_with_a_remedy(components):
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        components.image_error = "The image of the profile tools is gone; build it again."
+        with pytest.raises(
+            TerminalRefusedError, match="can be opened for task task-1: The image of the profile tools is gone"
+        ):
+            await service.open_terminal("task-1", TerminalOrder(24, 80))
 
 
-def test_shell_with_failing_secrets_is_rejected_without_leaking_them(components, monkeypatch):
+async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(components, monkeypatch):
     async def raise_error(_):
         raise ValueError("s3cret-value")
 
@@ -320,10 +308,10 @@ def test_shell_with_failing_secrets_is_rejected_without_leaking_them(components,
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value
 
-    assert "s3cret-value" not in "".join(traceback.format_exception(asyncio.run(scenario())))
+    assert "s3cret-value" not in "".join(traceback.format_exception(await scenario()))
 
 
-def test_release_without_a_preserved_sandbox_is_rejected(components):
+async def test_release_without_a_preserved_sandbox_is_rejected(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "destroyed", failure_action="destroy")
@@ -339,10 +327,10 @@ def test_release_without_a_preserved_sandbox_is_rejected(components):
             components.runners.record("running", *TO_END)
             return preserved
 
-    assert asyncio.run(scenario()).disk.exists()
+    assert (await scenario()).disk.exists()
 
 
-def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
+async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
@@ -358,10 +346,10 @@ def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
             await expiry.sweep()
             return first, (old.disk.exists(), young.disk.exists())
 
-    assert asyncio.run(scenario()) == ((False, True), (False, False))
+    assert (await scenario()) == ((False, True), (False, False))
 
 
-def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
+async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
@@ -377,10 +365,10 @@ def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
             await expiry.sweep()
             return remaining, [request.cursor is None for request in queries]
 
-    assert asyncio.run(scenario()) == ([], [False])
+    assert (await scenario()) == ([], [False])
 
 
-def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, monkeypatch):
+async def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
@@ -405,10 +393,10 @@ def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, mon
             await expiry.sweep()
             return first, [each.disk.exists() for each in preserved]
 
-    assert asyncio.run(scenario()) == ([True, False], [False, False])
+    assert (await scenario()) == ([True, False], [False, False])
 
 
-def test_failing_removal_is_retried_and_does_not_block_others(components):
+async def test_failing_removal_is_retried_and_does_not_block_others(components):
     async def scenario():
         async with components.server() as service:
             dependencies = service.dependencies
@@ -430,4 +418,4 @@ def test_failing_removal_is_retried_and_does_not_block_others(components):
             await expiry.sweep()
             return first, [each.disk.exists() for each in preserved]
 
-    assert asyncio.run(scenario()) == ([True, False], [False, False])
+    assert (await scenario()) == ([True, False], [False, False])

@@ -47,7 +47,7 @@ async def collect(events):
     return [event async for event in events]
 
 
-def test_finisher_does_not_get_the_model_key(components):
+async def test_finisher_does_not_get_the_model_key(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -56,7 +56,7 @@ def test_finisher_does_not_get_the_model_key(components):
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [(order.finish, order.upstream) for order in components.runners.orders] == [(False, UPSTREAM), (True, None)]
 
 
@@ -88,7 +88,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     assert second.upstream == UPSTREAM
 
 
-def test_task_fails_after_repeated_immediate_runner_deaths(components):
+async def test_task_fails_after_repeated_immediate_runner_deaths(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -101,13 +101,13 @@ def test_task_fails_after_repeated_immediate_runner_deaths(components):
             components.runners.record("task-1", LOST, TaskFinished())
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.attempt_count) == (TaskState.FAILED, 3)
     assert [order.finish for order in components.runners.orders] == [False, True] * 3
 
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
-def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(components, failure_kind, code):
+async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(components, failure_kind, code):
     """Only a first attempt, which has no leftovers, is ended by the server itself."""
 
     async def scenario():
@@ -128,13 +128,13 @@ def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(compo
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, code)
     assert [order.finish for order in components.runners.orders] == [False, True]
     assert components.runners.orders[1].attempt_id == task.attempt.id
 
 
-def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(components):
+async def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -143,11 +143,11 @@ def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(components):
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [order.finish for order in components.runners.orders] == [False, True]
 
 
-def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
+async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
     # Disable the periodic check, so only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     launch, cancel_requests = components.runners.launch, []
@@ -166,11 +166,11 @@ def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, m
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
 
-    asyncio.run(scenario())
+    await scenario()
     assert cancel_requests == [None, CancelRequested("enough")]
 
 
-def test_finisher_backoff_grows(components, monkeypatch):
+async def test_finisher_backoff_grows(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.4)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_FACTOR", 3)
     launched_at = []
@@ -189,13 +189,13 @@ def test_finisher_backoff_grows(components, monkeypatch):
             await service.wait("task-1", 20)
             launched_at.append(time.monotonic())
 
-    asyncio.run(scenario())
+    await scenario()
     _, *backoffs, end = (later - earlier for earlier, later in itertools.pairwise(launched_at))
     assert [backoff > minimum for backoff, minimum in zip(backoffs, (0.4, 1.2, 3.6), strict=True)] == [True] * 3
     assert end < 3.6
 
 
-def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch):
+async def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 300.0)
 
     async def scenario():
@@ -207,11 +207,11 @@ def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch):
             await service.cancel("task-1", reason="", force=True)
             await components.wait_for_launch("task-1", 3)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [order.finish for order in components.runners.orders] == [False, True, True]
 
 
-def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
+async def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def scenario():
@@ -222,7 +222,7 @@ def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
             await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, "runner_lost")
     kinds = [type(record.event) for record in read_records(components.journals, "task-1")]
     assert kinds[-2:] == [AgentExited, TaskFinished]
@@ -238,31 +238,31 @@ async def run_until_finishers_are_exhausted(components, *events):
         return await service.wait("task-1", 20)
 
 
-def test_collected_success_is_kept_without_a_teardown(components, monkeypatch):
+async def test_collected_success_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
-    task = asyncio.run(run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(metadata)))
+    task = await run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(metadata))
     assert (task.state, task.failure) == (TaskState.COMPLETED, None)
     *_, error, finished = [record.event for record in read_records(components.journals, "task-1")]
     assert isinstance(error, ErrorReported)
     assert (error.error, finished) == ("teardown_failed", TaskFinished())
 
 
-def test_partially_collected_success_fails_with_collect_failed(components, monkeypatch):
+async def test_partially_collected_success_fails_with_collect_failed(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
 
-    task = asyncio.run(run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(patch)))
+    task = await run_until_finishers_are_exhausted(components, TO_END[0], ArtifactCollected(patch))
     assert (task.state, task.failure.code) == (TaskState.FAILED, "collect_failed")
     assert "The agent had ended" in task.failure.message
 
 
-def test_agent_failure_is_kept_without_a_teardown(components, monkeypatch):
+async def test_agent_failure_is_kept_without_a_teardown(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))
-    assert asyncio.run(run_until_finishers_are_exhausted(components, failed)).failure == failed.failure
+    assert (await run_until_finishers_are_exhausted(components, failed)).failure == failed.failure
 
 
 def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
@@ -283,7 +283,7 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
     assert [event["seq"] for event in asyncio.run(scenario())] == list(range(1, 14))
 
 
-def test_follow_all_starts_with_the_first_record_of_a_new_task(components):
+async def test_follow_all_starts_with_the_first_record_of_a_new_task(components):
     async def scenario():
         async with components.server() as service:
             stream = service.follow_all()
@@ -294,7 +294,7 @@ def test_follow_all_starts_with_the_first_record_of_a_new_task(components):
             await stream.aclose()
             return event
 
-    event = asyncio.run(scenario())
+    event = await scenario()
     assert (event["task_id"], event["seq"], event["new_state"]) == ("task-1", 1, "pending")
 
 

@@ -35,7 +35,7 @@ def orders(components):
     return [(order.finish, order.resumes) for order in components.runners.orders]
 
 
-def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
+async def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
@@ -45,13 +45,13 @@ def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
     assert orders(components) == [(False, False), (False, False)]
     assert len({order.attempt_id for order in components.runners.orders}) == 2
 
 
-def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components):
+async def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"resume": True}))
@@ -61,7 +61,7 @@ def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components):
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 3)
 
-    asyncio.run(scenario())
+    await scenario()
     assert orders(components) == [(False, False), (False, True), (True, True)]
 
 
@@ -84,7 +84,7 @@ def test_backoff_survives_a_server_restart(components, long_backoff):
     assert orders(components) == [(False, False)]
 
 
-def test_cancel_during_backoff_launches_a_finisher(components, long_backoff):
+async def test_cancel_during_backoff_launches_a_finisher(components, long_backoff):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
@@ -95,13 +95,13 @@ def test_cancel_during_backoff_launches_a_finisher(components, long_backoff):
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.state_message) == (TaskState.CANCELLED, "Cancelled: enough")
     assert orders(components) == [(False, False), (True, False)]
 
 
 @pytest.mark.parametrize("backoff_seconds", [0.0, 300.0])
-def test_cancel_between_attempts_does_not_wait_for_secrets(components, monkeypatch, backoff_seconds):
+async def test_cancel_between_attempts_does_not_wait_for_secrets(components, monkeypatch, backoff_seconds):
     monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", backoff_seconds)
     vault = components.resolve
 
@@ -128,12 +128,12 @@ def test_cancel_between_attempts_does_not_wait_for_secrets(components, monkeypat
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.state_message) == (TaskState.CANCELLED, "Cancelled: enough")
     assert orders(components) == [(False, False), (True, False)]
 
 
-def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
+async def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
     async def scenario():
         components.secrets = {"TOKEN": "value-of-the-token"}
         async with components.server() as service:
@@ -145,13 +145,13 @@ def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert task.past_attempts == ()
     assert task.attempt.failure.code == "agent_failed"
 
 
-def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
+async def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.runner_launcher.FINISHERS_MAX", 1)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
@@ -165,12 +165,12 @@ def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
             components.runners.kill("task-1")
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, "runner_lost")
     assert orders(components) == [(False, False), (True, False)]
 
 
-def test_next_attempt_waits_for_a_working_runtime(components):
+async def test_next_attempt_waits_for_a_working_runtime(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -190,10 +190,10 @@ def test_next_attempt_waits_for_a_working_runtime(components):
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.COMPLETED
+    assert (await scenario()).state is TaskState.COMPLETED
 
 
-def test_cancel_between_attempts_works_without_a_runtime(components):
+async def test_cancel_between_attempts_works_without_a_runtime(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -207,5 +207,5 @@ def test_cancel_between_attempts_works_without_a_runtime(components):
             components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.CANCELLED
+    assert (await scenario()).state is TaskState.CANCELLED
     assert orders(components)[1] == (True, False)

@@ -36,7 +36,7 @@ def bytes_below(directory):
     return b"".join(file.read_bytes() for file in directory.rglob("*") if file.is_file())
 
 
-def test_secret_values_are_passed_to_the_runner_and_not_stored(components, caplog):
+async def test_secret_values_are_passed_to_the_runner_and_not_stored(components, caplog):
     components.secrets = {"TOKEN": VALUE}
     caplog.set_level(logging.DEBUG)
 
@@ -48,7 +48,7 @@ def test_secret_values_are_passed_to_the_runner_and_not_stored(components, caplo
             await components.wait_for_state(service, "task-1", TaskState.RUNNING)
             return repr(await service.health()) + repr(await service.status("task-1"))
 
-    output = asyncio.run(scenario())
+    output = await scenario()
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}]
     stored = bytes_below(components.data_dir)
     assert b"SERVER_TOKEN" in stored
@@ -56,7 +56,7 @@ def test_secret_values_are_passed_to_the_runner_and_not_stored(components, caplo
     assert VALUE not in output + caplog.text + repr(components.runners.orders)
 
 
-def test_finisher_gets_the_secrets_for_redaction(components):
+async def test_finisher_gets_the_secrets_for_redaction(components):
     components.secrets = {"TOKEN": VALUE}
 
     async def scenario():
@@ -66,13 +66,13 @@ def test_finisher_gets_the_secrets_for_redaction(components):
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
     assert [order.upstream for order in components.runners.orders][1] is None
     assert components.requested_secrets == ["TOKEN", "TOKEN"]
 
 
-def test_finisher_is_launched_if_secrets_are_unavailable(components):
+async def test_finisher_is_launched_if_secrets_are_unavailable(components):
     components.secrets = {"TOKEN": VALUE}
 
     async def scenario():
@@ -84,17 +84,17 @@ def test_finisher_is_launched_if_secrets_are_unavailable(components):
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {}]
 
 
-def test_missing_secret_fails_the_task_before_the_attempt(components):
+async def test_missing_secret_fails_the_task_before_the_attempt(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(with_secret())
             return await service.wait("task-1", 10)
 
-    failed = asyncio.run(scenario())
+    failed = await scenario()
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert failed.failure.message == "Secret TOKEN is not available."
     assert [entry.state for entry in failed.history] == [TaskState.PENDING, TaskState.FAILED]
@@ -103,7 +103,7 @@ def test_missing_secret_fails_the_task_before_the_attempt(components):
     assert AttemptStarted not in kinds
 
 
-def test_failing_secret_source_fails_the_task_without_leaks(components, monkeypatch, caplog):
+async def test_failing_secret_source_fails_the_task_without_leaks(components, monkeypatch, caplog):
     async def raise_error(_):
         raise ValueError(f"invalid response: {VALUE}")
 
@@ -114,14 +114,14 @@ def test_failing_secret_source_fails_the_task_without_leaks(components, monkeypa
             await service.submit(with_secret())
             return await service.wait("task-1", 10)
 
-    failed = asyncio.run(scenario())
+    failed = await scenario()
     assert failed.failure.code == "secret_unavailable"
     assert "ValueError" in failed.failure.message
     assert VALUE.encode() not in bytes_below(components.data_dir)
     assert VALUE not in caplog.text
 
 
-def test_secrets_of_a_pending_task_are_not_resolved(components):
+async def test_secrets_of_a_pending_task_are_not_resolved(components):
     components.capacity = Resources(4, 10**12, 10**12)
     components.secrets = {"TOKEN": VALUE}
 
@@ -132,10 +132,10 @@ def test_secrets_of_a_pending_task_are_not_resolved(components):
             await components.wait_for_launch("first")
             return list(components.requested_secrets)
 
-    assert asyncio.run(scenario()) == []
+    assert (await scenario()) == []
 
 
-def test_cancel_does_not_wait_for_a_slow_secret_source(components, monkeypatch):
+async def test_cancel_does_not_wait_for_a_slow_secret_source(components, monkeypatch):
     is_requested, may_respond = asyncio.Event(), asyncio.Event()
 
     async def resolve_slowly(_):
@@ -153,5 +153,5 @@ def test_cancel_does_not_wait_for_a_slow_secret_source(components, monkeypatch):
             may_respond.set()
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.CANCELLED
+    assert (await scenario()).state is TaskState.CANCELLED
     assert components.runners.orders == []

@@ -32,43 +32,33 @@ async def message(service, task_id):
     return (await service.status(task_id)).state_message
 
 
-def test_task_waits_for_available_memory(components):
+async def test_task_waits_for_available_memory(components):
     components.memory_available_bytes = 300 * MIB
-
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest())
-            assert await message(service, "task-1") == (
-                "Waiting for 0.5 GiB of free memory (the machine has 0.293 GiB)"
-            )
-            assert components.runners.orders == []
-            tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
-            assert [task.state_message for task in tasks] == [await message(service, "task-1")]
-            components.memory_available_bytes = GIB
-            await components.wait_for_launch("task-1")
-            tasks = (await service.query(TaskQuery())).tasks
-            assert [task.state_message for task in tasks if "memory" in task.state_message] == []
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        await service.submit(manifest())
+        assert await message(service, "task-1") == ("Waiting for 0.5 GiB of free memory (the machine has 0.293 GiB)")
+        assert components.runners.orders == []
+        tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
+        assert [task.state_message for task in tasks] == [await message(service, "task-1")]
+        components.memory_available_bytes = GIB
+        await components.wait_for_launch("task-1")
+        tasks = (await service.query(TaskQuery())).tasks
+        assert [task.state_message for task in tasks if "memory" in task.state_message] == []
 
 
-def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
+async def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
     components.memory_available_bytes = GIB + 1
-
-    async def scenario():
-        async with components.server() as service:
-            for number in range(4):
-                await service.submit(manifest(f"task-{number}"))
-            await components.wait_for_launch("task-1")
-            assert "free memory" in await message(service, "task-2")
-            components.runners.record("task-0", *TO_RUNNING)
-            await components.wait_for_launch("task-2")
-            assert "free memory" in await message(service, "task-3")
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        for number in range(4):
+            await service.submit(manifest(f"task-{number}"))
+        await components.wait_for_launch("task-1")
+        assert "free memory" in await message(service, "task-2")
+        components.runners.record("task-0", *TO_RUNNING)
+        await components.wait_for_launch("task-2")
+        assert "free memory" in await message(service, "task-3")
 
 
-def test_admitted_task_clears_its_pending_reason(components):
+async def test_admitted_task_clears_its_pending_reason(components):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     launch, may_continue = components.runners.launch, asyncio.Event()
 
@@ -78,22 +68,18 @@ def test_admitted_task_clears_its_pending_reason(components):
         await launch(order, lock_fd)
 
     components.runners.launch = launch_slowly
-
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest("first"))
-            await service.submit(manifest("second"))
-            assert "CPUs" in await message(service, "second")
-            await components.wait_for_launch("first")
-            components.runners.record("first", *TO_RUNNING, *TO_END)
-            async with asyncio.timeout(10):
-                while "CPUs" in await message(service, "second"):
-                    await asyncio.sleep(0.005)
-            assert len(components.runners.orders) == 1
-            may_continue.set()
-            await components.wait_for_launch("second")
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        await service.submit(manifest("first"))
+        await service.submit(manifest("second"))
+        assert "CPUs" in await message(service, "second")
+        await components.wait_for_launch("first")
+        components.runners.record("first", *TO_RUNNING, *TO_END)
+        async with asyncio.timeout(10):
+            while "CPUs" in await message(service, "second"):
+                await asyncio.sleep(0.005)
+        assert len(components.runners.orders) == 1
+        may_continue.set()
+        await components.wait_for_launch("second")
 
 
 def test_oversized_task_after_a_restart_does_not_block_others(components):
@@ -118,23 +104,20 @@ def test_oversized_task_after_a_restart_does_not_block_others(components):
     assert asyncio.run(after()) is TaskState.CANCELLED
 
 
-def test_task_waits_for_disk_space(components):
-    async def scenario():
-        async with components.server() as service:
-            components.space = DiskSpace(GIB, 1000 * GIB)
-            await service.submit(manifest("task-1"))
-            status = await service.status("task-1")
-            assert status.state is TaskState.PENDING
-            assert "is nearly full" in status.state_message
-            assert not (await service.health()).is_ready
-            components.space = DiskSpace(100 * GIB, 1000 * GIB)
-            await components.wait_for_launch("task-1")
-            assert (await service.health()).is_ready
-
-    asyncio.run(scenario())
+async def test_task_waits_for_disk_space(components):
+    async with components.server() as service:
+        components.space = DiskSpace(GIB, 1000 * GIB)
+        await service.submit(manifest("task-1"))
+        status = await service.status("task-1")
+        assert status.state is TaskState.PENDING
+        assert "is nearly full" in status.state_message
+        assert not (await service.health()).is_ready
+        components.space = DiskSpace(100 * GIB, 1000 * GIB)
+        await components.wait_for_launch("task-1")
+        assert (await service.health()).is_ready
 
 
-def test_task_starts_after_a_scheduler_error(components, monkeypatch):
+async def test_task_starts_after_a_scheduler_error(components, monkeypatch):
     admit, errors = Scheduler.admit_next, [OSError(5, "Input/output error")]
 
     def admit_later(scheduler, available_bytes):
@@ -143,45 +126,38 @@ def test_task_starts_after_a_scheduler_error(components, monkeypatch):
         return admit(scheduler, available_bytes)
 
     monkeypatch.setattr(Scheduler, "admit_next", admit_later)
-
-    async def scenario():
-        async with components.server() as service:
-            with pytest.raises(OSError, match="Input/output"):
-                await service.submit(manifest("task-1"))
-            await components.wait_for_launch("task-1")
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        with pytest.raises(OSError, match="Input/output"):
+            await service.submit(manifest("task-1"))
+        await components.wait_for_launch("task-1")
 
 
-def test_draining_server_starts_no_tasks_and_finishes_running_ones(components):
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest("task-1"), Idempotency("key", "sha"))
-            await components.wait_for_launch("task-1")
-            components.space = DiskSpace(GIB, 1000 * GIB)
-            await service.submit(manifest("task-2"))
-            assert await service.drain() == await service.drain()
-            components.space = DiskSpace(100 * GIB, 1000 * GIB)
-            with pytest.raises(UnavailableError, match="being drained"):
-                await service.submit(manifest("task-3"))
-            assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed
-            assert "being drained" in (await service.status("task-2")).state_message
-            draining = await service.drain_status()
-            assert (draining.running, draining.waiting) == (1, 1)
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
-            await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
-            assert (await service.drain_status()).running == 0
-        async with components.server() as service:  # the drain survives a restart
-            assert (await service.status("task-2")).state is TaskState.PENDING
-            assert (await service.drain_status()).since == draining.since
-            await service.undo_drain()
-            await components.wait_for_launch("task-2")
-
-    asyncio.run(scenario())
+async def test_draining_server_starts_no_tasks_and_finishes_running_ones(components):
+    async with components.server() as service:
+        await service.submit(manifest("task-1"), Idempotency("key", "sha"))
+        await components.wait_for_launch("task-1")
+        components.space = DiskSpace(GIB, 1000 * GIB)
+        await service.submit(manifest("task-2"))
+        assert await service.drain() == await service.drain()
+        components.space = DiskSpace(100 * GIB, 1000 * GIB)
+        with pytest.raises(UnavailableError, match="being drained"):
+            await service.submit(manifest("task-3"))
+        assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed
+        assert "being drained" in (await service.status("task-2")).state_message
+        draining = await service.drain_status()
+        assert (draining.running, draining.waiting) == (1, 1)
+        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
+        assert (await service.drain_status()).running == 0
+    async with components.server() as service:  # the drain survives a restart
+        assert (await service.status("task-2")).state is TaskState.PENDING
+        assert (await service.drain_status()).since == draining.since
+        await service.undo_drain()
+        await components.wait_for_launch("task-2")
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, monkeypatch, is_cancelled):
+async def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, monkeypatch, is_cancelled):
     monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     errors = [OSError(5, "Input/output error")]
@@ -216,10 +192,10 @@ def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, mon
             await components.wait_for_launch("task-1")
             assert await message(service, "task-2") == "Waiting for 4 CPUs (0 free)"
 
-    asyncio.run(scenario())
+    await scenario()
 
 
-def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
+async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
     """Only the end of the task remains to be written; nothing starts."""
     monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
@@ -230,20 +206,16 @@ def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
         return append(writer, event, transition, **when)
 
     monkeypatch.setattr(FileJournalWriter, "append", refuse_end)
-
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest())
-            async with asyncio.timeout(10):
-                while "No space left" not in await message(service, "task-1"):
-                    await asyncio.sleep(0.005)
-            with pytest.raises(UnavailableError):
-                await service.cancel("task-1", reason="", force=False)
-            await service.drain()
-            is_full.clear()
-            assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        await service.submit(manifest())
+        async with asyncio.timeout(10):
+            while "No space left" not in await message(service, "task-1"):
+                await asyncio.sleep(0.005)
+        with pytest.raises(UnavailableError):
+            await service.cancel("task-1", reason="", force=False)
+        await service.drain()
+        is_full.clear()
+        assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
 
 
 @pytest.fixture
@@ -273,7 +245,7 @@ async def prune_pending_task(components, service, task_id):
     return following
 
 
-def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
@@ -288,25 +260,21 @@ def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, r
             components.runners.record("again", *TO_RUNNING, *TO_END)
             return (await service.wait("again", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.COMPLETED
+    assert (await scenario()) is TaskState.COMPLETED
 
 
-def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, resume_tailer):
+async def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, resume_tailer):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
-
-    async def scenario():
-        async with components.server() as service:
-            following = await prune_pending_task(components, service, "again")
-            components.runners.record("before", *TO_RUNNING, *TO_END)
-            await service.wait("before", 10)
-            await service.submit(manifest("again"))
-            await components.wait_for_launch("again")
-            resume_tailer.set()
-            await asyncio.wait_for(following, 10)
-            await service.submit(manifest("after"))
-            assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
-            components.runners.record("again", *TO_RUNNING, *TO_END)
-            await service.wait("again", 10)
-            await components.wait_for_launch("after")
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        following = await prune_pending_task(components, service, "again")
+        components.runners.record("before", *TO_RUNNING, *TO_END)
+        await service.wait("before", 10)
+        await service.submit(manifest("again"))
+        await components.wait_for_launch("again")
+        resume_tailer.set()
+        await asyncio.wait_for(following, 10)
+        await service.submit(manifest("after"))
+        assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
+        components.runners.record("again", *TO_RUNNING, *TO_END)
+        await service.wait("again", 10)
+        await components.wait_for_launch("after")

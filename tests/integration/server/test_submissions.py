@@ -29,7 +29,7 @@ def components(request, tmp_path):
         instance.runners.kill(task_id)
 
 
-def test_repeated_submission_returns_the_original_task(components):
+async def test_repeated_submission_returns_the_original_task(components):
     async def scenario():
         async with components.server() as service:
             first = await service.submit(manifest(""), KEY)
@@ -43,12 +43,12 @@ def test_repeated_submission_returns_the_original_task(components):
             assert first.task == early_replay.task == late_replay.task
             return first.task.id
 
-    task_id = asyncio.run(scenario())
+    task_id = await scenario()
     assert list(components.journals.task_ids()) == [task_id]
     assert next(iter(read_records(components.journals, task_id))).event.idempotency == KEY
 
 
-def test_key_reused_with_another_body_is_rejected(components):
+async def test_key_reused_with_another_body_is_rejected(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(), KEY)
@@ -60,44 +60,41 @@ def test_key_reused_with_another_body_is_rejected(components):
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
 
-    asyncio.run(scenario())
+    await scenario()
     assert list(components.journals.task_ids()) == ["task-1"]
 
 
-def test_key_is_checked_before_the_id(components):
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest(), KEY)
-            assert (await service.submit(manifest(), KEY)).is_replayed
-            with pytest.raises(DuplicateTaskError):
-                await service.submit(manifest(), Idempotency("key-2", "aa" * 32))
-            with pytest.raises(DuplicateTaskError):
-                await service.submit(manifest())
-
-    asyncio.run(scenario())
+async def test_key_is_checked_before_the_id(components):
+    async with components.server() as service:
+        await service.submit(manifest(), KEY)
+        assert (await service.submit(manifest(), KEY)).is_replayed
+        with pytest.raises(DuplicateTaskError):
+            await service.submit(manifest(), Idempotency("key-2", "aa" * 32))
+        with pytest.raises(DuplicateTaskError):
+            await service.submit(manifest())
 
 
-def test_concurrent_submissions_with_one_key_create_one_task(components):
+async def test_concurrent_submissions_with_one_key_create_one_task(components):
     async def scenario():
         async with components.server() as service:
             return await asyncio.gather(*(service.submit(manifest(""), KEY) for _ in range(30)))
 
-    submissions = asyncio.run(scenario())
+    submissions = await scenario()
     assert len({submission.task.id for submission in submissions}) == 1
     assert sorted(submission.is_replayed for submission in submissions) == [False] + [True] * 29
     assert len(components.journals.task_ids()) == 1
 
 
-def test_different_keys_create_different_tasks(components):
+async def test_different_keys_create_different_tasks(components):
     async def scenario():
         async with components.server() as service:
             keys = [Idempotency(f"key-{number}", "aa" * 32) for number in range(3)]
             return [(await service.submit(manifest(""), key)).task.id for key in keys]
 
-    assert len(set(asyncio.run(scenario()))) == 3
+    assert len(set(await scenario())) == 3
 
 
-def test_rejected_submission_does_not_consume_its_key(components):
+async def test_rejected_submission_does_not_consume_its_key(components):
     components.capacity = Resources(4, 10**12, 10**12)
 
     async def scenario():
@@ -106,10 +103,10 @@ def test_rejected_submission_does_not_consume_its_key(components):
                 await service.submit(manifest(vm={"cpus": 5}), KEY)
             return await service.submit(manifest(), OTHER_BODY)
 
-    assert not asyncio.run(scenario()).is_replayed
+    assert not (await scenario()).is_replayed
 
 
-def test_key_expires_after_a_day(components):
+async def test_key_expires_after_a_day(components):
     async def scenario():
         async with components.server() as service:
             components.clock.set_back_by = timedelta(hours=24, seconds=5)
@@ -120,7 +117,7 @@ def test_key_expires_after_a_day(components):
             second = await service.submit(manifest(""), OTHER_BODY)
             return first, replayed, second
 
-    first, replayed, second = asyncio.run(scenario())
+    first, replayed, second = await scenario()
     assert replayed.is_replayed
     assert not second.is_replayed
     assert first.task.id == replayed.task.id != second.task.id
@@ -139,7 +136,7 @@ def test_key_survives_a_lost_index(tmp_path):
     assert (repeated.task, repeated.is_replayed) == (first.task, True)
 
 
-def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
+async def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
     class UnwritableStore(MemoryStore):
         def insert(self, indexed):
             raise StoreError("full")
@@ -152,12 +149,12 @@ def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
             await service.submit(manifest("second"), KEY)
             return await service.submit(manifest("third"), KEY)
 
-    assert asyncio.run(scenario()).task.id == "second"
+    assert (await scenario()).task.id == "second"
     for task_id in list(components.runners.recorders):
         components.runners.kill(task_id)
 
 
-def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
+async def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
     class UnreadableStore(MemoryStore):
         def find_by_idempotency_key(self, key, since):
             raise StoreError("locked")
@@ -169,5 +166,5 @@ def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
             with pytest.raises(UnavailableError, match="locked"):
                 await service.submit(manifest(), KEY)
 
-    asyncio.run(scenario())
+    await scenario()
     assert not components.journals.task_ids()

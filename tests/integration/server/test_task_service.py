@@ -34,28 +34,24 @@ async def collect_until_end(events):
     return collected
 
 
-def test_check_acceptance_matches_submit_and_has_no_effect(components):
+async def test_check_acceptance_matches_submit_and_has_no_effect(components):
     components.capacity = Resources(8, 16 * GIB, 100 * GIB)
-
-    async def scenario():
-        async with components.server() as service:
+    async with components.server() as service:
+        await service.check_acceptance(manifest())
+        with pytest.raises(InsufficientResourcesError):
+            await service.check_acceptance(manifest(vm={"cpus": 9}))
+        assert (await service.query(TaskQuery())).total_count == 0
+        assert not components.runners.orders
+        await service.submit(manifest())
+        with pytest.raises(DuplicateTaskError):
             await service.check_acceptance(manifest())
-            with pytest.raises(InsufficientResourcesError):
-                await service.check_acceptance(manifest(vm={"cpus": 9}))
-            assert (await service.query(TaskQuery())).total_count == 0
-            assert not components.runners.orders
-            await service.submit(manifest())
-            with pytest.raises(DuplicateTaskError):
-                await service.check_acceptance(manifest())
-            await service.check_acceptance(manifest("task-2"))
-            await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
-            await service.wait("task-1", 10)
-
-    asyncio.run(scenario())
+        await service.check_acceptance(manifest("task-2"))
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        await service.wait("task-1", 10)
 
 
-def test_task_is_submitted_launched_followed_and_completed(components):
+async def test_task_is_submitted_launched_followed_and_completed(components):
     async def scenario():
         async with components.server() as service:
             submitted = await service.submit(manifest())
@@ -68,7 +64,7 @@ def test_task_is_submitted_launched_followed_and_completed(components):
             assert task.state is TaskState.COMPLETED
             return await followed
 
-    events = asyncio.run(scenario())
+    events = await scenario()
     states = [event["new_state"] for event in events if event["type"] == "state_change"]
     assert states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert events[-1]["type"] == "end"
@@ -77,28 +73,28 @@ def test_task_is_submitted_launched_followed_and_completed(components):
     assert [event["data"] for event in events if event["type"] == "output"] == ["hello\n"]
 
 
-def test_task_is_durable_before_submit_returns(components):
+async def test_task_is_durable_before_submit_returns(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
             return FileJournals(components.data_dir).task_ids(), components.store.load("task-1")
 
-    ids, indexed = asyncio.run(scenario())
+    ids, indexed = await scenario()
     assert list(ids) == ["task-1"]
     assert indexed.task.id == "task-1"
 
 
-def test_task_without_an_id_gets_a_generated_one(components):
+async def test_task_without_an_id_gets_a_generated_one(components):
     async def scenario():
         async with components.server() as service:
             return [(await service.submit(manifest(""))).task.id for _ in range(2)]
 
-    first, second = asyncio.run(scenario())
+    first, second = await scenario()
     assert first != second
     assert len(first) == 36
 
 
-def test_duplicate_id_is_rejected(components):
+async def test_duplicate_id_is_rejected(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -109,73 +105,61 @@ def test_duplicate_id_is_rejected(components):
             )
             return raised.value.existing.id, [type(each).__name__ for each in results]
 
-    existing, kinds = asyncio.run(scenario())
+    existing, kinds = await scenario()
     assert existing == "task-1"
     assert kinds.count("Submission") == 1
 
 
-def test_oversized_task_is_rejected_and_task_without_free_resources_waits(components):
+async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(components):
     components.capacity = Resources(8, 100 * GIB, 100 * GIB)
-
-    async def scenario():
-        async with components.server() as service:
-            with pytest.raises(InsufficientResourcesError, match=r"requests 9 CPUs \(8 in all\), more than"):
-                await service.submit(manifest("huge", vm={"cpus": 9}))
-            await service.submit(manifest("first", vm={"cpus": 8}))
-            await service.submit(manifest("second", vm={"cpus": 1}))
-            await components.wait_for_launch("first")
-            waiting = await service.status("second")
-            assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
-            components.runners.record("first", *TO_RUNNING, *TO_END)
-            await components.wait_for_launch("second")
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        with pytest.raises(InsufficientResourcesError, match=r"requests 9 CPUs \(8 in all\), more than"):
+            await service.submit(manifest("huge", vm={"cpus": 9}))
+        await service.submit(manifest("first", vm={"cpus": 8}))
+        await service.submit(manifest("second", vm={"cpus": 1}))
+        await components.wait_for_launch("first")
+        waiting = await service.status("second")
+        assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
+        components.runners.record("first", *TO_RUNNING, *TO_END)
+        await components.wait_for_launch("second")
 
 
-def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, monkeypatch):
+async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, monkeypatch):
     monkeypatch.setattr(limits, "UNFINISHED_TASKS_MAX", 3)
-
-    async def scenario():
-        async with components.server() as service:
-            names = [f"task-{number}" for number in range(8)]
-            results = await asyncio.gather(*map(service.submit, map(manifest, names)), return_exceptions=True)
-            refused = [result for result in results if isinstance(result, UnavailableError)]
-            assert len(refused) == 5
-            assert str(refused[0]) == "The server has 3 unfinished tasks, its maximum; submit the task again later."
-            with pytest.raises(UnavailableError, match="unfinished"):
-                await service.check_acceptance(manifest("another"))
-            await components.wait_for_launch("task-0")
-            components.runners.record("task-0", *TO_RUNNING, *TO_END)
-            await service.wait("task-0", 10)
-            await asyncio.sleep(0.1)
+    async with components.server() as service:
+        names = [f"task-{number}" for number in range(8)]
+        results = await asyncio.gather(*map(service.submit, map(manifest, names)), return_exceptions=True)
+        refused = [result for result in results if isinstance(result, UnavailableError)]
+        assert len(refused) == 5
+        assert str(refused[0]) == "The server has 3 unfinished tasks, its maximum; submit the task again later."
+        with pytest.raises(UnavailableError, match="unfinished"):
             await service.check_acceptance(manifest("another"))
-            await service.submit(manifest("another"))
+        await components.wait_for_launch("task-0")
+        components.runners.record("task-0", *TO_RUNNING, *TO_END)
+        await service.wait("task-0", 10)
+        await asyncio.sleep(0.1)
+        await service.check_acceptance(manifest("another"))
+        await service.submit(manifest("another"))
 
-    asyncio.run(scenario())
 
-
-def test_submission_above_the_size_of_unfinished_manifests_is_refused(components, monkeypatch):
+async def test_submission_above_the_size_of_unfinished_manifests_is_refused(components, monkeypatch):
     monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
     large = {"name": "n" * 20_000}
-
-    async def scenario():
-        key = Idempotency("key", "0" * 64)
-        async with components.server() as service:
-            await service.submit(manifest("first", **large), key)
-            with pytest.raises(UnavailableError, match="The manifests of unfinished tasks"):
-                await service.submit(manifest("second", **large))
-            await service.submit(manifest("small"))
-            assert (await service.submit(manifest("first", **large), key)).is_replayed
-        monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
-        async with components.server() as service:
-            assert not (await service.status("first")).state.is_final
-            with pytest.raises(UnavailableError):
-                await service.submit(manifest("third"))
-
-    asyncio.run(scenario())
+    key = Idempotency("key", "0" * 64)
+    async with components.server() as service:
+        await service.submit(manifest("first", **large), key)
+        with pytest.raises(UnavailableError, match="The manifests of unfinished tasks"):
+            await service.submit(manifest("second", **large))
+        await service.submit(manifest("small"))
+        assert (await service.submit(manifest("first", **large), key)).is_replayed
+    monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
+    async with components.server() as service:
+        assert not (await service.status("first")).state.is_final
+        with pytest.raises(UnavailableError):
+            await service.submit(manifest("third"))
 
 
-def test_pending_task_is_cancelled_without_a_runner(components):
+async def test_pending_task_is_cancelled_without_a_runner(components):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
@@ -192,10 +176,10 @@ def test_pending_task_is_cancelled_without_a_runner(components):
             await service.wait("first", 10)
         return [order.task_id for order in components.runners.orders]
 
-    assert asyncio.run(scenario()) == ["first"]
+    assert (await scenario()) == ["first"]
 
 
-def test_cancel_is_durable_and_sent_to_the_runner(components):
+async def test_cancel_is_durable_and_sent_to_the_runner(components):
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
@@ -206,7 +190,7 @@ def test_cancel_is_durable_and_sent_to_the_runner(components):
             )
             return (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.CANCELLED
+    assert (await scenario()) is TaskState.CANCELLED
 
 
 def test_restarted_server_resumes_all_tasks(components):
@@ -253,7 +237,7 @@ def test_lost_index_is_rebuilt_from_the_journals(components):
     assert asyncio.run(after()) == (TaskState.COMPLETED, 1)
 
 
-def test_lost_runner_is_detected_and_a_finisher_launched(components):
+async def test_lost_runner_is_detected_and_a_finisher_launched(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -267,10 +251,10 @@ def test_lost_runner_is_detected_and_a_finisher_launched(components):
             components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).failure.code == "runner_lost"
+    assert (await scenario()).failure.code == "runner_lost"
 
 
-def test_task_ends_after_all_finishers_die(components, monkeypatch):
+async def test_task_ends_after_all_finishers_die(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def scenario():
@@ -281,10 +265,10 @@ def test_task_ends_after_all_finishers_die(components, monkeypatch):
             await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
-    assert asyncio.run(scenario()).failure.code == "runner_lost"
+    assert (await scenario()).failure.code == "runner_lost"
 
 
-def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
+async def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
@@ -295,10 +279,10 @@ def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
             components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.CANCELLED
+    assert (await scenario()) is TaskState.CANCELLED
 
 
-def test_failing_launch_fails_the_task(components):
+async def test_failing_launch_fails_the_task(components):
     components.runners.launch_error = OSError("no more processes")
 
     async def scenario():
@@ -306,12 +290,12 @@ def test_failing_launch_fails_the_task(components):
             await service.submit(manifest())
             return await service.wait("task-1", 10)
 
-    failed = asyncio.run(scenario())
+    failed = await scenario()
     assert failed.failure.code == "internal_error"
     assert "no more processes" in failed.failure.message
 
 
-def test_submit_is_rejected_while_the_server_is_not_ready(components):
+async def test_submit_is_rejected_while_the_server_is_not_ready(components):
     components.permanent_reasons = ("There is no key for the model.",)
 
     async def scenario():
@@ -321,28 +305,25 @@ def test_submit_is_rejected_while_the_server_is_not_ready(components):
             with pytest.raises(UnavailableError, match="no key"):
                 await service.submit(manifest())
 
-    asyncio.run(scenario())
+    await scenario()
     assert not components.journals.task_ids()
 
 
-def test_unknown_task_raises_not_found(components):
-    async def scenario():
-        async with components.server() as service:
-            for call in (
-                service.status("nope"),
-                service.cancel("nope", reason="", force=False),
-                service.wait("nope", 1),
-                service.artifacts("nope"),
-                collect(service.follow("nope")),
-                collect(service.replay("nope")),
-            ):
-                with pytest.raises(TaskNotFoundError):
-                    await call
-
-    asyncio.run(scenario())
+async def test_unknown_task_raises_not_found(components):
+    async with components.server() as service:
+        for call in (
+            service.status("nope"),
+            service.cancel("nope", reason="", force=False),
+            service.wait("nope", 1),
+            service.artifacts("nope"),
+            collect(service.follow("nope")),
+            collect(service.replay("nope")),
+        ):
+            with pytest.raises(TaskNotFoundError):
+                await call
 
 
-def test_follow_during_submit_gets_every_event(components):
+async def test_follow_during_submit_gets_every_event(components):
     """A task is in the index for a moment before its journal is tailed."""
 
     async def scenario():
@@ -371,22 +352,19 @@ def test_follow_during_submit_gets_every_event(components):
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await asyncio.wait_for(following, 10)
 
-    events = asyncio.run(scenario())
+    events = await scenario()
     assert events[-1]["type"] == "end"
     assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
 
 
-def test_concurrent_drain_and_undo_are_consistent(components):
-    async def scenario():
-        async with components.server() as service:
-            await asyncio.gather(*(service.drain() for _ in range(50)), *(service.undo_drain() for _ in range(50)))
-            assert (await service.undo_drain()).since is None
-            assert (await service.drain()).since is not None
-
-    asyncio.run(scenario())
+async def test_concurrent_drain_and_undo_are_consistent(components):
+    async with components.server() as service:
+        await asyncio.gather(*(service.drain() for _ in range(50)), *(service.undo_drain() for _ in range(50)))
+        assert (await service.undo_drain()).since is None
+        assert (await service.drain()).since is not None
 
 
-def test_follow_from_now_starts_with_the_current_state(components):
+async def test_follow_from_now_starts_with_the_current_state(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -400,13 +378,13 @@ def test_follow_from_now_starts_with_the_current_state(components):
             components.runners.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
             return first, await collect(stream)
 
-    first, rest = asyncio.run(scenario())
+    first, rest = await scenario()
     assert (first["previous_state"], first["new_state"]) == (None, "running")
     assert [event["data"] for event in rest if event["type"] == "output"] == ["new\n"]
     assert rest[-1]["type"] == "end"
 
 
-def test_follow_all_streams_every_task(components):
+async def test_follow_all_streams_every_task(components):
     async def scenario():
         async with components.server() as service:
             events = []
@@ -425,7 +403,7 @@ def test_follow_all_streams_every_task(components):
             await stream.aclose()
             return events
 
-    events = asyncio.run(scenario())
+    events = await scenario()
     assert {event["task_id"] for event in events} == {"a", "b"}
 
 

@@ -27,12 +27,12 @@ def _jumping_clock(monkeypatch):
 @pytest.mark.parametrize(
     ("lifecycle", "code"), [({"timeout": "2s"}, "timeout"), ({"hang_timeout": "2s"}, "hang"), ({}, None)]
 )
-def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
+async def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
     harness = AttemptHarness(
         tmp_path, Script(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
     )
     started = time.monotonic()
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
+    await asyncio.wait_for(harness.attempt_runner.run(), 60)
     seconds = time.monotonic() - started
     harness.writer.close()
     if code is None:
@@ -44,7 +44,7 @@ def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
     assert [record.at for record in records] != sorted(record.at for record in records)
 
 
-def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
+async def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
     components = ServerComponents(tmp_path, MemoryStore(), capacity=Resources(4, 100 * GIB, 100 * GIB))
 
     async def scenario():
@@ -59,7 +59,7 @@ def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
                 components.runners.record(f"task-{number}", *TO_RUNNING, *TO_END)
                 assert (await service.wait(f"task-{number}", 30)).state is TaskState.COMPLETED
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    await asyncio.wait_for(scenario(), 60)
     assert [order.task_id for order in components.runners.orders] == [f"task-{number}" for number in range(6)]
     for number in range(6):
         indexed = components.store.load(f"task-{number}").task

@@ -89,22 +89,19 @@ def components(tmp_path):
         instance.runners.kill(task_id)
 
 
-def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
-    async def scenario():
-        async with components.server() as service:
-            disk.is_full = True
-            for _ in range(2):
-                with pytest.raises(UnavailableError, match="No space left"):
-                    await service.submit(manifest())
-                assert list((components.data_dir / "tasks").iterdir()) == []
-            disk.is_full = False
-            assert (await service.submit(manifest())).task.state is TaskState.PENDING
-            await components.wait_for_launch("task-1")
-
-    asyncio.run(scenario())
+async def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
+    async with components.server() as service:
+        disk.is_full = True
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="No space left"):
+                await service.submit(manifest())
+            assert list((components.data_dir / "tasks").iterdir()) == []
+        disk.is_full = False
+        assert (await service.submit(manifest())).task.state is TaskState.PENDING
+        await components.wait_for_launch("task-1")
 
 
-def test_submit_succeeds_with_a_broken_index(components):
+async def test_submit_succeeds_with_a_broken_index(components):
     async def scenario():
         async with components.server() as service:
             components.store.is_failing = True
@@ -115,11 +112,11 @@ def test_submit_succeeds_with_a_broken_index(components):
             assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
             assert (await service.status("task-1")).state is TaskState.COMPLETED
 
-    asyncio.run(scenario())
+    await scenario()
     assert components.store.load("task-1").task.state is TaskState.COMPLETED
 
 
-def test_temporarily_broken_index_catches_up(components):
+async def test_temporarily_broken_index_catches_up(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
@@ -131,40 +128,34 @@ def test_temporarily_broken_index_catches_up(components):
             components.runners.record("task-1", *TO_END)
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.COMPLETED
+    assert (await scenario()).state is TaskState.COMPLETED
 
 
-def test_launch_on_a_full_disk_is_retried(components, disk):
-    async def scenario():
-        async with components.server() as service:
-            disk.is_full, disk.accepted_event_types = True, (TaskSubmitted,)
-            await service.submit(manifest())
-            await wait_for_failures(disk)
-            waiting = await service.status("task-1")
-            assert waiting.state is TaskState.PENDING
-            assert "No space left" in waiting.state_message
-            disk.is_full = False
-            await components.wait_for_launch("task-1")
-
-    asyncio.run(scenario())
+async def test_launch_on_a_full_disk_is_retried(components, disk):
+    async with components.server() as service:
+        disk.is_full, disk.accepted_event_types = True, (TaskSubmitted,)
+        await service.submit(manifest())
+        await wait_for_failures(disk)
+        waiting = await service.status("task-1")
+        assert waiting.state is TaskState.PENDING
+        assert "No space left" in waiting.state_message
+        disk.is_full = False
+        await components.wait_for_launch("task-1")
 
 
-def test_failing_finisher_launch_is_retried(components):
-    async def scenario():
-        async with components.server() as service:
-            await components.start_running_task(service)
-            components.runners.launch_error = OSError("no more processes")
-            components.runners.kill("task-1")
-            await wait_for_failures(components.runners)
-            components.runners.launch_error = None
-            await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", *TO_END)
-            await service.wait("task-1", 10)
-
-    asyncio.run(scenario())
+async def test_failing_finisher_launch_is_retried(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+        components.runners.launch_error = OSError("no more processes")
+        components.runners.kill("task-1")
+        await wait_for_failures(components.runners)
+        components.runners.launch_error = None
+        await components.wait_for_launch("task-1", 2)
+        components.runners.record("task-1", *TO_END)
+        await service.wait("task-1", 10)
 
 
-def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk, monkeypatch):
+async def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def scenario():
@@ -180,10 +171,10 @@ def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk, monk
             disk.is_full = False
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).failure.code == "runner_lost"
+    assert (await scenario()).failure.code == "runner_lost"
 
 
-def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
+async def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def scenario():
@@ -198,11 +189,11 @@ def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
             components.runners.record("first", *TO_RUNNING, *TO_END)
             return (await service.wait("second", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.CANCELLED
+    assert (await scenario()) is TaskState.CANCELLED
     assert [order.task_id for order in components.runners.orders] == ["first"]
 
 
-def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, disk):
+async def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, disk):
     writer = components.journals.create("task-1")
     recorder = Recorder(writer, None, components.clock.now)
     recorder.record(TaskSubmitted("task-1", manifest()))
@@ -216,7 +207,7 @@ def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, dis
             disk.is_full = False
             return (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.CANCELLED
+    assert (await scenario()) is TaskState.CANCELLED
 
 
 def test_pending_task_with_a_busy_journal_is_launched(components):
@@ -292,7 +283,7 @@ def test_pending_task_with_a_busy_journal_waits_for_the_end_of_the_drain(compone
     asyncio.run(after())
 
 
-def test_invalid_journal_does_not_affect_other_tasks(components):
+async def test_invalid_journal_does_not_affect_other_tasks(components):
     """Another version may have written an invalid record."""
     writer = components.journals.create("odd")
     writer.append(TaskFinished(), at=components.clock.now())
@@ -310,10 +301,10 @@ def test_invalid_journal_does_not_affect_other_tasks(components):
             components.runners.record("task-2", *TO_RUNNING, *TO_END)
             return (await service.wait("task-2", 10)).state
 
-    assert asyncio.run(scenario()) is TaskState.COMPLETED
+    assert (await scenario()) is TaskState.COMPLETED
 
 
-def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
+async def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
     (components.data_dir / "tasks" / "broken" / "journal" / "records").mkdir(parents=True)
 
     async def scenario():
@@ -323,26 +314,23 @@ def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
             components.runners.record("other", *TO_RUNNING, *TO_END)
             return await service.wait("other", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.COMPLETED
+    assert (await scenario()).state is TaskState.COMPLETED
     assert "Task broken cannot be added to the index" in caplog.text
 
 
-def test_journal_damage_is_shown_in_the_status(components):
-    async def scenario():
-        async with components.server() as service:
-            await components.start_running_task(service)
-            records = components.data_dir / "tasks/task-1/journal/records"
-            with records.open("ab") as file:
-                file.write(b"00000000 {}\n")
-            components.runners.record("task-1", *TO_END)
-            async with asyncio.timeout(10):
-                while "checksum" not in (await service.status("task-1")).state_message:
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(scenario())
+async def test_journal_damage_is_shown_in_the_status(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+        records = components.data_dir / "tasks/task-1/journal/records"
+        with records.open("ab") as file:
+            file.write(b"00000000 {}\n")
+        components.runners.record("task-1", *TO_END)
+        async with asyncio.timeout(10):
+            while "checksum" not in (await service.status("task-1")).state_message:
+                await asyncio.sleep(0.01)
 
 
-def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
+async def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
     offsets, read = [], components.journals.read
 
     def recording_read(task_id, offset=0, **bounds):
@@ -364,37 +352,30 @@ def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(components, mo
             assert "checksum" in (await service.status("task-1")).state_message
             return offset
 
-    offset = asyncio.run(scenario())
+    offset = await scenario()
     assert set(offsets) == {offset}
 
 
-def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
-    async def scenario():
-        async with components.server() as service:
-            await components.start_running_task(service)
-            damage(components.data_dir / "tasks/task-1/journal/records")
-            components.runners.kill("task-1")
-            with pytest.raises(UnavailableError, match=r"is blocked.*checksum"):
-                await service.cancel("task-1", reason="", force=False)
-
-    asyncio.run(scenario())
+async def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+        damage(components.data_dir / "tasks/task-1/journal/records")
+        components.runners.kill("task-1")
+        with pytest.raises(UnavailableError, match=r"is blocked.*checksum"):
+            await service.cancel("task-1", reason="", force=False)
 
 
 @pytest.mark.parametrize("damage_kind", ["damaged", "inconsistent"])
-def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(components, damage_kind):
+async def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(components, damage_kind):
     recorder = Recorder(components.journals.create("task-1"), None, SystemClock().now)
     recorder.record(TaskSubmitted("task-1", manifest()))
     recorder.writer.append(TaskSubmitted("task-1", manifest()), at=components.clock.now())
     recorder.writer.close()
     if damage_kind == "damaged":
         damage(components.data_dir / "tasks/task-1/journal/records")
-
-    async def scenario():
-        async with components.server() as service:
-            with pytest.raises(UnavailableError, match="task-1 already exists, and cannot be read"):
-                await service.submit(manifest())
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        with pytest.raises(UnavailableError, match="task-1 already exists, and cannot be read"):
+            await service.submit(manifest())
 
 
 def damage(records):
@@ -430,7 +411,7 @@ def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkey
     assert len(asyncio.run(after())) == 1
 
 
-def test_sixty_tasks_with_three_slots_start_in_order_and_end(components):
+async def test_sixty_tasks_with_three_slots_start_in_order_and_end(components):
     components.capacity = Resources(12, 1000 * GIB, 1000 * GIB)
     names = [f"task-{number:03}" for number in range(60)]
 
@@ -445,7 +426,7 @@ def test_sixty_tasks_with_three_slots_start_in_order_and_end(components):
                     await asyncio.sleep(0.002)
             return [(await service.wait(name, 10)).state for name in names]
 
-    assert set(asyncio.run(scenario())) == {TaskState.COMPLETED}
+    assert set(await scenario()) == {TaskState.COMPLETED}
     launched = [order.task_id for order in components.runners.orders]
     assert sorted(launched) == names
     # Three launches run concurrently, so their order may vary.
@@ -496,7 +477,7 @@ def test_running_task_keeps_its_resources_before_an_older_pending_one(components
     asyncio.run(after())
 
 
-def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
+async def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
 
     async def scenario():
         async with components.server() as service:
@@ -511,7 +492,7 @@ def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
                     counts.append((len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())))
             return counts
 
-    first, last = asyncio.run(scenario())
+    first, last = await scenario()
     assert last == first
 
 
@@ -536,21 +517,18 @@ def test_rejected_task_leaves_nothing_for_the_next_server(components, disk):
 @pytest.mark.parametrize(
     "error_number", [errno.ENOSPC, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.EPIPE, errno.ETIMEDOUT]
 )
-def test_temporary_launch_failure_is_followed_by_a_finisher(components, error_number):
-    async def scenario():
-        async with components.server() as service:
-            components.runners.launch_error = OSError(error_number, os.strerror(error_number))
-            await service.submit(manifest())
-            await wait_for_failures(components.runners)
-            assert not (await service.status("task-1")).state.is_final
-            components.runners.launch_error = None
-            await components.wait_for_launch("task-1")
-            assert components.runners.orders[-1].finish
-
-    asyncio.run(scenario())
+async def test_temporary_launch_failure_is_followed_by_a_finisher(components, error_number):
+    async with components.server() as service:
+        components.runners.launch_error = OSError(error_number, os.strerror(error_number))
+        await service.submit(manifest())
+        await wait_for_failures(components.runners)
+        assert not (await service.status("task-1")).state.is_final
+        components.runners.launch_error = None
+        await components.wait_for_launch("task-1")
+        assert components.runners.orders[-1].finish
 
 
-def test_task_with_a_recorded_failure_ends_after_a_restart(components):
+async def test_task_with_a_recorded_failure_ends_after_a_restart(components):
     async def scenario():
         writer = components.journals.create("task-1")
         recorder = Recorder(writer, None, SystemClock().now)
@@ -560,11 +538,11 @@ def test_task_with_a_recorded_failure_ends_after_a_restart(components):
         async with components.server() as service:
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
 
-def test_failed_task_ends_on_a_full_disk(components):
+async def test_failed_task_ends_on_a_full_disk(components):
     async def scenario():
         recorder = Recorder(components.journals.create("task-1"), None, SystemClock().now)
         recorder.record(TaskSubmitted("task-1", manifest()))
@@ -574,12 +552,12 @@ def test_failed_task_ends_on_a_full_disk(components):
         async with components.server() as service:
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(scenario()).state is TaskState.FAILED
+    assert (await scenario()).state is TaskState.FAILED
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
 @pytest.mark.parametrize("journal", ["damaged", "torn", "gone"])
-def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
+async def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
     stored = StoredTasks.with_three_tasks(tmp_path)
     if is_finished:
         stored.finish("lost")
@@ -601,11 +579,11 @@ def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, cap
                 await service.status("lost")
             return sorted(task.id for task in (await service.query(TaskQuery())).tasks)
 
-    assert asyncio.run(scenario()) == ["task-1", "task-2", "task-3"]
+    assert (await scenario()) == ["task-1", "task-2", "task-3"]
     assert "Task lost was removed from the index" in caplog.text
 
 
-def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components, monkeypatch):
+async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components, monkeypatch):
     """The record looks complete in the file until the server can truncate and rewrite it."""
     monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.5)
     fdatasync, ftruncate, failed = os.fdatasync, os.ftruncate, []
@@ -628,13 +606,13 @@ def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert failed == ["flush", "truncate"]
     assert task == replay_task(components.journals, "task-1").task
     assert components.store.load("task-1").task == task
 
 
-def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, monkeypatch):
+async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, monkeypatch):
     """The tailer also reads between the write of a record and its failing flush."""
     monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.0)
     fdatasync, failures = os.fdatasync, []
@@ -655,22 +633,19 @@ def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, m
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
-    task = asyncio.run(scenario())
+    task = await scenario()
     assert len(failures) == 3
     assert task == replay_task(components.journals, "task-1").task
     assert components.store.load("task-1").task == task
 
 
-def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
-    async def scenario():
-        async with components.server() as service:
-            await service.submit(manifest())
-            await components.wait_for_launch("task-1")
-            disk.is_full = True
-            with pytest.raises(UnavailableError, match="No space left on device"):
-                await service.cancel("task-1", reason="", force=False)
-            disk.is_full = False
+async def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        disk.is_full = True
+        with pytest.raises(UnavailableError, match="No space left on device"):
             await service.cancel("task-1", reason="", force=False)
-            assert replay_task(components.journals, "task-1").task.cancel is not None
-
-    asyncio.run(scenario())
+        disk.is_full = False
+        await service.cancel("task-1", reason="", force=False)
+        assert replay_task(components.journals, "task-1").task.cancel is not None

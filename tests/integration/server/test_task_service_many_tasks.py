@@ -38,7 +38,7 @@ async def open_resources(service):
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
-def test_day_of_tasks_leaves_only_retained_tasks(components):
+async def test_day_of_tasks_leaves_only_retained_tasks(components):
     async def run_task(service, compressor, number):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
@@ -61,7 +61,7 @@ def test_day_of_tasks_leaves_only_retained_tasks(components):
             assert await open_resources(service) <= baseline
             return len(components.store.task_ids())
 
-    stored_count = asyncio.run(scenario())
+    stored_count = await scenario()
     assert RETAINED - 1 <= stored_count <= RETAINED + 1
     assert len(list((components.data_dir / "tasks").iterdir())) == stored_count
     assert files_of(components, "records") <= UNCOMPRESSED + 1

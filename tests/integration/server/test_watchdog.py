@@ -177,22 +177,22 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_server_without_free_descriptors_does_not_consider_the_runner_unresponsive(tmp_path, monkeypatch, number):
+async def test_server_without_free_descriptors_does_not_consider_the_runner_unresponsive(tmp_path, monkeypatch, number):
     async def raise_error(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", raise_error)
-    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
+    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
 
 
-def test_runner_that_refuses_connections_is_not_unresponsive(tmp_path):
+async def test_runner_that_refuses_connections_is_not_unresponsive(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
-    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
+    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
 
 
-def test_runner_without_a_socket_is_not_unresponsive(tmp_path):
-    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
+async def test_runner_without_a_socket_is_not_unresponsive(tmp_path):
+    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_runner_that_responds_occasionally_is_not_killed(components):
     assert count_pings_before_kill(components, lambda number: number % 5 == 0, pings_min=23) == []
 
 
-def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):
+async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):
     pings = []
 
     async def ping(attempt_id):
@@ -260,7 +260,7 @@ def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog
             while len(pings) < 9 and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
 
-    asyncio.run(scenario())
+    await scenario()
     messages = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
     assert messages == [
         f"The runner of attempt {pings[0]} did not respond 5 times: not killed, no runner holds its journal"

@@ -291,7 +291,7 @@ def test_unwritable_target_fails_the_collection(harness):
     assert raised.value.code == "collect_failed"
 
 
-def test_cancellation_stops_between_files(harness):
+async def test_cancellation_stops_between_files(harness):
     for number in range(200):
         harness.file(f"f{number}").write_bytes(b"x" * 100)
 
@@ -309,12 +309,12 @@ def test_cancellation_stops_between_files(harness):
         with pytest.raises(asyncio.CancelledError):
             await collecting
 
-    asyncio.run(cancel_after_the_first())
+    await cancel_after_the_first()
 
     assert 1 <= len(harness.stored) < 200
 
 
-def test_cancellation_leaves_no_partial_file(harness):
+async def test_cancellation_leaves_no_partial_file(harness):
     with harness.file("big").open("wb") as file:
         file.truncate(1024**3)
     part = harness.target / TEMPORARY_FILE_NAME
@@ -334,6 +334,6 @@ def test_cancellation_leaves_no_partial_file(harness):
         with pytest.raises(asyncio.CancelledError):
             await collecting
 
-    asyncio.run(cancel_during_copy())
+    await cancel_during_copy()
 
     assert harness.stored == []

@@ -1,7 +1,5 @@
 """Selection of the runtime of a server."""
 
-import asyncio
-
 import pytest
 
 from sandbox.bootstrap.runtime import (
@@ -51,9 +49,9 @@ def test_failure_message_names_the_requested_runtime():
     assert message == "The runtime strong does not work here. Fix strong."
 
 
-def test_unknown_runtime_error_lists_the_runtimes(tmp_path):
+async def test_unknown_runtime_error_lists_the_runtimes(tmp_path):
     with pytest.raises(UnknownRuntimeError, match=r"no runtime 'docker'; choose one of auto, bubblewrap, gvisor"):
-        asyncio.run(choose_runtime("docker", tmp_path))
+        await choose_runtime("docker", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "gvisor"])

@@ -1,6 +1,5 @@
 """The exception for each error response."""
 
-import asyncio
 import json
 import re
 from pathlib import Path
@@ -145,13 +144,13 @@ def test_invalid_url_is_rejected_before_a_request(address, client_class):
 
 
 @pytest.mark.parametrize("address", INVALID_URLS, ids=lambda address: ascii(address[:20]))
-def test_terminal_rejects_an_invalid_url(address):
+async def test_terminal_rejects_an_invalid_url(address):
     async def connect():
         async with open_terminal(address, None, "t"):
             pass
 
     with pytest.raises(client.InvalidParameterError, match="http://localhost:8122"):
-        asyncio.run(connect())
+        await connect()
 
 
 @pytest.mark.parametrize("client_class", [client.Client, client.AsyncClient])

@@ -121,13 +121,13 @@ def read_messages(*messages):
     return asyncio.run(read())
 
 
-def test_terminal_rejects_a_non_ascii_token():
+async def test_terminal_rejects_a_non_ascii_token():
     async def connect():
         async with open_terminal("http://localhost:9", "geheim-ü", "t"):
             pass
 
     with pytest.raises(InvalidParameterError, match="token"):
-        asyncio.run(connect())
+        await connect()
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])

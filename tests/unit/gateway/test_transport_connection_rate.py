@@ -21,7 +21,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_connections_beyond_the_burst_wait_for_the_rate(clock):
+async def test_connections_beyond_the_burst_wait_for_the_rate(clock):
     async def run():
         limiter = ConnectionRateLimiter(3, 4, lambda: clock[0])
         times = []
@@ -30,10 +30,10 @@ def test_connections_beyond_the_burst_wait_for_the_rate(clock):
             times.append(clock[0] - 100)
         return times
 
-    assert asyncio.run(run()) == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1])
+    assert (await run()) == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1])
 
 
-def test_idle_time_refills_the_burst_up_to_its_size(clock):
+async def test_idle_time_refills_the_burst_up_to_its_size(clock):
     async def run():
         limiter = ConnectionRateLimiter(2, 4, lambda: clock[0])
         for _ in range(2):
@@ -44,17 +44,14 @@ def test_idle_time_refills_the_burst_up_to_its_size(clock):
             await limiter.wait()
         return clock[0] - start
 
-    assert asyncio.run(run()) == pytest.approx(0.25)
+    assert (await run()) == pytest.approx(0.25)
 
 
-def test_cancelled_waiter_does_not_delay_the_next():
-    async def run():
-        limiter = ConnectionRateLimiter(1, 20)
-        await limiter.wait()
-        first, second = asyncio.create_task(limiter.wait()), asyncio.create_task(limiter.wait())
-        await asyncio.sleep(0)
-        first.cancel()
-        async with asyncio.timeout(2):
-            await second
-
-    asyncio.run(run())
+async def test_cancelled_waiter_does_not_delay_the_next():
+    limiter = ConnectionRateLimiter(1, 20)
+    await limiter.wait()
+    first, second = asyncio.create_task(limiter.wait()), asyncio.create_task(limiter.wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(2):
+        await second

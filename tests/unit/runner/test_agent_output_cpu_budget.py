@@ -55,58 +55,49 @@ def text(written):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_lines_wait_for_the_budget_and_none_is_lost(harness, stream):
-    async def run():
-        written = []
-        agent = output(harness, written)
-        read = agent.read_stdout if stream == "stdout" else agent.read_stderr
-        harness.spend()
-        reading = asyncio.create_task(read(reader()))
-        await asyncio.sleep(0.05)
-        assert written == []
-        harness.now += 1000
-        await reading
-        assert text(written) == OUTPUT
-
-    asyncio.run(run())
+async def test_lines_wait_for_the_budget_and_none_is_lost(harness, stream):
+    written = []
+    agent = output(harness, written)
+    read = agent.read_stdout if stream == "stdout" else agent.read_stderr
+    harness.spend()
+    reading = asyncio.create_task(read(reader()))
+    await asyncio.sleep(0.05)
+    assert written == []
+    harness.now += 1000
+    await reading
+    assert text(written) == OUTPUT
 
 
-def test_reading_pauses_as_soon_as_the_budget_is_spent(harness):
-    async def run():
-        written = []
+async def test_reading_pauses_as_soon_as_the_budget_is_spent(harness):
+    written = []
 
-        def record(event):
-            written.append(event)
-            if len(written) == 1000:
-                harness.spend()
+    def record(event):
+        written.append(event)
+        if len(written) == 1000:
+            harness.spend()
 
-        agent = output(harness, written)
-        agent._record = record
-        reading = asyncio.create_task(agent.read_stdout(reader()))
-        for _ in range(100):
-            await asyncio.sleep(0.01)
-        assert 1000 <= len(written) <= 1000 + LINES_PER_LOOP_ITERATION
-        harness.now += 1000
-        await reading
-        assert text(written) == OUTPUT
-
-    asyncio.run(run())
+    agent = output(harness, written)
+    agent._record = record
+    reading = asyncio.create_task(agent.read_stdout(reader()))
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+    assert 1000 <= len(written) <= 1000 + LINES_PER_LOOP_ITERATION
+    harness.now += 1000
+    await reading
+    assert text(written) == OUTPUT
 
 
-def test_terminal_output_waits_for_the_budget(harness):
-    async def run():
-        received = []
+async def test_terminal_output_waits_for_the_budget(harness):
+    received = []
 
-        async def collect():
-            async for chunk in redacted_chunks(reader(), None, harness.throttle.queue()):
-                received.append(chunk)
+    async def collect():
+        async for chunk in redacted_chunks(reader(), None, harness.throttle.queue()):
+            received.append(chunk)
 
-        harness.spend()
-        task = asyncio.create_task(collect())
-        await asyncio.sleep(0.05)
-        assert received == []
-        harness.now += 1000
-        await task
-        assert b"".join(received) == OUTPUT
-
-    asyncio.run(run())
+    harness.spend()
+    task = asyncio.create_task(collect())
+    await asyncio.sleep(0.05)
+    assert received == []
+    harness.now += 1000
+    await task
+    assert b"".join(received) == OUTPUT

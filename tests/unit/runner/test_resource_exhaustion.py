@@ -190,12 +190,12 @@ def test_socket_buffers_over_the_limit_are_a_failure(scenario, monkeypatch):
         (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],
 )
-def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, files, reason):
+async def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, files, reason):
     async def run():
         async with asyncio.timeout(10):
             return await scenario.detector.watch_kernel_usage(ScriptedSandbox(KernelUsage(), files=files))
 
-    failure = asyncio.run(run())
+    failure = await run()
     assert failure.code == "out_of_memory"
     assert reason in failure.message
 

@@ -71,8 +71,8 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
         ([ValueError("no number")], True),
     ],
 )
-def test_confined_programs_are_killed_on_excess_or_error(
+async def test_confined_programs_are_killed_on_excess_or_error(
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
-    assert asyncio.run(is_killed_after(FakeGroup(*usages), check_count=3)) is expected
+    assert (await is_killed_after(FakeGroup(*usages), check_count=3)) is expected

@@ -1,6 +1,5 @@
 """A confinement runs in the control group that the attempt's sandbox used before."""
 
-import asyncio
 import os
 import socket
 from pathlib import Path
@@ -27,7 +26,7 @@ class FakeLaunch:
 
 
 @pytest.mark.parametrize(("kills_after", "is_out_of_memory"), [(1, False), (2, True)])
-def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_after: int, is_out_of_memory: bool):
+async def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_after: int, is_out_of_memory: bool):
     events = tmp_path / "memory.events"
     events.write_text("oom 1\noom_kill 1\n")
     spec = ConfinementSpec(1, 1024**3, 10, [tmp_path])
@@ -35,6 +34,6 @@ def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_after: 
         launch = FakeLaunch(events, kills_after)
         programs = ConfinedPrograms("attempt", "bwrap", launch, listener, spec, ControlGroup([tmp_path]))
         with pytest.raises(GitError) as raised:
-            asyncio.run(Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path))
+            await Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path)
     assert raised.value.is_out_of_memory is is_out_of_memory
     assert "No space left" in raised.value.stderr

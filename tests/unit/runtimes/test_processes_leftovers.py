@@ -1,7 +1,5 @@
 """Abandoned sandboxes are destroyed even if their handle is damaged or missing."""
 
-import asyncio
-
 import pytest
 
 from sandbox.interfaces.file_layout import AttemptLayout
@@ -33,9 +31,9 @@ class FakeRuntime:
         (HANDLE.replace(b"bubblewrap", b"bubble\xff"), "recovered"),
     ],
 )
-def test_sandbox_is_destroyed_by_its_handle_or_recovered(tmp_path, stored, runtime):
+async def test_sandbox_is_destroyed_by_its_handle_or_recovered(tmp_path, stored, runtime):
     fake_runtime, files = FakeRuntime(), AttemptLayout(tmp_path)
     if stored is not None:
         files.handle.write_bytes(stored)
-    asyncio.run(SandboxLeftovers(fake_runtime).clean_up("a" * 12, files))
+    await SandboxLeftovers(fake_runtime).clean_up("a" * 12, files)
     assert fake_runtime.destroyed == [runtime]

@@ -99,13 +99,13 @@ class BarrierSource:
         return "value of " + secret.name
 
 
-def test_sources_are_queried_concurrently():
+async def test_sources_are_queried_concurrently():
     async def run() -> dict[str, str]:
         return await SecretResolver({"vault": BarrierSource(3)}).resolve(
             [secret(name, "k#f", "vault") for name in "ABC"]
         )
 
-    assert asyncio.run(run()) == {name: f"value of {name}" for name in "ABC"}
+    assert (await run()) == {name: f"value of {name}" for name in "ABC"}
 
 
 class ScriptedSource:
@@ -118,9 +118,9 @@ class ScriptedSource:
         return self._result
 
 
-def test_value_with_a_nul_is_unavailable():
+async def test_value_with_a_nul_is_unavailable():
     with pytest.raises(SecretUnavailableError) as caught:
-        asyncio.run(SecretResolver({"vault": ScriptedSource("a\0b")}).resolve([secret("A", "k#f", "vault")]))
+        await SecretResolver({"vault": ScriptedSource("a\0b")}).resolve([secret("A", "k#f", "vault")])
     assert "NUL" in caught.value.detail
 
 
@@ -131,11 +131,9 @@ def test_total_size_of_values_is_limited():
         asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(5)]))
 
 
-def test_unexpected_exception_is_not_converted():
+async def test_unexpected_exception_is_not_converted():
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(
-            SecretResolver({"vault": ScriptedSource(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")])
-        )
+        await SecretResolver({"vault": ScriptedSource(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")])
 
 
 def test_error_detail_names_the_secret():

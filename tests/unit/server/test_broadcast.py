@@ -24,7 +24,7 @@ def summarize(events):
     return [(f["task_id"], f.get("first_seq", f["seq"]), f["seq"], f["type"]) for f in events]
 
 
-def test_gap_replaces_the_missed_events():
+async def test_gap_replaces_the_missed_events():
     async def run():
         broadcast = Broadcast()
         events = broadcast.subscribe()
@@ -36,7 +36,7 @@ def test_gap_replaces_the_missed_events():
         broadcast.publish(event(5))
         return received + await read(events, 1)
 
-    assert summarize(asyncio.run(run())) == [
+    assert summarize(await run()) == [
         ("task-1", 1, 1, "output"),
         ("task-1", 2, 2, "output"),
         ("task-1", 3, 4, "gap"),
@@ -44,7 +44,7 @@ def test_gap_replaces_the_missed_events():
     ]
 
 
-def test_gaps_are_per_task():
+async def test_gaps_are_per_task():
     async def run():
         broadcast = Broadcast()
         events = broadcast.subscribe()
@@ -52,10 +52,10 @@ def test_gaps_are_per_task():
             broadcast.publish(event(seq, "a" if seq % 2 else "b"))
         return await read(events, 4)
 
-    assert summarize(asyncio.run(run()))[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
+    assert summarize(await run())[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
 
 
-def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
+async def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 100)
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_BYTES_MAX", 3000)
 
@@ -68,7 +68,7 @@ def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
         broadcast.publish({**event(10), "data": "x" * 1000})
         return received + await read(events, 1)
 
-    assert summarize(asyncio.run(run())) == [
+    assert summarize(await run()) == [
         *[("task-1", seq, seq, "output") for seq in (1, 2, 3)],
         ("task-1", 4, 9, "gap"),
         ("task-1", 10, 10, "output"),

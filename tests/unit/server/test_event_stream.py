@@ -120,7 +120,7 @@ def test_replay_after_any_record_returns_the_rest(events):
         assert asyncio.run(resume_after_each_record(streamed)) == 5 + len(events) - events.count(TRANSCRIPT_OUTPUT)
 
 
-def test_long_replay_without_events_yields_to_other_tasks():
+async def test_long_replay_without_events_yields_to_other_tasks():
     async def replay_all(streamed):
         turns = 0
 
@@ -138,7 +138,7 @@ def test_long_replay_without_events_yields_to_other_tasks():
     with streamed_journal() as streamed:
         streamed.record(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNPUBLISHED_LINES)
         streamed.update_index()
-        assert asyncio.run(replay_all(streamed)) >= UNPUBLISHED_LINES * 100_000 // FOLLOW_BATCH_BYTES
+        assert (await replay_all(streamed)) >= UNPUBLISHED_LINES * 100_000 // FOLLOW_BATCH_BYTES
 
 
 class ReadsPerTurn:
@@ -167,7 +167,7 @@ async def replay_with_share(streamed, share, after):
 
 
 @pytest.mark.parametrize("client_count", [1, 3])
-def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_count):
+async def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_count):
     async def replay_all(streamed, reads):
         shares = fair_share.FairShares()
         clients = [shares.of(f"client {number % client_count}") for number in range(12)]
@@ -185,7 +185,7 @@ def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_coun
         )
         streamed.update_index()
         reads = ReadsPerTurn(streamed.journals, monkeypatch)
-        replayed = asyncio.run(replay_all(streamed, reads))
+        replayed = await replay_all(streamed, reads)
         assert [[event["data"] for event in received] for received in replayed] == [["seen\n"]] * 12
         assert reads.maximum <= 2 * client_count
 
@@ -220,7 +220,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
         asyncio.run(run(streamed))
 
 
-def test_replay_of_the_end_reads_only_the_end(monkeypatch):
+async def test_replay_of_the_end_reads_only_the_end(monkeypatch):
     with streamed_journal() as streamed:
         streamed.record(*[e.Output.from_bytes("stdout", b"x" * 200 + b"\n")] * 3000)
         streamed.update_index()
@@ -230,5 +230,5 @@ def test_replay_of_the_end_reads_only_the_end(monkeypatch):
             "read",
             lambda task_id, offset, bytes_max: offsets.append(offset) or read(task_id, offset, bytes_max=bytes_max),
         )
-        assert len(asyncio.run(streamed.replay(3000))) == 5
+        assert len(await streamed.replay(3000)) == 5
         assert streamed.tracked_tasks[0].offset - offsets[0] < 5 * 1000

@@ -73,7 +73,7 @@ def test_unusable_disk_is_reported(health, space, reason):
     assert reason in health.reasons(space)
 
 
-def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
+async def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
     space_freed = asyncio.Event()
     health.disk_monitor.on_space_freed = space_freed.set
     monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
@@ -93,7 +93,7 @@ def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr("pathlib.Path.exists", refuse)
-        asyncio.run(run())
+        await run()
     assert health.reasons() == ""
 
 

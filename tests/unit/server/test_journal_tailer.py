@@ -71,20 +71,20 @@ def tailed_task(tmp_path):
     task.recorder.writer.close()
 
 
-def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
+async def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
-    asyncio.run(tailed_task.write_events(ARTIFACTS))
+    await tailed_task.write_events(ARTIFACTS)
     assert tailed_task.store.saves == 0
 
 
-def test_end_of_the_task_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
+async def test_end_of_the_task_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
-    asyncio.run(tailed_task.write_events([*ARTIFACTS, e.TaskFinished()]))
+    await tailed_task.write_events([*ARTIFACTS, e.TaskFinished()])
     assert tailed_task.store.saves == 1
     assert len(tailed_task.store.load("task-1").task.artifacts) == len(ARTIFACTS)
 
 
-def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch):
+async def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 0.0)
-    asyncio.run(tailed_task.write_events(ARTIFACTS[:3]))
+    await tailed_task.write_events(ARTIFACTS[:3])
     assert len(tailed_task.store.load("task-1").task.artifacts) == 3

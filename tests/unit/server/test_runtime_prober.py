@@ -85,7 +85,7 @@ def test_failed_probe_is_retried(clock, caplog):
     assert "process limit reached" in caplog.text
 
 
-def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
+async def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
     reports = []
 
     async def probe():
@@ -95,5 +95,5 @@ def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
     prober = RuntimeProber(UNAVAILABLE, probe, clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
-    asyncio.run(prober.run())
+    await prober.run()
     assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]

@@ -29,62 +29,49 @@ def harness(monkeypatch):
     return ThrottleHarness()
 
 
-def test_work_within_the_budget_does_not_wait(harness):
-    async def run():
-        async with asyncio.timeout(5):
-            await asyncio.gather(*(harness.throttle.queue().wait() for _ in range(100)))
-
-    asyncio.run(run())
+async def test_work_within_the_budget_does_not_wait(harness):
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(harness.throttle.queue().wait() for _ in range(100)))
 
 
-def test_cpu_used_before_start_is_not_debt(harness):
+async def test_cpu_used_before_start_is_not_debt(harness):
     """Before the start, the same process may have relayed a large clone."""
-
-    async def run():
-        harness.used = 100.0
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await harness.throttle.queue().wait()
-        harness.throttle.start()
-        async with asyncio.timeout(5):
+    harness.used = 100.0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
             await harness.throttle.queue().wait()
-
-    asyncio.run(run())
-
-
-def test_priority_queue_overtakes_waiters(harness):
-    async def run():
-        done = []
-        common, preferred = harness.throttle.queue(), harness.throttle.queue(debt_seconds=1.0)
-
-        async def enter_queue(queue, name):
-            async with queue:
-                done.append(name)
-
-        harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
-        tasks = [asyncio.create_task(enter_queue(common, number)) for number in range(3)]
-        await harness.tick()
-        tasks.append(asyncio.create_task(enter_queue(preferred, "preferred")))
-        await harness.tick()
-        assert done == ["preferred"]
-        harness.now = 100.0
-        await asyncio.gather(*tasks)
-        assert done == ["preferred", 0, 1, 2]
-
-    asyncio.run(run())
+    harness.throttle.start()
+    async with asyncio.timeout(5):
+        await harness.throttle.queue().wait()
 
 
-def test_cancelled_waiter_does_not_block_others(harness):
-    async def run():
-        queue = harness.throttle.queue()
-        harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
-        first, second = (asyncio.create_task(queue.wait()) for _ in range(2))
-        await harness.tick()
-        first.cancel()
-        await harness.tick()
-        harness.now = 100.0
-        async with asyncio.timeout(5):
-            await second
-        assert first.cancelled()
+async def test_priority_queue_overtakes_waiters(harness):
+    done = []
+    common, preferred = harness.throttle.queue(), harness.throttle.queue(debt_seconds=1.0)
 
-    asyncio.run(run())
+    async def enter_queue(queue, name):
+        async with queue:
+            done.append(name)
+
+    harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
+    tasks = [asyncio.create_task(enter_queue(common, number)) for number in range(3)]
+    await harness.tick()
+    tasks.append(asyncio.create_task(enter_queue(preferred, "preferred")))
+    await harness.tick()
+    assert done == ["preferred"]
+    harness.now = 100.0
+    await asyncio.gather(*tasks)
+    assert done == ["preferred", 0, 1, 2]
+
+
+async def test_cancelled_waiter_does_not_block_others(harness):
+    queue = harness.throttle.queue()
+    harness.used = RUNNER_CPU_BURST_SECONDS + 0.5
+    first, second = (asyncio.create_task(queue.wait()) for _ in range(2))
+    await harness.tick()
+    first.cancel()
+    await harness.tick()
+    harness.now = 100.0
+    async with asyncio.timeout(5):
+        await second
+    assert first.cancelled()

@@ -1,6 +1,5 @@
 """A function in a daemon thread releases its slot once, however it ends."""
 
-import asyncio
 import errno
 import threading
 
@@ -9,20 +8,20 @@ import pytest
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 
-def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
+async def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     released = []
     with pytest.raises(OSError, match="no more threads") as caught:
-        asyncio.run(run_in_daemon_thread(lambda: None, lambda: released.append(1)))
+        await run_in_daemon_thread(lambda: None, lambda: released.append(1))
     assert caught.value.errno == errno.EAGAIN
     assert released == [1]
 
 
 @pytest.mark.parametrize("work", [lambda: 7, lambda: int("seven")], ids=["returns", "raises"])
-def test_slot_is_released_when_work_ends(work):
+async def test_slot_is_released_when_work_ends(work):
     released = []
 
     async def run_work():
@@ -31,5 +30,5 @@ def test_slot_is_released_when_work_ends(work):
         except ValueError:
             return None
 
-    assert asyncio.run(run_work()) in (7, None)
+    assert (await run_work()) in (7, None)
     assert released == [1]

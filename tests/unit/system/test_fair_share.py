@@ -26,60 +26,48 @@ async def totals_per_turn(taken, count):
     return totals
 
 
-def test_streams_of_one_client_share_its_turn():
-    async def run():
-        share, taken = FairShares().of("vera"), []
-        streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
-        totals = await totals_per_turn(taken, 10)
-        assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(totals))
-        assert totals[-1] <= 10 * MESSAGES_PER_TURN_MAX
-        async with asyncio.timeout(5):
-            await asyncio.gather(*streams)
-        assert len(taken) == 1000
-
-    asyncio.run(run())
+async def test_streams_of_one_client_share_its_turn():
+    share, taken = FairShares().of("vera"), []
+    streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
+    totals = await totals_per_turn(taken, 10)
+    assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(totals))
+    assert totals[-1] <= 10 * MESSAGES_PER_TURN_MAX
+    async with asyncio.timeout(5):
+        await asyncio.gather(*streams)
+    assert len(taken) == 1000
 
 
-def test_other_client_does_not_wait():
-    async def run():
-        shares, taken = FairShares(), []
-        first_share, second_share = shares.of("vera"), shares.of("otto")
-        streams = [asyncio.create_task(acquire_repeatedly(first_share, 1000, taken)) for _ in range(20)]
-        await totals_per_turn(taken, 3)
-        others = asyncio.create_task(acquire_repeatedly(second_share, 10, other_acquired := []))
-        await totals_per_turn(taken, 1)
-        assert len(other_acquired) == 10
-        for stream in (*streams, others):
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
-
-    asyncio.run(run())
+async def test_other_client_does_not_wait():
+    shares, taken = FairShares(), []
+    first_share, second_share = shares.of("vera"), shares.of("otto")
+    streams = [asyncio.create_task(acquire_repeatedly(first_share, 1000, taken)) for _ in range(20)]
+    await totals_per_turn(taken, 3)
+    others = asyncio.create_task(acquire_repeatedly(second_share, 10, other_acquired := []))
+    await totals_per_turn(taken, 1)
+    assert len(other_acquired) == 10
+    for stream in (*streams, others):
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
 
 
-def test_large_message_counts_as_several():
-    async def run():
-        share, taken = FairShares().of("vera"), []
-        stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
-        totals = await totals_per_turn(taken, 6)
-        assert totals[-1] <= 6
-        await stream
-
-    asyncio.run(run())
+async def test_large_message_counts_as_several():
+    share, taken = FairShares().of("vera"), []
+    stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
+    totals = await totals_per_turn(taken, 6)
+    assert totals[-1] <= 6
+    await stream
 
 
-def test_cancelled_streams_do_not_block_others():
-    async def run():
-        share, taken = FairShares().of("vera"), []
-        streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
-        await totals_per_turn(taken, 2)
-        for stream in streams[:10]:
-            stream.cancel()
-        async with asyncio.timeout(5):
-            await asyncio.gather(*streams[10:])
-        assert taken.count(share) >= 500
-        await asyncio.gather(*streams[:10], return_exceptions=True)
-
-    asyncio.run(run())
+async def test_cancelled_streams_do_not_block_others():
+    share, taken = FairShares().of("vera"), []
+    streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
+    await totals_per_turn(taken, 2)
+    for stream in streams[:10]:
+        stream.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*streams[10:])
+    assert taken.count(share) >= 500
+    await asyncio.gather(*streams[:10], return_exceptions=True)
 
 
 def test_share_is_reused_while_it_is_held():
@@ -89,25 +77,22 @@ def test_share_is_reused_while_it_is_held():
     assert shares.of("otto") is not held
 
 
-def test_shared_work_is_charged_to_no_client():
-    async def run():
-        share, taken = FairShares().of("vera"), []
-        fair_share.set_current_share(share)
-        streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
-        await asyncio.sleep(0)
-        with fair_share.shared_work():
-            reader = asyncio.create_task(acquire_from_current_share(100, taken))
-            await fair_share.acquire(1024 * 1024)
-        await asyncio.sleep(0)
-        assert len(taken) == 100
-        charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
-        await asyncio.sleep(0)
-        assert not charged_reader.done()
-        for stream in (*streams, charged_reader, reader):
-            stream.cancel()
-        await asyncio.gather(*streams, charged_reader, reader, return_exceptions=True)
-
-    asyncio.run(run())
+async def test_shared_work_is_charged_to_no_client():
+    share, taken = FairShares().of("vera"), []
+    fair_share.set_current_share(share)
+    streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
+    await asyncio.sleep(0)
+    with fair_share.shared_work():
+        reader = asyncio.create_task(acquire_from_current_share(100, taken))
+        await fair_share.acquire(1024 * 1024)
+    await asyncio.sleep(0)
+    assert len(taken) == 100
+    charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
+    await asyncio.sleep(0)
+    assert not charged_reader.done()
+    for stream in (*streams, charged_reader, reader):
+        stream.cancel()
+    await asyncio.gather(*streams, charged_reader, reader, return_exceptions=True)
 
 
 async def acquire_from_current_share(count, taken):
@@ -117,7 +102,7 @@ async def acquire_from_current_share(count, taken):
 
 
 @pytest.mark.parametrize("use_share", [True, False])
-def test_threads_per_client_are_limited(use_share):
+async def test_threads_per_client_are_limited(use_share):
     async def run():
         shares, at_once, maximum = FairShares(), 0, 0
 
@@ -144,26 +129,23 @@ def test_threads_per_client_are_limited(use_share):
         await asyncio.gather(*readers, other)
         return maximum
 
-    maximum = asyncio.run(run())
+    maximum = await run()
     assert (maximum <= THREADS_AT_ONCE_MAX + 1) is use_share
 
 
-def test_thread_slot_covers_several_steps():
-    async def run():
-        share, active, maximum = FairShares().of("vera"), 0, 0
+async def test_thread_slot_covers_several_steps():
+    share, active, maximum = FairShares().of("vera"), 0, 0
 
-        async def use_slot():
-            nonlocal active, maximum
-            fair_share.set_current_share(share)
-            async with fair_share.thread_slot():
-                active += 1
-                maximum = max(maximum, active)
-                await fair_share.to_thread(time.sleep, 0.002)
-                await fair_share.to_thread(time.sleep, 0.002)
-                active -= 1
+    async def use_slot():
+        nonlocal active, maximum
+        fair_share.set_current_share(share)
+        async with fair_share.thread_slot():
+            active += 1
+            maximum = max(maximum, active)
+            await fair_share.to_thread(time.sleep, 0.002)
+            await fair_share.to_thread(time.sleep, 0.002)
+            active -= 1
 
-        async with asyncio.timeout(10):
-            await asyncio.gather(*(asyncio.create_task(use_slot()) for _ in range(20)))
-        assert maximum == THREADS_AT_ONCE_MAX
-
-    asyncio.run(run())
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(asyncio.create_task(use_slot()) for _ in range(20)))
+    assert maximum == THREADS_AT_ONCE_MAX

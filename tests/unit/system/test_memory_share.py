@@ -26,115 +26,91 @@ async def turns(count=5):
         await asyncio.sleep(0)
 
 
-def test_reservation_over_the_limit_fails_until_memory_is_released():
-    async def scenario():
-        memory = MemoryShare(100)
-        assert await memory.try_reserve(60)
-        assert not await memory.try_reserve(41)
-        assert await memory.try_reserve(40)
-        memory.release(60)
-        assert await memory.try_reserve(41)
-        assert memory.held_bytes == 81
-
-    asyncio.run(scenario())
+async def test_reservation_over_the_limit_fails_until_memory_is_released():
+    memory = MemoryShare(100)
+    assert await memory.try_reserve(60)
+    assert not await memory.try_reserve(41)
+    assert await memory.try_reserve(40)
+    memory.release(60)
+    assert await memory.try_reserve(41)
+    assert memory.held_bytes == 81
 
 
-def test_reservation_over_the_limit_succeeds_if_no_other_exists():
-    async def scenario():
-        memory = MemoryShare(100)
-        assert await memory.try_reserve(500)
-        assert not await memory.try_reserve(0)
-
-    asyncio.run(scenario())
+async def test_reservation_over_the_limit_succeeds_if_no_other_exists():
+    memory = MemoryShare(100)
+    assert await memory.try_reserve(500)
+    assert not await memory.try_reserve(0)
 
 
-def test_waiters_are_admitted_in_order():
-    async def scenario():
-        memory, done = MemoryShare(100), [asyncio.Event() for _ in range(3)]
-        waiting = [asyncio.create_task(hold(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)]
-        await turns()
-        assert memory.held_bytes == 80
-        done[0].set()
-        await turns()
-        assert memory.held_bytes == 80
-        for end in done:
-            end.set()
-        await asyncio.gather(*waiting)
-        assert memory.held_bytes == 0
-
-    asyncio.run(scenario())
+async def test_waiters_are_admitted_in_order():
+    memory, done = MemoryShare(100), [asyncio.Event() for _ in range(3)]
+    waiting = [asyncio.create_task(hold(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)]
+    await turns()
+    assert memory.held_bytes == 80
+    done[0].set()
+    await turns()
+    assert memory.held_bytes == 80
+    for end in done:
+        end.set()
+    await asyncio.gather(*waiting)
+    assert memory.held_bytes == 0
 
 
 @pytest.mark.parametrize("was_admitted", [False, True])
-def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted):
-    async def scenario():
-        memory = MemoryShare(100)
-        assert await memory.try_reserve(80)
-        first = asyncio.create_task(hold(memory, 50, asyncio.Event()))
-        second = asyncio.create_task(hold(memory, 40, done := asyncio.Event()))
-        await turns()
-        if was_admitted:
-            memory.release(80)
-            memory.hold(80)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
+async def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted):
+    memory = MemoryShare(100)
+    assert await memory.try_reserve(80)
+    first = asyncio.create_task(hold(memory, 50, asyncio.Event()))
+    second = asyncio.create_task(hold(memory, 40, done := asyncio.Event()))
+    await turns()
+    if was_admitted:
         memory.release(80)
-        await turns()
-        assert memory.held_bytes == 40
-        done.set()
-        await second
-        assert memory.held_bytes == 0
-
-    asyncio.run(scenario())
+        memory.hold(80)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    memory.release(80)
+    await turns()
+    assert memory.held_bytes == 40
+    done.set()
+    await second
+    assert memory.held_bytes == 0
 
 
 @pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
-def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
-    async def scenario():
-        clock = Clock()
-        memory = MemoryShare(100, clock)
-        memory.hold(100)
-        with memory.sending(lambda: memory.release(100)):
-            clock.now += seconds
-            assert await memory.try_reserve(50) is is_closed
-
-    asyncio.run(scenario())
+async def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
+    clock = Clock()
+    memory = MemoryShare(100, clock)
+    memory.hold(100)
+    with memory.sending(lambda: memory.release(100)):
+        clock.now += seconds
+        assert await memory.try_reserve(50) is is_closed
 
 
-def test_stalled_connection_is_kept_while_memory_is_free():
-    async def scenario():
-        clock, aborted = Clock(), []
-        memory = MemoryShare(100, clock)
-        with memory.sending(lambda: aborted.append(1)):
-            clock.now += 10 * STALLED_SECONDS
-            assert await memory.try_reserve(50)
-        assert aborted == []
-
-    asyncio.run(scenario())
+async def test_stalled_connection_is_kept_while_memory_is_free():
+    clock, aborted = Clock(), []
+    memory = MemoryShare(100, clock)
+    with memory.sending(lambda: aborted.append(1)):
+        clock.now += 10 * STALLED_SECONDS
+        assert await memory.try_reserve(50)
+    assert aborted == []
 
 
-def test_waiter_closes_stalled_connections():
-    async def scenario():
-        clock = Clock()
-        memory = MemoryShare(100, clock)
-        memory.hold(100)
-        with memory.sending(lambda: memory.release(100)):
-            clock.now += STALLED_SECONDS
-            async with asyncio.timeout(5), memory.reserved(50):
-                assert memory.held_bytes == 50
-
-    asyncio.run(scenario())
+async def test_waiter_closes_stalled_connections():
+    clock = Clock()
+    memory = MemoryShare(100, clock)
+    memory.hold(100)
+    with memory.sending(lambda: memory.release(100)):
+        clock.now += STALLED_SECONDS
+        async with asyncio.timeout(5), memory.reserved(50):
+            assert memory.held_bytes == 50
 
 
-def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():
-    async def scenario():
-        shares = fair_share.FairShares()
-        first_share, second_share = shares.of("vera"), shares.of("otto")
-        assert await first_share.memory.try_reserve(10**12)
-        assert await second_share.memory.try_reserve(1)
-        assert not await first_share.memory.try_reserve(1)
-        assert await fair_share.current_memory().try_reserve(10**12)
-        fair_share.set_current_share(second_share)
-        assert fair_share.current_memory() is second_share.memory
-
-    asyncio.run(scenario())
+async def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():
+    shares = fair_share.FairShares()
+    first_share, second_share = shares.of("vera"), shares.of("otto")
+    assert await first_share.memory.try_reserve(10**12)
+    assert await second_share.memory.try_reserve(1)
+    assert not await first_share.memory.try_reserve(1)
+    assert await fair_share.current_memory().try_reserve(10**12)
+    fair_share.set_current_share(second_share)
+    assert fair_share.current_memory() is second_share.memory

@@ -39,7 +39,7 @@ GATEWAY_HEADERS = {"accept-encoding", "content-length", "content-type", "host", 
 SUBAGENT_HEADERS = {"x-claude-code-agent-id", "x-claude-code-parent-agent-id"}
 
 
-def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
+async def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
     async def scenario():
         events: list = []
         async with ScriptedModel(Script(TURNS)) as model:
@@ -54,7 +54,7 @@ def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
                 await asyncio.gather(gateway_task, return_exceptions=True)
         return completed, model, events
 
-    completed, model, events = asyncio.run(scenario())
+    completed, model, events = await scenario()
     assert completed.exit_code == 0, completed.stderr
     assert {type(event) for event in events} == {Usage}, [event for event in events if not isinstance(event, Usage)]
     requests = [dict(request.headers) for request in model.requests if request.path.startswith("/v1/messages")]

@@ -293,7 +293,7 @@ def test_reserved_mcp_server_name_is_reported(mcp_run):
     assert "workspace is not connected (status: not started)" in failure.message
 
 
-def test_init_event_is_sent_before_the_first_model_response(tmp_path):
+async def test_init_event_is_sent_before_the_first_model_response(tmp_path):
     """So the gateway can hold the first model request until the agent's start is checked."""
     init_lines = []
 
@@ -310,6 +310,6 @@ def test_init_event_is_sent_before_the_first_model_response(tmp_path):
                 model.url, on_line=on_line, mcp_config=mcp_config(broken=McpServer(command="false"))
             )
 
-    assert asyncio.run(run()).exit_code == 137
+    assert (await run()).exit_code == 137
     (event,) = ClaudeOutputParser(SESSION_ID).parse_line(init_lines[0])
     assert event.mcp_servers == {"broken": "failed"}

@@ -58,14 +58,14 @@ async def exchange(port: int, *payloads: bytes) -> bytes:
 
 @on_both_ports
 @pytest.mark.parametrize("payload", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_ambiguous_request_is_rejected_and_closes_the_connection(running_api, payload, port_name):
+async def test_ambiguous_request_is_rejected_and_closes_the_connection(running_api, payload, port_name):
     async def scenario():
         async with running_api() as api:
             together = await exchange(getattr(api, port_name), payload + HEALTH)
             separate = await exchange(getattr(api, port_name), payload, HEALTH)
             return together, separate, list(api.tasks.entries)
 
-    together, separate, submitted = asyncio.run(scenario())
+    together, separate, submitted = await scenario()
     for response in (together, separate):
         head, _, body = response.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
@@ -77,75 +77,71 @@ def test_ambiguous_request_is_rejected_and_closes_the_connection(running_api, pa
 
 
 @on_both_ports
-def test_earlier_requests_are_answered_in_order(running_api, port_name):
+async def test_earlier_requests_are_answered_in_order(running_api, port_name):
     async def scenario():
         async with running_api() as api:
             return await exchange(
                 getattr(api, port_name), HEALTH + HEALTH + AMBIGUOUS["transfer encoding and length"] + HEALTH
             )
 
-    assert statuses(asyncio.run(scenario())) == [b"200" if port_name == "port" else b"404"] * 2 + [b"400"]
+    assert statuses(await scenario()) == [b"200" if port_name == "port" else b"404"] * 2 + [b"400"]
 
 
-def test_rejection_does_not_replace_a_pending_response(running_api):
+async def test_rejection_does_not_replace_a_pending_response(running_api):
     async def scenario():
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING)
             wait = b"GET /api/v1/tasks/task-001/wait?timeout=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
             return await exchange(api.port, wait, AMBIGUOUS["repeated length"])
 
-    first, second = asyncio.run(scenario()).split(b"HTTP/1.1 ")[1:]
+    first, second = (await scenario()).split(b"HTTP/1.1 ")[1:]
     assert (first[:3], second[:3]) == (b"200", b"400")
     assert b'"running"' in first
 
 
-def test_requests_after_connection_close_are_ignored(running_api):
+async def test_requests_after_connection_close_are_ignored(running_api):
     async def scenario():
         async with running_api() as api:
             last = HEALTH.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n")
             return await exchange(api.port, last + AMBIGUOUS["repeated length"] + HEALTH)
 
-    response = asyncio.run(scenario())
+    response = await scenario()
     assert response.startswith(b"HTTP/1.1 200 OK")
     assert len(statuses(response)) == 1
 
 
-def test_rejected_expect_continue_closes_the_connection(running_api):
+async def test_rejected_expect_continue_closes_the_connection(running_api):
     async def scenario():
         async with running_api() as api:
             request = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 52\r\n\r\n"
             return await exchange(api.port, request, HEALTH + HEALTH)
 
-    response = asyncio.run(scenario())
+    response = await scenario()
     assert response.startswith(b"HTTP/1.1 404 Not Found")
     assert b"connection: close" in response.lower()
     assert len(statuses(response)) == 1
 
 
-def test_body_sent_after_the_response_times_out(running_api, monkeypatch):
+async def test_body_sent_after_the_response_times_out(running_api, monkeypatch):
     monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
+    async with running_api() as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
+        assert b" 404 " in await asyncio.wait_for(reader.readline(), 5)
 
-    async def scenario():
-        async with running_api() as api:
-            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-            writer.write(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
-            assert b" 404 " in await asyncio.wait_for(reader.readline(), 5)
+        async def trickle():
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.1)
 
-            async def trickle():
-                while True:
-                    writer.write(b"x")
-                    await asyncio.sleep(0.1)
-
-            trickling = asyncio.create_task(trickle())
-            try:
-                await asyncio.wait_for(reader.read(), 4)
-            except ConnectionError:
-                pass
-            finally:
-                trickling.cancel()
-                writer.close()
-
-    asyncio.run(scenario())
+        trickling = asyncio.create_task(trickle())
+        try:
+            await asyncio.wait_for(reader.read(), 4)
+        except ConnectionError:
+            pass
+        finally:
+            trickling.cancel()
+            writer.close()
 
 
 def statuses(response: bytes) -> list[bytes]:
@@ -173,7 +169,7 @@ claude: {prompt: Work.}
     ],
     ids=" ".join,
 )
-def test_curl_submits_with_every_framing(running_api, options):
+async def test_curl_submits_with_every_framing(running_api, options):
     curl = shutil.which("curl")
     assert curl is not None
 
@@ -187,11 +183,11 @@ def test_curl_submits_with_every_framing(running_api, options):
             output, _ = await asyncio.wait_for(process.communicate(MANIFEST), 20)
             return process.returncode, json.loads(output)
 
-    code, task = asyncio.run(scenario())
+    code, task = await scenario()
     assert (code, task["state"]) == (0, "pending")
 
 
-def test_requests_with_bodies_share_a_connection(running_api):
+async def test_requests_with_bodies_share_a_connection(running_api):
     async def scenario():
         async with running_api() as api:
             plain = POST + b"Content-Length: %d\r\n\r\n" % len(MANIFEST) + MANIFEST
@@ -200,4 +196,4 @@ def test_requests_with_bodies_share_a_connection(running_api):
             last = HEALTH.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n")
             return await exchange(api.port, plain + chunked + HEALTH + plain, chunked[:90], chunked[90:], last)
 
-    assert statuses(asyncio.run(scenario())) == [b"202", b"202", b"200", b"202", b"202", b"200"]
+    assert statuses(await scenario()) == [b"202", b"202", b"200", b"202", b"202", b"200"]

@@ -61,25 +61,21 @@ async def flood(port, head, data):
 
 
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
-def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, request_line):
+async def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, request_line):
     chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
-
-    async def scenario():
-        async with running_api(FakeAccess(otto="operator")) as api:
-            watching = asyncio.create_task(chunks.watch())
-            clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
-            await until(lambda: chunks.total >= 5000, 30)
-            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
-                assert (await client.get("/api/v1/tasks")).status_code == 200
-            assert chunks.maximum <= PER_TURN_MAX
-            watching.cancel()
-            for _, _, writer in clients:
-                writer.close()
-
-    asyncio.run(scenario())
+    async with running_api(FakeAccess(otto="operator")) as api:
+        watching = asyncio.create_task(chunks.watch())
+        clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
+        await until(lambda: chunks.total >= 5000, 30)
+        async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+            assert (await client.get("/api/v1/tasks")).status_code == 200
+        assert chunks.maximum <= PER_TURN_MAX
+        watching.cancel()
+        for _, _, writer in clients:
+            writer.close()
 
 
-def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
+async def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
     response_calls = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
 
     async def scenario():
@@ -95,12 +91,12 @@ def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
                 writer.close()
             return responses
 
-    responses = asyncio.run(scenario())
+    responses = await scenario()
     assert {response.split(b"\r\n")[0] for response in responses} == {b"HTTP/1.1 400 Bad Request"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_body_in_chunks_of_any_size_is_read(running_api, size):
+async def test_body_in_chunks_of_any_size_is_read(running_api, size):
     manifest = MANIFEST + b"#" * 200_000 if size == 100_000 else MANIFEST
     parts = [bytes(part) for part in itertools.batched(manifest, size)]
     body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
@@ -115,31 +111,27 @@ def test_body_in_chunks_of_any_size_is_read(running_api, size):
             writer.close()
             return response
 
-    response = asyncio.run(scenario())
+    response = await scenario()
     assert response.count(b"HTTP/1.1 200 OK") == 4
     assert response.count(b'"dry_run":true') == 3
 
 
-def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
+async def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
-
-    async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-            watching = asyncio.create_task(pings.watch())
-            clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
-            assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
-            await until(lambda: pings.total >= 5000, 30)
-            async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
-                assert (await client.get("/api/v1/tasks")).status_code == 200
-            assert pings.maximum <= PER_TURN_MAX
-            watching.cancel()
-            for _, _, writer in clients:
-                writer.close()
-
-    asyncio.run(scenario())
+    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+        watching = asyncio.create_task(pings.watch())
+        clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
+        assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
+        await until(lambda: pings.total >= 5000, 30)
+        async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
+            assert (await client.get("/api/v1/tasks")).status_code == 200
+        assert pings.maximum <= PER_TURN_MAX
+        watching.cancel()
+        for _, _, writer in clients:
+            writer.close()
 
 
-def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch):
+async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch):
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
 
     async def scenario():
@@ -154,19 +146,16 @@ def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch)
                     assert b" 401 " in await asyncio.wait_for(reader.readline(), 10)
                 writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
     assert pings.total == 0
 
 
-def test_every_ping_of_a_reading_client_is_answered(running_api):
-    async def scenario():
-        async with running_api(FakeAccess(vera="viewer")) as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            headers = {"Authorization": "Bearer vera"}
-            async with connect(api.ws("?task_id=task-001"), additional_headers=headers) as stream:
-                pongs = [await stream.ping() for _ in range(500)]
-                await stream.send("x" * 60_000)  # ignored
-                pongs.append(await stream.ping())
-                await asyncio.wait_for(asyncio.gather(*pongs), 20)
-
-    asyncio.run(scenario())
+async def test_every_ping_of_a_reading_client_is_answered(running_api):
+    async with running_api(FakeAccess(vera="viewer")) as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        headers = {"Authorization": "Bearer vera"}
+        async with connect(api.ws("?task_id=task-001"), additional_headers=headers) as stream:
+            pongs = [await stream.ping() for _ in range(500)]
+            await stream.send("x" * 60_000)  # ignored
+            pongs.append(await stream.ping())
+            await asyncio.wait_for(asyncio.gather(*pongs), 20)

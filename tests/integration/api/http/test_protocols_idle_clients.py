@@ -21,40 +21,34 @@ def short_head_timeout(monkeypatch):
 
 @pytest.mark.usefixtures("short_head_timeout")
 @pytest.mark.parametrize("payload", PARTIAL_REQUESTS.values(), ids=PARTIAL_REQUESTS)
-def test_incomplete_request_head_times_out(running_api, payload):
-    async def scenario():
-        async with running_api() as api:
-            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-            writer.write(payload)
-            try:
-                # Shorter than the keep-alive timeout (5 s), which would also close the connection.
-                response = await asyncio.wait_for(reader.read(), 4)
-            except ConnectionResetError:
-                response = None
-            writer.close()
-            assert payload.count(b"\r\n\r\n") == 0 or response is None or b" 200 " in response
-
-    asyncio.run(scenario())
+async def test_incomplete_request_head_times_out(running_api, payload):
+    async with running_api() as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(payload)
+        try:
+            # Shorter than the keep-alive timeout (5 s), which would also close the connection.
+            response = await asyncio.wait_for(reader.read(), 4)
+        except ConnectionResetError:
+            response = None
+        writer.close()
+        assert payload.count(b"\r\n\r\n") == 0 or response is None or b" 200 " in response
 
 
 @pytest.mark.usefixtures("short_head_timeout")
-def test_slow_request_and_long_stream_do_not_time_out(running_api):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
-            api.tasks.add("task-001", *TO_RUNNING)
-            async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
-                for _ in range(6):
-                    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-                    for index in range(0, len(HEAD), 10):
-                        writer.write(HEAD[index : index + 10])
-                        await asyncio.sleep(0.05)
-                    assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
-                    writer.close()
-                api.tasks.record("task-001", *TO_COMPLETED)
-                lines = [line async for line in stream.aiter_lines()]
-            assert "event: end" in lines
-
-    asyncio.run(scenario())
+async def test_slow_request_and_long_stream_do_not_time_out(running_api):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
+        api.tasks.add("task-001", *TO_RUNNING)
+        async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
+            for _ in range(6):
+                reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+                for index in range(0, len(HEAD), 10):
+                    writer.write(HEAD[index : index + 10])
+                    await asyncio.sleep(0.05)
+                assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
+                writer.close()
+            api.tasks.record("task-001", *TO_COMPLETED)
+            lines = [line async for line in stream.aiter_lines()]
+        assert "event: end" in lines
 
 
 def test_connection_with_unsent_data_is_not_aborted():

@@ -35,13 +35,13 @@ async def exchange(port: int, payload: bytes) -> bytes:
 
 @pytest.mark.parametrize("port_name", ["port", "stream_port"])
 @pytest.mark.parametrize("payload", INVALID.values(), ids=INVALID)
-def test_invalid_http_gets_a_problem_response(running_api, caplog, payload, port_name):
+async def test_invalid_http_gets_a_problem_response(running_api, caplog, payload, port_name):
     async def scenario():
         async with running_api() as api:
             return await exchange(getattr(api, port_name), payload)
 
     with caplog.at_level(logging.INFO, "sandbox"):
-        head, _, body = asyncio.run(scenario()).partition(b"\r\n\r\n")
+        head, _, body = (await scenario()).partition(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
     assert lines[0] == "http/1.1 400 bad request"
     headers = dict(line.split(": ", 1) for line in lines[1:])
@@ -58,30 +58,30 @@ def test_invalid_http_gets_a_problem_response(running_api, caplog, payload, port
     assert line.request_id == problem["request_id"]
 
 
-def test_error_response_to_head_has_no_body(running_api, caplog):
+async def test_error_response_to_head_has_no_body(running_api, caplog):
     async def scenario():
         async with running_api() as api:
             head = b"HEAD /api/health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
             return await exchange(api.port, head + b"no chunk\r\n")
 
-    head, _, body = asyncio.run(scenario()).partition(b"\r\n\r\n")
+    head, _, body = (await scenario()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request")
     assert body == b""
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_valid_requests_before_an_invalid_one_are_answered(running_api):
+async def test_valid_requests_before_an_invalid_one_are_answered(running_api):
     async def scenario():
         async with running_api() as api:
             valid = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
             return await exchange(api.port, valid + INVALID["invalid header"])
 
-    response = asyncio.run(scenario())
+    response = await scenario()
     assert response.startswith(b"HTTP/1.1 200 OK")
     assert response.count(b"HTTP/1.1 400 Bad Request") == 1
 
 
-def test_invalid_body_after_the_response_gets_no_second_response(running_api, caplog):
+async def test_invalid_body_after_the_response_gets_no_second_response(running_api, caplog):
     async def scenario():
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING)
@@ -94,7 +94,7 @@ def test_invalid_body_after_the_response_gets_no_second_response(running_api, ca
             writer.close()
             return response
 
-    response = asyncio.run(scenario())
+    response = await scenario()
     assert response.startswith(b"HTTP/1.1 200 OK")
     assert b"400 Bad Request" not in response
     assert not [record for record in caplog.records if record.exc_info]

@@ -36,42 +36,35 @@ async def follow(client: httpx2.AsyncClient) -> list[dict]:
         return [json.loads(line[6:]) async for line in response.aiter_lines() if line.startswith("data: ")]
 
 
-def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkeypatch):
+async def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkeypatch):
     monkeypatch.setattr(protocols, "STALL_TIMEOUT_SECONDS", 0.3)
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
+        api.tasks.add("task-001", *TO_RUNNING)
+        with stalled_client(api.port):
+            following = asyncio.create_task(follow(client))
+            await until(lambda: api.open_streams("logs") == 2)
+            api.tasks.record("task-001", *LARGE_OUTPUT)
+            await until(lambda: api.open_streams("logs") == 1)
+            api.tasks.record("task-001", *TO_COMPLETED)
+            assert (await following)[-1]["type"] == "end"
 
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
+
+async def test_reused_task_id_streams_only_the_new_events(running_api, until):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
+        api.tasks.add("task-001", *TO_RUNNING)
+        with stalled_client(api.port):
+            await until(lambda: api.open_streams("logs") == 1)
+            api.tasks.record("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
+            assert (await follow(client))[-1]["type"] == "end"
+            del api.tasks.entries["task-001"]
             api.tasks.add("task-001", *TO_RUNNING)
-            with stalled_client(api.port):
-                following = asyncio.create_task(follow(client))
-                await until(lambda: api.open_streams("logs") == 2)
-                api.tasks.record("task-001", *LARGE_OUTPUT)
-                await until(lambda: api.open_streams("logs") == 1)
-                api.tasks.record("task-001", *TO_COMPLETED)
-                assert (await following)[-1]["type"] == "end"
-
-    asyncio.run(scenario())
-
-
-def test_reused_task_id_streams_only_the_new_events(running_api, until):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=30) as client:
-            api.tasks.add("task-001", *TO_RUNNING)
-            with stalled_client(api.port):
-                await until(lambda: api.open_streams("logs") == 1)
-                api.tasks.record("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
-                assert (await follow(client))[-1]["type"] == "end"
-                del api.tasks.entries["task-001"]
-                api.tasks.add("task-001", *TO_RUNNING)
-                following = asyncio.create_task(follow(client))
-                await until(lambda: api.open_streams("logs") == 2)
-                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
-                events = await asyncio.wait_for(following, 10)
-        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-        assert [event["type"] for event in events].count("error") == 1
-        assert "output" not in {event["type"] for event in events}
-
-    asyncio.run(scenario())
+            following = asyncio.create_task(follow(client))
+            await until(lambda: api.open_streams("logs") == 2)
+            api.tasks.record("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
+            events = await asyncio.wait_for(following, 10)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["type"] for event in events].count("error") == 1
+    assert "output" not in {event["type"] for event in events}
 
 
 class RecordingTransport(asyncio.Transport):
@@ -98,7 +91,7 @@ class RecordingTransport(asyncio.Transport):
         pass
 
 
-def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
+async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
@@ -109,31 +102,28 @@ def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
         while connection.transport.is_paused:
             await asyncio.sleep(0)
 
-    async def scenario():
-        config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
-        config.load()
-        connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
-        connection.connection_made(transport)
-        client = ClientProtocol(parse_uri("ws://localhost/"))
-        client.send_request(client.connect())
-        connection.data_received(b"".join(client.data_to_send()))
-        while not transport.written:
-            await asyncio.sleep(0)
-        client.receive_data(transport.written)
-        transport.written = b""
-        client.send_ping(b"first")
-        await receive(connection, client)
-        assert b"first" in transport.written
-        transport.written = b""
-        connection.pause_writing()
-        for number in range(1000):
-            client.send_ping(b"%d" % number)
-        await receive(connection, client)
-        assert transport.written == b""
-        connection.resume_writing()
-        client.receive_data(transport.written)
-        pongs = [frame for frame in client.events_received() if getattr(frame, "opcode", None) is Opcode.PONG]
-        assert [frame.data for frame in pongs] == [b"999"]
-        connection.connection_lost(None)
-
-    asyncio.run(scenario())
+    config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
+    config.load()
+    connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
+    connection.connection_made(transport)
+    client = ClientProtocol(parse_uri("ws://localhost/"))
+    client.send_request(client.connect())
+    connection.data_received(b"".join(client.data_to_send()))
+    while not transport.written:
+        await asyncio.sleep(0)
+    client.receive_data(transport.written)
+    transport.written = b""
+    client.send_ping(b"first")
+    await receive(connection, client)
+    assert b"first" in transport.written
+    transport.written = b""
+    connection.pause_writing()
+    for number in range(1000):
+        client.send_ping(b"%d" % number)
+    await receive(connection, client)
+    assert transport.written == b""
+    connection.resume_writing()
+    client.receive_data(transport.written)
+    pongs = [frame for frame in client.events_received() if getattr(frame, "opcode", None) is Opcode.PONG]
+    assert [frame.data for frame in pongs] == [b"999"]
+    connection.connection_lost(None)

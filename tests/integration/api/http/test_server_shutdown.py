@@ -20,7 +20,7 @@ from sandbox.model import limits
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
 
-def test_shutdown_closes_twenty_streams_in_time(running_api, until):
+async def test_shutdown_closes_twenty_streams_in_time(running_api, until):
     async def read_to_the_end(client):
         async with client.stream("GET", LOGS) as response:
             return "".join([text async for text in response.aiter_text()])
@@ -54,33 +54,27 @@ def test_shutdown_closes_twenty_streams_in_time(running_api, until):
             with pytest.raises(httpx2.ConnectError):
                 await client.get("/api/health")
 
-    asyncio.run(scenario())
+    await scenario()
 
 
-def test_stalled_client_does_not_delay_shutdown(running_api, until):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            for number in range(300):
-                api.tasks.record("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
-            stalled = socket.create_connection(("127.0.0.1", api.port))
-            stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            plain = socket.create_connection(("127.0.0.1", api.port))
-            plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await until(lambda: api.tasks.open_followers == 1)
-            assert await api.stop() < limits.SHUTDOWN_SECONDS
-            stalled.close()
-            plain.close()
-
-    asyncio.run(scenario())
+async def test_stalled_client_does_not_delay_shutdown(running_api, until):
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        for number in range(300):
+            api.tasks.record("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
+        stalled = socket.create_connection(("127.0.0.1", api.port))
+        stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        plain = socket.create_connection(("127.0.0.1", api.port))
+        plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await until(lambda: api.tasks.open_followers == 1)
+        assert await api.stop() < limits.SHUTDOWN_SECONDS
+        stalled.close()
+        plain.close()
 
 
-def test_idle_server_stops_immediately(running_api):
-    async def scenario():
-        async with running_api() as api:
-            assert await api.stop() < 1
-
-    asyncio.run(scenario())
+async def test_idle_server_stops_immediately(running_api):
+    async with running_api() as api:
+        assert await api.stop() < 1
 
 
 def test_address_error_names_the_address_and_port():

@@ -54,7 +54,7 @@ class MessagesPerTurn:
             await asyncio.sleep(0)
 
 
-def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monkeypatch):
+async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monkeypatch):
     counter = MessagesPerTurn(monkeypatch)
 
     async def scenario():
@@ -73,65 +73,58 @@ def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monk
                 await stream.close()
             await asyncio.gather(*receivers)
 
-    asyncio.run(scenario())
+    await scenario()
     assert counter.maximum <= 2 * MESSAGES_PER_TURN_MAX
 
 
-def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
+async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
     monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 2)
-
-    async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            first, second = await with_viewer_token(api), await with_viewer_token(api)
-            with pytest.raises(InvalidStatus) as raised:
-                await with_viewer_token(api)
-            assert raised.value.response.status_code == 429
-            assert raised.value.response.headers["Retry-After"]
-            async with with_viewer_token(api, "?task_id=task-001") as stream:
-                assert await stream.recv()
-            async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
-                await first.close()
-                await until(lambda: api.open_streams("websocket") == 2)
-            async with with_viewer_token(api):
-                await second.close()
-
-    asyncio.run(scenario())
+    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        first, second = await with_viewer_token(api), await with_viewer_token(api)
+        with pytest.raises(InvalidStatus) as raised:
+            await with_viewer_token(api)
+        assert raised.value.response.status_code == 429
+        assert raised.value.response.headers["Retry-After"]
+        async with with_viewer_token(api, "?task_id=task-001") as stream:
+            assert await stream.recv()
+        async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
+            await first.close()
+            await until(lambda: api.open_streams("websocket") == 2)
+        async with with_viewer_token(api):
+            await second.close()
 
 
-def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monkeypatch):
-    async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            active, maximum, may_continue = 0, 0, asyncio.Event()
-            list_artifacts = api.tasks.artifacts
+async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monkeypatch):
+    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        active, maximum, may_continue = 0, 0, asyncio.Event()
+        list_artifacts = api.tasks.artifacts
 
-            async def artifacts(task_id):
-                nonlocal active, maximum
-                active, maximum = active + 1, max(maximum, active + 1)
-                await may_continue.wait()
-                active -= 1
-                return await list_artifacts(task_id)
+        async def artifacts(task_id):
+            nonlocal active, maximum
+            active, maximum = active + 1, max(maximum, active + 1)
+            await may_continue.wait()
+            active -= 1
+            return await list_artifacts(task_id)
 
-            monkeypatch.setattr(api.tasks, "artifacts", artifacts)
-            async with httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
-                path, first, second = (
-                    "/api/v1/tasks/task-001/artifacts",
-                    *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
-                )
-                requests = [asyncio.create_task(client.get(path, headers=first)) for _ in range(20)]
-                async with asyncio.timeout(10):
-                    while active < THREADS_AT_ONCE_MAX:
-                        await asyncio.sleep(0.01)
-                assert (await client.get("/api/v1/tasks?limit=1000", headers=second)).status_code == 200
-                assert maximum == THREADS_AT_ONCE_MAX
-                may_continue.set()
-                assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
-
-    asyncio.run(scenario())
+        monkeypatch.setattr(api.tasks, "artifacts", artifacts)
+        async with httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
+            path, first, second = (
+                "/api/v1/tasks/task-001/artifacts",
+                *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
+            )
+            requests = [asyncio.create_task(client.get(path, headers=first)) for _ in range(20)]
+            async with asyncio.timeout(10):
+                while active < THREADS_AT_ONCE_MAX:
+                    await asyncio.sleep(0.01)
+            assert (await client.get("/api/v1/tasks?limit=1000", headers=second)).status_code == 200
+            assert maximum == THREADS_AT_ONCE_MAX
+            may_continue.set()
+            assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
 
-def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, until, monkeypatch):
+async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, until, monkeypatch):
     responses = maximum = count_in_turn = 0
     denied = authentication._denied_response
 
@@ -163,11 +156,11 @@ def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, un
             for _, writer in clients:
                 writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
     assert maximum <= MESSAGES_PER_TURN_MAX
 
 
-def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
+async def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
     active, maximum, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
     parse = tasks._parse_submission
 
@@ -184,23 +177,19 @@ def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(runnin
         return parse(body, *others)
 
     monkeypatch.setattr(tasks, "_parse_submission", count)
-
-    async def scenario():
-        async with (
-            running_api(FakeAccess(olga="operator", otto="operator")) as api,
-            httpx2.AsyncClient(base_url=api.http, timeout=20) as client,
-        ):
-            path, first, second = (
-                "/api/v1/tasks?dry_run=true",
-                *({"Authorization": f"Bearer {name}"} for name in ("olga", "otto")),
-            )
-            requests = [asyncio.create_task(client.post(path, content=b"slow", headers=first)) for _ in range(40)]
-            async with asyncio.timeout(10):
-                while active < THREADS_AT_ONCE_MAX:
-                    await asyncio.sleep(0.01)
-                assert (await client.post(path, content=b"quick", headers=second)).status_code == 400
-            may_continue.set()
-            assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
-            assert maximum == THREADS_AT_ONCE_MAX
-
-    asyncio.run(scenario())
+    async with (
+        running_api(FakeAccess(olga="operator", otto="operator")) as api,
+        httpx2.AsyncClient(base_url=api.http, timeout=20) as client,
+    ):
+        path, first, second = (
+            "/api/v1/tasks?dry_run=true",
+            *({"Authorization": f"Bearer {name}"} for name in ("olga", "otto")),
+        )
+        requests = [asyncio.create_task(client.post(path, content=b"slow", headers=first)) for _ in range(40)]
+        async with asyncio.timeout(10):
+            while active < THREADS_AT_ONCE_MAX:
+                await asyncio.sleep(0.01)
+            assert (await client.post(path, content=b"quick", headers=second)).status_code == 400
+        may_continue.set()
+        assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
+        assert maximum == THREADS_AT_ONCE_MAX

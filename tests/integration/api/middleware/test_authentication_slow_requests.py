@@ -40,31 +40,25 @@ async def send_slowly(api, method: str, path: str, body: bytes, *, meanwhile) ->
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status"), REQUESTS)
-def test_request_changes_nothing_once_its_token_is_revoked(running_api, method, path, body, status):
-    async def scenario():
-        access = tokens()
-        async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
-            api.tasks.add("task-001")
-            answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("olga"))
-            assert answer.startswith(b"HTTP/1.1 401 ")
-            assert (list(api.tasks.entries), api.tasks.cancels) == (["task-001"], [])
-
-    asyncio.run(scenario())
+async def test_request_changes_nothing_once_its_token_is_revoked(running_api, method, path, body, status):
+    access = tokens()
+    async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+        api.tasks.add("task-001")
+        answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("olga"))
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert (list(api.tasks.entries), api.tasks.cancels) == (["task-001"], [])
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status"), REQUESTS)
-def test_request_is_served_if_another_token_is_revoked(running_api, method, path, body, status):
-    async def scenario():
-        access = tokens()
-        async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
-            api.tasks.add("task-001")
-            answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("otto"))
-            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-
-    asyncio.run(scenario())
+async def test_request_is_served_if_another_token_is_revoked(running_api, method, path, body, status):
+    access = tokens()
+    async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+        api.tasks.add("task-001")
+        answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("otto"))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
 
-def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monkeypatch, caplog):
+async def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.1)
 
     async def scenario():
@@ -79,5 +73,5 @@ def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monk
             assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 401 ")
             writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

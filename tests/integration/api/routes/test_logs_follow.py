@@ -18,94 +18,72 @@ async def events(response):
             yield json.loads(line.removeprefix("data: "))
 
 
-def test_follow_streams_events_live_until_the_end(running_api):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            api.tasks.add("task-001")
-            async with client.stream("GET", LOGS) as response:
-                received = events(response)
-                assert (await anext(received))["new_state"] == "pending"
-                api.tasks.record("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
-                assert [(await anext(received))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
-                api.tasks.record("task-001", *TO_COMPLETED)
-                assert [event["type"] async for event in received] == ["state_change", "state_change", "end"]
-
-    asyncio.run(scenario())
+async def test_follow_streams_events_live_until_the_end(running_api):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001")
+        async with client.stream("GET", LOGS) as response:
+            received = events(response)
+            assert (await anext(received))["new_state"] == "pending"
+            api.tasks.record("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
+            assert [(await anext(received))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
+            api.tasks.record("task-001", *TO_COMPLETED)
+            assert [event["type"] async for event in received] == ["state_change", "state_change", "end"]
 
 
-def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
+async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
     monkeypatch.setattr(streaming_response, "KEEP_ALIVE_SECONDS", 0.02)
-
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            api.tasks.add("task-001")
-            async with client.stream("GET", LOGS) as response:
-                comments = 0
-                async for line in response.aiter_lines():
-                    comments += line == ": keep-alive"
-                    if comments == 2:
-                        break
-
-    asyncio.run(scenario())
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001")
+        async with client.stream("GET", LOGS) as response:
+            comments = 0
+            async for line in response.aiter_lines():
+                comments += line == ": keep-alive"
+                if comments == 2:
+                    break
 
 
-def test_disconnected_stream_is_detected_immediately(running_api, until):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            api.tasks.add("task-001")
-            async with client.stream("GET", LOGS):
-                await until(lambda: api.tasks.open_followers == 1)
-            await until(lambda: api.tasks.open_followers == 0)
-
-    asyncio.run(scenario())
+async def test_disconnected_stream_is_detected_immediately(running_api, until):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001")
+        async with client.stream("GET", LOGS):
+            await until(lambda: api.tasks.open_followers == 1)
+        await until(lambda: api.tasks.open_followers == 0)
 
 
-def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
+async def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
     def has_pending_wait():
         return any("FakeTasks.wait" in str(task.get_coro()) for task in asyncio.all_tasks())
 
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            api.tasks.add("task-001")
-            request = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait?timeout=600"))
-            await until(has_pending_wait)
-            request.cancel()
-            await until(lambda: not has_pending_wait())
-
-    asyncio.run(scenario())
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001")
+        request = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait?timeout=600"))
+        await until(has_pending_wait)
+        request.cancel()
+        await until(lambda: not has_pending_wait())
 
 
-def test_too_large_body_is_rejected_with_and_without_length(running_api):
+async def test_too_large_body_is_rejected_with_and_without_length(running_api):
     async def chunks():
         for _ in range(40):
             yield b"x" * 100_000
 
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            for content in (b"x" * 4_000_000, chunks()):
-                response = await client.post("/api/v1/tasks", content=content)
-                assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
-            assert (await client.get("/api/health")).status_code == 200
-
-    asyncio.run(scenario())
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        for content in (b"x" * 4_000_000, chunks()):
+            response = await client.post("/api/v1/tasks", content=content)
+            assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
+        assert (await client.get("/api/health")).status_code == 200
 
 
-def test_head_response_has_no_body(running_api):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
-            api.tasks.add("task-001")
-            for path in ("/api/v1/tasks/task-001", LOGS, "/api/v1/tasks/task-001/logs"):
-                for _ in range(2):
-                    response = await client.head(path)
-                    assert (response.status_code, response.content) == (200, b"")
-
-    asyncio.run(scenario())
+async def test_head_response_has_no_body(running_api):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001")
+        for path in ("/api/v1/tasks/task-001", LOGS, "/api/v1/tasks/task-001/logs"):
+            for _ in range(2):
+                response = await client.head(path)
+                assert (response.status_code, response.content) == (200, b"")
 
 
-def test_ipv4_and_ipv6_share_one_port(running_api):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient() as client:
-            for host in ("127.0.0.1", "[::1]", "localhost"):
-                assert (await client.get(f"http://{host}:{api.port}/api/health")).status_code == 200
-
-    asyncio.run(scenario())
+async def test_ipv4_and_ipv6_share_one_port(running_api):
+    async with running_api() as api, httpx2.AsyncClient() as client:
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            assert (await client.get(f"http://{host}:{api.port}/api/health")).status_code == 200

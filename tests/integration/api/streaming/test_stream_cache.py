@@ -42,33 +42,29 @@ def lines(first, count):
     return [e.Output.from_bytes("stdout", f"line {number}\n".encode()) for number in range(first, first + count)]
 
 
-def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
+async def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
     # The buffers are small, so a reconnecting client has fallen behind the buffer and needs the history.
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
-
-    async def scenario():
-        async with running_api() as api:
-            limits = httpx2.Limits(max_connections=None)
-            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
-                api.tasks.add("task-001", *TO_RUNNING)
-                last = 5 + 600 + len(TO_COMPLETED) + 1
-                rng = random.Random(7)
-                steady = [asyncio.create_task(follow(client, 0)) for _ in range(4)]
-                reconnecting = [asyncio.create_task(follow_with_reconnects(client, last, rng)) for _ in range(6)]
-                for number in range(30):
-                    api.tasks.record("task-001", *lines(number * 20, 20))
-                    await asyncio.sleep(0.01)
-                api.tasks.record("task-001", *TO_COMPLETED)
-                for seqs in await asyncio.gather(*steady, *reconnecting):
-                    assert seqs == list(range(1, last + 1))
-            assert api.tasks.open_followers == 0
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            api.tasks.add("task-001", *TO_RUNNING)
+            last = 5 + 600 + len(TO_COMPLETED) + 1
+            rng = random.Random(7)
+            steady = [asyncio.create_task(follow(client, 0)) for _ in range(4)]
+            reconnecting = [asyncio.create_task(follow_with_reconnects(client, last, rng)) for _ in range(6)]
+            for number in range(30):
+                api.tasks.record("task-001", *lines(number * 20, 20))
+                await asyncio.sleep(0.01)
+            api.tasks.record("task-001", *TO_COMPLETED)
+            for seqs in await asyncio.gather(*steady, *reconnecting):
+                assert seqs == list(range(1, last + 1))
+        assert api.tasks.open_followers == 0
 
 
-def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
+async def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
     encoded, sent, encode, take = [], [], logs._format_sse, streaming_response.Prefetcher.next_batch
 
     def counting_encode(event):
@@ -81,29 +77,25 @@ def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
 
     monkeypatch.setattr(logs, "_format_sse", counting_encode)
     monkeypatch.setattr(streaming_response.Prefetcher, "next_batch", recorded_batch)
-
-    async def scenario():
-        async with running_api() as api:
-            limits = httpx2.Limits(max_connections=None)
-            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
-                api.tasks.add("task-001", *TO_RUNNING)
-                followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
-                async with asyncio.timeout(5):
-                    while api.open_streams("logs") < 12:
-                        await asyncio.sleep(0.005)
-                for number in range(50):
-                    api.tasks.record("task-001", *lines(number * 20, 20))
-                    await asyncio.sleep(0.001)
-                api.tasks.record("task-001", *TO_COMPLETED)
-                last = 5 + 1000 + len(TO_COMPLETED) + 1
-                assert await asyncio.gather(*followers) == [list(range(1, last + 1))] * 12
-                assert encoded == list(range(1, last + 1))
-                assert len(sent) < 12 * 100
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            api.tasks.add("task-001", *TO_RUNNING)
+            followers = [asyncio.create_task(follow(client, 0)) for _ in range(12)]
+            async with asyncio.timeout(5):
+                while api.open_streams("logs") < 12:
+                    await asyncio.sleep(0.005)
+            for number in range(50):
+                api.tasks.record("task-001", *lines(number * 20, 20))
+                await asyncio.sleep(0.001)
+            api.tasks.record("task-001", *TO_COMPLETED)
+            last = 5 + 1000 + len(TO_COMPLETED) + 1
+            assert await asyncio.gather(*followers) == [list(range(1, last + 1))] * 12
+            assert encoded == list(range(1, last + 1))
+            assert len(sent) < 12 * 100
 
 
-def test_history_cache_is_bounded(monkeypatch):
+async def test_history_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
 
@@ -111,19 +103,16 @@ def test_history_cache_is_bounded(monkeypatch):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
-    async def scenario():
-        history, position, reads = stream_cache.HistoryCache(), 0, 0
-        while position < 100:
-            position, reads = (await history.load(events_from(position), position)).last_seq, reads + 1
-        assert reads == 34
-        assert await history.load(events_from(100), 100) is None
-        cached = [position for position in range(101) if history.find(position)]
-        assert cached == list(range(87, 100))
-
-    asyncio.run(scenario())
+    history, position, reads = stream_cache.HistoryCache(), 0, 0
+    while position < 100:
+        position, reads = (await history.load(events_from(position), position)).last_seq, reads + 1
+    assert reads == 34
+    assert await history.load(events_from(100), 100) is None
+    cached = [position for position in range(101) if history.find(position)]
+    assert cached == list(range(87, 100))
 
 
-def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
+async def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     encoded, encode = [], logs._format_sse
 
@@ -132,87 +121,73 @@ def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
         return encode(event)
 
     monkeypatch.setattr(logs, "_format_sse", counting_encode)
-
-    async def scenario():
-        async with running_api() as api:
-            limits = httpx2.Limits(max_connections=None)
-            async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
-                api.tasks.add("task-001", *TO_RUNNING, *lines(0, 3000))
-                followers = [asyncio.create_task(follow(client, after)) for after in [0] * 10 + [1500] * 10]
-                async with asyncio.timeout(5):
-                    while api.open_streams("logs") < 20:
-                        await asyncio.sleep(0.005)
-                api.tasks.record("task-001", *TO_COMPLETED)
-                last = 5 + 3000 + len(TO_COMPLETED) + 1
-                received = await asyncio.gather(*followers)
-                assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
-                # For a client that starts within a batch, the rest of the batch is encoded separately; all other
-                # batches are shared.
-                assert len(encoded) < last + 10 * 1500
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=api.http, limits=limits, timeout=20) as client:
+            api.tasks.add("task-001", *TO_RUNNING, *lines(0, 3000))
+            followers = [asyncio.create_task(follow(client, after)) for after in [0] * 10 + [1500] * 10]
+            async with asyncio.timeout(5):
+                while api.open_streams("logs") < 20:
+                    await asyncio.sleep(0.005)
+            api.tasks.record("task-001", *TO_COMPLETED)
+            last = 5 + 3000 + len(TO_COMPLETED) + 1
+            received = await asyncio.gather(*followers)
+            assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
+            # For a client that starts within a batch, the rest of the batch is encoded separately; all other
+            # batches are shared.
+            assert len(encoded) < last + 10 * 1500
 
 
-def test_each_client_has_a_separate_filter(running_api):
+async def test_each_client_has_a_separate_filter(running_api):
     async def received_types(api, query):
         async with connect(api.ws(f"?task_id=task-001&after=0{query}")) as socket:
             return [json.loads(message)["type"] async for message in socket]
 
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            all_types = asyncio.create_task(received_types(api, ""))
-            output = asyncio.create_task(received_types(api, "&filter=output"))
-            metrics = asyncio.create_task(received_types(api, "&filter=metrics"))
-            async with asyncio.timeout(5):
-                while api.open_streams("websocket") != 3:
-                    await asyncio.sleep(0.005)
-            sample = e.Metrics(cpu_percent=12.5, memory_used_bytes=1024)
-            api.tasks.record("task-001", *lines(0, 2), sample, *TO_COMPLETED)
-            assert await output == ["output", "output", "end"]
-            assert await metrics == ["metrics", "end"]
-            assert await all_types == ["state_change"] * 5 + ["output", "output", "metrics"] + ["state_change"] * 2 + [
-                "end"
-            ]
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        all_types = asyncio.create_task(received_types(api, ""))
+        output = asyncio.create_task(received_types(api, "&filter=output"))
+        metrics = asyncio.create_task(received_types(api, "&filter=metrics"))
+        async with asyncio.timeout(5):
+            while api.open_streams("websocket") != 3:
+                await asyncio.sleep(0.005)
+        sample = e.Metrics(cpu_percent=12.5, memory_used_bytes=1024)
+        api.tasks.record("task-001", *lines(0, 2), sample, *TO_COMPLETED)
+        assert await output == ["output", "output", "end"]
+        assert await metrics == ["metrics", "end"]
+        assert await all_types == ["state_change"] * 5 + ["output", "output", "metrics"] + ["state_change"] * 2 + [
+            "end"
+        ]
 
 
-def test_client_that_starts_after_the_last_event_gets_only_the_end_event(running_api):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
-            api.tasks.add("task-001", *TO_RUNNING)
-            waiting = asyncio.create_task(follow(client, 10_000))
-            async with asyncio.timeout(5):
-                while api.open_streams("logs") != 1:
-                    await asyncio.sleep(0.005)
-            api.tasks.record("task-001", *lines(0, 5), *TO_COMPLETED)
-            assert await asyncio.wait_for(waiting, 5) == [5 + 5 + len(TO_COMPLETED) + 1]
-
-    asyncio.run(scenario())
+async def test_client_that_starts_after_the_last_event_gets_only_the_end_event(running_api):
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http, timeout=10) as client:
+        api.tasks.add("task-001", *TO_RUNNING)
+        waiting = asyncio.create_task(follow(client, 10_000))
+        async with asyncio.timeout(5):
+            while api.open_streams("logs") != 1:
+                await asyncio.sleep(0.005)
+        api.tasks.record("task-001", *lines(0, 5), *TO_COMPLETED)
+        assert await asyncio.wait_for(waiting, 5) == [5 + 5 + len(TO_COMPLETED) + 1]
 
 
-def test_slow_reader_gets_every_event(running_api, monkeypatch):
+async def test_slow_reader_gets_every_event(running_api, monkeypatch):
     monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
-
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            async with connect(api.ws("?task_id=task-001&after=0"), max_queue=1) as slow:
-                for _ in range(40):
-                    api.tasks.record("task-001", *[e.Output.from_bytes("stdout", b"x" * 20_000 + b"\n")] * 25)
-                    await asyncio.sleep(0)
-                api.tasks.record("task-001", *TO_COMPLETED)
-                seqs = [json.loads(message)["seq"] async for message in slow]
-            assert seqs == list(range(1, 5 + 1000 + len(TO_COMPLETED) + 2))
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        async with connect(api.ws("?task_id=task-001&after=0"), max_queue=1) as slow:
+            for _ in range(40):
+                api.tasks.record("task-001", *[e.Output.from_bytes("stdout", b"x" * 20_000 + b"\n")] * 25)
+                await asyncio.sleep(0)
+            api.tasks.record("task-001", *TO_COMPLETED)
+            seqs = [json.loads(message)["seq"] async for message in slow]
+        assert seqs == list(range(1, 5 + 1000 + len(TO_COMPLETED) + 2))
 
 
 @pytest.mark.parametrize(
     "has_many_readers", [True, False], ids=["a-token-with-many-readers", "a-token-with-one-reader"]
 )
-def test_history_reader_waits_for_few_reads_of_another_token(has_many_readers, monkeypatch):
+async def test_history_reader_waits_for_few_reads_of_another_token(has_many_readers, monkeypatch):
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
     history, last, loads = stream_cache.HistoryCache(), 10_000, []
@@ -231,17 +206,13 @@ def test_history_reader_waits_for_few_reads_of_another_token(has_many_readers, m
         for _ in range(batches):
             position = (await history.get_or_load(position, events_after(client, position))).last_seq
 
-    async def scenario():
-        other, own = fair_share.FairShare(), fair_share.FairShare()
-        readers = [
-            asyncio.create_task(read("other", other, number * 20, 10))
-            for number in range(200 if has_many_readers else 1)
-        ]
-        await asyncio.sleep(0)
-        await asyncio.create_task(read("own", own, 7, 10))
-        reads_of_the_other = loads.count("other")
-        await asyncio.gather(*readers)
-        assert reads_of_the_other <= 40
-        assert loads.count("own") == 10
-
-    asyncio.run(scenario())
+    other, own = fair_share.FairShare(), fair_share.FairShare()
+    readers = [
+        asyncio.create_task(read("other", other, number * 20, 10)) for number in range(200 if has_many_readers else 1)
+    ]
+    await asyncio.sleep(0)
+    await asyncio.create_task(read("own", own, 7, 10))
+    reads_of_the_other = loads.count("other")
+    await asyncio.gather(*readers)
+    assert reads_of_the_other <= 40
+    assert loads.count("own") == 10

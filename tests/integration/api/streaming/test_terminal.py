@@ -60,41 +60,35 @@ def terminal_url(api, query="", *, port=0, task_id="task-001"):
     return api.ws(port=port).replace("/stream", f"/{task_id}/terminal{query}")
 
 
-def test_input_output_and_resize_work_on_both_ports(running_api):
-    async def scenario():
-        async with running_api() as api:
-            for port in (api.port, api.stream_port):
-                connection = FakeConnection(RoleFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
-                orders = serve_terminal(api, connection, f"task-{port}")
-                url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
-                async with connect(url) as terminal:
-                    assert json.loads(await terminal.recv()) == {"type": "role", "types": True}
-                    assert await terminal.recv() == b"\x1b[1mhi\xff"
-                    await terminal.send(json.dumps({"type": "resize", "rows": 10, "columns": 20}))
-                    await terminal.send(b"")
-                    await terminal.send(b"exit")
-                    assert json.loads(await terminal.recv()) == {"type": "exit", "exit_code": 7, "message": ""}
-                    with pytest.raises(ConnectionClosed) as raised:
-                        await terminal.recv()
-                assert raised.value.rcvd.code == 1000
-                assert (orders[0].rows, orders[0].columns) == (50, 132)
-                assert connection.received == [ResizeFrame(10, 20), InputFrame(b"exit")]
-                await asyncio.wait_for(connection.is_closed.wait(), 10)
-
-    asyncio.run(scenario())
-
-
-def test_disconnected_client_closes_the_terminal(running_api):
-    async def scenario():
-        async with running_api() as api:
-            connection = FakeConnection(RoleFrame(may_write=True))
-            serve_terminal(api, connection)
-            async with connect(terminal_url(api)) as terminal:
-                await terminal.recv()
-                assert not connection.is_closed.is_set()
+async def test_input_output_and_resize_work_on_both_ports(running_api):
+    async with running_api() as api:
+        for port in (api.port, api.stream_port):
+            connection = FakeConnection(RoleFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
+            orders = serve_terminal(api, connection, f"task-{port}")
+            url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
+            async with connect(url) as terminal:
+                assert json.loads(await terminal.recv()) == {"type": "role", "types": True}
+                assert await terminal.recv() == b"\x1b[1mhi\xff"
+                await terminal.send(json.dumps({"type": "resize", "rows": 10, "columns": 20}))
+                await terminal.send(b"")
+                await terminal.send(b"exit")
+                assert json.loads(await terminal.recv()) == {"type": "exit", "exit_code": 7, "message": ""}
+                with pytest.raises(ConnectionClosed) as raised:
+                    await terminal.recv()
+            assert raised.value.rcvd.code == 1000
+            assert (orders[0].rows, orders[0].columns) == (50, 132)
+            assert connection.received == [ResizeFrame(10, 20), InputFrame(b"exit")]
             await asyncio.wait_for(connection.is_closed.wait(), 10)
 
-    asyncio.run(scenario())
+
+async def test_disconnected_client_closes_the_terminal(running_api):
+    async with running_api() as api:
+        connection = FakeConnection(RoleFrame(may_write=True))
+        serve_terminal(api, connection)
+        async with connect(terminal_url(api)) as terminal:
+            await terminal.recv()
+            assert not connection.is_closed.is_set()
+        await asyncio.wait_for(connection.is_closed.wait(), 10)
 
 
 @pytest.mark.parametrize(
@@ -107,34 +101,28 @@ def test_disconnected_client_closes_the_terminal(running_api):
         pytest.param('{"type": ' + "[" * 50_000, id="deep"),
     ],
 )
-def test_invalid_text_message_closes_the_terminal(running_api, text: str):
-    async def scenario():
-        async with running_api() as api:
-            connection = FakeConnection()
-            serve_terminal(api, connection)
-            async with connect(terminal_url(api)) as terminal:
-                await terminal.send(text)
-                with pytest.raises(ConnectionClosed) as raised:
-                    await asyncio.wait_for(terminal.recv(), 10)
-            assert (raised.value.rcvd.code, connection.received) == (1008, [])
-
-    asyncio.run(scenario())
+async def test_invalid_text_message_closes_the_terminal(running_api, text: str):
+    async with running_api() as api:
+        connection = FakeConnection()
+        serve_terminal(api, connection)
+        async with connect(terminal_url(api)) as terminal:
+            await terminal.send(text)
+            with pytest.raises(ConnectionClosed) as raised:
+                await asyncio.wait_for(terminal.recv(), 10)
+        assert (raised.value.rcvd.code, connection.received) == (1008, [])
 
 
-def test_shutdown_closes_the_terminal(running_api):
-    async def scenario():
-        async with running_api() as api:
-            connection = FakeConnection(RoleFrame(may_write=True))
-            serve_terminal(api, connection)
-            async with connect(terminal_url(api)) as terminal:
-                await terminal.recv()
-                api.shutting_down.set()
-                with pytest.raises(ConnectionClosed) as raised:
-                    await asyncio.wait_for(terminal.recv(), 10)
-            assert raised.value.rcvd.code == 1001
-            assert connection.is_closed.is_set()
-
-    asyncio.run(scenario())
+async def test_shutdown_closes_the_terminal(running_api):
+    async with running_api() as api:
+        connection = FakeConnection(RoleFrame(may_write=True))
+        serve_terminal(api, connection)
+        async with connect(terminal_url(api)) as terminal:
+            await terminal.recv()
+            api.shutting_down.set()
+            with pytest.raises(ConnectionClosed) as raised:
+                await asyncio.wait_for(terminal.recv(), 10)
+        assert raised.value.rcvd.code == 1001
+        assert connection.is_closed.is_set()
 
 
 async def rejection(url, **options):
@@ -144,50 +132,40 @@ async def rejection(url, **options):
     return response.status_code, json.loads(response.body)["error"]
 
 
-def test_errors_reject_the_handshake(running_api):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            assert await rejection(terminal_url(api)) == (409, "no_terminal")
-            assert await rejection(terminal_url(api, task_id="nobody")) == (404, "task_not_found")
-            assert await rejection(terminal_url(api, "?rows=x")) == (400, "invalid_parameter")
-            assert await rejection(terminal_url(api), origin="https://evil.example") == (403, "forbidden")
-
-    asyncio.run(scenario())
+async def test_errors_reject_the_handshake(running_api):
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        assert await rejection(terminal_url(api)) == (409, "no_terminal")
+        assert await rejection(terminal_url(api, task_id="nobody")) == (404, "task_not_found")
+        assert await rejection(terminal_url(api, "?rows=x")) == (400, "invalid_parameter")
+        assert await rejection(terminal_url(api), origin="https://evil.example") == (403, "forbidden")
 
 
-def test_terminal_requires_the_operator_role(running_api):
-    async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-            serve_terminal(api, FakeConnection(RoleFrame(may_write=True)))
-            assert await rejection(terminal_url(api)) == (401, "unauthorized")
-            viewer_headers = {"Authorization": "Bearer vera"}
-            assert await rejection(terminal_url(api), additional_headers=viewer_headers) == (403, "forbidden")
-            async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
-                assert json.loads(await terminal.recv())["types"]
-
-    asyncio.run(scenario())
+async def test_terminal_requires_the_operator_role(running_api):
+    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+        serve_terminal(api, FakeConnection(RoleFrame(may_write=True)))
+        assert await rejection(terminal_url(api)) == (401, "unauthorized")
+        viewer_headers = {"Authorization": "Bearer vera"}
+        assert await rejection(terminal_url(api), additional_headers=viewer_headers) == (403, "forbidden")
+        async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
+            assert json.loads(await terminal.recv())["types"]
 
 
-def test_input_after_token_revocation_is_discarded(running_api, monkeypatch):
+async def test_input_after_token_revocation_is_discarded(running_api, monkeypatch):
     """The token is checked even while the terminal is silent, for example at a password prompt."""
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(otto="operator", olga="operator")
-
-    async def scenario():
-        async with running_api(tokens) as api:
-            connection = FakeConnection(RoleFrame(may_write=True))
-            serve_terminal(api, connection)
-            async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
-                await terminal.recv()
-                await terminal.send(b"good")
-                await until(lambda: connection.received)
-                del tokens.roles["otto"]
-                await terminal.send(b"evil")
-                with pytest.raises(ConnectionClosed) as raised:
-                    await asyncio.wait_for(terminal.recv(), 5)
-                assert raised.value.rcvd.code == 1008
-                await asyncio.wait_for(connection.is_closed.wait(), 5)
-                assert connection.received == [InputFrame(b"good")]
-
-    asyncio.run(scenario())
+    async with running_api(tokens) as api:
+        connection = FakeConnection(RoleFrame(may_write=True))
+        serve_terminal(api, connection)
+        async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
+            await terminal.recv()
+            await terminal.send(b"good")
+            await until(lambda: connection.received)
+            del tokens.roles["otto"]
+            await terminal.send(b"evil")
+            with pytest.raises(ConnectionClosed) as raised:
+                await asyncio.wait_for(terminal.recv(), 5)
+            assert raised.value.rcvd.code == 1008
+            await asyncio.wait_for(connection.is_closed.wait(), 5)
+            assert connection.received == [InputFrame(b"good")]

@@ -20,86 +20,71 @@ async def read_remaining(socket):
     return messages, socket.close_code
 
 
-def test_stream_starts_with_the_current_state(running_api):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            for port in (api.stream_port, api.port):
-                async with connect(api.ws("?task_id=task-001", port=port)) as socket:
-                    first = json.loads(await socket.recv())
-                    assert (first["type"], first["previous_state"], first["new_state"], first["seq"]) == (
-                        "state_change",
-                        None,
-                        "running",
-                        5,
-                    )
-
-    asyncio.run(scenario())
-
-
-def test_stream_sends_all_events_and_closes_at_the_end(running_api):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING)
-            async with connect(api.ws("?task_id=task-001&after=3")) as socket:
-                api.tasks.record(
-                    "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
+async def test_stream_starts_with_the_current_state(running_api):
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        for port in (api.stream_port, api.port):
+            async with connect(api.ws("?task_id=task-001", port=port)) as socket:
+                first = json.loads(await socket.recv())
+                assert (first["type"], first["previous_state"], first["new_state"], first["seq"]) == (
+                    "state_change",
+                    None,
+                    "running",
+                    5,
                 )
-                received, code = await read_remaining(socket)
-            assert [(event["seq"], event["type"]) for event in received] == [
-                (4, "state_change"),
-                (5, "state_change"),
-                (6, "output"),
-                (7, "progress"),
-                (8, "state_change"),
-                (9, "state_change"),
-                (10, "end"),
-            ]
-            assert (received[2]["data"], received[2]["bytes"]) == ("grüß\n", 7)
-            assert code == 1000
-
-    asyncio.run(scenario())
 
 
-def test_filter_passes_gap_and_end_events(running_api):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001", *TO_RUNNING, e.Gap(0, 0, "disk full"), e.Progress(), *TO_COMPLETED)
-            async with connect(api.ws("?task_id=task-001&after=0&filter=output,progress")) as socket:
-                received, _ = await read_remaining(socket)
-            assert [event["type"] for event in received] == ["gap", "progress", "end"]
-
-    asyncio.run(scenario())
-
-
-def test_stream_of_all_tasks_misses_nothing_after_the_handshake(running_api):
-    async def scenario():
-        async with running_api() as api:
-            for number in range(10):
-                async with connect(api.ws()) as socket:
-                    api.tasks.add(f"task-{number}")
-                    event = json.loads(await asyncio.wait_for(socket.recv(), 5))
-                    assert (event["task_id"], event["new_state"]) == (f"task-{number}", "pending")
-
-    asyncio.run(scenario())
+async def test_stream_sends_all_events_and_closes_at_the_end(running_api):
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING)
+        async with connect(api.ws("?task_id=task-001&after=3")) as socket:
+            api.tasks.record(
+                "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
+            )
+            received, code = await read_remaining(socket)
+        assert [(event["seq"], event["type"]) for event in received] == [
+            (4, "state_change"),
+            (5, "state_change"),
+            (6, "output"),
+            (7, "progress"),
+            (8, "state_change"),
+            (9, "state_change"),
+            (10, "end"),
+        ]
+        assert (received[2]["data"], received[2]["bytes"]) == ("grüß\n", 7)
+        assert code == 1000
 
 
-def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, until):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001")
-            async with connect(api.ws("?task_id=task-001")) as socket, connect(api.ws()) as other:
-                await until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 1)
-                for _ in range(50):
-                    await socket.send("whatever")
-                    await other.send(b"\x00")
-                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
-                await other.recv()
-                assert json.loads(await socket.recv())["type"] == "state_change"
-                assert json.loads(await socket.recv())["type"] == "error"
-            await until(lambda: api.tasks.open_followers == 0 and not api.tasks.subscribers)
+async def test_filter_passes_gap_and_end_events(running_api):
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING, e.Gap(0, 0, "disk full"), e.Progress(), *TO_COMPLETED)
+        async with connect(api.ws("?task_id=task-001&after=0&filter=output,progress")) as socket:
+            received, _ = await read_remaining(socket)
+        assert [event["type"] for event in received] == ["gap", "progress", "end"]
 
-    asyncio.run(scenario())
+
+async def test_stream_of_all_tasks_misses_nothing_after_the_handshake(running_api):
+    async with running_api() as api:
+        for number in range(10):
+            async with connect(api.ws()) as socket:
+                api.tasks.add(f"task-{number}")
+                event = json.loads(await asyncio.wait_for(socket.recv(), 5))
+                assert (event["task_id"], event["new_state"]) == (f"task-{number}", "pending")
+
+
+async def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, until):
+    async with running_api() as api:
+        api.tasks.add("task-001")
+        async with connect(api.ws("?task_id=task-001")) as socket, connect(api.ws()) as other:
+            await until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 1)
+            for _ in range(50):
+                await socket.send("whatever")
+                await other.send(b"\x00")
+            api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
+            await other.recv()
+            assert json.loads(await socket.recv())["type"] == "state_change"
+            assert json.loads(await socket.recv())["type"] == "error"
+        await until(lambda: api.tasks.open_followers == 0 and not api.tasks.subscribers)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +95,11 @@ def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, unt
         ("/api/v1/tasks/task-001/elsewhere", "No such endpoint"),
     ],
 )
-def test_plain_http_request_gets_an_explanation(running_api, path, expected):
-    async def scenario():
-        async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
-            response = await client.get(f"http://localhost:{api.stream_port}{path}")
-            assert (response.status_code, response.json()["error"]) == (404, "not_found")
-            assert response.json()["message"].startswith(expected)
-
-    asyncio.run(scenario())
+async def test_plain_http_request_gets_an_explanation(running_api, path, expected):
+    async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
+        response = await client.get(f"http://localhost:{api.stream_port}{path}")
+        assert (response.status_code, response.json()["error"]) == (404, "not_found")
+        assert response.json()["message"].startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -130,75 +112,58 @@ def test_plain_http_request_gets_an_explanation(running_api, path, expected):
         ("?taskid=task-001", 400, "invalid_parameter"),
     ],
 )
-def test_invalid_query_rejects_the_handshake(running_api, query, status, code):
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001")
-            for port in (api.stream_port, api.port):
-                with pytest.raises(InvalidStatus) as raised:
-                    await connect(api.ws(query, port=port))
-                response = raised.value.response
-                assert (response.status_code, json.loads(response.body)["error"]) == (status, code)
-
-    asyncio.run(scenario())
-
-
-def test_foreign_origin_is_rejected_and_same_origin_accepted(running_api):
-    async def scenario():
-        async with running_api() as api:
-            for port in (api.stream_port, api.port):
-                with pytest.raises(InvalidStatus) as raised:
-                    await connect(api.ws(port=port), origin="https://evil.example")
-                assert raised.value.response.status_code == 403
-                async with connect(api.ws(port=port), origin=websockets.Origin(api.http)):
-                    pass
-
-    asyncio.run(scenario())
-
-
-def test_unknown_path_of_the_stream_port_is_not_found(running_api):
-    async def scenario():
-        async with running_api() as api:
+async def test_invalid_query_rejects_the_handshake(running_api, query, status, code):
+    async with running_api() as api:
+        api.tasks.add("task-001")
+        for port in (api.stream_port, api.port):
             with pytest.raises(InvalidStatus) as raised:
-                await connect(f"ws://localhost:{api.stream_port}/elsewhere")
-            assert raised.value.response.status_code == 404
+                await connect(api.ws(query, port=port))
+            response = raised.value.response
+            assert (response.status_code, json.loads(response.body)["error"]) == (status, code)
 
-    asyncio.run(scenario())
+
+async def test_foreign_origin_is_rejected_and_same_origin_accepted(running_api):
+    async with running_api() as api:
+        for port in (api.stream_port, api.port):
+            with pytest.raises(InvalidStatus) as raised:
+                await connect(api.ws(port=port), origin="https://evil.example")
+            assert raised.value.response.status_code == 403
+            async with connect(api.ws(port=port), origin=websockets.Origin(api.http)):
+                pass
 
 
-def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, until):
+async def test_unknown_path_of_the_stream_port_is_not_found(running_api):
+    async with running_api() as api:
+        with pytest.raises(InvalidStatus) as raised:
+            await connect(f"ws://localhost:{api.stream_port}/elsewhere")
+        assert raised.value.response.status_code == 404
+
+
+async def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, until):
     gap = {"type": "gap", "task_id": "task-001", "seq": 9, "first_seq": 7, "last_seq": 9, "reason": "slow_client"}
-
-    async def scenario():
-        async with running_api() as api, connect(api.ws("?filter=output")) as socket:
-            await until(lambda: len(api.tasks.subscribers) == 1)
-            api.tasks.add("task-001", *TO_RUNNING)
-            api.tasks.subscribers[0].put_nowait(gap)
-            assert json.loads(await asyncio.wait_for(socket.recv(), 5)) == gap
-
-    asyncio.run(scenario())
+    async with running_api() as api, connect(api.ws("?filter=output")) as socket:
+        await until(lambda: len(api.tasks.subscribers) == 1)
+        api.tasks.add("task-001", *TO_RUNNING)
+        api.tasks.subscribers[0].put_nowait(gap)
+        assert json.loads(await asyncio.wait_for(socket.recv(), 5)) == gap
 
 
-def test_connection_without_pong_is_closed(running_api, until, monkeypatch):
+async def test_connection_without_pong_is_closed(running_api, until, monkeypatch):
     monkeypatch.setattr(server, "PING_SECONDS", 0.05)
     monkeypatch.setattr(server, "PONG_SECONDS", 0.1)
-
-    async def scenario():
-        async with running_api() as api:
-            api.tasks.add("task-001")
-            async with connect(api.ws("?task_id=task-001")) as responsive:
-                reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
-                writer.write(
-                    b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
-                    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-                    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-                )
-                assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
-                await asyncio.wait_for(reader.read(), 5)
-                await until(lambda: not api.tasks.subscribers)
-                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
-                assert json.loads(await responsive.recv())["type"] == "state_change"
-                assert json.loads(await asyncio.wait_for(responsive.recv(), 5))["type"] == "error"
-            writer.close()
-
-    asyncio.run(scenario())
+    async with running_api() as api:
+        api.tasks.add("task-001")
+        async with connect(api.ws("?task_id=task-001")) as responsive:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+            writer.write(
+                b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+            )
+            assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+            await asyncio.wait_for(reader.read(), 5)
+            await until(lambda: not api.tasks.subscribers)
+            api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
+            assert json.loads(await responsive.recv())["type"] == "state_change"
+            assert json.loads(await asyncio.wait_for(responsive.recv(), 5))["type"] == "error"
+        writer.close()

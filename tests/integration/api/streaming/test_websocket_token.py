@@ -22,32 +22,26 @@ async def first_event(api, *, port: int = 0, **options):
         return json.loads(await asyncio.wait_for(stream.recv(), 5)), stream.subprotocol
 
 
-def test_header_token_authenticates_on_both_ports(running_api):
-    async def scenario():
-        async with running_api(access()) as api:
-            api.tasks.add("task-001")
-            for port in (api.stream_port, api.port):
-                headers = {"Authorization": "Bearer vera"}
-                event, protocol = await first_event(api, port=port, additional_headers=headers)
-                assert (event["task_id"], protocol) == ("task-001", None)
-
-    asyncio.run(scenario())
-
-
-def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
-    async def scenario():
-        async with running_api(access()) as api:
-            api.tasks.add("task-001")
-            subprotocols = ["sandbox.v1", "sandbox.bearer.vera"]
-            event, protocol = await first_event(api, subprotocols=subprotocols, origin="https://ui.example")
-            assert (event["task_id"], protocol) == ("task-001", "sandbox.v1")
-            event, protocol = await first_event(api, subprotocols=["sandbox.bearer.vera"])
+async def test_header_token_authenticates_on_both_ports(running_api):
+    async with running_api(access()) as api:
+        api.tasks.add("task-001")
+        for port in (api.stream_port, api.port):
+            headers = {"Authorization": "Bearer vera"}
+            event, protocol = await first_event(api, port=port, additional_headers=headers)
             assert (event["task_id"], protocol) == ("task-001", None)
 
-    asyncio.run(scenario())
+
+async def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
+    async with running_api(access()) as api:
+        api.tasks.add("task-001")
+        subprotocols = ["sandbox.v1", "sandbox.bearer.vera"]
+        event, protocol = await first_event(api, subprotocols=subprotocols, origin="https://ui.example")
+        assert (event["task_id"], protocol) == ("task-001", "sandbox.v1")
+        event, protocol = await first_event(api, subprotocols=["sandbox.bearer.vera"])
+        assert (event["task_id"], protocol) == ("task-001", None)
 
 
-def test_session_cookie_works_on_the_other_port(running_api, caplog):
+async def test_session_cookie_works_on_the_other_port(running_api, caplog):
     async def scenario():
         async with running_api(access()) as api:
             api.tasks.add("task-001")
@@ -62,7 +56,7 @@ def test_session_cookie_works_on_the_other_port(running_api, caplog):
                 await first_event(api, additional_headers=cookie, origin="http://localhost:3000")
             assert raised.value.response.status_code == 403
 
-    asyncio.run(scenario())
+    await scenario()
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -76,32 +70,26 @@ def test_session_cookie_works_on_the_other_port(running_api, caplog):
         {"additional_headers": {"Cookie": "sandbox_session=vera"}},
     ],
 )
-def test_missing_or_invalid_token_rejects_the_handshake(running_api, options):
-    async def scenario():
-        async with running_api(access()) as api:
-            api.tasks.add("task-001")
-            with pytest.raises(InvalidStatus) as raised:
-                await first_event(api, **options)
-            assert raised.value.response.status_code == 401
-            assert raised.value.response.headers["www-authenticate"].startswith("Bearer")
-            assert json.loads(raised.value.response.body)["error"] == "unauthorized"
-
-    asyncio.run(scenario())
+async def test_missing_or_invalid_token_rejects_the_handshake(running_api, options):
+    async with running_api(access()) as api:
+        api.tasks.add("task-001")
+        with pytest.raises(InvalidStatus) as raised:
+            await first_event(api, **options)
+        assert raised.value.response.status_code == 401
+        assert raised.value.response.headers["www-authenticate"].startswith("Bearer")
+        assert json.loads(raised.value.response.body)["error"] == "unauthorized"
 
 
-def test_token_in_the_url_is_ignored(running_api):
-    async def scenario():
-        async with running_api(access()) as api:
-            api.tasks.add("task-001")
-            with pytest.raises(InvalidStatus) as raised:
-                async with connect(api.ws("?task_id=task-001&token=vera")):
-                    pass
-            assert raised.value.response.status_code == 401
-
-    asyncio.run(scenario())
+async def test_token_in_the_url_is_ignored(running_api):
+    async with running_api(access()) as api:
+        api.tasks.add("task-001")
+        with pytest.raises(InvalidStatus) as raised:
+            async with connect(api.ws("?task_id=task-001&token=vera")):
+                pass
+        assert raised.value.response.status_code == 401
 
 
-def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatch, caplog):
+async def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(vera="viewer", olga="operator")
 
@@ -128,11 +116,11 @@ def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatc
                     assert b"running" not in b"".join([chunk async for chunk in chunks])
                 assert "staging" in await asyncio.wait_for(valid.recv(), 5)
 
-    asyncio.run(scenario())
+    await scenario()
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
-def test_message_after_token_revocation_closes_the_stream_once(running_api, monkeypatch, caplog):
+async def test_message_after_token_revocation_closes_the_stream_once(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(vera="viewer")
 
@@ -148,5 +136,5 @@ def test_message_after_token_revocation_closes_the_stream_once(running_api, monk
                     await asyncio.wait_for(revoked.recv(), 5)
                 assert raised.value.rcvd.code == 1008
 
-    asyncio.run(scenario())
+    await scenario()
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []

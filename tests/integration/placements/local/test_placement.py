@@ -122,7 +122,7 @@ def children():
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
+async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "of-the-server")
     leak_fd = os.open(run_dir, os.O_RDONLY)
 
@@ -130,7 +130,7 @@ def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
         await placement_of(run_dir, environment={"HOME": "/nowhere"}).launch(order_for(run_dir), lock_fd)
         return await wait_for_report(run_dir)
 
-    report = asyncio.run(launch())
+    report = await launch()
     os.close(leak_fd)
 
     order = order_for(run_dir)
@@ -151,7 +151,7 @@ def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
     assert report["session"] == report["pid"]
 
 
-def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
+async def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
     (run_dir / "go").touch()
 
     async def launch_twice():
@@ -161,13 +161,13 @@ def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
             await until(lambda report=report: not exists(report["pid"]))
             (run_dir / "report").unlink()
 
-    asyncio.run(launch_twice())
+    await launch_twice()
 
     assert sorted((run_dir / "log").read_text().split("\n")) == ["", *["to stderr"] * 2, *["to stdout"] * 2]
     assert stat.S_IMODE((run_dir / "log").stat().st_mode) == 0o600
 
 
-def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
+async def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
     async def launch():
         await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
         report = await wait_for_report(run_dir)
@@ -176,23 +176,19 @@ def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
         await until(lambda: not exists(report["pid"]))
 
     before = open_descriptors()
-    asyncio.run(launch())
+    await launch()
     assert open_descriptors() == before
 
 
-def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
+async def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
     lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
-
-    async def launch():
-        await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
-        os.close(lock_fd)
-        await wait_for_report(run_dir)
-        assert is_held(run_dir)
-        (run_dir / "go").touch()
-        await until(lambda: not is_held(run_dir))
-
-    asyncio.run(launch())
+    await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
+    os.close(lock_fd)
+    await wait_for_report(run_dir)
+    assert is_held(run_dir)
+    (run_dir / "go").touch()
+    await until(lambda: not is_held(run_dir))
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
@@ -212,7 +208,7 @@ def test_runner_outlives_its_server(run_dir, end):
     asyncio.run(until(lambda: not is_held(run_dir)))
 
 
-def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
+async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
     slow_runner = "import time\ntime.sleep(0.3)\n" + RUNNER
     ticks = []
 
@@ -227,7 +223,7 @@ def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
         ticker.cancel()
         return await wait_for_report(run_dir)
 
-    report = asyncio.run(launch())
+    report = await launch()
 
     assert json.loads(report["order"])["upstream"]["api_key"] == "k" * 300_000
     assert len(ticks) > 5
@@ -238,7 +234,7 @@ def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
     [("", BrokenPipeError), ("import time; time.sleep(60)", TimeoutError)],
     ids=["exits first", "never reads"],
 )
-def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error):
+async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error):
     monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)
     before = children()
 
@@ -248,7 +244,7 @@ def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeyp
         await until(lambda: children() <= before)
         return refused.value
 
-    assert str(run_dir / "log") in str(asyncio.run(launch()))
+    assert str(run_dir / "log") in str(await launch())
 
 
 def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
@@ -262,7 +258,7 @@ def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
     assert open_descriptors() == before
 
 
-def test_cancelled_caller_may_close_its_lock(run_dir):
+async def test_cancelled_caller_may_close_its_lock(run_dir):
     lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
 
@@ -278,37 +274,31 @@ def test_cancelled_caller_may_close_its_lock(run_dir):
         (run_dir / "go").touch()
         await until(lambda: not exists(report["pid"]))
 
-    asyncio.run(launch())
+    await launch()
     assert not is_held(run_dir)
 
 
 @pytest.mark.parametrize("step", ["os.pipe", "open_log"])
-def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lock_fd, monkeypatch, step):
+async def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lock_fd, monkeypatch, step):
     def refuse(*_):
         raise OSError("no descriptor")
 
-    async def launch():
-        placement = LocalPlacement(["true"], {}, refuse if step == "open_log" else lambda _: run_dir / "log")
-        if step == "os.pipe":
-            monkeypatch.setattr("sandbox.placements.local.placement.os.pipe", refuse)
-        before = open_descriptors()
-        with pytest.raises(OSError, match="no descriptor"):
-            await placement.launch(order_for(run_dir), lock_fd)
-        monkeypatch.undo()
-        assert open_descriptors() == before
-
-    asyncio.run(launch())
+    placement = LocalPlacement(["true"], {}, refuse if step == "open_log" else lambda _: run_dir / "log")
+    if step == "os.pipe":
+        monkeypatch.setattr("sandbox.placements.local.placement.os.pipe", refuse)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="no descriptor"):
+        await placement.launch(order_for(run_dir), lock_fd)
+    monkeypatch.undo()
+    assert open_descriptors() == before
 
 
-def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, monkeypatch):
+async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    async def launch():
-        with pytest.raises(OSError, match="Too many open files"):
-            await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
-        await until(lambda: children() <= before)
-
     monkeypatch.setattr("sandbox.placements.local.placement.os.pidfd_open", refuse)
     before = children()
-    asyncio.run(launch())
+    with pytest.raises(OSError, match="Too many open files"):
+        await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
+    await until(lambda: children() <= before)

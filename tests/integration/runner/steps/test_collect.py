@@ -23,18 +23,18 @@ from sandbox.workspace.collect import ArtifactNames
 SECRET = "s3cret-value-of-the-customer"
 
 
-def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeypatch):
+async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeypatch):
     monkeypatch.setattr(collect, "_DENIALS_MAX", 3)
     harness = make_harness(
         Script(events_when_serving=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
     )
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
     assert metadata["refusals_total"] == 7
 
 
-def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
+async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, monkeypatch):
     """The agent's file `redacted-1` keeps its name when the artifacts are collected again."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
@@ -50,7 +50,7 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     artifacts = harness.attempt.task_layout.artifacts
     stored = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
     assert len(refused) == 4
@@ -71,12 +71,12 @@ def find_files(monkeypatch, paths):
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
 
 
-def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
+async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     """Truncation removes the start of a name, and thus part of the secret. Only the path contains directories."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
     replacement = "[REDACTED:KEY]"
     assert paths_by_name.pop("redacted-1") == f"{replacement}-{'x' * 180}.md"
@@ -85,12 +85,12 @@ def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
-def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
+async def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
     """The path contains the whole value, and is redacted; the name would reveal what follows the last slash."""
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     replacement = "[REDACTED:KEY]"
     assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
         "notes.md": f"{replacement}/notes.md",
@@ -101,23 +101,23 @@ def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypa
 
 
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])
-def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_flagged):
+async def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_flagged):
     """Git may have compressed the content in the patch."""
     harness = make_harness(Script(patch_content=content), secrets={"KEY": SECRET})
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
 
 
 @pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
-def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, value):
+async def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, value):
     """Any value of eight characters can be a secret, even a commit id or a word of a task's name."""
     base_commits = []
     harness = make_harness(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
     workspaces = harness.attempt.dependencies.workspaces
     make_patch = workspaces.patch
     workspaces.patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert (harness.task.state, harness.task.base_commit, base_commits) == (TaskState.COMPLETED, BASE, [BASE])
     assert harness.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
@@ -130,7 +130,7 @@ def test_error_codes_are_not_redacted(make_harness):
 
 
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
-def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
+async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
     """Otherwise, until its collection times out, one task would occupy the space that other tasks free."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
@@ -154,13 +154,13 @@ def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, len(refused), leftovers) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in harness.artifacts
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1])
-def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, monkeypatch, missing_bytes):
+async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, monkeypatch, missing_bytes):
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     output = b'{"type":"result"}\n' * 10
     harness = make_harness(
@@ -169,13 +169,13 @@ def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, m
         lifecycle={"collect_timeout": "1s"},
     )
     harness.space = DiskSpace(len(output) - missing_bytes, 200)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert ("transcript.ndjson" in harness.artifacts) is (not missing_bytes)
     failure = harness.task.failure
     assert (failure and failure.code) == (FailureCode.DISK_FULL if missing_bytes else None)
 
 
-def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
+async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     """Retries every second, each with thousands of events, would fill the remaining space."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
@@ -196,14 +196,14 @@ def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", skip_files)
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert len(refused) == 4
     assert [report.message.partition(":")[0] for report in harness.events(ErrorReported)] == ["fifo", "link"]
     assert [failed.failure.code for failed in harness.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
     assert [each.artifact.name for each in harness.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]
 
 
-def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monkeypatch):
+async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
@@ -217,12 +217,12 @@ def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monk
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
 
 
-def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
+async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
     """The time limit applies to all artifacts together: none of these artifacts takes too long alone."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
@@ -230,21 +230,21 @@ def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harn
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert harness.task.state is TaskState.COMPLETED
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags.keys() == {"task-1.patch", "transcript.ndjson", "metadata.json", *names}
     assert (flags["task-1.patch"], flags["f.md"], flags["metadata.json"]) == (False, True, False)
 
 
-def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secret_scan, monkeypatch):
+async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secret_scan, monkeypatch):
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult(contains_secret=await asyncio.to_thread(find_secret, [b"slow"] * 50))
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
@@ -265,21 +265,21 @@ def slow_secret_scan(monkeypatch):
     monkeypatch.setattr(collect, "SECRET_SCAN_SECONDS_MIN", 0.1, raising=False)
 
 
-def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
+async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
     async def never_end(self, *_):
         await asyncio.Event().wait()
         yield
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", never_end)
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert metadata["error"]["code"] == "collect_failed"
 
 
-def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch):
+async def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch):
     """The abandoned thread is still running at the timeout, and removes its partial file when it stops."""
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
     may_continue, has_ended, started = threading.Event(), threading.Event(), []
@@ -302,13 +302,13 @@ def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch)
 
     monkeypatch.setattr(collect, "_write_chunks", write_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_after_writer_ended)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
+    await asyncio.wait_for(harness.attempt_runner.run(), 60)
     assert (harness.task.failure.code, len(started)) == ("collect_failed", 1)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert (harness.attempt.task_layout.artifacts / "metadata.json").is_file()
 
 
-def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
+async def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
     """The thread that stores the patch is still running at the timeout, and continues before the teardown."""
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
@@ -333,6 +333,6 @@ def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypat
     monkeypatch.setattr(collect, "_finalize_file", finalize_and_signal)
     monkeypatch.setattr(runner_attempt, "teardown", delay_teardown)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
+    await asyncio.wait_for(harness.attempt_runner.run(), 60)
     assert harness.task.failure.code == "collect_failed"
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()} == set()

@@ -23,43 +23,43 @@ from sandbox.system.cpu_throttle import CpuThrottle
 SECRET = {"WORD": "open sesame"}
 
 
-def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
+async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
     harness = make_harness(Script(runs_until_signal=True, kernel_usage=KernelUsage(9000)))
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"
     assert "9000 sockets" in harness.task.failure.message
 
 
-def test_agent_at_socket_limit_completes(make_harness):
+async def test_agent_at_socket_limit_completes(make_harness):
     harness = make_harness(Script(kernel_usage=KernelUsage(8192)))
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert harness.task.state is TaskState.COMPLETED
 
 
-def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
+async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
     harness = make_harness(Script(stdout=b"+Read\n" + long + b"-Read\n"))
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert harness.task.progress.tool_calls == 1
 
 
-def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
+async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
     parsed, parse_line = [], ScriptedAgent.parse_line
     monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line))
     middle = OUTPUT_LINE_BYTES_MAX - 4  # the limit splits the value
     harness = make_harness(
         Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
     )
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert parsed == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
     assert b"".join(harness.outputs()) == parsed[0]
     assert max(map(len, harness.outputs())) <= OUTPUT_LINE_BYTES_MAX
     assert harness.task.progress.tool_calls == 1
 
 
-def test_progress_usage_comes_from_the_gateway(make_harness):
+async def test_progress_usage_comes_from_the_gateway(make_harness):
     harness = make_harness(Script(runs_until_signal=True))
 
     async def scenario():
@@ -69,21 +69,21 @@ def test_progress_usage_comes_from_the_gateway(make_harness):
         harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(scenario())
+    await scenario()
     progress = harness.task.progress
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (10, 5, 0.25)
 
 
-def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch):
+async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent's end."
 
 
-def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
+async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
     harness, lines = make_harness(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
     record = harness.recorder.record
@@ -94,12 +94,12 @@ def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monke
         return record(event)
 
     monkeypatch.setattr(harness.recorder, "record", record_with_stalls)
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
 
 
-def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, monkeypatch):
+async def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     harness = make_harness(Script(stdout=b"line\n" * 500 + b"the result\n"))
     throttle, start = harness.attempt.dependencies.throttle, CpuThrottle.start
@@ -110,13 +110,13 @@ def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, m
 
     monkeypatch.setattr(throttle, "start", start_in_debt)
     started = time.monotonic()
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
     assert time.monotonic() - started > 0.9
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
 
 
-def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
+async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
     """This happens only if a process outside the sandbox has the pipe open, or a process has survived the kill."""
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS_MAX", 0.6)
@@ -138,13 +138,13 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
     read_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
+    await asyncio.wait_for(harness.attempt_runner.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: it did not end within 0.6 s after the agent's end."
     assert harness.states[-1] == "completed"
 
 
-def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
+async def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
     monkeypatch.setattr(ScriptedGateway, "requests_in_flight", 1)
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
 
@@ -156,11 +156,11 @@ def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, 
         monkeypatch.setattr(ScriptedGateway, "requests_in_flight", 0)
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(scenario())
+    await scenario()
     assert harness.task.failure.code == "hang"
 
 
-def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatch):
+async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatch):
     harness = make_harness(Script())
     artifacts = harness.attempt.task_layout.artifacts
     on_disk, recorded = set(), {}
@@ -178,11 +178,11 @@ def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatc
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Recorder, "record", watched_record)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert recorded == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 
 
-def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monkeypatch):
+async def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monkeypatch):
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("**",)})
     workspaces = harness.attempt.dependencies.workspaces
     requested = []
@@ -193,11 +193,11 @@ def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monk
             yield
 
     monkeypatch.setattr(workspaces, "collect", collect)
-    asyncio.run(harness.attempt_runner.run())
+    await harness.attempt_runner.run()
     assert requested == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
-def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, monkeypatch):
+async def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, monkeypatch):
     harness = make_harness(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
@@ -209,12 +209,12 @@ def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, m
         states.append(harness.recorder.task.state)
 
     monkeypatch.setattr(runtime, "destroy", destroy)
-    asyncio.run(harness.attempt_runner.finish())
+    await harness.attempt_runner.finish()
     assert states[0] is TaskState.RUNNING
     assert harness.task.failure.code == "runner_lost"
 
 
-def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_path):
+async def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_path):
     path = tmp_path / f"{ATTEMPT_ID}.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -225,5 +225,5 @@ def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_path):
         ):
             return await UnixRunnerClient(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
 
-    assert asyncio.run(scenario()) == Reply(done=True, message="enough")
+    assert (await scenario()) == Reply(done=True, message="enough")
     assert not path.exists()

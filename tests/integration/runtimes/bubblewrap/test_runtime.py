@@ -49,8 +49,8 @@ def shared_directory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_probe_reports_properties_and_leaves_no_files(runtime: BubblewrapRuntime, tmp_path: Path):
-    result = asyncio.run(runtime.probe())
+async def test_probe_reports_properties_and_leaves_no_files(runtime: BubblewrapRuntime, tmp_path: Path):
+    result = await runtime.probe()
     assert (result.runtime, result.is_available, result.remedy) == ("bubblewrap", True, "")
     assert result.tier == runtime.tier
     assert result.isolates
@@ -71,29 +71,29 @@ def test_probe_reports_missing_bubblewrap_with_a_remedy(
         run_shell(runtime, disk, "true")
 
 
-def test_probe_reports_the_bubblewrap_error(
+async def test_probe_reports_the_bubblewrap_error(
     runtime: BubblewrapRuntime, shared_directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = shared_directory / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(bwrap, "_PROGRAMS", (broken,))
-    result = asyncio.run(runtime.probe())
+    result = await runtime.probe()
     assert not result.is_available
     assert "setting up uid map: Permission denied" in result.remedy
     assert "namespaces" in result.remedy
 
 
-def test_missing_seccomp_architecture_makes_the_runtime_unavailable(
+async def test_missing_seccomp_architecture_makes_the_runtime_unavailable(
     runtime: BubblewrapRuntime, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(seccomp, "ARCHITECTURES", {})
-    result = asyncio.run(runtime.probe())
+    result = await runtime.probe()
     assert not result.is_available
     assert "filter" in result.remedy
 
 
-def test_each_sandbox_created_by_root_has_its_own_unprivileged_kernel_uid(runtime: BubblewrapRuntime, disk: Path):
+async def test_each_sandbox_created_by_root_has_its_own_unprivileged_kernel_uid(runtime: BubblewrapRuntime, disk: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
 
@@ -103,31 +103,27 @@ def test_each_sandbox_created_by_root_has_its_own_unprivileged_kernel_uid(runtim
                 await run_in(sandbox, ["/usr/bin/touch", "file"])
             return [(disk / name / "workspace" / "file").stat().st_uid for name in "ab"]
 
-    first, second = asyncio.run(scenario())
+    first, second = await scenario()
     assert first != second
     assert {first, second} <= set(SANDBOX_UIDS)
 
 
-def test_destroying_a_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
+async def test_destroying_a_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapRuntime, disk: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk / "new") as sandbox:
-            details = {"kernel_uid": sandbox.handle.details["kernel_uid"], "cgroups": ""}
-            old = SandboxHandle("bubblewrap", new_attempt_id(), details)
-            (disk / "old").mkdir()
-            await BubblewrapRuntime(disk).destroy(old, disk / "old")
-            assert (await run_in(sandbox, ["/bin/echo", "alive"])).output == "alive\n"
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk / "new") as sandbox:
+        details = {"kernel_uid": sandbox.handle.details["kernel_uid"], "cgroups": ""}
+        old = SandboxHandle("bubblewrap", new_attempt_id(), details)
+        (disk / "old").mkdir()
+        await BubblewrapRuntime(disk).destroy(old, disk / "old")
+        assert (await run_in(sandbox, ["/bin/echo", "alive"])).output == "alive\n"
 
 
-def test_destroying_a_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
+async def test_destroying_a_handle_with_a_uid_outside_the_range_kills_nothing(runtime: BubblewrapRuntime, disk: Path):
     process = subprocess.Popen(["/usr/bin/sleep", "60"])
     try:
         handle = SandboxHandle("bubblewrap", new_attempt_id(), {"kernel_uid": str(os.getuid()), "cgroups": ""})
-        asyncio.run(runtime.destroy(handle, disk))
+        await runtime.destroy(handle, disk)
         assert process.poll() is None
     finally:
         process.kill()
@@ -135,29 +131,25 @@ def test_destroying_a_handle_with_a_uid_outside_the_range_kills_nothing(runtime:
 
 
 @pytest.mark.parametrize("details", [{}, {"kernel_uid": "0"}, {"kernel_uid": "200001"}])
-def test_root_creates_no_sandbox_without_an_allocated_uid(
+async def test_root_creates_no_sandbox_without_an_allocated_uid(
     runtime: BubblewrapRuntime, disk: Path, details: dict[str, str]
 ):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has one uid")
     handle = SandboxHandle("bubblewrap", new_attempt_id(), details)
     with pytest.raises(AttemptError, match="prepare"):
-        asyncio.run(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
+        await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
 
 
 @pytest.mark.parametrize("uid", [None, 0])
-def test_launcher_refuses_to_remain_root(uid: int | None):
+async def test_launcher_refuses_to_remain_root(uid: int | None):
     if os.getuid() != 0:
         pytest.skip("an ordinary user cannot stay root")
-
-    async def scenario() -> None:
-        launch = start_launcher(new_attempt_id(), uid, {})
-        with pytest.raises(AttemptError, match="separate kernel uid"):
-            await launch.wait_ready()
-        await launch.wait()
-        launch.close()
-
-    asyncio.run(scenario())
+    launch = start_launcher(new_attempt_id(), uid, {})
+    with pytest.raises(AttemptError, match="separate kernel uid"):
+        await launch.wait_ready()
+    await launch.wait()
+    launch.close()
 
 
 def test_invalid_attempt_ids_are_refused(runtime: BubblewrapRuntime):
@@ -170,7 +162,7 @@ def list_children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def test_first_process_of_a_dead_sandbox_is_reaped(runtime: BubblewrapRuntime, disk: Path):
+async def test_first_process_of_a_dead_sandbox_is_reaped(runtime: BubblewrapRuntime, disk: Path):
     others = list_children()  # children of earlier tests in this process
 
     async def scenario() -> None:
@@ -178,25 +170,19 @@ def test_first_process_of_a_dead_sandbox_is_reaped(runtime: BubblewrapRuntime, d
             async with ready_sandbox(runtime, disk / str(number)) as sandbox:
                 await run_in(sandbox, ["/bin/sh", "-c", "sleep 30 & exit 0"])
 
-    asyncio.run(scenario())
+    await scenario()
     assert list_children() <= others
 
 
-def test_agent_binary_runs_under_the_seccomp_filter(runtime: BubblewrapRuntime, disk: Path):
+async def test_agent_binary_runs_under_the_seccomp_filter(runtime: BubblewrapRuntime, disk: Path):
     spec = importlib.util.find_spec("claude_agent_sdk")
     assert spec is not None
     assert spec.origin is not None
     binary = Path(spec.origin).parent / "_bundled" / "claude"
-
-    async def scenario() -> None:
-        async with ready_sandbox(
-            runtime, disk, memory_bytes=2 << 30, programs={binary: "/opt/agent/claude"}
-        ) as sandbox:
-            environment = {"HOME": "/home/agent", "PATH": "/usr/bin"}
-            completed = await run_in(sandbox, ["/opt/agent/claude", "--version"], environment)
-            assert (completed.code, "Claude Code" in completed.output) == (0, True), completed
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk, memory_bytes=2 << 30, programs={binary: "/opt/agent/claude"}) as sandbox:
+        environment = {"HOME": "/home/agent", "PATH": "/usr/bin"}
+        completed = await run_in(sandbox, ["/opt/agent/claude", "--version"], environment)
+        assert (completed.code, "Claude Code" in completed.output) == (0, True), completed
 
 
 _AS_ORDINARY_USER = """
@@ -274,14 +260,11 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     assert (shared_directory / "disk" / "workspace" / "file").stat().st_uid == NOBODY
 
 
-def test_sandbox_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
-    async def scenario() -> None:
-        handle = runtime.prepare(new_attempt_id())
-        await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
-        await runtime.destroy(handle, disk)
-        second_handle = runtime.prepare(handle.attempt_id)
-        sandbox = await runtime.create(second_handle, sandbox_spec(disk, handle.attempt_id))
-        assert (await run_in(sandbox, ["/bin/echo", "again"])).output == "again\n"
-        await runtime.destroy(second_handle, disk)
-
-    asyncio.run(scenario())
+async def test_sandbox_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
+    handle = runtime.prepare(new_attempt_id())
+    await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
+    await runtime.destroy(handle, disk)
+    second_handle = runtime.prepare(handle.attempt_id)
+    sandbox = await runtime.create(second_handle, sandbox_spec(disk, handle.attempt_id))
+    assert (await run_in(sandbox, ["/bin/echo", "again"])).output == "again\n"
+    await runtime.destroy(second_handle, disk)

@@ -34,47 +34,44 @@ def disk(tmp_path: Path) -> Path:
     return disk
 
 
-def test_probe_reports_properties_and_leaves_no_files(runtime: GvisorRuntime, tmp_path: Path):
-    result = asyncio.run(runtime.probe())
+async def test_probe_reports_properties_and_leaves_no_files(runtime: GvisorRuntime, tmp_path: Path):
+    result = await runtime.probe()
     assert (result.runtime, result.tier, result.is_explicit_only) == ("gvisor", "gvisor", False)
     assert any("gVisor's kernel" in sentence for sentence in result.isolates)
     assert any("environment" in sentence for sentence in result.gaps)
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_probe_reports_missing_runsc_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_probe_reports_missing_runsc_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (tmp_path / "no-runsc",))
-    result = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
+    result = await GvisorRuntime(tmp_path / "run").probe()
     assert (result.is_available, result.remedy) == (False, "runsc is missing; install it: apt-get install runsc")
 
 
-def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (Path("/usr/bin/true"),))
     monkeypatch.setattr("os.getuid", lambda: 1000)
-    result = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
+    result = await GvisorRuntime(tmp_path / "run").probe()
     assert not result.is_available
     assert "run the server as root" in result.remedy
 
 
-def test_processes_and_files_have_different_unprivileged_uids_on_the_host(runtime: GvisorRuntime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            script = "touch file; mkdir folder; echo up; sleep 300"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
-            await read_until(output, b"up")
-            uid = int(sandbox.handle.details["kernel_uid"])
-            for path in (disk / "workspace", disk / "workspace" / "file", disk / "workspace" / "folder"):
-                assert path.stat().st_uid == path.stat().st_gid == uid + FILES_UIDS_OFFSET
-            ids = processes_in_group(sandbox.handle.details["cgroups"])
-            assert len(ids) > 2
-            for pid in ids:
-                fields = read_status(pid)
-                assert (set(fields["Uid"].split()), set(fields["Gid"].split())) == ({str(uid)}, {str(uid)})
-                assert fields["Groups"].strip() == ""
-                maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
-                assert maps == [["0", str(uid), "1"], ["1000", str(uid + FILES_UIDS_OFFSET), "1"]]
-
-    asyncio.run(scenario())
+async def test_processes_and_files_have_different_unprivileged_uids_on_the_host(runtime: GvisorRuntime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        script = "touch file; mkdir folder; echo up; sleep 300"
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
+        await read_until(output, b"up")
+        uid = int(sandbox.handle.details["kernel_uid"])
+        for path in (disk / "workspace", disk / "workspace" / "file", disk / "workspace" / "folder"):
+            assert path.stat().st_uid == path.stat().st_gid == uid + FILES_UIDS_OFFSET
+        ids = processes_in_group(sandbox.handle.details["cgroups"])
+        assert len(ids) > 2
+        for pid in ids:
+            fields = read_status(pid)
+            assert (set(fields["Uid"].split()), set(fields["Gid"].split())) == ({str(uid)}, {str(uid)})
+            assert fields["Groups"].strip() == ""
+            maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+            assert maps == [["0", str(uid), "1"], ["1000", str(uid + FILES_UIDS_OFFSET), "1"]]
 
 
 def processes_in_group(directories: str) -> list[int]:
@@ -88,22 +85,19 @@ def read_status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def test_environment_is_in_no_file_visible_to_the_host(runtime: GvisorRuntime, disk: Path):
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk) as sandbox:
-            environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
-            output, _ = await sandbox.start(
-                Command(["/bin/bash", "-c", "echo $TASK_VALUE; sleep 300"], environment, "/workspace")
-            )
-            await read_until(output, b"a-value-that-is-secret")
-            (runsc,) = [pid for pid in processes_in_group(sandbox.handle.details["cgroups"]) if is_runsc(pid)]
-            small_files = list(find_small_files(Path(f"/proc/{runsc}/root/run")))
-            holders = [path for path in small_files if b"a-value-that-is-secret" in path.read_bytes()]
-            assert {os.major(path.stat().st_dev) for path in holders} <= {0}  # in memory
-            assert not [path for path in holders if Path("/", *path.parts[4:]).exists()]
-            assert any(path.suffix == ".state" for path in small_files)
-
-    asyncio.run(scenario())
+async def test_environment_is_in_no_file_visible_to_the_host(runtime: GvisorRuntime, disk: Path):
+    async with ready_sandbox(runtime, disk) as sandbox:
+        environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
+        output, _ = await sandbox.start(
+            Command(["/bin/bash", "-c", "echo $TASK_VALUE; sleep 300"], environment, "/workspace")
+        )
+        await read_until(output, b"a-value-that-is-secret")
+        (runsc,) = [pid for pid in processes_in_group(sandbox.handle.details["cgroups"]) if is_runsc(pid)]
+        small_files = list(find_small_files(Path(f"/proc/{runsc}/root/run")))
+        holders = [path for path in small_files if b"a-value-that-is-secret" in path.read_bytes()]
+        assert {os.major(path.stat().st_dev) for path in holders} <= {0}  # in memory
+        assert not [path for path in holders if Path("/", *path.parts[4:]).exists()]
+        assert any(path.suffix == ".state" for path in small_files)
 
 
 def is_runsc(pid: int) -> bool:
@@ -119,7 +113,9 @@ def find_small_files(stage: Path) -> Iterator[Path]:
                 yield path
 
 
-def test_runsc_without_a_start_report_times_out(runtime: GvisorRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_runsc_without_a_start_report_times_out(
+    runtime: GvisorRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(gvisor_sandbox, "_START_SECONDS", 0.3)
     monkeypatch.setattr(gvisor_sandbox, "read_state", lambda *_: RunscState())
 
@@ -130,15 +126,15 @@ def test_runsc_without_a_start_report_times_out(runtime: GvisorRuntime, disk: Pa
             assert caught.value.code == "provision_failed"
             await sandbox.signal(15)
 
-    asyncio.run(scenario())
+    await scenario()
     assert disk.stat().st_uid == os.getuid()
 
 
 @pytest.mark.parametrize("argument", ["ends with \udcff", "half \ud800"])
-def test_arguments_that_are_not_utf8_are_passed(runtime: GvisorRuntime, disk: Path, argument: str):
+async def test_arguments_that_are_not_utf8_are_passed(runtime: GvisorRuntime, disk: Path, argument: str):
     async def scenario() -> int | None:
         async with ready_sandbox(runtime, disk) as sandbox:
             await sandbox.start(Command(["/bin/bash", "-c", "exit 4", argument], {}, "/workspace"))
             return (await sandbox.wait()).code
 
-    assert asyncio.run(scenario()) == 4
+    assert (await scenario()) == 4

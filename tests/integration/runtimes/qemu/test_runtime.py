@@ -36,24 +36,26 @@ def disk(tmp_path: Path) -> Path:
     return disk
 
 
-def test_probe_reports_missing_components_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_probe_reports_missing_components_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(components, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
-    result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    result = await QemuRuntime(tmp_path / "run").probe()
     assert not result.is_available
     assert "script/setup --with-qemu" in result.remedy
 
 
-def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.getuid", lambda: 1000)
-    result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    result = await QemuRuntime(tmp_path / "run").probe()
     assert not result.is_available
     assert "run as root" in result.remedy
 
 
-def test_emulation_requires_an_explicit_choice(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_emulation_requires_an_explicit_choice(
+    runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
-    result = asyncio.run(QemuRuntime(tmp_path / "run", excludes_emulation=True).probe())
+    result = await QemuRuntime(tmp_path / "run", excludes_emulation=True).probe()
     assert not result.is_available
     assert "explicitly" in result.remedy
 
@@ -62,13 +64,13 @@ def test_emulation_requires_an_explicit_choice(runtime: QemuRuntime, tmp_path: P
     os.uname().machine != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no KVM for x86_64"
 )
 @pytest.mark.parametrize(("instructions", "code"), [("ebfe", -signal.SIGPROF), ("b900100000 49 75fd f4", 0)])
-def test_slow_self_test_guest_disables_kvm(tmp_path: Path, instructions: str, code: int):
+async def test_slow_self_test_guest_disables_kvm(tmp_path: Path, instructions: str, code: int):
     completed = subprocess.run([sys.executable, "-ISE", kvm_selftest.__file__, instructions], timeout=60, check=False)
     assert completed.returncode == code
-    assert asyncio.run(KvmStatus(tmp_path).is_too_slow(instructions)) is (code != 0)
+    assert (await KvmStatus(tmp_path).is_too_slow(instructions)) is (code != 0)
 
 
-def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
+async def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
     runtime: QemuRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(run_dir: Path, attempt_id: str) -> tuple[int, int]:
@@ -83,7 +85,7 @@ def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
         assert "Too many open files" in refused.value.failure.message
 
     before = open_files()
-    asyncio.run(scenario())
+    await scenario()
     assert not [name for name in open_files() - before if name.startswith(("/dev/kvm", "socket:"))]
 
 
@@ -112,36 +114,32 @@ def processes_of_uid(uid: str) -> dict[str, int]:
 
 
 @pytest.mark.timeout(300)
-def test_guest_processes_are_confined_and_their_death_is_detected(runtime: QemuRuntime, disk: Path):
+async def test_guest_processes_are_confined_and_their_death_is_detected(runtime: QemuRuntime, disk: Path):
     agent = {find_binary(): "/opt/agent/claude"}
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
-            script = "touch file; /opt/agent/claude --version; echo up; sleep 300"
-            output, _ = await sandbox.start(Command(["/bin/sh", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
-            assert b"Claude Code" in await read_until(output, b"up")
-            uid = sandbox.handle.details["kernel_uid"]
-            assert (disk / "workspace" / "file").stat().st_uid == int(uid)
-            processes = processes_of_uid(uid)
-            assert {"qemu-system-x86", "virtiofsd"} <= set(processes)
-            networks = set()
-            for name in ("qemu-system-x86", "virtiofsd"):
-                fields = read_status(processes[name])
-                assert {int(fields[key], 16) for key in fields if key.startswith("Cap")} == {0}
-                assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
-                assert (set(fields["Uid"].split()), fields["Groups"].strip()) == ({uid}, "")
-                root = Path(f"/proc/{processes[name]}/root")
-                assert not any((root / path).exists() for path in ("home", "root/.ssh", "etc/shadow", "mnt"))
-                networks.add(Path(f"/proc/{processes[name]}/ns/net").readlink())
-            assert len(networks) == 1
-            assert Path("/proc/self/ns/net").readlink() not in networks
-            os.kill(processes["qemu-system-x86"], signal.SIGKILL)
-            async with asyncio.timeout(5):
-                assert (await sandbox.wait()).code is None
-                assert await output.read() == b""
-            assert not processes_of_uid(uid)
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
+        script = "touch file; /opt/agent/claude --version; echo up; sleep 300"
+        output, _ = await sandbox.start(Command(["/bin/sh", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
+        assert b"Claude Code" in await read_until(output, b"up")
+        uid = sandbox.handle.details["kernel_uid"]
+        assert (disk / "workspace" / "file").stat().st_uid == int(uid)
+        processes = processes_of_uid(uid)
+        assert {"qemu-system-x86", "virtiofsd"} <= set(processes)
+        networks = set()
+        for name in ("qemu-system-x86", "virtiofsd"):
+            fields = read_status(processes[name])
+            assert {int(fields[key], 16) for key in fields if key.startswith("Cap")} == {0}
+            assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
+            assert (set(fields["Uid"].split()), fields["Groups"].strip()) == ({uid}, "")
+            root = Path(f"/proc/{processes[name]}/root")
+            assert not any((root / path).exists() for path in ("home", "root/.ssh", "etc/shadow", "mnt"))
+            networks.add(Path(f"/proc/{processes[name]}/ns/net").readlink())
+        assert len(networks) == 1
+        assert Path("/proc/self/ns/net").readlink() not in networks
+        os.kill(processes["qemu-system-x86"], signal.SIGKILL)
+        async with asyncio.timeout(5):
+            assert (await sandbox.wait()).code is None
+            assert await output.read() == b""
+        assert not processes_of_uid(uid)
 
 
 _FLOOD_BYTES = 2_000_000
@@ -168,23 +166,19 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_guest_returns_output_reaches_the_gateway_and_is_limited_in_memory(runtime: QemuRuntime, disk: Path):
+async def test_guest_returns_output_reaches_the_gateway_and_is_limited_in_memory(runtime: QemuRuntime, disk: Path):
     """Combines checks from tests/contract in one guest, because a boot takes a long time."""
-
-    async def scenario() -> None:
-        async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
-            dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
-            command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
-            output, _ = await sandbox.start(command)
-            command_output, _, rest = (await read_until(output, b"requested all\n")).decode().partition("the end\n")
-            await dns_task
-            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECT_OUTPUT, "requested", "all"]
-            accept_connection(sandbox.listeners.transparent[443])
-            assert "NoNewPrivs" in command_output
-            assert "CapEff:\t0000000000000000" in command_output
-            assert (await run_on_a_terminal(sandbox)).splitlines() == command_output.splitlines()
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                exit_status = await sandbox.wait()
-            assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
-
-    asyncio.run(scenario())
+    async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
+        dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
+        command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
+        output, _ = await sandbox.start(command)
+        command_output, _, rest = (await read_until(output, b"requested all\n")).decode().partition("the end\n")
+        await dns_task
+        assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECT_OUTPUT, "requested", "all"]
+        accept_connection(sandbox.listeners.transparent[443])
+        assert "NoNewPrivs" in command_output
+        assert "CapEff:\t0000000000000000" in command_output
+        assert (await run_on_a_terminal(sandbox)).splitlines() == command_output.splitlines()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            exit_status = await sandbox.wait()
+        assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)

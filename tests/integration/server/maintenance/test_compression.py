@@ -46,7 +46,7 @@ async def events_of(service, task_id, after=0):
     return events
 
 
-def test_old_journals_are_compressed_and_read_as_before(stored, components):
+async def test_old_journals_are_compressed_and_read_as_before(stored, components):
     async def scenario():
         async with components.server() as service:
             before = {task_id: await events_of(service, task_id) for task_id in ("old-1", "old-2", "young")}
@@ -64,7 +64,7 @@ def test_old_journals_are_compressed_and_read_as_before(stored, components):
                     assert await events_of(service, task_id, after) == (expected or events[-1:])
             await compressor.sweep()
 
-    asyncio.run(scenario())
+    await scenario()
     assert not (stored.data_dir / "tasks" / "old-1" / "journal" / "records").exists()
 
 
@@ -80,10 +80,10 @@ def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, com
     assert caplog.text.count("old-1: its journal is left uncompressed") == 1
 
 
-def test_restored_older_journal_is_not_compressed(stored, components, caplog):
+async def test_restored_older_journal_is_not_compressed(stored, components, caplog):
     data = b"".join(stored.records("old-1").read_bytes().splitlines(keepends=True)[:-1])
     stored.records("old-1").write_bytes(data)
-    asyncio.run(JournalCompressor(components.journals, components.store, components.clock).sweep())
+    await JournalCompressor(components.journals, components.store, components.clock).sweep()
     assert compressed_task_ids(stored) == ["old-2"]
     assert stored.records("old-1").read_bytes() == data
     assert "old-1" in caplog.text
@@ -112,7 +112,7 @@ def test_locked_journal_is_compressed_in_a_later_sweep(stored, components, monke
     assert compressed_task_ids(stored) == ["old-1", "old-2"]
 
 
-def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
+async def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
     """The next server can use the data directory at once. It restarts the interrupted compression."""
     started, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -132,13 +132,13 @@ def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
                 await asyncio.sleep(0.005)
         sweeping.cancel()
 
-    asyncio.run(scenario())
+    await scenario()
     assert not ended.is_set()
     may_end.set()
     assert ended.wait(10)
 
 
-def test_unreadable_journal_does_not_block_others(stored, components, monkeypatch):
+async def test_unreadable_journal_does_not_block_others(stored, components, monkeypatch):
     original_compress = stored.journals.compress
 
     def compress(task_id):
@@ -148,5 +148,5 @@ def test_unreadable_journal_does_not_block_others(stored, components, monkeypatc
 
     monkeypatch.setattr(components.journals, "compress", compress)
     with pytest.raises(OSError, match=r"old-1.*Input/output error"):
-        asyncio.run(JournalCompressor(components.journals, components.store, components.clock).sweep())
+        await JournalCompressor(components.journals, components.store, components.clock).sweep()
     assert compressed_task_ids(stored) == ["old-2"]

@@ -88,7 +88,7 @@ async def end(components, service, task_id, *events):
     await components.wait_for_state(service, task_id, (await service.wait(task_id, 10)).state)
 
 
-def test_leftovers_of_an_ended_attempt_are_removed(components):
+async def test_leftovers_of_an_ended_attempt_are_removed(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
@@ -97,10 +97,10 @@ def test_leftovers_of_an_ended_attempt_are_removed(components):
             await garbage_collector(components, service, leftovers).sweep()
             return names(files), leftovers.attempts
 
-    assert asyncio.run(scenario()) == (["runner.log"], set())
+    assert (await scenario()) == (["runner.log"], set())
 
 
-def test_running_and_foreign_sandboxes_are_kept(components):
+async def test_running_and_foreign_sandboxes_are_kept(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
@@ -110,10 +110,10 @@ def test_running_and_foreign_sandboxes_are_kept(components):
             components.runners.record("task-1", *TO_END)
             return before == names(files), len(leftovers.attempts)
 
-    assert asyncio.run(scenario()) == (True, 2)
+    assert (await scenario()) == (True, 2)
 
 
-def test_leftovers_of_a_locked_journal_are_kept(components):
+async def test_leftovers_of_a_locked_journal_are_kept(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
@@ -129,10 +129,10 @@ def test_leftovers_of_a_locked_journal_are_kept(components):
             await garbage_collector(components, service, leftovers).sweep()
             return while_locked, names(files), leftovers.attempts
 
-    assert asyncio.run(scenario()) == ((True, 1), ["runner.log"], set())
+    assert (await scenario()) == ((True, 1), ["runner.log"], set())
 
 
-def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):
+async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
@@ -149,10 +149,10 @@ def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(componen
             await GarbageCollector(gc_dependencies, [leftovers]).sweep()
         return names(files), leftovers.attempts
 
-    assert asyncio.run(scenario()) == (["runner.log"], set())
+    assert (await scenario()) == (["runner.log"], set())
 
 
-def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
+async def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
     listdir = os.listdir
 
     def failing_listdir(path):
@@ -174,10 +174,10 @@ def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch
             monkeypatch.undo()
             return names(files), leftovers.attempts, sockets.attempts
 
-    assert asyncio.run(scenario()) == (["runner.log"], set(), {"of-task-1"})
+    assert (await scenario()) == (["runner.log"], set(), {"of-task-1"})
 
 
-def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
+async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
     async def scenario():
         async with components.server() as service:
             broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
@@ -192,10 +192,10 @@ def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
                 await garbage_collector(components, service, leftovers).sweep()
             return names(files), leftovers.attempts == {broken.root.name}
 
-    assert asyncio.run(scenario()) == (["runner.log"], True)
+    assert (await scenario()) == (["runner.log"], True)
 
 
-def test_damaged_index_row_does_not_block_other_tasks(components):
+async def test_damaged_index_row_does_not_block_other_tasks(components):
     async def scenario():
         async with components.server() as service:
             damaged, files = await start(components, service, "task-1"), await start(components, service, "task-2")
@@ -208,10 +208,10 @@ def test_damaged_index_row_does_not_block_other_tasks(components):
                 await garbage_collector(components, service, FakeLeftovers()).sweep()
             return names(files), names(damaged) == before
 
-    assert asyncio.run(scenario()) == (["runner.log"], True)
+    assert (await scenario()) == (["runner.log"], True)
 
 
-def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
+async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
     async def scenario():
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
@@ -222,10 +222,10 @@ def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
             await garbage_collector(components, service, leftovers).sweep()
             return before == names(files), len(leftovers.attempts)
 
-    assert asyncio.run(scenario()) == (True, 1)
+    assert (await scenario()) == (True, 1)
 
 
-def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
+async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
     async def scenario():
         async with components.server() as service:
             files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
@@ -239,10 +239,10 @@ def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
             await garbage_collector(components, service, leftovers).sweep()
             return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
 
-    assert asyncio.run(scenario()) == (1, set(), True, False)
+    assert (await scenario()) == (1, set(), True, False)
 
 
-def test_failing_removal_is_reported_and_retried(components):
+async def test_failing_removal_is_reported_and_retried(components):
     async def scenario():
         async with components.server() as service:
             leftovers, all_files = FakeLeftovers(), []
@@ -259,10 +259,10 @@ def test_failing_removal_is_reported_and_retried(components):
             await garbage_collector(components, service, leftovers).sweep()
             return first, [names(path) for path in all_files]
 
-    assert asyncio.run(scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
+    assert (await scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
 
 
-def test_exclusive_leftovers_without_a_directory_are_removed(components):
+async def test_exclusive_leftovers_without_a_directory_are_removed(components):
     async def scenario():
         async with components.server() as service:
             sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
@@ -270,7 +270,7 @@ def test_exclusive_leftovers_without_a_directory_are_removed(components):
             await garbage_collector(components, service, sandboxes, sockets).sweep()
             return sockets.attempts, sandboxes.attempts
 
-    assert asyncio.run(scenario()) == (set(), {"aaaaaaaaaaaa"})
+    assert (await scenario()) == (set(), {"aaaaaaaaaaaa"})
 
 
 def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
@@ -302,7 +302,7 @@ def test_failing_probe_removal_does_not_block_others(tmp_path):
     assert leftovers.attempts == set()
 
 
-def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):
+async def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components):
     leftovers = FakeLeftovers(is_exclusive=True)
     leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 
@@ -311,5 +311,5 @@ def test_failing_removal_of_exclusive_leftovers_does_not_block_others(components
             with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
                 await garbage_collector(components, service, leftovers).sweep()
 
-    asyncio.run(scenario())
+    await scenario()
     assert leftovers.attempts == {"nobody7"}

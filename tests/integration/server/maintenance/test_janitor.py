@@ -99,7 +99,7 @@ def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
     ]
 
 
-def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
+async def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
     monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_SECONDS", 0.05)
     completed = []
 
@@ -116,7 +116,7 @@ def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
         [PeriodicJob("a", failing, "Fix a."), PeriodicJob("b", hanging, "Fix b."), PeriodicJob("c", working, "Fix c.")]
     )
     with caplog.at_level(logging.ERROR):
-        asyncio.run(janitor.run_once())
+        await janitor.run_once()
     assert completed == ["works"]
     assert [record.getMessage() for record in caplog.records] == [
         "Maintenance of a failed: no such luck; retrying in 5 minutes. Fix a.",

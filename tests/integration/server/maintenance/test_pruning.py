@@ -74,7 +74,7 @@ def test_size_limit_counts_bytes_on_disk(stored, components):
     assert (pruned, remaining) == (["task-1", "task-2"], ["task-3", "task-4", "task-5"])
 
 
-def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):
+async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):
     async def scenario():
         async with components.server() as service:
             await service.prune(ALL, dry_run=False)
@@ -88,10 +88,10 @@ def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):
             components.runners.kill("task-1")
             return second.task.last_seq, (await service.query(TaskQuery(labels={"number": "1"}))).total_count
 
-    assert asyncio.run(scenario()) == (1, 0)
+    assert (await scenario()) == (1, 0)
 
 
-def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components):
+async def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components):
     stored.finish("long", lines=20_000)
     stored.index("long")
 
@@ -103,7 +103,7 @@ def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components
             *_, error_event, end_event = [event async for event in stream]
             return error_event, end_event
 
-    error_event, end_event = asyncio.run(scenario())
+    error_event, end_event = await scenario()
     assert (error_event["type"], error_event["error"], end_event["type"]) == ("error", "task_not_found", "end")
     assert "was removed" in error_event["message"]
 
@@ -185,19 +185,15 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
     assert prune(components, Retention(keep=5)) == ([], [f"task-{number}" for number in range(1, 6)])
 
 
-def test_directory_for_pruned_tasks_is_created_early(stored, components):
+async def test_directory_for_pruned_tasks_is_created_early(stored, components):
     """On a full file system, the directory could not be created later."""
-
-    async def scenario():
-        async with components.server() as service:
-            service.dependencies.pruner.prepare()
-            service.dependencies.pruner.prepare()
-            assert list((stored.data_dir / "pruned").iterdir()) == []
-            (stored.data_dir / "pruned").rmdir()
-            (stored.data_dir / "pruned").write_text("no directory")
-            service.dependencies.pruner.prepare()
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        service.dependencies.pruner.prepare()
+        service.dependencies.pruner.prepare()
+        assert list((stored.data_dir / "pruned").iterdir()) == []
+        (stored.data_dir / "pruned").rmdir()
+        (stored.data_dir / "pruned").write_text("no directory")
+        service.dependencies.pruner.prepare()
 
 
 def test_task_that_cannot_be_moved_is_indexed_again(stored, components, monkeypatch, caplog):
@@ -280,14 +276,14 @@ PRUNE_ALL = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
     "damage", [block_lock, damage_artifacts, damage_task, damage_task_into_another, damage_time_of_change]
 )
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
-def test_damaged_task_is_kept_and_does_not_block_others(stored, components, damage, retention_limits):
+async def test_damaged_task_is_kept_and_does_not_block_others(stored, components, damage, retention_limits):
     async def scenario():
         async with components.server() as service:
             reason = damage(stored)
             with pytest.raises(UnavailableError, match=rf"Finished tasks removed: 4\. .*task-1: .*{reason}"):
                 await service.prune(Retention(**retention_limits), dry_run=False)
 
-    asyncio.run(scenario())
+    await scenario()
     assert directories(stored) == ["task-1"]
 
 
@@ -378,7 +374,7 @@ def slow_disk(components, monkeypatch):
     may_finish.set()
 
 
-def test_slow_measurement_is_shared_by_later_sweeps(stored, components, slow_disk):
+async def test_slow_measurement_is_shared_by_later_sweeps(stored, components, slow_disk):
     started, may_finish = slow_disk
     (stored.data_dir / "tasks" / "task-2" / "artifacts" / "big").write_bytes(os.urandom(400_000))
     size_limit = Retention(max_bytes=300_000)
@@ -397,10 +393,10 @@ def test_slow_measurement_is_shared_by_later_sweeps(stored, components, slow_dis
                 pruned = await service.prune(size_limit, dry_run=False)
             return before, [task.id for task in pruned]
 
-    assert asyncio.run(scenario()) == (1, ["task-1", "task-2"])
+    assert (await scenario()) == (1, ["task-1", "task-2"])
 
 
-def test_measurement_ignores_tasks_removed_meanwhile(stored, components, slow_disk):
+async def test_measurement_ignores_tasks_removed_meanwhile(stored, components, slow_disk):
     started, may_finish = slow_disk
     for number in range(1, 6):
         (stored.data_dir / "tasks" / f"task-{number}" / "artifacts" / "big").write_bytes(os.urandom(400_000))
@@ -415,10 +411,10 @@ def test_measurement_ignores_tasks_removed_meanwhile(stored, components, slow_di
             may_finish.set()
             return [task.id for task in await size_prune]
 
-    assert asyncio.run(scenario()) == ["task-2"]
+    assert (await scenario()) == ["task-2"]
 
 
-def test_shutdown_does_not_wait_for_a_measurement(components, slow_disk):
+async def test_shutdown_does_not_wait_for_a_measurement(components, slow_disk):
     started, may_finish = slow_disk
 
     async def scenario():
@@ -429,23 +425,19 @@ def test_shutdown_does_not_wait_for_a_measurement(components, slow_disk):
                     await asyncio.sleep(0.005)
             size_prune.cancel()
 
-    asyncio.run(scenario())
+    await scenario()
     assert not may_finish.is_set()
 
 
-def test_age_and_count_limits_do_not_wait_for_a_measurement(stored, components, slow_disk):
+async def test_age_and_count_limits_do_not_wait_for_a_measurement(stored, components, slow_disk):
     started, _ = slow_disk
-
-    async def scenario():
-        async with components.server() as service:
-            size_prune = asyncio.create_task(service.prune(Retention(max_bytes=10**9), dry_run=False))
-            async with asyncio.timeout(10):
-                while not started:
-                    await asyncio.sleep(0.005)
-                pruned = asyncio.create_task(service.prune(Retention(keep=4), dry_run=False))
-                while components.store.load("task-1") is not None:
-                    await asyncio.sleep(0.005)
-            for pending in (size_prune, pruned):
-                pending.cancel()
-
-    asyncio.run(scenario())
+    async with components.server() as service:
+        size_prune = asyncio.create_task(service.prune(Retention(max_bytes=10**9), dry_run=False))
+        async with asyncio.timeout(10):
+            while not started:
+                await asyncio.sleep(0.005)
+            pruned = asyncio.create_task(service.prune(Retention(keep=4), dry_run=False))
+            while components.store.load("task-1") is not None:
+                await asyncio.sleep(0.005)
+        for pending in (size_prune, pruned):
+            pending.cancel()

@@ -142,21 +142,17 @@ class ExhaustedListener(socket.socket):
         return super().accept()
 
 
-def test_failed_accept_is_retried(banner_server):
+async def test_failed_accept_is_retried(banner_server):
     relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
-
-    async def scenario():
-        with ExhaustedListener() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            async with relay.serving(listener):
-                reader, writer = await asyncio.open_connection(*listener.getsockname())
-                writer.write(b"\x05\x01\x00")
-                assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
-                writer.close()
-            assert listener.has_failed
-
-    asyncio.run(scenario())
+    with ExhaustedListener() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        async with relay.serving(listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"\x05\x01\x00")
+            assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
+            writer.close()
+        assert listener.has_failed
 
 
 def connect(relay, host, port):
@@ -207,7 +203,7 @@ def test_addresses_match_in_any_notation(banner_server, requested):
     assert connect(relay, "127.2", banner_server)[0] == FORBIDDEN
 
 
-def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch):
+async def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
     relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
@@ -228,7 +224,7 @@ def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch
                 for _, writer in connections:
                     writer.close()
 
-    asyncio.run(scenario())
+    await scenario()
 
 
 PRIVATE = (
@@ -367,18 +363,14 @@ def test_git_receives_a_connect_timeout(monkeypatch):
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
-def test_idle_proxy_client_is_disconnected(monkeypatch):
+async def test_idle_proxy_client_is_disconnected(monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
-
-    async def scenario():
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            async with relay.serving(listener):
-                reader, writer = await asyncio.open_connection(*listener.getsockname())
-                assert await asyncio.wait_for(reader.read(), 20) == b""
-                writer.close()
-
-    asyncio.run(scenario())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with relay.serving(listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

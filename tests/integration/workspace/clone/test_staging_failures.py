@@ -129,7 +129,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
         (128, b"fatal: unable to access: Connection refused\n", False),
     ],
 )
-def test_clone_error_is_delayed_if_git_may_have_been_killed(
+async def test_clone_error_is_delayed_if_git_may_have_been_killed(
     harness, replace_command, monkeypatch, code, stderr, is_pending
 ):
     """If all processes are killed, git may die before the runner. In between, the runner must not report an error."""
@@ -146,7 +146,7 @@ def test_clone_error_is_delayed_if_git_may_have_been_killed(
         await asyncio.gather(staging_task, return_exceptions=True)
         return not done
 
-    assert asyncio.run(scenario()) is is_pending
+    assert (await scenario()) is is_pending
 
 
 FULL = b"fatal: write error: No space left on device\n"
@@ -380,7 +380,7 @@ def test_tree_with_a_git_directory_is_refused(harness):
     assert "contains malformed objects" in clone_error(harness, branch="malformed")
 
 
-def test_cancellation_ends_git_and_its_children(harness):
+async def test_cancellation_ends_git_and_its_children(harness):
     harness.server.stall()
     repository = Repository(url=PUBLIC_URL, branch="main")
 
@@ -397,7 +397,7 @@ def test_cancellation_ends_git_and_its_children(harness):
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(staging, 30)
 
-    asyncio.run(cancel_while_git_waits())
+    await cancel_while_git_waits()
 
     assert b"bwrap" not in descendant_names(os.getpid())
 

@@ -232,7 +232,7 @@ def test_files_with_restrictive_modes_are_read(staged):
     assert b"new mode 100755" in patch
 
 
-def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
+async def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
     with (staged.workspace / "big").open("wb") as file:
         for _ in range(100):
             file.write(os.urandom(1024 * 1024))
@@ -249,7 +249,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(making, 30)
 
-    asyncio.run(cancel())
+    await cancel()
 
     assert not target.exists()
     assert b"bwrap" not in descendant_names(os.getpid())

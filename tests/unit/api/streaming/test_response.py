@@ -23,16 +23,16 @@ async def _iterate_messages(prefetcher):
             yield message
 
 
-def test_messages_arrive_in_order_then_the_end():
+async def test_messages_arrive_in_order_then_the_end():
     async def run():
         events = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
         async with Prefetcher(encode_events(events)) as prefetcher:
             return await read_all(prefetcher)
 
-    assert asyncio.run(run()) == [str(number).encode() for number in range(1000) if number % 3]
+    assert (await run()) == [str(number).encode() for number in range(1000) if number % 3]
 
 
-def test_slow_client_pauses_the_source():
+async def test_slow_client_pauses_the_source():
     produced = 0
 
     async def endless():
@@ -41,36 +41,30 @@ def test_slow_client_pauses_the_source():
             produced += 1
             yield (b"x" * 1024,)
 
-    async def run():
-        async with Prefetcher(endless()) as prefetcher:
-            for _ in range(20):
-                await asyncio.sleep(0)
-            assert produced <= PREFETCH_BYTES_MAX // 1024 + 2
-            await prefetcher.next_batch()
-            await prefetcher.next_batch()
-            assert produced > PREFETCH_BYTES_MAX // 1024 + 2
-
-    asyncio.run(run())
+    async with Prefetcher(endless()) as prefetcher:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert produced <= PREFETCH_BYTES_MAX // 1024 + 2
+        await prefetcher.next_batch()
+        await prefetcher.next_batch()
+        assert produced > PREFETCH_BYTES_MAX // 1024 + 2
 
 
-def test_timeout_returns_an_empty_batch():
-    async def run():
-        data_ready = asyncio.Event()
+async def test_timeout_returns_an_empty_batch():
+    data_ready = asyncio.Event()
 
-        async def late():
-            await data_ready.wait()
-            yield (b"late",)
+    async def late():
+        await data_ready.wait()
+        yield (b"late",)
 
-        async with Prefetcher(late()) as prefetcher:
-            assert await prefetcher.next_batch(0.01) == []
-            data_ready.set()
-            assert await prefetcher.next_batch(5) == [b"late"]
-            assert await prefetcher.next_batch(5) is None
-
-    asyncio.run(run())
+    async with Prefetcher(late()) as prefetcher:
+        assert await prefetcher.next_batch(0.01) == []
+        data_ready.set()
+        assert await prefetcher.next_batch(5) == [b"late"]
+        assert await prefetcher.next_batch(5) is None
 
 
-def test_stop_condition_ends_the_stream_and_closes_the_source():
+async def test_stop_condition_ends_the_stream_and_closes_the_source():
     is_closed = False
 
     async def silent():
@@ -89,22 +83,19 @@ def test_stop_condition_ends_the_stream_and_closes_the_source():
             async with asyncio.timeout(1):
                 assert await prefetcher.next_batch() is None
 
-    asyncio.run(run())
+    await run()
     assert is_closed
 
 
-def test_source_error_is_raised_after_earlier_messages():
+async def test_source_error_is_raised_after_earlier_messages():
     async def broken():
         yield (b"before",)
         raise ValueError("damaged")
 
-    async def run():
-        async with Prefetcher(broken()) as prefetcher:
-            assert await prefetcher.next_batch() == [b"before"]
-            with pytest.raises(ValueError, match="damaged"):
-                await prefetcher.next_batch()
-
-    asyncio.run(run())
+    async with Prefetcher(broken()) as prefetcher:
+        assert await prefetcher.next_batch() == [b"before"]
+        with pytest.raises(ValueError, match="damaged"):
+            await prefetcher.next_batch()
 
 
 def test_encodings_of_a_batch_are_cached_for_a_few_views():

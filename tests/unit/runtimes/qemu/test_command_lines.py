@@ -278,7 +278,7 @@ def test_small_frames_are_throttled():
 
 
 @pytest.mark.parametrize(("size", "count"), [(frames.GUEST_FRAME_BYTES_MAX, 1000), (80, 50_000)], ids=["long", "lines"])
-def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytest.MonkeyPatch):
+async def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
     monkeypatch.setattr(Channel, "_resume_reading", lambda _: pauses.append(1), raising=False)
 
@@ -296,7 +296,7 @@ def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytest.Monk
         await asyncio.wait_for(channel.ended, 10)
         return sum(sizes)
 
-    assert asyncio.run(run()) == size * count
+    assert (await run()) == size * count
     assert not pauses
 
 
@@ -307,7 +307,7 @@ def test_reported_stats_are_clamped_to_the_limits():
     assert merge_stats(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
 
 
-def test_large_console_output_is_throttled():
+async def test_large_console_output_is_throttled():
     async def run() -> tuple[bytes, int]:
         host_end, guest_end = socket.socketpair()
         guest_end.setblocking(False)
@@ -333,12 +333,12 @@ def test_large_console_output_is_throttled():
         guest_end.close()
         return tail.text, reads
 
-    text, reads = asyncio.run(run())
+    text, reads = await run()
     assert text.endswith(b"yend")
     assert reads <= 20
 
 
-def test_early_console_output_is_read_at_once():
+async def test_early_console_output_is_read_at_once():
     async def run() -> bytes:
         host_end, guest_end = socket.socketpair()
         tail = OutputTail()
@@ -351,7 +351,7 @@ def test_early_console_output_is_read_at_once():
         tail.abort()
         return tail.text
 
-    assert asyncio.run(run()) == b"one\ntwo\nthree\n"
+    assert (await run()) == b"one\ntwo\nthree\n"
 
 
 def test_encoded_command_has_pwd_and_rejects_nul():

@@ -40,7 +40,7 @@ class SlowMeasurement:
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0, 1), (MEASUREMENT_CACHE_SECONDS, 1), (MEASUREMENT_CACHE_SECONDS + 1, 2)]
 )
-def test_result_is_cached_for_a_limited_time(seconds, expected):
+async def test_result_is_cached_for_a_limited_time(seconds, expected):
     measurement = SlowMeasurement()
 
     async def run():
@@ -48,10 +48,10 @@ def test_result_is_cached_for_a_limited_time(seconds, expected):
         measurement.now += seconds
         return await measurement.cache.result()
 
-    assert asyncio.run(run()) == expected
+    assert (await run()) == expected
 
 
-def test_failure_without_waiter_is_not_cached():
+async def test_failure_without_waiter_is_not_cached():
     measurement = SlowMeasurement()
     measurement.is_broken = True
 
@@ -60,12 +60,12 @@ def test_failure_without_waiter_is_not_cached():
         measurement.is_broken = False
         return await measurement.cache.result()
 
-    assert asyncio.run(run()) == 1
+    assert (await run()) == 1
 
 
-def test_failure_is_raised_to_the_waiter():
+async def test_failure_is_raised_to_the_waiter():
     measurement = SlowMeasurement()
     measurement.is_broken = True
     measurement.release_measurement.set()
     with pytest.raises(OSError, match="gone"):
-        asyncio.run(measurement.cache.result())
+        await measurement.cache.result()

@@ -1,6 +1,5 @@
 """The tree of a base commit uses bounded memory, even if a compromised git lists it."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,12 @@ def test_tree_with_long_file_names_is_read_completely(monkeypatch):
     assert len(BaseTree(iter(listing(*(b"a/%0200d" % number for number in range(400))))).entries) == 400
 
 
-def test_ignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
+async def test_ignore_files_in_too_many_directories_are_not_written(monkeypatch, tmp_path):
     monkeypatch.setattr(ignore_rules, "IGNORE_ENTRIES_MAX", 1000)
     entries = listing(*nested_paths(number_of_files=5, depth=250, name=b".gitignore"))
 
     with pytest.raises(GitError) as error:
-        asyncio.run(write_ignore_files(None, Path(), entries, tmp_path))
+        await write_ignore_files(None, Path(), entries, tmp_path)
 
     assert "too many .gitignore files" in error.value.stderr
     assert list(tmp_path.iterdir()) == []

@@ -38,30 +38,24 @@ async def ends_in_time(work, writer):
 
 
 @pytest.mark.parametrize("turns", range(1, 9))
-def test_cancel_at_any_moment_ends_both_and_leaks_no_descriptor(turns, tmp_path):
-    async def cancel():
-        before = set(Path("/proc/self/fd").iterdir())
-        with pipe() as (reader, writer):
-            work = start(tmp_path, reader, writer)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            work.cancel()
-            assert await ends_in_time(work, writer)
-            assert work.cancelled()
-        assert before.issuperset(Path("/proc/self/fd").iterdir())
-
-    asyncio.run(cancel())
+async def test_cancel_at_any_moment_ends_both_and_leaks_no_descriptor(turns, tmp_path):
+    before = set(Path("/proc/self/fd").iterdir())
+    with pipe() as (reader, writer):
+        work = start(tmp_path, reader, writer)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        work.cancel()
+        assert await ends_in_time(work, writer)
+        assert work.cancelled()
+    assert before.issuperset(Path("/proc/self/fd").iterdir())
 
 
-def test_descriptor_exhaustion_ends_both_with_emfile(tmp_path, monkeypatch):
+async def test_descriptor_exhaustion_ends_both_with_emfile(tmp_path, monkeypatch):
     def refuse():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async def run_out():
-        with pipe() as (reader, writer):
-            monkeypatch.setattr(os, "pipe", refuse)
-            work = start(tmp_path, reader, writer)
-            assert await ends_in_time(work, writer)
-            assert work.exception().errno == errno.EMFILE
-
-    asyncio.run(run_out())
+    with pipe() as (reader, writer):
+        monkeypatch.setattr(os, "pipe", refuse)
+        work = start(tmp_path, reader, writer)
+        assert await ends_in_time(work, writer)
+        assert work.exception().errno == errno.EMFILE

@@ -42,22 +42,22 @@ class EmptyClient:
 
 
 @pytest.mark.parametrize(("state", "message"), [("running", "no patch yet"), ("failed", "ended without a patch")])
-def test_missing_patch_error_depends_on_the_state(state, message):
+async def test_missing_patch_error_depends_on_the_state(state, message):
     with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{message}"):
-        asyncio.run(tools.diff(EmptyClient(state), "t", 0))
+        await tools.diff(EmptyClient(state), "t", 0)
 
 
-def test_long_log_is_reduced_to_its_last_lines_each_truncated():
+async def test_long_log_is_reduced_to_its_last_lines_each_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
-    output_lines = asyncio.run(tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
+    output_lines = (await tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
     assert output_lines[0].endswith("earlier lines omitted]")
     assert output_lines[-1].startswith("199 xxx")
     assert output_lines[-1].endswith("[…]")
 
 
-def test_short_log_is_returned_complete():
-    assert asyncio.run(tools.logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
+async def test_short_log_is_returned_complete():
+    assert (await tools.logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
 
 
 def test_long_text_is_read_in_contiguous_parts():
