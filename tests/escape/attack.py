@@ -31,7 +31,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Attack:
-    """One row of the table.
+    """One attack, and its row in the table of attacks.
 
     `attack` and `control` are Python code that runs in the sandbox. The code reports its outcome by calling
     `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. What it prints is never an

@@ -9,7 +9,7 @@ from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
-"""Failures in which the machine lost the attempt; neither the agent nor the task caused them."""
+"""Failures of the host, the runner or the sandbox; neither the agent nor the task caused them."""
 
 RETRYABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
@@ -28,9 +28,9 @@ def next_follow_up(task: Task) -> FollowUp | None:
     """Return the follow-up of the current attempt, judged by the events so far. None while it runs, or if it is the
     last.
 
-    If the agent had not started, the attempt is run again if the machine lost it or the clone failed temporarily. If it
-    had started, it is resumed if the machine lost it and the manifest allows resuming, else retried if the manifest
-    allows retries.
+    If the agent had not started, the attempt is run again if it was lost (LOST_CODES) or the clone failed temporarily.
+    If the agent had started, it is resumed if it was lost and the manifest allows resuming, else retried if the
+    manifest allows retries.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:

@@ -163,7 +163,7 @@ class BaseRuntime:
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
-        """Run confined programs from a launcher that does not exec. Of its listeners only the proxy's is kept."""
+        """Run confined programs as children of a launcher that keeps running. Only the proxy's listener stays open."""
         self._require_prepared(handle)
         program = require_bwrap()
         launcher: LauncherProcess | None = None

@@ -96,7 +96,7 @@ class TrackedTask:
         return monotonic - self._finisher_launched_at >= pause
 
     def wake(self) -> None:
-        """Make the tailer check the journal now, after the server wrote it or released it."""
+        """Make the tailer check the journal now. Called after the server wrote to the journal or released its lock."""
         self._wake_event.set()
 
     async def wait_for_wake(self, seconds: float) -> None:

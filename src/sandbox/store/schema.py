@@ -42,8 +42,8 @@ def check_not_newer(connection: sqlite3.Connection) -> int:
     newest = max(_load_migrations())
     if present > newest:
         raise StoreTooNewError(
-            f"The index has version {present}, and this version of Sandbox supports {newest}: start the newer one "
-            "again, or move the index away to rebuild it from the journals."
+            f"The index has version {present}, but this version of Sandbox supports versions up to {newest}. "
+            "Start the version of Sandbox that wrote it, or move the index away to rebuild it from the journals."
         )
     return int(present)
 

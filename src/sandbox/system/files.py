@@ -41,7 +41,7 @@ def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
     try:
         status = os.fstat(node)
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            # fchmod fails on an O_PATH descriptor; chmod through its /proc name works and cannot hit another file.
+            # fchmod fails on an O_PATH descriptor; chmod through its /proc path works and cannot affect another file.
             needed_mode = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
             Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | needed_mode)
     finally:

@@ -117,7 +117,7 @@ def test_value_that_contains_references_is_found_in_every_encoding(value: str):
         assert redactor.redact_text(f"< {encoded} >") == "< [REDACTED:S] >", encoded
 
 
-def test_open_reference_before_a_value_does_not_hide_it():
+def test_unterminated_reference_before_a_value_does_not_hide_the_value():
     for before in ("&", "&#", "&#x", "&#1", "&am"):
         for value in ("12345678ä0", "deadbeefdeädbeef", "amp;pässword"):
             redacted = SecretRedactor({"S": value}).redact_text(f"{before}{value} {before}{json.dumps(value)[1:-1]}")

@@ -299,7 +299,7 @@ def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
 
 
 def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
-    """Return the length of the body, and whether the body is chunked. Raises _FramingError (RFC 9112 §6.1 to §6.3)."""
+    """Return the length of the body, and whether it is chunked (RFC 9112 §6.1 to §6.3). Raises _FramingError."""
     lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")

@@ -79,7 +79,7 @@ def reject(message: str, *, rule: RuleName = "format", location: SourceLocation 
 
 
 def reject_depth(location: SourceLocation | None = None) -> NoReturn:
-    """Raise InvalidManifestError about nesting."""
+    """Raise InvalidManifestError because values are nested too deeply."""
     reject(f"is nested more than {limits.MANIFEST_DEPTH_MAX} levels deep", rule="range", location=location)
 
 
@@ -175,7 +175,7 @@ class _DocumentBuilder:
 
 
 _INTEGER_DIGITS_MAX = 18
-# The closing quote is optional, so an unterminated string is skipped once and not once per quote in it.
+# The closing quote is optional: otherwise an unterminated string would be scanned again from every quote in it.
 _STRING_OR_PUNCTUATION = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 
 

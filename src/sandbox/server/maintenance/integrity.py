@@ -124,7 +124,7 @@ class IntegrityCheck:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, replay_state, None).offset
         if torn_bytes > 0:
-            message = f"{torn_bytes} bytes after its last record are incomplete; the next writer drops them."
+            message = f"Its journal ends with {torn_bytes} bytes of an incomplete record; the next writer removes them."
             yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, message)
 
     def _check_artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:

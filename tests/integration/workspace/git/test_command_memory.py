@@ -55,7 +55,7 @@ def low_memory_harness(harness, request, monkeypatch):
     return harness
 
 
-def test_repository_above_the_tasks_memory_fails_the_clone(low_memory_harness):
+def test_repository_too_large_for_the_tasks_memory_fails_the_clone(low_memory_harness):
     low_memory_harness.upstream.commit({"zeros": content_larger_than(low_memory_harness.memory_bytes)})
     with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
         low_memory_harness.stage()
@@ -63,7 +63,7 @@ def test_repository_above_the_tasks_memory_fails_the_clone(low_memory_harness):
     assert not raised.value.failure.is_transient
 
 
-def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_harness):
+def test_changes_too_large_for_the_tasks_memory_truncate_the_patch(low_memory_harness):
     base = low_memory_harness.stage()
     (low_memory_harness.workspace / "lines").write_bytes(b"\n" * (low_memory_harness.memory_bytes // 16))
 
