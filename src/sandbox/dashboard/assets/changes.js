@@ -7,7 +7,7 @@ const BYTES_MAX = 3 * 1024 * 1024;
 // Characters and elements for highlighting: of the files opened at first together, and of each file opened later.
 const CHARACTERS_MAX = 300_000;
 const ELEMENTS_MAX = 20_000;
-const LINE_CHARACTERS_MAX = 100_000;
+const LINE_CHARACTERS_MAX = 20_000;
 const LINES_OPENED_MAX = 800;
 const LINES_SHOWN_MAX = 5000;
 const FILES_SHOWN_MAX = 1000;

@@ -12,6 +12,7 @@ const HIDDEN_RUNS = new RegExp(`(?:${ONE})+`, "gu");
 const HIDDEN_IN_NAMES = new RegExp(String.raw`(?:${INVISIBLE}|\p{C}|(?! )\p{Zs}|(?<=^|[ /])\p{M})\p{M}*`, "gu");
 const PIECES_MAX = 1000;
 export const TEXT_LENGTH_MAX = 5_000;
+const OUTPUT_LENGTH_MAX = 20_000; // a longer line of output is broken
 
 function escapeCharacter(character) {
   const code = character.codePointAt(0);
@@ -27,11 +28,11 @@ export const visible = (text) => text.replace(HIDDEN, escapeCharacter);
 export const visibleName = (name) => name.replace(HIDDEN_IN_NAMES, (run) => Array.from(run, escapeCharacter).join(""));
 
 // Split long text into blocks, at line ends if possible: layout time grows with the square of a block's length.
-export function splitText(text) {
+export function splitText(text, lengthMax = TEXT_LENGTH_MAX) {
   const parts = [];
-  for (let end; text.length > TEXT_LENGTH_MAX; text = text.slice(end)) {
-    const lineEnd = text.lastIndexOf("\n", TEXT_LENGTH_MAX - 1) + 1;
-    end = lineEnd || TEXT_LENGTH_MAX - /[\uD800-\uDBFF]/.test(text[TEXT_LENGTH_MAX - 1]);
+  for (let end; text.length > lengthMax; text = text.slice(end)) {
+    const lineEnd = text.lastIndexOf("\n", lengthMax - 1) + 1;
+    end = lineEnd || lengthMax - /[\uD800-\uDBFF]/.test(text[lengthMax - 1]);
     parts.push(document.createElement("div"));
     parts.at(-1).textContent = text.slice(0, end);
   }
@@ -44,12 +45,12 @@ function appendEscaped(parent, text, left) {
   let end = 0;
   HIDDEN_RUNS.lastIndex = 0;
   for (let match; left.pieces > 0 && (match = HIDDEN_RUNS.exec(lines)); end = HIDDEN_RUNS.lastIndex) {
-    if (match.index > end) parent.append(...splitText(lines.slice(end, match.index)));
+    if (match.index > end) parent.append(...splitText(lines.slice(end, match.index), OUTPUT_LENGTH_MAX));
     const mark = element("span", parent, left);
     mark.className = "ctl";
     mark.textContent = visible(match[0]);
   }
-  if (end < lines.length) parent.append(...splitText(visible(lines.slice(end))));
+  if (end < lines.length) parent.append(...splitText(visible(lines.slice(end)), OUTPUT_LENGTH_MAX));
 }
 
 function element(tag, parent, left) {
