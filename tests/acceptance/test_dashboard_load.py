@@ -280,7 +280,7 @@ def test_invisible_characters_are_escaped_like_in_the_cli(base_url, browser):
     assert page.evaluate(VISIBLE, plain) == plain
 
 
-def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
+def test_pathological_markdown_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     durations = {
         name: page.evaluate(RENDERED, text)[1]
@@ -311,7 +311,9 @@ def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
             "definitions": "[a]: b\n" * 28_000,
         }.items()
     }
-    assert {name: milliseconds for name, milliseconds in durations.items() if milliseconds > 2_000} == {}
+    assert {
+        name: milliseconds for name, milliseconds in durations.items() if milliseconds > BLOCKED_MILLISECONDS_MAX
+    } == {}
     for text, html in {
         "## Two ##": "<h4>Two</h4>",
         "# C#": "<h3>C#</h3>",
@@ -377,7 +379,7 @@ def patch_of_changed_files(directory, names):
     return git("diff-tree", "-r", "--patch", "--find-renames", "HEAD^", "HEAD")
 
 
-def test_long_paragraph_is_rendered_within_five_seconds(base_url, browser):
+def test_long_paragraph_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     durations = {
         name: page.evaluate(RENDERED, text)[1]
@@ -398,7 +400,7 @@ def test_nested_emphasis_is_rendered_to_a_bounded_depth(base_url, browser):
     assert html.count(" b") == 600
 
 
-def test_patch_with_long_lines_is_shown_within_five_seconds(base_url, browser):
+def test_patch_with_long_lines_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     show = """async (patch) => {
         document.body.innerHTML = '<div id="panel-changes"></div><span id="tally-changes"></span>';

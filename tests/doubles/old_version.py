@@ -12,6 +12,9 @@ from pathlib import Path
 
 from sandbox.runtimes.limits.kernel_uid import LOCK_DIRECTORY
 
+REPLACED_MODULES = {"httpx": "httpx2"}
+"""Dependencies of old versions that are no longer installed, and compatible ones that are."""
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -55,6 +58,8 @@ class OldVersion:
         self.python = directory / "venv" / "bin" / "python"
         [packages] = (directory / "venv" / "lib").glob("python*/site-packages")
         paths = [str(self.source), *dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))]
+        for old_name, name in REPLACED_MODULES.items():
+            (packages / f"{old_name}.py").write_text(f"import sys, {name}\nsys.modules[__name__] = {name}\n")
         (packages / "old.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def run(self, *arguments, **environment):
