@@ -62,7 +62,7 @@ def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy
         return len(task_ids), [] if is_new else [Discrepancy("", DiscrepancyKind.INDEX_UNUSABLE, error.message)]
     try:
         check = IntegrityCheck(
-            journals, store, data_dir, deep=deep, wait_for_flush=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS)
+            journals, store, data_dir, deep=deep, wait_for_indexing=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS)
         )
         discrepancies = list(check.find_discrepancies())
         return check.tasks_count, discrepancies

@@ -243,7 +243,7 @@ def final_state(task: Task) -> tuple[TaskState, str]:
         reason = f": {task.cancel.reason}" if task.cancel.reason else ""
         return TaskState.CANCELLED, f"Cancelled{reason}"
     if task.failure is not None:
-        return TaskState.FAILED_PRESERVED if task.is_preserved else TaskState.FAILED, task.failure.message
+        return TaskState.FAILED_PRESERVED if task.is_preserved_on_failure else TaskState.FAILED, task.failure.message
     if task.state is TaskState.COMPLETING:
         return TaskState.COMPLETED, "Claude Code finished its work"
     raise IllegalEventError(f"Task {task.id} is {task.state}: nothing has ended it.")

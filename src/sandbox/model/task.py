@@ -177,7 +177,7 @@ class Task(
         return self.agent_has_exited and self.is_collected
 
     @property
-    def is_preserved(self) -> bool:
+    def is_preserved_on_failure(self) -> bool:
         """Whether a failure keeps the sandbox's files: the manifest requests it, and a sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":

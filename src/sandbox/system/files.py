@@ -10,7 +10,7 @@ from typing import IO
 _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_restricted(
+def open_granting_access(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
     """Open a file or directory below `directory`. If its owner has no permission to read it, restore that permission.

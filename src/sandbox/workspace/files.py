@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.printable import replace_unprintable
-from sandbox.system.files import open_restricted
+from sandbox.system.files import open_granting_access
 from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500
@@ -78,7 +78,7 @@ class RootedFiles:
     """Files below one root. A context manager that keeps the root open. Methods raise OSError."""
 
     def __init__(self, root: Path) -> None:
-        self._root = open_restricted(root, _DIRECTORY_FLAGS)
+        self._root = open_granting_access(root, _DIRECTORY_FLAGS)
         self._entry_count = 0
         self._path_bytes = 0
 
@@ -94,7 +94,7 @@ class RootedFiles:
         directory = os.dup(self._root)
         try:
             for name in path.split(b"/") if path else ():
-                child = open_restricted(name, _DIRECTORY_FLAGS, directory)
+                child = open_granting_access(name, _DIRECTORY_FLAGS, directory)
                 os.close(directory)
                 directory = child
             yield directory
@@ -122,7 +122,7 @@ class RootedFiles:
         """Yield the descriptor and the size of a regular file. Raises OSError for anything else."""
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
-            file = open_restricted(name, _FILE_FLAGS, directory)
+            file = open_granting_access(name, _FILE_FLAGS, directory)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):

@@ -5,7 +5,7 @@ import pytest
 from sandbox.bootstrap.runtime import image_components
 from sandbox.images.definition import check_profile_name, read_definition, read_shipped, shipped_profiles
 from sandbox.images.errors import InvalidProfileError
-from sandbox.model.manifest.parser import BUILT_IN_PROFILES
+from sandbox.model.manifest.parser import SHIPPED_PROFILES
 from sandbox.model.tier import TIERS, is_strong_enough
 
 VALID = 'description = "tools"\ndate = 2026-11-01\n'
@@ -24,10 +24,10 @@ def read(tmp_path):
 
 
 def test_shipped_profiles_match_the_built_in_names():
-    assert shipped_profiles() == tuple(sorted(BUILT_IN_PROFILES))
+    assert shipped_profiles() == tuple(sorted(SHIPPED_PROFILES))
 
 
-@pytest.mark.parametrize("name", BUILT_IN_PROFILES)
+@pytest.mark.parametrize("name", SHIPPED_PROFILES)
 def test_shipped_profile_is_valid_with_known_components(name):
     definition = read_shipped(name)
     assert {"ca-certificates", "curl", "git"} <= set(definition.packages)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.system.files import open_restricted
+from sandbox.system.files import open_granting_access
 
 OPEN_DESCRIPTORS = Path("/proc/self/fd")
 
@@ -19,5 +19,5 @@ def test_failed_unlock_closes_the_descriptor(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fchmod", refuse)
     before = sorted(OPEN_DESCRIPTORS.iterdir())
     with pytest.raises(OSError, match="Read-only"):
-        open_restricted(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        open_granting_access(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert sorted(OPEN_DESCRIPTORS.iterdir()) == before

@@ -28,7 +28,7 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer
-from sandbox.system.files import open_restricted
+from sandbox.system.files import open_granting_access
 
 PLAIN_TEXT_PREFIX = "Task:\n"
 """Prefix of a prompt that would otherwise be interpreted as a command."""
@@ -144,7 +144,7 @@ def _has_file(projects: int, project: str, name: str) -> bool:
 
 @contextmanager
 def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
-    directory = open_restricted(name, _DIRECTORY_FLAGS, parent)
+    directory = open_granting_access(name, _DIRECTORY_FLAGS, parent)
     try:
         yield directory
     finally:

@@ -17,22 +17,22 @@ from sandbox.gateway.http import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_SPACE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
+_NON_PRINTABLE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
 _ABSOLUTE = rb"[A-Za-z][A-Za-z0-9+.-]*://"
 _LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
-_PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _SPACE, re.IGNORECASE)
+_PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _NON_PRINTABLE, re.IGNORECASE)
 _VERSIONED_LINE = re.compile(
-    rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (_TOKEN, *[_SPACE] * 5),
+    rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (_TOKEN, *[_NON_PRINTABLE] * 5),
     re.IGNORECASE | re.DOTALL,
 )
-_SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _SPACE)
-_ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_SPACE, _ABSOLUTE))
-_TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _SPACE)
-_TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_SPACE, _ABSOLUTE))
-_VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_SPACE, _SPACE), re.IGNORECASE)
-_VERSION_START = re.compile(rb"%sHTTP/[0-9]" % _SPACE, re.IGNORECASE)
-_CONNECTION_LINE = re.compile(rb"%s*(proxy-)?connection%s*:" % (_SPACE, _SPACE), re.IGNORECASE)
-_HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
+_SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _NON_PRINTABLE)
+_ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_NON_PRINTABLE, _ABSOLUTE))
+_TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _NON_PRINTABLE)
+_TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_NON_PRINTABLE, _ABSOLUTE))
+_VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_NON_PRINTABLE, _NON_PRINTABLE), re.IGNORECASE)
+_VERSION_START = re.compile(rb"%sHTTP/[0-9]" % _NON_PRINTABLE, re.IGNORECASE)
+_CONNECTION_LINE = re.compile(rb"%s*(proxy-)?connection%s*:" % (_NON_PRINTABLE, _NON_PRINTABLE), re.IGNORECASE)
+_HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_NON_PRINTABLE, _NON_PRINTABLE), re.IGNORECASE | re.DOTALL)
 
 
 class HttpRequestSearch:
@@ -167,14 +167,11 @@ class UnknownProtocolFilter:
 
 _TLS_RECORD = b"\x16"
 _TLS_PREFIX = b"\x16\x03"
-_TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
 _TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # a line has no other bytes; a client that sends them may wait for a response
-_PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
-_REQUEST_LINE = re.compile(
-    rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE
-)
+_PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE, _TEXT))
+_REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE), re.IGNORECASE)
 _HTTP_2_PREFACE = b"PRI * HTTP/2"
 
 

@@ -65,17 +65,17 @@ def _pattern_check(pattern: str, message: str) -> Callable[[str], str | None]:
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def _visible(value: str) -> str | None:
+def _check_visible(value: str) -> str | None:
     return "must not contain control characters" if _CONTROL_CHARACTERS.search(value) else None
 
 
-def _label_key(value: str) -> str | None:
+def _check_label_key(value: str) -> str | None:
     if "=" in value:
         return "must not contain '='"
-    return _visible(value)
+    return _check_visible(value)
 
 
-def _task_id(value: str) -> str | None:
+def _check_task_id(value: str) -> str | None:
     if value == "":
         return None
     if value == "stream":
@@ -95,7 +95,7 @@ _SCP_URL = re.compile(rf"git@{_HOST}:(?!-)[^\s]+")
 _URL_MESSAGE = "must be https://…, http://…, ssh://… or git@host:path"
 
 
-def _repository_url(value: str) -> str | None:
+def _check_repository_url(value: str) -> str | None:
     if len(value) > 2048 or not value.isprintable() or not value.isascii():
         return "must be at most 2048 printable ASCII characters"
     if _SCP_URL.fullmatch(value):
@@ -109,10 +109,10 @@ def _repository_url(value: str) -> str | None:
         return "must not contain credentials; put them into the server user's git configuration"
     if user.startswith("-") or "/" in user or not user.isprintable():
         return _URL_MESSAGE
-    return _address(match["address"]) or _port(match["port"])
+    return _check_address(match["address"]) or _check_port(match["port"])
 
 
-def _address(text: str | None) -> str | None:
+def _check_address(text: str | None) -> str | None:
     if text is not None:
         try:
             IPv6Address(text)
@@ -121,13 +121,13 @@ def _address(text: str | None) -> str | None:
     return None
 
 
-def _port(text: str | None) -> str | None:
+def _check_port(text: str | None) -> str | None:
     if text is None or 1 <= int(text) <= 65535:
         return None
     return RangeMessage("must have a port between 1 and 65535")
 
 
-def _branch(value: str) -> str | None:
+def _check_branch(value: str) -> str | None:
     """Check the rules of git-check-ref-format(1) for branch names."""
     forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", value)
     has_valid_parts = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
@@ -136,14 +136,14 @@ def _branch(value: str) -> str | None:
     return "must be a valid git branch name" if value.endswith(".") else None
 
 
-def _subpath(value: str) -> str | None:
+def _check_subpath(value: str) -> str | None:
     parts = value.split("/")
     if not value or len(value) > 1024 or value.startswith("/") or ".." in parts or ".git" in parts:
         return "must be a relative path inside the repository, without '..' and '.git'"
-    return _visible(value)
+    return _check_visible(value)
 
 
-def _prompt(value: str) -> str | None:
+def _check_prompt(value: str) -> str | None:
     if not value.strip():
         return "must not be empty"
     if "\x00" in value:
@@ -153,7 +153,7 @@ def _prompt(value: str) -> str | None:
     return None
 
 
-def _git_patch(value: str) -> str | None:
+def _check_git_patch(value: str) -> str | None:
     try:
         patch = base64.b64decode(value, validate=True)
     except ValueError:  # binascii.Error, or ValueError for non-ASCII characters
@@ -163,13 +163,13 @@ def _git_patch(value: str) -> str | None:
     return None if patch.strip() else "must not be empty; omit it"
 
 
-def _byte_size(value: str) -> str | None:
+def _check_byte_size(value: str) -> str | None:
     if not re.fullmatch(r"[0-9]{1,9}[MG]", value):
         return "must be a whole number and a unit, such as 512M or 8G"
     return None if parse_byte_size(value) else RangeMessage("must be at least 1M")
 
 
-def _duration(value: str) -> str | None:
+def _check_duration(value: str) -> str | None:
     if not re.fullmatch(r"[0-9]{1,8}[smh]", value):
         return "must be a whole number and a unit, such as 90s, 15m or 24h"
     if not 1 <= parse_duration(value) <= DURATION_SECONDS_MAX:
@@ -177,38 +177,38 @@ def _duration(value: str) -> str | None:
     return None
 
 
-def _pattern(value: str) -> str | None:
+def _check_pattern(value: str) -> str | None:
     if not value or len(value) > 1024 or value.startswith("/") or ".." in value.split("/"):
         return "must be a glob relative to the workspace root, without '..'"
-    return _visible(value)
+    return _check_visible(value)
 
 
 _ALLOWED_HOST_CHARACTERS_MAX = len("*.") + 253 + len(":65535")
 
 
-def _allowed_host(value: str) -> str | None:
+def _check_allowed_host(value: str) -> str | None:
     """Reject a numeric last label (`127.1`, `0x7f000001`), because many resolvers parse it as an IP address."""
     # Check the length first: matching a megabyte takes most of a second, during which nothing else runs.
     is_short = len(value) <= _ALLOWED_HOST_CHARACTERS_MAX
     match = re.fullmatch(rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?", value) if is_short else None
     if match is None or len(match["host"]) > 253 or re.fullmatch(r"[0-9]+|0[xX].*", match["host"].split(".")[-1]):
         return "must be a host name, or '*.' and a domain, with an optional ':port'; no IP address"
-    return _port(match["port"])
+    return _check_port(match["port"])
 
 
-VISIBLE = Format("visible", _visible)
-LABEL_KEY = Format("label_key", _label_key)
-TASK_ID = Format("task_id", _task_id)
-REPOSITORY_URL = Format("repository_url", _repository_url)
-BRANCH = Format("branch", _branch)
+VISIBLE = Format("visible", _check_visible)
+LABEL_KEY = Format("label_key", _check_label_key)
+TASK_ID = Format("task_id", _check_task_id)
+REPOSITORY_URL = Format("repository_url", _check_repository_url)
+BRANCH = Format("branch", _check_branch)
 COMMIT = Format("commit", _pattern_check(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
-SUBPATH = Format("subpath", _subpath)
-PROMPT = Format("prompt", _prompt)
-GIT_PATCH = Format("git_patch", _git_patch)
-BYTE_SIZE = Format("byte_size", _byte_size)
-DURATION = Format("duration", _duration)
-PATTERN = Format("pattern", _pattern)
-ALLOWED_HOST = Format("allowed_host", _allowed_host)
+SUBPATH = Format("subpath", _check_subpath)
+PROMPT = Format("prompt", _check_prompt)
+GIT_PATCH = Format("git_patch", _check_git_patch)
+BYTE_SIZE = Format("byte_size", _check_byte_size)
+DURATION = Format("duration", _check_duration)
+PATTERN = Format("pattern", _check_pattern)
+ALLOWED_HOST = Format("allowed_host", _check_allowed_host)
 ENVIRONMENT_NAME = Format(
     "environment_name",
     _pattern_check(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"),

@@ -165,7 +165,7 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[FieldPath, ErrorDetails], str]],
 
 __all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document"]
 
-BUILT_IN_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
+SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles, all of which are usable."""
 
 _WRAPPERS = ("manifest", "manifest_yaml")
@@ -175,7 +175,7 @@ def parse_manifest(
     body: bytes,
     *,
     is_json: bool,
-    profiles: Mapping[str, str] | None = BUILT_IN_PROFILES,
+    profiles: Mapping[str, str] | None = SHIPPED_PROFILES,
     clone_hosts: Collection[str] | None = None,
     has_price: Callable[[str], bool] | None = None,
 ) -> Manifest:

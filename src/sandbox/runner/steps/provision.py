@@ -25,7 +25,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.dependencies import AttemptContext
-from sandbox.system.files import open_restricted, replace_durably
+from sandbox.system.files import open_granting_access, replace_durably
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,7 +57,7 @@ def _open_or_make_directory(directory_fd: int, name: str) -> int:
 
 
 def _open_directory(name: str | Path, directory_fd: int | None = None) -> int:
-    return open_restricted(name, _DIRECTORY_FLAGS, directory_fd, access_mode=os.W_OK | os.X_OK)
+    return open_granting_access(name, _DIRECTORY_FLAGS, directory_fd, access_mode=os.W_OK | os.X_OK)
 
 
 def _replace_file(directory_fd: int, name: str, content: bytes) -> None:

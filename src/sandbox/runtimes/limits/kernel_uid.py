@@ -65,7 +65,7 @@ class KernelUidPool:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
         An unclaimed uid cannot be claimed in the meantime. The claim of another living process can end, and the uid can
-        then be allocated to another attempt. So open a pidfd of the process first, call the function again, and only
+        then be claimed for another attempt. So open a pidfd of the process first, call the function again, and only
         then signal the process.
         """
         if attempt_id in self._claims:

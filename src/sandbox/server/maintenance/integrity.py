@@ -47,14 +47,14 @@ class IntegrityCheck:
     """One check of everything. deep: the content of artifacts is read and compared with their checksums."""
 
     def __init__(
-        self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, wait_for_flush: Callable[[], None]
+        self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, wait_for_indexing: Callable[[], None]
     ) -> None:
-        """wait_for_flush: waits until a running server has indexed newly accepted tasks."""
+        """wait_for_indexing: waits until a running server has indexed newly accepted tasks."""
         self._journals = journals
         self._store = store
         self._data_dir = data_dir
         self._deep = deep
-        self._wait_for_flush = wait_for_flush
+        self._wait_for_indexing = wait_for_indexing
         self.tasks_count = 0
         """Number of checked tasks."""
 
@@ -62,7 +62,7 @@ class IntegrityCheck:
         """Yield every discrepancy, ordered by task id. Raises StoreError, OSError."""
         written, indexed = set(self._journals.task_ids()), self._store.task_ids()
         if written - indexed:
-            self._wait_for_flush()
+            self._wait_for_indexing()
             indexed = self._store.task_ids()
         for task_id in sorted(written | indexed):
             self.tasks_count += 1

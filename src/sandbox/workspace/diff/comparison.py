@@ -12,17 +12,18 @@ from sandbox.workspace.diff.trees import GITLINK_MODE, BaseTree, BaseTreeEntry, 
 from sandbox.workspace.files import Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, pipe, run_with_thread
 
-_HASHED_SHORT_NAME = "gi7eba"
+_GITMODULES_HASHED_SHORT_NAME = "gi7eba"
 _SHORT_NAMES = "|".join(
-    f"{_HASHED_SHORT_NAME[:length]}~[1-9][0-9]{{{6 - length}}}" for length in range(len(_HASHED_SHORT_NAME) + 1)
+    f"{_GITMODULES_HASHED_SHORT_NAME[:length]}~[1-9][0-9]{{{6 - length}}}"
+    for length in range(len(_GITMODULES_HASHED_SHORT_NAME) + 1)
 )
 _NTFS_GIT = re.compile(rb"(?:^|/|[^/]\\)(?:\.git|git~1)[ .]*(?:[:/\\]|\Z)", re.IGNORECASE)
-_NTFS_MODULES = re.compile(
+_NTFS_GITMODULES = re.compile(
     rf"(?:^|/|[^/]\\)(?:\.gitmodules|gitmod~[1-4]|{_SHORT_NAMES})[ .]*(?::|\Z)".encode(), re.IGNORECASE
 )
 # git treats a byte that is not UTF-8 as the end of a name here.
 _HFS_GIT = re.compile(r"(?:^|/)\.git(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
-_HFS_MODULES = re.compile(r"(?:^|/)\.gitmodules(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
+_HFS_GITMODULES = re.compile(r"(?:^|/)\.gitmodules(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
 _HFS_IGNORED_CHARACTERS = re.compile(r"[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 
 
@@ -31,7 +32,7 @@ def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
     visible_path = _HFS_IGNORED_CHARACTERS.sub("", path.decode(errors="surrogateescape"))
     if _NTFS_GIT.search(path) or _HFS_GIT.search(visible_path):
         return True
-    return is_link and bool(_NTFS_MODULES.search(path) or _HFS_MODULES.search(visible_path))
+    return is_link and bool(_NTFS_GITMODULES.search(path) or _HFS_GITMODULES.search(visible_path))
 
 
 class ChangeSink(Protocol):

@@ -31,8 +31,8 @@ _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
 """Types that mark an object as a server-side tool wherever it occurs."""
 
 _TOOL_CONTEXTS = frozenset({"tools", "definition"})
-_TOOL_PART = "(part of a tool)"
-_TOOL_PARTS = frozenset({"approximate", "ephemeral"})
+_INSIDE_TOOL_CONTEXT = "(part of a tool)"
+_TOOL_PART_TYPES = frozenset({"approximate", "ephemeral"})
 """Types of objects in a tool definition outside its schema: the user's location, the cache lifetime."""
 
 _TOOL_CHANGE_TYPES = frozenset({"tool_reference", "tool_definition"})
@@ -117,7 +117,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     kind = value.get("type") or "custom"
     if context == "tool":
         return None if _is_short_string(kind) and kind in _TOOL_CHANGE_TYPES else "A change of tools of unknown type"
-    if context == _TOOL_PART and _is_short_string(kind) and kind in _TOOL_PARTS:
+    if context == _INSIDE_TOOL_CONTEXT and _is_short_string(kind) and kind in _TOOL_PART_TYPES:
         return None
     if not _is_tool(context, value):
         return None
@@ -176,14 +176,14 @@ def _opaque_fields(context: str, json_object: dict[str, Any]) -> frozenset[str]:
 
 
 def _child_context(parent: str, key: str) -> str:
-    """Return the context of this key's values: inside a tool always `_TOOL_PART`, otherwise the key."""
-    is_in_tool = parent in _TOOL_CONTEXTS or parent == _TOOL_PART
-    return _TOOL_PART if is_in_tool and key not in _TOOL_CONTEXTS | {"tool", "source", "fallbacks"} else key
+    """Return the context of this key's values: inside a tool always `_INSIDE_TOOL_CONTEXT`, otherwise the key."""
+    is_in_tool = parent in _TOOL_CONTEXTS or parent == _INSIDE_TOOL_CONTEXT
+    return _INSIDE_TOOL_CONTEXT if is_in_tool and key not in _TOOL_CONTEXTS | {"tool", "source", "fallbacks"} else key
 
 
 def _is_tool(context: str, json_object: dict[str, Any]) -> bool:
     kind = json_object.get("type")
-    is_typed_part = context == _TOOL_PART and bool(kind)
+    is_typed_part = context == _INSIDE_TOOL_CONTEXT and bool(kind)
     is_server_tool = isinstance(kind, str) and _SERVER_TOOLS.fullmatch(kind) is not None
     return context in _TOOL_CONTEXTS or is_typed_part or is_server_tool
 

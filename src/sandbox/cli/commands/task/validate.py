@@ -25,7 +25,7 @@ def validate(file: BinaryIO) -> None:
     valid, else 9.
     """
     from sandbox.model.manifest.errors import InvalidManifestError
-    from sandbox.model.manifest.parser import BUILT_IN_PROFILES
+    from sandbox.model.manifest.parser import SHIPPED_PROFILES
 
     manifest = ManifestFile.read(file)
     field_errors = []
@@ -44,5 +44,5 @@ def validate(file: BinaryIO) -> None:
             ExitCode.INVALID_MANIFEST,
         )
     click.echo(f"{escape_text(manifest.name)} is a valid manifest.", err=True)
-    if profile not in BUILT_IN_PROFILES:
+    if profile not in SHIPPED_PROFILES:
         click.echo(f"Only the server can check whether the profile {escape_text(profile)} exists.", err=True)
