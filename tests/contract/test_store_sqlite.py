@@ -379,7 +379,7 @@ def execute(path, statement, *values):
 
 
 def remove_column_types(path):
-    """Let the table accept values of any type, such as a damaged file may contain."""
+    """Remove STRICT and NOT NULL from the table, to store the invalid values that a damaged file may contain."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA writable_schema = ON")
     relaxed = "replace(replace(sql, ') STRICT', ')'), 'NOT NULL', '')"

@@ -106,7 +106,7 @@ pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "e
 os.makedirs("nested/.git/hooks", exist_ok=True)
 pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {TOUCH_EXECUTION_MARKER}\n\tworktree = /\n")
 pathlib.Path("nested/file.txt").write_text("ordinary\n")
-# Names for which git rejects a whole patch.
+# Names that make git reject the whole patch.
 pathlib.Path("odd\\.git").write_text("odd\n")
 os.symlink("README.md", "~1234567")
 # Artifacts that link outside, block, have misleading names or are huge.

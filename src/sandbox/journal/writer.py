@@ -94,7 +94,7 @@ class FileJournalWriter:
                     begin, at = at, min(at + _REWRITE_CHUNK_BYTES, end)
                     _rewrite(self._records, begin, at)
                     os.fdatasync(self._records_fd)
-                    # A record that waits for this flush may be cut off if the flush below fails.
+                    # Do not count the record that is being appended: it may be cut off if the last fdatasync fails.
                     self._flushed_end = min(at, self._end)
                 os.fdatasync(self._records_fd)
             except BaseException:

@@ -68,7 +68,7 @@ class BaseSandbox(ABC):
     async def _execute(self, command: Command) -> asyncio.StreamReader:
         """Make the launcher exec the sandbox's program and return the stream of its reports. Raises AttemptError."""
         if self._has_started:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; create another one.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox has already run a command; create another.")
         self._has_started = True
         reports, child_status = socket.socketpair()
         with child_status:

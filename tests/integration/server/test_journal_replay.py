@@ -22,7 +22,7 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
 
 
 class SlowJournals:
-    """Journals open only after `release_opens` is set, except those of `fast_task_ids`; counts concurrent opens."""
+    """Delays opening journals until `release_opens` is set, except for `fast_task_ids`, and counts concurrent opens."""
 
     def __init__(self, journals, monkeypatch):
         self.release_opens, self.count, self.maximum, self.fast_task_ids = threading.Event(), 0, 0, set()

@@ -131,7 +131,7 @@ async def test_terminal_rejects_a_non_ascii_token():
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])
-def test_terminal_rejects_arguments_that_do_not_fit_a_url(text, reason):
+def test_terminal_rejects_arguments_that_a_url_cannot_contain(text, reason):
     async def connect(task_id, **options):
         async with open_terminal("http://localhost:9", None, task_id, **options):
             pass

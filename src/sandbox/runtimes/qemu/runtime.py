@@ -60,7 +60,7 @@ async def probe_qemu(
 ) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
-        return _failed_probe("The qemu runtime is for x86_64; use another runtime.", is_final=True)
+        return _failed_probe("The qemu runtime supports only x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
         remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
         return _failed_probe(remedy, is_final=True)

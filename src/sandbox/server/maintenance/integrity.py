@@ -83,7 +83,7 @@ class IntegrityCheck:
                 message = f"Its records are inconsistent ({error.message}); restore it from a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, message)
             except OSError as error:
-                message = f"Its journal cannot be read ({error}); check its disk, or restore it from a backup."
+                message = f"Its journal cannot be read ({error}); check the data directory's disk, or restore a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:

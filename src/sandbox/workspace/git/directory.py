@@ -52,7 +52,10 @@ def read_branch_commit(repository: Path, branch: str) -> str | None:
 
 
 def write_git_directory(workspace: Path, source: Path, repository: Repository, commit: str, stop: StopFlag) -> None:
-    """Create the workspace's `.git` from the host's repository, on the branch at `commit`, without a checkout."""
+    """Create the workspace's `.git` from the host's git directory `source`. No file is checked out.
+
+    HEAD is the repository's branch, at `commit`.
+    """
     directory = workspace / ".git"
     (directory / "objects" / "info").mkdir(parents=True)
     (directory / "objects" / "pack").mkdir()

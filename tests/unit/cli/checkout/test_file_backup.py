@@ -15,7 +15,7 @@ def root(tmp_path):
 
 
 def change_and_restore(root, paths, change):
-    """Back up, change and restore. Return the replaced files that are kept aside."""
+    """Back up the paths, call `change` and restore them. Return the files that the restore moved aside."""
     with backed_up(root, root / ".git", paths) as backup:
         change()
         assert backup.restore() == []

@@ -51,7 +51,7 @@ def feed(stream_filter: StreamFilter, data: bytes, step: int) -> tuple[bytes, De
 
 
 def records(hello: bytes, size: int, version: bytes = b"\3\1", between: bytes = b"") -> bytes:
-    """The same hello in records of `size` bytes."""
+    """`hello`, split into TLS records of `size` bytes."""
     body = hello[5:]
     pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
     return between.join(b"\x16" + version + len(piece).to_bytes(2) + piece for piece in pieces)
