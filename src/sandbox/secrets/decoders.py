@@ -21,6 +21,9 @@ from sandbox.secrets.escapes import (
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
+FindTokens = Callable[[bytes], Iterator[EscapeToken]]
+"""Finds the escapes of some kinds in the bytes of a layer."""
+
 
 class DecodedLayer:
     """The original bytes (layer 0), or those of the layer below with its escape tokens decoded."""
@@ -31,7 +34,7 @@ class DecodedLayer:
         self._token_starts, self._token_ends = array("L"), array("L")  # of tokens, in the layer below
         self._decoded_starts, self._decoded_ends = array("L"), array("L")  # of their decoded text, in this layer
 
-    def decode(self, find_tokens: Callable[[bytes], Iterator[EscapeToken]]) -> DecodedLayer | None:
+    def decode(self, find_tokens: FindTokens) -> DecodedLayer | None:
         """Decode the tokens of this layer into the next one; None if there are none."""
         layer = DecodedLayer(b"", self)
         pieces: list[bytes] = []
@@ -105,19 +108,17 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
         and may_hold_nested_escapes(data)
         and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
     ):
-        first += _strip_terminal_escapes(decoded_layer, REDACTED_LAYERS_MAX)
+        first += _strip_terminal_escapes(decoded_layer, find_escapes, REDACTED_LAYERS_MAX)
     return [
         *layers,
         *first,
-        *_terminal_escape_layers(layers[1:] or layers, REDACTED_LAYERS_MAX),
+        *_terminal_escape_layers(layers[1:] or layers, find_escapes, REDACTED_LAYERS_MAX),
         *_forked_layers(layers, may_hold_variable_length_escapes, find_variable_length_escapes),
         *_forked_layers(layers, may_hold_joined_escapes, find_escapes_without_joined),
     ]
 
 
-def _decode_escapes(
-    layer: DecodedLayer, find_tokens: Callable[[bytes], Iterator[EscapeToken]], rounds: int
-) -> list[DecodedLayer]:
+def _decode_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -> list[DecodedLayer]:
     """Return the layer and the layers that are decoded from it, up to `rounds`."""
     layers = [layer]
     while len(layers) <= rounds and (decoded_layer := layers[-1].decode(find_tokens)) is not None:
@@ -128,7 +129,7 @@ def _decode_escapes(
 def _forked_layers(
     layers: list[DecodedLayer],
     may_differ: Callable[[bytes], bool],
-    find_tokens: Callable[[bytes], Iterator[EscapeToken]],
+    find_tokens: FindTokens,
 ) -> Iterator[DecodedLayer]:
     """Find the first layer that `find_tokens` decodes differently; yield the layers that result above it."""
     for depth, layer in enumerate(layers):
@@ -137,25 +138,25 @@ def _forked_layers(
             rounds = REDACTED_LAYERS_MAX - depth
             others = _decode_escapes(decoded_layer, find_tokens, rounds - 1)
             yield from others
-            yield from _terminal_escape_layers(others, rounds)
+            yield from _terminal_escape_layers(others, find_tokens, rounds)
             return
 
 
-def _terminal_escape_layers(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
+def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
     """Yield the layers above the first one with terminal escapes, which may be inside an encoded escape."""
     for depth, layer in enumerate(layers):
         if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
-            yield from _strip_terminal_escapes(decoded_layer, rounds - depth)
+            yield from _strip_terminal_escapes(decoded_layer, find_tokens, rounds - depth)
             return
 
 
-def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[DecodedLayer]:
+def _strip_terminal_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
     """Yield the layer and those above it, also without the terminal escapes that decoding reveals."""
     yield layer
     for _ in range(rounds):
         before = layer
-        for find_tokens in (find_escapes, find_terminal_escapes):
-            if (decoded_layer := layer.decode(find_tokens)) is not None:
+        for find in (find_tokens, find_terminal_escapes):
+            if (decoded_layer := layer.decode(find)) is not None:
                 layer = decoded_layer
                 yield layer
         if layer is before:

@@ -403,3 +403,12 @@ def test_line_of_a_value_may_start_with_dashes():
     redactor = SecretRedactor({"KEY": "the first line of it\n-----5f1d7c3a9e8b2d4f6a0c\n-----BEGIN RSA KEY-----"})
     assert redactor.redact_text("+-----5f1d7c3a9e8b2d4f6a0c\n") == "+[REDACTED:KEY]\n"
     assert redactor.redact_text("-----BEGIN RSA KEY-----\n") == "-----BEGIN RSA KEY-----\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"\x1b[1m", b"\x1b]0;title\x07"])
+def test_terminal_escapes_inside_nested_octals_are_removed(before: bytes):
+    def encode(data: bytes) -> bytes:
+        return b"".join(b"\\0%03o" % byte for byte in data)
+
+    colored = TOKEN[:5].encode() + b"\x1b(B\x1b]8;;http://x/\x1b\\" + TOKEN[5:].encode()
+    assert SecretRedactor({"S": TOKEN}).redact(before + encode(encode(colored))) == before + b"[REDACTED:S]"
