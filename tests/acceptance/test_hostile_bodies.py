@@ -12,7 +12,7 @@ from doubles.live_server import Deployment, reply
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"
-SECONDS = 1.0
+SECONDS = 5.0
 
 MINIMAL = {
     "version": "1",

@@ -200,7 +200,9 @@ def test_runner_outlives_its_server(run_dir, end):
         if end == "is killed":
             os.kill(server.pid, signal.SIGKILL)
         _, stderr = server.communicate(b"\n", timeout=SECONDS)
-    assert (server.returncode, stderr) == (-signal.SIGKILL if end == "is killed" else 0, b"")
+    # In its debug mode, asyncio reports each slow step of a busy machine.
+    messages = [line for line in stderr.splitlines() if not line.startswith(b"Executing ")]
+    assert (server.returncode, messages) == (-signal.SIGKILL if end == "is killed" else 0, [])
 
     assert exists(report["pid"])
     assert is_held(run_dir)
