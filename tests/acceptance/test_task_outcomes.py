@@ -42,7 +42,7 @@ def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
 
 def test_timeout_ends_the_task(deploy_leak_checked):
     deployment = deploy_leak_checked(bash(f"echo half > half.txt; {WAIT_FOREVER}"))
-    deployment.submit(lifecycle={"timeout": "6s"})
+    deployment.submit(lifecycle={"timeout": "15s"})
     status = check_end(deployment, "failed", "timeout")
     assert "lifecycle.timeout" in status["error"]["message"]
     assert b"+half" in deployment.artifact("task-1.patch")
