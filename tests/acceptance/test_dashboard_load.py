@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
-"""Even a busy machine renders these pages within a second; the defects that these tests detect block them for 30 s."""
+"""A busy machine renders these pages in one to three seconds; without the bounds under test it takes 11 s to minutes."""
 VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
 RENDERED = """async (text) => {
     const { markdown } = await import("/assets/markdown.js");
