@@ -5,7 +5,6 @@ import json
 import pytest
 
 from sandbox.agents.claude_code.messages_api.usage_meter import (
-    JSON_BODY_BYTES_MAX,
     SSE_LINE_BYTES_MAX,
     JsonMeter,
     StreamMeter,
@@ -93,7 +92,7 @@ def test_line_over_the_limit_counts_in_full():
 
 
 def test_line_is_parsed_up_to_the_limit():
-    for size, output in ((SSE_LINE_BYTES_MAX, 42), (SSE_LINE_BYTES_MAX + 1, 1)):
+    for size, output in ((1_048_576, 42), (1_048_577, 1)):
         event = delta(output_tokens=42)[:-2]
         whole = event + b" " * (size - len(event) - 1) + b"}\n"
         assert stream(start(output_tokens=1), whole).usage().output_tokens == output
@@ -243,7 +242,7 @@ def test_truncated_json_response_counts_max_tokens():
 
 
 def test_json_response_is_parsed_up_to_the_limit():
-    padded = COMPLETE_RESPONSE + b" " * (JSON_BODY_BYTES_MAX - len(COMPLETE_RESPONSE))
+    padded = COMPLETE_RESPONSE.ljust(4_194_304)
     assert document(padded).is_complete
     oversized = document(padded + b" ")
     assert not oversized.is_complete
