@@ -59,6 +59,12 @@ def test_workflow_has_minimal_permissions_and_rejects_forks(workflow: dict):
     assert "head.repo.full_name == github.repository" in workflow["jobs"]["task"]["if"]
 
 
+def test_workflow_pins_actions_to_commits(workflow: dict):
+    actions = [step["uses"] for step in workflow["jobs"]["task"]["steps"] if "uses" in step]
+    assert len(actions) == 2
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+
+
 def test_workflow_uses_exactly_its_inputs(root: Path, workflow: dict):
     text = (root / ".github" / "workflows" / "sandbox-task.yml").read_text()
     call_interface = workflow[True]["workflow_call"]  # YAML 1.1 parses `on` as true
