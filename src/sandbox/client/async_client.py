@@ -1,9 +1,9 @@
-"""Asynchronous client, with the methods of `Client` as coroutines and asynchronous iterators."""
+"""Asynchronous client. script/generate-client generates the synchronous client, `client.py`, from this module."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from sandbox.client import operations, requests
-from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
-from sandbox.client.download import Download, MemoryDownload
+from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.events import Event
 from sandbox.client.http_settings import ERROR_BYTES_MAX, RESPONSE_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
-from sandbox.client.requests import Manifest, Request, StreamBody
+from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody
 from sandbox.client.responses import (
     ArtifactList,
     Cancellation,
@@ -40,10 +39,9 @@ ResponseT = TypeVar("ResponseT")
 
 
 class AsyncClient:
-    """Client of one Sandbox server; an asynchronous context manager.
+    """Client of one Sandbox server; an asynchronous context manager. Every method may raise subclasses of ClientError.
 
-    Every method may raise subclasses of ClientError. To stop iterating `events` or `logs` early, close the iterator
-    with `contextlib.aclosing`.
+    To stop iterating `events` or `logs` early, close the iterator with `contextlib.aclosing`.
 
     server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
     token: bearer token; None uses SANDBOX_TOKEN.
@@ -173,8 +171,8 @@ class AsyncClient:
             async for chunk in response.aiter_bytes():
                 for line in lines.feed(chunk):
                     yield line
-        for line in lines.flush():
-            yield line
+        for last_line in lines.flush():
+            yield last_line
 
     async def events(
         self,
@@ -252,7 +250,7 @@ class AsyncClient:
         return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
-    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx2.Response]:
+    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncGenerator[httpx2.Response, None]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:

@@ -12,6 +12,9 @@ from typing import Self
 
 from sandbox.client.errors import ChecksumError, TooLargeError
 
+READ_BYTES_MAX = 16 * 1024 * 1024
+"""Default size limit of an artifact that is read into memory."""
+
 
 class Download:
     """A download to `target`; a context manager that removes the partial file unless `finish` succeeded.

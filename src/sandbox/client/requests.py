@@ -26,6 +26,9 @@ ResponseT = TypeVar("ResponseT")
 Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data, as YAML or JSON text, or as the path of a file."""
 
+PAGE_TASKS_MAX = 1000
+"""Page size when all tasks are listed."""
+
 PRUNE_TIMEOUT_SECONDS = 600.0
 """Timeout for the removal of finished tasks."""
 

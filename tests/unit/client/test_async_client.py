@@ -1,23 +1,14 @@
-"""The asynchronous client matches the synchronous client."""
+"""The synchronous client is generated from the asynchronous client."""
 
-import inspect
+import re
 
-import pytest
-
-from sandbox.client import AsyncClient, Client
+from architecture.generated_client import GENERATED, ROOT, generated_client
 
 
-def methods(client: type) -> dict[str, list[str]]:
-    """The public methods with their parameters."""
-    members = inspect.getmembers(client, lambda member: inspect.isfunction(member) and member.__name__[0] != "_")
-    return {name: list(map(str, inspect.signature(method).parameters.values())) for name, method in members}
+def test_synchronous_client_is_current():
+    assert (ROOT / GENERATED).read_text() == generated_client(), "run script/generate-client"
 
 
-def test_clients_have_the_same_methods_and_parameters():
-    assert len(methods(Client)) > 10
-    assert methods(AsyncClient) == methods(Client)
-
-
-@pytest.mark.parametrize("name", sorted(methods(Client)))
-def test_clients_have_the_same_docstrings(name):
-    assert inspect.getdoc(getattr(AsyncClient, name)) == inspect.getdoc(getattr(Client, name))
+def test_synchronous_client_contains_nothing_asynchronous():
+    _, _, code = generated_client().partition("\n")
+    assert re.findall(r"(?i)\w*async\w*|await|aiter\w*|aclos\w+", code) == []
