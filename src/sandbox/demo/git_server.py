@@ -6,49 +6,64 @@ import argparse
 import asyncio
 import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
 from sandbox.demo.example_repository import git_environment, make_example_repository
-from sandbox.demo.http_service import HttpConnection, HttpRequest, HttpService
+from sandbox.demo.http_service import HttpService, request_target
 
 __all__ = ["git_service", "make_example_repository"]
 
 BACKEND_TIMEOUT_SECONDS = 60.0
 _READ_PATHS = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
-_Response = tuple[int, list[tuple[str, str]], bytes]
 
 
 def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> HttpService:
     """Create a service for cloning and fetching the bare repositories in `directory`."""
     root = directory.resolve()
 
-    async def handle(request: HttpRequest, connection: HttpConnection) -> None:
-        status, headers, body = await _handle(root, request)
-        await connection.send(status, headers, [body])
+    async def handle(request: Request) -> Response:
+        path, _, query = request_target(request).partition("?")
+        if not _READ_PATHS.fullmatch(path) or "git-receive-pack" in query:
+            return PlainTextResponse("This server is read-only: repositories can only be cloned and fetched.\n", 403)
+        return await git_response(root, path, query, request)
 
     return HttpService(host, port, handle)
 
 
-async def _handle(root: Path, request: HttpRequest) -> _Response:
-    path, _, query = request.path.partition("?")
-    if not _READ_PATHS.fullmatch(path) or "git-receive-pack" in query:
-        return 403, [], b"This server is read-only: repositories can only be cloned and fetched.\n"
+async def git_response(root: Path, path: str, query: str, request: Request) -> Response:
+    """Return the response of `git http-backend` for a repository below `root`, to read or to write."""
+    headers, body = request.headers, await request.body()
+    environment = git_environment() | {
+        "GIT_PROJECT_ROOT": str(root),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "GIT_PROTOCOL": headers.get("git-protocol", ""),
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "CONTENT_TYPE": headers.get("content-type", ""),
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
+    }
     try:
-        return _parse_cgi(await _run_backend(root, request))
+        return _parse_cgi(await _run_backend(environment, body))
     except (TimeoutError, ValueError):
-        return 500, [], b"git http-backend returned no valid response.\n"
+        return PlainTextResponse("git http-backend returned no valid response.\n", 500)
 
 
-async def _run_backend(root: Path, request: HttpRequest) -> bytes:
+async def _run_backend(environment: Mapping[str, str], body: bytes) -> bytes:
     process = await asyncio.create_subprocess_exec(
         *("git", "-c", "safe.directory=*", "http-backend"),
-        env=_cgi_environment(root, request),
+        env=environment,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(request.body), BACKEND_TIMEOUT_SECONDS)
+        output, _ = await asyncio.wait_for(process.communicate(body), BACKEND_TIMEOUT_SECONDS)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -57,31 +72,15 @@ async def _run_backend(root: Path, request: HttpRequest) -> bytes:
     return output
 
 
-def _cgi_environment(root: Path, request: HttpRequest) -> dict[str, str]:
-    path, _, query = request.path.partition("?")
-    headers = request.headers
-    return git_environment() | {
-        "GIT_PROJECT_ROOT": str(root),
-        "GIT_HTTP_EXPORT_ALL": "1",
-        "GIT_PROTOCOL": headers.get("git-protocol", ""),
-        "REQUEST_METHOD": request.method,
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "CONTENT_TYPE": headers.get("content-type", ""),
-        "CONTENT_LENGTH": str(len(request.body)),
-        "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
-    }
-
-
-def _parse_cgi(output: bytes) -> _Response:
-    """Parse status, headers and body of a CGI response. Raises ValueError for anything else."""
+def _parse_cgi(output: bytes) -> Response:
+    """Convert a CGI response. Raises ValueError for anything else."""
     head, separator, body = output.partition(b"\r\n\r\n")
     if not separator:
         raise ValueError("the CGI response has no header")
     fields = [line.split(": ", 1) for line in head.decode("latin-1").split("\r\n")]
-    headers = [(name, value) for name, value in fields if name != "Status"]
+    headers = {name: value for name, value in fields if name != "Status"}
     status = next((value for name, value in fields if name == "Status"), "200")
-    return int(status.split()[0]), headers, body
+    return Response(body, int(status.split()[0]), headers)
 
 
 def main() -> None:

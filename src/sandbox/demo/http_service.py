@@ -1,4 +1,4 @@
-"""Small HTTP/1.1 service on asyncio, for the servers of the demo."""
+"""HTTP service of the demo's servers: Starlette's requests and responses, served by uvicorn on a port of loopback."""
 
 from __future__ import annotations
 
@@ -8,92 +8,53 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-import h11
 import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-_READ_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """A request; header names are lower case, `path` includes the query."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class HttpConnection:
-    """One HTTP connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._http = h11.Connection(h11.SERVER)
-
-    async def receive(self) -> HttpRequest | None:
-        """Return the next request; None once the client sends no more."""
-        if self._http.our_state is h11.MUST_CLOSE:
-            return None
-        if self._http.our_state is h11.DONE:
-            self._http.start_next_cycle()
-        head = await self._next_event()
-        if not isinstance(head, h11.Request):
-            return None
-        body = bytearray()
-        while isinstance(event := await self._next_event(), h11.Data):
-            body += event.data
-        headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        return HttpRequest(head.method.decode(), head.target.decode("latin-1"), headers, bytes(body))
-
-    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            if self._http.they_are_waiting_for_100_continue:
-                await self._write(h11.InformationalResponse(status_code=100, headers=[]))
-            self._http.receive_data(await self._reader.read(_READ_BYTES))
-        return event
-
-    async def send(
-        self, status: int, headers: Sequence[tuple[str, str]], parts: Sequence[bytes], delay_seconds: float = 0.0
-    ) -> None:
-        """Send a response in parts, with a delay before each."""
-        await self.start_response(status, headers)
-        for part in parts:
-            await asyncio.sleep(delay_seconds)
-            await self._write(h11.Data(data=part))
-        await self._write(h11.EndOfMessage())
-
-    async def start_response(self, status: int, headers: Sequence[tuple[str, str]], part: bytes = b"") -> None:
-        """Send the head of a response and the first part of its body."""
-        await self._write(h11.Response(status_code=status, headers=list(headers)))
-        await self._write(h11.Data(data=part))
-
-    async def _write(self, event: h11.Event) -> None:
-        data = self._http.send(event)
-        if data:
-            self._writer.write(data)
-            await self._writer.drain()
+KEEP_ALIVE_SECONDS = 24 * 60 * 60
+"""How long an idle connection stays open: longer than any demo, so that no request meets a connection that closes."""
 
 
 class HttpService:
-    """Passes every request to `handler`, which may raise ConnectionError to abort the connection."""
+    """Passes each request to `handler` and sends the response that it returns; an asynchronous context manager.
 
-    def __init__(self, host: str, port: int, handler: Callable[[HttpRequest, HttpConnection], Awaitable[None]]) -> None:
+    The handler, or the body of its response, may raise ConnectionError to close the connection. The end of the context
+    aborts all connections and cancels all handlers; uvicorn's `Server` would wait for them, at least 0.2 s.
+    """
+
+    def __init__(self, host: str, port: int, handler: Callable[[Request], Awaitable[ASGIApp]]) -> None:
         self.url = ""
         self._host = host
         self._port = port
         self._handler = handler
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._state = ServerState()
 
     async def __aenter__(self) -> HttpService:
+        config = Config(
+            self._app,
+            http=H11Protocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        config.load()
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.start_server(self._on_connection, self._host, self._port)
+            self._server = await loop.create_server(
+                lambda: H11Protocol(config, self._state, {}), self._host, self._port
+            )
         except OSError as error:
             # asyncio's message repeats the reason around the address.
             raise OSError(error.errno, f"{self._host}:{self._port}: {os.strerror(error.errno or 0)}") from None
@@ -105,9 +66,12 @@ class HttpService:
     ) -> None:
         if self._server is not None:
             self._server.close()
-        for task in self._connections:
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        tasks = list(self._state.tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def serve_until_signalled(self) -> None:
         """Print the URL as one JSON line and serve until SIGTERM or SIGINT."""
@@ -120,19 +84,15 @@ class HttpService:
             sys.stdout.flush()
             await stop.wait()
 
-    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The client has disconnected or must be disconnected, or the service ends.
+        with contextlib.suppress(ClientDisconnect, ConnectionError, asyncio.CancelledError):
+            response = await self._handler(Request(scope, receive))
+            await response(scope, receive, send)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = HttpConnection(reader, writer)
-        try:
-            while (request := await channel.receive()) is not None:
-                await self._handler(request, channel)
-        except (OSError, h11.ProtocolError):
-            pass  # the client has disconnected, does not use HTTP, or must be disconnected
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+
+def request_target(request: Request) -> str:
+    """Return path and query as they were sent, without decoding."""
+    path, query = request.scope["raw_path"], request.scope["query_string"]
+    target: bytes = path + b"?" + query if query else path
+    return target.decode("latin-1")

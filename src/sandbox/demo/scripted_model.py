@@ -10,13 +10,16 @@ import argparse
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from sandbox.demo.http_service import HttpConnection, HttpRequest, HttpService
+from sandbox.demo.http_service import HttpService, request_target
 from sandbox.demo.model_script import Block, Fault, Script, Text, Turn, example_script, load_script
 from sandbox.model.errors import DECODE_ERRORS
 
@@ -35,20 +38,19 @@ def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
     return [*parts, end + _event("message_stop")]
 
 
-def json_message(turn: Turn, model: str, message_id: str) -> bytes:
-    """Encode the response to a request without streaming."""
+def message_object(turn: Turn, model: str, message_id: str) -> dict[str, Any]:
+    """Return the response to a request without streaming."""
     message = _message(turn, model, message_id)
     blocks = [_content_block(index, block, message_id, has_content=True) for index, block in enumerate(turn.content)]
     message |= {"content": blocks, "stop_reason": turn.effective_stop_reason}
     message["usage"]["output_tokens"] = turn.output_tokens
-    return msgspec.json.encode(message)
+    return message
 
 
-def error_body(status: int, message: str) -> bytes:
-    """Encode an error as the API does."""
-    return msgspec.json.encode(
-        {"type": "error", "error": {"type": _ERROR_TYPES.get(status, "api_error"), "message": message}}
-    )
+def error_response(status: int, message: str) -> Response:
+    """Return an error as the API does."""
+    error = {"type": _ERROR_TYPES.get(status, "api_error"), "message": message}
+    return JSONResponse({"type": "error", "error": error}, status)
 
 
 _ERROR_TYPES = {
@@ -106,8 +108,22 @@ def _block_events(index: int, block: Block, message_id: str) -> bytes:
     return start + b"".join(deltas) + _event("content_block_stop", index=index)
 
 
-_JSON_HEADERS = (("content-type", "application/json"),)
-_SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
+class RecordedRequest(msgspec.Struct, frozen=True):
+    """A received request. path: with the query. headers: their names are lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it requests a message of the model."""
+        return self.method == "POST" and self.path.partition("?")[0] == "/v1/messages"
+
+    def decode(self) -> dict[str, Any]:
+        """Return the JSON object in the body. Raises an error of DECODE_ERRORS."""
+        return msgspec.json.decode(self.body, type=dict[str, Any])
 
 
 class ScriptedModel:
@@ -116,7 +132,7 @@ class ScriptedModel:
     def __init__(
         self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record_path: Path | None = None
     ) -> None:
-        self.requests: list[HttpRequest] = []
+        self.requests: list[RecordedRequest] = []
         self.service = HttpService(host, port, self._handle)
         self._script = script
         self._record_path = record_path
@@ -139,45 +155,42 @@ class ScriptedModel:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The bodies of the recorded Messages requests."""
-        return [_read_body(request) for request in self.requests if _is_message_request(request)]
+        return [request.decode() for request in self.requests if request.is_message]
 
-    async def _handle(self, request: HttpRequest, connection: HttpConnection) -> None:
-        self._record_request(request)
+    async def _handle(self, received: Request) -> Response:
+        request = await self._record_request(received)
         if request.path.startswith("/v1/messages/count_tokens"):
-            await connection.send(200, _JSON_HEADERS, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
-        elif _is_message_request(request):
-            await self._handle_message(request, connection)
-        elif request.method == "HEAD":
-            await connection.send(200, (), ())
-        else:
-            await connection.send(
-                404, _JSON_HEADERS, [error_body(404, f"{request.method} {request.path} is not supported.")]
-            )
+            return JSONResponse({"input_tokens": len(request.body) // 4})
+        if request.is_message:
+            return await self._create_message(request)
+        if request.method == "HEAD":
+            return Response()
+        return error_response(404, f"{request.method} {request.path} is not supported.")
 
-    def _record_request(self, request: HttpRequest) -> None:
+    async def _record_request(self, received: Request) -> RecordedRequest:
+        headers, body = dict(received.headers), await received.body()
+        request = RecordedRequest(received.method, request_target(received), headers, body)
         self.requests.append(request)
         if self._record_path is not None:
-            line = {"method": request.method, "path": request.path, "headers": request.headers}
-            body = request.body.decode(errors="replace")
+            line = msgspec.structs.asdict(request) | {"body": request.body.decode(errors="replace")}
             with self._record_path.open("ab") as file:
-                file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
+                file.write(msgspec.json.encode(line) + b"\n")
+        return request
 
-    async def _handle_message(self, request: HttpRequest, connection: HttpConnection) -> None:
+    async def _create_message(self, request: RecordedRequest) -> Response:
         try:
-            body = _read_body(request)
+            body = request.decode()
             turn, fault = self._next_turn(body)
             model = str(body["model"])
         except (LookupError, TypeError, *DECODE_ERRORS) as error:
-            await connection.send(400, _JSON_HEADERS, [error_body(400, f"Not a Messages request: {error}")])
-            return
+            return error_response(400, f"Not a Messages request: {error}")
         await asyncio.sleep(turn.delay_seconds)
         message_id = f"msg_{uuid.uuid4().hex[:24]}"
         if fault is not None:
-            await _inject_fault(fault, sse_parts(turn, model, message_id), connection)
-        elif body.get("stream"):
-            await connection.send(200, _SSE_HEADERS, sse_parts(turn, model, message_id), turn.block_delay_seconds)
-        else:
-            await connection.send(200, _JSON_HEADERS, [json_message(turn, model, message_id)])
+            return await _inject_fault(fault, sse_parts(turn, model, message_id))
+        if body.get("stream"):
+            return _stream_response(_delayed(sse_parts(turn, model, message_id), turn.block_delay_seconds))
+        return JSONResponse(message_object(turn, model, message_id))
 
     def _next_turn(self, body: dict[str, Any]) -> tuple[Turn, Fault | None]:
         messages = body["messages"]
@@ -189,23 +202,25 @@ class ScriptedModel:
         return turn, turn.fault(previous_requests)
 
 
-async def _inject_fault(fault: Fault, parts: list[bytes], connection: HttpConnection) -> None:
-    match fault.kind:
-        case "error":
-            await connection.send(fault.status, _JSON_HEADERS, [error_body(fault.status, fault.message)])
-        case "cut":
-            await connection.start_response(200, _SSE_HEADERS, b"".join(parts[: len(parts) // 2]))
-            raise ConnectionAbortedError
-        case "hang":
-            await asyncio.Event().wait()
+async def _inject_fault(fault: Fault, parts: list[bytes]) -> Response:
+    if fault.kind == "hang":
+        await asyncio.Event().wait()  # until the service ends
+    return error_response(fault.status, fault.message) if fault.kind == "error" else _stream_response(_cut(parts))
 
 
-def _is_message_request(request: HttpRequest) -> bool:
-    return request.method == "POST" and request.path.partition("?")[0] == "/v1/messages"
+def _stream_response(parts: AsyncIterator[bytes]) -> Response:
+    return StreamingResponse(parts, headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
 
 
-def _read_body(request: HttpRequest) -> dict[str, Any]:
-    return msgspec.json.decode(request.body, type=dict[str, Any])
+async def _delayed(parts: Sequence[bytes], delay_seconds: float) -> AsyncIterator[bytes]:
+    for part in parts:
+        await asyncio.sleep(delay_seconds)
+        yield part
+
+
+async def _cut(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    yield b"".join(parts[: len(parts) // 2])
+    raise ConnectionAbortedError
 
 
 def main() -> None:
