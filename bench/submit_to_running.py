@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.client import Client
-from sandbox.demo.git_server import make_example_repository
+from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.model_script import Fault, Script, Text, Turn
 from sandbox.demo.processes import start_module, start_server
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from doubles.live_server import bash, git, reply
-from sandbox.demo.git_server import make_example_repository
+from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.model_script import example_script
 
 

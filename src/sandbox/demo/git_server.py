@@ -12,10 +12,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from sandbox.demo.example_repository import git_environment, make_example_repository
+from sandbox.demo.example_repository import git_environment
 from sandbox.demo.http_service import HttpService, request_target
-
-__all__ = ["git_service", "make_example_repository"]
 
 BACKEND_TIMEOUT_SECONDS = 60.0
 _READ_PATHS = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")

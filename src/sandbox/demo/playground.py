@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sandbox.demo.example_repository import REPOSITORY_NAME
-from sandbox.demo.git_server import git_service, make_example_repository
+from sandbox.demo.example_repository import REPOSITORY_NAME, make_example_repository
+from sandbox.demo.git_server import git_service
 from sandbox.demo.model_script import example_script
 from sandbox.demo.scripted_model import ScriptedModel
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from sandbox.demo.git_server import make_example_repository
+from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.processes import start_module, start_server
 
 if TYPE_CHECKING:
