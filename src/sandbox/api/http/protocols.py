@@ -11,6 +11,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from sandbox.api.http.framing import FramedConnection
 from sandbox.api.http.unauthenticated_connections import PortState
@@ -32,6 +33,9 @@ _REJECTION_BYTES = 16 * 1024
 
 _FRAMES_BYTES = 256
 """Bytes of WebSocket frames that are parsed at once; the shortest frame of a client has 6 bytes."""
+
+_FRAGMENTS_MAX = 64
+"""Fragments of a WebSocket message that are kept separately; each takes memory, even an empty one."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
@@ -212,9 +216,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    It differs from uvicorn's class in two ways. A response that rejects the handshake completes it, whereas uvicorn
+    It differs from uvicorn's class in three ways. A response that rejects the handshake completes it, whereas uvicorn
     logs it as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3),
-    whereas uvicorn buffers all pongs.
+    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive.
     """
 
     _pending_pong = b""
@@ -277,6 +281,12 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self._unparsed.clear()
         self._changed.set()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Add a fragment to the message."""
+        super().handle_cont(event)
+        if len(self.frames) > _FRAGMENTS_MAX:
+            self.frames = [b"".join(self.frames)]
 
     def handle_ping(self) -> None:
         """Send the pong now, or when the client reads again."""

@@ -18,6 +18,7 @@ CONNECTIONS = 8
 PER_TURN_MAX = 1000
 CHUNKS = b"1\r\nx\r\n" * 10_000
 PING = b"\x89\x80\0\0\0\0"
+FIRST_FRAGMENT, FRAGMENT = b"\x02\x80\0\0\0\0", b"\0\x80\0\0\0\0"  # without content
 HEAD = b"%b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 HANDSHAKE = (
     b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -148,6 +149,25 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
 
     await scenario()
     assert pings.total == 0
+
+
+async def test_empty_fragments_of_a_message_are_not_kept(running_api, until, monkeypatch):
+    """A message may have any number of them, and its size does not grow."""
+    kept = []
+    original = protocols.WebSocketProtocol.handle_cont
+
+    def handle_cont(connection, event):
+        original(connection, event)
+        kept.append(len(connection.frames))
+
+    monkeypatch.setattr(protocols.WebSocketProtocol, "handle_cont", handle_cont)
+    async with running_api(FakeAccess(vera="viewer")) as api:
+        data = FIRST_FRAGMENT + FRAGMENT * 3000
+        first, _, writer = await flood(api.stream_port, HANDSHAKE % AS_VIEWER, data)
+        assert first == b"HTTP/1.1 101 Switching Protocols\r\n"
+        await until(lambda: len(kept) == 3000, 30)
+        writer.close()
+    assert max(kept) <= 100
 
 
 async def test_every_ping_of_a_reading_client_is_answered(running_api):

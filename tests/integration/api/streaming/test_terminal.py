@@ -81,6 +81,17 @@ async def test_input_output_and_resize_work_on_both_ports(running_api):
             await asyncio.wait_for(connection.is_closed.wait(), 10)
 
 
+async def test_input_in_short_fragments_arrives_whole(running_api):
+    pasted = bytes(range(1, 251)) * 40
+    async with running_api() as api:
+        connection = FakeConnection(RoleFrame(may_write=True))
+        serve_terminal(api, connection)
+        async with connect(terminal_url(api)) as terminal:
+            await terminal.send([pasted[index : index + 1] for index in range(len(pasted))])
+            await until(lambda: connection.received)
+        assert connection.received == [InputFrame(pasted)]
+
+
 async def test_disconnected_client_closes_the_terminal(running_api):
     async with running_api() as api:
         connection = FakeConnection(RoleFrame(may_write=True))
