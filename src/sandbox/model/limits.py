@@ -347,7 +347,7 @@ TERMINAL_REPLAY_BYTES = 64 * 1024
 """Recent output of the agent's terminal that is kept for clients that connect later."""
 
 TERMINAL_INPUT_SECONDS = 30.0
-"""How long terminal input may wait to be accepted; then the rest is dropped, so the client can disconnect."""
+"""How long the input of a terminal client may wait; then it is dropped, so the client can disconnect."""
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """Output queued for one read-only viewer of the agent's terminal; beyond it, the viewer has to reconnect."""

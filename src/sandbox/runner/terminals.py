@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Container, Coroutine, Mapping
 from typing import Any
 
@@ -36,7 +37,34 @@ from sandbox.system.cpu_throttle import CpuQueue
 
 SHELL = ("/bin/bash",)
 _SIZE_MAX = 1000
+_INPUT_BYTES = 4096
+"""Input that a terminal must accept in TERMINAL_INPUT_SECONDS; the size of the kernel's buffer of a terminal."""
+
 _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(ClientFrame)
+
+
+class _InputTimer:
+    """Limits how long the input of a client waits until the terminal accepts it, over all its frames together.
+
+    Otherwise a client that has left would stay connected as long as its frames wait in turn.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_left = TERMINAL_INPUT_SECONDS
+        self._ended_at = time.monotonic()
+
+    async def write(self, terminal: Terminal, data: bytes) -> None:
+        """Write the data, and drop what is not accepted in time. Time without waiting and accepted data add time."""
+        begun_at = time.monotonic()
+        seconds = min(self._seconds_left + begun_at - self._ended_at, TERMINAL_INPUT_SECONDS)
+        accepted_bytes = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await terminal.write(data)
+                accepted_bytes = len(data)
+        self._ended_at = time.monotonic()
+        seconds -= self._ended_at - begun_at
+        self._seconds_left = max(seconds, 0) + accepted_bytes * TERMINAL_INPUT_SECONDS / _INPUT_BYTES
 
 
 class TerminalClient:
@@ -47,6 +75,7 @@ class TerminalClient:
         self.is_read_only = order.is_read_only
         self._reader = reader
         self._writer = writer
+        self._input_timer = _InputTimer()
 
     def send(self, frame: RunnerFrame) -> None:
         """Send at once, without waiting. A client with too large a backlog is disconnected; it can reconnect."""
@@ -71,9 +100,7 @@ class TerminalClient:
                 if may_write.is_set() and isinstance(message, ResizeFrame):
                     await terminal.resize(self.size)
                 elif may_write.is_set() and isinstance(message, InputFrame):
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(TERMINAL_INPUT_SECONDS):
-                            await terminal.write(message.data)
+                    await self._input_timer.write(terminal, message.data)
 
 
 class SharedTerminal:

@@ -111,6 +111,44 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
                 await asyncio.sleep(0.01)
 
 
+async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypatch):
+    """The time limit is for all of them together, even if the program sometimes reads one."""
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.2)
+    async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+        attempts = 0
+
+        async def accept_slowly(_):
+            nonlocal attempts
+            attempts += 1
+            await asyncio.sleep(0.15)
+
+        monkeypatch.setattr(terminal, "write", accept_slowly)
+        client = await connect()
+        for _ in range(200):
+            await client.send(InputFrame(b"key"))
+        await client.close()
+        async with asyncio.timeout(5):
+            while terminals.has_agent_clients:
+                await asyncio.sleep(0.01)
+    assert attempts == 200
+
+
+async def test_long_input_to_a_slow_program_arrives_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.2)
+    async with serve_terminal(tmp_path) as (_, terminal, connect):
+        original = terminal.write
+
+        async def accept_slowly(data):
+            await asyncio.sleep(0.05)
+            await original(data)
+
+        monkeypatch.setattr(terminal, "write", accept_slowly)
+        client = await connect()
+        for _ in range(20):
+            await client.send(InputFrame(b"x" * 4096))
+        await terminal.until(lambda: len(terminal.typed) == 20 * 4096)
+
+
 async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
     async with serve_terminal(tmp_path) as (terminals, _, connect):
         shared = terminals.agent_terminal
