@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
-from sandbox.images.definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
+from sandbox.images.definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX, IMAGE_PATH_BYTES_MAX
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.layer import check_global_headers, converting_tar_errors
 from sandbox.images.oci.tar_stream import ByteSource, HeaderLimitedFile
@@ -37,6 +37,8 @@ class OciArchive:
             if member.size < 0:
                 raise ImageRefusedError("The archive has a member of negative size.")
             check_global_headers(tar)
+            if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
+                raise ImageRefusedError(f"The archive has a name that is too long: {member.name[:200]}")
             cast("Any", member).pax_headers = {}  # already applied; all members stay in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1
@@ -105,6 +107,10 @@ def _is_uncompressed_tar(file: BinaryIO) -> bool:
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PROGRAM = "/usr/bin/zstd"
 _MEMORY_LIMIT = "--memory=128MB"
+_ADDRESS_SPACE_LIMIT = "--as=536870912"
+"""The program also reads formats to which its own limit does not apply, such as xz."""
+
+_LIMITER = ("/usr/bin/prlimit", _ADDRESS_SPACE_LIMIT, "--")
 _EXIT_SECONDS = 30
 
 
@@ -142,7 +148,11 @@ def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
             copy.write(chunk)
         copy.seek(0)
         process = subprocess.Popen(
-            [_PROGRAM, "-dc", _MEMORY_LIMIT], stdin=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+            [*_LIMITER, _PROGRAM, "-dc", _MEMORY_LIMIT],
+            stdin=copy,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
         )
         assert process.stdout is not None
         try:

@@ -1,7 +1,9 @@
 """Import of archives from `skopeo` and `docker save`. Damaged, foreign and hostile archives are rejected."""
 
 import json
+import lzma
 import os
+import subprocess
 import tarfile
 
 import pytest
@@ -18,6 +20,7 @@ from doubles.image_archives import (
     oci_members,
     save,
     symlink,
+    zstd,
 )
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import archive, importer
@@ -191,6 +194,36 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
     monkeypatch.setattr(archive, "_EXIT_SECONDS", 0.5)
     with pytest.raises(ImageRefusedError, match="did not finish in time"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
+
+
+def test_format_with_a_large_dictionary_in_a_zstd_layer_is_rejected(unpack, tmp_path, monkeypatch):
+    """The zstd program also reads xz, to which its own memory limit does not apply."""
+    xz_filter = {
+        "id": lzma.FILTER_LZMA2, "dict_size": 1 << 30, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3, "nice_len": 4,
+    }  # fmt: skip
+    rest = lzma.compress(BASE[512:], format=lzma.FORMAT_XZ, filters=[xz_filter])
+    monkeypatch.setitem(COMPRESSORS, "+zstd", lambda data: zstd(data[:512]) + rest)
+    with pytest.raises(ImageRefusedError, match=r"damaged|truncated"):
+        unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
+
+
+def test_zstd_layer_with_a_large_window_is_applied(unpack, tmp_path, monkeypatch):
+    def compress(data):
+        return subprocess.run(["zstd", "-qc", "--long=27"], input=data, capture_output=True, check=True).stdout
+
+    monkeypatch.setitem(COMPRESSORS, "+zstd", compress)
+    assert unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd")) == {"base": "base", "gone": "base"}
+
+
+@pytest.mark.parametrize("kind", ["name", "linkname"])
+def test_member_with_a_long_name_is_rejected(unpack, tmp_path, kind):
+    """All names stay in memory."""
+    members = [entry("index.json"), symlink("link", "target")]
+    setattr(members[1][0], kind, "a" * 100_000)
+    path = tmp_path / "image.tar"
+    path.write_bytes(layer(*members))
+    with pytest.raises(ImageRefusedError, match="name that is too long"):
+        unpack(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", COMPRESSORS["+gzip"](layer(entry("x")))])
