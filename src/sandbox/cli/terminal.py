@@ -30,8 +30,21 @@ if TYPE_CHECKING:
 DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
 _CHUNK_BYTES = 4096
-_RESET = b"\x18\x1b[?1049l\x1b[?1000;1002;1003;1006;2004;1004l\x1b[?25h\x1b[0m\x1b[<u\x1b>\x1b[?1l\r"
-"""Aborts a partial sequence; restores screen, cursor, colors and key modes; disables mouse and paste reporting."""
+_POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of them
+_RESET = (
+    b"\x18\x1b<"  # abort a partial sequence, leave VT52 mode
+    b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
+    + _POP_KEY_MODES
+    + b"\x1b[?1049l"  # the main screen
+    + _POP_KEY_MODES
+    + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send what they usually send
+    b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no reports of the mouse and the focus
+    b"\x1b[?2004;2026;2031;2048;5522;9001l"  # no reports of pastes, colors and sizes, no delayed output
+    b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins, which moves the cursor on some terminals
+    b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;25h"  # keyboard unlocked, no local echo; wrapping, visible cursor
+    b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad
+)
+"""Resets what a program may have left enabled, without clearing the screen."""
 
 
 def parse_detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:

@@ -1,8 +1,11 @@
 """Detection of the detach keys in terminal input."""
 
+import re
+
 import click
 import pytest
 
+from sandbox.cli import terminal
 from sandbox.cli.terminal import DetachKeyDetector, parse_detach_keys
 
 
@@ -41,3 +44,33 @@ def test_keys_are_detected_across_chunks(chunks: tuple[bytes, ...]):
 
 def test_partial_sequence_is_passed_on():
     assert feed_chunks(b"\x10", b"x\x10\x10", b"y") == (b"\x10x\x10\x10y", False)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "reset"),
+    [
+        (b"\x1b[?9h", rb"\x1b\[\?([0-9]+;)*9(;[0-9]+)*l"),  # reports of the mouse
+        (b"\x1b[?1001h", rb"\x1b\[\?([0-9]+;)*1001(;[0-9]+)*l"),
+        (b"\x1b[?1003h", rb"\x1b\[\?([0-9]+;)*1003(;[0-9]+)*l"),
+        (b"\x1b[?2004h", rb"\x1b\[\?([0-9]+;)*2004(;[0-9]+)*l"),
+        (b"\x1b[?2031h", rb"\x1b\[\?([0-9]+;)*2031(;[0-9]+)*l"),  # reports of colors
+        (b"\x1b[?9001h", rb"\x1b\[\?([0-9]+;)*9001(;[0-9]+)*l"),  # keys as sequences
+        (b"\x1b[>4;2m", rb"\x1b\[>4m"),  # Ctrl-C as a sequence
+        (b"\x1b[>1u\x1b[>1u", rb"\x1b\[<99u"),
+        (b"\x1b[2h", rb"\x1b\[2(;[0-9]+)*l"),  # locked keyboard
+        (b"\x1b[12l", rb"\x1b\[12h"),  # local echo
+        (b"\x1b[?7l", rb"\x1b\[\?7(;[0-9]+)*h"),
+        (b"\x1b[5;6r", rb"\x1b\[r"),
+        (b"\x1b[?6h", rb"\x1b\[\?6(;[0-9]+)*l"),
+        (b"\x1b[5i", rb"\x1b\[4i"),  # output to a printer
+        (b"\x1b(0\x0e", rb"\x0f\x1b\(B"),  # line drawing instead of letters
+        (b"\x1b]8;;https://example.org\x1b\\", rb"\x1b\]8;;\x1b\\"),
+        (b"\x1b[?2l", rb"^\x18\x1b<"),  # VT52, which has other sequences
+    ],
+)
+def test_mode_of_a_program_is_reset(enabled: bytes, reset: bytes):
+    assert re.search(reset, terminal._RESET) is not None, enabled
+
+
+def test_reset_does_not_clear_the_screen():
+    assert re.search(rb"\x1bc|\x1b\[[0-9]*J", terminal._RESET) is None
