@@ -249,13 +249,14 @@ class Authenticator:
                 del self._all_tasks_streams[name]
 
     def is_still_valid(self, caller: Caller) -> bool:
-        """Whether the caller would be authenticated again now."""
+        """Whether the caller would be authenticated again now, with the same role."""
         if caller.principal is None:
             return True
         if caller.credentials is None:
             return not self._requires_token()
         is_open = caller.credentials.kind == "token" or self.sessions.find(caller.credentials.value) is not None
-        return is_open and self._token_store.find_principal(caller.principal.id) is not None
+        current = self._token_store.find_principal(caller.principal.id)
+        return is_open and current is not None and current.role is caller.principal.role
 
     def _requires_token(self) -> bool:
         return self._settings.requires_token or self._token_store.has_tokens
