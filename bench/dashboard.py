@@ -133,7 +133,10 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     shutting_down = asyncio.Event()
     async with components.server() as service:
         app = create_app(
-            service, settings=settings, shutting_down=shutting_down, authenticator=Authenticator(FakeAccess(), settings)
+            service.services,
+            settings=settings,
+            shutting_down=shutting_down,
+            authenticator=Authenticator(FakeAccess(), settings),
         )
         add_dashboard(app)
         serving = asyncio.create_task(

@@ -115,7 +115,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     shutting_down = asyncio.Event()
     async with components.server() as service:
         authenticator = Authenticator(FakeAccess(), settings)
-        app = create_app(service, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
+        app = create_app(service.services, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
         serving = asyncio.create_task(
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )

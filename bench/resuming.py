@@ -25,7 +25,6 @@ from sandbox.model import events as e
 from sandbox.model.wire.events import WireEvent, to_wire_event
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
-from sandbox.server.journal_tailer import JournalTailer
 
 ROUNDS = 15
 LEFT = 100
@@ -49,11 +48,10 @@ class LongTask:
         replay_state = replay_task(self.journals, "task-1")
         self.task = replay_state.task
         store.save(IndexedTask(replay_state.task, replay_state.offset))
-        tailer = JournalTailer(self.journals, store, SystemClock(), Broadcast())
-        self.stream = EventStream(self.journals, store, tailer, Broadcast())
+        self.stream = EventStream({}, self.journals, store, Broadcast())
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """Like `Tasks.replay`."""
+        """Like `TaskEvents.replay`."""
         return self.stream.replay(task_id, after=after)
 
     async def resume(self) -> int:

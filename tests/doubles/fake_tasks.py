@@ -24,6 +24,7 @@ from sandbox.interfaces.tasks import (
     Submission,
     TaskFinishedError,
     TaskNotFoundError,
+    TaskServices,
 )
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
@@ -65,7 +66,7 @@ class _Entry:
 
 
 class FakeTasks:
-    """Implements `Tasks`. `failure`, when set, is raised by every call of `submit` and `cancel`."""
+    """Implements every service of the server. `failure`, when set, is raised by every call of `submit` and `cancel`."""
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}
@@ -81,6 +82,11 @@ class FakeTasks:
         )
         self.current_drain = DrainStatus(None, 1, 2)
         self.health_report = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
+
+    @property
+    def services(self) -> TaskServices:
+        """The services, all implemented by this object."""
+        return TaskServices(self, self, self, self, self, self, self)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """Add a task with these events."""
@@ -229,10 +235,10 @@ class FakeTasks:
         finally:
             self.subscribers.remove(queue)
 
-    async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
+    async def list_artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         return self._entry(task_id).artifacts
 
-    async def artifact(self, task_id: str, name: str) -> StoredArtifact:
+    async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
         artifacts = self._entry(task_id).artifacts
         for stored in artifacts:
             if stored.artifact.name == name:

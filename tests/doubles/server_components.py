@@ -26,12 +26,7 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.server.artifact_store import ArtifactStore
-from sandbox.server.broadcast import Broadcast
 from sandbox.server.drain import Drain
-from sandbox.server.event_stream import EventStream
-from sandbox.server.health import HealthCheck
-from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
@@ -40,7 +35,7 @@ from sandbox.server.runner_launcher import Host, RunnerLauncher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
-from sandbox.server.task_service import ServiceDependencies, TaskService
+from sandbox.server.task_service import ServerParts, TaskServer
 from sandbox.system.files import fsync_path
 
 GIB = 1024**3
@@ -101,6 +96,37 @@ class AdjustableClock(SystemClock):
         return super().now() - self.set_back_by
 
 
+class RunningServer:
+    """The methods of all services of one server, and the parts that it was composed of."""
+
+    def __init__(self, server, parts):
+        self.parts = parts
+        self.services = server.services
+        self.tracked_tasks = server.tracker.tracked_tasks
+        self.track = server.tracker.track
+        services = server.services
+        self.find_submission = services.submissions.find_submission
+        self.submit = services.submissions.submit
+        self.check_acceptance = services.submissions.check_acceptance
+        self.status = services.tasks.status
+        self.query = services.tasks.query
+        self.wait = services.tasks.wait
+        self.cancel = services.cancellation.cancel
+        self.replay = services.events.replay
+        self.follow = services.events.follow
+        self.follow_all = services.events.follow_all
+        self.artifacts = services.artifacts.list_artifacts
+        self.artifact = services.artifacts.find_artifact
+        self.open_terminal = services.sandboxes.open_terminal
+        self.has_preserved_sandbox = services.sandboxes.has_preserved_sandbox
+        self.release = services.sandboxes.release
+        self.prune = services.administration.prune
+        self.drain = services.administration.drain
+        self.undo_drain = services.administration.undo_drain
+        self.drain_status = services.administration.drain_status
+        self.health = services.administration.health
+
+
 class ServerComponents:
     """A server's components with one data directory. Each `server()` starts a new server; the runners continue."""
 
@@ -138,63 +164,49 @@ class ServerComponents:
 
     @asynccontextmanager
     async def server(self):
-        clock, broadcast = self.clock, Broadcast()
-        tailer = JournalTailer(self.journals, self.store, clock, broadcast)
+        clock, runners = self.clock, self.runners
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
         probes = [RuntimeProbe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
         probe_result = ProbeResult(probes, template, "namespaces", self.runtime_failure)
         prober = RuntimeProber(probe_result, self.probe, clock)
-        space = DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
-        drain = Drain(self.data_dir)
-        preserved_sandboxes = PreservedSandboxes(self.data_dir, self.remove_files)
-        service = TaskService(
-            ServiceDependencies(
-                journals=self.journals,
-                store=self.store,
-                submissions=SubmissionLog(self.journals, self.store, clock),
-                clock=clock,
-                runners=self.runners,
-                scheduler=Scheduler(self.capacity),
-                journal_tailer=tailer,
-                prober=prober,
-                runner_launcher=RunnerLauncher(
-                    self.journals,
-                    self.runners,
-                    clock,
-                    self.resolve,
-                    self.find_image,
-                    prober=prober,
-                    host=Host("here", "b"),
-                ),
-                event_stream=EventStream(self.journals, self.store, tailer, broadcast),
-                artifact_store=ArtifactStore(self.data_dir),
-                health_check=HealthCheck(self.store, clock, space, drain, prober, self.permanent_reasons),
-                disk_monitor=space,
-                drain=drain,
-                preserved_sandboxes=preserved_sandboxes,
-                debug_sessions=DebugSessions(
-                    self.runners, self.runners, preserved_sandboxes, self.resolve, self.find_image, prober
-                ),
-                pruner=Pruner(
-                    PruningDependencies(
-                        self.data_dir,
-                        self.journals,
-                        self.store,
-                        preserved_sandboxes,
-                        clock,
-                        self.remove_files,
-                        fsync_path,
-                    )
-                ),
-                retention=Retention(),
-                read_memory_available_bytes=lambda: self.memory_available_bytes,
-            )
+        preserved = PreservedSandboxes(self.data_dir, self.remove_files)
+        host = Host("here", "b")
+        parts = ServerParts(
+            data_dir=self.data_dir,
+            journals=self.journals,
+            store=self.store,
+            clock=clock,
+            runners=runners,
+            scheduler=Scheduler(self.capacity),
+            runner_launcher=RunnerLauncher(
+                self.journals, runners, clock, self.resolve, self.find_image, prober=prober, host=host
+            ),
+            prober=prober,
+            disk_monitor=DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve),
+            drain=Drain(self.data_dir),
+            preserved_sandboxes=preserved,
+            debug_sessions=DebugSessions(runners, runners, preserved, self.resolve, self.find_image, prober),
+            pruner=Pruner(
+                PruningDependencies(
+                    self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path
+                )
+            ),
+            retention=Retention(),
+            permanent_reasons=self.permanent_reasons,
+            read_memory_available_bytes=lambda: self.memory_available_bytes,
         )
-        service.track(*recover(self.journals, self.store, clock))
+        server = TaskServer.compose(parts)
+        server.tracker.track(*recover(self.journals, self.store, clock))
         try:
-            yield service
+            yield RunningServer(server, parts)
         finally:
-            await service.close()
+            await server.tracker.close()
+            await asyncio.to_thread(self.store.close)
+
+    def track_new_task(self, service):
+        """Track a task that needs not be acceptable."""
+        tracked, _ = SubmissionLog(self.journals, self.store, self.clock).add(manifest(), None)
+        service.track(tracked)
 
     def set_clock_back(self):
         self.clock.set_back_by = timedelta(hours=1)

@@ -1,1 +1,1 @@
-"""HTTP API: REST, event streams and WebSockets on top of the `Tasks` interface."""
+"""HTTP API: REST, event streams and WebSockets on top of the Protocols of `interfaces.tasks`."""

@@ -38,7 +38,7 @@ from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskServices
 
 _ARTIFACTS_SEGMENT = b"/artifacts/"
 
@@ -70,12 +70,25 @@ class _Api(FastAPI):
 
 
 def create_app(
-    tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
+    services: TaskServices, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
 ) -> FastAPI:
     """Create the REST API app. It also serves the event stream, under the same path as on the separate port."""
     app = create_api_schema_app(settings.version)
-    metrics = ServerMetrics(settings.version)
-    _configure(app, AppContext(tasks, settings, shutting_down, authenticator, metrics, StreamCache(tasks)))
+    context = AppContext(
+        submissions=services.submissions,
+        tasks=services.tasks,
+        cancellation=services.cancellation,
+        events=services.events,
+        artifacts=services.artifacts,
+        sandboxes=services.sandboxes,
+        administration=services.administration,
+        settings=settings,
+        shutting_down=shutting_down,
+        authenticator=authenticator,
+        metrics=ServerMetrics(settings.version),
+        stream_cache=StreamCache(services.events),
+    )
+    _configure(app, context)
     return app
 
 

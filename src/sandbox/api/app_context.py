@@ -11,14 +11,28 @@ from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import (
+    Administration,
+    Submissions,
+    TaskArtifacts,
+    TaskCancellation,
+    TaskEvents,
+    TaskQueries,
+    TaskSandboxes,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
     """Dependencies of the routes. Every stream ends once `shutting_down` is set."""
 
-    tasks: Tasks
+    submissions: Submissions
+    tasks: TaskQueries
+    cancellation: TaskCancellation
+    events: TaskEvents
+    artifacts: TaskArtifacts
+    sandboxes: TaskSandboxes
+    administration: Administration
     settings: ApiSettings
     shutting_down: asyncio.Event
     authenticator: Authenticator

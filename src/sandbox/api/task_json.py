@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskSandboxes
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
-async def task_body(tasks: Tasks, task: Task, *, is_operator: bool) -> dict[str, Any]:
+async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> dict[str, Any]:
     """Return the full status."""
-    is_kept = await tasks.has_preserved_sandbox(task)
+    is_kept = await sandboxes.has_preserved_sandbox(task)
     item = task_summary_body(task, is_operator=is_operator)
     return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 

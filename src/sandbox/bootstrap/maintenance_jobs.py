@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
@@ -18,42 +17,37 @@ from sandbox.server.maintenance.garbage_collector import GarbageCollector, Garba
 from sandbox.server.maintenance.janitor import ClockCheck, PeriodicJob
 from sandbox.server.maintenance.probe_cleanup import ProbeCleanup
 from sandbox.server.maintenance.pruning import PreservationExpiry
-from sandbox.server.task_service import ServiceDependencies
+from sandbox.server.task_service import ServerParts
 
 
-def create_maintenance_jobs(
-    data_dir: Path, run_dir: Path, dependencies: ServiceDependencies, settings: ServerSettings
-) -> Sequence[PeriodicJob]:
-    """Create the jobs in the order of their execution."""
+def create_maintenance_jobs(parts: ServerParts, run_dir: Path, time_to_live_seconds: float) -> Sequence[PeriodicJob]:
+    """Create the jobs in the order of their execution. time_to_live_seconds: of preserved sandboxes."""
+    data_dir = parts.data_dir
     leftover_sources: Sequence[LeftoverSource] = (
         # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
     )
-    clock_check, time_to_live_seconds = ClockCheck(dependencies.clock), settings.preserve.time_to_live_seconds
-    expiry = PreservationExpiry(
-        dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, time_to_live_seconds
-    )
+    clock_check = ClockCheck(parts.clock)
+    expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, time_to_live_seconds)
     garbage_collector = GarbageCollector(
-        GarbageCollectorDependencies(
-            data_dir, dependencies.journals, dependencies.store, dependencies.preserved_sandboxes, remove_trees
-        ),
+        GarbageCollectorDependencies(data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees),
         leftover_sources,
     )
     probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
 
-    compressor = JournalCompressor(dependencies.journals, dependencies.store, dependencies.clock)
+    compressor = JournalCompressor(parts.journals, parts.store, parts.clock)
 
     async def expire() -> None:
         if clock_check.is_trusted(time_to_live_seconds):
             await expiry.sweep()
 
     async def prune() -> None:
-        bounds = dependencies.retention
+        bounds = parts.retention
         if not clock_check.is_trusted(bounds.older_than_seconds or 0):
             bounds = replace(bounds, older_than_seconds=None)
-        await dependencies.pruner.prune(bounds)
+        await parts.pruner.prune(bounds)
 
     async def clear_profiles() -> None:
         await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)

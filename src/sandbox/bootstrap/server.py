@@ -69,12 +69,7 @@ from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.server.artifact_store import ArtifactStore
-from sandbox.server.broadcast import Broadcast
 from sandbox.server.drain import Drain
-from sandbox.server.event_stream import EventStream
-from sandbox.server.health import HealthCheck
-from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor
 from sandbox.server.maintenance.probe_cleanup import probe_lock_async
@@ -84,8 +79,7 @@ from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import Host, RunnerLauncher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Scheduler
-from sandbox.server.submissions import SubmissionLog
-from sandbox.server.task_service import ServiceDependencies, TaskService
+from sandbox.server.task_service import ServerParts, TaskServer
 from sandbox.store.sqlite import SqliteStore
 from sandbox.system.files import fsync_path
 
@@ -174,11 +168,14 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
         if prober is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
-        service = await _start_service(settings, directories, token_store, prober, disk_monitor)
         profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
-        async with _background_jobs(settings, directories, service):
-            app = create_app(service, settings=api_settings, shutting_down=shutting_down, authenticator=authenticator)
+        placement = RedirectRestrictingPlacement(_make_placement(directories, settings.log), token_store)
+        secrets = ServerSecretResolver(settings.secrets, os.environ, token_store)
+        async with _running_server(directories, prober, placement, secrets, disk_monitor, settings) as server:
+            app = create_app(
+                server.services, settings=api_settings, shutting_down=shutting_down, authenticator=authenticator
+            )
             add_dashboard(app)
             listen(sockets)
             listen(stream_sockets, "ws_port")
@@ -193,7 +190,7 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
                     directories,
                     (port, stream_port),
                     announce,
-                    service.dependencies.health_check.blocked_reasons,
+                    server.health_check.blocked_reasons,
                 ),
             )
 
@@ -213,27 +210,6 @@ def _api_settings(settings: ServerSettings, sockets: Sequence[socket], *, needs_
         clone_hosts=frozenset(settings.git.allowed_hosts),
         has_price=has_price,
     )
-
-
-@asynccontextmanager
-async def _background_jobs(
-    settings: ServerSettings, directories: ServerDirectories, service: TaskService
-) -> AsyncIterator[None]:
-    """Run the background jobs while the context is active, then close the service."""
-    jobs = create_maintenance_jobs(directories.data_dir, directories.run_dir, service.dependencies, settings)
-    tasks = [
-        asyncio.create_task(Janitor(jobs).run(), name="janitor"),
-        asyncio.create_task(service.dependencies.disk_monitor.run(), name="space"),
-        asyncio.create_task(service.dependencies.prober.run(), name="prober"),
-    ]
-    try:
-        yield
-    finally:
-        for helper in tasks:
-            helper.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await service.close()
-        _log_shutdown(len(service.dependencies.journal_tailer.tracked_tasks))
 
 
 async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
@@ -278,65 +254,69 @@ async def _probe(settings: ServerSettings, directories: ServerDirectories, agent
     return ProbeResult(choice.probes, template, choice.tier, describe_failure(choice), is_final)
 
 
-async def _start_service(
-    settings: ServerSettings,
-    directories: ServerDirectories,
-    token_store: TokenStore,
-    prober: RuntimeProber,
-    disk_monitor: DiskMonitor,
-) -> TaskService:
-    placement = RedirectRestrictingPlacement(_make_placement(directories, settings.log), token_store)
-    secrets = ServerSecretResolver(settings.secrets, os.environ, token_store)
-    service = _build_service(directories, prober, placement, secrets, disk_monitor, settings)
-    dependencies = service.dependencies
-    dependencies.pruner.prepare()
-    service.track(*await asyncio.to_thread(recover, dependencies.journals, dependencies.store, dependencies.clock))
-    return service
-
-
-def _build_service(
+@asynccontextmanager
+async def _running_server(
     directories: ServerDirectories,
     prober: RuntimeProber,
     placement: Placement,
     secrets: ServerSecretResolver,
     disk_monitor: DiskMonitor,
     settings: ServerSettings,
-) -> TaskService:
-    clock, drain = SystemClock(), Drain(directories.data_dir)
-    journals = FileJournals(directories.data_dir)
-    store = SqliteStore(directories.data_dir / "index.sqlite")
-    broadcast = Broadcast()
-    tailer = JournalTailer(journals, store, clock, broadcast)
+) -> AsyncIterator[TaskServer]:
+    """Continue the unfinished tasks and run the background jobs while the context is active."""
+    parts = _make_parts(directories, prober, placement, secrets, disk_monitor, settings)
+    server = TaskServer.compose(parts)
+    parts.pruner.prepare()
+    server.tracker.track(*await asyncio.to_thread(recover, parts.journals, parts.store, parts.clock))
+    janitor = Janitor(create_maintenance_jobs(parts, directories.run_dir, settings.preserve.time_to_live_seconds))
+    tasks = [
+        asyncio.create_task(janitor.run(), name="janitor"),
+        asyncio.create_task(disk_monitor.run(server.tracker.dispatch), name="space"),
+        asyncio.create_task(prober.run(), name="prober"),
+    ]
+    try:
+        yield server
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.tracker.close()
+        await asyncio.to_thread(parts.store.close)
+        _log_shutdown(len(server.tracker.tracked_tasks))
+
+
+def _make_parts(
+    directories: ServerDirectories,
+    prober: RuntimeProber,
+    placement: Placement,
+    secrets: ServerSecretResolver,
+    disk_monitor: DiskMonitor,
+    settings: ServerSettings,
+) -> ServerParts:
+    data_dir, clock = directories.data_dir, SystemClock()
+    journals, store = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite")
     runners = UnixRunnerClient(directories.run_dir)
-    preserved = PreservedSandboxes(directories.data_dir, remove_trees)
+    preserved = PreservedSandboxes(data_dir, remove_trees)
     find_image = _image_finder(directories, prober)
     host = Host(host_name(), read_boot_id())
-    blocked_reasons = _permanent_blocked_reasons(prober.result.order_template.upstream)
     launcher = RunnerLauncher(journals, placement, clock, secrets.resolve, find_image, prober=prober, host=host)
-    return TaskService(
-        ServiceDependencies(
-            journals=journals,
-            store=store,
-            submissions=SubmissionLog(journals, store, clock),
-            clock=clock,
-            runners=runners,
-            scheduler=Scheduler(measure_capacity(directories.data_dir, settings.capacity)),
-            journal_tailer=tailer,
-            prober=prober,
-            runner_launcher=launcher,
-            event_stream=EventStream(journals, store, tailer, broadcast),
-            artifact_store=ArtifactStore(directories.data_dir),
-            health_check=HealthCheck(store, clock, disk_monitor, drain, prober, blocked_reasons),
-            disk_monitor=disk_monitor,
-            drain=drain,
-            preserved_sandboxes=preserved,
-            pruner=Pruner(
-                PruningDependencies(directories.data_dir, journals, store, preserved, clock, remove_trees, fsync_path)
-            ),
-            retention=settings.retention.retention,
-            debug_sessions=DebugSessions(placement, runners, preserved, secrets.resolve, find_image, prober),
-            read_memory_available_bytes=read_memory_available_bytes,
-        )
+    return ServerParts(
+        data_dir=data_dir,
+        journals=journals,
+        store=store,
+        clock=clock,
+        runners=runners,
+        scheduler=Scheduler(measure_capacity(data_dir, settings.capacity)),
+        runner_launcher=launcher,
+        prober=prober,
+        disk_monitor=disk_monitor,
+        drain=Drain(data_dir),
+        preserved_sandboxes=preserved,
+        debug_sessions=DebugSessions(placement, runners, preserved, secrets.resolve, find_image, prober),
+        pruner=Pruner(PruningDependencies(data_dir, journals, store, preserved, clock, remove_trees, fsync_path)),
+        retention=settings.retention.retention,
+        permanent_reasons=_permanent_blocked_reasons(prober.result.order_template.upstream),
+        read_memory_available_bytes=read_memory_available_bytes,
     )
 
 

@@ -34,7 +34,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
         return Response(status_code=204)
     encoder = PageEncoder()
     return EventStreamResponse(
-        _encode_batches(context.tasks.replay(task.id, after=after), encoder)
+        _encode_batches(context.events.replay(task.id, after=after), encoder)
         if is_finished
         else context.stream_cache.follow(task, encoder, after=after),
         "text/event-stream",

@@ -25,7 +25,7 @@ async def send_proof_bundle(request: Request, context: AppContext) -> Response:
         task = await context.tasks.status(request.path_params["task_id"])
         stored = [
             one
-            for one in await context.tasks.artifacts(task.id)
+            for one in await context.artifacts.list_artifacts(task.id)
             if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
         ]
         manifest = await fair_share.to_thread(manifest_yaml, task.manifest, with_id=True, with_sources=sees_all)

@@ -1,4 +1,4 @@
-"""The task service that the server offers to its API and dashboard."""
+"""The services that the server offers to its API and dashboard."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,8 +204,8 @@ class DrainStatus:
     waiting: int
 
 
-class Tasks(Protocol):
-    """The server's tasks. Every method about one task may raise TaskNotFoundError."""
+class Submissions(Protocol):
+    """Accepts tasks."""
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
         """Return the submission of the last 24 h with this key and body.
@@ -225,6 +225,10 @@ class Tasks(Protocol):
         """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
         ...
 
+
+class TaskQueries(Protocol):
+    """The current tasks. Methods about one task raise TaskNotFoundError."""
+
     async def status(self, task_id: str) -> Task:
         """Return the current task."""
         ...
@@ -233,32 +237,21 @@ class Tasks(Protocol):
         """Return a page of tasks."""
         ...
 
+    async def wait(self, task_id: str, timeout_seconds: float) -> Task:
+        """Return the task once it has ended, or in its current state after the timeout."""
+        ...
+
+
+class TaskCancellation(Protocol):
+    """Cancels tasks. Raises TaskNotFoundError."""
+
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """Request the task's cancellation; the request is durable on return. Raises TaskFinishedError."""
         ...
 
-    async def release(self, task_id: str) -> None:
-        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError if none exists."""
-        ...
 
-    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
-        """Remove finished tasks beyond the retention (None: the server's own), and return them.
-
-        dry_run: only return what would be removed. Raises UnavailableError.
-        """
-        ...
-
-    async def has_preserved_sandbox(self, task: Task) -> bool:
-        """Whether the task has a preserved sandbox that `release` would remove."""
-        ...
-
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
-        """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
-        ...
-
-    async def wait(self, task_id: str, timeout_seconds: float) -> Task:
-        """Return the task once it has ended, or in its current state after the timeout."""
-        ...
+class TaskEvents(Protocol):
+    """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the journal's current events after `after`; `end` only for a finished task."""
@@ -275,12 +268,43 @@ class Tasks(Protocol):
         """Yield live events of all tasks, from the iterator's first step (before it waits for anything)."""
         ...
 
-    async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
+
+class TaskArtifacts(Protocol):
+    """Stored files of tasks. Every method raises TaskNotFoundError."""
+
+    async def list_artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """Return the stored artifacts of the task."""
         ...
 
-    async def artifact(self, task_id: str, name: str) -> StoredArtifact:
+    async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
         """Return the artifact with this name, or else with this path. Raises ArtifactNotFoundError."""
+        ...
+
+
+class TaskSandboxes(Protocol):
+    """Sandboxes of running tasks, and preserved ones of failed tasks."""
+
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
+        """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
+        ...
+
+    async def has_preserved_sandbox(self, task: Task) -> bool:
+        """Whether the task has a preserved sandbox that `release` would remove."""
+        ...
+
+    async def release(self, task_id: str) -> None:
+        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError if none exists."""
+        ...
+
+
+class Administration(Protocol):
+    """Retention, drain and health of the server."""
+
+    async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
+        """Remove finished tasks beyond the retention (None: the server's own), and return them.
+
+        dry_run: only return what would be removed. Raises UnavailableError.
+        """
         ...
 
     async def drain(self) -> DrainStatus:
@@ -298,3 +322,16 @@ class Tasks(Protocol):
     async def health(self) -> Health:
         """Return the health report."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskServices:
+    """What the server offers to its API and dashboard."""
+
+    submissions: Submissions
+    tasks: TaskQueries
+    cancellation: TaskCancellation
+    events: TaskEvents
+    artifacts: TaskArtifacts
+    sandboxes: TaskSandboxes
+    administration: Administration

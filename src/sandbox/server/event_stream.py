@@ -10,8 +10,7 @@ from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS
 from sandbox.model.wire.events import WireEvent, current_state_event, end_event, error_event, to_wire_event
 from sandbox.server.broadcast import Broadcast
-from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.tracked_task import TrackedTask, TrackedTasks
 from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
@@ -20,15 +19,18 @@ _DECODED_FACTOR = 5
 
 
 class EventStream:
-    """Each reader has its own journal offset, and reads only indexed records."""
+    """Implements `interfaces.tasks.TaskEvents`.
 
-    def __init__(self, journals: Journals, store: Store, journal_tailer: JournalTailer, broadcast: Broadcast) -> None:
+    Each reader has its own journal offset, and reads only indexed records.
+    """
+
+    def __init__(self, tracked_tasks: TrackedTasks, journals: Journals, store: Store, broadcast: Broadcast) -> None:
+        self._tracked_tasks = tracked_tasks
         self._journals = journals
         self._store = store
-        self._journal_tailer = journal_tailer
         self._broadcast = broadcast
 
-    async def replay(self, task_id: str, *, after: int) -> AsyncIterator[WireEvent]:
+    async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the current events; `end` too if the task is finished."""
         tracked = self._load_tracked(task_id)
         async for event in self._replay_range(tracked, None, tracked.offset, after):
@@ -37,7 +39,7 @@ class EventStream:
         if tracked.task.state.is_final:
             yield end_event(tracked.task)
 
-    async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[WireEvent]:
+    async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
         """Yield the events after `after`, then live ones, then `end`."""
         tracked = self._load_tracked(task_id)
         if after is None:
@@ -72,14 +74,14 @@ class EventStream:
         A task loaded from the index is never updated, so load it again. A new task is in the index for a moment before
         the tailer follows it.
         """
-        if self._journal_tailer.tracked_tasks.get(tracked.task.id) is tracked:
+        if self._tracked_tasks.get(tracked.task.id) is tracked:
             await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
             return tracked
         await asyncio.sleep(RETRY_SECONDS)
         return self._load_tracked(tracked.task.id)
 
     def _load_tracked(self, task_id: str) -> TrackedTask:
-        tracked = self._journal_tailer.tracked_tasks.get(task_id)
+        tracked = self._tracked_tasks.get(task_id)
         if tracked is not None:
             return tracked
         indexed = self._store.load(task_id)

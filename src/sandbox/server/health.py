@@ -41,6 +41,11 @@ class HealthCheck:
         reason = self._prober.blocked_reason
         return self._permanent_reasons if reason is None else [reason, *self._permanent_reasons]
 
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """Whole seconds until the next probe of the runtimes; None if none is planned."""
+        return self._prober.retry_after_seconds
+
     def run(self) -> Health:
         """Return the report. `reasons` say why tasks cannot be accepted or run."""
         counts = self._count_by_state()
@@ -57,7 +62,7 @@ class HealthCheck:
             tasks_by_state=counts or {},
             runtimes=self._prober.result.probes,
             next_probe_at=self._prober.next_probe_at,
-            retry_after_seconds=self._prober.retry_after_seconds,
+            retry_after_seconds=self.retry_after_seconds,
             is_store_ok=counts is not None,
             disk_free_bytes=self._disk_monitor.space.free_bytes,
             disk_total_bytes=self._disk_monitor.space.total_bytes,

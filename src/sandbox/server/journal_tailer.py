@@ -1,8 +1,8 @@
 """Tails the journals of unfinished tasks, updates the index and notifies subscribers."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalOffsetError, Journals, RecordBatch
@@ -13,8 +13,10 @@ from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.server.broadcast import Broadcast
+from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.journal_replay import JournalReplayer
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.tracked_task import TrackedTask, TrackedTasks
+from sandbox.server.watchdog import RunnerWatchdog
 from sandbox.system.log_context import bind_task
 
 _POLL_SLOWDOWN_MAX = 10
@@ -28,13 +30,26 @@ _INDEXED_IMMEDIATELY = (
 
 
 class JournalTailer:
-    """Follows each unfinished task. The index is never ahead of the journal and at most a second behind."""
+    """Follows each unfinished task. The index is never ahead of the journal and at most a second behind.
 
-    def __init__(self, journals: Journals, store: Store, clock: Clock, broadcast: Broadcast) -> None:
-        self.tracked_tasks: dict[str, TrackedTask] = {}
-        self.on_writer_lost: Callable[[TrackedTask], Awaitable[None]]
-        self.on_writer_silent: Callable[[TrackedTask], Awaitable[None]]
-        self.on_finished: Callable[[TrackedTask], None] = lambda _: None
+    tracked_tasks: the tasks that are followed; others only read it.
+    dispatcher: recovers tasks whose journal no process holds, and frees the resources of tasks that have ended.
+    watchdog: checks processes that hold a journal and write nothing.
+    """
+
+    def __init__(
+        self,
+        tracked_tasks: dict[str, TrackedTask],
+        journals: Journals,
+        store: Store,
+        clock: Clock,
+        broadcast: Broadcast,
+        dispatcher: Dispatcher,
+        watchdog: RunnerWatchdog,
+    ) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._dispatcher = dispatcher
+        self._watchdog = watchdog
         self._journals = journals
         self._journal_replayer = JournalReplayer(journals)
         self._store = store
@@ -47,7 +62,7 @@ class JournalTailer:
         task_id = tracked.task.id
         if submission is not None:
             self._publish(task_id, submission)
-        self.tracked_tasks[task_id] = tracked
+        self._tracked_tasks[task_id] = tracked
         self._asyncio_tasks[task_id] = asyncio.create_task(self._run(tracked), name=f"follow {task_id}")
 
     async def close(self) -> None:
@@ -66,9 +81,9 @@ class JournalTailer:
                 tracked.report_error(error)
                 await asyncio.sleep(RETRY_SECONDS)
         # The id of a pruned task may be reused before the tailer of the first task ends.
-        if self.tracked_tasks.get(tracked.task.id) is tracked:
-            del self.tracked_tasks[tracked.task.id], self._asyncio_tasks[tracked.task.id]
-            self.on_finished(tracked)
+        if self._tracked_tasks.get(tracked.task.id) is tracked:
+            del self._tracked_tasks[tracked.task.id], self._asyncio_tasks[tracked.task.id]
+            self._dispatcher.finish(tracked)
 
     async def _tail(self, tracked: TrackedTask) -> None:
         pause = FOLLOW_POLL_SECONDS
@@ -136,10 +151,45 @@ class JournalTailer:
             return
         if self._journals.is_locked(tracked.task.id):
             tracked.status_message = ""
-            await self.on_writer_silent(tracked)
+            await self._watchdog.check(tracked)
             return
         if not (await self._read_batch(tracked)).records:
-            await self.on_writer_lost(tracked)
+            await self._dispatcher.recover(tracked)
+
+
+class TaskTracker:
+    """Tracks unfinished tasks: the dispatcher launches them, the tailer follows their journals.
+
+    tracked_tasks: by id, for readers.
+    """
+
+    def __init__(self, tracked_tasks: TrackedTasks, dispatcher: Dispatcher, journal_tailer: JournalTailer) -> None:
+        self.tracked_tasks = tracked_tasks
+        self._dispatcher = dispatcher
+        self._journal_tailer = journal_tailer
+
+    def track(self, *tracked_tasks: TrackedTask, submission: e.Record | None = None) -> None:
+        """Start tracking tasks that are in the journal and the store. Pending tasks are queued.
+
+        submission: record 1 of a new task, which is published to subscribers.
+        """
+        for tracked in tracked_tasks:
+            self._dispatcher.add(tracked)
+            self._journal_tailer.start(tracked, submission)
+        self._dispatcher.dispatch()
+
+    def dispatch(self) -> None:
+        """Launch the tasks that fit now, because resources of the host became free."""
+        self._dispatcher.dispatch()
+
+    async def close(self) -> None:
+        """Finish running launches, stop following journals and release their locks. The tasks continue."""
+        await self._dispatcher.close()
+        await self._journal_tailer.close()
+        for tracked in self.tracked_tasks.values():
+            if tracked.recorder is not None:
+                with contextlib.suppress(OSError):
+                    tracked.recorder.writer.close()
 
 
 def _log_transition(task: Task, transition: e.Transition) -> None:

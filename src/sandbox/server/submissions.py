@@ -1,20 +1,35 @@
-"""Records submissions, each exactly once."""
+"""Accepts tasks, and records each submission exactly once."""
 
+import asyncio
+import contextlib
+import dataclasses
 import logging
+import uuid
 from datetime import timedelta
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalDamagedError, Journals, Recorder, replay_task
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
-from sandbox.interfaces.tasks import IdempotencyKeyReusedError, UnavailableError
+from sandbox.interfaces.tasks import (
+    IdempotencyKeyReusedError,
+    Submission,
+    TaskNotFoundError,
+    TaskQueries,
+    UnavailableError,
+)
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
 from sandbox.model.limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.health import HealthCheck
+from sandbox.server.journal_tailer import TaskTracker
+from sandbox.server.tracked_task import KeyedLock, TrackedTask
 
 _log = logging.getLogger(__name__)
+_SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
 
 
 class SubmissionLog:
@@ -85,3 +100,78 @@ class SubmissionLog:
         except (JournalDamagedError, IllegalEventError) as error:
             return UnavailableError(f"The task {task_id} already exists, and cannot be read: {error.message}")
         return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
+
+
+class Submissions:
+    """Implements `interfaces.tasks.Submissions`: refuses tasks that cannot run now, and tracks the others."""
+
+    def __init__(
+        self,
+        log: SubmissionLog,
+        queries: TaskQueries,
+        tracker: TaskTracker,
+        dispatcher: Dispatcher,
+        *,
+        drain: Drain,
+        health_check: HealthCheck,
+    ) -> None:
+        self._submission_log = log
+        self._queries = queries
+        self._tracker = tracker
+        self._dispatcher = dispatcher
+        self._drain = drain
+        self._health_check = health_check
+        self._idempotency_locks = KeyedLock()
+
+    async def find_submission(self, idempotency: Idempotency) -> Submission | None:
+        """See `interfaces.tasks.Submissions.find_submission`."""
+        if self._dispatcher.is_closing:
+            raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
+        unfinished = [tracked.task for tracked in self._tracker.tracked_tasks.values()]
+        try:
+            previous = await asyncio.to_thread(self._submission_log.find, idempotency, unfinished)
+        except StoreError as error:
+            raise UnavailableError(error.message) from error
+        return None if previous is None else Submission(previous, is_replayed=True)
+
+    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
+        """See `interfaces.tasks.Submissions.submit`."""
+        if idempotency is None:
+            return Submission(await self._accept(manifest, None))
+        async with self._idempotency_locks.lock_for(idempotency.key):
+            previous = await self.find_submission(idempotency)
+            return previous or Submission(await self._accept(manifest, idempotency))
+
+    async def check_acceptance(self, manifest: Manifest) -> None:
+        """See `interfaces.tasks.Submissions.check_acceptance`."""
+        self._check_acceptable(manifest)
+        with self._dispatcher.place_reserved(manifest):
+            pass
+        if manifest.metadata.id:
+            with contextlib.suppress(TaskNotFoundError):
+                raise DuplicateTaskError(await self._queries.status(manifest.metadata.id))
+
+    async def _accept(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
+        self._check_acceptable(manifest)
+        task_id = manifest.metadata.id or str(uuid.uuid4())
+        metadata = dataclasses.replace(manifest.metadata, id=task_id)
+        named = dataclasses.replace(manifest, metadata=metadata)
+        try:
+            with self._dispatcher.place_reserved(named):
+                tracked, submission = await asyncio.to_thread(self._submission_log.add, named, idempotency)
+        except (OSError, StoreError) as error:
+            raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
+        submitted = tracked.task
+        _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
+        self._tracker.track(tracked, submission=submission)
+        return submitted
+
+    def _check_acceptable(self, manifest: Manifest) -> None:
+        if self._dispatcher.is_closing:
+            raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
+        if blockers := self._health_check.blocked_reasons:
+            seconds = self._health_check.retry_after_seconds
+            raise UnavailableError(" ".join(blockers), retry_after_seconds=seconds)
+        if self._drain.since is not None:
+            raise UnavailableError(DRAINING_REASON)
+        self._dispatcher.check_capacity(manifest)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -115,6 +116,10 @@ class TrackedTask:
                 await changed_event.wait()
         except TimeoutError:
             return
+
+
+TrackedTasks = Mapping[str, TrackedTask]
+"""The unfinished tasks that the tailer follows, by id, for readers. Only the tailer adds and removes tasks."""
 
 
 class KeyedLock:

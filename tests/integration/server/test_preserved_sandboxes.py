@@ -95,12 +95,12 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
-            dependencies = service.dependencies
+            parts = service.parts
             gc_dependencies = GarbageCollectorDependencies(
                 components.data_dir,
-                dependencies.journals,
-                dependencies.store,
-                dependencies.preserved_sandboxes,
+                parts.journals,
+                parts.store,
+                parts.preserved_sandboxes,
                 remove_trees,
             )
             await GarbageCollector(gc_dependencies, ()).sweep()
@@ -176,7 +176,7 @@ async def test_sandbox_cannot_be_locked_during_its_release(components):
 
             async def remove_while_locking(paths):
                 await remove(paths)
-                with service.dependencies.preserved_sandboxes.try_lock(task) as lock_fd:
+                with service.parts.preserved_sandboxes.try_lock(task) as lock_fd:
                     lock_fds.append(lock_fd)
 
             components.remove = remove_while_locking
@@ -192,7 +192,7 @@ async def test_release_waits_for_the_end_of_a_debug_session(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            with service.dependencies.preserved_sandboxes.try_lock(await service.status("task-1")):
+            with service.parts.preserved_sandboxes.try_lock(await service.status("task-1")):
                 release = asyncio.create_task(service.release("task-1"))
                 done, _ = await asyncio.wait([release], timeout=0.5)
                 assert not done
@@ -208,7 +208,7 @@ async def test_release_during_a_debug_session_is_rejected(components, monkeypatc
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            lock = service.dependencies.preserved_sandboxes.try_lock(await service.status("task-1"))
+            lock = service.parts.preserved_sandboxes.try_lock(await service.status("task-1"))
             with lock, pytest.raises(UnavailableError, match="has an open shell"):
                 await service.release("task-1")
             return preserved.handle.exists()
@@ -222,9 +222,9 @@ async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypa
             preserved = await fail(components, service, "task-1")
             await service.release("task-1")
             results = iter([True, False])  # preserved at the check, released before the lock
-            monkeypatch.setattr(service.dependencies.preserved_sandboxes, "is_preserved", lambda _: next(results))
+            monkeypatch.setattr(service.parts.preserved_sandboxes, "is_preserved", lambda _: next(results))
             task = await service.status("task-1")
-            with pytest.raises(SandboxNotPreservedError), service.dependencies.preserved_sandboxes.try_lock(task):
+            with pytest.raises(SandboxNotPreservedError), service.parts.preserved_sandboxes.try_lock(task):
                 pass
             return [file.name for file in preserved.root.iterdir()]
 
@@ -274,7 +274,7 @@ def test_shell_in_an_unreadable_preserved_sandbox_is_rejected(components, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     def obstruct(service, _):
-        monkeypatch.setattr(service.dependencies.preserved_sandboxes, "is_preserved", raise_error)
+        monkeypatch.setattr(service.parts.preserved_sandboxes, "is_preserved", raise_error)
 
     assert_shell_is_rejected(components, obstruct, "Input/output error; try again")
 
@@ -303,7 +303,7 @@ async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(compo
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            monkeypatch.setattr(service.dependencies.debug_sessions, "_look_up_secrets", raise_error)
+            monkeypatch.setattr(service.parts.debug_sessions, "_look_up_secrets", raise_error)
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value
@@ -333,8 +333,8 @@ async def test_release_without_a_preserved_sandbox_is_rejected(components):
 async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
     async def scenario():
         async with components.server() as service:
-            dependencies = service.dependencies
-            expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
+            parts = service.parts
+            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
             components.clock.set_back_by = timedelta(hours=25)
             old = await fail(components, service, "old")
             components.clock.set_back_by = timedelta(hours=23)
@@ -352,16 +352,16 @@ async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
 async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
-            dependencies = service.dependencies
+            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, f"task-{number}") for number in range(150)]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
+            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
             await expiry.sweep()
             remaining = [each for each in preserved if each.disk.exists()]
             queries = []
-            query = dependencies.store.query
-            monkeypatch.setattr(dependencies.store, "query", lambda request: queries.append(request) or query(request))
+            query = parts.store.query
+            monkeypatch.setattr(parts.store, "query", lambda request: queries.append(request) or query(request))
             await expiry.sweep()
             return remaining, [request.cursor is None for request in queries]
 
@@ -371,12 +371,12 @@ async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
 async def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
-            dependencies = service.dependencies
+            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
-            is_preserved = dependencies.preserved_sandboxes.is_preserved
+            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
+            is_preserved = parts.preserved_sandboxes.is_preserved
 
             def raise_error(task):
                 if task.id == "a":
@@ -384,7 +384,7 @@ async def test_unreadable_sandbox_is_retried_and_does_not_block_others(component
                 return is_preserved(task)
 
             with monkeypatch.context() as patch:
-                patch.setattr(dependencies.preserved_sandboxes, "is_preserved", raise_error)
+                patch.setattr(parts.preserved_sandboxes, "is_preserved", raise_error)
                 assert await service.has_preserved_sandbox(await service.status("a"))
                 with pytest.raises(UnavailableError, match="release it again"):
                     await service.release("a")
@@ -399,11 +399,11 @@ async def test_unreadable_sandbox_is_retried_and_does_not_block_others(component
 async def test_failing_removal_is_retried_and_does_not_block_others(components):
     async def scenario():
         async with components.server() as service:
-            dependencies = service.dependencies
+            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, DAY)
+            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
             remove = components.remove
 
             async def raise_error(paths):

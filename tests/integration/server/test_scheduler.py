@@ -21,7 +21,7 @@ MIB = 1024**2
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_SECONDS", 0.05)
     instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
     for task_id in list(instance.runners.recorders):
@@ -158,7 +158,7 @@ async def test_draining_server_starts_no_tasks_and_finishes_running_ones(compone
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 async def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, monkeypatch, is_cancelled):
-    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_SECONDS", 0.05)
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     errors = [OSError(5, "Input/output error")]
 
@@ -197,7 +197,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
 
 async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
     """Only the end of the task remains to be written; nothing starts."""
-    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
 
     def refuse_end(writer, event, transition=None, **when):
@@ -237,7 +237,7 @@ async def prune_pending_task(components, service, task_id):
     await service.submit(manifest("before"))
     await components.wait_for_launch("before")
     await service.submit(manifest(task_id))
-    following = service.dependencies.journal_tailer._asyncio_tasks[task_id]
+    following = next(task for task in asyncio.all_tasks() if task.get_name() == f"follow {task_id}")
     await service.cancel(task_id, reason="", force=False)
     await service.wait(task_id, 10)
     assert [task.id for task in await service.prune(Retention(older_than_seconds=0), dry_run=False)] == [task_id]

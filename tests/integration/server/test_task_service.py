@@ -19,6 +19,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
+from sandbox.server.submissions import SubmissionLog
 
 
 async def collect(events):
@@ -323,17 +324,13 @@ async def test_unknown_task_raises_not_found(components):
                 await call
 
 
-async def test_follow_during_submit_gets_every_event(components):
+async def test_follow_during_submit_gets_every_event(components, monkeypatch):
     """A task is in the index for a moment before its journal is tailed."""
 
     async def scenario():
         async with components.server() as service:
-            submissions, is_indexed, may_continue = (
-                service.dependencies.submissions,
-                threading.Event(),
-                threading.Event(),
-            )
-            add = submissions.add
+            is_indexed, may_continue = threading.Event(), threading.Event()
+            add = SubmissionLog.add
 
             def add_slowly(*args):
                 added = add(*args)
@@ -341,7 +338,7 @@ async def test_follow_during_submit_gets_every_event(components):
                 assert may_continue.wait(10)
                 return added
 
-            submissions.add = add_slowly
+            monkeypatch.setattr(SubmissionLog, "add", add_slowly)
             submitting = asyncio.create_task(service.submit(manifest()))
             await asyncio.to_thread(is_indexed.wait, 10)
             following = asyncio.create_task(collect(service.follow("task-1", after=0)))

@@ -64,7 +64,7 @@ class FailingStore(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch):
-    for name in ("journal_tailer.LOSS_CHECK_SECONDS", "journal_tailer.RETRY_SECONDS", "task_service.RETRY_SECONDS"):
+    for name in ("journal_tailer.LOSS_CHECK_SECONDS", "journal_tailer.RETRY_SECONDS", "dispatcher.RETRY_SECONDS"):
         monkeypatch.setattr(f"sandbox.server.{name}", 0.1)
 
 
@@ -216,7 +216,7 @@ def test_pending_task_with_a_busy_journal_is_launched(components):
     async def before():
         components.capacity = Resources(0, 0, 0)
         async with components.server() as service:
-            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
+            components.track_new_task(service)
 
     async def after():
         components.capacity = Resources(4, 100 * GIB, 100 * GIB)
@@ -234,7 +234,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
     async def before():
         components.capacity = Resources(0, 0, 0)
         async with components.server() as service:
-            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
+            components.track_new_task(service)
 
     async def after():
         components.capacity, components.memory_available_bytes = Resources(4, 100 * GIB, 100 * GIB), 0
@@ -258,7 +258,7 @@ def test_pending_task_with_a_busy_journal_waits_for_the_end_of_the_drain(compone
     async def before():
         components.capacity = Resources(0, 0, 0)
         async with components.server() as service:
-            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
+            components.track_new_task(service)
             await service.drain()
 
     async def after():
@@ -340,7 +340,7 @@ async def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(componen
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
-            offset = service.dependencies.journal_tailer.tracked_tasks["task-1"].offset
+            offset = service.tracked_tasks["task-1"].offset
             monkeypatch.setattr(components.journals, "read", recording_read)
             with (components.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
@@ -387,7 +387,7 @@ def damage(records):
 def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkeypatch):
     """Thousands of tasks may be pending, and each pass covers all of them, so a pass per task would be slow."""
     components.capacity, passes = Resources(4, 1000 * GIB, 1000 * GIB), []
-    monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 60)
+    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_SECONDS", 60)
 
     async def before():
         async with components.server() as service:
@@ -507,7 +507,7 @@ def test_rejected_task_leaves_nothing_for_the_next_server(components, disk):
         disk.is_full = False
         async with components.server() as service:
             await service.health()
-            return list(service.dependencies.journal_tailer.tracked_tasks)
+            return list(service.tracked_tasks)
 
     asyncio.run(before())
     assert asyncio.run(after()) == []
@@ -585,7 +585,7 @@ async def test_task_without_index_row_and_journal_does_not_affect_others(tmp_pat
 
 async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components, monkeypatch):
     """The record looks complete in the file until the server can truncate and rewrite it."""
-    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_SECONDS", 0.5)
     fdatasync, ftruncate, failed = os.fdatasync, os.ftruncate, []
 
     def refuse_once(what, work, *arguments):
@@ -614,7 +614,7 @@ async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(comp
 
 async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, monkeypatch):
     """The tailer also reads between the write of a record and its failing flush."""
-    monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.dispatcher.RETRY_SECONDS", 0.0)
     fdatasync, failures = os.fdatasync, []
 
     def slow_failing_fdatasync(descriptor):

@@ -33,7 +33,7 @@ def files_of(components, name):
 async def open_resources(service):
     """Wait until no journal is tailed, then return the numbers of open descriptors and asyncio tasks."""
     async with asyncio.timeout(10):
-        while service.dependencies.journal_tailer.tracked_tasks:
+        while service.tracked_tasks:
             await asyncio.sleep(0.005)
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 

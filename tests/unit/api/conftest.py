@@ -35,7 +35,7 @@ class Api:
         api_settings = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
         authenticator = Authenticator(access or FakeAccess(), api_settings)
         self.app = create_app(
-            tasks, settings=api_settings, shutting_down=self.shutting_down, authenticator=authenticator
+            tasks.services, settings=api_settings, shutting_down=self.shutting_down, authenticator=authenticator
         )
         self.schema = _schema()
 

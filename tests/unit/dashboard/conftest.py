@@ -24,7 +24,9 @@ class Pages:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
         authenticator = Authenticator(access or FakeAccess(), settings)
-        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), authenticator=authenticator)
+        self.app = create_app(
+            tasks.services, settings=settings, shutting_down=asyncio.Event(), authenticator=authenticator
+        )
         add_dashboard(self.app)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> httpx2.Response:

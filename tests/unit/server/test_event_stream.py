@@ -21,7 +21,6 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
-from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.system import fair_share
 
@@ -71,10 +70,8 @@ class StreamedJournal:
     def start_server(self):
         """Start a server that has read the journal up to its current end."""
         replayed = replay_task(self.journals, "task-1")
-        tailer = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
         self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset)))
-        tailer.tracked_tasks["task-1"] = self.tracked_tasks[-1]
-        self.stream = EventStream(self.journals, self.store, tailer, Broadcast())
+        self.stream = EventStream({"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast())
 
     def record(self, *events):
         for event in events:

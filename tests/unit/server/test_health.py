@@ -75,14 +75,13 @@ def test_unusable_disk_is_reported(health, space, reason):
 
 async def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
     space_freed = asyncio.Event()
-    health.disk_monitor.on_space_freed = space_freed.set
     monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     async def run():
-        monitoring = asyncio.create_task(health.disk_monitor.run())
+        monitoring = asyncio.create_task(health.disk_monitor.run(space_freed.set))
         async with asyncio.timeout(10):
             while health.disk_monitor.shortage is None:
                 await asyncio.sleep(0)

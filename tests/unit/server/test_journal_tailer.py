@@ -1,6 +1,7 @@
 """The tailer keeps the index current for a restarted server, without an update for each artifact."""
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,7 +50,7 @@ class TailedTask:
         for event in (e.TaskSubmitted("task-1", manifest()), *BEGIN):
             self.recorder.record(event)
         reading = replay_task(self.journals, "task-1")
-        self.tailer = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
+        self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), Mock())
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset))
 
     async def write_events(self, events):

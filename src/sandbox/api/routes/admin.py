@@ -21,7 +21,7 @@ def add_drain_routes(app: FastAPI) -> None:
 
 async def read_drain(context: ContextDep) -> JsonResponse:
     """Whether the server is draining, and the progress of the drain."""
-    return _drain_response(await context.tasks.drain_status())
+    return _drain_response(await context.administration.drain_status())
 
 
 async def begin_drain(context: ContextDep) -> JsonResponse:
@@ -29,12 +29,12 @@ async def begin_drain(context: ContextDep) -> JsonResponse:
 
     Running tasks continue.
     """
-    return _drain_response(await context.tasks.drain())
+    return _drain_response(await context.administration.drain())
 
 
 async def undo_drain(context: ContextDep) -> JsonResponse:
     """Accept and start tasks again."""
-    return _drain_response(await context.tasks.undo_drain())
+    return _drain_response(await context.administration.undo_drain())
 
 
 def _drain_response(draining: DrainStatus) -> JsonResponse:
@@ -75,7 +75,7 @@ async def prune_tasks(
     """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply."""
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)
-    pruned = await context.tasks.prune(retention, dry_run=dry_run)
+    pruned = await context.administration.prune(retention, dry_run=dry_run)
     items = [
         {
             "id": one.id,

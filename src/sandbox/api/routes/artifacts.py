@@ -72,7 +72,7 @@ def add_artifact_routes(app: FastAPI) -> None:
 async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """List the artifacts of a task."""
     async with fair_share.thread_slot():
-        stored = await context.tasks.artifacts(task_id)
+        stored = await context.artifacts.list_artifacts(task_id)
         return await fair_share.to_thread(_artifact_list_response, task_id, stored)
 
 
@@ -99,7 +99,7 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
 async def download_artifact(request: Request, context: ContextDep, task_id: paths.TaskId, name: str) -> Response:
     """Download an artifact by its name, else by its path. Artifacts that contain a secret require the role operator."""
     async with fair_share.thread_slot():
-        stored = await context.tasks.artifact(task_id, name)
+        stored = await context.artifacts.find_artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
     stat_result = await fair_share.to_thread(_stat_regular_file, stored.file)

@@ -39,7 +39,7 @@ async def read_liveness(context: ContextDep) -> JsonResponse:
 
 async def read_health(context: ContextDep) -> JsonResponse:
     """Health of the server, in detail."""
-    health = await context.tasks.health()
+    health = await context.administration.health()
     reasons = not_ready_reasons(health, context)
     body: dict[str, Any] = {
         "status": "degraded" if reasons else "ok",
@@ -60,7 +60,7 @@ async def read_health(context: ContextDep) -> JsonResponse:
 
 async def read_readiness(request: Request, context: ContextDep) -> Response:
     """Readiness: whether the server can accept and run tasks; 503 if it cannot."""
-    health = await context.tasks.health()
+    health = await context.administration.health()
     reasons = not_ready_reasons(health, context)
     if not reasons:
         return JsonResponse({"status": "ready"})
@@ -110,6 +110,6 @@ def add_metrics_route(app: FastAPI) -> None:
 
 async def read_metrics(context: ContextDep) -> Response:
     """Metrics in Prometheus format."""
-    health = await context.tasks.health()
+    health = await context.administration.health()
     is_ready = not not_ready_reasons(health, context)
     return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

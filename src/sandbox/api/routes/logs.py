@@ -19,7 +19,7 @@ from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.events import LogStream, WireEvent, format_timestamp, log_stream_of, wire_size_bytes
 from sandbox.system import fair_share
@@ -116,9 +116,9 @@ async def read_logs(
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _find_tail_start(context.tasks, task, start, query.tail, encoder)
+        start = await _find_tail_start(context.events, task, start, query.tail, encoder)
     if not query.follow:
-        return EventStreamResponse(encode_each(context.tasks.replay(task_id, after=start), encoder), _TEXT)
+        return EventStreamResponse(encode_each(context.events.replay(task_id, after=start), encoder), _TEXT)
     return EventStreamResponse(
         context.stream_cache.follow(task, encoder, after=start),
         media_type,
@@ -142,7 +142,7 @@ def _normalize_time(since: str) -> str:
         raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
 
 
-async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
+async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
     """Return the `after` that selects the last `lines` existing lines, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
     scan_count = lines
@@ -151,31 +151,31 @@ async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, enc
         begin = max(after, task.last_seq - scan_count)
         block_seqs: deque[int] = deque(maxlen=lines // block_lines + 2)
         count = 0
-        async for seq in _matching_seqs(tasks, task, begin, encoder):
+        async for seq in _matching_seqs(events, task, begin, encoder):
             if count % block_lines == 0:
                 block_seqs.append(seq)
             count += 1
         if count > lines:
             blocks_back = (count - 1) // block_lines - (count - lines - 1) // block_lines
             skipped = (count - lines - 1) % block_lines
-            return await _skip_lines(tasks, task, block_seqs[-1 - blocks_back], skipped, encoder)
+            return await _skip_lines(events, task, block_seqs[-1 - blocks_back], skipped, encoder)
         if begin == after:
             return after
 
 
-async def _skip_lines(tasks: Tasks, task: Task, seq: int, skipped: int, encoder: LogEncoder) -> int:
+async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, encoder: LogEncoder) -> int:
     """Return the seq of the line that is `skipped` lines after the line with `seq`."""
     if skipped == 0:
         return seq
-    async for found in _matching_seqs(tasks, task, seq, encoder):
+    async for found in _matching_seqs(events, task, seq, encoder):
         seq, skipped = found, skipped - 1
         if skipped == 0:
             break
     return seq
 
 
-async def _matching_seqs(tasks: Tasks, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
-    async for event in tasks.replay(task.id, after=after):
+async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
+    async for event in events.replay(task.id, after=after):
         await fair_share.acquire(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield int(event["seq"])

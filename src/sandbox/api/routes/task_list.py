@@ -16,7 +16,7 @@ from sandbox.api.openapi import declare_parameters, problem_responses, responses
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import TaskPage, TaskQuery
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task_state import TaskState
 from sandbox.system import fair_share
 
@@ -101,7 +101,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     return query if list_query.cursor is None else _apply_cursor(query, list_query.cursor, params)
 
 
-async def query_page(tasks: Tasks, query: TaskQuery, params: QueryParams) -> TaskPage:
+async def query_page(tasks: TaskQueries, query: TaskQuery, params: QueryParams) -> TaskPage:
     """Return the requested page. It is empty if one label is requested with two values."""
     return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 

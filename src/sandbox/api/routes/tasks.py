@@ -32,7 +32,7 @@ from sandbox.api.request_parameters import (
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
-from sandbox.interfaces.tasks import Submission, Tasks
+from sandbox.interfaces.tasks import Submission, TaskQueries
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Manifest
@@ -128,16 +128,16 @@ async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = 
 async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> JsonResponse:
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
-    if idempotency is not None and not dry_run and (before := await context.tasks.find_submission(idempotency)):
+    if idempotency is not None and not dry_run and (before := await context.submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
     manifest = await fair_share.to_thread(_parse_submission, body, request, context)
     require_valid_credentials(request, context.authenticator)
     if dry_run:
-        await context.tasks.check_acceptance(manifest)
+        await context.submissions.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
         return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
-    return _submitted_response(await context.tasks.submit(manifest, idempotency))
+    return _submitted_response(await context.submissions.submit(manifest, idempotency))
 
 
 def _submitted_response(submission: Submission) -> JsonResponse:
@@ -173,7 +173,7 @@ async def read_task(request: Request, context: ContextDep, task_id: paths.TaskId
 
 
 async def _current_task_body(request: Request, context: AppContext, task: Task) -> dict[str, Any]:
-    return await task_body(context.tasks, task, is_operator=get_caller(request).is_operator)
+    return await task_body(context.sandboxes, task, is_operator=get_caller(request).is_operator)
 
 
 async def wait_for_task(
@@ -199,7 +199,7 @@ async def wait_for_task(
         await asyncio.gather(waiting, *interruptions, return_exceptions=True)
 
 
-async def _wait_result(waiting: asyncio.Task[Task], tasks: Tasks, task_id: str) -> Task:
+async def _wait_result(waiting: asyncio.Task[Task], tasks: TaskQueries, task_id: str) -> Task:
     return await waiting if waiting.done() else await tasks.status(task_id)
 
 
@@ -210,7 +210,7 @@ async def cancel_task(
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     require_valid_credentials(request, context.authenticator)
-    cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
+    cancellation = await context.cancellation.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
     body = {
         "success": True,
         "task_id": cancellation.task.id,
@@ -229,6 +229,6 @@ def add_preserved_routes(app: FastAPI) -> None:
 
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """Remove the preserved sandbox of a task and free its disk space."""
-    await context.tasks.release(task_id)
+    await context.sandboxes.release(task_id)
     body = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
     return JsonResponse(body)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sandbox.api.streaming.response import Encoder, Messages, close_iterator, encode_each
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.events import WireEvent, wire_size_bytes
 from sandbox.system import fair_share
@@ -93,7 +93,7 @@ class HistoryCache:
 class StreamBuffer:
     """The latest batches of one task.
 
-    events: starts with the current state, as `Tasks.follow` without `after` does.
+    events: starts with the current state, as `TaskEvents.follow` without `after` does.
     """
 
     def __init__(self, events: AsyncIterator[WireEvent]) -> None:
@@ -188,14 +188,14 @@ class StreamCache:
     Each subscriber has its own position; no event is skipped.
     """
 
-    def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
+    def __init__(self, events: TaskEvents) -> None:
+        self._events = events
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
-        """Follow a task as `Tasks.follow` does, and encode its events."""
+        """Follow a task as `TaskEvents.follow` does, and encode its events."""
         if task.state.is_final:
-            return encode_each(self._tasks.follow(task.id, after=after), encoder)
+            return encode_each(self._events.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)
 
     async def _follow(self, task_id: str, encoder: Encoder, position: int | None) -> AsyncIterator[Messages]:
@@ -204,7 +204,7 @@ class StreamCache:
             while True:
                 batches = None if position is None else await self._next_batches(task_id, buffer, position)
                 if position is None or batches is None:
-                    events = self._tasks.follow(task_id, after=position)
+                    events = self._events.follow(task_id, after=position)
                     try:
                         async for event in events:
                             yield encoder.encode((event,))
@@ -240,14 +240,14 @@ class StreamCache:
                 await changed.wait()
             return batches
         await asyncio.sleep(0)
-        batch = await buffer.history.get_or_load(position, lambda: self._tasks.replay(task_id, after=position))
+        batch = await buffer.history.get_or_load(position, lambda: self._events.replay(task_id, after=position))
         return None if batch is None else [batch]
 
     def _acquire(self, task_id: str) -> StreamBuffer:
         buffer = self._buffers.get(task_id)
         # The id of a pruned task may be reused while a client still reads the end of the old task.
         if buffer is None or buffer.is_finished:
-            buffer = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
+            buffer = self._buffers[task_id] = StreamBuffer(self._events.follow(task_id))
         buffer.subscriber_count += 1
         return buffer
 

@@ -12,7 +12,7 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import fair_share
@@ -38,7 +38,7 @@ async def show_server(request: Request, context: AppContext) -> Response:
 
 
 async def _render_server(request: Request, context: AppContext) -> Response:
-    health = await context.tasks.health()
+    health = await context.administration.health()
     ended, is_cut = await _finished_tasks(context.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
     return await fair_share.to_thread(
@@ -57,7 +57,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
     )
 
 
-async def _finished_tasks(tasks: Tasks) -> tuple[list[Task], bool]:
+async def _finished_tasks(tasks: TaskQueries) -> tuple[list[Task], bool]:
     """Return the tasks that ended within the last day, up to one page, and whether there were more."""
     query = TaskQuery(FINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)

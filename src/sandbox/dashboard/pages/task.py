@@ -63,10 +63,10 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         took=_total_duration(task),
         failure=error_fields(task, is_operator=is_operator),
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
-        artifacts=await context.tasks.artifacts(task.id),
+        artifacts=await context.artifacts.list_artifacts(task.id),
         patch=f"{task.id}.patch",
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
-        is_kept=await context.tasks.has_preserved_sandbox(task),
+        is_kept=await context.sandboxes.has_preserved_sandbox(task),
     )
 
 

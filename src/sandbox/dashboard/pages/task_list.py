@@ -19,7 +19,7 @@ from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import ListQuery, parse_query, query_page
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import Tasks
+from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import fair_share
@@ -67,7 +67,7 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
 
 async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
     page = await query_page(context.tasks, query, request.query_params)
-    health = await context.tasks.health()
+    health = await context.administration.health()
     waiting = await _pending_tasks(context.tasks)
     return await fair_share.to_thread(
         render_page,
@@ -117,7 +117,7 @@ def _default_order(params: Mapping[str, str]) -> str:
     return params.get("order") or ("asc" if params.get("sort") == "name" else "desc")
 
 
-async def _pending_tasks(tasks: Tasks) -> Sequence[Task]:
+async def _pending_tasks(tasks: TaskQueries) -> Sequence[Task]:
     """Return the first pending tasks of the queue."""
     query = TaskQuery(frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     return (await tasks.query(query)).tasks

@@ -15,28 +15,24 @@ _UNKNOWN_SPACE = DiskSpace(0, 0)
 
 
 class DiskMonitor:
-    """Decides whether new tasks wait for disk space, and keeps a reserve for records that must be written anyway.
-
-    on_space_freed: called when new tasks no longer need to wait.
-    """
+    """Decides whether new tasks wait for disk space, and keeps a reserve for records that must be written anyway."""
 
     def __init__(self, data_dir: Path, measure: MeasureDiskSpace, watermark: Watermark, reserve: DiskReserve) -> None:
         self.space = _UNKNOWN_SPACE
         self.shortage: str | None = None
         """Why new tasks wait (human-readable); set by `check`."""
-        self.on_space_freed: Callable[[], None] = lambda: None
         self._data_dir = data_dir
         self._measure = measure
         self._watermark = watermark
         self._reserve = reserve
 
-    async def run(self) -> None:
-        """Check periodically."""
+    async def run(self, on_space_freed: Callable[[], None]) -> None:
+        """Check periodically. on_space_freed: called when new tasks no longer need to wait."""
         while True:
             was_short = self.check() is not None
             await asyncio.sleep(DISK_SPACE_CHECK_SECONDS)
             if was_short and self.check() is None:
-                self.on_space_freed()
+                on_space_freed()
 
     def check(self) -> str | None:
         """Measure free space, then release or allocate the reserve as needed. Return the shortage, if any."""

@@ -99,7 +99,7 @@ async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api,
     async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         active, maximum, may_continue = 0, 0, asyncio.Event()
-        list_artifacts = api.tasks.artifacts
+        list_artifacts = api.tasks.list_artifacts
 
         async def artifacts(task_id):
             nonlocal active, maximum
@@ -108,7 +108,7 @@ async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api,
             active -= 1
             return await list_artifacts(task_id)
 
-        monkeypatch.setattr(api.tasks, "artifacts", artifacts)
+        monkeypatch.setattr(api.tasks, "list_artifacts", artifacts)
         async with httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
             path, first, second = (
                 "/api/v1/tasks/task-001/artifacts",

@@ -53,13 +53,13 @@ def components(tmp_path):
 
 
 def garbage_collector(components, service, *kinds):
-    dependencies = service.dependencies
+    parts = service.parts
     return GarbageCollector(
         GarbageCollectorDependencies(
             components.data_dir,
-            dependencies.journals,
-            dependencies.store,
-            dependencies.preserved_sandboxes,
+            parts.journals,
+            parts.store,
+            parts.preserved_sandboxes,
             remove_trees,
         ),
         kinds,
@@ -140,11 +140,11 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         for event in TO_END:
             components.runners.recorders["task-1"].record(event)
         components.runners.kill("task-1")
-        dependencies = service.dependencies
+        parts = service.parts
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
             gc_dependencies = GarbageCollectorDependencies(
-                components.data_dir, dependencies.journals, store, dependencies.preserved_sandboxes, remove_trees
+                components.data_dir, parts.journals, store, parts.preserved_sandboxes, remove_trees
             )
             await GarbageCollector(gc_dependencies, [leftovers]).sweep()
         return names(files), leftovers.attempts
@@ -233,7 +233,7 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
             await end(components, service, "task-1", *FAILED)
             leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
-            with service.dependencies.preserved_sandboxes.try_lock(task):
+            with service.parts.preserved_sandboxes.try_lock(task):
                 await garbage_collector(components, service, leftovers).sweep()
                 during_session = len(leftovers.attempts)
             await garbage_collector(components, service, leftovers).sweep()

@@ -10,7 +10,6 @@ import pytest
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
-from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
@@ -52,16 +51,13 @@ def components(tmp_path):
     instance.store.close()
 
 
-def run_janitor(components, retention, *steps, time_to_live="24h"):
+def run_janitor(components, retention, *steps, time_to_live_seconds=86_400):
     """Run the janitor at the start and after each step; return whether the task and the preserved disk still exist."""
-    settings = ServerSettings(preserve=PreserveSection(time_to_live=time_to_live))
 
     async def scenario():
         async with components.server() as service:
-            dependencies, results = replace(service.dependencies, retention=retention), []
-            janitor = Janitor(
-                create_maintenance_jobs(components.data_dir, components.data_dir.parent / "run", dependencies, settings)
-            )
+            parts, results = replace(service.parts, retention=retention), []
+            janitor = Janitor(create_maintenance_jobs(parts, components.data_dir.parent / "run", time_to_live_seconds))
             for step in (lambda: None, *steps):
                 step()
                 await janitor.run_once()
@@ -94,7 +90,7 @@ def test_clock_is_trusted_after_a_steady_hour(components):
 
 
 def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
-    assert run_janitor(components, Retention(older_than_seconds=90 * 86_400, keep=1), time_to_live="1s") == [
+    assert run_janitor(components, Retention(older_than_seconds=90 * 86_400, keep=1), time_to_live_seconds=1) == [
         (False, False)
     ]
 

@@ -1,0 +1,201 @@
+"""The dispatcher: queues unfinished tasks, and launches those that fit."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context
+
+from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy
+from sandbox.model.limits import (
+    LAUNCH_SHUTDOWN_SECONDS,
+    MEMORY_AVAILABLE_BYTES_MIN,
+    MEMORY_CHECK_SECONDS,
+    RETRY_SECONDS,
+)
+from sandbox.model.manifest.schema import Manifest
+from sandbox.model.task_state import TaskState
+from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.scheduler import Resources, Scheduler, UnfinishedTaskLimit
+from sandbox.server.tracked_task import TrackedTask, TrackedTasks
+from sandbox.system.log_context import bind_task
+
+_STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
+
+
+class Dispatcher:
+    """Keeps the capacity of the server: which tasks wait, which have a reservation, and which start next.
+
+    tracked_tasks: must contain each task that was added before the next `dispatch`.
+    read_memory_available_bytes: memory that the host has available for new processes, None if unknown.
+    """
+
+    def __init__(
+        self,
+        tracked_tasks: TrackedTasks,
+        scheduler: Scheduler,
+        runner_launcher: RunnerLauncher,
+        *,
+        drain: Drain,
+        prober: RuntimeProber,
+        disk_monitor: DiskMonitor,
+        read_memory_available_bytes: Callable[[], int | None],
+    ) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._scheduler = scheduler
+        self._runner_launcher = runner_launcher
+        self._drain = drain
+        self._prober = prober
+        self._disk_monitor = disk_monitor
+        self._read_memory_available_bytes = read_memory_available_bytes
+        self._unfinished_task_limit = UnfinishedTaskLimit()
+        self._launches: set[asyncio.Task[None]] = set()
+        self._next_dispatch: asyncio.TimerHandle | None = None
+        self._closing = asyncio.Event()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close` was called: no task is launched, so none must be accepted."""
+        return self._closing.is_set()
+
+    @property
+    def waiting_count(self) -> int:
+        """Number of tasks that wait for their launch."""
+        return self._scheduler.waiting_count
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Capacity, and how much of it is reserved."""
+        return self._scheduler.occupancy
+
+    def check_capacity(self, manifest: Manifest) -> None:
+        """Raise InsufficientResourcesError if the task requests more than the whole host has."""
+        requested, total = Resources.requested_by(manifest.vm), self._scheduler.total
+        if not requested.fits_in(total):
+            raise InsufficientResourcesError(
+                requested.describe_shortfall(total, "in all"),
+                requested_cpus=requested.cpus,
+                available_cpus=total.cpus,
+                requested_memory_bytes=requested.memory_bytes,
+                available_memory_bytes=total.memory_bytes,
+            )
+
+    @contextmanager
+    def place_reserved(self, manifest: Manifest) -> Iterator[None]:
+        """Hold a place for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
+        with self._unfinished_task_limit.reserved(manifest):
+            yield
+
+    def add(self, tracked: TrackedTask) -> None:
+        """Queue a task that waits for its launch, or reserve the resources of one that was launched."""
+        task = tracked.task
+        requested = Resources.requested_by(task.manifest.vm)
+        self._unfinished_task_limit.add(task.id, task.manifest)
+        self._scheduler.remove(task.id)  # a pruned task may have had this id a moment ago
+        if tracked.recorder is not None:
+            self._scheduler.enqueue(task.id, requested)
+        else:
+            self._scheduler.reserve(task.id, requested)
+
+    def finish(self, tracked: TrackedTask) -> None:
+        """Free the resources of a task that has ended, and launch the next ones."""
+        self._unfinished_task_limit.remove(tracked.task.id)
+        self._scheduler.remove(tracked.task.id)
+        self.dispatch()
+
+    async def recover(self, tracked: TrackedTask) -> None:
+        """Recover a task whose journal no process holds. Raises OSError, JournalDamagedError.
+
+        If a pending task's journal was locked at the server's start, queue the task now.
+        """
+        if not tracked.task.is_waiting_to_start:
+            await self._runner_launcher.recover(tracked)
+        elif await self._runner_launcher.acquire_journal(tracked):
+            self._scheduler.remove(tracked.task.id)
+            self._scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
+            self.dispatch()
+
+    def dispatch(self) -> None:
+        """Launch the tasks that fit. While tasks wait, run again later, because freed memory causes no event."""
+        if self._next_dispatch is not None:
+            self._next_dispatch.cancel()
+        if self._closing.is_set() or self._scheduler.is_queue_empty:
+            return
+        # Set the timer first: later errors must not stop the dispatcher. The empty context drops the caller's log
+        # context.
+        self._next_dispatch = asyncio.get_running_loop().call_later(
+            MEMORY_CHECK_SECONDS, self.dispatch, context=Context()
+        )
+        if (reason := self._blocked_reason()) is None:
+            waiting_messages = self._launch_admitted()
+        else:
+            waiting_messages = self._scheduler.waiting_messages_while_blocked(reason)
+        for task_id, reason in waiting_messages.items():
+            self._tracked_tasks[task_id].status_message = reason
+
+    async def close(self) -> None:
+        """Launch no more tasks. Wait for launches that record or start something, up to LAUNCH_SHUTDOWN_SECONDS.
+
+        The others have recorded nothing yet and are cancelled.
+        """
+        self._closing.set()
+        if self._next_dispatch is not None:
+            self._next_dispatch.cancel()
+        if self._launches:
+            await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
+        self._runner_launcher.cancel_secret_lookups()
+        await asyncio.gather(*self._launches, return_exceptions=True)
+
+    def _blocked_reason(self) -> str | None:
+        """Return why no waiting task may start, regardless of reservations."""
+        if self._drain.since is not None:
+            return DRAINING_REASON
+        return self._prober.blocked_reason or self._disk_monitor.check()
+
+    def _launch_admitted(self) -> Mapping[str, str]:
+        """Launch the admitted tasks; return the reasons why the others wait."""
+        available_bytes = self._memory_available_bytes()
+        while (task_id := self._scheduler.admit_next(available_bytes)) is not None:
+            tracked = self._tracked_tasks[task_id]
+            tracked.status_message = ""
+            launch = asyncio.create_task(self._launch(tracked), name=f"launch {task_id}")
+            self._launches.add(launch)
+            launch.add_done_callback(self._launches.discard)
+            if available_bytes is not None:
+                available_bytes -= MEMORY_AVAILABLE_BYTES_MIN
+        return self._scheduler.waiting_messages(available_bytes)
+
+    def _memory_available_bytes(self) -> int | None:
+        """Return the available memory minus what starting tasks will soon use."""
+        available_bytes = self._read_memory_available_bytes()
+        if available_bytes is None:
+            return None
+        starting = [
+            tracked
+            for tracked in self._tracked_tasks.values()
+            if tracked.task.state in _STARTING_STATES and self._scheduler.has_reservation(tracked.task.id)
+        ]
+        return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
+
+    async def _launch(self, tracked: TrackedTask) -> None:
+        """Retry launching until it succeeds, the task is requeued, or the server shuts down."""
+        bind_task(tracked.task.id)
+        while not self._closing.is_set():
+            if (
+                tracked.recorder is not None
+                and tracked.recorder.task.is_waiting_to_start
+                and self._blocked_reason() is not None
+            ):
+                self._scheduler.requeue(tracked.task.id)
+                self.dispatch()
+                return
+            try:
+                await self._runner_launcher.launch(tracked)
+                return
+            except Exception as error:
+                tracked.report_error(error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
