@@ -72,13 +72,23 @@ def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    effects = []
-    recorder_of_running_task.on_effect = effects.append
-    before = recorder_of_running_task.task
+    before, effects = recorder_of_running_task.task, []
+    recorder = Recorder(recorder_of_running_task.writer, before, lambda: TIMESTAMP, on_effect=effects.append)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", fail)
         with pytest.raises(OSError, match="No space"):
-            recorder_of_running_task.record(e.CancelRequested())
-    assert (recorder_of_running_task.task, effects) == (before, [])
+            recorder.record(e.CancelRequested())
+    assert (recorder.task, effects) == (before, [])
     with pytest.raises(IllegalEventError):
-        recorder_of_running_task.record(e.TaskFinished())
+        recorder.record(e.TaskFinished())
+    recorder.record(e.CancelRequested())
+    assert len(effects) == 1
+
+
+def test_events_are_transformed_before_they_are_applied_and_written(recorder_of_running_task):
+    task = recorder_of_running_task.task
+    recorder = Recorder(
+        recorder_of_running_task.writer, task, lambda: TIMESTAMP, transform=lambda _: e.CancelRequested("changed")
+    )
+    assert recorder.record(e.CancelRequested("original")).event == e.CancelRequested("changed")
+    assert recorder.task.cancel.reason == "changed"

@@ -11,7 +11,7 @@ from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished, ToolStarted
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.journal import Recorder, read_records, replay_task
+from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, KernelUsage, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
@@ -303,12 +303,8 @@ class AttemptHarness:
         dependencies = scripted_dependencies(script, self.journals)
         redaction = SecretRedactor(secrets) if secrets else None
         self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
-        self.recorder = AttemptRecorder(
-            lambda patient: self._redacting(patient, redaction),
-            self.writer,
-            HostDiskSpace(lambda: self.space, Watermark(10, 1000), dependencies.clock),
-            self.reserve,
-        )
+        self._clock, self._redaction = dependencies.clock, redaction
+        self.recorder = self.make_recorder(None)
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = AttemptContext(
@@ -323,11 +319,16 @@ class AttemptHarness:
         self.attempt.layout.root.mkdir(parents=True)
         self.attempt_runner = AttemptRunner(self.attempt)
 
-    def _redacting(self, writer, redaction):
-        recorder = Recorder(writer, None, SystemClock().now)
-        if redaction is not None:
-            recorder.transform = lambda event: redact_event(event, redaction)
-        return recorder
+    def make_recorder(self, task):
+        """Return the recorder of another runner, which continues with this task."""
+        return AttemptRecorder(
+            self.writer,
+            task,
+            self._clock.now,
+            HostDiskSpace(lambda: self.space, Watermark(10, 1000), self._clock),
+            self.reserve,
+            lambda event: event if self._redaction is None else redact_event(event, self._redaction),
+        )
 
     @property
     def task(self):

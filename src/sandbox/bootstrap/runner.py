@@ -36,11 +36,12 @@ from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.journal import JournalWriter, Recorder, read_records, replay_task
+from sandbox.interfaces.journal import JournalWriter, read_records, replay_task
 from sandbox.interfaces.placement import LaunchOrder, Reply
 from sandbox.interfaces.secrets import Redactor
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace
+from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.runner.attempt import AttemptRunner
@@ -169,11 +170,8 @@ def _build_recorder(
 ) -> AttemptRecorder:
     data_dir = Path(order.data_dir)
 
-    def make(retrying_writer: JournalWriter) -> Recorder:
-        recorder = Recorder(retrying_writer, task, dependencies.clock.now)
-        if redaction is not None:
-            recorder.transform = lambda event: redact_event(event, redaction)
-        return recorder
+    def redact(event: Event) -> Event:
+        return event if redaction is None else redact_event(event, redaction)
 
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
     reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
@@ -183,7 +181,8 @@ def _build_recorder(
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
-    return AttemptRecorder(make, writer, HostDiskSpace(measure, order.output_watermark, dependencies.clock), reserve)
+    disk_space = HostDiskSpace(measure, order.output_watermark, dependencies.clock)
+    return AttemptRecorder(writer, task, dependencies.clock.now, disk_space, reserve, redact)
 
 
 def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:

@@ -169,12 +169,25 @@ def replay_task(journals: Journals, task_id: str, state: ReplayState | None = No
 
 
 class Recorder:
-    """Records the events of one task: applies `advance` and passes effects to `on_effect`."""
+    """Records the events of one task: applies `advance`, then writes.
 
-    def __init__(self, writer: JournalWriter, task: Task | None, now: Callable[[], datetime]) -> None:
+    task: the task of the records so far; None before record 1.
+    on_effect: called with each effect of a written record.
+    transform: changes each event before it is applied and written, for example to redact it.
+    """
+
+    def __init__(
+        self,
+        writer: JournalWriter,
+        task: Task | None,
+        now: Callable[[], datetime],
+        *,
+        on_effect: Callable[[Effect], None] = lambda _: None,
+        transform: Callable[[e.Event], e.Event] = lambda event: event,
+    ) -> None:
         self.writer = writer
-        self.on_effect: Callable[[Effect], None] = lambda _: None
-        self.transform: Callable[[e.Event], e.Event] = lambda event: event
+        self._on_effect = on_effect
+        self._transform = transform
         self._task = task
         self._now = now
 
@@ -190,11 +203,11 @@ class Recorder:
 
         Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written; then nothing changes.
         """
-        event, at = self.transform(event), self._now()
+        event, at = self._transform(event), self._now()
         result = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
         durable = result.transition is not None or isinstance(event, _DURABLE_EVENTS)
         record = self.writer.append(event, result.transition, at=at, durable=durable)
         self._task = result.task
         for effect in result.effects:
-            self.on_effect(effect)
+            self._on_effect(effect)
         return record

@@ -28,7 +28,7 @@ from sandbox.model.state_machine import StopAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
 from sandbox.runner.attempt_takeover import take_over_files
-from sandbox.runner.dependencies import AttemptContext, StopSignal
+from sandbox.runner.dependencies import AttemptContext
 from sandbox.runner.steps.collect import collect, store_metadata
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
@@ -78,11 +78,10 @@ class AttemptRunner:
 
     def __init__(self, attempt: AttemptContext) -> None:
         self._attempt = attempt
-        self._stop_signal = StopSignal()
+        self._stop_signal = attempt.recorder.stop_signal
         self._storage_failure: Failure | None = None
         """Why the artifacts cannot be stored."""
         self.terminals = TerminalServer(attempt.redaction, attempt.dependencies.throttle.queue())
-        attempt.recorder.set_effect_handler(self._stop_signal.apply_effect)
         if (cancel := attempt.task.cancel) is not None:
             self._stop_signal.apply_effect(StopAttempt(force=cancel.force))
 

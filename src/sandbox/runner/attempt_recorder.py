@@ -4,17 +4,38 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 from sandbox.interfaces.disks import DiskReserve
 from sandbox.interfaces.journal import JournalWriter, Recorder
 from sandbox.model import events as e
 from sandbox.model.limits import JOURNAL_WRITE_RETRY_SECONDS, OUTPUT_SYNC_SECONDS
-from sandbox.model.state_machine import Effect
+from sandbox.model.state_machine import Effect, StopAttempt
 from sandbox.model.task import Task
 from sandbox.runner.retrying_writer import HostDiskSpace, RetryingWriter, is_droppable
 
 _DROPPED_MESSAGE = "Output is dropped: the disk of the server's data directory is nearly full."
 _log = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """Set by effects of recorded events, awaited by the running step."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.forced = asyncio.Event()
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether to skip the grace period between TERM and KILL."""
+        return self.forced.is_set()
+
+    def apply_effect(self, effect: Effect) -> None:
+        """Set the signal if the attempt must stop."""
+        if isinstance(effect, StopAttempt):
+            self.requested.set()
+            if effect.force:
+                self.forced.set()
 
 
 class AttemptRecorder:
@@ -23,18 +44,24 @@ class AttemptRecorder:
     Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this at once, and a
     later one reports how much was dropped. If the disk rejects a record, the reserve is released; if that does not
     help, records are buffered in order.
+
+    writer, task, now, transform: see `Recorder`.
+    stop_signal: set once a recorded event requires the attempt to stop, such as a cancel request.
     """
 
     def __init__(
         self,
-        make_recorder: Callable[[JournalWriter], Recorder],
         writer: JournalWriter,
+        task: Task | None,
+        now: Callable[[], datetime],
         disk_space: HostDiskSpace,
         reserve: DiskReserve,
+        transform: Callable[[e.Event], e.Event] = lambda event: event,
     ) -> None:
         self.disk_space = disk_space
+        self.stop_signal = StopSignal()
         self._writer = RetryingWriter(writer, reserve.release)
-        self._recorder = make_recorder(self._writer)
+        self._recorder = Recorder(self._writer, task, now, on_effect=self.stop_signal.apply_effect, transform=transform)
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
         """Hashes use less memory than thousands of events with long paths."""
@@ -46,10 +73,6 @@ class AttemptRecorder:
     def task(self) -> Task:
         """The current task, including records that are not written yet."""
         return self._recorder.task
-
-    def set_effect_handler(self, handler: Callable[[Effect], None]) -> None:
-        """Set the function that is called with each effect."""
-        self._recorder.on_effect = handler
 
     def record(self, event: e.Event) -> None:
         """Record an event, now or once the disk accepts it.

@@ -1,6 +1,5 @@
 """Dependencies of a runner, and the context of its attempt."""
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces
-from sandbox.model.state_machine import Effect, StopAttempt
 from sandbox.model.task import Task
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.system.cpu_throttle import CpuThrottle
@@ -83,23 +81,3 @@ class AttemptContext(msgspec.Struct, frozen=True):
     def task_layout(self) -> TaskLayout:
         """The task's directory."""
         return TaskLayout(self.data_dir, self.recorder.task.id)
-
-
-class StopSignal:
-    """Set by effects, awaited by the running step."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.forced = asyncio.Event()
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether to skip the grace period between TERM and KILL."""
-        return self.forced.is_set()
-
-    def apply_effect(self, effect: Effect) -> None:
-        """Handle an effect of the recorder."""
-        if isinstance(effect, StopAttempt):
-            self.requested.set()
-            if effect.force:
-                self.forced.set()

@@ -52,7 +52,8 @@ def kill_after(harness, *events):
 def next_attempt(harness, *, resumes, **parts):
     """Record the start of the next attempt, as the server does; return its runner."""
     harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
-    attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, **parts)
+    recorder = harness.recorder = harness.make_recorder(harness.recorder.task)
+    attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, recorder=recorder, **parts)
     attempt.layout.root.mkdir()
     return AttemptRunner(attempt)
 

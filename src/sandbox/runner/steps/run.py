@@ -36,7 +36,8 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import Task
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, earlier_output_bytes, redacted_chunks
-from sandbox.runner.dependencies import AttemptContext, StopSignal
+from sandbox.runner.attempt_recorder import StopSignal
+from sandbox.runner.dependencies import AttemptContext
 from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_budget, remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
