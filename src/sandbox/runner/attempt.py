@@ -194,7 +194,7 @@ class AttemptRunner:
                     "Creating the sandbox took too long; raise lifecycle.provision_timeout.",
                 ),
             )
-            await run(self._attempt, provisioned, self._stop_signal, self.terminals)
+            await run(self._attempt, provisioned, self.terminals)
         except AttemptStoppedError:
             pass
         except AttemptError as error:

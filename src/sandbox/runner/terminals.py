@@ -161,7 +161,7 @@ class TerminalServer:
     """
 
     def __init__(self, redaction: Redactor | None, queue: CpuQueue) -> None:
-        self.agent_terminal: SharedTerminal | None = None
+        self._agent_terminal: SharedTerminal | None = None
         self._redaction = redaction
         self._queue = queue
         self._sandbox: Sandbox | None = None
@@ -174,12 +174,17 @@ class TerminalServer:
     @property
     def has_agent_clients(self) -> bool:
         """Whether the agent's terminal has clients; then no hang timeout applies."""
-        return self.agent_terminal is not None and self.agent_terminal.has_clients
+        return self._agent_terminal is not None and self._agent_terminal.has_clients
+
+    def share_agent_terminal(self, terminal: Terminal) -> SharedTerminal:
+        """Offer the agent's terminal to clients. The caller broadcasts its output."""
+        self._agent_terminal = SharedTerminal(terminal)
+        return self._agent_terminal
 
     def close_agent_terminal(self, exit_: ExitStatus) -> None:
         """Send the end frame to the clients of the agent's terminal."""
-        if self.agent_terminal is not None:
-            self.agent_terminal.close(exit_)
+        if self._agent_terminal is not None:
+            self._agent_terminal.close(exit_)
 
     def enable(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
         """Allow shells, with these variables; does nothing after `disable`."""
@@ -211,7 +216,7 @@ class TerminalServer:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._sandbox is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
-        if order.is_agent_terminal and self.agent_terminal is None:
+        if order.is_agent_terminal and self._agent_terminal is None:
             raise TerminalRefusedError(
                 "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
             )
@@ -243,8 +248,8 @@ class TerminalServer:
 
     async def _serve(self, order: TerminalOrder, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
-            if order.is_agent_terminal and self.agent_terminal is not None:
-                await self.agent_terminal.serve_client(client)
+            if order.is_agent_terminal and self._agent_terminal is not None:
+                await self._agent_terminal.serve_client(client)
             elif self._sandbox is not None:
                 await self._serve_shell(self._sandbox, order, client)
 
@@ -301,37 +306,5 @@ async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-_INITIAL_SIZE = TerminalSize(rows=24, columns=80)
-"""Size until a client connects."""
-
 PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)
 """The sandbox's own command, which only keeps it open until the agent ends."""
-
-
-class InteractiveAgent(msgspec.Struct, frozen=True):
-    """An agent that runs on a terminal."""
-
-    sandbox: Sandbox
-    terminal: Terminal
-
-    async def wait(self) -> ExitStatus:
-        """Return how the agent ended, or how the sandbox ended if that happened first."""
-        agent = asyncio.create_task(self.terminal.wait())
-        sandbox = asyncio.create_task(self.sandbox.wait())
-        try:
-            await asyncio.wait({agent, sandbox}, return_when=asyncio.FIRST_COMPLETED)
-            return agent.result() if agent.done() else ExitStatus(None, was_oom_killed=sandbox.result().was_oom_killed)
-        finally:
-            for waiting in (agent, sandbox):
-                waiting.cancel()
-            await asyncio.gather(agent, sandbox, return_exceptions=True)
-
-    async def hang_up(self) -> None:
-        """Hang up the terminal, the equivalent of TERM for an agent on a terminal."""
-        await self.terminal.hang_up()
-
-
-async def start_interactive_agent(sandbox: Sandbox, command: Command) -> InteractiveAgent:
-    """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
-    await sandbox.start(PAUSE_COMMAND)
-    return InteractiveAgent(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))

@@ -31,7 +31,7 @@ AGENT_FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 @contextmanager
 def short_grace(monkeypatch, seconds):
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.runner.steps.run.TERM_GRACE_SECONDS", seconds)
+        patched.setattr("sandbox.runner.agent_process.TERM_GRACE_SECONDS", seconds)
         yield
 
 

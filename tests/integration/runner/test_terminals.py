@@ -12,7 +12,7 @@ from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.terminals import SharedTerminal, TerminalServer
+from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = TerminalOrder(30, 100, is_agent_terminal=True)
@@ -41,11 +41,12 @@ class RecordingTerminal:
 
 
 @asynccontextmanager
-async def serve_terminal(tmp_path):
+async def serve_terminal(tmp_path, *, is_headless=False):
     """Serve a recording terminal; yield the server, the terminal and a function that connects another client."""
     terminals, terminal = TerminalServer(None, CpuThrottle().queue()), RecordingTerminal()
     terminals.enable(object(), {}, "/")
-    terminals.agent_terminal = SharedTerminal(terminal)
+    if not is_headless:
+        terminal.shared = terminals.share_agent_terminal(terminal)
     client, connections = UnixRunnerClient(tmp_path), []
 
     async def connect(order=AGENT):
@@ -150,8 +151,8 @@ async def test_long_input_to_a_slow_program_arrives_whole(tmp_path, monkeypatch)
 
 
 async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):
-    async with serve_terminal(tmp_path) as (terminals, _, connect):
-        shared = terminals.agent_terminal
+    async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+        shared = terminal.shared
         shared.broadcast(b"x" * TERMINAL_REPLAY_BYTES)
         shared.broadcast(b"the last")
         connections = [await connect(), await connect()]
@@ -166,13 +167,13 @@ async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_re
 
 
 async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
-    async with serve_terminal(tmp_path) as (terminals, _, connect):
+    async with serve_terminal(tmp_path) as (_, terminal, connect):
         slow_client, fast_client = await connect(), await connect()
         for _ in range(2):
             await read_frame(fast_client)
         shown_bytes, roles = 0, []
         for _ in range(200):
-            terminals.agent_terminal.broadcast(b"x" * 20_000)
+            terminal.shared.broadcast(b"x" * 20_000)
             while not isinstance(frame := await read_frame(fast_client), OutputFrame):
                 roles.append(frame)
             shown_bytes += len(frame.data)
@@ -194,8 +195,7 @@ async def test_number_of_clients_is_bounded(tmp_path):
 
 
 async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
-    async with serve_terminal(tmp_path) as (terminals, _, connect):
-        terminals.agent_terminal = None
+    async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         with pytest.raises(TerminalRefusedError, match="headless"):
             await connect()
         terminals.disable()

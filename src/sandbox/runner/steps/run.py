@@ -1,53 +1,35 @@
 """Run step: runs the agent, serves its gateway and enforces limits."""
 
 import asyncio
-import contextlib
-import math
 import os
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from types import TracebackType
 
-from sandbox.interfaces.agent import AgentOutcome, AgentReady, OutputParser
+from sandbox.interfaces.agent import AgentOutcome, AgentReady
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, KeyRejected
-from sandbox.interfaces.runtime import ExitStatus, Sandbox, Stats
-from sandbox.model.egress import egress_rules
-from sandbox.model.events import (
-    AgentExited,
-    AgentStarted,
-    AttemptFailed,
-    EgressDenied,
-    ErrorReported,
-    Gap,
-    Metrics,
-    Usage,
-)
+from sandbox.interfaces.gateway import Gateway
+from sandbox.interfaces.runtime import ExitStatus, Stats
+from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import (
-    KILL_SECONDS,
-    METRICS_INTERVAL_SECONDS,
-    OUTPUT_DRAIN_SECONDS,
-    OUTPUT_DRAIN_SECONDS_MAX,
-    SANDBOX_START_SECONDS,
-    TERM_GRACE_SECONDS,
-)
+from sandbox.model.limits import METRICS_INTERVAL_SECONDS, SANDBOX_START_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import will_be_followed_up
-from sandbox.model.task import Task
+from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, earlier_output_bytes, redacted_chunks
-from sandbox.runner.attempt_recorder import StopSignal
-from sandbox.runner.dependencies import AttemptContext
-from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_budget, remaining_seconds
-from sandbox.runner.resource_exhaustion import ExhaustionDetector
-from sandbox.runner.steps.provision import ProvisionedSandbox
-from sandbox.runner.terminals import (
-    InteractiveAgent,
-    SharedTerminal,
-    TerminalServer,
-    start_interactive_agent,
-    without_secrets,
+from sandbox.runner.agent_process import (
+    Agent,
+    OutputReader,
+    SandboxKiller,
+    drain_output,
+    start_headless_agent,
+    start_terminal_agent,
 )
+from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
+from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
+from sandbox.runner.steps.provision import ProvisionedSandbox
+from sandbox.runner.terminals import TerminalServer, without_secrets
 
 
 class MetricsSampler:
@@ -76,41 +58,91 @@ class MetricsSampler:
 
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
-_DRAIN_CHECKS = 5
-"""Draining stops after this many consecutive checks without new output."""
 
 
-async def run(
-    attempt: AttemptContext, provisioned: ProvisionedSandbox, stop_signal: StopSignal, terminals: TerminalServer
-) -> None:
-    """Run the agent until its outcome is recorded; on return, nothing is left running inside."""
-    await _AgentRun(attempt, provisioned, stop_signal, terminals).run()
+class GuardedJobs:
+    """Background jobs of a sandbox. A failed job kills the sandbox: no agent continues without its limits.
+
+    At the end of the context, all jobs are cancelled, and the first error among them is raised.
+    """
+
+    def __init__(self, killer: SandboxKiller) -> None:
+        self._killer = killer
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, job: BackgroundJob) -> "asyncio.Task[None]":
+        """Start a job."""
+        task = asyncio.create_task(self._run(job))
+        self._tasks.append(task)
+        return task
+
+    async def _run(self, job: BackgroundJob) -> None:
+        try:
+            await job()
+        except Exception:
+            await self._killer.kill()
+            raise
+
+    async def __aenter__(self) -> "GuardedJobs":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if error is None:
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+
+
+async def run(attempt: AttemptContext, provisioned: ProvisionedSandbox, terminals: TerminalServer) -> None:
+    """Run the agent until its outcome is recorded; on return, nothing is left running inside.
+
+    Raises AttemptError (provision_failed, sandbox_lost).
+    """
+    attempt.dependencies.throttle.start()
+    record, clock = attempt.recorder.record, attempt.dependencies.clock
+    progress = ProgressTracker(record, clock.now, attempt.task.final_progress)
+    gateway_events = GatewayEvents(record, progress)
+    gateway = create_gateway(attempt, provisioned.task_key, gateway_events.report)
+    agent_run = _AgentRun(attempt, provisioned, terminals, gateway, progress)
+    ended = ExitStatus(None)
+    killer = SandboxKiller(provisioned.sandbox)
+    async with GuardedJobs(killer) as jobs:
+        jobs.start(gateway_events.raise_error)
+        try:
+            ended = await agent_run.supervise(jobs, killer)
+        finally:
+            terminals.close_agent_terminal(ended)
+    await agent_run.record_exit(ended)
 
 
 class _AgentRun:
+    """One run of an agent, from its start to the record of its exit."""
+
     def __init__(
         self,
         attempt: AttemptContext,
         provisioned: ProvisionedSandbox,
-        stop_signal: StopSignal,
         terminals: TerminalServer,
+        gateway: Gateway,
+        progress: ProgressTracker,
     ) -> None:
-        dependencies = attempt.dependencies
+        dependencies, manifest = attempt.dependencies, attempt.task.manifest
         self._attempt = attempt
         self._clock = dependencies.clock
         self._record = attempt.recorder.record
-        self._sandbox: Sandbox = provisioned.sandbox
+        self._sandbox = provisioned.sandbox
         self._launch_spec = provisioned.launch_spec
-        self._stop_signal = stop_signal
         self._terminals = terminals
-        self._interactive_agent: InteractiveAgent | None = None
-        self._lifecycle = attempt.task.manifest.lifecycle
-        self._output_parser: OutputParser = dependencies.agent.create_parser(provisioned.launch_spec.session_id)
-        self._progress = ProgressTracker(self._record, self._clock.now, attempt.task.final_progress)
-        self._last_active_at = self._clock.monotonic()
-        manifest = attempt.task.manifest
+        self._gateway = gateway
+        self._progress = progress
+        self._output_parser = dependencies.agent.create_parser(provisioned.launch_spec.session_id)
+        self._time_limit = TimeLimit(manifest.lifecycle, dependencies.clock, self._is_busy)
         self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.layout, self._record)
-        dependencies.throttle.start()
         self._output_queue = dependencies.throttle.queue()
         self._output = AgentOutput(
             self._record,
@@ -121,131 +153,71 @@ class _AgentRun:
             queue=self._output_queue,
             stdout_stream="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
-        self._killed = asyncio.Event()
-        self._event_recording_failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._gateway = self._create_gateway(provisioned.task_key)
 
-    async def run(self) -> None:
-        ended = ExitStatus(None)
-        async with _background_jobs() as helpers:
-            try:
-                ended = await self._supervise(helpers)
-            finally:
-                self._terminals.close_agent_terminal(ended)
-        self._progress.set_denied_count(self._gateway.denied_count)
-        self._progress.close()
-        await self._record_exit(ended)
-
-    def _create_gateway(self, task_key: str) -> Gateway:
-        attempt = self._attempt
-        if attempt.upstream is None:
-            raise AttemptError(
-                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and restart it."
-            )
-        try:
-            return attempt.dependencies.gateways.create(
-                attempt.upstream,
-                task_key,
-                self._on_gateway_event,
-                _gateway_rules(attempt.task),
-                redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
-            )
-        except ValueError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
-
-    async def _supervise(self, tasks: list["asyncio.Task[None]"]) -> ExitStatus:
+    async def supervise(self, jobs: GuardedJobs, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
-            output_readers = [self._start_guarded(reader) for reader in await self._start_agent()]
-            tasks.extend(output_readers)
+            agent, readers = await self._start_agent()
+            reading = [jobs.start(reader) for reader in readers]
             self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic()))
-            for helper in (
+            for job in (
                 self._open_gateway,
                 self._record_progress,
                 self._record_metrics,
-                self._watch_timeouts,
-                self._watch_disk,
-                self._watch_kernel_usage,
-                self._watch_event_recording,
-                self._stop_on_signal,
+                self._enforce_time_limits,
+                partial(self._kill_on, partial(self._exhaustion.watch_disk, self._clock), killer),
+                partial(self._kill_on, partial(self._exhaustion.watch_kernel_usage, self._sandbox), killer),
+                partial(killer.stop_on, self._attempt.recorder.stop_signal, agent),
             ):
-                tasks.append(self._start_guarded(helper))
-            ended = await self._wait_for_exit()
+                jobs.start(job)
+            ended = await killer.wait_for_exit(agent)
         finally:
             self._terminals.disable()
-            await self._kill()
-        await self._drain_output(output_readers)
+            await killer.kill()
+        await drain_output(reading, self._output, self._output_queue, self._record)
         return ended
 
-    async def _start_agent(self) -> list[BackgroundJob]:
+    async def record_exit(self, exit_: ExitStatus) -> None:
+        """Record the agent's outcome, after everything else that it caused."""
+        self._progress.set_denied_count(self._gateway.denied_count)
+        self._progress.close()
+        self._exhaustion.update(await self._sandbox.stats())
+        await self._exhaustion.check_disk()
+        agent, manifest = self._attempt.dependencies.agent, self._attempt.task.manifest
+        if manifest.claude.headless:
+            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
+        else:
+            outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
+        exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
+        if manifest.claude.headless and not will_be_followed_up(self._attempt.task, exited):
+            await self._output.record_stdout(agent.render_output(manifest, outcome.result))
+        self._output.close()
+        self._record(exited)
+
+    async def _start_agent(self) -> tuple[Agent, Sequence[OutputReader]]:
         """Start the agent; return the jobs that read its output.
 
         Runtimes limit their start time themselves; this timeout covers runtimes that do not.
         """
-        output = self._output
+        command = self._launch_spec.command
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
-                if not self._attempt.task.manifest.claude.headless:
-                    self._interactive_agent = await start_interactive_agent(self._sandbox, self._launch_spec.command)
-                    chunks = redacted_chunks(
-                        self._interactive_agent.terminal.output, self._attempt.redaction, self._output_queue
-                    )
-                    shared = self._terminals.agent_terminal = SharedTerminal(self._interactive_agent.terminal)
-                    return [partial(output.read_terminal, chunks, shared.broadcast)]
-                stdout, stderr = await self._sandbox.start(self._launch_spec.command)
-                return [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
+                if self._attempt.task.manifest.claude.headless:
+                    return await start_headless_agent(self._sandbox, command, self._output)
+                agent = await start_terminal_agent(self._sandbox, command)
         except TimeoutError:
             message = "The agent did not start in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
+        chunks = redacted_chunks(agent.terminal.output, self._attempt.redaction, self._output_queue)
+        shared = self._terminals.share_agent_terminal(agent.terminal)
+        return agent, [partial(self._output.read_terminal, chunks, shared.broadcast)]
 
-    def _start_guarded(self, job: BackgroundJob) -> "asyncio.Task[None]":
-        """Start a job whose failure kills the sandbox: no agent continues without its limits."""
-
-        async def start() -> None:
-            try:
-                await job()
-            except Exception:
-                await self._kill()
-                raise
-
-        return asyncio.create_task(start())
-
-    async def _wait_for_exit(self) -> ExitStatus:
-        """Wait for the command's exit.
-
-        Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after KILL.
-        """
-        ended = asyncio.create_task((self._interactive_agent or self._sandbox).wait())
-        killed = asyncio.create_task(self._killed.wait())
-        try:
-            await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({ended}, timeout=KILL_SECONDS)
-            if ended.done():
-                return ended.result()
-        finally:
-            for waiting in (ended, killed):
-                waiting.cancel()
-            await asyncio.gather(ended, killed, return_exceptions=True)
-        raise AttemptError(
-            FailureCode.SANDBOX_LOST, "Processes of the sandbox could not be killed; check the machine's log."
-        )
-
-    async def _record_exit(self, exit_: ExitStatus) -> None:
-        self._exhaustion.update(await self._sandbox.stats())
-        await self._exhaustion.check_disk()
-        agent = self._attempt.dependencies.agent
-        if self._interactive_agent is not None:
-            outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
-        else:
-            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
-        exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
-        if self._interactive_agent is None and not will_be_followed_up(self._attempt.task, exited):
-            await self._output.record_stdout(agent.render_output(self._attempt.task.manifest, outcome.result))
-        self._output.close()
-        self._record(exited)
+    def _is_busy(self) -> bool:
+        """Whether a silent agent waits for the model, or has viewers."""
+        return bool(self._gateway.requests_in_flight) or self._terminals.has_agent_clients
 
     def _on_output(self, byte_count: int) -> None:
-        self._last_active_at = self._clock.monotonic()
+        self._time_limit.count_activity()
         self._progress.add_output(byte_count)
 
     def _on_line(self, line: bytes) -> None:
@@ -265,39 +237,13 @@ class _AgentRun:
         else:
             self._gateway.release_model_requests()
 
-    def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
-        """Record an event of the gateway, which cannot handle errors: `_watch_event_recording` raises them."""
-        try:
-            if isinstance(event, BudgetExhausted):
-                self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
-            elif isinstance(event, KeyRejected):
-                self._record_failure(FailureCode.AGENT_FAILED, event.message)
-            else:
-                self._record(event)
-        except Exception as error:
-            if not self._event_recording_failure.done():
-                self._event_recording_failure.set_exception(error)
-        if isinstance(event, Usage):
-            self._progress.add_usage(event)
-
-    async def _watch_event_recording(self) -> None:
-        await self._event_recording_failure
-
     async def _open_gateway(self) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self._attempt.recorder.wait_until_written()
         command = self._launch_spec.command
         variables = without_secrets(command.environment, self._attempt.secrets)
         self._terminals.enable(self._sandbox, variables, command.directory)
-        await self._serve_gateway()
-
-    async def _serve_gateway(self) -> None:
-        try:
-            await self._gateway.serve(self._sandbox.listeners)
-        except Exception as error:
-            self._record_failure(
-                FailureCode.SANDBOX_LOST, f"The sandbox's gateway failed ({type(error).__name__}); submit again."
-            )
+        await serve_gateway(self._gateway, self._sandbox.listeners, self._record)
 
     async def _record_progress(self) -> None:
         while True:
@@ -313,115 +259,16 @@ class _AgentRun:
             self._record(sampler.sample(stats, self._exhaustion.disk_usage, self._clock.monotonic()))
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
-    async def _watch_timeouts(self) -> None:
-        """Enforce timeouts by the monotonic clock. A hang is silence without model requests and viewers."""
-        deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
-        while True:
-            now = self._clock.monotonic()
-            if self._gateway.requests_in_flight or self._terminals.has_agent_clients:
-                self._last_active_at = now
-            silence_end = self._last_active_at + self._lifecycle.hang_timeout_seconds
-            if now >= deadline:
-                self._record_failure(
-                    FailureCode.TIMEOUT,
-                    f"The agent was still working after {self._lifecycle.timeout}; raise lifecycle.timeout.",
-                )
-                return
-            if now >= silence_end:
-                silence = self._lifecycle.hang_timeout
-                self._record_failure(
-                    FailureCode.HANG,
-                    f"The agent produced no output for {silence}; raise lifecycle.hang_timeout or retry.",
-                )
-                return
-            await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
+    async def _enforce_time_limits(self) -> None:
+        """Record the failure; the effect of the record stops the agent with a grace period."""
+        failure = await self._time_limit.watch(remaining_seconds(self._attempt.task, self._clock))
+        self._record(AttemptFailed(failure))
 
-    async def _watch_disk(self) -> None:
-        """End the agent, without a grace period, once a disk without an enforced size is full or cannot be measured."""
-        failure = await self._exhaustion.watch_disk(self._clock)
-        self._record_failure(failure.code, failure.message)
-        await self._kill()
-
-    async def _watch_kernel_usage(self) -> None:
-        """Kill a sandbox that exceeds a limit on kernel objects and buffers."""
-        failure = await self._exhaustion.watch_kernel_usage(self._sandbox)
-        self._record_failure(failure.code, failure.message)
-        await self._kill()
-
-    async def _stop_on_signal(self) -> None:
-        await self._stop_signal.requested.wait()
-        if not self._stop_signal.is_forced:
-            await (
-                self._interactive_agent.hang_up() if self._interactive_agent else self._sandbox.signal(signal.SIGTERM)
-            )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop_signal.forced.wait(), TERM_GRACE_SECONDS)
-        await self._kill()
-
-    async def _kill(self) -> None:
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
-        finally:
-            self._killed.set()
-
-    async def _drain_output(self, output_readers: list["asyncio.Task[None]"]) -> None:
-        missing = await self._wait_for_output(output_readers)
-        done, late = await asyncio.wait(output_readers, timeout=0)
-        for reader in late:
-            reader.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        if late:
-            self._record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
-        for reader in done:
-            reader.result()
-
-    async def _wait_for_output(self, output_readers: list["asyncio.Task[None]"]) -> str:
-        """Drain the output pipes; return the reason if draining stopped early.
-
-        A stall of the host counts as one check, so output that is ready after it is not lost.
-
-        Output that waits for the CPU budget is not silence.
-        """
-        check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
-        silent_checks = 0
-        for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / check_seconds)):
-            moved_bytes = self._output.processed_bytes
-            _, late = await asyncio.wait(output_readers, timeout=check_seconds)
-            is_silent = self._output.processed_bytes == moved_bytes and not self._output_queue.is_waiting
-            silent_checks = silent_checks + 1 if is_silent else 0
-            if not late or silent_checks == _DRAIN_CHECKS:
-                return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
-        return f"it did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
-
-    def _record_failure(self, code: FailureCode, message: str) -> None:
-        self._record(AttemptFailed(Failure(code, message)))
-
-
-def _gateway_rules(task: Task) -> GatewayRules:
-    """Hold model requests only if there is something to check before the first one."""
-    manifest, claude = task.manifest, task.manifest.claude
-    return GatewayRules(
-        egress=egress_rules(manifest.vm),
-        budget=remaining_budget(task),
-        hold_model_requests=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
-    )
+    async def _kill_on(self, watch: Callable[[], Awaitable[Failure]], killer: SandboxKiller) -> None:
+        """Kill the agent, without a grace period, once a limit on the disk or on kernel objects is exceeded."""
+        self._record(AttemptFailed(await watch()))
+        await killer.kill()
 
 
 def _is_rendered(manifest: Manifest) -> bool:
     return manifest.claude.output_format != "stream-json"
-
-
-@contextlib.asynccontextmanager
-async def _background_jobs() -> AsyncIterator[list["asyncio.Task[None]"]]:
-    """Cancel and await the tasks in the list when the block ends; raise the first error among them."""
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result

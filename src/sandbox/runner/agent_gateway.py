@@ -1,0 +1,83 @@
+"""The gateway of one agent: its rules, its lifetime, and the record of what it reports."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Never
+
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, KeyRejected, ReportEvent
+from sandbox.interfaces.runtime import Listeners
+from sandbox.model.egress import egress_rules
+from sandbox.model.events import AttemptFailed, EgressDenied, ErrorReported, Event, Usage
+from sandbox.model.failure import AttemptError, Failure, FailureCode
+from sandbox.model.task import Task
+from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.progress import ProgressTracker, remaining_budget
+
+
+class GatewayEvents:
+    """Records what a gateway reports.
+
+    The gateway cannot handle an error of its report, so `raise_error` raises it in a job of the runner.
+    """
+
+    def __init__(self, record: Callable[[Event], object], progress: ProgressTracker) -> None:
+        self._record = record
+        self._progress = progress
+        self._errors: asyncio.Queue[Exception] = asyncio.Queue()
+
+    def report(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
+        """Record an event. Implements `ReportEvent`."""
+        try:
+            self._record(_to_event(event))
+        except Exception as error:
+            self._errors.put_nowait(error)
+        if isinstance(event, Usage):
+            self._progress.add_usage(event)
+
+    async def raise_error(self) -> Never:
+        """Wait for an event that could not be recorded, and raise its error."""
+        raise await self._errors.get()
+
+
+def _to_event(event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> Event:
+    match event:
+        case BudgetExhausted():
+            return AttemptFailed(Failure(FailureCode.BUDGET_EXCEEDED, event.message))
+        case KeyRejected():
+            return AttemptFailed(Failure(FailureCode.AGENT_FAILED, event.message))
+        case _:
+            return event
+
+
+def create_gateway(attempt: AttemptContext, task_key: str, report: ReportEvent) -> Gateway:
+    """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed)."""
+    if attempt.upstream is None:
+        raise AttemptError(
+            FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and restart it."
+        )
+    redact = attempt.redaction.redact_text if attempt.redaction is not None else str
+    try:
+        return attempt.dependencies.gateways.create(
+            attempt.upstream, task_key, report, _gateway_rules(attempt.task), redact=redact
+        )
+    except ValueError as error:
+        raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
+
+
+def _gateway_rules(task: Task) -> GatewayRules:
+    """Hold model requests only if there is something to check before the first one."""
+    manifest, claude = task.manifest, task.manifest.claude
+    return GatewayRules(
+        egress=egress_rules(manifest.vm),
+        budget=remaining_budget(task),
+        hold_model_requests=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
+    )
+
+
+async def serve_gateway(gateway: Gateway, listeners: Listeners, record: Callable[[Event], object]) -> None:
+    """Serve until cancelled. Record the failure of a gateway that stops."""
+    try:
+        await gateway.serve(listeners)
+    except Exception as error:
+        message = f"The sandbox's gateway failed ({type(error).__name__}); submit again."
+        record(AttemptFailed(Failure(FailureCode.SANDBOX_LOST, message)))

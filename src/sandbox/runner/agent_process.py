@@ -1,0 +1,172 @@
+"""The agent's process in its sandbox: how it starts, stops and exits, and the end of its output."""
+
+import asyncio
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
+from sandbox.model.events import Event, Gap
+from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
+from sandbox.runner.agent_output import AgentOutput
+from sandbox.runner.attempt_recorder import StopSignal
+from sandbox.runner.terminals import PAUSE_COMMAND
+from sandbox.system.cpu_throttle import CpuQueue
+
+OutputReader = Callable[[], Coroutine[None, None, None]]
+"""Reads one stream of the agent's output to its end."""
+
+_DRAIN_CHECKS = 5
+"""Draining stops after this many consecutive checks without new output."""
+_INITIAL_SIZE = TerminalSize(rows=24, columns=80)
+"""Size of a terminal until a client connects."""
+
+
+class Agent(Protocol):
+    """An agent that was started."""
+
+    async def wait(self) -> ExitStatus:
+        """Return how the agent ended, or how its sandbox ended if that happened first."""
+        ...
+
+    async def terminate(self) -> None:
+        """Send the signal after which the agent may still finish its work."""
+        ...
+
+
+class HeadlessAgent(msgspec.Struct, frozen=True):
+    """An agent without a terminal: the command of its sandbox."""
+
+    sandbox: Sandbox
+
+    async def wait(self) -> ExitStatus:
+        """See `Agent.wait`."""
+        return await self.sandbox.wait()
+
+    async def terminate(self) -> None:
+        """Send TERM."""
+        await self.sandbox.signal(signal.SIGTERM)
+
+
+async def start_headless_agent(
+    sandbox: Sandbox, command: Command, output: AgentOutput
+) -> tuple[HeadlessAgent, Sequence[OutputReader]]:
+    """Start the agent. Raises AttemptError (provision_failed, sandbox_lost)."""
+    stdout, stderr = await sandbox.start(command)
+    return HeadlessAgent(sandbox), [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
+
+
+class TerminalAgent(msgspec.Struct, frozen=True):
+    """An agent on a terminal, next to the command of its sandbox, which only waits."""
+
+    sandbox: Sandbox
+    terminal: Terminal
+
+    async def wait(self) -> ExitStatus:
+        """See `Agent.wait`."""
+        agent = asyncio.create_task(self.terminal.wait())
+        sandbox = asyncio.create_task(self.sandbox.wait())
+        try:
+            await asyncio.wait({agent, sandbox}, return_when=asyncio.FIRST_COMPLETED)
+            return agent.result() if agent.done() else ExitStatus(None, was_oom_killed=sandbox.result().was_oom_killed)
+        finally:
+            for waiting in (agent, sandbox):
+                waiting.cancel()
+            await asyncio.gather(agent, sandbox, return_exceptions=True)
+
+    async def terminate(self) -> None:
+        """Hang up the terminal, the equivalent of TERM for an agent on a terminal."""
+        await self.terminal.hang_up()
+
+
+async def start_terminal_agent(sandbox: Sandbox, command: Command) -> TerminalAgent:
+    """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
+    await sandbox.start(PAUSE_COMMAND)
+    return TerminalAgent(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))
+
+
+class SandboxKiller:
+    """Kills the processes of one sandbox, and limits how long their end is awaited."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._killed = asyncio.Event()
+
+    async def kill(self) -> None:
+        """Kill every process, within KILL_SECONDS. May be called again."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
+        finally:
+            self._killed.set()
+
+    async def stop_on(self, stop_signal: StopSignal, agent: Agent) -> None:
+        """Wait for the signal, then terminate the agent. Kill it after TERM_GRACE_SECONDS, or at once if forced."""
+        await stop_signal.requested.wait()
+        if not stop_signal.is_forced:
+            await agent.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop_signal.forced.wait(), TERM_GRACE_SECONDS)
+        await self.kill()
+
+    async def wait_for_exit(self, agent: Agent) -> ExitStatus:
+        """Wait for the agent's exit.
+
+        Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after `kill`.
+        """
+        ended = asyncio.create_task(agent.wait())
+        killed = asyncio.create_task(self._killed.wait())
+        try:
+            await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended}, timeout=KILL_SECONDS)
+            if ended.done():
+                return ended.result()
+        finally:
+            for waiting in (ended, killed):
+                waiting.cancel()
+            await asyncio.gather(ended, killed, return_exceptions=True)
+        raise AttemptError(
+            FailureCode.SANDBOX_LOST, "Processes of the sandbox could not be killed; check the machine's log."
+        )
+
+
+async def drain_output(
+    readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue, record: Callable[[Event], object]
+) -> None:
+    """Let the readers of an agent that has ended read to the end; record a gap if they cannot.
+
+    Raises the error of a reader that failed.
+    """
+    missing = await _wait_for_output(readers, output, queue)
+    done, late = await asyncio.wait(readers, timeout=0)
+    for reader in late:
+        reader.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    if late:
+        record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
+    for reader in done:
+        reader.result()
+
+
+async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue) -> str:
+    """Drain the output pipes; return the reason if draining stopped early.
+
+    A stall of the host counts as one check, so output that is ready after it is not lost. Output that waits for the CPU
+    budget is not silence.
+    """
+    check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
+    silent_checks = 0
+    for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / check_seconds)):
+        moved_bytes = output.processed_bytes
+        _, late = await asyncio.wait(readers, timeout=check_seconds)
+        is_silent = output.processed_bytes == moved_bytes and not queue.is_waiting
+        silent_checks = silent_checks + 1 if is_silent else 0
+        if not late or silent_checks == _DRAIN_CHECKS:
+            return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
+    return f"it did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
