@@ -76,7 +76,7 @@ async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event) -> N
         try:
             view.update(await fetch_snapshot(client))
         except ClientError as error:
-            view.error_message = f"{error.message} Retrying."
+            view.show_error(f"{error.message} Retrying.")
 
 
 async def _draw(live: Live, view: TopView, changed: asyncio.Event) -> None:

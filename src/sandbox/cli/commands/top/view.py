@@ -29,13 +29,10 @@ _FOOT_LINES = 2
 
 
 class TopView:
-    """View model of the screen. The selection stays on its task when other tasks appear or disappear.
-
-    error_message: why the data is outdated, empty if it is current.
-    """
+    """View model of the screen. The selection stays on its task when other tasks appear or disappear."""
 
     def __init__(self, server: str) -> None:
-        self.error_message = ""
+        self._error_message = ""
         self._server = server
         self._snapshot: Snapshot | None = None
         self._selected_id: str | None = None
@@ -43,7 +40,11 @@ class TopView:
 
     def update(self, snapshot: Snapshot) -> None:
         """Replace the data."""
-        self._snapshot, self.error_message = snapshot, ""
+        self._snapshot, self._error_message = snapshot, ""
+
+    def show_error(self, message: str) -> None:
+        """Show why the data is outdated, until the next update."""
+        self._error_message = message
 
     @property
     def selected_id(self) -> str | None:
@@ -100,7 +101,7 @@ class TopView:
         return Text(" · ".join(parts), "dim")
 
     def _footer(self) -> Text:
-        return Text(one_line(self.error_message), "red") if self.error_message else Text(KEY_HELP, "dim")
+        return Text(one_line(self._error_message), "red") if self._error_message else Text(KEY_HELP, "dim")
 
 
 def task_row(task: TaskSummary, now: datetime) -> list[Text]:

@@ -90,7 +90,7 @@ def test_selection_stops_at_both_ends_and_scrolls():
 def test_unready_or_unreachable_server_is_shown():
     view = make_view(*TASKS, ready=False, reasons=["The disk is full."])
     assert "Not accepting tasks: The disk is full." in render_lines(view)[1]
-    view.error_message = "Cannot reach http://localhost:8122. Retrying."
+    view.show_error("Cannot reach http://localhost:8122. Retrying.")
     lines = render_lines(view)
     assert lines[-1] == "Cannot reach http://localhost:8122. Retrying."
     assert any("fix-42" in line for line in lines)
