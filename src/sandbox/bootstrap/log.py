@@ -38,26 +38,27 @@ _EXTRA_FIELDS = (
 """Additional fields of a line, passed as `extra` in the log call."""
 
 
-def configure_logging(log_format: str, level: str) -> "LogFormatter":
-    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Return the formatter."""
-    lines = LogFormatter(_render_json if log_format == "json" else _render_text)
+def configure_logging(log_format: str, level: str, redact: Callable[[str], str] = str) -> None:
+    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Replaces an earlier call.
+
+    redact: removes secret values from any text.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(lines)
+    handler.setFormatter(LogFormatter(_render_json if log_format == "json" else _render_text, redact))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("sandbox").setLevel(level.upper())
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught_exception
-    return lines
 
 
 class LogFormatter(logging.Formatter):
     """Formats log records. redact: removes secret values from any text."""
 
-    def __init__(self, render: Callable[[Mapping[str, Any]], str]) -> None:
+    def __init__(self, render: Callable[[Mapping[str, Any]], str], redact: Callable[[str], str]) -> None:
         super().__init__()
-        self.redact: Callable[[str], str] = str
+        self._redact = redact
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
@@ -65,7 +66,7 @@ class LogFormatter(logging.Formatter):
         fields = {name: value for name, value in self._collect_fields(record).items() if value is not None}
         return self._render(
             {
-                name: value if isinstance(value, int | float) else self.redact(str(value))
+                name: value if isinstance(value, int | float) else self._redact(str(value))
                 for name, value in fields.items()
             }
         )

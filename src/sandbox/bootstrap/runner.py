@@ -69,14 +69,15 @@ def main() -> None:
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
     gc.enable()
     os.umask(0o077)
-    log = configure_logging(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
+    log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
+    configure_logging(log_format, log_level)
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = _read_order()
     signal.alarm(_startup_timeout_seconds(order))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _make_redactor(order.secrets)) is not None:
-        log.redact = redaction.redact_text
+        configure_logging(log_format, log_level, redaction.redact_text)
     if isinstance(choose_disks(order), LoopDisks):
         unshare_mounts()
     asyncio.run(_run(order, lock_fd, redaction))
