@@ -1,0 +1,163 @@
+"""Objects own their state: what they need is passed to their constructor, and nothing is assigned to them later."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PUBLIC_METHODS_MAX = 15
+
+WIDE_CLASSES = {
+    "client.client.Client": "one method per operation of the API",
+    "client.async_client.AsyncClient": "one method per operation of the API",
+}
+"""Classes with more public methods, and why."""
+
+OUTSIDE_ASSIGNMENTS = {
+    "api.app: app.router.default": "Starlette has no parameter for it",
+    "api.app: app.router.redirect_slashes": "FastAPI has no parameter for it",
+    "api.app: app.state.context": "where Starlette keeps the state of an app",
+    "api.http.protocols: self.cycle.disconnected": "uvicorn's cycle, which its protocol updates",
+    "api.http.protocols: self.flow.is_held": "the flow control is a part of the protocol",
+    "api.http.server: server.should_exit": "how uvicorn is stopped",
+    "api.openapi: app.openapi_schema": "where FastAPI caches the schema",
+    "bootstrap.log: sys.excepthook": "the interpreter's hook",
+    "cli.output.table: console.width": "Rich has no other way to print wide tables",
+    "cli.startup: error.filename": "adds a missing name to an error of the standard library",
+    "cli.startup: sys.stderr": "a stream that was closed by the caller",
+    "cli.startup: sys.stdout": "a stream that was closed by the caller",
+    "gateway.model.protocol: effects.close_client": "the result of the step that is being built",
+    "gateway.model.protocol: effects.close_upstream": "the result of the step that is being built",
+    "gateway.model.protocol: effects.dial": "the result of the step that is being built",
+    "gateway.model.protocol: effects.to_client": "the result of the step that is being built",
+    "gateway.model.protocol: effects.to_upstream": "the result of the step that is being built",
+    "images.oci.archive: cast('Any', member).pax_headers": "tarfile has no parameter for it",
+    "model.manifest.yaml: ended.node.value": "a node of PyYAML that is being built",
+    "runtimes.limits.blocked_threads: _libc.ptrace.argtypes": "how ctypes declares a function",
+    "runtimes.limits.blocked_threads: _libc.ptrace.restype": "how ctypes declares a function",
+    "runtimes.qemu.runtime: sandbox.slow_reason": "known only once the guest has booted",
+    "server.cancellation: tracked.recorder": "the holder of the task's write lock releases the journal",
+    "server.dispatcher: self._tracked_tasks[task_id].status_message": "the module that delays a task gives the reason",
+    "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",
+    "server.journal_tailer: tracked.published_seq": "only the tailer publishes the task's records",
+    "server.journal_tailer: tracked.status_message": "the module that delays a task gives the reason",
+    "server.runner_launcher: tracked.finishers_launched": "only the launcher counts finishers",
+    "server.runner_launcher: tracked.has_reported_leftovers": "only the launcher reports leftovers",
+    "server.runner_launcher: tracked.recorder": "the holder of the task's write lock holds or releases the journal",
+    "server.runner_launcher: tracked.status_message": "the module that delays a task gives the reason",
+}
+"""Assignments to attributes of another module's objects, by module, and why each is needed."""
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts[path.parts.index("sandbox") + 1 :])
+
+
+def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a scope, without those of nested functions."""
+    for node in ast.iter_child_nodes(scope):
+        if not isinstance(node, _FUNCTIONS):
+            yield node
+            yield from own_nodes(node)
+
+
+def constructed_names(scope: ast.AST) -> set[str]:
+    """Names that are assigned the result of a call: objects that the function has just created."""
+    names = set()
+    for node in own_nodes(scope):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            targets = [each for target in node.targets for each in getattr(target, "elts", [target])]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def declared_attributes(tree: ast.Module) -> set[str]:
+    """Attributes that a class of the module declares: the module may share them between its classes."""
+    names = set()
+    for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for node in ast.walk(class_):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return names
+
+
+def outside_assignments(tree: ast.Module) -> Iterator[str]:
+    """Attributes that are assigned to an object that the assigning function and module do not own."""
+    declared = declared_attributes(tree)
+    for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS))):
+        owners = {"self", "cls"} | constructed_names(scope)
+        for node in own_nodes(scope):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) not in owners
+                and node.attr not in declared
+            ):
+                yield ast.unparse(node)
+
+
+def callback_attributes(class_: ast.ClassDef) -> Iterator[str]:
+    """Public attributes that hold a function and are not set from the constructor's arguments."""
+    for node in ast.walk(class_):
+        if isinstance(node, ast.AnnAssign) and "Callable[" in ast.unparse(node.annotation):
+            target, value = node.target, node.value
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+            target, value = node.targets[0], node.value
+        else:
+            continue
+        name = ast.unparse(target)
+        if (
+            name.startswith("self.")
+            and not name.startswith("self._")
+            and (value is None or not isinstance(value, ast.Name))
+        ):
+            yield name
+
+
+def public_methods(class_: ast.ClassDef) -> set[str]:
+    return {
+        node.name
+        for node in class_.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+    }
+
+
+def classes(trees: dict[Path, ast.Module]) -> Iterator[tuple[str, ast.ClassDef]]:
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                yield f"{module_name(path)}.{node.name}", node
+
+
+def test_classes_have_few_public_methods(trees: dict[Path, ast.Module]):
+    wide = {name for name, class_ in classes(trees) if len(public_methods(class_)) > PUBLIC_METHODS_MAX}
+    assert wide == set(WIDE_CLASSES)
+
+
+def test_attributes_of_other_objects_are_not_assigned(trees: dict[Path, ast.Module]):
+    found = {f"{module_name(path)}: {target}" for path, tree in trees.items() for target in outside_assignments(tree)}
+    assert found == set(OUTSIDE_ASSIGNMENTS)
+
+
+def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
+    assert {name: list(found) for name, class_ in classes(trees) if (found := [*callback_attributes(class_)])} == {}
+
+
+def test_late_assignments_are_found():
+    source = """
+class Tailer:
+    def __init__(self):
+        self.on_end: Callable[[], None] = lambda: None
+        self.on_loss: Callable[[], None]
+
+def connect(service, tailer):
+    service.tailer.on_silence = print
+    made = Tailer()
+    made.name = "own"
+"""
+    tree = ast.parse(source)
+    assert list(outside_assignments(tree)) == ["service.tailer.on_silence"]
+    assert [*callback_attributes(tree.body[0])] == ["self.on_end", "self.on_loss"]
