@@ -19,10 +19,9 @@ from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt import AttemptRunner
-from sandbox.runner.attempt_recorder import AttemptRecorder
+from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
 from sandbox.runner.redaction import redact_event
-from sandbox.runner.retrying_writer import HostDiskSpace
 from sandbox.secrets.redactor import SecretRedactor
 
 ATTEMPT_ID = "abcdefghijkl"

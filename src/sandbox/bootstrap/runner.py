@@ -45,13 +45,12 @@ from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.runner.attempt import AttemptRunner
-from sandbox.runner.attempt_recorder import AttemptRecorder
+from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.attempt_takeover import check_fencing
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session import DebugSession
 from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
 from sandbox.runner.redaction import redact_event
-from sandbox.runner.retrying_writer import HostDiskSpace
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 from sandbox.system.log_context import ATTEMPT_ID, TASK_ID

@@ -135,7 +135,7 @@ async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(mak
 
 
 async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.DISK_SPACE_CHECK_SECONDS", 0.0)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL
 
@@ -165,7 +165,7 @@ async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_
 
 
 async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
@@ -190,7 +190,7 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
 
 async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
     """Otherwise the next attempt would receive a budget that was already spent."""
-    monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
