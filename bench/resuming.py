@@ -23,8 +23,7 @@ from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.model.wire.events import WireEvent, to_wire_event
-from sandbox.server.broadcast import Broadcast
-from sandbox.server.event_stream import EventStream
+from sandbox.server.event_stream import Broadcast, EventStream
 
 ROUNDS = 15
 LEFT = 100

@@ -12,8 +12,8 @@ from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LO
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
-from sandbox.server.broadcast import Broadcast
 from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.tracked_task import TrackedTask, TrackedTasks
 from sandbox.server.watchdog import RunnerWatchdog

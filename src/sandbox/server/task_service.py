@@ -34,11 +34,10 @@ from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.broadcast import Broadcast
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.drain import Drain
-from sandbox.server.event_stream import EventStream
+from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor

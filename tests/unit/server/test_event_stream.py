@@ -19,8 +19,7 @@ from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.server.broadcast import Broadcast
-from sandbox.server.event_stream import EventStream
+from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.system import fair_share
 

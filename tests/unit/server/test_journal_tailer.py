@@ -12,7 +12,7 @@ from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
-from sandbox.server.broadcast import Broadcast
+from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.server.broadcast import Broadcast
+from sandbox.server.event_stream import Broadcast
 
 
 def event(seq, task_id="task-1"):
@@ -13,7 +13,7 @@ def event(seq, task_id="task-1"):
 
 @pytest.fixture(autouse=True)
 def _small_memory(monkeypatch):
-    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 2)
+    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 2)
 
 
 async def read(events, count):
@@ -56,8 +56,8 @@ async def test_gaps_are_per_task():
 
 
 async def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
-    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 100)
-    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_BYTES_MAX", 3000)
+    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 100)
+    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_BYTES_MAX", 3000)
 
     async def run():
         broadcast = Broadcast()
