@@ -1,0 +1,83 @@
+"""What a gateway reports is recorded; an event that cannot be recorded ends a job of the runner."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected
+from sandbox.model.events import AttemptFailed, EgressDenied, Progress, Usage
+from sandbox.model.failure import FailureCode
+from sandbox.runner.agent_gateway import GatewayEvents, serve_gateway
+from sandbox.runner.progress import ProgressTracker
+
+USAGE = Usage("m", 100, 10)
+TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
+
+
+class Recording:
+    """Records events until `error` is set."""
+
+    def __init__(self):
+        self.events, self.snapshots, self.error = [], [], None
+        self.progress = ProgressTracker(self.snapshots.append, lambda: TIMESTAMP, Progress())
+        self.gateway_events = GatewayEvents(self.record, self.progress)
+
+    def record(self, event):
+        if self.error is not None:
+            raise self.error
+        self.events.append(event)
+
+
+class Gateway:
+    def __init__(self, error):
+        self._error = error
+
+    async def serve(self, _):
+        raise self._error
+
+
+async def test_reports_are_recorded_at_once_and_usage_is_counted():
+    recording = Recording()
+    denied = EgressDenied("example.org", 443, "not allowed")
+    recording.gateway_events.report(USAGE)
+    recording.gateway_events.report(denied)
+    assert recording.events == [USAGE, denied]
+    recording.progress.close()
+    assert [(one.input_tokens, one.output_tokens) for one in recording.snapshots] == [(100, 10)]
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        (BudgetExhausted("It is spent."), FailureCode.BUDGET_EXCEEDED),
+        (KeyRejected("It is wrong."), FailureCode.AGENT_FAILED),
+    ],
+)
+async def test_end_of_the_model_access_fails_the_attempt(event, code):
+    recording = Recording()
+    recording.gateway_events.report(event)
+    (failed,) = recording.events
+    assert isinstance(failed, AttemptFailed)
+    assert (failed.failure.code, failed.failure.message) == (code, event.message)
+
+
+async def test_event_that_cannot_be_recorded_is_raised_in_a_job():
+    recording = Recording()
+    job = asyncio.create_task(recording.gateway_events.raise_error())
+    recording.gateway_events.report(USAGE)
+    await asyncio.sleep(0)
+    assert not job.done()
+    recording.error = OSError(28, "No space left on device")
+    recording.gateway_events.report(USAGE)
+    with pytest.raises(OSError, match="No space"):
+        await asyncio.wait_for(job, 10)
+
+
+async def test_gateway_that_fails_is_a_lost_sandbox():
+    recording = Recording()
+    await serve_gateway(Gateway(ValueError("secret")), None, recording.record)
+    (failed,) = recording.events
+    assert failed.failure.code is FailureCode.SANDBOX_LOST
+    assert "ValueError" in failed.failure.message
+    assert "secret" not in failed.failure.message
