@@ -18,6 +18,7 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 FRAGMENTS = {
     "api.auth.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
+    "bootstrap.maintenance_jobs": "which components the janitor's jobs use",
     "cli.main": "the entry point, which must import nothing that only commands need",
     "cli.output.status_line": "loads the library of live displays, which only a terminal needs",
     "dashboard.event_stream": "one kind of response",
@@ -25,7 +26,6 @@ FRAGMENTS = {
     "dashboard.proof_bundle": "one kind of response",
     "dashboard.routes": "the routes of the package",
     "secrets.resolver": "all secrets of a task, without the sources",
-    "server.watchdog": "ends runners that are stuck; nothing else of the server does that",
 }
 """Short modules with a single importer, and why each is a module."""
 
