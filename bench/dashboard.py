@@ -120,6 +120,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.api.app import create_app, create_stream_app
+    from sandbox.api.app_context import AppContext
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
@@ -132,15 +133,11 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     settings = ApiSettings("bench", frozenset({port}))
     shutting_down = asyncio.Event()
     async with components.server() as service:
-        app = create_app(
-            service.services,
-            settings=settings,
-            shutting_down=shutting_down,
-            authenticator=Authenticator(FakeAccess(), settings),
-        )
-        add_dashboard(app)
+        context = AppContext.create(service.services, settings, shutting_down, Authenticator(FakeAccess(), settings))
+        app = create_app(context)
+        add_dashboard(app, context)
         serving = asyncio.create_task(
-            serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
+            serve(app, create_stream_app(context), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest(TASK))
         await components.wait_for_launch(TASK)

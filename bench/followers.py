@@ -102,6 +102,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.api.app import create_app, create_stream_app
+    from sandbox.api.app_context import AppContext
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
@@ -115,9 +116,9 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     shutting_down = asyncio.Event()
     async with components.server() as service:
         authenticator = Authenticator(FakeAccess(), settings)
-        app = create_app(service.services, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
+        context = AppContext.create(service.services, settings, shutting_down, authenticator)
         serving = asyncio.create_task(
-            serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
+            serve(create_app(context), create_stream_app(context), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest("task-001"))
         await components.wait_for_launch("task-001")

@@ -1,6 +1,5 @@
 """The two ASGI apps: the REST API, and the event stream on a separate port."""
 
-import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox import __version__
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.errors import add_error_handlers
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
-from sandbox.api.middleware.metrics import MetricsMiddleware, ServerMetrics, set_api_route
+from sandbox.api.middleware.metrics import MetricsMiddleware, set_api_route
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
 from sandbox.api.openapi import build_schema
 from sandbox.api.request_parameters import reject_unknown_query_params
@@ -34,11 +32,8 @@ from sandbox.api.routes.logs import add_log_routes
 from sandbox.api.routes.sessions import add_session_routes
 from sandbox.api.routes.task_list import add_list_routes
 from sandbox.api.routes.tasks import add_preserved_routes, add_task_routes
-from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.stream_cache import StreamCache
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
-from sandbox.interfaces.tasks import TaskServices
 
 _ARTIFACTS_SEGMENT = b"/artifacts/"
 
@@ -69,33 +64,17 @@ class _Api(FastAPI):
         return build_schema(self)
 
 
-def create_app(
-    services: TaskServices, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
-) -> FastAPI:
+def create_app(context: AppContext) -> FastAPI:
     """Create the REST API app. It also serves the event stream, under the same path as on the separate port."""
-    app = create_api_schema_app(settings.version)
-    context = AppContext(
-        submissions=services.submissions,
-        tasks=services.tasks,
-        cancellation=services.cancellation,
-        events=services.events,
-        artifacts=services.artifacts,
-        sandboxes=services.sandboxes,
-        administration=services.administration,
-        settings=settings,
-        shutting_down=shutting_down,
-        authenticator=authenticator,
-        metrics=ServerMetrics(settings.version),
-        stream_cache=StreamCache(services.events),
-    )
+    app = create_api_schema_app(context.settings.version)
     _configure(app, context)
     return app
 
 
-def create_stream_app(app: FastAPI) -> Starlette:
-    """Create the app of the event stream, which shares the context of `app`."""
+def create_stream_app(context: AppContext) -> Starlette:
+    """Create the app of the event stream, which shares its context with the REST API."""
     stream_app = Starlette()
-    _configure(stream_app, app.state.context)
+    _configure(stream_app, context)
     return stream_app
 
 

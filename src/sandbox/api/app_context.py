@@ -19,6 +19,7 @@ from sandbox.interfaces.tasks import (
     TaskEvents,
     TaskQueries,
     TaskSandboxes,
+    TaskServices,
 )
 
 
@@ -38,6 +39,30 @@ class AppContext:
     authenticator: Authenticator
     metrics: ServerMetrics
     stream_cache: StreamCache
+
+    @classmethod
+    def create(
+        cls,
+        services: TaskServices,
+        settings: ApiSettings,
+        shutting_down: asyncio.Event,
+        authenticator: Authenticator,
+    ) -> "AppContext":
+        """Return the context of one server, with its own metrics and buffers of streams."""
+        return cls(
+            submissions=services.submissions,
+            tasks=services.tasks,
+            cancellation=services.cancellation,
+            events=services.events,
+            artifacts=services.artifacts,
+            sandboxes=services.sandboxes,
+            administration=services.administration,
+            settings=settings,
+            shutting_down=shutting_down,
+            authenticator=authenticator,
+            metrics=ServerMetrics(settings.version),
+            stream_cache=StreamCache(services.events),
+        )
 
 
 async def get_context(connection: HTTPConnection) -> AppContext:

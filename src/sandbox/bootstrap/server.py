@@ -22,6 +22,7 @@ from sandbox import __version__
 from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.agents.claude_code.messages_api.pricing import has_price
 from sandbox.api.app import create_app, create_stream_app
+from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.http.server import (
     UnprotectedAddressError,
@@ -173,15 +174,14 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
         placement = RedirectRestrictingPlacement(_make_placement(directories, settings.log), token_store)
         secrets = ServerSecretResolver(settings.secrets, os.environ, token_store)
         async with _running_server(directories, prober, placement, secrets, disk_monitor, settings) as server:
-            app = create_app(
-                server.services, settings=api_settings, shutting_down=shutting_down, authenticator=authenticator
-            )
-            add_dashboard(app)
+            context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
+            app = create_app(context)
+            add_dashboard(app, context)
             listen(sockets)
             listen(stream_sockets, "ws_port")
             await serve(
                 app,
-                create_stream_app(app),
+                create_stream_app(context),
                 sockets,
                 stream_sockets,
                 shutting_down=shutting_down,

@@ -38,19 +38,19 @@ _ROUTES: dict[str, _PageHandler] = {
 }
 
 
-def add_dashboard(app: FastAPI) -> None:
+def add_dashboard(app: FastAPI, context: AppContext) -> None:
     """Register the pages. They are not part of the API's schema."""
     for path, handler in _ROUTES.items():
-        app.router.routes.append(Route(path, _endpoint(path, handler)))
+        app.router.routes.append(Route(path, _endpoint(path, handler, context)))
 
 
-def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         set_route(request, path)
         if (task_id := request.path_params.get("task_id")) is not None:
             TASK_ID.set(task_id)
         try:
-            return await handler(request, request.app.state.context)
+            return await handler(request, context)
         except SandboxError as error:
             if not accepts_html(request):
                 raise

@@ -57,13 +57,13 @@ async def _running_api(
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}), clone_hosts=clone_hosts)
     authenticator = Authenticator(access or FakeAccess(), settings)
-    app = create_app(tasks.services, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
-    stream_app = create_stream_app(app)
+    context = AppContext.create(tasks.services, settings, shutting_down, authenticator)
+    app, stream_app = create_app(context), create_stream_app(context)
     serving = asyncio.create_task(
         serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
     )
     await asyncio.wait_for(started.wait(), 10)
-    api = RunningApi(tasks, port, stream_port, shutting_down, serving, app.state.context)
+    api = RunningApi(tasks, port, stream_port, shutting_down, serving, context)
     try:
         yield api
     finally:

@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_api_schema_app, create_app
+from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import TokenStore
@@ -34,9 +35,7 @@ class Api:
         self.shutting_down = asyncio.Event()
         api_settings = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
         authenticator = Authenticator(access or FakeAccess(), api_settings)
-        self.app = create_app(
-            tasks.services, settings=api_settings, shutting_down=self.shutting_down, authenticator=authenticator
-        )
+        self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, authenticator))
         self.schema = _schema()
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx2.Response:

@@ -9,6 +9,7 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app
+from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.settings import ApiSettings
 from sandbox.dashboard.routes import add_dashboard
@@ -24,10 +25,9 @@ class Pages:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
         authenticator = Authenticator(access or FakeAccess(), settings)
-        self.app = create_app(
-            tasks.services, settings=settings, shutting_down=asyncio.Event(), authenticator=authenticator
-        )
-        add_dashboard(self.app)
+        context = AppContext.create(tasks.services, settings, asyncio.Event(), authenticator)
+        self.app = create_app(context)
+        add_dashboard(self.app, context)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> httpx2.Response:
         async def request() -> httpx2.Response:
