@@ -493,6 +493,64 @@ def test_idle_slab_memory_is_attributed_to_the_sandbox(
     assert (idle_bytes > 128 * MEBIBYTE) == exceeds, idle_bytes
 
 
+# Buffers of calls in progress
+
+
+_CALLS = """
+THREADS, BYTES = {threads}, (4 << 20) - 4096
+file = os.open("/workspace/pages", os.O_RDWR | os.O_CREAT)
+for index in range(12000): os.pwrite(file, bytes(4096), index * 8192)
+os.fsync(file)
+pages = memoryview(mmap.mmap(file, 16 << 20))
+
+def shift_extents():
+    # The kernel locks the pages of the file for half a second, so threads that write into them wait.
+    while True:
+        for mode in (0x20, 0x08):  # FALLOC_FL_INSERT_RANGE, FALLOC_FL_COLLAPSE_RANGE
+            if libc.fallocate(file, mode, ctypes.c_long(0), ctypes.c_long(4096)): os._exit(ctypes.get_errno())
+
+def read_setting(index):
+    setting = os.open("/proc/sys/kernel/pid_max", os.O_RDONLY)
+    while True: os.preadv(setting, [pages[index * 4096:][:BYTES]], 0)
+
+child = os.fork()
+if not child: shift_extents()
+time.sleep(1)
+if os.waitpid(child, os.WNOHANG)[0]: report("unsupported"); time.sleep(600)
+threading.stack_size(1 << 16)
+for index in range(THREADS): threading.Thread(target=read_setting, args=[index], daemon=True).start()
+report("held"); time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("threads", "exceeds"), [(120, True), (24, False)])
+def test_buffers_of_waiting_reads_of_settings_end_the_sandbox(
+    runtime: Runtime, disk: Path, limits: frozenset[str], threads: int, exceeds: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("the sandbox's kernel has the buffers")
+    if "memory" not in limits or os.geteuid():
+        pytest.skip("the threads cannot be inspected here")
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES, processes_max=512) as sandbox:
+            source = _PRELUDE + _CALLS.format(threads=threads)
+            await sandbox.kernel_usage()
+            command = Command(["/usr/bin/python3", "-c", source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            if b"unsupported" in await read_until(output, b"\n"):
+                pytest.skip("this file system cannot shift extents")
+            for _ in range(60):
+                if violation := (await sandbox.kernel_usage()).find_violation():
+                    break
+                await asyncio.sleep(0.1)
+            await sandbox.kill()
+            await sandbox.wait()
+            return violation
+
+    assert ("/proc/sys" in asyncio.run(scenario())) == exceeds
+
+
 # Other shared pools
 
 

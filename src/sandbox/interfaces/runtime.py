@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.model.limits import (
+    CALL_BUFFER_BYTES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
@@ -212,6 +213,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes_max: the limit of received_bytes.
     idle_slab_bytes: memory of freed kernel objects that is still allocated.
     udp_sockets_on_port: number of UDP sockets on the port that has the most.
+    call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
     """
 
     sockets: int | None = None
@@ -222,6 +224,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes_max: int | None = None
     idle_slab_bytes: int | None = None
     udp_sockets_on_port: int | None = None
+    call_buffer_bytes: int | None = None
 
     def find_violation(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
@@ -252,6 +255,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
                 f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to different ports."
+            )
+        if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
+            return (
+                f"The kernel held {self.call_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys or "
+                "sent netlink requests; use smaller buffers, or fewer threads."
             )
         return ""
 

@@ -96,6 +96,9 @@ occupies a processor in the kernel for 0.5 s.
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
 
+CALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
+"""Buffers that the kernel holds for system calls in progress, attributed to one sandbox."""
+
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Unread data in the netlink sockets of one sandbox."""
 

@@ -21,6 +21,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
+from sandbox.runtimes.limits.blocked_threads import CallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
@@ -48,6 +49,7 @@ class BaseSandbox(ABC):
         self._program = ready.program
         self._group = ready.group
         self._launcher = ready.launcher
+        self._call_buffer_meter: CallBufferMeter | None = None
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
         self._was_killed = False
@@ -97,7 +99,12 @@ class BaseSandbox(ABC):
         """Return the kernel usage of the control group and of the launcher's network namespace."""
         launch, memory_bytes = self._launcher, self._spec.memory_bytes
         return await asyncio.to_thread(
-            self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter, launch.slab_meter
+            self._group.kernel_usage,
+            launch.pid,
+            memory_bytes,
+            launch.socket_counter,
+            launch.slab_meter,
+            self._call_buffer_meter,
         )
 
     async def file_counts(self) -> FileUsage:

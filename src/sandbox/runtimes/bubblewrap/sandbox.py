@@ -27,6 +27,7 @@ from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySa
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
+from sandbox.runtimes.limits.blocked_threads import CallBufferMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
@@ -132,6 +133,7 @@ class BubblewrapSandbox(BaseSandbox):
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
+        self._call_buffer_meter = CallBufferMeter()
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
         self._reports: dict[str, int] = {}

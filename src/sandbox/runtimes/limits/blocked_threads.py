@@ -1,17 +1,21 @@
-"""Interrupts threads that wait in a system call.
+"""What the kernel holds for threads that wait in a system call, and the interruption of such threads.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor meanwhile. Such a file is
 in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them with the
 same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
+
+A call may also keep a buffer that no control group is charged for. A read of a setting in /proc/sys and a netlink
+request have one of the size that the program passes. A page fault in the program's own memory can make the call wait.
 """
 
 import ctypes
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.limits import OPEN_FILES_GROWTH_MAX
+from sandbox.model.limits import CALL_BUFFER_BYTES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
@@ -84,3 +88,112 @@ class BlockedThreadInterrupter:
             time.sleep(_INTERRUPT_SECONDS)
             after = self._count_all()
             self._lowest = total if after is None else min(total, after)
+
+
+_PROC = Path("/proc")
+_KERNEL_MEMORY_FIELDS = ("SUnreclaim:", "VmallocUsed:")
+_SETTINGS = "/proc/sys/"
+_SETTING_BUFFER_BYTES = 4 << 20
+"""Largest buffer for one read of a setting, the kernel's KMALLOC_MAX_SIZE."""
+
+_RUNNING = "running"
+_INODE_COLUMN = 9
+
+
+def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
+    """Return the bytes of unreclaimable memory that the machine's kernel has allocated; None if it is unknown."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+        return sum(int(word[1]) << 10 for word in words if word[0] in _KERNEL_MEMORY_FIELDS)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def sum_call_buffers(process_ids: Iterable[int], proc: Path = _PROC) -> int:
+    """Return an upper bound of the bytes in buffers for reads of settings and netlink requests of these processes.
+
+    A thread that waits for a processor counts if its process has such a file open, because its call is not visible.
+    Returns 0 if there are too few threads to exceed the limit.
+    """
+    request_bytes = 2 * _read_number(proc / "sys/net/core/wmem_max")
+    processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
+    threads_min = CALL_BUFFER_BYTES_MAX // max(_SETTING_BUFFER_BYTES, request_bytes)
+    if sum(len(one.threads) for one in processes) <= threads_min:
+        return 0
+    return sum(one.sum_buffers() for one in processes)
+
+
+class _ProcessCalls:
+    """The calls in progress of one process. The first thread may have ended, so the others' files are read.
+
+    threads: directory of the process's threads in /proc. request_bytes: size of the largest netlink request.
+    """
+
+    def __init__(self, threads: Path, request_bytes: int) -> None:
+        self.threads = [threads / name for name in list_directory(str(threads))]
+        self._request_bytes = request_bytes
+        self._largest_open: int | None = None
+        self._netlink_sockets: frozenset[str] | None = None
+
+    def sum_buffers(self) -> int:
+        return sum(map(self._measure_thread, self.threads))
+
+    def _measure_thread(self, thread: Path) -> int:
+        with suppress(OSError, ValueError, IndexError):
+            call = (thread / "syscall").read_text().split()
+            if call[0] != _RUNNING:
+                return self._measure_file(thread, str(int(call[1], 16)))
+            if self._largest_open is None:
+                names = list_directory(f"{thread}/fd")
+                self._largest_open = max((self._measure_file(thread, name) for name in names), default=0)
+            return self._largest_open
+        return 0
+
+    def _measure_file(self, thread: Path, descriptor: str) -> int:
+        with suppress(OSError):
+            target = str((thread / "fd" / descriptor).readlink())
+            if target.startswith(_SETTINGS):
+                return _SETTING_BUFFER_BYTES
+            if self._netlink_sockets is None:
+                self._netlink_sockets = _read_netlink_sockets(thread / "net/netlink")
+            return self._request_bytes if target in self._netlink_sockets else 0
+        return 0
+
+
+def _read_number(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return 0
+
+
+def _read_netlink_sockets(path: Path) -> frozenset[str]:
+    """Return the link targets of descriptors of netlink sockets."""
+    with suppress(OSError, IndexError):
+        lines = path.read_text().splitlines()[1:]
+        return frozenset(f"socket:[{line.split()[_INODE_COLUMN]}]" for line in lines)
+    return frozenset()
+
+
+class CallBufferMeter:
+    """Buffers of calls in progress of one sandbox's threads. Threads are inspected while the machine's kernel memory
+
+    has grown by more than the limit.
+    """
+
+    def __init__(
+        self,
+        count_all: Callable[[], int | None] = count_machine_kernel_bytes,
+        sum_buffers: Callable[[Collection[int]], int] = sum_call_buffers,
+    ) -> None:
+        self._count_all = count_all
+        self._sum_buffers = sum_buffers
+        self._lowest = count_all()
+
+    def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
+        """Return the bytes; 0 while the machine's growth does not exceed the limit, None if that is unknown."""
+        total = self._count_all()
+        if total is None:
+            return None
+        self._lowest = total if self._lowest is None else min(total, self._lowest)
+        growth = total - self._lowest
+        return min(growth, self._sum_buffers(process_ids())) if growth > CALL_BUFFER_BYTES_MAX else 0

@@ -20,7 +20,7 @@ from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, CallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
@@ -139,11 +139,13 @@ class ControlGroup(msgspec.Struct, frozen=True):
         memory_bytes: int,
         socket_counter: SocketCounter | None = None,
         slab_meter: IdleSlabMeter | None = None,
+        call_buffer_meter: CallBufferMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
         v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
-        with. socket_counter: of that network namespace. slab_meter: None for a sandbox with its own kernel.
+        with. socket_counter: of that network namespace. slab_meter, call_buffer_meter: None for a sandbox with its own
+        kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -159,6 +161,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
             idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
+            call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )
 
     def file_counts(self) -> FileUsage:

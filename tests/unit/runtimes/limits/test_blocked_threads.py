@@ -1,4 +1,7 @@
-"""A sandbox's threads are interrupted when the machine's open objects have grown far above their lowest count."""
+"""A sandbox's threads are interrupted when the machine's open objects have grown far above their lowest count, and
+
+buffers of their calls are counted when the kernel's memory has.
+"""
 
 import itertools
 from collections.abc import Collection
@@ -6,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, count_machine_files
+from sandbox.interfaces.runtime import KernelUsage
+from sandbox.model.limits import CALL_BUFFER_BYTES_MAX
+from sandbox.runtimes.limits.blocked_threads import (
+    BlockedThreadInterrupter,
+    CallBufferMeter,
+    count_machine_files,
+    count_machine_kernel_bytes,
+    sum_call_buffers,
+)
+
+MEBIBYTE = 1 << 20
 
 
 @pytest.mark.parametrize(("text", "count"), [("1216\t0\t9223372036854775807\n", 1216), ("", None), ("x\n", None)])
@@ -62,3 +75,76 @@ def test_objects_are_counted_twice_a_second():
         times.append(seconds)
         interrupter.interrupt_if_grown([])
     assert counts == [0.0, 0.5, 1.1]
+
+
+def test_kernel_bytes_are_read_from_meminfo(tmp_path: Path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nSUnreclaim:  100 kB\nVmallocUsed:  20 kB\nHugePages_Total: 0\n")
+    assert count_machine_kernel_bytes(tmp_path / "meminfo") == 120 << 10
+    assert count_machine_kernel_bytes(tmp_path / "absent") is None
+
+
+def make_thread(proc: Path, thread: int, call: str, files: dict[int, str]) -> None:
+    """Create the files of a thread of process 7 in a copy of /proc."""
+    directory = proc / "7/task" / str(thread)
+    (directory / "fd").mkdir(parents=True)
+    (directory / "net").mkdir()
+    (directory / "net/netlink").write_text("sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n0 0 9 0 0 0 0 2 0 33\n")
+    (directory / "syscall").write_text(call)
+    for descriptor, target in files.items():
+        (directory / "fd" / str(descriptor)).symlink_to(target)
+
+
+SETTING, NETLINK = {3: "/proc/sys/kernel/pid_max"}, {4: "socket:[33]"}
+
+
+@pytest.mark.parametrize(
+    ("call", "files", "mebibytes"),
+    [
+        ("0 0x3 0x7f00 0x3ffff0 0x0 0x0 0x0 0x7ffe 0x7f", SETTING, 4),
+        ("44 0x4 0x7f00 0x3ffff0 0x0 0x0 0x0 0x7ffe 0x7f", NETLINK, 6),
+        ("0 0x3 0x7f00 0x3ffff0 0x0 0x0 0x0 0x7ffe 0x7f", {3: "/workspace/file", 4: "socket:[33]"}, 0),
+        ("44 0x3 0x7f00 0x3ffff0 0x0 0x0 0x0 0x7ffe 0x7f", {3: "socket:[34]"}, 0),
+        ("running\n", SETTING, 4),
+        ("running\n", {**SETTING, **NETLINK}, 6),
+        ("running\n", {3: "/workspace/file"}, 0),
+        ("202 0x7f00 0x80 0x0 0x0 0x0 0x0 0x7ffe 0x7f", SETTING, 0),
+        ("-1 0x7ffe 0x7f\n", SETTING, 0),
+        ("", SETTING, 0),
+    ],
+)
+def test_buffers_of_calls_are_counted_by_file(tmp_path: Path, call: str, files: dict[int, str], mebibytes: int):
+    (tmp_path / "sys/net/core").mkdir(parents=True)
+    (tmp_path / "sys/net/core/wmem_max").write_text(f"{3 * MEBIBYTE}\n")
+    for thread in range(43):
+        make_thread(tmp_path, thread, call, files)
+    assert sum_call_buffers([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
+
+
+def test_calls_of_few_threads_are_not_inspected(tmp_path: Path):
+    for thread in range(64):
+        make_thread(tmp_path, thread, "0 0x3 0x7f00", SETTING)
+    assert sum_call_buffers([7], tmp_path) == 0
+    make_thread(tmp_path, 64, "0 0x3 0x7f00", SETTING)
+    assert sum_call_buffers([7], tmp_path) == 65 * 4 * MEBIBYTE
+
+
+def test_buffers_count_after_growth_of_kernel_memory():
+    machine, inspected = {"bytes": 500 * MEBIBYTE}, list[Collection[int]]()
+
+    def sum_buffers(process_ids: Collection[int]) -> int:
+        inspected.append(process_ids)
+        return 300 * MEBIBYTE
+
+    meter = CallBufferMeter(lambda: machine["bytes"], sum_buffers)
+    counts = []
+    for mebibytes in (500, 756, 757, 400, 657, 900):
+        machine["bytes"] = mebibytes * MEBIBYTE
+        counts.append((meter.count(lambda: [7]) or 0) // MEBIBYTE)
+    assert counts == [0, 0, 257, 0, 257, 300]
+    assert inspected == [[7]] * 3
+    assert CallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
+
+
+def test_buffers_above_the_limit_are_a_violation():
+    assert not KernelUsage(call_buffer_bytes=CALL_BUFFER_BYTES_MAX).find_violation()
+    assert "257 MiB" in KernelUsage(call_buffer_bytes=CALL_BUFFER_BYTES_MAX + MEBIBYTE).find_violation()
