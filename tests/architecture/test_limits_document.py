@@ -31,6 +31,7 @@ ROWS = [
     ("Sandboxes", "UDP sockets on one port", "model.limits.UDP_SOCKETS_ON_PORT_MAX"),
     ("Sandboxes", "Locks on files", "model.limits.FILE_LOCKS_MAX"),
     ("Sandboxes", "Locks on devices and system files", "model.limits.SHARED_FILE_LOCKS_MAX"),
+    ("Sandboxes", "Processes that are killed for lack of memory", "model.limits.OOM_KILLS_MAX"),
     ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),
     ("Sandboxes", "Memory that must be available on the host", "model.limits.MEMORY_AVAILABLE_BYTES_MIN"),
     ("Sandboxes", "Start of the agent", "model.limits.SANDBOX_START_SECONDS"),

@@ -15,6 +15,7 @@ from sandbox.model.limits import (
     FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
+    OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
     SHARED_FILE_LOCKS_MAX,
@@ -214,6 +215,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     idle_slab_bytes: memory of freed kernel objects that is still allocated.
     udp_sockets_on_port: number of UDP sockets on the port that has the most.
     call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
+    oom_kills: how many times a process was killed for lack of memory.
     """
 
     sockets: int | None = None
@@ -225,9 +227,13 @@ class KernelUsage(msgspec.Struct, frozen=True):
     idle_slab_bytes: int | None = None
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
+    oom_kills: int = 0
 
     def find_violation(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
+        return self._find_socket_violation() or self._find_memory_violation()
+
+    def _find_socket_violation(self) -> str:
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
                 f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close unused "
@@ -246,20 +252,28 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, including errors and time "
                 f"stamps of sent data, and the limit is {received_max >> 20} MiB; read or close them."
             )
-        if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
-            return (
-                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
-                "files and sockets that were opened together."
-            )
         if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
             return (
                 f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
                 f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to different ports."
             )
+        return ""
+
+    def _find_memory_violation(self) -> str:
+        if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
+            return (
+                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
+                "files and sockets that were opened together."
+            )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (
                 f"The kernel held {self.call_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys or "
                 "sent netlink requests; use smaller buffers, or fewer threads."
+            )
+        if self.oom_kills > OOM_KILLS_MAX:
+            return (
+                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory, and the limit is "
+                f"{OOM_KILLS_MAX}; raise vm.memory."
             )
         return ""
 

@@ -96,6 +96,12 @@ occupies a processor in the kernel for 0.5 s.
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
 
+OOM_KILLS_MAX = 1000
+"""Processes of one sandbox that the kernel killed for lack of memory.
+
+With each of them, up to two a second, the kernel writes a list of the sandbox's processes to the machine's log.
+"""
+
 CALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Buffers that the kernel holds for system calls in progress, attributed to one sandbox."""
 

@@ -161,6 +161,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
             idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
+            oom_kills=self.oom_kills(),
             call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )
 

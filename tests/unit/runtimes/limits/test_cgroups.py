@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import Stats
+from sandbox.interfaces.runtime import KernelUsage, Stats
+from sandbox.model.limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 
@@ -113,6 +114,7 @@ def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
     assert not group.was_oom_killed()
     (group_directory / "memory.events").write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
     assert group.was_oom_killed()
+    assert group.kernel_usage(os.getpid(), 1 << 30).oom_kills == 2
     (group_directory / "memory.current").write_text("5000\n")
     (group_directory / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
     (group_directory / "pids.current").write_text("4\n")
@@ -231,6 +233,7 @@ def test_version_1_reports_oom_kills_and_stats(tmp_path: Path):
     (account / "cpuacct.usage").write_text("1500000000\n")
     group = ControlGroup([memory, account])
     assert group.was_oom_killed()
+    assert group.kernel_usage(os.getpid(), 1 << 30).oom_kills == 1
     assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, oom_kills=1)
 
 
@@ -290,3 +293,9 @@ def test_control_group_line_round_trips_and_foreign_paths_are_rejected():
     for line in ("/sys/fs/cgroup/memory", "sandbox/attempt", "/sys/fs/cgroup/sandbox/../../etc"):
         with pytest.raises(ValueError, match="not the control group"):
             cgroups.parse_control_group(line)
+
+
+def test_oom_kills_above_the_limit_are_a_violation():
+    assert not KernelUsage().find_violation()
+    assert not KernelUsage(oom_kills=OOM_KILLS_MAX).find_violation()
+    assert "1001 times" in KernelUsage(oom_kills=OOM_KILLS_MAX + 1).find_violation()
