@@ -115,7 +115,7 @@ def sum_call_buffers(process_ids: Iterable[int], proc: Path = _PROC) -> int:
     A thread that waits for a processor counts if its process has such a file open, because its call is not visible.
     Returns 0 if there are too few threads to exceed the limit.
     """
-    request_bytes = 2 * _read_number(proc / "sys/net/core/wmem_max")
+    request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
     threads_min = CALL_BUFFER_BYTES_MAX // max(_SETTING_BUFFER_BYTES, request_bytes)
     if sum(len(one.threads) for one in processes) <= threads_min:

@@ -114,7 +114,7 @@ SETTING, NETLINK = {3: "/proc/sys/kernel/pid_max"}, {4: "socket:[33]"}
 )
 def test_buffers_of_calls_are_counted_by_file(tmp_path: Path, call: str, files: dict[int, str], mebibytes: int):
     (tmp_path / "sys/net/core").mkdir(parents=True)
-    (tmp_path / "sys/net/core/wmem_max").write_text(f"{3 * MEBIBYTE}\n")
+    (tmp_path / "sys/net/core/wmem_default").write_text(f"{6 * MEBIBYTE}\n")
     for thread in range(43):
         make_thread(tmp_path, thread, call, files)
     assert sum_call_buffers([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
