@@ -26,6 +26,8 @@ class SecretStreamRedactor:
         self._pending = b""
         self._unscanned = bytearray()
         self._emitted = 0
+        self._started_value: int | None = None
+        """Where in the pending data a value has probably started. None if unknown."""
         self.has_redacted = False
 
     @property
@@ -44,13 +46,15 @@ class SecretStreamRedactor:
         return self._release(is_end=False)
 
     def flush_lines(self) -> bytes:
-        """Return the complete lines that are held back. Call it after a pause of the input.
+        """Return the complete lines that are held back, up to a line in which a value has probably started.
 
-        They may contain the start of wrapped base64 or of a multi-line value; then only the rest of the value is
-        redacted.
+        Call it after a pause of the input. The lines may contain the first few letters of wrapped base64, hex or a
+        multi-line value; then only the rest of the value is redacted.
         """
         released = self._release(is_end=False) if self._unscanned else b""
-        end = self._pending.rfind(b"\n") + 1
+        if self._started_value is None:
+            self._started_value = self._scanner.find_started_value(decode_layers(self._pending))
+        end = self._pending.rfind(b"\n", 0, self._started_value) + 1
         flushed = self._pending[self._emitted : end]
         self._emitted = max(self._emitted, end)
         return released + flushed
@@ -69,6 +73,7 @@ class SecretStreamRedactor:
         released = replace_spans(data, spans, self._emitted, safe_length)
         self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - safe_length)
         self._pending = data[safe_length:]
+        self._started_value = None
         return released
 
 

@@ -84,9 +84,9 @@ class MultiPatternSearch:
         """Return whether the last byte may be inside a pattern. A quick check that is False for most ends of lines."""
         return not text or text[-1] in self._inner_bytes
 
-    def find_partial_matches(self, text: bytes) -> Iterator[int]:
-        """Yield every position from which the rest of the text is the start of a pattern, in order."""
-        for start in range(max(0, len(text) - self.longest_bytes + 1), len(text)):
+    def find_partial_matches(self, text: bytes, bytes_min: int) -> Iterator[int]:
+        """Yield every position from which at least `bytes_min` bytes, up to the end, are the start of a pattern."""
+        for start in range(max(0, len(text) - self.longest_bytes + 1), len(text) - bytes_min + 1):
             patterns = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
             if patterns is not None:
                 rest = text[start:]
@@ -95,6 +95,9 @@ class MultiPatternSearch:
 
 
 _QUICK_CHECK_BYTES = 64
+_STARTED_VALUE_BYTES = 8
+"""Length from which the start of a pattern is unlikely to be other text."""
+
 _QUOTE = re.compile(rb'\\{0,64}+"')
 
 
@@ -146,31 +149,47 @@ class Scanner:
         if not self._searches:
             return length
         safe_end = length
-        cuts: dict[DecodedLayer, set[int]] = {}
-        for layer in layers:
-            mapped_cuts = (
-                {length} if layer.source is None else {layer.position_from_source(cut) for cut in cuts[layer.source]}
-            )
-            cuts[layer] = _possible_cuts(layer.data, mapped_cuts)
-            for cut in cuts[layer]:
-                safe_end = min(safe_end, layer.original_position(cut), self._first_partial_match(layer, cut, length))
+        for layer, cut in _layer_cuts(layers):
+            safe_end = min(safe_end, layer.original_position(cut), self._first_partial_match(layer, cut, length, 1))
         return align_cut(layers, safe_end)
 
-    def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int) -> int:
-        """Return the first position in layer 0 at which a pattern that continues after the cut may start."""
+    def find_started_value(self, layers: list[DecodedLayer]) -> int:
+        """Return the first position in layer 0 from which the data is likely the start of a value; its end if none."""
+        length = len(layers[0].data)
+        starts = (self._first_partial_match(*cut, length, _STARTED_VALUE_BYTES) for cut in _layer_cuts(layers))
+        return min(starts, default=length)
+
+    def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int, bytes_min: int) -> int:
+        """Return the first position in layer 0 at which a pattern that continues after the cut may start.
+
+        bytes_min: number of bytes of the pattern before the cut.
+        """
         begin = max(0, cut - self.span_bytes_max)
         data, first = layer.data[begin:cut], length
         for normalizer, search in self._searches:
             if not search.may_continue(normalizer.normalize(data[-_QUICK_CHECK_BYTES:])):
                 continue
             positions = None
-            for match_start in search.find_partial_matches(normalizer.normalize(data)):
+            for match_start in search.find_partial_matches(normalizer.normalize(data), bytes_min):
                 positions = positions or normalizer.positions(data)
                 origin = layer.original_position(begin + positions[match_start])
                 if origin >= length - self.span_bytes_max:
                     first = min(first, origin)
                     break
         return first
+
+
+def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]]:
+    """Yield every layer with each position where the decided part of its data may end."""
+    cuts: dict[DecodedLayer, set[int]] = {}
+    for layer in layers:
+        mapped_cuts = (
+            {len(layer.data)}
+            if layer.source is None
+            else {layer.position_from_source(cut) for cut in cuts[layer.source]}
+        )
+        cuts[layer] = _possible_cuts(layer.data, mapped_cuts)
+        yield from ((layer, cut) for cut in cuts[layer])
 
 
 def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:

@@ -176,17 +176,49 @@ def test_overlapping_values_are_both_redacted():
     assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"
 
 
-def test_flush_lines_emits_whole_lines_and_keeps_the_match_state():
+def test_flush_lines_keeps_lines_from_the_start_of_wrapped_base64():
     code = base64.b64encode(b"password=" + TOKEN.encode() * 2).decode()
     first, second = code[:40], code[40:]
     stream = SecretRedactor({"TOKEN": TOKEN * 2}).stream()
-    first_output = stream.feed(f"{first}\n".encode())
-    assert first_output + stream.flush_lines() == f"{first}\n".encode()
-    assert (stream.pending_bytes, stream.flush_lines()) == (0, b"")
-    second_output = stream.feed(f"{second}\nand so on\n".encode()) + stream.flush_lines()
-    assert second_output.endswith(b"\nand so on\n")
-    assert len(second_output) < len("\nand so on\n") + 8
-    assert stream.has_redacted
+    output = stream.feed(f"text\n{first}\n".encode()) + stream.flush_lines()
+    assert output.startswith(b"text\n")
+    assert stream.flush_lines() == b""
+    output += stream.feed(f"{second}\nand so on\n".encode()) + stream.flush_lines()
+    before, _, after = output.partition(b"[REDACTED:TOKEN]")
+    assert before == b"text\n" + base64.b64encode(b"password=")
+    assert after.endswith(b"\nand so on\n")
+    assert len(after) < len("\nand so on\n") + 8
+
+
+@pytest.mark.parametrize("letters_per_line", [1, 4, 8, 20])
+@pytest.mark.parametrize("encode", [base64.b64encode, lambda value: value.hex().encode()], ids=["base64", "hex"])
+def test_encoded_value_is_found_if_its_lines_arrive_with_pauses(
+    encode: Callable[[bytes], bytes], letters_per_line: int
+):
+    code = encode(TOKEN.encode()).decode()
+    stream = SecretRedactor({"TOKEN": TOKEN}).stream()
+    output = b""
+    for start in range(0, len(code), letters_per_line):
+        line = code[start : start + letters_per_line]
+        output += stream.feed(f"{line}\n".encode()) + stream.flush_lines()
+    output += stream.feed(b"end\n") + stream.flush_lines()
+    shown = output.replace(b"\n", b"").removesuffix(b"end").replace(b"[REDACTED:TOKEN]", b"")
+    assert len(shown) <= 7 + 4
+
+
+def test_multi_line_value_is_found_if_its_lines_arrive_with_pauses():
+    lines = [f"short-{number}" for number in range(8)]
+    stream = SecretRedactor({"LINES": "\n".join(lines)}).stream()
+    output = b"".join(stream.feed(f"{line}\n".encode()) + stream.flush_lines() for line in [*lines, "end"])
+    assert output == b"[REDACTED:LINES]\nend\n"
+
+
+def test_flush_lines_emits_lines_that_only_resemble_a_value():
+    code = base64.b64encode(TOKEN.encode()).decode()
+    stream = SecretRedactor({"TOKEN": TOKEN}).stream()
+    assert stream.feed(f"{code[:7]}\n".encode()) + stream.flush_lines() == f"{code[:7]}\n".encode()
+    assert stream.feed(f"! {code[:20]}\n".encode()) + stream.flush_lines() == b"! "
+    assert stream.feed(b"$ ") == f"{code[:20]}\n$ ".encode()
 
 
 def test_flush_lines_keeps_a_partial_line():
