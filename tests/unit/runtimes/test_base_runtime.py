@@ -30,7 +30,7 @@ class FakeGroup:
         self._usages = list(usages)
         self.checks = 0
 
-    def kernel_usage(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUsage:
+    def kernel_usage(self, _pid: int, _memory_bytes: int, *_meters: object) -> KernelUsage:
         self.checks += 1
         usage = self._usages.pop(0) if len(self._usages) > 1 else self._usages[0]
         if isinstance(usage, Exception):
