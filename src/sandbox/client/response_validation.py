@@ -49,7 +49,9 @@ def matches_schema(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(matches_schema(each, parts[1]) for each in value.values())
     if kind is int or kind is float:
         return isinstance(value, int | kind) and abs(value) <= NUMBER_MAX
-    return kind is Any or isinstance(value, str if origin is Literal else kind)
+    if origin is Literal:
+        return isinstance(value, tuple(type(part) for part in parts))
+    return kind is Any or isinstance(value, kind)
 
 
 @cache

@@ -10,6 +10,7 @@ import msgspec
 from sandbox.model import events as e
 from sandbox.model.failure import Failure
 from sandbox.model.task import Attempt, Task
+from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody
 
 WireEvent = dict[str, Any]
 
@@ -78,26 +79,28 @@ def current_state_event(task: Task) -> WireEvent:
     }
 
 
-def error_fields(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
-    """Return `{code, message}` of a failed task."""
-    if task.failure is None or task.cancel is not None:
+def error_fields(task: Task, *, is_operator: bool = False) -> FailureBody | None:
+    """Return why a task failed, None unless it did."""
+    return None if task.cancel is not None else _failure_body(task.failure, is_operator=is_operator)
+
+
+def _failure_body(failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
+    if failure is None:
         return None
-    return {"code": task.failure.code, "message": task.failure.message_for(is_operator=is_operator)}
+    return {"code": failure.code, "message": failure.message_for(is_operator=is_operator)}
 
 
-def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
-    """Return every attempt of a task as JSON, oldest first. The last one has the outcome of the task."""
+def attempts_fields(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
+    """Return every attempt of a task, oldest first. The last one has the outcome of the task."""
     last = task.attempt
     if last is None:
         return []
     if not task.is_between_attempts:
         last = msgspec.structs.replace(last, failure=task.failure, exit_code=task.exit_code, ended_at=task.finished_at)
-    return [_attempt_fields(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
+    return [_attempt_body(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
 
 
-def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
-    failure = attempt.failure
-    message = failure.message_for(is_operator=is_operator) if failure is not None else ""
+def _attempt_body(attempt: Attempt, *, is_operator: bool) -> AttemptBody:
     return {
         "number": attempt.number,
         "id": attempt.id,
@@ -105,16 +108,25 @@ def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
         "ended_at": format_timestamp(attempt.ended_at) if attempt.ended_at else None,
         "resumes": attempt.resumes,
         "exit_code": attempt.exit_code,
-        "error": {"code": failure.code, "message": message} if failure is not None else None,
-        "followed_by": attempt.follow_up,
+        "error": _failure_body(attempt.failure, is_operator=is_operator),
+        "followed_by": attempt.follow_up.value if attempt.follow_up else None,
     }
 
 
-def progress_fields(progress: e.Progress) -> dict[str, Any]:
-    """Return the counters of a task as JSON, with every key."""
-    fields: dict[str, Any] = msgspec.structs.asdict(progress)
+def progress_fields(progress: e.Progress) -> ProgressBody:
+    """Return the counters of a task, with every key."""
     at = progress.last_activity_at
-    return {**fields, "last_activity_at": format_timestamp(at) if at else None}
+    return {
+        "output_bytes": progress.output_bytes,
+        "tool_calls": progress.tool_calls,
+        "current_tool": progress.current_tool,
+        "last_activity_at": format_timestamp(at) if at else None,
+        "turns": progress.turns,
+        "input_tokens": progress.input_tokens,
+        "output_tokens": progress.output_tokens,
+        "cost_usd": progress.cost_usd,
+        "egress_denied": progress.egress_denied,
+    }
 
 
 def log_stream_of(event: WireEvent) -> str | None:

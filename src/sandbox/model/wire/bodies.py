@@ -1,0 +1,520 @@
+"""The JSON bodies of the API: the only declaration of each.
+
+Routes build them, `api/schemas.py` turns them into OpenAPI, and the Python client returns them. The string below a
+property describes it in the schema; it is read from this file only when the schema is built.
+
+Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send further properties.
+"""
+
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+State = Literal[
+    "pending",
+    "staging",
+    "provisioning",
+    "ready",
+    "running",
+    "completing",
+    "completed",
+    "failed",
+    "failed_preserved",
+    "cancelled",
+]
+"""The values of `TaskState` as type checkers of client programs see them."""
+
+FollowUpName = Literal["again", "resume", "retry"]
+"""The values of `FollowUp`, the kinds of an attempt that follows another one."""
+
+
+class JsonSchema:
+    """Adds keywords to the JSON Schema of an annotated type."""
+
+    __slots__ = ("keywords",)
+
+    def __init__(self, **keywords: Any) -> None:
+        self.keywords = keywords
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Called by pydantic, which is imported only where the schema is built."""
+        return {**handler(core_schema), **self.keywords}
+
+
+Timestamp = Annotated[str, JsonSchema(format="date-time")]
+_StateKey = Annotated[str, JsonSchema(enum=[*get_args(State)])]
+
+
+class LinksBody(TypedDict):
+    """Links to related resources."""
+
+    self: str
+    """Path of the task."""
+    logs: str
+    """Path of its logs."""
+    artifacts: str
+    """Path of its artifacts."""
+
+
+class SubmittedBody(TypedDict):
+    """The task was accepted. It is durable: it survives a crash of the server."""
+
+    task_id: str
+    """Id of the task."""
+    state: Literal["pending"]
+    """The first state of every task."""
+    message: str
+    """Human-readable confirmation."""
+    created_at: Timestamp
+    """When the task was accepted."""
+    links: LinksBody
+    """Paths of the task, its logs and its artifacts."""
+
+
+class SecretBody(TypedDict):
+    """A secret, by name only."""
+
+    name: str
+    """Name of the environment variable."""
+
+
+class DefinitionBody(TypedDict):
+    """The submitted manifest, with the defaults filled in."""
+
+    repository: dict[str, Any]
+    """The manifest's section `repository`; `patch` is the digest of the submitted patch."""
+    claude: dict[str, Any]
+    """The manifest's section `claude`."""
+    vm: dict[str, Any]
+    """The manifest's section `vm`."""
+    secrets: list[SecretBody]
+    """The secrets, by name only."""
+    lifecycle: dict[str, Any]
+    """The manifest's section `lifecycle`."""
+
+
+class DryRunBody(TypedDict):
+    """The server would accept this manifest now; nothing was submitted."""
+
+    dry_run: Literal[True]
+    """Always true."""
+    message: str
+    """Human-readable confirmation."""
+    definition: DefinitionBody
+    """The manifest with the defaults filled in."""
+
+
+class FailureBody(TypedDict):
+    """Why the task failed: a stable code, and a message that says what to do."""
+
+    code: str
+    """A code of docs/errors.md."""
+    message: str
+    """Human-readable cause and remedy."""
+
+
+class VmBody(TypedDict):
+    """The sandbox. `isolates` describes the tier. `runtime`, `tier`, `isolates` and `image` are null until known."""
+
+    runtime: str | None
+    """Name of the runtime, such as `bubblewrap`."""
+    tier: str | None
+    """Isolation tier: `namespaces`, `gvisor` or `vm`."""
+    isolates: str | None
+    """What separates the agent from the host in this tier."""
+    image: str | None
+    """Digest of the image of the root file system, or `host`."""
+    profile: str
+    """Profile of the manifest."""
+    cpus: int
+    """Number of CPUs."""
+    memory: str
+    """Memory, such as `8G`."""
+    disk: str
+    """Disk space, such as `40G`."""
+    network_mode: str
+    """Network access: `isolated`, `outbound` or `full`."""
+
+
+class ProgressBody(TypedDict):
+    """Counters of the work so far. Tokens, cost and denied connections are counted by the gateway."""
+
+    output_bytes: int
+    """Bytes of output of the agent."""
+    tool_calls: int
+    """Number of tool calls."""
+    current_tool: str | None
+    """The tool that runs now."""
+    last_activity_at: Timestamp | None
+    """When the agent last did something."""
+    turns: int
+    """Number of the model's turns."""
+    input_tokens: int
+    """Input tokens of all model requests, cached ones included."""
+    output_tokens: int
+    """Output tokens of all model requests."""
+    cost_usd: float
+    """Cost in USD of all model requests that have a price."""
+    egress_denied: int
+    """Number of connections, requests and names that the gateway refused."""
+
+
+class AttemptBody(TypedDict):
+    """One attempt to run the task. followed_by: why another attempt followed."""
+
+    number: int
+    """Position among the attempts, from 1."""
+    id: str
+    """Id of the attempt."""
+    started_at: Timestamp | None
+    """When the attempt started."""
+    ended_at: Timestamp | None
+    """When the attempt ended; null while it runs."""
+    resumes: bool
+    """Whether the attempt continues with the disk of the one before it."""
+    exit_code: int | None
+    """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
+    error: FailureBody | None
+    """Why the attempt failed."""
+    followed_by: FollowUpName | None
+    """Why another attempt followed; null for the last attempt."""
+
+
+class TaskItemBody(TypedDict):
+    """A task in a list."""
+
+    id: str
+    """Id of the task."""
+    name: str
+    """Name of the manifest."""
+    state: State
+    """Current state."""
+    labels: dict[str, str]
+    """Labels of the manifest."""
+    created_at: Timestamp
+    """When the task was submitted."""
+    started_at: Timestamp | None
+    """When the agent first started to work."""
+    finished_at: Timestamp | None
+    """When the task reached its final state."""
+    state_changed_at: Timestamp
+    """When the current state was entered."""
+    state_message: str
+    """Human-readable description of the current step or of the outcome."""
+    vm_name: str | None
+    """Name of the latest sandbox."""
+    vm_ip: None
+    """Always null: a sandbox has no address."""
+    vm: VmBody
+    """The latest sandbox."""
+    exit_code: int | None
+    """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
+    error: FailureBody | None
+    """Why the task failed; null while another attempt follows."""
+    attempts: list[AttemptBody]
+    """Every attempt, oldest first."""
+    progress: ProgressBody
+    """Counters of the work so far, of all attempts together."""
+    result: dict[str, Any] | None
+    """The agent's own report on its run: the result event of Claude Code."""
+
+
+class TaskBody(TaskItemBody):
+    """A task. sandbox_kept: the task failed, and its sandbox is preserved until it is released or expires."""
+
+    definition: DefinitionBody
+    """The manifest with the defaults filled in."""
+    sandbox_kept: bool
+    """Whether a preserved sandbox exists that can be inspected and released."""
+
+
+class TaskListBody(TypedDict):
+    """A page of tasks."""
+
+    tasks: list[TaskItemBody]
+    """The tasks of this page."""
+    total_count: int
+    """Number of tasks on all pages."""
+    limit: int
+    """Maximum number of tasks on a page."""
+    offset: int
+    """Number of tasks before this page, as requested."""
+    has_more: bool
+    """Whether another page follows."""
+    next_cursor: str | None
+    """Value of `cursor` for the next page; null on the last one."""
+
+
+class CancelledBody(TypedDict):
+    """The cancel request is stored. The task ends shortly."""
+
+    success: Literal[True]
+    """Always true."""
+    task_id: str
+    """Id of the task."""
+    previous_state: State
+    """State of the task when the request was stored."""
+    new_state: Literal["cancelled"]
+    """State in which the task will end."""
+    message: str
+    """Human-readable description of what happens next."""
+    cancelled_at: Timestamp
+    """When the request was stored."""
+
+
+class ReleasedBody(TypedDict):
+    """The preserved sandbox was removed."""
+
+    success: Literal[True]
+    """Always true."""
+    task_id: str
+    """Id of the task."""
+    message: str
+    """Human-readable confirmation."""
+
+
+class PrunedTaskBody(TypedDict):
+    """A task that was removed, or would be removed with `dry_run`."""
+
+    id: str
+    """Id of the task."""
+    state: State
+    """Its final state."""
+    finished_at: Timestamp
+    """When it ended."""
+    size_bytes: int
+    """Its disk usage, in bytes."""
+
+
+class PrunedBody(TypedDict):
+    """The tasks that were removed, or would be removed with `dry_run`, in the order in which they ended."""
+
+    dry_run: bool
+    """Whether nothing was removed."""
+    tasks: list[PrunedTaskBody]
+    """The tasks."""
+    total_count: int
+    """Number of the tasks."""
+    total_size_bytes: int
+    """Their disk usage together, in bytes."""
+
+
+class ArtifactBody(TypedDict):
+    """One artifact."""
+
+    name: str
+    """Name, unique in the task."""
+    path: str
+    """Path relative to the workspace, or `.sandbox/NAME` for a file that Sandbox generated."""
+    size_bytes: int
+    """Size in bytes."""
+    content_type: str
+    """Media type, guessed from the name."""
+    checksum: str
+    """`sha256:` and 64 hexadecimal digits."""
+    created_at: Timestamp
+    """When it was stored."""
+    download_url: str
+    """Path of its content."""
+    contains_secret: bool
+    """Whether it contains a secret's value; its download then requires the role operator."""
+
+
+class ArtifactListBody(TypedDict):
+    """All artifacts of a task."""
+
+    task_id: str
+    """Id of the task."""
+    artifacts: list[ArtifactBody]
+    """The artifacts, in the order in which they were stored."""
+    total_count: int
+    """Number of the artifacts."""
+    total_size_bytes: int
+    """Their sizes together, in bytes."""
+
+
+class AliveBody(TypedDict):
+    """The server responds."""
+
+    status: Literal["ok"]
+    """Always `ok`."""
+    version: str
+    """Version of the server."""
+
+
+class ReadyBody(TypedDict):
+    """The server accepts and runs tasks."""
+
+    status: Literal["ready"]
+    """Always `ready`."""
+
+
+class RuntimeBody(TypedDict):
+    """Capabilities of a runtime on this host. `mend`: how to fix the runtime if it does not work."""
+
+    name: str
+    """Name of the runtime."""
+    works: bool
+    """Whether it works on this host."""
+    tier: str
+    """Isolation tier: `namespaces`, `gvisor` or `vm`."""
+    isolates: list[str]
+    """What it isolates."""
+    gaps: list[str]
+    """What it does not isolate."""
+    limits: list[str]
+    """The limits that are enforced: `memory`, `cpus`, `processes`, `sockets`."""
+    mend: str
+    """How to fix the runtime if it does not work."""
+
+
+class StoreBody(TypedDict):
+    """The index of tasks."""
+
+    ok: bool
+    """Whether the index can be read and written."""
+
+
+class OccupancyBody(TypedDict):
+    """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
+
+    cpus: int
+    """CPUs for tasks."""
+    cpus_promised: int
+    """CPUs that are reserved."""
+    memory_bytes: int
+    """Memory for tasks."""
+    memory_promised_bytes: int
+    """Memory that is reserved."""
+    disk_bytes: int
+    """Disk space for tasks."""
+    disk_promised_bytes: int
+    """Disk space that is reserved."""
+    waiting: int
+    """Number of tasks that wait for resources."""
+
+
+class DiskBody(TypedDict):
+    """The file system of the data directory."""
+
+    free_bytes: int
+    """Free space."""
+    total_bytes: int
+    """Size."""
+
+
+class HealthBody(TypedDict):
+    """Health of the server. `next_probe_at`: the time of the next probe of the runtimes, while none of them works."""
+
+    status: Literal["ok", "degraded"]
+    """`ok` if the server accepts and runs tasks."""
+    ready: bool
+    """Whether the server accepts and runs tasks."""
+    reasons: list[str]
+    """Why it does not; human-readable."""
+    version: str
+    """Version of the server."""
+    uptime_seconds: float
+    """Time since the server started."""
+    tasks: dict[_StateKey, int]
+    """Number of tasks in each state."""
+    runtimes: list[RuntimeBody]
+    """The runtimes that were probed."""
+    next_probe_at: Timestamp | None
+    """When the runtimes are probed again, while none of them works."""
+    store: StoreBody
+    """The index of tasks."""
+    disk: DiskBody
+    """The file system of the data directory."""
+    draining_since: Timestamp | None
+    """Since when the server is draining; null if it is not."""
+    occupancy: OccupancyBody | None
+    """Capacity and reserved resources; null until they are known."""
+
+
+class DrainBody(TypedDict):
+    """Progress of a drain. `running` tasks continue; `waiting` tasks start once the drain is undone."""
+
+    draining: bool
+    """Whether the server is draining."""
+    since: Timestamp | None
+    """Since when; null if it is not draining."""
+    running: int
+    """Number of tasks that still run."""
+    waiting: int
+    """Number of tasks that start once the drain is undone."""
+
+
+class DetailBody(TypedDict):
+    """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
+
+    field: str
+    """Path of the field, such as `claude.prompt`, or name of the parameter."""
+    rule: str
+    """Kind of the rule: `required`, `type`, `enum`, `format`, `range`, `unknown_field` or `not_offered`."""
+    message: str
+    """Human-readable description of what is expected."""
+    line: int | None
+    """Line in a YAML manifest, from 1."""
+    column: int | None
+    """Column in a YAML manifest, from 1."""
+
+
+class ExistingTaskBody(TypedDict):
+    """The existing task with the same id."""
+
+    id: str
+    """Id of the task."""
+    state: State
+    """Current state."""
+    created_at: Timestamp
+    """When it was submitted."""
+
+
+class ProblemExtensions(TypedDict, total=False):
+    """The members of an error response that only some errors have."""
+
+    existing_task: ExistingTaskBody | None
+    """The task that has the id already, for `duplicate_task_id`."""
+    task_state: State | None
+    """State of the task, for `task_already_terminal`."""
+    requested_cpus: int | None
+    """CPUs that the task requests, for `insufficient_resources`."""
+    available_cpus: int | None
+    """CPUs that the server has for tasks, for `insufficient_resources`."""
+    requested_memory: str | None
+    """Memory that the task requests, such as `8G`, for `insufficient_resources`."""
+    available_memory: str | None
+    """Memory that the server has for tasks, for `insufficient_resources`."""
+    reasons: list[str] | None
+    """Why the server is not ready, for `GET /health/ready`."""
+
+
+class ProblemBody(ProblemExtensions):
+    """An error response: problem details (RFC 9457) with additional members."""
+
+    error: str
+    """A code of docs/errors.md, for programs."""
+    message: str
+    """Human-readable cause and remedy."""
+    details: list[DetailBody] | None
+    """Every error in the request, for `invalid_manifest` and `invalid_parameter`."""
+    request_id: str
+    """Id of the request in the server's log."""
+    type: str
+    """`urn:sandbox:error:` and the code."""
+    title: str
+    """Reason phrase of the status."""
+    status: int
+    """HTTP status."""
+    detail: str
+    """The same as `message`."""
+    instance: str
+    """Path of the request."""
+
+
+class SessionBody(TypedDict):
+    """Role and name of the session's token."""
+
+    role: Literal["viewer", "operator"]
+    """What the token may do: a viewer may only read."""
+    name: str
+    """Name of the token."""
