@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import unquote
@@ -27,10 +27,15 @@ class RangeMessage(str):
 
 @dataclass(frozen=True)
 class Format:
-    """A check on a string. `find_error` returns an error message or None."""
+    """A check on a string.
+
+    find_error: returns an error message or None.
+    json_schema: the part of the check that JSON Schema can express, for client programs.
+    """
 
     name: str
     find_error: Callable[[str], str | None]
+    json_schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         """Run the check in pydantic, which is imported only where manifests are parsed."""
@@ -45,6 +50,10 @@ class Format:
 
         return core_schema.no_info_after_validator_function(check, handler(source))
 
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> Any:
+        """Add `json_schema` to the schema of the string."""
+        return {**handler(core_schema), **self.json_schema}
+
 
 def parse_duration(text: str) -> int:
     """Parse a duration such as `90s`, `15m` or `24h`; return seconds."""
@@ -56,13 +65,19 @@ def parse_byte_size(text: str) -> int:
     return int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
-def _pattern_check(pattern: str, message: str) -> Callable[[str], str | None]:
+def _pattern_format(name: str, pattern: str, message: str) -> Format:
     compiled = re.compile(pattern, re.ASCII)
-    return lambda value: None if compiled.fullmatch(value) else message
+    return Format(name, lambda value: None if compiled.fullmatch(value) else message, _matching(pattern))
+
+
+def _matching(pattern: str, **keywords: Any) -> dict[str, Any]:
+    """Return a JSON schema for strings that this pattern matches as a whole."""
+    return {"pattern": f"^(?:{pattern})$", **keywords}
 
 
 # Control characters, the two line separators, and bidirectional formatting characters, which reorder displayed text.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_CONTROL_CHARACTERS = re.compile(f"[{_CONTROL}]")
 
 
 def _check_visible(value: str) -> str | None:
@@ -75,32 +90,36 @@ def _check_label_key(value: str) -> str | None:
     return _check_visible(value)
 
 
+_TASK_ID = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
+
+
 def _check_task_id(value: str) -> str | None:
     if value == "":
         return None
     if value == "stream":
         return "'stream' is reserved; choose another id"
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", value) or ".." in value:
+    if not re.fullmatch(_TASK_ID, value) or ".." in value:
         return "must be 1 to 128 letters, digits, '.', '_' or '-', start and end with a letter or digit, without '..'"
     return None
 
 
 _HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*"
-_URL = re.compile(
+_URL_CHARACTERS_MAX = 2048
+_URL = (
     r"(?P<scheme>https?|ssh)://(?P<user>[^/@\s]*@)?"
     rf"(?:{_HOST}|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{{1,5}}))?/[^\s]+"
 )
-_SCP_URL = re.compile(rf"git@{_HOST}:(?!-)[^\s]+")
+_SCP_URL = rf"git@{_HOST}:[^\s-][^\s]*"
 _URL_MESSAGE = "must be https://…, http://…, ssh://… or git@host:path"
 
 
 def _check_repository_url(value: str) -> str | None:
-    if len(value) > 2048 or not value.isprintable() or not value.isascii():
-        return "must be at most 2048 printable ASCII characters"
-    if _SCP_URL.fullmatch(value):
+    if len(value) > _URL_CHARACTERS_MAX or not value.isprintable() or not value.isascii():
+        return f"must be at most {_URL_CHARACTERS_MAX} printable ASCII characters"
+    if re.fullmatch(_SCP_URL, value):
         return None
-    match = _URL.fullmatch(value)
+    match = re.fullmatch(_URL, value)
     if match is None:
         return _URL_MESSAGE
     # Git unescapes the URL before it looks for the host.
@@ -127,18 +146,31 @@ def _check_port(text: str | None) -> str | None:
     return RangeMessage("must have a port between 1 and 65535")
 
 
+_BRANCH_CHARACTERS_MAX = 250
+_NOT_IN_BRANCH = r"\x00-\x20\x7f~^:?*\[\\"
+
+
 def _check_branch(value: str) -> str | None:
     """Check the rules of git-check-ref-format(1) for branch names."""
-    forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", value)
+    forbidden = re.search(rf"[{_NOT_IN_BRANCH}]|\.\.|@\{{|//", value)
     has_valid_parts = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
-    if len(value) > 250 or forbidden or not has_valid_parts or value.startswith("-") or value in {"@", "HEAD"}:
+    if (
+        len(value) > _BRANCH_CHARACTERS_MAX
+        or forbidden
+        or not has_valid_parts
+        or value.startswith("-")
+        or value in {"@", "HEAD"}
+    ):
         return "must be a valid git branch name"
     return "must be a valid git branch name" if value.endswith(".") else None
 
 
+_PATH_CHARACTERS_MAX = 1024
+
+
 def _check_subpath(value: str) -> str | None:
     parts = value.split("/")
-    if not value or len(value) > 1024 or value.startswith("/") or ".." in parts or ".git" in parts:
+    if not value or len(value) > _PATH_CHARACTERS_MAX or value.startswith("/") or ".." in parts or ".git" in parts:
         return "must be a relative path inside the repository, without '..' and '.git'"
     return _check_visible(value)
 
@@ -163,14 +195,18 @@ def _check_git_patch(value: str) -> str | None:
     return None if patch.strip() else "must not be empty; omit it"
 
 
+_BYTE_SIZE = "[0-9]{1,9}[MG]"
+_DURATION = "[0-9]{1,8}[smh]"
+
+
 def _check_byte_size(value: str) -> str | None:
-    if not re.fullmatch(r"[0-9]{1,9}[MG]", value):
+    if not re.fullmatch(_BYTE_SIZE, value):
         return "must be a whole number and a unit, such as 512M or 8G"
     return None if parse_byte_size(value) else RangeMessage("must be at least 1M")
 
 
 def _check_duration(value: str) -> str | None:
-    if not re.fullmatch(r"[0-9]{1,8}[smh]", value):
+    if not re.fullmatch(_DURATION, value):
         return "must be a whole number and a unit, such as 90s, 15m or 24h"
     if not 1 <= parse_duration(value) <= DURATION_SECONDS_MAX:
         return RangeMessage("must be between 1s and 168h")
@@ -178,38 +214,51 @@ def _check_duration(value: str) -> str | None:
 
 
 def _check_pattern(value: str) -> str | None:
-    if not value or len(value) > 1024 or value.startswith("/") or ".." in value.split("/"):
+    if not value or len(value) > _PATH_CHARACTERS_MAX or value.startswith("/") or ".." in value.split("/"):
         return "must be a glob relative to the workspace root, without '..'"
     return _check_visible(value)
 
 
 _ALLOWED_HOST_CHARACTERS_MAX = len("*.") + 253 + len(":65535")
+_ALLOWED_HOST = rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?"
 
 
 def _check_allowed_host(value: str) -> str | None:
     """Reject a numeric last label (`127.1`, `0x7f000001`), because many resolvers parse it as an IP address."""
     # Check the length first: matching a megabyte takes most of a second, during which nothing else runs.
     is_short = len(value) <= _ALLOWED_HOST_CHARACTERS_MAX
-    match = re.fullmatch(rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?", value) if is_short else None
+    match = re.fullmatch(_ALLOWED_HOST, value) if is_short else None
     if match is None or len(match["host"]) > 253 or re.fullmatch(r"[0-9]+|0[xX].*", match["host"].split(".")[-1]):
         return "must be a host name, or '*.' and a domain, with an optional ':port'; no IP address"
     return _check_port(match["port"])
 
 
-VISIBLE = Format("visible", _check_visible)
-LABEL_KEY = Format("label_key", _check_label_key)
-TASK_ID = Format("task_id", _check_task_id)
-REPOSITORY_URL = Format("repository_url", _check_repository_url)
-BRANCH = Format("branch", _check_branch)
-COMMIT = Format("commit", _pattern_check(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
-SUBPATH = Format("subpath", _check_subpath)
-PROMPT = Format("prompt", _check_prompt)
-GIT_PATCH = Format("git_patch", _check_git_patch)
-BYTE_SIZE = Format("byte_size", _check_byte_size)
-DURATION = Format("duration", _check_duration)
-PATTERN = Format("pattern", _check_pattern)
-ALLOWED_HOST = Format("allowed_host", _check_allowed_host)
-ENVIRONMENT_NAME = Format(
-    "environment_name",
-    _pattern_check(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"),
+def _unnamed(pattern: str) -> str:
+    """Return a pattern without names of groups, which ECMAScript writes differently."""
+    return re.sub(r"\(\?P<\w+>", "(", pattern)
+
+
+VISIBLE = Format("visible", _check_visible, _matching(f"[^{_CONTROL}]*"))
+LABEL_KEY = Format("label_key", _check_label_key, _matching(f"[^={_CONTROL}]*"))
+TASK_ID = Format("task_id", _check_task_id, _matching(f"({_TASK_ID})?"))
+REPOSITORY_URL = Format(
+    "repository_url",
+    _check_repository_url,
+    _matching(f"{_unnamed(_URL)}|{_SCP_URL}", maxLength=_URL_CHARACTERS_MAX),
+)
+BRANCH = Format("branch", _check_branch, _matching(f"[^{_NOT_IN_BRANCH}]+", maxLength=_BRANCH_CHARACTERS_MAX))
+COMMIT = _pattern_format("commit", "[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits")
+SUBPATH = Format("subpath", _check_subpath, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
+PROMPT = Format("prompt", _check_prompt, _matching(r"[^\x00]*[^\s\x00][^\x00]*", maxLength=PROMPT_BYTES_MAX))
+GIT_PATCH = Format("git_patch", _check_git_patch, {"contentEncoding": "base64", "minLength": 1})
+BYTE_SIZE = Format("byte_size", _check_byte_size, _matching(_BYTE_SIZE))
+DURATION = Format("duration", _check_duration, _matching(_DURATION))
+PATTERN = Format("pattern", _check_pattern, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
+ALLOWED_HOST = Format(
+    "allowed_host",
+    _check_allowed_host,
+    _matching(_unnamed(_ALLOWED_HOST), maxLength=_ALLOWED_HOST_CHARACTERS_MAX),
+)
+ENVIRONMENT_NAME = _pattern_format(
+    "environment_name", "[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"
 )
