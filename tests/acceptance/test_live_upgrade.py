@@ -68,7 +68,7 @@ JSON_TYPES = {
     "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
-    "sandbox.api.cursor:Bookmark": "sandbox.api.cursor:PageCursor",
+    "sandbox.api.cursor:Bookmark": "sandbox.api.request_parameters:PageCursor",
 }
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (

@@ -50,14 +50,15 @@ def _operations(schema: dict[str, Any]) -> Iterator[str]:
                 )
                 yield ""
             if "requestBody" in operation:
-                yield f"{_body(operation['requestBody'])}\n"
+                yield f"{_body(operation['requestBody'], schema['components']['schemas'])}\n"
             yield f"Responses: {', '.join(_responses(operation))}\n"
 
 
-def _body(body: dict[str, Any]) -> str:
+def _body(body: dict[str, Any], components: dict[str, Any]) -> str:
     """Describe a request body in Markdown, with its fields if it is a plain object."""
     media_types = ", ".join(f"`{media_type}`" for media_type in body["content"])
-    fields = [f"`{name}`" for media in body["content"].values() for name in media["schema"].get("properties", ())]
+    models = [media["schema"].get("$ref", "").rpartition("/")[2] for media in body["content"].values()]
+    fields = [f"`{name}`" for model in models if model for name in components[model]["properties"]]
     description = f"Body ({media_types}{'' if body['required'] else '; optional'}): {body['description']}"
     return f"{description} Fields: {', '.join(fields)}." if fields else description
 

@@ -1,18 +1,13 @@
 """The two ASGI apps: the REST API, and the event stream on a separate port."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox import __version__
@@ -20,20 +15,24 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import add_error_handlers
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
-from sandbox.api.middleware.metrics import MetricsMiddleware, set_api_route
+from sandbox.api.middleware.metrics import MetricsMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
 from sandbox.api.openapi import build_schema
-from sandbox.api.request_parameters import reject_unknown_query_params
-from sandbox.api.routes.admin import add_drain_routes, add_pruning_routes
-from sandbox.api.routes.artifacts import add_artifact_routes
-from sandbox.api.routes.docs import add_docs_routes
-from sandbox.api.routes.health import add_health_routes, add_metrics_route
-from sandbox.api.routes.logs import add_log_routes
-from sandbox.api.routes.sessions import add_session_routes
-from sandbox.api.routes.task_list import add_list_routes
-from sandbox.api.routes.tasks import add_preserved_routes, add_task_routes
+from sandbox.api.routes import admin, artifacts, docs, health, logs, sessions, task_list, tasks
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
+
+_ROUTERS = (
+    task_list.router,
+    tasks.router,
+    logs.router,
+    artifacts.router,
+    health.router,
+    admin.router,
+    sessions.router,
+    docs.router,
+)
+"""All routes of the REST API, in the order of the documentation. Building them is slow; apps share them."""
 
 _ARTIFACTS_SEGMENT = b"/artifacts/"
 
@@ -88,46 +87,9 @@ def create_api_schema_app(version: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.router.routes.extend(_routes())
+    for router in _ROUTERS:
+        app.router.routes.extend(router.routes)
     return app
-
-
-@cache
-def _routes() -> tuple[BaseRoute, ...]:
-    """Build the routes once per process: they do not depend on the app, and building them is most of its cost."""
-    api = FastAPI(
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        dependencies=[Depends(set_api_route), Depends(reject_unknown_query_params)],
-    )
-    with _without_pydantic_v1():
-        add_list_routes(api)
-        add_task_routes(api)
-        add_preserved_routes(api)
-        add_pruning_routes(api)
-        add_log_routes(api)
-        add_artifact_routes(api)
-        add_health_routes(api)
-        add_metrics_route(api)
-        add_drain_routes(api)
-        add_session_routes(api)
-        add_docs_routes(api)
-    return tuple(api.routes)
-
-
-@contextmanager
-def _without_pydantic_v1() -> Iterator[None]:
-    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; this API has no pydantic v1 models."""
-    name = "pydantic.v1"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = cast("ModuleType", None)
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def _configure(app: Starlette, context: AppContext) -> None:

@@ -26,6 +26,7 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.wire.bodies import DetailBody, ProblemExtensions
 from sandbox.model.wire.events import format_timestamp
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
@@ -87,8 +88,8 @@ class RangeNotSatisfiableError(SandboxError):
 
 def add_error_handlers(app: Starlette) -> None:
     """Register a handler for every error."""
-    for refusal_class, (status, fields) in _ERROR_RESPONSES.items():
-        app.add_exception_handler(refusal_class, _problem_handler(status, fields))
+    for error_class, (status, get_extensions) in _ERROR_RESPONSES.items():
+        app.add_exception_handler(error_class, _problem_handler(status, get_extensions))
     handlers: dict[type[Exception], Callable[..., Any]] = {
         RangeNotSatisfiableError: _range_not_satisfiable,
         RequestValidationError: _invalid_parameters,
@@ -96,8 +97,8 @@ def add_error_handlers(app: Starlette) -> None:
         ClientDisconnect: _client_disconnected,
         Exception: _internal_error,
     }
-    for error_class, handler in handlers.items():
-        app.add_exception_handler(error_class, handler)
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
 
 
 def status_of(error: SandboxError) -> int:
@@ -105,14 +106,22 @@ def status_of(error: SandboxError) -> int:
     return next((_ERROR_RESPONSES[kind][0] for kind in type(error).__mro__ if kind in _ERROR_RESPONSES), 500)
 
 
-_Fields = Callable[[Any], dict[str, Any]]
+_Extensions = Callable[[Any], ProblemExtensions]
 
 
-def _problem_handler(status: int, fields: _Fields) -> Callable[..., Any]:
+def _problem_handler(status: int, get_extensions: _Extensions) -> Callable[..., Any]:
     async def handle(connection: HTTPConnection, error: SandboxError) -> Response:
         seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else None
         headers = retry_after_header(seconds) if status in {429, 503} else None
-        return problem_response(connection, status, error.code, error.message, fields=fields(error), headers=headers)
+        return problem_response(
+            connection,
+            status,
+            error.code,
+            error.message,
+            details=_details(error),
+            extensions=get_extensions(error),
+            headers=headers,
+        )
 
     return handle
 
@@ -122,16 +131,32 @@ def retry_after_header(seconds: int | None) -> dict[str, str]:
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 
-def _no_fields(_: SandboxError) -> dict[str, Any]:
+def _details(error: SandboxError) -> list[DetailBody] | None:
+    match error:
+        case InvalidManifestError():
+            return [_detail(each.field, each.rule, each.message, each.line, each.column) for each in error.errors]
+        case InvalidParameterError():
+            return error.details
+        case InvalidCursorError():
+            return [_detail("cursor", "format", error.message)]
+    return None
+
+
+def _no_extensions(_: SandboxError) -> ProblemExtensions:
     return {}
 
 
-def _existing_task_fields(error: DuplicateTaskError) -> dict[str, Any]:
+def _existing_task(error: DuplicateTaskError) -> ProblemExtensions:
     task = error.existing
-    return {"existing_task": {"id": task.id, "state": task.state, "created_at": format_timestamp(task.created_at)}}
+    created_at = format_timestamp(task.created_at)
+    return {"existing_task": {"id": task.id, "state": task.state.value, "created_at": created_at}}
 
 
-def _resource_fields(error: InsufficientResourcesError) -> dict[str, Any]:
+def _final_state(error: TaskFinishedError) -> ProblemExtensions:
+    return {"task_state": error.task.state.value}
+
+
+def _resources(error: InsufficientResourcesError) -> ProblemExtensions:
     return {
         "requested_cpus": error.requested_cpus,
         "available_cpus": error.available_cpus,
@@ -146,24 +171,24 @@ def _byte_size(size_bytes: int) -> str:
     return f"{mebibytes // 1024}G" if mebibytes % 1024 == 0 else f"{mebibytes}M"
 
 
-_ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Fields]] = {
-    InvalidManifestError: (400, lambda error: {"details": error.errors}),
-    InvalidParameterError: (400, lambda error: {"details": error.details}),
-    InvalidCursorError: (400, lambda error: {"details": [_detail("cursor", "format", error.message)]}),
-    SecretArtifactError: (403, _no_fields),
-    TaskNotFoundError: (404, _no_fields),
-    ArtifactNotFoundError: (404, _no_fields),
-    SandboxNotPreservedError: (404, _no_fields),
-    RequestTimeoutError: (408, _no_fields),
-    DuplicateTaskError: (409, _existing_task_fields),
-    TerminalRefusedError: (409, _no_fields),
-    TaskFinishedError: (409, lambda error: {"task_state": error.task.state}),
-    PayloadTooLargeError: (413, _no_fields),
-    IdempotencyKeyReusedError: (422, _no_fields),
-    TooManyStreamsError: (429, _no_fields),
-    UnavailableError: (503, _no_fields),
-    StoreError: (503, _no_fields),
-    InsufficientResourcesError: (507, _resource_fields),
+_ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
+    InvalidManifestError: (400, _no_extensions),
+    InvalidParameterError: (400, _no_extensions),
+    InvalidCursorError: (400, _no_extensions),
+    SecretArtifactError: (403, _no_extensions),
+    TaskNotFoundError: (404, _no_extensions),
+    ArtifactNotFoundError: (404, _no_extensions),
+    SandboxNotPreservedError: (404, _no_extensions),
+    RequestTimeoutError: (408, _no_extensions),
+    DuplicateTaskError: (409, _existing_task),
+    TerminalRefusedError: (409, _no_extensions),
+    TaskFinishedError: (409, _final_state),
+    PayloadTooLargeError: (413, _no_extensions),
+    IdempotencyKeyReusedError: (422, _no_extensions),
+    TooManyStreamsError: (429, _no_extensions),
+    UnavailableError: (503, _no_extensions),
+    StoreError: (503, _no_extensions),
+    InsufficientResourcesError: (507, _resources),
 }
 
 _RULE_BY_ERROR_TYPE = {
@@ -178,17 +203,17 @@ _RANGE_ERROR_TYPES = ("greater_than", "less_than", "finite_number", "too_long", 
 async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
     details = [_parameter_detail(methods) for methods in error.errors()]
     message = "; ".join(f"{detail['field']}: {detail['message']}" for detail in details) + "."
-    return problem_response(connection, 400, "invalid_parameter", message, fields={"details": details})
+    return problem_response(connection, 400, "invalid_parameter", message, details=details)
 
 
-def _parameter_detail(error: dict[str, Any]) -> dict[str, Any]:
+def _parameter_detail(error: dict[str, Any]) -> DetailBody:
     kind: str = error["type"]
     rule = _RULE_BY_ERROR_TYPE.get(kind) or ("range" if any(mark in kind for mark in _RANGE_ERROR_TYPES) else "type")
     return _detail(".".join(str(part) for part in error["loc"][1:]), rule, error["msg"])
 
 
-def _detail(field: str, rule: str, message: str) -> dict[str, Any]:
-    return {"field": field, "rule": rule, "message": message, "line": None, "column": None}
+def _detail(field: str, rule: str, message: str, line: int | None = None, column: int | None = None) -> DetailBody:
+    return {"field": field, "rule": rule, "message": message, "line": line, "column": column}
 
 
 async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:

@@ -1,25 +1,24 @@
-"""Builds the OpenAPI schema, including errors and streams."""
+"""Describes routes for the OpenAPI schema, and builds it."""
 
-from typing import Any
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, cast, get_args, get_origin
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.dependencies.utils import get_typed_return_annotation
 from fastapi.openapi.utils import get_openapi
-from pydantic import TypeAdapter
+from fastapi.routing import APIRoute
 
 from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
-from sandbox.api.responses import reason_phrase
-from sandbox.model.manifest.schema import Manifest
+from sandbox.api.middleware.metrics import set_api_route
+from sandbox.api.request_parameters import reject_unknown_query_params
+from sandbox.api.responses import JsonResponse, reason_phrase
 
-_EXAMPLE = {
-    "version": "1",
-    "kind": "Task",
-    "metadata": {"name": "My Task"},
-    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
-    "claude": {"prompt": "Your instructions here"},
-}
-
-_TAGS = {
+TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",
     "Logs": "Output and events of a task, as a download or a live stream.",
     "Artifacts": "Results of a task: patch, transcript and files.",
@@ -31,41 +30,86 @@ _TAGS = {
 
 Responses = dict[int | str, dict[str, Any]]
 
-_COMPONENT_REF = "#/components/schemas/{model}"
-_PROBLEM_REF = {"$ref": _COMPONENT_REF.format(model="ProblemBody")}
-
 _RETRY_AFTER = {
     "Retry-After": {"description": "Seconds to wait before the next request", "schema": {"type": "integer"}}
 }
 
-MANIFEST_REF = {"$ref": _COMPONENT_REF.format(model=Manifest.__name__)}
-"""The schema of a manifest. Dependencies between fields and text formats are documented in docs/manifest.md only."""
+COMPONENT_REF = "#/components/schemas/{model}"
+"""The address of a component; `model` is the name of its class."""
 
 
-def responses_for(model: str, status: int = 200, **extra: Any) -> Responses:
-    """Describe a JSON response by the name of its model in `schemas`, which is imported only to build the schema."""
-    schema = {"$ref": _COMPONENT_REF.format(model=model)}
-    return {status: {"content": {"application/json": {"schema": schema}}, **extra}}
+def component_ref(model: str) -> dict[str, str]:
+    """Return a reference to the schema of a class that `schemas` includes."""
+    return {"$ref": COMPONENT_REF.format(model=model)}
+
+
+class ApiRoute(APIRoute):
+    """A route of the API. The name of its function is the operation id, its return type describes the response.
+
+    A function that returns `JsonResponse[TaskBody]` responds with the component `TaskBody`, described by its docstring.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        responses = _json_responses(endpoint, options["status_code"] or 200) | (options["responses"] or {})
+        options |= {"responses": responses, "response_model": None, "operation_id": endpoint.__name__}
+        with _without_pydantic_v1():
+            super().__init__(path, endpoint, **options)
+
+
+def create_router(tag: str) -> APIRouter:
+    """Create a router for routes with this tag. They accept only the query parameters that they declare."""
+    dependencies = [Depends(set_api_route), Depends(reject_unknown_query_params)]
+    return APIRouter(route_class=ApiRoute, tags=[tag], dependencies=dependencies)
+
+
+@contextmanager
+def _without_pydantic_v1() -> Iterator[None]:
+    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; this API has no pydantic v1 models."""
+    name = "pydantic.v1"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = cast("ModuleType", None)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _json_responses(endpoint: Callable[..., Any], status: int) -> Responses:
+    returned = get_typed_return_annotation(endpoint)
+    bodies = [get_args(each)[0] for each in (returned, *get_args(returned)) if get_origin(each) is JsonResponse]
+    return {status: json_response(bodies[0])} if bodies else {}
+
+
+def json_response(body: type, **extra: Any) -> dict[str, Any]:
+    """Describe a response with this body, a class in `model/wire/`, by the class's docstring."""
+    content = {"application/json": {"schema": component_ref(body.__name__)}}
+    return {"description": inspect.getdoc(body), "content": content, **extra}
 
 
 def problem_responses(*statuses: int) -> Responses:
     """Describe the error responses of an operation: these statuses and those that every operation may return."""
     return {
-        status: _response(reason_phrase(status), "application/problem+json", _PROBLEM_REF)
+        status: _response(reason_phrase(status), "application/problem+json", component_ref("ProblemBody"))
         | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
         for status in (*statuses, 400, 401, 403, 429, 500)
     }
 
 
-def raw_content(description: str, *media_types: str) -> dict[str, Any]:
-    """Describe a response that is not one JSON value: bytes or a stream, which have no schema."""
-    return {"description": description, "content": {media_type: {} for media_type in media_types}}
+def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, Any]:
+    """Describe a response that is not one JSON value, by the schema of each media type."""
+    return {"description": description, "content": _content(media_types)}
 
 
-def request_body(description: str, *, required: bool, **schemas: dict[str, Any]) -> dict[str, Any]:
-    """Describe a body that the route reads itself. In a media type's name, the first `_` means `/`, others mean `-`."""
-    media = {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in schemas.items()}
-    return {"requestBody": {"description": description, "required": required, "content": media}}
+def request_body(description: str, *, required: bool, **media_types: dict[str, Any]) -> dict[str, Any]:
+    """Describe a body that the route reads itself, by the schema of each media type."""
+    return {"requestBody": {"description": description, "required": required, "content": _content(media_types)}}
+
+
+def _content(media_types: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """In a media type's name, the first `_` means `/`, others mean `-`."""
+    return {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in media_types.items()}
 
 
 def declare_parameters(*parameters: dict[str, Any]) -> dict[str, Any]:
@@ -82,62 +126,15 @@ def header_parameter(name: str, description: str, schema: dict[str, Any] | None 
 def build_schema(app: FastAPI) -> dict[str, Any]:
     """Build the schema once per app."""
     if app.openapi_schema is None:
+        from sandbox.api.schemas import component_schemas
+
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _remove_unused(schema)
-        schema["components"]["schemas"] |= _body_schemas() | _manifest_schemas()
-        _add_tags(schema)
+        schema["components"]["schemas"] |= component_schemas()
+        schema["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-def _body_schemas() -> dict[str, Any]:
-    """Return the schemas of the response bodies."""
-    from pydantic.json_schema import models_json_schema
-
-    from sandbox.api.schemas import RESPONSE_BODIES
-
-    _, definitions = models_json_schema(
-        [(model, "serialization") for model in RESPONSE_BODIES], ref_template=_COMPONENT_REF
-    )
-    schemas: dict[str, Any] = definitions["$defs"]
-    return schemas
-
-
-def _manifest_schemas() -> dict[str, Any]:
-    """Return the schemas of the manifest and its records.
-
-    They allow null for absent fields, and the number 1 for the version "1".
-    """
-    manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT_REF)
-    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
-    for record in schemas.values():
-        optional = record["properties"].keys() - set(record.get("required", ()))
-        for name in optional:
-            value = record["properties"][name]
-            if {"type": "null"} not in value.get("anyOf", ()):
-                record["properties"][name] = {"anyOf": [value, {"type": "null"}]}
-    manifest["properties"]["version"] = {"enum": ["1", 1]}
-    return schemas
-
-
-def _add_tags(schema: dict[str, Any]) -> None:
-    schema["tags"] = [{"name": name, "description": description} for name, description in _TAGS.items()]
-    for path, operations in schema["paths"].items():
-        for operation in operations.values():
-            operation["tags"] = [_tag_for(path)]
-
-
-def _tag_for(path: str) -> str:
-    tags = {
-        paths.ARTIFACTS: "Artifacts",
-        paths.LOGS: "Logs",
-        paths.TASKS: "Tasks",
-        paths.SESSION: "Sessions",
-        paths.DRAIN: "Administration",
-        paths.PRUNE: "Administration",
-    }
-    return next((tag for prefix, tag in tags.items() if path.startswith(prefix)), "Health")
 
 
 def _add_security(schema: dict[str, Any]) -> None:

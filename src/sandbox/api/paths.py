@@ -34,6 +34,7 @@ PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Paths that need no token, for probes and load balancers."""
 
 TaskId = Annotated[str, Path(description="The task's id")]
+ArtifactName = Annotated[str, Path(description="The artifact's name, else its path")]
 
 
 class _AnyPathConvertor(Convertor[str]):

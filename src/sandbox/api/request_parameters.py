@@ -1,14 +1,16 @@
-"""Parsing and strict validation of query parameters and request bodies."""
+"""Parsing and strict validation of query parameters, page cursors and request bodies."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import json
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi.dependencies.utils import get_flat_params
@@ -17,9 +19,11 @@ from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
+from sandbox.interfaces.store import Cursor, TaskQuery
 from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.field_formats import VISIBLE
+from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
 from sandbox.system import fair_share
 
 SEQ_MAX = 2**63 - 1
@@ -83,24 +87,55 @@ def _unknown_param_message(name: str, known: Collection[str], patterns: Collecti
     return f"is unknown{suggestion}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
 
 
+Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
+Order = Literal["asc", "desc"]
+
+CURSOR_LENGTH_MAX = 2048
+
+CURSOR_PATTERN = rf"^[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}$"
+_CURSOR_VERSION = 1
+_CURSOR_ADVICE = "must be the next_cursor of an earlier response; omit it to start at the beginning"
+
+
+class PageCursor(msgspec.Struct, frozen=True, array_like=True):
+    """A cursor with the sort order of its list; it is invalid for other lists."""
+
+    version: int
+    sort: Sort
+    order: Order
+    value: str | None
+    task_id: str
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position in the list."""
+        return Cursor(self.value, self.task_id)
+
+
+def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
+    """Encode a cursor for this query; None stays None."""
+    if cursor is None:
+        return None
+    page_cursor = PageCursor(_CURSOR_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
+    return base64.urlsafe_b64encode(msgspec.json.encode(page_cursor)).rstrip(b"=").decode()
+
+
+def decode_cursor(text: str) -> PageCursor:
+    """Decode a cursor made by `encode_cursor`. Raises InvalidParameterError."""
+    if not re.fullmatch(CURSOR_PATTERN.strip("^$"), text):
+        raise InvalidParameterError("cursor", _CURSOR_ADVICE)
+    try:
+        page_cursor = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
+    except (binascii.Error, ValueError, RecursionError):
+        raise InvalidParameterError("cursor", _CURSOR_ADVICE) from None
+    if page_cursor.version != _CURSOR_VERSION or (page_cursor.value is None and page_cursor.sort != "started_at"):
+        raise InvalidParameterError("cursor", _CURSOR_ADVICE)
+    return page_cursor
+
+
 BODY_TIMEOUT_SECONDS = 30.0
-REASON_LENGTH_MAX = 1024
 _BODY_COPIES = 2
 """A body is in memory twice while its parts are joined."""
-
-
-class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a cancellation. `force` skips the grace period."""
-
-    reason: str = ""
-    force: bool = False
-
-    def validated(self) -> CancelRequest:
-        """Return self. Raises InvalidParameterError."""
-        if len(self.reason) > REASON_LENGTH_MAX or VISIBLE.find_error(self.reason) is not None:
-            allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
-            raise InvalidParameterError("reason", f"must be {allowed}")
-        return self
 
 
 @asynccontextmanager
@@ -156,11 +191,19 @@ async def read_cancel_request(request: Request, defaults: CancelRequest) -> Canc
     """
     body = await read_body(request)
     if not body.strip():
-        return defaults.validated()
+        return _validated(defaults)
     try:
         fields: Any = msgspec.json.decode(body)
         cancel_request = msgspec.convert({**msgspec.structs.asdict(defaults), **fields}, CancelRequest)
     except (TypeError, *DECODE_ERRORS) as error:
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
-    return cancel_request.validated()
+    return _validated(cancel_request)
+
+
+def _validated(cancel_request: CancelRequest) -> CancelRequest:
+    reason = cancel_request.reason
+    if len(reason) > REASON_LENGTH_MAX or VISIBLE.find_error(reason) is not None:
+        allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
+        raise InvalidParameterError("reason", f"must be {allowed}")
+    return cancel_request

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -10,12 +10,21 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from sandbox.api.middleware.response_headers import get_request_id
+from sandbox.model.wire.bodies import DetailBody, ProblemBody, ProblemExtensions
+
+BodyT = TypeVar("BodyT")
 
 
-class JsonResponse(Response):
-    """A JSON response encoded with msgspec, with a trailing newline for terminals."""
+class JsonResponse(Response, Generic[BodyT]):
+    """A JSON response with a body of this type, encoded with msgspec, with a trailing newline for terminals.
+
+    As the return type of a route, `JsonResponse[TaskBody]` also describes the response in the schema.
+    """
 
     media_type = "application/json"
+
+    def __init__(self, content: BodyT, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(content, status_code, headers)
 
     def render(self, content: Any) -> bytes:
         """Encode the value as UTF-8 JSON."""
@@ -36,10 +45,13 @@ def reason_phrase(status: int) -> str:
     return _REASON_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
-class ProblemResponse(JsonResponse):
+class ProblemResponse(JsonResponse[ProblemBody]):
     """An error response (RFC 9457)."""
 
     media_type = "application/problem+json"
+
+
+_NO_EXTENSIONS: ProblemExtensions = {}
 
 
 def problem_response(
@@ -48,22 +60,23 @@ def problem_response(
     code: str,
     message: str,
     *,
-    fields: Mapping[str, Any] | None = None,
+    details: list[DetailBody] | None = None,
+    extensions: ProblemExtensions | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Create an error response. code: for programs; message: for users; fields: additional top-level members."""
+    """Create an error response. code: for programs; message: for users; details: every error in the request."""
     identity = get_request_id(connection)
-    body = {
+    body: ProblemBody = {
         "error": code,
         "message": message,
-        "details": None,
+        "details": details,
         "request_id": identity,
         "type": f"urn:sandbox:error:{code}",
         "title": reason_phrase(status),
         "status": status,
         "detail": message,
         "instance": _raw_path(connection),
-        **(fields or {}),
+        **(extensions or _NO_EXTENSIONS),
     }
     return ProblemResponse(body, status, {**(headers or {}), "x-request-id": identity})
 

@@ -1,356 +1,144 @@
-"""Response schemas for `openapi.json`. Tests validate responses against them; the server does not."""
+"""JSON Schemas of all request and response bodies, from their declarations in `model/wire/` and `model/manifest/`.
 
-from datetime import datetime
-from enum import StrEnum
-from typing import Any, Literal
+It is imported only to build `openapi.json`. The server does not validate its responses; tests do.
+"""
 
-from pydantic import BaseModel, ConfigDict
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args, get_type_hints, is_typeddict
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from sandbox.api.openapi import COMPONENT_REF, component_ref
+from sandbox.model.events import FollowUp
+from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
+from sandbox.model.wire import bodies
+from sandbox.model.wire.requests import CancelRequest
+
+_ENUMS = (TaskState, FollowUp)
+"""Enums with a component of their own. Bodies declare them as a `Literal` with the same values."""
+
+_EXAMPLE = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "My Task"},
+    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+    "claude": {"prompt": "Your instructions here"},
+}
 
 
-class Body(BaseModel):
-    """Base class that forbids undeclared keys."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class LinksBody(Body):
-    """Links to related resources."""
-
-    self: str
-    logs: str
-    artifacts: str
+def component_schemas() -> dict[str, Any]:
+    """Return the schema of each body, and of each object in one, by the name of its class."""
+    declared = tuple(kind for kind in vars(bodies).values() if is_typeddict(kind) and kind.__name__.endswith("Body"))
+    enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
+    schemas: dict[str, Any] = _with_enum_refs(_schema_of(tuple.__class_getitem__(declared))["$defs"])
+    return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas()
 
 
-class SubmittedBody(Body):
-    """The task was accepted. It is durable: it survives a crash of the server."""
-
-    task_id: str
-    state: Literal["pending"]
-    message: str
-    created_at: datetime
-    links: LinksBody
+def _cancel_request_schema() -> dict[str, Any]:
+    """Return the schema of the body of a cancellation. No key is required."""
+    hints = get_type_hints(CancelRequest, include_extras=True)
+    properties = {name: _schema_of(hint) for name, hint in hints.items()}
+    return _describe({"type": "object", "properties": properties, "additionalProperties": False}, CancelRequest)
 
 
-class DryRunBody(Body):
-    """The server would accept this manifest now; nothing was submitted."""
+class _SchemaGenerator(GenerateJsonSchema):
+    """Describes each class by its docstring, and each property by the string below it in its class."""
 
-    dry_run: Literal[True]
-    message: str
-    definition: "DefinitionBody"
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> dict[str, Any]:
+        return _describe(super().typed_dict_schema(schema), schema["cls"])
 
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
+        return _describe(super().dataclass_schema(schema), schema["cls"])
 
-class FailureBody(Body):
-    """Why the task failed: a stable code, and a message that says what to do."""
-
-    code: str
-    message: str
-
-
-class VmBody(Body):
-    """The sandbox. `isolates` describes the tier. `runtime`, `tier`, `isolates` and `image` are null until known."""
-
-    runtime: str | None
-    tier: str | None
-    isolates: str | None
-    image: str | None
-    profile: str
-    cpus: int
-    memory: str
-    disk: str
-    network_mode: str
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        """Describe values by additionalProperties also if keys have a pattern; client generators expect this form."""
+        described = super().dict_schema(schema)
+        for pattern, values in described.pop("patternProperties", {}).items():
+            described |= {
+                "additionalProperties": values,
+                "propertyNames": {**described.get("propertyNames", {}), "pattern": pattern},
+            }
+        return described
 
 
-class ProgressBody(Body):
-    """Counters of the work so far. Tokens, cost and denied connections are counted by the gateway."""
-
-    output_bytes: int
-    tool_calls: int
-    current_tool: str | None
-    last_activity_at: datetime | None
-    turns: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: float
-    egress_denied: int
+def _schema_of(kind: Any) -> dict[str, Any]:
+    """Return the schema of a type. Objects in it accept no undeclared keys."""
+    adapter = TypeAdapter(kind, config=ConfigDict(extra="forbid"))
+    return adapter.json_schema(mode="serialization", ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
 
 
-class FollowUp(StrEnum):
-    """Why another attempt follows; the first applicable kind is used.
+def _with_enum_refs(schema: Any) -> Any:
+    """Replace each list of an enum's values by a reference to the component of the enum."""
+    if isinstance(schema, list):
+        return [_with_enum_refs(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    for enum in _ENUMS:
+        if schema.get("enum") == list(enum):
+            others = {name: value for name, value in schema.items() if name == "description"}
+            return {**component_ref(enum.__name__), **others}
+    return {name: _with_enum_refs(each) for name, each in schema.items()}
 
-    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: from the beginning.
+
+def _manifest_schemas() -> dict[str, Any]:
+    """Return the schemas of the manifest and its records, as clients may send them.
+
+    They allow null for absent fields, and a number for the version.
     """
-
-    AGAIN = "again"
-    RESUME = "resume"
-    RETRY = "retry"
-
-
-class AttemptBody(Body):
-    """One attempt to run the task. followed_by: why another attempt followed."""
-
-    number: int
-    id: str
-    started_at: datetime | None
-    ended_at: datetime | None
-    resumes: bool
-    exit_code: int | None
-    error: FailureBody | None
-    followed_by: FollowUp | None
-
-
-class SecretBody(Body):
-    """A secret, by name only."""
-
-    name: str
-
-
-class DefinitionBody(Body):
-    """The submitted manifest, with the defaults filled in."""
-
-    repository: dict[str, Any]
-    claude: dict[str, Any]
-    vm: dict[str, Any]
-    secrets: list[SecretBody]
-    lifecycle: dict[str, Any]
-
-
-class TaskItemBody(Body):
-    """A task in a list."""
-
-    id: str
-    name: str
-    state: TaskState
-    labels: dict[str, str]
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    state_changed_at: datetime
-    state_message: str
-    vm_name: str | None
-    vm_ip: None
-    vm: VmBody
-    exit_code: int | None
-    error: FailureBody | None
-    attempts: list[AttemptBody]
-    progress: ProgressBody
-    result: dict[str, Any] | None
-
-
-class TaskBody(TaskItemBody):
-    """A task. sandbox_kept: the task failed, and its sandbox is preserved until it is released or expires."""
-
-    definition: DefinitionBody
-    sandbox_kept: bool
-
-
-class TaskListBody(Body):
-    """A page of tasks."""
-
-    tasks: list[TaskItemBody]
-    total_count: int
-    limit: int
-    offset: int
-    has_more: bool
-    next_cursor: str | None
-
-
-class CancelledBody(Body):
-    """The cancel request is stored. The task ends shortly."""
-
-    success: Literal[True]
-    task_id: str
-    previous_state: TaskState
-    new_state: Literal["cancelled"]
-    message: str
-    cancelled_at: datetime
-
-
-class ReleasedBody(Body):
-    """The preserved sandbox was removed."""
-
-    success: Literal[True]
-    task_id: str
-    message: str
-
-
-class PrunedTaskBody(Body):
-    """A task that was removed, or would be removed with `dry_run`."""
-
-    id: str
-    state: TaskState
-    finished_at: datetime
-    size_bytes: int
-
-
-class PrunedBody(Body):
-    """The tasks that were removed, or would be removed with `dry_run`, in the order in which they ended."""
-
-    dry_run: bool
-    tasks: list[PrunedTaskBody]
-    total_count: int
-    total_size_bytes: int
-
-
-class ArtifactBody(Body):
-    """One artifact."""
-
-    name: str
-    path: str
-    size_bytes: int
-    content_type: str
-    checksum: str
-    created_at: datetime
-    download_url: str
-    contains_secret: bool
-
-
-class ArtifactListBody(Body):
-    """All artifacts of a task."""
-
-    task_id: str
-    artifacts: list[ArtifactBody]
-    total_count: int
-    total_size_bytes: int
-
-
-class AliveBody(Body):
-    """The server responds."""
-
-    status: Literal["ok"]
-    version: str
-
-
-class ReadyBody(Body):
-    """The server accepts and runs tasks."""
-
-    status: Literal["ready"]
-
-
-class RuntimeBody(Body):
-    """Capabilities of a runtime on this host. `mend`: how to fix the runtime if it does not work."""
-
-    name: str
-    works: bool
-    tier: str
-    isolates: list[str]
-    gaps: list[str]
-    limits: list[str]
-    mend: str
-
-
-class StoreBody(Body):
-    """The index of tasks."""
-
-    ok: bool
-
-
-class OccupancyBody(Body):
-    """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
-
-    cpus: int
-    cpus_promised: int
-    memory_bytes: int
-    memory_promised_bytes: int
-    disk_bytes: int
-    disk_promised_bytes: int
-    waiting: int
-
-
-class DiskBody(Body):
-    """The file system of the data directory."""
-
-    free_bytes: int
-    total_bytes: int
-
-
-class HealthBody(Body):
-    """Health of the server. `next_probe_at`: the time of the next probe of the runtimes, while none of them works."""
-
-    status: Literal["ok", "degraded"]
-    ready: bool
-    reasons: list[str]
-    version: str
-    uptime_seconds: float
-    tasks: dict[TaskState, int]
-    runtimes: list[RuntimeBody]
-    next_probe_at: datetime | None
-    store: StoreBody
-    disk: DiskBody
-    draining_since: datetime | None
-    occupancy: OccupancyBody | None
-
-
-class DrainBody(Body):
-    """Progress of a drain. `running` tasks continue; `waiting` tasks start once the drain is undone."""
-
-    draining: bool
-    since: datetime | None
-    running: int
-    waiting: int
-
-
-class DetailBody(Body):
-    """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
-
-    field: str
-    rule: str
-    message: str
-    line: int | None
-    column: int | None
-
-
-class ExistingTaskBody(Body):
-    """The existing task with the same id."""
-
-    id: str
-    state: TaskState
-    created_at: datetime
-
-
-class ProblemBody(Body):
-    """An error response: problem details (RFC 9457) with additional members."""
-
-    error: str
-    message: str
-    details: list[DetailBody] | None
-    request_id: str
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    existing_task: ExistingTaskBody | None = None
-    task_state: TaskState | None = None
-    requested_cpus: int | None = None
-    available_cpus: int | None = None
-    requested_memory: str | None = None
-    available_memory: str | None = None
-    reasons: list[str] | None = None
-
-
-class SessionBody(BaseModel):
-    """Role and name of the session's token."""
-
-    role: Literal["viewer", "operator"]
-    name: str
-
-
-RESPONSE_BODIES: tuple[type[BaseModel], ...] = (
-    SubmittedBody,
-    DryRunBody,
-    TaskBody,
-    TaskListBody,
-    CancelledBody,
-    ReleasedBody,
-    PrunedBody,
-    ArtifactListBody,
-    AliveBody,
-    ReadyBody,
-    HealthBody,
-    DrainBody,
-    SessionBody,
-    ProblemBody,
-)
-"""All models to include in the schema."""
+    manifest = TypeAdapter(Manifest).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
+    for record in schemas.values():
+        for name in record["properties"].keys() - set(record.get("required", ())):
+            record["properties"][name] = _nullable(record["properties"][name])
+    (version,) = get_args(get_type_hints(Manifest)["version"])
+    numbers = [{"const": version, "type": "string"}, {"const": int(version), "type": "integer"}]
+    others = {name: value for name, value in manifest["properties"]["version"].items() if name not in numbers[0]}
+    manifest["properties"]["version"] = {"anyOf": numbers, **others}
+    return schemas
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional field. It has no default of its own: generators would take that as required."""
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return {name: value for name, value in schema.items() if name != "default"}
+    described = {name: schema.pop(name) for name in ("description",) if name in schema}
+    return {"anyOf": [schema, {"type": "null"}], **described}
+
+
+def _describe(schema: dict[str, Any], kind: type) -> dict[str, Any]:
+    docs = _property_docs(kind)
+    properties = {
+        name: {**each, "description": docs[name]} if name in docs else each
+        for name, each in schema["properties"].items()
+    }
+    return {**schema, "description": inspect.getdoc(kind), "properties": properties}
+
+
+def _property_docs(kind: Any) -> dict[str, str]:
+    """Return the description of each property of a class, inherited ones included."""
+    docs: dict[str, str] = {}
+    for base in getattr(kind, "__orig_bases__", kind.__bases__):
+        if getattr(base, "__module__", "").startswith("sandbox."):
+            docs |= _property_docs(base)
+    return docs | _docs_in_module(kind.__module__).get(kind.__name__, {})
+
+
+@cache
+def _docs_in_module(name: str) -> dict[str, dict[str, str]]:
+    """Return the strings below the annotated names of each class of a module."""
+    nodes = ast.parse(inspect.getsource(sys.modules[name])).body
+    return {node.name: dict(_docs_in_class(node)) for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _docs_in_class(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for declaration, following in zip(node.body, node.body[1:], strict=False):
+        match declaration, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, inspect.cleandoc(text)

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
@@ -11,23 +10,24 @@ from sandbox.interfaces.tasks import TaskSandboxes
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
+from sandbox.model.wire.bodies import DefinitionBody, TaskBody, TaskItemBody, VmBody
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
-async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> dict[str, Any]:
+async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status."""
     is_kept = await sandboxes.has_preserved_sandbox(task)
     item = task_summary_body(task, is_operator=is_operator)
     return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
-def task_summary_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
+def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
     """Return the status as used in lists."""
     metadata, attempt = task.manifest.metadata, task.attempt
     return {
         "id": task.id,
         "name": metadata.name,
-        "state": task.state,
+        "state": task.state.value,
         "labels": metadata.labels,
         "created_at": format_timestamp(task.created_at),
         "started_at": _optional_timestamp(task.started_at),
@@ -49,7 +49,7 @@ def _optional_timestamp(at: datetime | None) -> str | None:
     return format_timestamp(at) if at else None
 
 
-def _vm_body(task: Task) -> dict[str, Any]:
+def _vm_body(task: Task) -> VmBody:
     vm, attempt = task.manifest.vm, task.attempt
     return {
         "runtime": attempt.runtime if attempt else None,
@@ -69,7 +69,7 @@ def _patch_digest(patch: str | None) -> str | None:
     return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
 
 
-def definition_body(manifest: Manifest) -> dict[str, Any]:
+def definition_body(manifest: Manifest) -> DefinitionBody:
     """Return the manifest with defaults filled in; secrets by name only."""
     return {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},

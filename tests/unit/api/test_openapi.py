@@ -1,10 +1,12 @@
 """`openapi.json` describes the API for tools."""
 
 import json
+import re
 
 import pytest
 from starlette.requests import HTTPConnection
 
+from sandbox.api.openapi import TAGS
 from sandbox.api.responses import problem_response
 
 
@@ -22,6 +24,32 @@ def test_schema_lists_all_paths(api):
         "/api/v1/health/ready",
         "/api/v1/health/live",
     }
+
+
+def operations(schema):
+    return [each for operations in schema["paths"].values() for each in operations.values()]
+
+
+def test_operation_ids_are_names_of_functions(api):
+    names = [operation["operationId"] for operation in operations(api.schema)]
+    assert len(set(names)) == len(names)
+    assert {"submit_task", "list_tasks", "get_task", "cancel_task", "get_logs", "download_artifact"} <= set(names)
+    assert [name for name in names if not re.fullmatch("[a-z]+(_[a-z]+)+", name)] == []
+
+
+def test_every_operation_parameter_and_response_is_described(api):
+    for operation in operations(api.schema):
+        assert operation["description"], operation["operationId"]
+        assert operation["tags"][0] in TAGS
+        parts = [*operation.get("parameters", ()), *operation["responses"].values()]
+        assert all(part["description"] not in {"", "Successful Response"} for part in parts), operation["operationId"]
+
+
+def test_json_responses_refer_to_components(api):
+    responses = api.schema["paths"]["/api/v1/tasks"]["post"]["responses"]
+    content = responses["202"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/SubmittedBody"}
+    assert responses["202"]["description"].startswith("The task was accepted.")
 
 
 def test_operations_document_their_errors_as_problems(api):

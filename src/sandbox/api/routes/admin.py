@@ -2,29 +2,27 @@
 
 from typing import Annotated
 
-from fastapi import FastAPI, Query
+from fastapi import Query
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.openapi import problem_responses, responses_for
+from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import DrainStatus, Retention
+from sandbox.model.wire.bodies import DrainBody, PrunedBody, PrunedTaskBody
 from sandbox.model.wire.events import format_timestamp
 
-
-def add_drain_routes(app: FastAPI) -> None:
-    """Register the drain routes."""
-    app.get(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses())(read_drain)
-    app.post(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses(503))(begin_drain)
-    app.delete(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses(503))(undo_drain)
+router = create_router("Administration")
 
 
-async def read_drain(context: ContextDep) -> JsonResponse:
+@router.get(paths.DRAIN, responses=problem_responses())
+async def get_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Whether the server is draining, and the progress of the drain."""
     return _drain_response(await context.administration.drain_status())
 
 
-async def begin_drain(context: ContextDep) -> JsonResponse:
+@router.post(paths.DRAIN, responses=problem_responses(503))
+async def begin_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Reject new tasks and start no pending ones until the drain is undone, even after a restart.
 
     Running tasks continue.
@@ -32,12 +30,13 @@ async def begin_drain(context: ContextDep) -> JsonResponse:
     return _drain_response(await context.administration.drain())
 
 
-async def undo_drain(context: ContextDep) -> JsonResponse:
+@router.delete(paths.DRAIN, responses=problem_responses(503))
+async def undo_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Accept and start tasks again."""
     return _drain_response(await context.administration.undo_drain())
 
 
-def _drain_response(draining: DrainStatus) -> JsonResponse:
+def _drain_response(draining: DrainStatus) -> JsonResponse[DrainBody]:
     return JsonResponse(
         {
             "draining": draining.since is not None,
@@ -53,11 +52,7 @@ _COUNT_MAX = 10_000_000
 _BYTES_MAX = 2**60
 
 
-def add_pruning_routes(app: FastAPI) -> None:
-    """Register the prune route."""
-    app.post(paths.PRUNE, responses=responses_for("PrunedBody") | problem_responses(503))(prune_tasks)
-
-
+@router.post(paths.PRUNE, responses=problem_responses(503))
 async def prune_tasks(
     context: ContextDep,
     older_than_seconds: Annotated[
@@ -71,15 +66,15 @@ async def prune_tasks(
     ] = None,
     *,
     dry_run: Annotated[bool, Query(description="Only list what would be removed")] = False,
-) -> JsonResponse:
+) -> JsonResponse[PrunedBody]:
     """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply."""
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)
     pruned = await context.administration.prune(retention, dry_run=dry_run)
-    items = [
+    items: list[PrunedTaskBody] = [
         {
             "id": one.id,
-            "state": one.state,
+            "state": one.state.value,
             "finished_at": format_timestamp(one.finished_at),
             "size_bytes": one.size_bytes,
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,15 +17,15 @@ from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.api.openapi import (
-    Responses,
+    create_router,
     declare_parameters,
     header_parameter,
     problem_responses,
     raw_content,
-    responses_for,
 )
 from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
+from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
 from sandbox.model.wire.events import format_timestamp
 from sandbox.system import fair_share
 
@@ -47,42 +47,27 @@ _TEXT_TYPES = frozenset(
 )
 _CONTENT_SECURITY_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 _SINGLE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
-_DOWNLOAD_RESPONSES: Responses = {
-    200: raw_content("The content, as `text/plain`, a raster image or `application/octet-stream`", "*/*"),
-    206: raw_content("The requested range", "*/*"),
-    304: {"description": "Not modified"},
-}
+_BYTES = {"type": "string", "format": "binary"}
+_MEDIA_TYPES = {kind.replace("/", "_"): _BYTES for kind in (_OCTET_STREAM, "text/plain", *sorted(_IMAGE_TYPES))}
+
+router = create_router("Artifacts")
 
 
-def add_artifact_routes(app: FastAPI) -> None:
-    """Register the artifact routes."""
-    app.get(paths.ARTIFACTS, responses=responses_for("ArtifactListBody") | problem_responses(404, 503))(list_artifacts)
-    app.get(
-        paths.ARTIFACT,
-        response_class=Response,
-        responses={**_DOWNLOAD_RESPONSES, **problem_responses(404, 416, 503)},
-        openapi_extra=declare_parameters(
-            header_parameter("Range", "One range of bytes"),
-            header_parameter("If-Range", "ETag of the artifact that the range refers to"),
-            header_parameter("If-None-Match", "ETags of the client's cached copies"),
-        ),
-    )(download_artifact)
-
-
-async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
+@router.get(paths.ARTIFACTS, responses=problem_responses(404, 503))
+async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ArtifactListBody]:
     """List the artifacts of a task."""
     async with fair_share.thread_slot():
         stored = await context.artifacts.list_artifacts(task_id)
         return await fair_share.to_thread(_artifact_list_response, task_id, stored)
 
 
-def _artifact_list_response(task_id: str, stored: Sequence[StoredArtifact]) -> JsonResponse:
+def _artifact_list_response(task_id: str, stored: Sequence[StoredArtifact]) -> JsonResponse[ArtifactListBody]:
     items = [_artifact_body(task_id, one) for one in stored]
     total = sum(one.artifact.size_bytes for one in stored)
     return JsonResponse({"task_id": task_id, "artifacts": items, "total_count": len(items), "total_size_bytes": total})
 
 
-def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
+def _artifact_body(task_id: str, stored: StoredArtifact) -> ArtifactBody:
     artifact = stored.artifact
     return {
         "name": artifact.name,
@@ -96,7 +81,24 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
     }
 
 
-async def download_artifact(request: Request, context: ContextDep, task_id: paths.TaskId, name: str) -> Response:
+@router.get(
+    paths.ARTIFACT,
+    response_class=Response,
+    responses={
+        200: raw_content("The content, as `text/plain`, a raster image or `application/octet-stream`", **_MEDIA_TYPES),
+        206: raw_content("The requested range", **_MEDIA_TYPES),
+        304: {"description": "Not modified"},
+        **problem_responses(404, 416, 503),
+    },
+    openapi_extra=declare_parameters(
+        header_parameter("Range", "One range of bytes"),
+        header_parameter("If-Range", "ETag of the artifact that the range refers to"),
+        header_parameter("If-None-Match", "ETags of the client's cached copies"),
+    ),
+)
+async def download_artifact(
+    request: Request, context: ContextDep, task_id: paths.TaskId, name: paths.ArtifactName
+) -> Response:
     """Download an artifact by its name, else by its path. Artifacts that contain a secret require the role operator."""
     async with fair_share.thread_slot():
         stored = await context.artifacts.find_artifact(task_id, name)

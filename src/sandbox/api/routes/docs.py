@@ -2,12 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from sandbox.api import paths
+from sandbox.api.openapi import create_router
 from sandbox.api.responses import JsonResponse
 
 _CONTENT_SECURITY_POLICY = (
@@ -68,24 +70,23 @@ _SWAGGER_ASSETS = {
 _INLINE_ASSETS = {"start.js": (_START_SCRIPT, "text/javascript"), "page.css": (_STYLE, "text/css")}
 
 
-def add_docs_routes(app: FastAPI) -> None:
-    """Register the documentation routes."""
-    app.get(paths.SCHEMA, include_in_schema=False)(read_schema)
-    app.get(paths.DOCS, include_in_schema=False)(read_docs)
-    app.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)(read_asset)
+router = create_router("Documentation")
 
 
-async def read_schema(request: Request) -> JsonResponse:
+@router.get(paths.SCHEMA, include_in_schema=False)
+async def get_schema(request: Request) -> JsonResponse[dict[str, Any]]:
     """The OpenAPI schema."""
     return JsonResponse(request.app.openapi())
 
 
-async def read_docs() -> HTMLResponse:
+@router.get(paths.DOCS, include_in_schema=False)
+async def get_docs() -> HTMLResponse:
     """The documentation page."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-async def read_asset(name: str) -> Response:
+@router.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)
+async def get_asset(name: str) -> Response:
     """A file that the documentation page loads."""
     if name in _INLINE_ASSETS:
         text, media_type = _INLINE_ASSETS[name]

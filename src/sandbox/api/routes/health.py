@@ -1,53 +1,50 @@
 """Routes for health, probes and metrics."""
 
-from typing import Any
-
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import retry_after_header
 from sandbox.api.middleware.metrics import CONTENT_TYPE
-from sandbox.api.openapi import problem_responses, raw_content, responses_for
+from sandbox.api.openapi import create_router, problem_responses, raw_content
 from sandbox.api.responses import JsonResponse, problem_response
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.tasks import Health, Occupancy
 from sandbox.model.task_state import TaskState
+from sandbox.model.wire.bodies import AliveBody, HealthBody, OccupancyBody, ReadyBody, RuntimeBody
 from sandbox.model.wire.events import format_timestamp
 
 _SHUTTING_DOWN = "The server is shutting down."
 
 
-def add_health_routes(app: FastAPI) -> None:
-    """Register the health routes."""
-    app.get(paths.BASIC_HEALTH, responses=responses_for("AliveBody") | problem_responses())(read_basic_health)
-    app.get(paths.HEALTH, responses=responses_for("HealthBody") | problem_responses())(read_health)
-    app.get(paths.READINESS, responses=responses_for("ReadyBody") | problem_responses(503))(read_readiness)
-    app.get(paths.LIVENESS, responses=responses_for("AliveBody") | problem_responses())(read_liveness)
+router = create_router("Health")
 
 
-async def read_basic_health(context: ContextDep) -> JsonResponse:
+@router.get(paths.BASIC_HEALTH, responses=problem_responses())
+async def get_basic_health(context: ContextDep) -> JsonResponse[AliveBody]:
     """Whether the server responds."""
     return JsonResponse({"status": "ok", "version": context.settings.version})
 
 
-async def read_liveness(context: ContextDep) -> JsonResponse:
+@router.get(paths.LIVENESS, responses=problem_responses())
+async def get_liveness(context: ContextDep) -> JsonResponse[AliveBody]:
     """Liveness: the event loop responds."""
-    return await read_basic_health(context)
+    return await get_basic_health(context)
 
 
-async def read_health(context: ContextDep) -> JsonResponse:
+@router.get(paths.HEALTH, responses=problem_responses())
+async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
     """Health of the server, in detail."""
     health = await context.administration.health()
     reasons = not_ready_reasons(health, context)
-    body: dict[str, Any] = {
+    body: HealthBody = {
         "status": "degraded" if reasons else "ok",
         "ready": not reasons,
         "reasons": reasons,
         "version": health.version,
         "uptime_seconds": round(health.uptime_seconds, 3),
-        "tasks": {state: health.tasks_by_state.get(state, 0) for state in TaskState},
+        "tasks": {state.value: health.tasks_by_state.get(state, 0) for state in TaskState},
         "runtimes": [_runtime_body(probe) for probe in health.runtimes],
         "next_probe_at": None if health.next_probe_at is None else format_timestamp(health.next_probe_at),
         "store": {"ok": health.is_store_ok},
@@ -58,7 +55,8 @@ async def read_health(context: ContextDep) -> JsonResponse:
     return JsonResponse(body)
 
 
-async def read_readiness(request: Request, context: ContextDep) -> Response:
+@router.get(paths.READINESS, responses=problem_responses(503))
+async def get_readiness(request: Request, context: ContextDep) -> JsonResponse[ReadyBody] | Response:
     """Readiness: whether the server can accept and run tasks; 503 if it cannot."""
     health = await context.administration.health()
     reasons = not_ready_reasons(health, context)
@@ -66,7 +64,7 @@ async def read_readiness(request: Request, context: ContextDep) -> Response:
         return JsonResponse({"status": "ready"})
     headers = retry_after_header(health.retry_after_seconds)
     return problem_response(
-        request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons}, headers=headers
+        request, 503, "service_unavailable", " ".join(reasons), extensions={"reasons": reasons}, headers=headers
     )
 
 
@@ -78,7 +76,7 @@ def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
     return [*reasons, _SHUTTING_DOWN] if context.shutting_down.is_set() else reasons
 
 
-def _occupancy_body(occupancy: Occupancy) -> dict[str, Any]:
+def _occupancy_body(occupancy: Occupancy) -> OccupancyBody:
     return {
         "cpus": occupancy.cpus,
         "cpus_promised": occupancy.cpus_reserved,
@@ -90,25 +88,27 @@ def _occupancy_body(occupancy: Occupancy) -> dict[str, Any]:
     }
 
 
-def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:
+def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
     return {
         "name": probe.runtime,
         "works": probe.is_available,
         "tier": probe.tier,
-        "isolates": probe.isolates,
-        "gaps": probe.gaps,
+        "isolates": list(probe.isolates),
+        "gaps": list(probe.gaps),
         "limits": sorted(probe.limits),
         "mend": probe.remedy,
     }
 
 
-def add_metrics_route(app: FastAPI) -> None:
-    """Register the metrics route."""
-    response = raw_content("Metrics in the Prometheus text format", "text/plain")
-    app.get(paths.METRICS, response_class=Response, responses={200: response, **problem_responses(503)})(read_metrics)
-
-
-async def read_metrics(context: ContextDep) -> Response:
+@router.get(
+    paths.METRICS,
+    response_class=Response,
+    responses={
+        200: raw_content("Metrics in the Prometheus text format", text_plain={"type": "string"}),
+        **problem_responses(503),
+    },
+)
+async def get_metrics(context: ContextDep) -> Response:
     """Metrics in Prometheus format."""
     health = await context.administration.health()
     is_ready = not not_ready_reasons(health, context)

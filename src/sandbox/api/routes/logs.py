@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated
 
 import msgspec
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from starlette.responses import Response
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
+from sandbox.api.openapi import create_router, declare_parameters, header_parameter, problem_responses, raw_content
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
@@ -72,34 +72,36 @@ _TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
 class LogQuery(BaseModel):
     """Query parameters of the logs."""
 
-    stream: LogStream = "all"
+    stream: LogStream = Field("all", description="Which lines")
     since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_TIME_SCHEMA)
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
-    follow: bool = False
+    follow: bool = Field(default=False, description="Stream until the task has ended")
 
 
-def add_log_routes(app: FastAPI) -> None:
-    """Register the log routes."""
-    described: Responses = {
-        200: raw_content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
+_TEXT_SCHEMA = {"type": "string"}
+_LOG_SCHEMAS = {"text_plain": _TEXT_SCHEMA, "text_event_stream": {}, "application_x_ndjson": _TEXT_SCHEMA}
+
+router = create_router("Logs")
+
+
+@router.get(
+    paths.LOGS,
+    response_class=Response,
+    responses={
+        200: raw_content("The log as text, or as a stream when followed", **_LOG_SCHEMAS),
         204: {"description": "The client already has the last event"},
-    }
-    app.get(
-        paths.LOGS,
-        response_class=Response,
-        responses={**described, **problem_responses(404, 503)},
-        openapi_extra=declare_parameters(
-            header_parameter(
-                "Last-Event-ID",
-                "Continue after this seq; `after` in the query takes precedence",
-                {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
-            )
-        ),
-    )(read_logs)
-
-
-async def read_logs(
+        **problem_responses(404, 503),
+    },
+    openapi_extra=declare_parameters(
+        header_parameter(
+            "Last-Event-ID",
+            "Continue after this seq; `after` in the query takes precedence",
+            {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
+        )
+    ),
+)
+async def get_logs(
     request: Request,
     context: ContextDep,
     task_id: paths.TaskId,

@@ -1,6 +1,6 @@
 """Routes for browser sessions: a token is exchanged for a cookie."""
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from sandbox.api import paths
@@ -8,22 +8,20 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.auth.authenticator import session_cookie
 from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi import problem_responses, responses_for
+from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
+from sandbox.model.wire.bodies import SessionBody
+
+router = create_router("Sessions")
 
 
-def add_session_routes(app: FastAPI) -> None:
-    """Register the session routes."""
-    app.post(paths.SESSION, responses=responses_for("SessionBody") | problem_responses())(open_session)
-    app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problem_responses())(close_session)
-
-
-async def open_session(request: Request, context: ContextDep) -> JsonResponse:
+@router.post(paths.SESSION, responses=problem_responses())
+async def open_session(request: Request, context: ContextDep) -> JsonResponse[SessionBody]:
     """Start a session: exchange the request's token for a cookie. Not needed on a server without tokens."""
     caller = get_caller(request)
     assert caller.principal is not None
     principal = caller.principal
-    response = JsonResponse({"role": principal.role, "name": principal.name})
+    response = JsonResponse[SessionBody]({"role": principal.role.value, "name": principal.name})
     if caller.credentials is not None and caller.credentials.kind == "token":
         response.set_cookie(
             SESSION_COOKIE,
@@ -36,6 +34,12 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse:
     return response
 
 
+@router.delete(
+    paths.SESSION,
+    status_code=204,
+    response_class=Response,
+    responses={204: {"description": "The session is closed"}, **problem_responses()},
+)
 async def close_session(request: Request, context: ContextDep) -> Response:
     """End the session of this request's cookie."""
     if cookie := session_cookie(request):

@@ -3,21 +3,29 @@
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, Field
 from starlette.datastructures import QueryParams
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, decode_cursor, encode_cursor
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.openapi import declare_parameters, problem_responses, responses_for
+from sandbox.api.openapi import create_router, declare_parameters, problem_responses
+from sandbox.api.request_parameters import (
+    CURSOR_LENGTH_MAX,
+    CURSOR_PATTERN,
+    Order,
+    Sort,
+    decode_cursor,
+    encode_cursor,
+)
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task_state import TaskState
+from sandbox.model.wire.bodies import TaskListBody
 from sandbox.system import fair_share
 
 LIMIT_MAX = 1000
@@ -45,30 +53,27 @@ class ListQuery(BaseModel):
         description="States, separated by commas",
         json_schema_extra={"pattern": f"^(({_STATE_ALTERNATIVES})(,({_STATE_ALTERNATIVES}))*)?$"},
     )
-    sort: Sort = "created_at"
-    order: Order = "desc"
-    limit: int = Field(100, ge=1, le=LIMIT_MAX)
-    offset: int = Field(0, ge=0, le=OFFSET_MAX)
+    sort: Sort = Field("created_at", description="What to sort by")
+    order: Order = Field("desc", description="Ascending or descending")
+    limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
+    offset: int = Field(0, ge=0, le=OFFSET_MAX, description="Number of tasks to skip")
     cursor: str | None = Field(
         None,
         description=(
             "`next_cursor` of the previous page, for paging that neither skips nor repeats tasks; it includes "
             "sort and order, and cannot be combined with offset"
         ),
-        json_schema_extra={"maxLength": CURSOR_LENGTH_MAX},
+        json_schema_extra={"maxLength": CURSOR_LENGTH_MAX, "pattern": CURSOR_PATTERN},
     )
 
 
-def add_list_routes(app: FastAPI) -> None:
-    """Register the list routes."""
-    app.get(
-        paths.TASKS,
-        responses=responses_for("TaskListBody") | problem_responses(503),
-        openapi_extra=declare_parameters(_LABEL_PARAMETER),
-    )(list_tasks)
+router = create_router("Tasks")
 
 
-async def list_tasks(request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]) -> JsonResponse:
+@router.get(paths.TASKS, responses=problem_responses(503), openapi_extra=declare_parameters(_LABEL_PARAMETER))
+async def list_tasks(
+    request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]
+) -> JsonResponse[TaskListBody]:
     """List tasks. `label.KEY=VALUE` selects tasks by label; if it is repeated, a task must have all of the labels."""
     task_query = parse_query(query, request.query_params)
     async with fair_share.thread_slot():
@@ -76,8 +81,8 @@ async def list_tasks(request: Request, context: ContextDep, query: Annotated[Lis
         return await fair_share.to_thread(_list_response, page, task_query, is_operator=get_caller(request).is_operator)
 
 
-def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) -> JsonResponse:
-    body = {
+def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) -> JsonResponse[TaskListBody]:
+    body: TaskListBody = {
         "tasks": [task_summary_body(task, is_operator=is_operator) for task in page.tasks],
         "total_count": page.total_count,
         "limit": task_query.limit,

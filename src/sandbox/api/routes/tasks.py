@@ -5,40 +5,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
 from sandbox.api.openapi import (
-    MANIFEST_REF,
+    component_ref,
+    create_router,
     declare_parameters,
     header_parameter,
+    json_response,
     problem_responses,
     request_body,
-    responses_for,
 )
-from sandbox.api.request_parameters import (
-    REASON_LENGTH_MAX,
-    CancelRequest,
-    body_memory,
-    has_json_body,
-    read_body,
-    read_cancel_request,
-)
+from sandbox.api.request_parameters import body_memory, has_json_body, read_body, read_cancel_request
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
 from sandbox.interfaces.tasks import Submission, TaskQueries
 from sandbox.model.events import Idempotency
+from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
-from sandbox.model.task_state import TaskState
+from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
 from sandbox.system import fair_share
 from sandbox.system.log_context import TASK_ID
 
@@ -70,18 +66,16 @@ _SUBMITTED_HEADERS = {
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
-_ACCEPTED = responses_for("SubmittedBody", 202, headers=_SUBMITTED_HEADERS) | responses_for(
-    "DryRunBody", description="Response to `dry_run=true`: the manifest is valid"
-)
+_MANIFEST = component_ref("Manifest")
 _WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
-    for name, schema in (("manifest", MANIFEST_REF), ("manifest_yaml", {"type": "string"}))
+    for name, schema in (("manifest", _MANIFEST), ("manifest_yaml", {"type": "string"}))
 ]
 _MANIFEST_BODY = request_body(
     'The manifest. JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.',
     required=True,
-    application_yaml=MANIFEST_REF,
-    application_json={"anyOf": [MANIFEST_REF, *_WRAPPED_MANIFEST_SCHEMAS]},
+    application_yaml=_MANIFEST,
+    application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},
 )
 _IDEMPOTENCY_KEY_PARAMETER = header_parameter(
     IDEMPOTENCY_KEY_HEADER,
@@ -89,64 +83,64 @@ _IDEMPOTENCY_KEY_PARAMETER = header_parameter(
     {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
 )
 _DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]
-_Reason = Annotated[str, Query(description=f"Stored with the task; {REASON_LENGTH_MAX} characters at most")]
+_Reason = Annotated[
+    str,
+    Query(
+        description=f"Stored with the task; one line of {REASON_LENGTH_MAX} characters at most",
+        json_schema_extra={"maxLength": REASON_LENGTH_MAX, **VISIBLE.json_schema},
+    ),
+]
 _Force = Annotated[bool, Query(description="Do not wait for the agent to exit on its own")]
 _CANCEL_BODY = request_body(
     "The query parameters may be given here instead.",
     required=False,
-    application_json={
-        "type": "object",
-        "properties": {"reason": {"type": "string"}, "force": {"type": "boolean"}},
-        "additionalProperties": False,
-    },
+    application_json=component_ref("CancelRequest"),
 )
 
+_Submitted = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
 
-def add_task_routes(app: FastAPI) -> None:
-    """Register the task routes."""
-    app.post(
-        paths.TASKS,
-        status_code=202,
-        responses=_ACCEPTED | problem_responses(408, 409, 413, 422, 503, 507),
-        openapi_extra=_MANIFEST_BODY | declare_parameters(_IDEMPOTENCY_KEY_PARAMETER),
-    )(submit_task)
-    app.get(paths.TASK, responses=responses_for("TaskBody") | problem_responses(404, 503))(read_task)
-    app.get(paths.WAIT, responses=responses_for("TaskBody") | problem_responses(404, 503))(wait_for_task)
-    app.delete(
-        paths.TASK,
-        responses=responses_for("CancelledBody") | problem_responses(404, 408, 409, 413, 503),
-        openapi_extra=_CANCEL_BODY,
-    )(cancel_task)
+router = create_router("Tasks")
 
 
-async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> JsonResponse:
+@router.post(
+    paths.TASKS,
+    status_code=202,
+    responses={
+        202: json_response(SubmittedBody, headers=_SUBMITTED_HEADERS),
+        200: json_response(DryRunBody),
+        **problem_responses(408, 409, 413, 422, 503, 507),
+    },
+    openapi_extra=_MANIFEST_BODY | declare_parameters(_IDEMPOTENCY_KEY_PARAMETER),
+)
+async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> _Submitted:
     """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
         return await _submit(request, context, dry_run=dry_run)
 
 
-async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> JsonResponse:
-    body = await read_body(request)
-    idempotency = read_idempotency(request, body)
+async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _Submitted:
+    content = await read_body(request)
+    idempotency = read_idempotency(request, content)
     if idempotency is not None and not dry_run and (before := await context.submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
-    manifest = await fair_share.to_thread(_parse_submission, body, request, context)
+    manifest = await fair_share.to_thread(_parse_submission, content, request, context)
     require_valid_credentials(request, context.authenticator)
     if dry_run:
         await context.submissions.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
-        return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
+        body: DryRunBody = {"dry_run": True, "message": message, "definition": definition_body(manifest)}
+        return JsonResponse(body)
     return _submitted_response(await context.submissions.submit(manifest, idempotency))
 
 
-def _submitted_response(submission: Submission) -> JsonResponse:
+def _submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
     task = submission.task
     TASK_ID.set(task.id)
     location = paths.task_path(task.id)
-    body = {
+    body: SubmittedBody = {
         "task_id": task.id,
-        "state": TaskState.PENDING,
+        "state": "pending",
         "message": f"Task {task.id} was accepted.",
         "created_at": format_timestamp(task.created_at),
         "links": {"self": location, "logs": f"{location}/logs", "artifacts": f"{location}/artifacts"},
@@ -167,21 +161,23 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
     )
 
 
-async def read_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
+@router.get(paths.TASK, responses=problem_responses(404, 503))
+async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[TaskBody]:
     """The status of a task."""
     return JsonResponse(await _current_task_body(request, context, await context.tasks.status(task_id)))
 
 
-async def _current_task_body(request: Request, context: AppContext, task: Task) -> dict[str, Any]:
+async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:
     return await task_body(context.sandboxes, task, is_operator=get_caller(request).is_operator)
 
 
+@router.get(paths.WAIT, responses=problem_responses(404, 503))
 async def wait_for_task(
     request: Request,
     context: ContextDep,
     task_id: paths.TaskId,
     timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Maximum time to wait, in seconds")] = 60,  # noqa: ASYNC109
-) -> JsonResponse:
+) -> JsonResponse[TaskBody]:
     """Wait until a task has ended, or for the timeout; returns its status."""
     waiting = asyncio.create_task(context.tasks.wait(task_id, timeout))
     interruptions = [
@@ -203,32 +199,30 @@ async def _wait_result(waiting: asyncio.Task[Task], tasks: TaskQueries, task_id:
     return await waiting if waiting.done() else await tasks.status(task_id)
 
 
+@router.delete(paths.TASK, responses=problem_responses(404, 408, 409, 413, 503), openapi_extra=_CANCEL_BODY)
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
-) -> JsonResponse:
+) -> JsonResponse[CancelledBody]:
     """Cancel a task. May be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     require_valid_credentials(request, context.authenticator)
     cancellation = await context.cancellation.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
-    body = {
+    body: CancelledBody = {
         "success": True,
         "task_id": cancellation.task.id,
-        "previous_state": cancellation.task.state,
-        "new_state": TaskState.CANCELLED,
+        "previous_state": cancellation.task.state.value,
+        "new_state": "cancelled",
         "message": cancellation.message,
         "cancelled_at": format_timestamp(cancellation.at),
     }
     return JsonResponse(body)
 
 
-def add_preserved_routes(app: FastAPI) -> None:
-    """Register the route for preserved sandboxes."""
-    app.delete(paths.VM, responses=responses_for("ReleasedBody") | problem_responses(404, 503))(release_sandbox)
-
-
-async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
+@router.delete(paths.VM, responses=problem_responses(404, 503))
+async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ReleasedBody]:
     """Remove the preserved sandbox of a task and free its disk space."""
     await context.sandboxes.release(task_id)
-    body = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
+    message = f"The preserved sandbox of task {task_id} is released."
+    body: ReleasedBody = {"success": True, "task_id": task_id, "message": message}
     return JsonResponse(body)

@@ -11,10 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.cursor import encode_cursor
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import accepts_html
-from sandbox.api.request_parameters import reject_repeated_params
+from sandbox.api.request_parameters import encode_cursor, reject_repeated_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import ListQuery, parse_query, query_page
 from sandbox.dashboard.templates import render_page

@@ -1,0 +1,19 @@
+"""JSON bodies of requests, except the manifest, which `model/manifest/` declares."""
+
+from typing import Annotated
+
+import msgspec
+from annotated_types import MaxLen
+
+from sandbox.model.manifest.field_formats import VISIBLE
+
+REASON_LENGTH_MAX = 1024
+
+
+class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of a cancellation."""
+
+    reason: Annotated[str, MaxLen(REASON_LENGTH_MAX), VISIBLE] = ""
+    """Why the task is cancelled; stored with the task. One line."""
+    force: bool = False
+    """Do not wait for the agent to exit on its own."""

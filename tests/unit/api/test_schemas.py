@@ -1,0 +1,119 @@
+"""The schemas of all bodies follow from their declarations, and say what the server checks."""
+
+import json
+from typing import Any, get_args
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from sandbox.api.schemas import component_schemas
+from sandbox.model.events import FollowUp
+from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.manifest.parser import parse_manifest
+from sandbox.model.task_state import TaskState
+from sandbox.model.wire import bodies
+
+
+@pytest.fixture(scope="module")
+def components() -> dict[str, Any]:
+    return component_schemas()
+
+
+def test_literals_have_the_values_of_their_enums():
+    assert get_args(bodies.State) == tuple(TaskState)
+    assert get_args(bodies.FollowUpName) == tuple(FollowUp)
+
+
+def test_each_component_and_property_is_described(components):
+    objects = {name: schema for name, schema in components.items() if "properties" in schema}
+    assert [name for name, schema in components.items() if not schema.get("description")] == []
+    properties = {(name, key): value for name, schema in objects.items() for key, value in schema["properties"].items()}
+    assert [each for each, value in properties.items() if not value.get("description", "").endswith(".")] == []
+    assert components["TaskBody"]["properties"]["id"]["description"] == "Id of the task."  # inherited
+
+
+def test_enums_are_components(components):
+    assert components["TaskState"]["enum"] == list(TaskState)
+    task = components["TaskBody"]["properties"]
+    assert task["state"]["$ref"] == "#/components/schemas/TaskState"
+    assert components["HealthBody"]["properties"]["tasks"]["propertyNames"] == {"$ref": task["state"]["$ref"]}
+
+
+def test_optional_members_are_not_required(components):
+    problem = components["ProblemBody"]
+    assert {"existing_task", "reasons"} <= problem["properties"].keys() - set(problem["required"])
+
+
+def test_fields_without_a_value_are_optional_for_generators(components):
+    """openapi-typescript takes a property with a default as required."""
+    for name in ("Claude", "Repository", "Lifecycle"):
+        assert [key for key, value in components[name]["properties"].items() if "default" in value] == []
+
+
+MANIFEST = """{
+  "version": "1",
+  "kind": "Task",
+  "metadata": {"name": "A task"},
+  "repository": {"url": "https://example.org/repo.git", "branch": "main"},
+  "claude": {"prompt": "Do it."}
+}"""
+
+VALID = [
+    ("version", 1),
+    ("version", "1"),
+    ("metadata.name", "Grün"),
+    ("metadata.id", ""),
+    ("metadata.labels", {"team/a": "b=c"}),
+    ("repository.url", "git@github.com:org/repo.git"),
+    ("repository.url", "ssh://user@[::1]:22/repo"),
+    ("repository.branch", "feature/x@y"),
+    ("repository.commit", "abcdef0"),
+    ("repository.subpath", "src/app"),
+    ("claude.prompt", "line\n\tline"),
+    ("vm.memory", "512M"),
+    ("vm.profile", None),
+    ("lifecycle.timeout", "90s"),
+    ("lifecycle.artifact_patterns", ["**/*.xml"]),
+    ("secrets", [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]),
+]
+
+INVALID = [
+    ("version", "2"),
+    ("version", 2),
+    ("metadata.name", "a\x1bb"),
+    ("metadata.id", "-a"),
+    ("metadata.labels", {"a=b": "c"}),
+    ("metadata.labels", {"a": "\u202e"}),
+    ("repository.url", "ftp://host/repo"),
+    ("repository.url", "https://host/" + "a" * 2048),
+    ("repository.branch", "a b"),
+    ("repository.commit", "xyz"),
+    ("repository.subpath", "/etc"),
+    ("claude.prompt", ""),
+    ("claude.prompt", " \n"),
+    ("claude.prompt", "a\x00b"),
+    ("vm.memory", "8 GB"),
+    ("vm.cpus", 0),
+    ("lifecycle.timeout", "1d"),
+    ("lifecycle.artifact_patterns", ["/etc/*"]),
+    ("secrets", [{"name": "1X", "source": "env", "key": "TOKEN"}]),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), [*VALID, *INVALID], ids=lambda value: json.dumps(value)[:40])
+def test_schema_and_parser_agree(components, path, value):
+    data = json.loads(MANIFEST)
+    *sections, name = path.split(".")
+    record = data
+    for section in sections:
+        record = record.setdefault(section, {})
+    record[name] = value
+    schema = {"$ref": "#/components/schemas/Manifest", "components": {"schemas": components}}
+    is_accepted = Draft202012Validator(schema).is_valid(data)
+    try:
+        parse_manifest(json.dumps(data).encode(), is_json=True)
+    except InvalidManifestError:
+        assert not is_accepted
+    else:
+        assert is_accepted
+    assert is_accepted == ((path, value) in VALID)
