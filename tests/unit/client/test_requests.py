@@ -1,6 +1,7 @@
 """Responses must match the declared types. Other responses are rejected."""
 
 import asyncio
+import inspect
 import json
 
 import pytest
@@ -19,21 +20,32 @@ from sandbox.model.limits import (
 )
 from sandbox.model.manifest.field_formats import PROMPT_BYTES_MAX
 
-REQUESTS = [
-    requests.submit("", None, "k"),
-    requests.check("", None),
-    requests.tasks((), None),
-    requests.status("t"),
-    requests.wait("t", 1),
-    requests.cancel("t", None, force=False),
-    requests.release("t"),
-    requests.artifacts("t"),
-    requests.health(),
-    requests.prune(older_than_seconds=None, keep=None, max_bytes=None, dry_run=True),
-    requests.drain(),
-    requests.undo_drain(),
-    requests.draining(),
-]
+ARGUMENTS = {
+    **dict.fromkeys(("content_type", "labels", "reason", "older_than_seconds", "keep", "max_bytes")),
+    **{
+        "manifest": "",
+        "idempotency_key": "k",
+        "states": (),
+        "task_id": "t",
+        "seconds": 1,
+        "force": False,
+        "dry_run": True,
+    },
+}
+"""A value for each parameter of the functions in `requests`."""
+
+
+def json_requests():
+    """Each request with a JSON response."""
+    for function in vars(requests).values():
+        if str(getattr(function, "__annotations__", {}).get("return", "")).startswith("Request["):
+            parameters = inspect.signature(function).parameters.values()
+            names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name in ARGUMENTS]
+            if "StreamBody" not in function.__annotations__["return"]:
+                yield function(**{name: ARGUMENTS[name] for name in names})
+
+
+REQUESTS = list(json_requests())
 
 
 def parse(request, body):
