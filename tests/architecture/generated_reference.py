@@ -1,5 +1,6 @@
 """Generates parts of the documentation from the code. Run as a program, it writes them to the files."""
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import click
 from sandbox import __version__
 from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
+from sandbox.client import Client
 
 ROOT = Path(__file__).parents[2]
 COMMON_STATUSES = ("400", "401", "403", "429", "500")
@@ -27,6 +29,7 @@ def generated() -> dict[str, str]:
         "openapi.json": schema_text(),
         "docs/rest.md": _with_block("docs/rest.md", "\n".join(_operations(schema))),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
+        "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),
     }
 
 
@@ -136,6 +139,21 @@ def _option_purpose(option: click.Option) -> str:
         description += f"; at least {minimum}" if maximum is None else f"; {minimum} to {maximum}"
     full_stop = "." if (option.help or "").endswith(".") else ""
     return _cell(f"{description}{full_stop} Required." if option.required else f"{description}{full_stop}")
+
+
+def _methods() -> Iterator[str]:
+    """Yield a table of the client's methods, each with the first paragraph of its docstring."""
+    yield "| method | returns | description |\n| --- | --- | --- |"
+    for name, method in vars(Client).items():
+        if callable(method) and name[0] != "_" and name != "close":
+            _, *parameters = inspect.signature(method).parameters.values()
+            arguments = ", ".join(
+                each.name if each.default is each.empty and each.kind is not each.KEYWORD_ONLY else f"{each.name}="
+                for each in parameters
+            )
+            purpose = (inspect.getdoc(method) or "").split("\n\n")[0]
+            yield f"| `{name}({arguments})` | `{method.__annotations__['return']}` | {_cell(purpose)} |"
+    yield ""
 
 
 def _prose(text: str | None) -> str:

@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 29, tzinfo=UTC)
 COMMON_FIELDS = {"type", "task_id", "seq", "timestamp"}
 
 
-@pytest.mark.parametrize("name", ["openapi.json", "docs/rest.md", "docs/cli.md"])
+@pytest.mark.parametrize("name", ["openapi.json", "docs/rest.md", "docs/cli.md", "docs/python-client.md"])
 def test_generated_references_are_current(root: Path, name: str):
     assert (root / name).read_text() == generated()[name], "run script/reference"
 
