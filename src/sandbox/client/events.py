@@ -5,7 +5,7 @@ A newer server may send additional types: ignore them.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from sandbox.client.responses import Failure, Progress, State
 
@@ -37,13 +37,84 @@ class AttemptBegun(BaseEvent):
 
 
 class Output(BaseEvent):
-    """A line of output of the agent process. continued: the next event continues this line."""
+    """A line of output of the agent process. continued: the next event continues this line.
+
+    parsed: conversation events represent the line that ends here, so a readable view omits it.
+    conversation: these events, without the fields of `BaseEvent`, if an earlier version of Sandbox ran the task;
+        otherwise they are separate events.
+    """
 
     type: Literal["output"]
     stream: Literal["stdout", "stderr"]
     data: str
     bytes: int
     continued: bool
+    parsed: bool
+    conversation: NotRequired[list[dict[str, Any]]]
+
+
+class AgentMessage(BaseEvent):
+    """A text of the conversation. parent_tool_use_id: the tool call whose subagent wrote it."""
+
+    type: Literal["agent_message"]
+    text: str
+    kind: Literal["text", "thinking", "prompt", "notice"]
+    parent_tool_use_id: str | None
+    omitted_characters: int
+
+
+class FileEdit(TypedDict):
+    """A requested change of a file. old: None if the whole file is written."""
+
+    path: str
+    old: str | None
+    new: str
+
+
+class ToolCallStarted(BaseEvent):
+    """The agent called a tool. input: the fields that are not in `command` or `edits`."""
+
+    type: Literal["tool_call_started"]
+    tool: str
+    tool_use_id: str
+    summary: str
+    command: str | None
+    edits: list[FileEdit]
+    input: dict[str, str]
+    parent_tool_use_id: str | None
+    omitted_characters: int
+    omitted_fields: int
+
+
+class ToolResult(BaseEvent):
+    """What a tool call returned. exit_code: of its command, None if unknown."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    output: str
+    is_error: bool
+    exit_code: int | None
+    omitted_characters: int
+
+
+class AgentResult(BaseEvent):
+    """The agent ended a round of work; its last one has the final message."""
+
+    type: Literal["agent_result"]
+    text: str
+    is_error: bool
+    reason: str
+    turns: int | None
+    duration_ms: int | None
+    cost_usd: float | None
+    omitted_characters: int
+
+
+class Conversation(BaseEvent):
+    """Conversation events of a task that an earlier version of Sandbox ran, without the fields of `BaseEvent`."""
+
+    type: Literal["conversation"]
+    conversation: list[dict[str, Any]]
 
 
 class ProgressMade(BaseEvent):
@@ -135,6 +206,11 @@ Event = (
     | Output
     | ProgressMade
     | Measured
+    | AgentMessage
+    | ToolCallStarted
+    | ToolResult
+    | AgentResult
+    | Conversation
     | ToolCall
     | Usage
     | EgressDenied

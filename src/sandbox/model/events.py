@@ -153,22 +153,26 @@ class Output(_EventBase, frozen=True, tag="output"):
 
     A line over the limit is split; every part but the last is `continued`. Exactly one of `text` and `base64` is set:
     `base64` if the data is not UTF-8 or JSON escaping would more than double it.
+
+    parsed: the line that ends here is represented by conversation events, which follow this record before the next
+        line of the same stream. Always false in journals of earlier versions, which have no such events.
     """
 
     stream: Stream
     text: str | None = None
     base64: bytes | None = None
     continued: bool = False
+    parsed: bool = False
 
     @classmethod
-    def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
+    def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False, parsed: bool = False) -> Output:
         """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, else as base64."""
         if _escape_overhead_bytes(data) > len(data):
-            return cls(stream, base64=data, continued=continued)
+            return cls(stream, base64=data, continued=continued, parsed=parsed)
         try:
-            return cls(stream, text=data.decode(), continued=continued)
+            return cls(stream, text=data.decode(), continued=continued, parsed=parsed)
         except UnicodeDecodeError:
-            return cls(stream, base64=data, continued=continued)
+            return cls(stream, base64=data, continued=continued, parsed=parsed)
 
     @property
     def data(self) -> bytes:
@@ -179,6 +183,88 @@ class Output(_EventBase, frozen=True, tag="output"):
     def display_text(self) -> str:
         """The text for display, with U+FFFD in place of invalid UTF-8."""
         return self.text if self.text is not None else (self.base64 or b"").decode(errors="replace")
+
+
+class AgentMessage(_EventBase, frozen=True, tag="agent_message"):
+    """A text of the conversation. It is untrusted, and may contain any character.
+
+    kind: `text` and `thinking` are the agent's; `prompt` is what a subagent was started with; `notice` is about the
+        agent itself, such as its version.
+    parent_tool_use_id: the tool call whose subagent wrote it; null in the main conversation.
+    omitted_characters: number of characters that were cut from the end of the text.
+    """
+
+    text: str
+    kind: Literal["text", "thinking", "prompt", "notice"] = "text"
+    parent_tool_use_id: str | None = None
+    omitted_characters: int = 0
+
+
+class FileEdit(msgspec.Struct, frozen=True):
+    """A change that a tool call requests: `old` is replaced by `new`. `old` is null if the whole file is written."""
+
+    path: str
+    old: str | None
+    new: str
+
+
+class ToolCallStarted(_EventBase, frozen=True, tag="tool_call_started"):
+    """The agent called a tool. All texts are untrusted; names and ids are printable.
+
+    summary: what the call is about, on one printable line: a command, a path, a pattern.
+    command: the shell command, if the tool runs one.
+    edits: the changes, if the tool changes files.
+    input: the other fields of the input, by name; values that are not text are JSON.
+    omitted_characters: number of characters that were cut from `command`, `edits` and `input`.
+    omitted_fields: number of further fields of the input.
+    """
+
+    tool: str
+    tool_use_id: str
+    summary: str = ""
+    command: str | None = None
+    edits: tuple[FileEdit, ...] = ()
+    input: dict[str, str] = {}
+    parent_tool_use_id: str | None = None
+    omitted_characters: int = 0
+    omitted_fields: int = 0
+
+
+class ToolResult(_EventBase, frozen=True, tag="tool_result"):
+    """What a tool call returned to the agent. `ToolCall` follows, with the duration.
+
+    output: untrusted text.
+    exit_code: of the shell command; null if the tool ran none or its exit code is unknown.
+    omitted_characters: number of characters that were cut from the end of the output.
+    """
+
+    tool_use_id: str
+    output: str = ""
+    is_error: bool = False
+    exit_code: int | None = None
+    omitted_characters: int = 0
+
+
+class AgentResult(_EventBase, frozen=True, tag="agent_result"):
+    """The agent ended a round of work. The last one of a task is its result; a background command may start a round.
+
+    text: the final message.
+    reason: why the round ended, as a word of the agent's protocol; empty for a success.
+    cost_usd: as counted by the agent; null if it did not report it.
+    omitted_characters: number of characters that were cut from the end of the text.
+    """
+
+    text: str = ""
+    is_error: bool = False
+    reason: str = ""
+    turns: int | None = None
+    duration_ms: int | None = None
+    cost_usd: float | None = None
+    omitted_characters: int = 0
+
+
+ConversationEvent = AgentMessage | ToolCallStarted | ToolResult | AgentResult
+"""Events that represent the agent's own event stream, whatever its format."""
 
 
 class ToolCall(_EventBase, frozen=True, tag="tool_call"):
@@ -208,7 +294,8 @@ class Progress(_EventBase, frozen=True, tag="progress"):
     """A snapshot of a task's counters, made by the runner. Readers use the latest one.
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
-    refusals of the gateway, including those without an event.
+    refusals of the gateway, including those without an event. `conversation_bytes` is the size of the task's
+    conversation events; clients do not see it.
     """
 
     output_bytes: int = 0
@@ -220,6 +307,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
     output_tokens: int = 0
     cost_usd: float = 0.0
     egress_denied: int = 0
+    conversation_bytes: int = 0
 
 
 class Metrics(_EventBase, frozen=True, tag="metrics"):
@@ -322,6 +410,10 @@ Event = (
     | SandboxCreated
     | AgentStarted
     | Output
+    | AgentMessage
+    | ToolCallStarted
+    | ToolResult
+    | AgentResult
     | ToolCall
     | Usage
     | Progress

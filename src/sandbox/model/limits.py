@@ -49,6 +49,12 @@ PROGRESS_INTERVAL_SECONDS = 1.0
 TOOL_CALL_EVENTS_MAX = 100_000
 """Tool calls and retries of one agent with an event each; additional ones are counted, and a `gap` event says so."""
 
+CONVERSATION_BYTES_MAX = 256 * 1024**2
+"""Conversation events of a task as encoded; more are not recorded, and a `gap` event says so."""
+
+CONVERSATION_TEXT_CHARACTERS_MAX = 100_000
+"""Characters of a message, or of the input or output of a tool call, in an event; further ones are cut and counted."""
+
 OPEN_TOOL_CALLS_MAX = 1000
 """Tool calls of one agent that are timed concurrently; additional ones are counted without a duration."""
 

@@ -286,6 +286,10 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.sampled_from(
         [
             e.Output.from_bytes("stdout", b"x"),
+            e.AgentMessage("Hello."),
+            e.ToolCallStarted("Bash", "toolu_1"),
+            e.ToolResult("toolu_1"),
+            e.AgentResult("Done."),
             e.ToolCall("Bash", "toolu_1", 5),
             e.Usage("m", 1, 2),
             e.Metrics(12.5, 1, 2),
@@ -472,6 +476,7 @@ def test_every_event_type_is_covered():
         e.ArtifactCollected,
         e.Progress,
     }
+    covered |= {e.AgentMessage, e.ToolCallStarted, e.ToolResult, e.AgentResult}
     covered |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.ErrorReported}
     assert covered == set(e.Event.__args__)
 

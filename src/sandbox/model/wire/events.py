@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -14,8 +15,8 @@ from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody
 
 WireEvent = dict[str, Any]
 
-LogStream = Literal["all", "stdout", "stderr", "events"]
-"""Values of the `stream` parameter of logs. An event belongs to exactly one of the last three, or to none."""
+LogStream = Literal["all", "stdout", "stderr", "events", "conversation"]
+"""Values of the `stream` parameter of logs. An event belongs to exactly one of the last four, or to none."""
 
 
 _OVERHEAD_BYTES = 256
@@ -23,7 +24,22 @@ _OVERHEAD_BYTES = 256
 
 def wire_size_bytes(event: WireEvent) -> int:
     """Estimate the memory of an event for limits: its text plus a fixed overhead."""
-    return _OVERHEAD_BYTES + len(event.get("data", ""))
+    size_bytes = _OVERHEAD_BYTES + len(event.get("data", ""))
+    if event["type"] in _CONVERSATION_TYPES:
+        size_bytes += _conversation_bytes(event)
+    return size_bytes + sum(map(wire_size_bytes, event.get("conversation", ())))
+
+
+def _conversation_bytes(event: WireEvent) -> int:
+    match event["type"]:
+        case "tool_call_started":
+            texts = [event["command"] or "", *event["input"].values()]
+            changes = [text for edit in event["edits"] for text in (edit["path"], edit["old"] or "", edit["new"])]
+            return sum(map(len, (*texts, *changes))) + _OVERHEAD_BYTES * len(texts)
+        case "tool_result":
+            return len(event["output"])
+        case _:
+            return len(event.get("text", ""))
 
 
 def format_timestamp(at: datetime) -> str:
@@ -31,9 +47,20 @@ def format_timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def to_wire_event(task_id: str, record: e.Record) -> WireEvent | None:
-    """Return the wire event of a record, or None if clients do not see it."""
+def to_wire_event(
+    task_id: str, record: e.Record, conversation: Sequence[e.ConversationEvent] | None = None
+) -> WireEvent | None:
+    """Return the wire event of a record, or None if clients do not see it.
+
+    conversation: events converted from an output record that has none of its own. They become a part of its wire
+        event, because they have no seq; a transcript record, which clients do not see otherwise, consists of them only.
+    """
     fields = _event_fields(record.event) if record.transition is None else _transition_fields(record.transition)
+    if conversation is not None:
+        converted = [_tagged_fields(event) for event in conversation]
+        fields = {**fields, "parsed": True} if fields is not None else {"type": "conversation"} if converted else None
+        if fields is not None:
+            fields["conversation"] = converted
     if fields is None:
         return None
     kind = fields.pop("type")
@@ -130,12 +157,23 @@ def progress_fields(progress: e.Progress) -> ProgressBody:
 
 
 def log_stream_of(event: WireEvent) -> str | None:
-    """Return the log stream of an event: stdout, stderr, events, or None."""
+    """Return the log stream of an event: stdout, stderr, events, conversation, or None."""
     if event["type"] == "output":
         return str(event["stream"])
+    if event["type"] in _CONVERSATION_TYPES:
+        return "conversation"
     return "events" if event["type"] in _LOG_EVENT_TYPES else None
 
 
+def extract_conversation(event: WireEvent) -> WireEvent | None:
+    """Return the conversation that is part of an output event as an event of its own; None if there is none."""
+    if event["type"] != "output" or not event.get("conversation"):
+        return None
+    shared = {key: event[key] for key in ("task_id", "seq", "timestamp", "conversation")}
+    return {"type": "conversation", **shared}
+
+
+_CONVERSATION_TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"})
 _LOG_EVENT_TYPES = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
 
 
@@ -157,6 +195,7 @@ def _event_fields(event: e.Event) -> dict[str, Any] | None:
                 "data": output.display_text,
                 "bytes": len(output.data),
                 "continued": output.continued,
+                "parsed": output.parsed,
             }
         case e.Progress() as progress:
             return {"type": "progress", "progress": progress_fields(progress)}
@@ -173,7 +212,17 @@ def _event_fields(event: e.Event) -> dict[str, Any] | None:
             }
         case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
             return {"type": "error", "error": failure.code, "message": failure.message, "details": None}
-        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap() as unchanged:
-            return {"type": type(unchanged).__struct_config__.tag, **msgspec.structs.asdict(unchanged)}
         case _:
-            return None
+            return _tagged_fields(event) if isinstance(event, _UNCHANGED_EVENTS) else None
+
+
+_UNCHANGED_EVENTS = (e.ToolCall, e.Usage, e.EgressDenied, e.Gap, *get_args(e.ConversationEvent))
+"""Events whose fields clients see as they are."""
+
+
+def _tagged_fields(event: msgspec.Struct) -> dict[str, Any]:
+    """Return all fields of an event, with its tag as `type`."""
+    fields = {"type": type(event).__struct_config__.tag, **msgspec.structs.asdict(event)}
+    if isinstance(event, e.ToolCallStarted):
+        fields["edits"] = [msgspec.structs.asdict(edit) for edit in event.edits]
+    return fields

@@ -17,9 +17,11 @@ from sandbox.model.wire.events import (
     current_state_event,
     end_event,
     error_fields,
+    extract_conversation,
     format_timestamp,
     log_stream_of,
     to_wire_event,
+    wire_size_bytes,
 )
 
 TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
@@ -44,7 +46,29 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.AgentStarted: (e.AgentStarted("id"), None),
     e.Output: (
         e.Output.from_bytes("stderr", b"h\xc3\xa4\xff\n", continued=True),
-        {"type": "output", "stream": "stderr", "data": "h\u00e4\ufffd\n", "bytes": 5, "continued": True},
+        {"type": "output", "stream": "stderr", "data": "h\u00e4\ufffd\n", "bytes": 5, "continued": True,
+         "parsed": False},
+    ),
+    e.AgentMessage: (
+        e.AgentMessage("Hello.", "thinking", "toolu_0", 7),
+        {"type": "agent_message", "text": "Hello.", "kind": "thinking", "parent_tool_use_id": "toolu_0",
+         "omitted_characters": 7},
+    ),
+    e.ToolCallStarted: (
+        e.ToolCallStarted("Edit", "toolu_1", "a.py", None, (e.FileEdit("a.py", None, "x"),), {"b": "1"}),
+        {"type": "tool_call_started", "tool": "Edit", "tool_use_id": "toolu_1", "summary": "a.py", "command": None,
+         "edits": [{"path": "a.py", "old": None, "new": "x"}], "input": {"b": "1"}, "parent_tool_use_id": None,
+         "omitted_characters": 0, "omitted_fields": 0},
+    ),
+    e.ToolResult: (
+        e.ToolResult("toolu_1", "Exit code 1", True, 1),
+        {"type": "tool_result", "tool_use_id": "toolu_1", "output": "Exit code 1", "is_error": True, "exit_code": 1,
+         "omitted_characters": 0},
+    ),
+    e.AgentResult: (
+        e.AgentResult("Done.", False, "", 4, 5, 0.5),
+        {"type": "agent_result", "text": "Done.", "is_error": False, "reason": "", "turns": 4, "duration_ms": 5,
+         "cost_usd": 0.5, "omitted_characters": 0},
     ),
     e.ToolCall: (
         e.ToolCall("Bash", "toolu_1", 12, True),
@@ -56,7 +80,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
          "cache_write_tokens": 4, "cost_usd": 0.5},
     ),
     e.Progress: (
-        e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6),
+        e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6, 7),
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
          "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
          "egress_denied": 6}},
@@ -121,6 +145,54 @@ def test_transcript_output_is_omitted():
     assert to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("transcript", b"{}\n"))) is None
 
 
+CONVERTED = [{"type": "agent_message", "text": "Hello.", "kind": "text", "parent_tool_use_id": None,
+              "omitted_characters": 0}]  # fmt: skip
+
+
+def test_converted_conversation_is_a_part_of_its_output():
+    record = e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("stdout", b"{}\n"))
+    wire_event = to_wire_event("t", record, [e.AgentMessage("Hello.")])
+    assert (wire_event["data"], wire_event["parsed"], wire_event["conversation"]) == ("{}\n", True, CONVERTED)
+    assert log_stream_of(wire_event) == "stdout"
+    extracted = {"type": "conversation", "task_id": "t", "seq": 7, "timestamp": STAMP, "conversation": CONVERTED}
+    assert extract_conversation(wire_event) == extracted
+    assert extract_conversation(to_wire_event("t", record, [])) is None
+    assert to_wire_event("t", record, [])["parsed"] is True
+
+
+def test_converted_conversation_of_a_transcript_is_an_event():
+    record = e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("transcript", b"{}\n"))
+    assert to_wire_event("t", record, []) is None
+    wire_event = to_wire_event("t", record, [e.AgentMessage("Hello.")])
+    assert (wire_event["type"], wire_event["conversation"]) == ("conversation", CONVERTED)
+    assert log_stream_of(wire_event) == "conversation"
+
+
+@pytest.mark.parametrize(
+    ("event", "characters"),
+    [
+        (e.Output("stdout", "x" * 1000), 1000),
+        (e.AgentMessage("x" * 1000), 1000),
+        (e.ToolCallStarted("Bash", "t", command="x" * 1000), 1000),
+        (e.ToolCallStarted("Edit", "t", edits=(e.FileEdit("x" * 100, "x" * 400, "x" * 500),)), 1000),
+        (e.ToolCallStarted("Tool", "t", input={"a": "x" * 500, "b": "x" * 500}), 1000),
+        (e.ToolResult("t", "x" * 1000), 1000),
+        (e.AgentResult("x" * 1000), 1000),
+        (e.ToolCall("Bash", "t", 1), 0),
+    ],
+)
+def test_size_of_a_wire_event_includes_its_texts(event, characters):
+    size_bytes = wire_size_bytes(to_wire_event("t", e.Record(7, 1, TIMESTAMP, event)))
+    assert characters <= size_bytes <= characters + 1100
+
+
+def test_size_of_output_includes_its_converted_conversation():
+    record = e.Record(7, 1, TIMESTAMP, e.Output("stdout", "x" * 1000))
+    assert wire_size_bytes(to_wire_event("t", record, [e.AgentMessage("x" * 1000)] * 2)) >= 3000
+    transcript = e.Record(7, 1, TIMESTAMP, e.Output("transcript", "x" * 1000))
+    assert 2000 <= wire_size_bytes(to_wire_event("t", transcript, [e.AgentMessage("x" * 1000)] * 2)) < 3000
+
+
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_wire_events_are_json(event):
     wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
@@ -144,6 +216,10 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
         "metrics": {None},
         "state_change": {"events"},
         "attempt": {"events"},
+        "agent_message": {"conversation"},
+        "tool_call_started": {"conversation"},
+        "tool_result": {"conversation"},
+        "agent_result": {"conversation"},
         "tool_call": {"events"},
         "usage": {"events"},
         "egress_denied": {"events"},
