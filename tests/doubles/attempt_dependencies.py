@@ -9,14 +9,14 @@ from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
-from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished, ToolStarted
+from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, KernelUsage, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
-from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted
+from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
@@ -211,12 +211,12 @@ class ScriptedAgent:
         tool = line[1:].strip().decode(errors="replace")
         match line[:1]:
             case b"+":
-                return [ToolStarted(tool, tool)]
+                return [ToolCallStarted(tool, tool)]
             case b"-":
                 return [ToolFinished(tool, tool, is_error=False)]
             case b"!":
                 return [AgentReady(frozenset(), {})]
-        return []
+        return None
 
     def outcome(self, exit_, stderr_tail):
         if exit_.code == 0:

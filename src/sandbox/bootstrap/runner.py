@@ -157,7 +157,15 @@ def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) 
     check_fencing(order, task, next(read_records(dependencies.journals, order.task_id, newest), None))
     recorder = _build_recorder(order, writer, task, dependencies, redaction)
     return AttemptContext(
-        order.attempt_id, data_dir, order.upstream, recorder, dependencies, order.secrets, redaction, order.image
+        order.attempt_id,
+        data_dir,
+        order.upstream,
+        recorder,
+        dependencies,
+        order.secrets,
+        redaction,
+        order.image,
+        order.records_conversation,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sandbox.interfaces.runtime import Command, ExitStatus
+from sandbox.model.events import ConversationEvent
 from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
 
@@ -24,15 +25,8 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     home_files: Mapping[str, bytes] = {}
 
 
-class ToolStarted(msgspec.Struct, frozen=True):
-    """The agent called a tool."""
-
-    tool_use_id: str
-    tool: str
-
-
 class ToolFinished(msgspec.Struct, frozen=True):
-    """A tool call finished."""
+    """A tool call that was started finished."""
 
     tool_use_id: str
     tool: str
@@ -56,7 +50,7 @@ class ApiRetry(msgspec.Struct, frozen=True):
     message: str
 
 
-AgentEvent = AgentReady | ToolStarted | ToolFinished | TurnStarted | ApiRetry
+AgentEvent = AgentReady | ToolFinished | TurnStarted | ApiRetry | ConversationEvent
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):
@@ -69,13 +63,23 @@ class AgentOutcome(msgspec.Struct, frozen=True):
 class OutputParser(Protocol):
     """Parses the agent's stdout. Never raises on sandbox output, which is untrusted."""
 
-    def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
-        """Return the events of one whole line of stdout."""
+    def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
+        """Return the events of one whole line of stdout; None if the line does not belong to the agent's event stream.
+
+        Texts are bounded by CONVERSATION_TEXT_CHARACTERS_MAX; names and ids are short and printable.
+        """
         ...
 
     def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Judge the exit: success only for exit code 0 and a last result with `is_error: false`."""
         ...
+
+
+ConvertLine = Callable[[Manifest, bytes], Sequence[ConversationEvent] | None]
+"""Converts a line of the agent's stdout that an earlier version recorded without conversation events.
+
+Returns None if the line does not belong to the agent's event stream, or if other programs may have written it.
+"""
 
 
 class AgentDriver(Protocol):

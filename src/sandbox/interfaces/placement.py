@@ -40,6 +40,8 @@ class LaunchOrder(
     image: the image of the manifest's profile, None for the host's own /usr.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
+    records_conversation: the server reads conversation events. One of an earlier version, whose files were replaced
+        while it ran, would reject the journal.
     """
 
     task_id: str
@@ -59,6 +61,7 @@ class LaunchOrder(
     secrets: dict[str, str] = {}
     follow_redirects: bool = True
     output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+    records_conversation: bool = False
     version: int = 1
 
     def __repr__(self) -> str:

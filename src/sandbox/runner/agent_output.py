@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+from sandbox.interfaces.agent import AgentEvent
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.model.events import Event, Gap, Output, Stream
@@ -127,8 +129,23 @@ class LineJoiner:
 _OUTPUT_LIMIT_MESSAGE = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
-_LINES_PER_TURN = 100
-"""Lines recorded before other coroutines of the runner get a turn."""
+_ITEMS_PER_TURN = 100
+"""Lines, or events of a line, that are processed before other coroutines of the runner get a turn."""
+
+
+class StdoutProcessing(NamedTuple):
+    """How stdout is processed.
+
+    stream: the stream under which its lines are recorded.
+    parse_line: parses each whole line, even if the quota drops it from the record; see `OutputParser`.
+    on_event: called with each event of a line, after the line was recorded.
+    marks_parsed: mark the lines that belong to the agent's event stream as represented by conversation events.
+    """
+
+    stream: Stream
+    parse_line: Callable[[bytes], Sequence[AgentEvent] | None]
+    on_event: Callable[[AgentEvent], None]
+    marks_parsed: bool
 
 
 class AgentOutput:
@@ -136,8 +153,6 @@ class AgentOutput:
 
     record: records an event.
     on_chunk: called with the size of every chunk.
-    on_line: called with each whole line of stdout, even if the quota drops it from the record.
-    stdout_stream: the stream under which lines of stdout are recorded.
     queue: where output waits for the runner's CPU budget.
     processed_bytes: grows while anything is read or recorded.
     """
@@ -146,10 +161,9 @@ class AgentOutput:
         self,
         record: Callable[[Event], object],
         on_chunk: Callable[[int], None],
-        on_line: Callable[[bytes], None],
+        stdout: StdoutProcessing,
         *,
         redaction: Redactor | None,
-        stdout_stream: Stream,
         quota: OutputQuota,
         queue: CpuQueue,
     ) -> None:
@@ -158,9 +172,8 @@ class AgentOutput:
         self._quota = quota
         self._record = record
         self._on_chunk = on_chunk
-        self._on_line = on_line
+        self._stdout = stdout
         self._redaction = redaction
-        self._stdout_stream = stdout_stream
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
         self._line_joiner = LineJoiner()
@@ -174,12 +187,17 @@ class AgentOutput:
     async def read_stdout(self, reader: asyncio.StreamReader) -> None:
         """Read stdout to the end."""
         async for pieces in self._read_pieces(reader):
-            await self._record_pieces(pieces, self._stdout_stream, self._handle_stdout_piece)
+            for number, (piece, continued) in enumerate(pieces):
+                await self._pause_regularly(number)
+                await self._process_stdout_piece(piece, continued)
 
     async def read_stderr(self, reader: asyncio.StreamReader) -> None:
         """Read stderr to the end."""
         async for pieces in self._read_pieces(reader):
-            await self._record_pieces(pieces, "stderr", self._append_stderr_tail)
+            for number, (piece, continued) in enumerate(pieces):
+                await self._pause_regularly(number)
+                await self._record_piece("stderr", piece, continued)
+                self._append_stderr_tail(piece)
 
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
         """Record a terminal's output as it arrives and broadcast it to viewers. The output is not parsed, because its
@@ -189,12 +207,15 @@ class AgentOutput:
         async for chunk in chunks:
             self._count_chunk(len(chunk))
             broadcast(chunk)
-            await self._record_pieces([(chunk, not chunk.endswith(b"\n"))], "stdout", lambda *_: None)
+            await self._pause_regularly(0)
+            await self._record_piece("stdout", chunk, not chunk.endswith(b"\n"))
 
-    async def record_stdout(self, text: bytes) -> None:
+    async def record_rendered_stdout(self, text: bytes) -> None:
         """Record the rendered stdout of a task whose raw stdout is kept only as the transcript."""
         splitter = LineSplitter()
-        await self._record_pieces([*splitter.feed(text), *splitter.flush()], "stdout", lambda *_: None)
+        for number, (piece, continued) in enumerate([*splitter.feed(text), *splitter.flush()]):
+            await self._pause_regularly(number)
+            await self._record_piece("stdout", piece, continued, parsed=self._stdout.marks_parsed)
 
     def close(self) -> None:
         """Record how much output was dropped."""
@@ -219,28 +240,32 @@ class AgentOutput:
             yield splitter.feed(stream.flush())
         yield splitter.flush()
 
-    async def _record_pieces(
-        self, pieces: Iterable[tuple[bytes, bool]], stream: Stream, on_piece: Callable[[bytes, bool], None]
-    ) -> None:
-        for number, (piece, continued) in enumerate(pieces):
-            if number % _LINES_PER_TURN == 0:
-                await asyncio.sleep(0)
-                await self._queue.wait()
-            if await self._quota.acquire(len(piece)):
-                self._record(Output.from_bytes(stream, piece, continued=continued))
-            elif not self._has_recorded_gap:
-                self._has_recorded_gap = True
-                self._record(Gap(0, 0, _OUTPUT_LIMIT_MESSAGE))
-            on_piece(piece, continued)
-            self.processed_bytes += len(piece)
+    async def _pause_regularly(self, number: int) -> None:
+        """Give other coroutines a turn, and wait for the CPU budget, before every _ITEMS_PER_TURN-th item."""
+        if number % _ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
+            await self._queue.wait()
 
-    def _handle_stdout_piece(self, piece: bytes, continued: bool) -> None:
-        """Parse whole lines only, because a part of one is meaningless."""
+    async def _process_stdout_piece(self, piece: bytes, continued: bool) -> None:
+        """Record a piece, then the events of the line that it completes: a part of a line is meaningless."""
         line = self._line_joiner.feed(piece, continued)
-        if line is not None:
-            self._on_line(line)
+        events = self._stdout.parse_line(line) if line is not None else None
+        parsed = self._stdout.marks_parsed and events is not None
+        await self._record_piece(self._stdout.stream, piece, continued, parsed=parsed)
+        for number, event in enumerate(events or (), start=1):
+            await self._pause_regularly(number)
+            self._stdout.on_event(event)
+            self.processed_bytes += 1
 
-    def _append_stderr_tail(self, piece: bytes, _: bool) -> None:
+    async def _record_piece(self, stream: Stream, piece: bytes, continued: bool, *, parsed: bool = False) -> None:
+        if await self._quota.acquire(len(piece)):
+            self._record(Output.from_bytes(stream, piece, continued=continued, parsed=parsed))
+        elif not self._has_recorded_gap:
+            self._has_recorded_gap = True
+            self._record(Gap(0, 0, _OUTPUT_LIMIT_MESSAGE))
+        self.processed_bytes += len(piece)
+
+    def _append_stderr_tail(self, piece: bytes) -> None:
         self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])
         self._stderr_tail_bytes += len(self._stderr_tail[-1])
         while self._stderr_tail_bytes - len(self._stderr_tail[0]) >= _STDERR_TAIL_BYTES:

@@ -7,7 +7,9 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, get_args
+
+import msgspec
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
@@ -26,7 +28,10 @@ from sandbox.model.task import Task
 _DROPPED_MESSAGE = "Output is dropped: the disk of the server's data directory is nearly full."
 _log = logging.getLogger(__name__)
 _RECORD_OVERHEAD_BYTES = 256
-_DROPPABLE_EVENTS = (e.Output, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.ErrorReported)
+_OUTPUT_EVENTS = (e.Output, *get_args(e.ConversationEvent))
+"""Events with text of the agent: they are dropped first."""
+
+_DROPPABLE_EVENTS = (*_OUTPUT_EVENTS, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.ErrorReported)
 
 
 class _PendingRecord(NamedTuple):
@@ -124,7 +129,10 @@ def is_droppable(event: e.Event) -> bool:
 
 
 def _size_bytes(event: e.Event) -> int:
-    return _RECORD_OVERHEAD_BYTES + (len(event.data) if isinstance(event, e.Output) else 0)
+    if isinstance(event, e.Output):
+        return _RECORD_OVERHEAD_BYTES + len(event.data)
+    text_bytes = len(msgspec.json.encode(event)) if isinstance(event, _OUTPUT_EVENTS) else 0
+    return _RECORD_OVERHEAD_BYTES + text_bytes
 
 
 class HostDiskSpace:
@@ -222,7 +230,7 @@ class AttemptRecorder:
         """Record an event or drop it; return whether it was recorded."""
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
-        if isinstance(event, e.Output) and (self._is_dropping or self.disk_space.is_short()):
+        if isinstance(event, _OUTPUT_EVENTS) and (self._is_dropping or self.disk_space.is_short()):
             self._drop(event)
             return False
         try:

@@ -47,6 +47,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     secrets: values by name.
     redaction: removes those values from all output; None without secrets.
     image: becomes the sandbox's /; None for the host's own /usr.
+    records_conversation: the server reads conversation events.
     """
 
     id: str
@@ -57,6 +58,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     secrets: Mapping[str, str] = {}
     redaction: Redactor | None = None
     image: Image | None = None
+    records_conversation: bool = True
 
     def __repr__(self) -> str:
         """Omit the secrets."""

@@ -1,19 +1,38 @@
-"""Counters of a running task, and when they are recorded."""
+"""Counters and conversation of a running task, and when they are recorded."""
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentEvent, ApiRetry, ToolFinished, ToolStarted, TurnStarted
+from sandbox.interfaces.agent import AgentEvent, ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.gateway import Budget
-from sandbox.model.events import ErrorReported, Event, Gap, Progress, ToolCall, Usage
-from sandbox.model.limits import OPEN_TOOL_CALLS_MAX, PROGRESS_INTERVAL_SECONDS, TOOL_CALL_EVENTS_MAX
+from sandbox.model.events import (
+    ConversationEvent,
+    ErrorReported,
+    Event,
+    Gap,
+    Progress,
+    ToolCall,
+    ToolCallStarted,
+    Usage,
+)
+from sandbox.model.limits import (
+    CONVERSATION_BYTES_MAX,
+    OPEN_TOOL_CALLS_MAX,
+    PROGRESS_INTERVAL_SECONDS,
+    TOOL_CALL_EVENTS_MAX,
+)
 from sandbox.model.task import Task
 
 URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
+
+_RECORD_OVERHEAD_BYTES = 128
+"""Size of a record in the journal without its event."""
+
+_CONVERSATION_TYPES = get_args(ConversationEvent)
 
 
 class ProgressTracker:
@@ -22,10 +41,20 @@ class ProgressTracker:
     A change of tool, turn or usage is recorded at most ten times as often as output bytes alone.
 
     baseline: the counters of earlier attempts, from which counting continues.
+    records_conversation: record conversation events too.
     """
 
-    def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime], baseline: Progress) -> None:
+    def __init__(
+        self,
+        record: Callable[[Event], object],
+        now: Callable[[], datetime],
+        baseline: Progress,
+        *,
+        records_conversation: bool = True,
+    ) -> None:
         self._record = record
+        self._records_conversation = records_conversation
+        self._has_recorded_conversation_gap = False
         self._now = now
         self._counters = baseline
         self._baseline_denied = baseline.egress_denied
@@ -62,9 +91,11 @@ class ProgressTracker:
             self._is_dirty = True
 
     def handle_agent_event(self, event: AgentEvent, monotonic: float) -> None:
-        """Count an event of the agent's own event stream."""
+        """Count an event of the agent's own event stream, and record it if it is part of the conversation."""
+        if isinstance(event, _CONVERSATION_TYPES):
+            self._record_conversation(event)
         match event:
-            case ToolStarted():
+            case ToolCallStarted():
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
                     self._open_tools[event.tool_use_id] = (event.tool, monotonic)
                 self._update(tool_calls=self._counters.tool_calls + 1, current_tool=event.tool)
@@ -98,6 +129,21 @@ class ProgressTracker:
             self._record(event)
         elif self._bounded_event_count == TOOL_CALL_EVENTS_MAX + 1:
             self._record(Gap(0, 0, f"Tool calls and retries beyond {TOOL_CALL_EVENTS_MAX} are counted but not listed."))
+
+    def _record_conversation(self, event: ConversationEvent) -> None:
+        """Record an event, up to a total size that is independent of the limit of output, which has the same texts."""
+        if not self._records_conversation:
+            return
+        size_bytes = _RECORD_OVERHEAD_BYTES + len(msgspec.json.encode(event))
+        total_bytes = self._counters.conversation_bytes + size_bytes
+        if total_bytes <= CONVERSATION_BYTES_MAX:
+            self._record(event)
+            self._counters = msgspec.structs.replace(self._counters, conversation_bytes=total_bytes)
+            self._is_dirty = True
+        elif not self._has_recorded_conversation_gap:
+            self._has_recorded_conversation_gap = True
+            limit = f"{CONVERSATION_BYTES_MAX // 1024**2} MiB"
+            self._record(Gap(0, 0, f"The conversation over {limit} is not listed; the output contains it."))
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

@@ -6,12 +6,22 @@ from typing import Any
 import msgspec
 
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
-from sandbox.model.events import AgentStarted, Artifact, ErrorReported, Event, Output, SandboxCreated, WorkspacePrepared
+from sandbox.model.events import (
+    AgentMessage,
+    AgentStarted,
+    Artifact,
+    ErrorReported,
+    Event,
+    Output,
+    SandboxCreated,
+    WorkspacePrepared,
+)
 
 _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
     WorkspacePrepared: frozenset({"base_commit"}),
     SandboxCreated: frozenset({"vm_name", "tier", "image"}),
     AgentStarted: frozenset({"session_id"}),
+    AgentMessage: frozenset({"kind"}),
     Artifact: frozenset({"name", "content_type", "checksum"}),
     ErrorReported: frozenset({"error"}),
 }
@@ -32,6 +42,8 @@ def _redact_value(value: Any, redaction: Redactor) -> Any:
         return redaction.redact_text(value)
     if isinstance(value, dict):
         return redaction.redact_json(value)
+    if isinstance(value, tuple):
+        return tuple(_redact_value(item, redaction) for item in value)
     if isinstance(value, msgspec.Struct):
         if isinstance(value, Artifact) and value.is_generated:
             return value

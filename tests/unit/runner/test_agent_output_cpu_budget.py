@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.runner.agent_output import AgentOutput, OutputQuota, redacted_chunks
+from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing, redacted_chunks
 from sandbox.system.cpu_throttle import CpuThrottle
 
 OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
@@ -42,9 +42,8 @@ def output(harness, written):
     return AgentOutput(
         written.append,
         lambda _: None,
-        lambda _: None,
+        StdoutProcessing("stdout", lambda _: None, lambda _: None, marks_parsed=True),
         redaction=None,
-        stdout_stream="stdout",
         quota=OutputQuota(SystemClock()),
         queue=harness.throttle.queue(),
     )

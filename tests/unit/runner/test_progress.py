@@ -2,8 +2,20 @@
 
 from datetime import UTC, datetime
 
-from sandbox.interfaces.agent import ApiRetry, ToolFinished, ToolStarted, TurnStarted
-from sandbox.model.events import ErrorReported, Progress, ToolCall, Usage
+import msgspec
+
+from sandbox.interfaces.agent import ApiRetry, ToolFinished, TurnStarted
+from sandbox.model.events import (
+    AgentMessage,
+    AgentResult,
+    ErrorReported,
+    Gap,
+    Progress,
+    ToolCall,
+    ToolCallStarted,
+    ToolResult,
+    Usage,
+)
 from sandbox.runner.progress import ProgressTracker
 
 
@@ -22,7 +34,7 @@ def create_tracker(before=NO_PROGRESS):
 
 def test_tool_is_current_while_it_runs_and_timed_when_it_ends():
     tracker, events = create_tracker()
-    tracker.handle_agent_event(ToolStarted("t1", "Bash"), 10.0)
+    tracker.handle_agent_event(ToolCallStarted("Bash", "t1"), 10.0)
     tracker.record_if_due(10.0)
     tracker.handle_agent_event(ToolFinished("t1", "Bash", is_error=True), 11.5)
     tracker.record_if_due(12.0)
@@ -32,8 +44,8 @@ def test_tool_is_current_while_it_runs_and_timed_when_it_ends():
 
 def test_most_recent_open_tool_is_current():
     tracker, events = create_tracker()
-    tracker.handle_agent_event(ToolStarted("t1", "Agent"), 1.0)
-    tracker.handle_agent_event(ToolStarted("t2", "Read"), 2.0)
+    tracker.handle_agent_event(ToolCallStarted("Agent", "t1"), 1.0)
+    tracker.handle_agent_event(ToolCallStarted("Read", "t2"), 2.0)
     tracker.handle_agent_event(ToolFinished("t2", "Read", is_error=False), 3.0)
     tracker.record_if_due(3.0)
     assert events.of_type(Progress)[-1].current_tool == "Agent"
@@ -59,7 +71,7 @@ def test_tool_change_is_reported_sooner_than_output():
     tracker, events = create_tracker()
     tracker.add_output(10)
     tracker.record_if_due(0.0)
-    tracker.handle_agent_event(ToolStarted("t1", "Bash"), 0.05)
+    tracker.handle_agent_event(ToolCallStarted("Bash", "t1"), 0.05)
     for step in range(5, 20):
         tracker.record_if_due(step / 100)
     assert [p.current_tool for p in events.of_type(Progress)] == [None, "Bash"]
@@ -69,7 +81,7 @@ def test_tools_over_the_timing_limit_are_still_counted(monkeypatch):
     monkeypatch.setattr("sandbox.runner.progress.OPEN_TOOL_CALLS_MAX", 2)
     tracker, events = create_tracker()
     for number in range(3):
-        tracker.handle_agent_event(ToolStarted(f"t{number}", "Read"), 0.0)
+        tracker.handle_agent_event(ToolCallStarted("Read", f"t{number}"), 0.0)
     for number in range(3):
         tracker.handle_agent_event(ToolFinished(f"t{number}", "Read", is_error=False), 2.0)
     tracker.close()
@@ -85,6 +97,41 @@ def test_unchanged_progress_is_not_reported():
     assert len(events) == 1
 
 
+CONVERSATION = [AgentMessage("Hello."), ToolCallStarted("Bash", "t"), ToolResult("t", "x"), AgentResult("Done.")]
+
+
+def test_conversation_is_recorded_in_order():
+    tracker, events = create_tracker()
+    for event in [*CONVERSATION[:3], ToolFinished("t", "Bash", is_error=False), CONVERSATION[3]]:
+        tracker.handle_agent_event(event, 1.0)
+    assert events == [*CONVERSATION[:3], ToolCall("Bash", "t", 0), CONVERSATION[3]]
+
+
+def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
+    events = RecordedEvents()
+    tracker = ProgressTracker(
+        events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), NO_PROGRESS, records_conversation=False
+    )
+    for event in [*CONVERSATION, ToolFinished("t", "Bash", is_error=False)]:
+        tracker.handle_agent_event(event, 1.0)
+    assert events == [ToolCall("Bash", "t", 0)]
+
+
+def test_conversation_is_bounded_over_all_attempts(monkeypatch):
+    message = AgentMessage("x" * 1000)
+    size_bytes = 128 + len(msgspec.json.encode(message))
+    monkeypatch.setattr("sandbox.runner.progress.CONVERSATION_BYTES_MAX", 3 * size_bytes)
+    tracker, events = create_tracker()
+    tracker.handle_agent_event(message, 1.0)
+    tracker.close()
+    tracker, events = create_tracker(events[-1])
+    for event in [*[message] * 5, ToolCallStarted("Bash", "t"), ToolFinished("t", "Bash", is_error=False)]:
+        tracker.handle_agent_event(event, 1.0)
+    assert events.of_type(AgentMessage) == [message] * 2
+    assert len(events.of_type(Gap)) == 1
+    assert events.of_type(ToolCall) == [ToolCall("Bash", "t", 0)]
+
+
 def test_api_retry_is_reported_as_an_event():
     tracker, events = create_tracker()
     tracker.handle_agent_event(ApiRetry("overloaded, attempt 1"), 0.0)
@@ -93,7 +140,7 @@ def test_api_retry_is_reported_as_an_event():
 
 def test_final_progress_has_no_current_tool():
     tracker, events = create_tracker()
-    tracker.handle_agent_event(ToolStarted("t1", "Bash"), 0.0)
+    tracker.handle_agent_event(ToolCallStarted("Bash", "t1"), 0.0)
     tracker.close()
     assert events[-1].current_tool is None
     assert events[-1].tool_calls == 1

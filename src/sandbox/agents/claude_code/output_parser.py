@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+import msgspec
 
 from sandbox.agents.claude_code.outcome import determine_failure
 from sandbox.agents.claude_code.stream_json import (
     ApiRetryEvent,
     ContentBlock,
+    InitEvent,
     StreamEvent,
+    content_text,
     read_blocks,
     read_event,
+    read_fields,
     read_init,
+    read_integer,
     read_message,
+    read_number,
     read_result,
+    read_result_event,
     read_retry,
+    read_string,
     sanitize,
+    to_text,
 )
-from sandbox.interfaces.agent import (
-    AgentEvent,
-    AgentOutcome,
-    AgentReady,
-    ApiRetry,
-    ToolFinished,
-    ToolStarted,
-    TurnStarted,
-)
+from sandbox.interfaces.agent import AgentEvent, AgentOutcome, AgentReady, ApiRetry, ToolFinished, TurnStarted
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult
+from sandbox.model.limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_BYTES_MAX
+from sandbox.model.manifest.schema import Manifest
 
 OPEN_CALLS_MAX = 10_000
 """Maximum number of unanswered tool calls that are kept. Above it, the oldest one is dropped."""
@@ -34,7 +42,22 @@ OPEN_CALLS_MAX = 10_000
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are kept; each is compared with every pattern of `allowed_tools`."""
 
+SUMMARY_CHARACTERS_MAX = 500
+"""Maximum length of the summary of a tool call."""
+
+CONVERTED_VALUES_MAX = 50_000
+"""Maximum number of values in a recorded line that is converted: the server converts lines while clients wait."""
+
+_INPUT_FIELDS_MAX = 100
+_RESULT_BLOCKS_MAX = 1000
 _SYNTHETIC_MODEL = "<synthetic>"
+_SUMMARY_FIELDS = (
+    *("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt", "skill"),
+)
+"""Fields of a tool's input that summarize a call, the best first. Without any of them, the first text does."""
+
+_EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
+"""The start of the result of a Bash call that failed."""
 
 
 class ClaudeOutputParser:
@@ -51,33 +74,36 @@ class ClaudeOutputParser:
         self._is_initialized = False
         self._result_line: bytes | None = None
 
-    def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
-        """Return the events of one line of stdout."""
+    def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
+        """Return the events of one line of stdout; None if it is not an event of this session."""
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
             self._result_line = None  # stdout ended within a line, so the last result was not the end
         if event is None or event.session_id != self._session_id:
-            return ()
-        match event.type:
-            case "assistant":
-                return tuple(self._handle_assistant_message(event))
-            case "user":
-                return tuple(self._handle_tool_results(event))
-            case "result":
-                self._result_line = line
-            case "system" if event.subtype == "init":
-                return tuple(self._handle_init(line))
-            case "system" if event.subtype == "api_retry":
-                return (ApiRetry(_retry_message(read_retry(line))),)
-        return ()
+            return None
+        return tuple(self._handle_event(event, line))
 
     def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Return the outcome: success only for exit code 0 and a last result with `is_error: false`."""
         result = read_result(self._result_line) if self._result_line is not None else None
         return AgentOutcome(result, determine_failure(exit_, result, stderr_tail))
 
-    def _handle_init(self, line: bytes) -> Iterator[AgentEvent]:
-        self._result_line = None
+    def _handle_event(self, event: StreamEvent, line: bytes) -> Iterator[AgentEvent]:
+        match event.type:
+            case "assistant" | "user" if event.parent_tool_use_id is None:
+                self._result_line = None
+                yield from self._start_turn(event)
+            case "result":
+                self._result_line = line
+            case "system" if event.subtype == "init":
+                self._result_line = None
+                yield from self._initialize(line)
+            case "system" if event.subtype == "api_retry":
+                yield ApiRetry(_retry_message(read_retry(line)))
+        for shown in _convert_event(event, line):
+            yield from self._match_call(shown)
+
+    def _initialize(self, line: bytes) -> Iterator[AgentEvent]:
         if self._is_initialized:
             return
         self._is_initialized = True
@@ -85,31 +111,41 @@ class ClaudeOutputParser:
         servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers}
         yield AgentReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
 
-    def _handle_assistant_message(self, event: StreamEvent) -> Iterator[AgentEvent]:
+    def _start_turn(self, event: StreamEvent) -> Iterator[AgentEvent]:
+        if event.type != "assistant":
+            return
         message = read_message(event)
-        if event.parent_tool_use_id is None:
-            self._result_line = None
-            if message.id != self._last_message_id and message.model != _SYNTHETIC_MODEL:
-                self._last_message_id = message.id[:1024]
-                yield TurnStarted()
-        for block in read_blocks(message):
-            if block.type == "tool_use" and block.id and sanitize(block.id) not in self._open_calls:
-                yield self._start_tool_call(block)
+        if message.id != self._last_message_id and message.model != _SYNTHETIC_MODEL:
+            self._last_message_id = message.id[:1024]
+            yield TurnStarted()
 
-    def _handle_tool_results(self, event: StreamEvent) -> Iterator[AgentEvent]:
-        if event.parent_tool_use_id is None:
-            self._result_line = None
-        for block in read_blocks(read_message(event)):
-            tool_use_id = sanitize(block.tool_use_id)
-            if block.type == "tool_result" and tool_use_id in self._open_calls:
-                yield ToolFinished(tool_use_id, self._open_calls.pop(tool_use_id), is_error=block.is_error is True)
+    def _match_call(self, event: ConversationEvent) -> Iterator[AgentEvent]:
+        """Omit calls that are open already, and results without an open call."""
+        if isinstance(event, ToolCallStarted):
+            if event.tool_use_id in self._open_calls:
+                return
+            if len(self._open_calls) >= OPEN_CALLS_MAX:
+                del self._open_calls[next(iter(self._open_calls))]
+            self._open_calls[event.tool_use_id] = event.tool
+        elif isinstance(event, ToolResult) and event.tool_use_id not in self._open_calls:
+            return
+        yield event
+        if isinstance(event, ToolResult):
+            yield ToolFinished(event.tool_use_id, self._open_calls.pop(event.tool_use_id), is_error=event.is_error)
 
-    def _start_tool_call(self, block: ContentBlock) -> ToolStarted:
-        if len(self._open_calls) >= OPEN_CALLS_MAX:
-            del self._open_calls[next(iter(self._open_calls))]
-        tool_use_id, tool = sanitize(block.id), sanitize(block.name)
-        self._open_calls[tool_use_id] = tool
-        return ToolStarted(tool_use_id, tool)
+
+def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+    """Convert a line that an earlier version recorded; see `interfaces.agent.ConvertLine`.
+
+    A line of OUTPUT_LINE_BYTES_MAX or more may be only a part. It and a line with too many values have no events.
+    """
+    if not manifest.claude.headless or not line.startswith(b"{"):
+        return None
+    event = read_event(line)
+    if event is None or not event.type:
+        return None
+    is_large = len(line) >= OUTPUT_LINE_BYTES_MAX or sum(map(line.count, (b",", b"[", b"{"))) > CONVERTED_VALUES_MAX
+    return () if is_large else tuple(_convert_event(event, line))
 
 
 def _retry_message(retry: ApiRetryEvent) -> str:
@@ -117,3 +153,138 @@ def _retry_message(retry: ApiRetryEvent) -> str:
     reason = f" ({sanitize(retry.error, 64)})" if retry.error else ""
     attempt = f"{sanitize(str(retry.attempt), 8)} of {sanitize(str(retry.max_retries), 8)}"
     return f"A model request failed{status}{reason}; the agent tries again (retry {attempt})."
+
+
+class _TextBudget:
+    """Cuts several texts to a total length, and counts the characters that were omitted."""
+
+    def __init__(self) -> None:
+        self._left = CONVERSATION_TEXT_CHARACTERS_MAX
+        self.omitted_characters = 0
+
+    def cut(self, text: str) -> str:
+        kept = text[: self._left]
+        self._left -= len(kept)
+        self.omitted_characters += len(text) - len(kept)
+        return kept
+
+
+def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEvent]:
+    """Yield what an event shows of the conversation, whether or not it fits to earlier events."""
+    match event.type:
+        case "assistant":
+            for block in read_blocks(read_message(event)):
+                yield from _convert_agent_block(block, _parent_id(event))
+        case "user":
+            yield from _convert_user_message(event)
+        case "result":
+            yield _convert_result(line)
+        case "system" if event.subtype == "init":
+            yield AgentMessage(_start_notice(read_init(line)), "notice")
+
+
+def _parent_id(event: StreamEvent) -> str | None:
+    return sanitize(event.parent_tool_use_id) if event.parent_tool_use_id is not None else None
+
+
+def _convert_agent_block(block: ContentBlock, parent_id: str | None) -> Iterator[ConversationEvent]:
+    budget = _TextBudget()
+    if block.type == "text" and (text := read_string(block.text) or "").strip():
+        yield AgentMessage(budget.cut(text), "text", parent_id, budget.omitted_characters)
+    elif block.type == "thinking" and (text := read_string(block.thinking) or "").strip():
+        yield AgentMessage(budget.cut(text), "thinking", parent_id, budget.omitted_characters)
+    elif block.type == "tool_use" and block.id:
+        yield _convert_tool_use(block, parent_id)
+
+
+def _convert_user_message(event: StreamEvent) -> Iterator[ConversationEvent]:
+    """Yield results of tools and the prompts of subagents. The main prompt is not in the stream."""
+    message, parent_id = read_message(event), _parent_id(event)
+    if isinstance(message.content, str):
+        if parent_id is not None:
+            yield from _convert_prompt(message.content, parent_id)
+        return
+    for block in read_blocks(message):
+        if block.type == "tool_result":
+            budget = _TextBudget()
+            text, is_error = content_text(block.content, _RESULT_BLOCKS_MAX), block.is_error is True
+            code = _EXIT_CODE.match(text) if is_error else None
+            yield ToolResult(
+                sanitize(block.tool_use_id),
+                budget.cut(text),
+                is_error,
+                int(code[1]) if code else None,
+                budget.omitted_characters,
+            )
+        elif block.type == "text" and parent_id is not None:
+            yield from _convert_prompt(read_string(block.text) or "", parent_id)
+
+
+def _convert_prompt(text: str, parent_id: str) -> Iterator[AgentMessage]:
+    if text.strip():
+        budget = _TextBudget()
+        yield AgentMessage(budget.cut(text), "prompt", parent_id, budget.omitted_characters)
+
+
+def _convert_tool_use(block: ContentBlock, parent_id: str | None) -> ToolCallStarted:
+    fields, budget = read_fields(block.input), _TextBudget()
+    texts = {name: text for name, value in islice(fields.items(), _INPUT_FIELDS_MAX) if (text := to_text(value))}
+    summary = _summarize(fields)
+    command = budget.cut(texts.pop("command")) if block.name == "Bash" and "command" in texts else None
+    edits = tuple(_pop_edits(block.name, texts, budget))
+    others = {sanitize(name): budget.cut(text) for name, text in texts.items()}
+    return ToolCallStarted(
+        tool=sanitize(block.name),
+        tool_use_id=sanitize(block.id),
+        summary=summary,
+        command=command,
+        edits=edits,
+        input=others,
+        parent_tool_use_id=parent_id,
+        omitted_characters=budget.omitted_characters,
+        omitted_fields=max(0, len(fields) - _INPUT_FIELDS_MAX),
+    )
+
+
+def _pop_edits(tool: str, texts: dict[str, str], budget: _TextBudget) -> Iterator[FileEdit]:
+    """Move the fields of a change from the input to an edit."""
+    match tool, texts:
+        case "Edit", {"file_path": path, "old_string": old}:
+            yield FileEdit(_relative(budget.cut(path)), budget.cut(old), budget.cut(texts.get("new_string", "")))
+        case "Write", {"file_path": path, "content": content}:
+            yield FileEdit(_relative(budget.cut(path)), None, budget.cut(content))
+        case _:
+            return
+    for name in ("file_path", "old_string", "new_string") if tool == "Edit" else ("file_path", "content"):
+        texts.pop(name, None)
+
+
+def _summarize(fields: Mapping[str, msgspec.Raw]) -> str:
+    names = (*_SUMMARY_FIELDS, *islice(fields, _INPUT_FIELDS_MAX))
+    texts = (read_string(fields[name]) for name in names if name in fields)
+    text = next((text for text in texts if text and text.strip()), "")
+    return sanitize(_relative(text), SUMMARY_CHARACTERS_MAX)
+
+
+def _relative(path: str) -> str:
+    return path.removeprefix(f"{SANDBOX_WORKSPACE}/")
+
+
+def _convert_result(line: bytes) -> AgentResult:
+    result, budget = read_result_event(line), _TextBudget()
+    subtype = sanitize(to_text(result.subtype))
+    is_error = bytes(result.is_error) != b"false" or subtype != "success"
+    return AgentResult(
+        text=budget.cut(read_string(result.result) or ""),
+        is_error=is_error,
+        reason=subtype if is_error else "",
+        turns=read_integer(result.num_turns),
+        duration_ms=read_integer(result.duration_ms),
+        cost_usd=read_number(result.total_cost_usd),
+        omitted_characters=budget.omitted_characters,
+    )
+
+
+def _start_notice(init: InitEvent) -> str:
+    version, model = sanitize(to_text(init.claude_code_version)), sanitize(to_text(init.model))
+    return " ".join(part for part in ("Claude Code", version, f"started with {model or 'its model'}") if part)

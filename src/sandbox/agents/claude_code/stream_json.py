@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,6 +30,9 @@ _FIELD_CHARACTERS_MAX = 1024
 _DEPTH_MAX = 16
 _INTEGER_BITS_MAX = 53
 _MALFORMED = (*DECODE_ERRORS, ValueError, OverflowError)
+_ABSENT = msgspec.Raw(b"null")
+_INDENTED_VALUES_MAX = 1000
+"""Maximum number of values in JSON that is indented for display. Indenting deep JSON takes quadratic memory."""
 
 
 class StreamEvent(msgspec.Struct):
@@ -37,7 +42,7 @@ class StreamEvent(msgspec.Struct):
     subtype: str = ""
     session_id: str = ""
     parent_tool_use_id: str | None = None
-    message: msgspec.Raw = msgspec.Raw(b"null")
+    message: msgspec.Raw = _ABSENT
 
 
 class Message(msgspec.Struct):
@@ -49,13 +54,19 @@ class Message(msgspec.Struct):
 
 
 class ContentBlock(msgspec.Struct):
-    """A block of a message: a tool_use has `id` and `name`, a tool_result `tool_use_id` and `is_error`."""
+    """A block of a message: a tool_use has `id`, `name` and `input`, a tool_result `tool_use_id`, `is_error` and
+    `content`. Values of a type that varies stay encoded.
+    """
 
     type: str = ""
     id: str = ""
     name: str = ""
     tool_use_id: str = ""
     is_error: bool | None = None
+    text: msgspec.Raw = _ABSENT
+    thinking: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
 
 
 class McpServerStatus(msgspec.Struct):
@@ -70,6 +81,8 @@ class InitEvent(msgspec.Struct):
 
     tools: list[str] = []
     mcp_servers: list[McpServerStatus] = []
+    claude_code_version: msgspec.Raw = _ABSENT
+    model: msgspec.Raw = _ABSENT
 
 
 class ApiRetryEvent(msgspec.Struct):
@@ -81,6 +94,17 @@ class ApiRetryEvent(msgspec.Struct):
     error: str = ""
 
 
+class ResultEvent(msgspec.Struct):
+    """A `result` event, without the fields that are not displayed."""
+
+    subtype: msgspec.Raw = _ABSENT
+    is_error: msgspec.Raw = _ABSENT
+    result: msgspec.Raw = _ABSENT
+    num_turns: msgspec.Raw = _ABSENT
+    duration_ms: msgspec.Raw = _ABSENT
+    total_cost_usd: msgspec.Raw = _ABSENT
+
+
 _Shape = TypeVar("_Shape")
 _EVENT = msgspec.json.Decoder(StreamEvent)
 _MESSAGE = msgspec.json.Decoder(Message)
@@ -88,6 +112,12 @@ _BLOCK = msgspec.json.Decoder(ContentBlock)
 _INIT = msgspec.json.Decoder(InitEvent)
 _RETRY = msgspec.json.Decoder(ApiRetryEvent)
 _RESULT = msgspec.json.Decoder(dict[str, Any])
+_RESULT_EVENT = msgspec.json.Decoder(ResultEvent)
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+_INTEGER = msgspec.json.Decoder(int)
+_NUMBER = msgspec.json.Decoder(float)
 
 
 def read_event(line: bytes) -> StreamEvent | None:
@@ -125,6 +155,56 @@ def read_result(line: bytes) -> dict[str, Any] | None:
     if len(line) > RESULT_BYTES_MAX:
         result = {key: _truncate(key, value) for key, value in result.items() if not isinstance(value, dict | list)}
     return {sanitize(key): _bound_depth(value, _DEPTH_MAX) for key, value in list(result.items())[:64]}
+
+
+def read_result_event(line: bytes) -> ResultEvent:
+    """Decode the displayed fields of a result event."""
+    return _decode_if_sparse(_RESULT_EVENT, line) or ResultEvent()
+
+
+def read_fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Decode an object; empty for any other value."""
+    return _decode_if_sparse(_FIELDS, value) or {}
+
+
+def read_string(value: msgspec.Raw) -> str | None:
+    """Decode a string; None for any other value."""
+    return _decode(_STRING, value)
+
+
+def read_integer(value: msgspec.Raw) -> int | None:
+    """Decode an integer of at most 53 bits; None for any other value."""
+    number = _decode(_INTEGER, value)
+    return number if number is not None and number.bit_length() <= _INTEGER_BITS_MAX else None
+
+
+def read_number(value: msgspec.Raw) -> float | None:
+    """Decode a finite number; None for any other value."""
+    number = _decode(_NUMBER, value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def to_text(value: msgspec.Raw) -> str:
+    """Return a string as it is, null as no text, and any other value as JSON, which is indented unless it is large."""
+    text = read_string(value)
+    if text is not None:
+        return text
+    encoded = bytes(value)
+    if encoded == b"null":
+        return ""
+    if sum(map(encoded.count, (b",", b"[", b"{"))) <= _INDENTED_VALUES_MAX:
+        with suppress(*_MALFORMED):
+            encoded = msgspec.json.format(encoded)
+    return encoded.decode(errors="replace")
+
+
+def content_text(content: msgspec.Raw, blocks_max: int) -> str:
+    """Return the text of a tool_result's content; blocks of another type, such as images, are named only."""
+    items = _decode_if_sparse(_ITEMS, content)
+    if items is None:
+        return to_text(content)
+    blocks = (_decode(_BLOCK, item) or ContentBlock() for item in items[:blocks_max])
+    return "\n".join(to_text(block.text) if block.type == "text" else f"[{sanitize(block.type)}]" for block in blocks)
 
 
 def sanitize(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:

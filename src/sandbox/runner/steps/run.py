@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
 
-from sandbox.interfaces.agent import AgentOutcome, AgentReady
+from sandbox.interfaces.agent import AgentEvent, AgentOutcome, AgentReady
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.gateway import Gateway
 from sandbox.interfaces.runtime import ExitStatus, Stats
@@ -16,7 +16,13 @@ from sandbox.model.limits import METRICS_INTERVAL_SECONDS, SANDBOX_START_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
-from sandbox.runner.agent_output import AgentOutput, OutputQuota, earlier_output_bytes, redacted_chunks
+from sandbox.runner.agent_output import (
+    AgentOutput,
+    OutputQuota,
+    StdoutProcessing,
+    earlier_output_bytes,
+    redacted_chunks,
+)
 from sandbox.runner.agent_process import (
     Agent,
     OutputReader,
@@ -105,7 +111,9 @@ async def run(attempt: AttemptContext, provisioned: ProvisionedSandbox, terminal
     """
     attempt.dependencies.throttle.start()
     record, clock = attempt.recorder.record, attempt.dependencies.clock
-    progress = ProgressTracker(record, clock.now, attempt.task.final_progress)
+    progress = ProgressTracker(
+        record, clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
+    )
     gateway_events = GatewayEvents(record, progress)
     gateway = create_gateway(attempt, provisioned.task_key, gateway_events.report)
     agent_run = _AgentRun(attempt, provisioned, terminals, gateway, progress)
@@ -144,14 +152,19 @@ class _AgentRun:
         self._time_limit = TimeLimit(manifest.lifecycle, dependencies.clock, self._is_busy)
         self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.layout, self._record)
         self._output_queue = dependencies.throttle.queue()
+        stdout = StdoutProcessing(
+            "transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
+            self._output_parser.parse_line,
+            self._on_agent_event,
+            marks_parsed=attempt.records_conversation,
+        )
         self._output = AgentOutput(
             self._record,
             self._on_output,
-            self._on_line,
+            stdout,
             redaction=attempt.redaction,
             quota=OutputQuota(dependencies.clock, earlier_output_bytes(attempt.task)),
             queue=self._output_queue,
-            stdout_stream="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
 
     async def supervise(self, jobs: GuardedJobs, killer: SandboxKiller) -> ExitStatus:
@@ -190,7 +203,7 @@ class _AgentRun:
             outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
         exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
         if manifest.claude.headless and not will_be_followed_up(self._attempt.task, exited):
-            await self._output.record_stdout(agent.render_output(manifest, outcome.result))
+            await self._output.record_rendered_stdout(agent.render_output(manifest, outcome.result))
         self._output.close()
         self._record(exited)
 
@@ -220,12 +233,11 @@ class _AgentRun:
         self._time_limit.count_activity()
         self._progress.add_output(byte_count)
 
-    def _on_line(self, line: bytes) -> None:
-        for event in self._output_parser.parse_line(line):
-            if isinstance(event, AgentReady):
-                self._check_ready(event)
-            else:
-                self._progress.handle_agent_event(event, self._clock.monotonic())
+    def _on_agent_event(self, event: AgentEvent) -> None:
+        if isinstance(event, AgentReady):
+            self._check_ready(event)
+        else:
+            self._progress.handle_agent_event(event, self._clock.monotonic())
 
     def _check_ready(self, ready: AgentReady) -> None:
         """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""

@@ -311,5 +311,5 @@ async def test_init_event_is_sent_before_the_first_model_response(tmp_path):
             )
 
     assert (await run()).exit_code == 137
-    (event,) = ClaudeOutputParser(SESSION_ID).parse_line(init_lines[0])
+    event, _ = ClaudeOutputParser(SESSION_ID).parse_line(init_lines[0])
     assert event.mcp_servers == {"broken": "failed"}

@@ -9,6 +9,7 @@ from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.interfaces.agent import AgentReady
+from sandbox.model.events import AgentMessage
 from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
@@ -26,15 +27,16 @@ def check_ready(ready, redact=str, **claude):
 
 def test_init_lists_tools_and_mcp_servers():
     server = {"name": "github", "status": "connected", "source": "dynamic"}
-    (ready,) = ClaudeOutputParser("the-session").parse_line(init(tools=["Bash", "Read"], mcp_servers=[server]))
+    ready, _ = ClaudeOutputParser("the-session").parse_line(init(tools=["Bash", "Read"], mcp_servers=[server]))
     assert ready == AgentReady(frozenset({"Bash", "Read"}), {"github": "connected"})
 
 
 def test_only_first_init_of_the_session_counts():
     parser = ClaudeOutputParser("the-session")
-    assert parser.parse_line(init("another", tools=["Forged"])) == ()
-    assert len(parser.parse_line(init(tools=["Bash"]))) == 1
-    assert parser.parse_line(init(tools=["Other"])) == ()
+    assert parser.parse_line(init("another", tools=["Forged"])) is None
+    notice = AgentMessage("Claude Code started with its model", "notice")
+    assert parser.parse_line(init(tools=["Bash"])) == (AgentReady(frozenset({"Bash"}), {}), notice)
+    assert parser.parse_line(init(tools=["Other"])) == (notice,)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_only_first_init_of_the_session_counts():
     ],
 )
 def test_malformed_init_has_no_tools_or_servers(fields):
-    (ready,) = ClaudeOutputParser("the-session").parse_line(init(**fields))
+    ready, _ = ClaudeOutputParser("the-session").parse_line(init(**fields))
     assert ready == AgentReady(frozenset(), {})
     assert check_ready(ready, allowed_tools=("Bash",)).code is FailureCode.TOOL_UNKNOWN
     assert check_ready(ready, mcp_config=McpConfig(mcpServers={"github": LOCAL})).code is FailureCode.MCP_FAILED

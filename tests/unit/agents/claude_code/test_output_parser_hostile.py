@@ -16,9 +16,11 @@ from sandbox.agents.claude_code.stream_json import (
     read_message,
     read_result,
 )
-from sandbox.interfaces.agent import ApiRetry, ToolFinished, ToolStarted, TurnStarted
+from sandbox.interfaces.agent import ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
+from sandbox.model.limits import CONVERSATION_TEXT_CHARACTERS_MAX
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 GOOD_RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "Done.", "session_id": SESSION}
@@ -40,7 +42,7 @@ def tool_result(tool_use_id, **fields):
 
 def test_tool_list_of_an_init_event_is_truncated():
     flood = line(type="system", subtype="init", tools=["Bash", *(f"mcp__x__{number}" for number in range(50_000))])
-    [ready] = ClaudeOutputParser(SESSION).parse_line(flood)
+    ready, _ = ClaudeOutputParser(SESSION).parse_line(flood)
     assert "Bash" in ready.tools
     assert len(ready.tools) == INIT_TOOLS_MAX
 
@@ -87,10 +89,11 @@ GARBAGE = [
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_is_skipped(garbage):
     parser = ClaudeOutputParser(SESSION)
-    assert not [event for event in parser.parse_line(garbage) if isinstance(event, ToolStarted | ToolFinished)]
+    events = parser.parse_line(garbage) or ()
+    assert not [event for event in events if isinstance(event, ToolCallStarted | ToolResult | ToolFinished)]
     assert parser.parse_line(tool_use("t1")) in [
-        (TurnStarted(), ToolStarted("t1", "Bash")),
-        (ToolStarted("t1", "Bash"),),
+        (TurnStarted(), ToolCallStarted("Bash", "t1")),
+        (ToolCallStarted("Bash", "t1"),),
     ]
     parser.parse_line(line(**GOOD_RESULT))
     assert parser.outcome(ExitStatus(0), b"").failure is None
@@ -196,7 +199,8 @@ def test_names_are_truncated_and_printable():
     assert started.tool.isprintable()
     assert started.tool_use_id.isprintable()
     assert len(started.tool) == len(started.tool_use_id) == 256
-    (finished,) = parser.parse_line(tool_result("t\x1b[31m" + "x" * 9999))
+    result, finished = parser.parse_line(tool_result("t\x1b[31m" + "x" * 9999))
+    assert result.tool_use_id == finished.tool_use_id
     assert (finished.tool_use_id, finished.tool) == (started.tool_use_id, started.tool)
 
 
@@ -207,7 +211,10 @@ def test_tool_result_counts_once_and_only_after_its_call():
     assert not parser.parse_line(tool_use("t1"))
     assert parser.parse_line(tool_use("t\x1b2"))
     assert not parser.parse_line(tool_use("t\x1b2"))
-    assert parser.parse_line(tool_result("t1", is_error=True)) == (ToolFinished("t1", "Bash", is_error=True),)
+    assert parser.parse_line(tool_result("t1", is_error=True)) == (
+        ToolResult("t1", "x", is_error=True),
+        ToolFinished("t1", "Bash", is_error=True),
+    )
     assert not parser.parse_line(tool_result("t1"))
 
 
@@ -232,7 +239,8 @@ def test_300_kb_line_is_parsed():
     parser = ClaudeOutputParser(SESSION)
     block = {"type": "tool_use", "id": "t1", "name": "Write", "input": {"content": "x" * 300_000}}
     content = {"id": "m", "content": [block]}
-    assert ToolStarted("t1", "Write") in parser.parse_line(line(type="assistant", message=content))
+    _, started = parser.parse_line(line(type="assistant", message=content))
+    assert (started.tool, started.tool_use_id) == ("Write", "t1")
 
 
 def test_300_kb_result_keeps_short_fields():
@@ -247,7 +255,10 @@ def test_tool_result_with_a_large_image_is_parsed():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1", "Read"))
     image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}
-    assert parser.parse_line(tool_result("t1", content=[image])) == (ToolFinished("t1", "Read", is_error=False),)
+    assert parser.parse_line(tool_result("t1", content=[image])) == (
+        ToolResult("t1", "[image]"),
+        ToolFinished("t1", "Read", is_error=False),
+    )
 
 
 def test_result_with_large_denials_keeps_short_fields():
@@ -274,3 +285,122 @@ def test_result_is_always_serializable():
     final = outcome(line(**{**GOOD_RESULT, "huge": 10**30, "deep": deep, "\x1bkey": 1}))
     assert final.failure is None
     assert msgspec.json.decode(msgspec.json.encode(final.result))["huge"] is None
+
+
+def assistant(*blocks, **fields):
+    return line(type="assistant", message={"id": "msg_1", "model": "m", "content": list(blocks)}, **fields)
+
+
+def use(tool, **tool_input):
+    return {"type": "tool_use", "id": "t1", "name": tool, "input": tool_input}
+
+
+def started(*args, **tool_input):
+    _, call = ClaudeOutputParser(SESSION).parse_line(assistant(use(*args, **tool_input)))
+    return call
+
+
+LONG = "x" * (CONVERSATION_TEXT_CHARACTERS_MAX + 5)
+CUT = "x" * CONVERSATION_TEXT_CHARACTERS_MAX
+
+
+@pytest.mark.parametrize("kind", ["text", "thinking"])
+def test_message_is_cut_and_the_rest_is_counted(kind):
+    _, message = ClaudeOutputParser(SESSION).parse_line(assistant({"type": kind, kind: LONG}))
+    assert message == AgentMessage(CUT, kind, omitted_characters=5)
+
+
+def test_result_of_a_tool_is_cut_and_the_rest_is_counted():
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    result, _ = parser.parse_line(tool_result("t1", content=LONG))
+    assert result == ToolResult("t1", CUT, omitted_characters=5)
+
+
+def test_final_text_is_cut_and_the_rest_is_counted():
+    (result,) = ClaudeOutputParser(SESSION).parse_line(line(**{**GOOD_RESULT, "result": LONG}))
+    assert (result.text, result.omitted_characters) == (CUT, 5)
+
+
+def test_all_texts_of_an_input_are_cut_together():
+    call = started("Edit", file_path="a", old_string=LONG, new_string=LONG, other=LONG)
+    assert call.edits == (FileEdit("a", CUT[1:], ""),)
+    assert call.input == {"other": ""}
+    assert call.omitted_characters == 3 * len(LONG) + 1 - len(CUT)
+
+
+def test_wide_input_has_a_limited_number_of_fields():
+    call = started("Other", **{f"field-{number}": number for number in range(100_000)})
+    assert (len(call.input), call.omitted_fields) == (100, 99_900)
+
+
+def test_large_nested_input_is_not_indented():
+    deep = b'{"a":' * 500 + b"[" + b"1," * 1000 + b"1]" + b"}" * 500
+    _, call = ClaudeOutputParser(SESSION).parse_line(assistant(use("Other", deep="DEEP")).replace(b'"DEEP"', deep))
+    assert call.input["deep"] == deep.decode()
+
+
+@pytest.mark.parametrize(
+    ("tool_input", "summary"),
+    [
+        ({"command": "ls -l", "description": "List files"}, "ls -l"),
+        ({"file_path": "/workspace/src/a.py", "content": "x"}, "src/a.py"),
+        ({"file_path": "/etc/passwd"}, "/etc/passwd"),
+        ({"pattern": "*.py", "path": "/workspace"}, "*.py"),
+        ({"command": 5, "query": "q"}, "q"),
+        ({"number": 1, "unknown": "text"}, "text"),
+        ({"command": "a\n\x1b[2Jb"}, "a  [2Jb"),
+        ({"command": "c" * 1_000_000}, "c" * 500),
+        ({}, ""),
+    ],
+)
+def test_tool_call_is_summarized_by_its_main_field(tool_input, summary):
+    assert started("Tool", **tool_input).summary == summary
+
+
+def test_command_and_edits_are_separate_from_the_input():
+    assert started("Bash", command="ls", timeout=5).command == "ls"
+    assert started("Bash", command="ls", timeout=5).input == {"timeout": "5"}
+    assert started("mcp__x__Bash", command="ls").command is None
+    write = started("Write", file_path="/workspace/a.py", content="new")
+    assert (write.edits, write.input) == ((FileEdit("a.py", None, "new"),), {})
+    odd = started("Edit", file_path=["a"], old_string="b")
+    assert odd.edits == (FileEdit('[\n  "a"\n]', "b", ""),)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"}, 1], "a\nb\n[image]\n[]"),
+        ({"plain": 1}, '{\n  "plain": 1\n}'),
+    ],
+)
+def test_content_of_a_result_becomes_text(content, text):
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    result, _ = parser.parse_line(tool_result("t1", content=content))
+    assert result.output == text
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [], 1, True, None, "x"], ids=str)
+def test_fields_of_another_type_are_ignored(value):
+    parser = ClaudeOutputParser(SESSION)
+    lines = [
+        assistant({"type": "text", "text": value}, {"type": "thinking", "thinking": value}, {"type": "tool_use"}),
+        assistant({"type": "tool_use", "id": "t9", "name": "Tool", "input": value}),
+        line(type="result", subtype="success", is_error=value, result=value, num_turns=value, total_cost_usd=value),
+        line(type="system", subtype="init", claude_code_version=value, model=value),
+    ]
+    events = [event for one in lines for event in parser.parse_line(one)]
+    (call,) = [event for event in events if isinstance(event, ToolCallStarted)]
+    assert (call.tool, call.tool_use_id, call.summary) == ("Tool", "t9", "")
+    assert [event.is_error for event in events if isinstance(event, AgentResult)] == [True]
+    msgspec.json.encode(events)
+
+
+def test_huge_numbers_of_a_result_are_omitted():
+    encoded = line(**GOOD_RESULT, num_turns=1, total_cost_usd=2).replace(b": 1,", b": 1%s," % (b"0" * 400))
+    (result,) = ClaudeOutputParser(SESSION).parse_line(encoded.replace(b": 2}", b": 1e400}"))
+    assert (result.turns, result.cost_usd) == (None, None)

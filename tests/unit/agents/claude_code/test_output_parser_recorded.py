@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, ToolStarted, TurnStarted
+from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -19,7 +20,7 @@ def replay(name, *, lines=None, exit_code=None):
     """The events and the outcome of a recording, or of some of its lines."""
     parser = ClaudeOutputParser(SESSION_ID)
     lines = recorded(name) if lines is None else lines
-    events = [event for line in lines for event in parser.parse_line(line)]
+    events = [event for line in lines for event in parser.parse_line(line) or ()]
     code = INDEX[name]["exit_code"] if exit_code is None else exit_code
     return events, parser.outcome(ExitStatus(code), INDEX[name]["stderr"].encode())
 
@@ -30,11 +31,11 @@ def recorded(name):
 
 def summarize(events):
     """A short form of the events after the first: `turn`, `Bash(`, `)` for success, `!)` for an error, `retry`."""
-    symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
+    symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolCallStarted: lambda e: f"{e.tool}("}
     symbols[ToolFinished] = lambda e: "!)" if e.is_error else ")"
     ready, *later = events
     assert isinstance(ready, AgentReady)
-    return " ".join(symbols[type(event)](event) for event in later)
+    return " ".join(symbols[type(event)](event) for event in later if type(event) in symbols)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_agent_ready_is_reported_once(name, init_count):
 
 def test_finished_tools_match_started_tools():
     events, _ = replay("success_with_tools")
-    started = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolStarted)}
+    started = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolCallStarted)}
     finished = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolFinished)}
     assert finished == started
     assert len(started) == 5
@@ -129,3 +130,57 @@ def test_bad_exit_overrides_the_result():
     assert outcome.failure.code is FailureCode.AGENT_FAILED
     assert "code 3" in outcome.failure.message
     assert outcome.result is not None
+
+
+def conversation(name):
+    """The conversation events of a recording."""
+    types = AgentMessage | ToolCallStarted | ToolResult | AgentResult
+    return [event for event in replay(name)[0] if isinstance(event, types)]
+
+
+def test_conversation_of_a_run():
+    read_id, edit_id, *_ = [event.tool_use_id for event in conversation("success_with_tools") if is_start(event)]
+    events = conversation("success_with_tools")
+    assert events[:4] == [
+        AgentMessage("Claude Code 2.1.332 started with claude-sonnet-4-5-20250929", "notice"),
+        AgentMessage("I read it."),
+        ToolCallStarted("Read", read_id, "notes.txt", input={"file_path": "notes.txt"}),
+        ToolResult(read_id, "1\thello\n2\t"),
+    ]
+    assert events[4] == ToolCallStarted(
+        "Edit",
+        edit_id,
+        "notes.txt",
+        edits=(FileEdit("notes.txt", "hello", "bye"),),
+        input={"replace_all": "false"},
+    )
+    assert [event.command for event in events if is_start(event)] == [None, None, "echo one", "exit 3", None]
+    failed = [event for event in events if isinstance(event, ToolResult) and event.is_error]
+    assert [(event.output[:11], event.exit_code) for event in failed] == [("Exit code 3", 3), ("<tool_use_e", None)]
+    assert events[-2:] == [
+        AgentMessage("All done."),
+        AgentResult("All done.", turns=6, duration_ms=436, cost_usd=0.01875),
+    ]
+
+
+def is_start(event):
+    return isinstance(event, ToolCallStarted)
+
+
+def test_conversation_of_a_subagent_names_its_call():
+    _, call, prompt, inner_call, *_ = conversation("subagent_in_foreground")
+    assert (call.tool, call.parent_tool_use_id) == ("Agent", None)
+    assert prompt == AgentMessage("SUBAGENT-BRANCH: look around", "prompt", call.tool_use_id)
+    assert (inner_call.tool, inner_call.parent_tool_use_id) == ("Bash", call.tool_use_id)
+
+
+def test_result_of_a_failed_run_has_a_reason():
+    assert conversation("max_turns")[-1] == AgentResult(
+        is_error=True, reason="error_max_turns", turns=2, duration_ms=192, cost_usd=0.00375
+    )
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_every_line_belongs_to_the_event_stream(name):
+    parser = ClaudeOutputParser(SESSION_ID)
+    assert [line for line in recorded(name) if parser.parse_line(line) is None] == []
