@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from doubles.manifests import manifest
+from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
@@ -191,6 +192,7 @@ class ServerComponents:
                     self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path
                 )
             ),
+            convert_line=convert_recorded_line,
             retention=Retention(),
             permanent_reasons=self.permanent_reasons,
             read_memory_available_bytes=lambda: self.memory_available_bytes,

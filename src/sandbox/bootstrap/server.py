@@ -21,6 +21,7 @@ import msgspec
 from sandbox import __version__
 from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.agents.claude_code.messages_api.pricing import has_price
+from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
@@ -249,6 +250,7 @@ async def _probe(settings: ServerSettings, directories: ServerDirectories, agent
         disk_kind="plain" if no_loop_reason else "loop",
         can_confine=confines,
         output_watermark=settings.disk.output,
+        records_conversation=True,
     )
     is_final = all(probe.is_final for probe in choice.probes)
     return ProbeResult(choice.probes, template, choice.tier, describe_failure(choice), is_final)
@@ -314,6 +316,7 @@ def _make_parts(
         preserved_sandboxes=preserved,
         debug_sessions=DebugSessions(placement, runners, preserved, secrets.resolve, find_image, prober),
         pruner=Pruner(PruningDependencies(data_dir, journals, store, preserved, clock, remove_trees, fsync_path)),
+        convert_line=convert_recorded_line,
         retention=settings.retention.retention,
         permanent_reasons=_permanent_blocked_reasons(prober.result.order_template.upstream),
         read_memory_available_bytes=read_memory_available_bytes,

@@ -5,10 +5,13 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskNotFoundError
+from sandbox.model.events import Output, Record
 from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
+from sandbox.model.task import Task
 from sandbox.model.wire.events import (
     WireEvent,
     current_state_event,
@@ -103,13 +106,23 @@ class EventStream:
     """Implements `interfaces.tasks.TaskEvents`.
 
     Each reader has its own journal offset, and reads only indexed records.
+
+    convert_line: converts output that a runner of an earlier version recorded without conversation events.
     """
 
-    def __init__(self, tracked_tasks: TrackedTasks, journals: Journals, store: Store, broadcast: Broadcast) -> None:
+    def __init__(
+        self,
+        tracked_tasks: TrackedTasks,
+        journals: Journals,
+        store: Store,
+        broadcast: Broadcast,
+        convert_line: ConvertLine,
+    ) -> None:
         self._tracked_tasks = tracked_tasks
         self._journals = journals
         self._store = store
         self._broadcast = broadcast
+        self._convert_line = convert_line
 
     async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the current events; `end` too if the task is finished."""
@@ -177,7 +190,7 @@ class EventStream:
         task_id = tracked.task.id
         try:
             begin = await self._find_offset(task_id, after + 1) if offset is None else offset
-            async for event in self._read_range(task_id, begin, end, after):
+            async for event in self._read_range(tracked.task, begin, end, after):
                 yield event
                 del event
         except JournalDamagedError as error:
@@ -199,8 +212,9 @@ class EventStream:
             tracked.task, JournalDamagedError.code, "The journal does not exist; restore it from a backup."
         )
 
-    async def _read_range(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
+    async def _read_range(self, task: Task, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
         """Yield events in batches. Other coroutines run after each batch, even if it yields no events."""
+        task_id = task.id
         while offset < end:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
@@ -213,7 +227,14 @@ class EventStream:
                 offset = batch.next_offset
                 with fair_share.current_memory().holding(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
-                        if record.seq > after and (event := to_wire_event(task_id, record)) is not None:
+                        if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
                             yield event
                             del event
                 del batch, record
+
+    def _to_wire_event(self, task: Task, record: Record) -> WireEvent | None:
+        output = record.event
+        conversation = None
+        if isinstance(output, Output) and output.stream != "stderr" and not output.parsed:
+            conversation = self._convert_line(task.manifest, output.data)
+        return to_wire_event(task.id, record, conversation)

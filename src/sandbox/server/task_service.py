@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
@@ -248,6 +249,7 @@ class Administration:
 class ServerParts:
     """The parts from which `TaskServer.compose` builds a server. Only the composition root reads them.
 
+    convert_line: see `EventStream`.
     retention: the default retention of finished tasks.
     permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
     read_memory_available_bytes: memory that the host has available for new processes, None if unknown.
@@ -266,6 +268,7 @@ class ServerParts:
     preserved_sandboxes: PreservedSandboxes
     debug_sessions: DebugSessions
     pruner: Pruner
+    convert_line: ConvertLine
     retention: Retention
     permanent_reasons: Sequence[str]
     read_memory_available_bytes: Callable[[], int | None]
@@ -299,7 +302,7 @@ class TaskServer:
         health_check = HealthCheck(
             parts.store, parts.clock, parts.disk_monitor, parts.drain, parts.prober, parts.permanent_reasons
         )
-        events = EventStream(tracked_tasks, parts.journals, parts.store, broadcast)
+        events = EventStream(tracked_tasks, parts.journals, parts.store, broadcast, parts.convert_line)
         services = _create_services(parts, tracker, dispatcher, health_check, events)
         return cls(services, tracker, health_check)
 

@@ -1,6 +1,7 @@
 """A client that resumes after any record receives exactly the rest."""
 
 import asyncio
+import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
+from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
@@ -56,21 +58,28 @@ event_lists = st.lists(
 )
 
 
+def message_line(text):
+    """A line of the agent's own event stream."""
+    return json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}).encode() + b"\n"
+
+
 class StreamedJournal:
     """A task's journal, and the servers that stream it one after the other."""
 
-    def __init__(self, data_dir):
+    def __init__(self, data_dir, **parts):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()
         self.recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
         self.tracked_tasks = []
-        self.record(e.TaskSubmitted("task-1", manifest()), *TO_RUNNING)
+        self.record(e.TaskSubmitted("task-1", manifest(**parts)), *TO_RUNNING)
         self.start_server()
 
     def start_server(self):
         """Start a server that has read the journal up to its current end."""
         replayed = replay_task(self.journals, "task-1")
         self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset)))
-        self.stream = EventStream({"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast())
+        self.stream = EventStream(
+            {"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast(), convert_recorded_line
+        )
 
     def record(self, *events):
         for event in events:
@@ -89,9 +98,9 @@ class StreamedJournal:
 
 
 @contextmanager
-def streamed_journal():
+def streamed_journal(**parts):
     with tempfile.TemporaryDirectory() as directory:
-        streamed = StreamedJournal(Path(directory))
+        streamed = StreamedJournal(Path(directory), **parts)
         yield streamed
         streamed.recorder.writer.close()
 
@@ -228,3 +237,52 @@ async def test_replay_of_the_end_reads_only_the_end(monkeypatch):
         )
         assert len(await streamed.replay(3000)) == 5
         assert streamed.tracked_tasks[0].offset - offsets[0] < 5 * 1000
+
+
+OLD_RECORDS = (
+    e.Output.from_bytes("stdout", message_line("Hello.")),
+    e.Output.from_bytes("stdout", b"noise\n"),
+    e.Output.from_bytes("stdout", b'{"type":"rate_limit_event"}\n'),
+    e.Output.from_bytes("transcript", message_line("Rendered later.")),
+    e.Output.from_bytes("transcript", b'{"type":"rate_limit_event"}\n'),
+    e.Output.from_bytes("stderr", message_line("An error message.")),
+)
+
+
+async def test_output_of_earlier_versions_is_converted():
+    with streamed_journal() as streamed:
+        streamed.record(*OLD_RECORDS)
+        streamed.update_index()
+        events = (await streamed.replay(0))[5:]
+    texts = [[each["text"] for each in event.get("conversation", ())] for event in events]
+    assert [event["type"] for event in events] == ["output", "output", "output", "conversation", "output"]
+    assert texts == [["Hello."], [], [], ["Rendered later."], []]
+    assert [event.get("parsed") for event in events] == [True, False, True, None, False]
+    assert [event["seq"] for event in events] == [6, 7, 8, 9, 11]
+
+
+async def test_output_with_conversation_events_is_not_converted():
+    with streamed_journal() as streamed:
+        streamed.record(e.Output.from_bytes("stdout", message_line("Hello."), parsed=True), e.AgentMessage("Hello."))
+        streamed.update_index()
+        output, message = (await streamed.replay(0))[5:]
+    assert "conversation" not in output
+    assert (message["type"], message["text"]) == ("agent_message", "Hello.")
+
+
+async def test_output_of_a_terminal_is_not_converted():
+    with streamed_journal(claude={"headless": False}) as streamed:
+        streamed.record(*OLD_RECORDS[:3])
+        streamed.update_index()
+        events = (await streamed.replay(0))[5:]
+    assert [event["parsed"] for event in events] == [False] * 3
+
+
+async def test_line_that_is_expensive_to_convert_has_no_conversation():
+    blocks = b'{"type":"text","text":"x"},' * 30_000
+    line = b'{"type":"assistant","message":{"content":[%s{}]}}\n' % blocks
+    with streamed_journal() as streamed:
+        streamed.record(e.Output.from_bytes("stdout", line))
+        streamed.update_index()
+        (event,) = (await streamed.replay(0))[5:]
+    assert (event["parsed"], event["conversation"]) == (True, [])
