@@ -21,7 +21,14 @@ from sandbox.api.request_parameters import SEQ_MAX, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
-from sandbox.model.wire.events import LogStream, WireEvent, format_timestamp, log_stream_of, wire_size_bytes
+from sandbox.model.wire.events import (
+    LogStream,
+    WireEvent,
+    extract_conversation,
+    format_timestamp,
+    log_stream_of,
+    wire_size_bytes,
+)
 from sandbox.system import fair_share
 
 TAIL_MAX = 1_000_000
@@ -57,13 +64,25 @@ class LogEncoder:
         """Whether the event passes the filter."""
         if self.is_following and event["type"] in {"gap", "end"}:
             return True
+        if self.stream == "conversation":
+            event = extract_conversation(event) or event
         belongs_to = log_stream_of(event)
         return belongs_to is not None and self.stream in {"all", belongs_to} and str(event["timestamp"]) >= self.since
 
     def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Return one message with all events that pass the filter."""
-        text = b"".join([self.format_event(event) for event in events if self.includes(event)])
+        selected = [part for event in events if self.includes(event) for part in self._parts(event)]
+        text = b"".join(map(self.format_event, selected))
         return (text,) if text else ()
+
+    def _parts(self, event: WireEvent) -> tuple[WireEvent, ...]:
+        """Separate converted conversation from its output, unless the client gets both as one JSON object."""
+        conversation = extract_conversation(event)
+        if conversation is None:
+            return (event,)
+        if self.stream == "conversation":
+            return (conversation,)
+        return (event, conversation) if self.stream == "all" and not self.is_following else (event,)
 
 
 _TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}

@@ -20,7 +20,10 @@ from sandbox.model.wire.events import WireEvent
 from sandbox.system.log_context import TASK_ID
 
 EVENT_TYPES = frozenset(
-    {"state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
+    {
+        *("state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap"),
+        *("agent_message", "tool_call_started", "tool_result", "agent_result", "conversation", "end"),
+    }
 )
 """Event types that the stream sends."""
 

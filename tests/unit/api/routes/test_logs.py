@@ -103,6 +103,40 @@ def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
 
 
+def test_conversation_is_a_stream_of_its_own(api, tasks):
+    conversation = (e.AgentMessage("Hello."), e.ToolCallStarted("Bash", "t"), e.ToolResult("t"), e.AgentResult("Done."))
+    tasks.add("task-003", *TO_RUNNING, e.Output.from_bytes("stdout", b"{}\n", parsed=True), *conversation)
+    path = "/api/v1/tasks/task-003/logs"
+    types = [
+        json.loads(line.partition("[EVENT] ")[2])["type"] for line in lines(api.get(f"{path}?stream=conversation"))
+    ]
+    assert types == ["agent_message", "tool_call_started", "tool_result", "agent_result"]
+    assert [len(lines(api.get(path, params={"stream": each}))) for each in ("stdout", "events", "all")] == [1, 5, 10]
+    assert len(lines(api.get(f"{path}?stream=conversation&tail=2"))) == 2
+
+
+CONVERTED = {"type": "output", "stream": "stdout", "data": "{}\n", "continued": False, "conversation": [{"type": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("stream", "is_following", "types"),
+    [
+        ("all", False, ["output", "conversation"]),
+        ("all", True, ["output"]),
+        ("stdout", False, ["output"]),
+        ("conversation", False, ["conversation"]),
+        ("conversation", True, ["conversation"]),
+        ("stderr", False, []),
+        ("events", True, []),
+    ],
+)
+def test_converted_conversation_is_selected_with_its_output(stream, is_following, types):
+    event = {**CONVERTED, "task_id": "t", "seq": 7, "timestamp": "2026-01-29T10:10:15.123Z"}
+    encoder = logs.LogEncoder(stream, "", lambda part: part["type"].encode() + b"\n", is_following)
+    assert b"".join(encoder.encode([event])).decode().split() == types
+    assert encoder.includes(event) == bool(types)
+
+
 def test_tail_counts_lines_after_filtering(api):
     assert [line[-5:] for line in lines(api.get(f"{LOGS}?stream=stdout&tail=1"))] == ["wline"]
     assert len(lines(api.get(f"{LOGS}?tail=3"))) == 3
