@@ -4,34 +4,57 @@ import json
 from typing import Any
 
 TASK_ID = "fix-42"
+NO_INPUT: dict[str, Any] = {
+    "command": None,
+    "edits": [],
+    "input": {},
+    "parent_tool_use_id": None,
+    "omitted_characters": 0,
+    "omitted_fields": 0,
+}
+RESULT: dict[str, Any] = {
+    "text": "Fixed.",
+    "is_error": False,
+    "reason": "",
+    "turns": 4,
+    "duration_ms": None,
+    "cost_usd": None,
+    "omitted_characters": 0,
+}
+PYTEST = "python3 -m pytest -q tests/test_parser.py"
+COMMIT = "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3
 
 
 def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
     """Events from submission to `end`, numbered from 1."""
     events: list[dict[str, Any]] = []
 
-    def add(kind: str, **fields: Any) -> None:
+    def add(event_type: str, **fields: Any) -> None:
         seq = len(events) + 1
-        events.append({"type": kind, "task_id": task_id, "seq": seq, "timestamp": _at(seq), **fields})
+        events.append({"type": event_type, "task_id": task_id, "seq": seq, "timestamp": _at(seq), **fields})
 
     def state(previous: str | None, new: str, message: str) -> None:
         add("state_change", previous_state=previous, new_state=new, state_message=message)
 
     def line(event: dict[str, Any], stream: str = "stdout") -> None:
         data = json.dumps(event, ensure_ascii=False) + "\n"
-        add("output", stream=stream, data=data, bytes=len(data.encode()), continued=False)
+        add("output", stream=stream, data=data, bytes=len(data.encode()), continued=False, parsed=True)
 
     def agent_message(text: str) -> None:
         line({"type": "assistant", "message": {"id": "m", "content": [{"type": "text", "text": text}]}})
+        add("agent_message", text=text, kind="text", parent_tool_use_id=None, omitted_characters=0)
 
-    def tool_use(use_id: str, tool: str, arguments: dict[str, Any]) -> None:
-        block = {"type": "tool_use", "id": use_id, "name": tool, "input": arguments}
-        line({"type": "assistant", "message": {"id": "m", "content": [block]}})
+    def tool_use(use_id: str, tool: str, summary: str, **fields: Any) -> None:
+        line({"type": "assistant", "message": {"id": "m", "content": [{"type": "tool_use", "id": use_id}]}})
+        add("tool_call_started", tool=tool, tool_use_id=use_id, summary=summary, **{**NO_INPUT, **fields})
 
     def tool_result(use_id: str, tool: str, duration_ms: int, error: str | None = None) -> None:
-        block = {"type": "tool_result", "tool_use_id": use_id, "content": error or "ok", "is_error": error is not None}
+        is_error = error is not None
+        block = {"type": "tool_result", "tool_use_id": use_id, "content": error or "ok", "is_error": is_error}
         line({"type": "user", "message": {"role": "user", "content": [block]}})
-        add("tool_call", tool=tool, tool_use_id=use_id, duration_ms=duration_ms, is_error=error is not None)
+        result = {"output": error or "ok", "exit_code": 1 if is_error else None, "omitted_characters": 0}
+        add("tool_result", tool_use_id=use_id, is_error=is_error, **result)
+        add("tool_call", tool=tool, tool_use_id=use_id, duration_ms=duration_ms, is_error=is_error)
 
     def usage(tokens_in: int, tokens_out: int, usd: float) -> None:
         add(
@@ -52,27 +75,24 @@ def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
     line({"type": "system", "subtype": "init", "session_id": "s", "tools": ["Bash"]})
     agent_message("I'll look at the failing test first, then at the parser that it exercises.")
     usage(12_040, 88, 0.0374)
-    tool_use(
-        "t1", "Bash", {"command": "python3 -m pytest -q tests/test_parser.py", "description": "Run the failing test"}
-    )
+    tool_use("t1", "Bash", PYTEST, command=PYTEST, input={"description": "Run the failing test"})
     tool_result(
         "t1", "Bash", 1230, "Exit code 1\nFAILED tests/test_parser.py::test_empty - IndexError: list index out of range"
     )
-    tool_use("t2", "Read", {"file_path": "/workspace/src/app/parser.py"})
+    tool_use("t2", "Read", "src/app/parser.py", input={"file_path": "/workspace/src/app/parser.py"})
     tool_result("t2", "Read", 12)
     agent_message(
         "The parser indexes into the tokens before it checks that there are any.\n\nI'll return early instead."
     )
-    tool_use("t3", "Edit", {"file_path": "/workspace/src/app/parser.py", "old_string": "a", "new_string": "b"})
+    tool_use("t3", "Edit", "src/app/parser.py", edits=[{"path": "src/app/parser.py", "old": "a", "new": "b"}])
     tool_result("t3", "Edit", 25)
     add("egress_denied", host="telemetry.example.com", port=443, reason="not in allowed_hosts")
-    tool_use(
-        "t4", "Bash", {"command": "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3}
-    )
+    tool_use("t4", "Bash", COMMIT, command=COMMIT)
     tool_result("t4", "Bash", 14_120)
     usage(14_871, 502, 0.0521)
     agent_message("Fixed: an empty input now gives an empty list. All 128 tests pass.")
     line({"type": "result", "subtype": "success", "is_error": False, "num_turns": 4, "result": "Fixed."})
+    add("agent_result", **RESULT)
     state("running", "completing", "Collecting artifacts")
     state("completing", "completed", "Claude Code finished its work")
     add("end", state="completed", exit_code=0, error=None)

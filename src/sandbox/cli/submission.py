@@ -12,7 +12,7 @@ from sandbox.cli.errors import ExitCode, exit_code_for_state, fail
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
-from sandbox.cli.output.event_printer import PendingReason, is_interactive, print_events
+from sandbox.cli.output.event_printer import PendingReason, print_events
 from sandbox.cli.output.json_output import outcome_summary, print_json, print_json_lines
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.overrides import Override, OverrideError
@@ -72,8 +72,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
             print_json_lines(events)
         else:
             console, reason = stderr_console(has_color=options.has_color), PendingReason(options, task_id)
-            is_trusted = not is_interactive(client.status(task_id))
-            print_events(events, console, is_trusted=is_trusted, pending_reason=reason)
+            print_events(events, console, pending_reason=reason)
     status = client.wait(task_id)
     if options.format == "json" and not should_follow:
         print_json(status)

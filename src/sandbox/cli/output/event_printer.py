@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.agent_output import AgentMessage, AgentOutputParser, ApiRetry, TextOutput, ToolCall, ToolResult
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
 from sandbox.cli.output.formatting import format_elapsed, pluralize
 from sandbox.model.formatting import format_cost, format_duration
@@ -17,23 +16,28 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.cli.options import CliOptions
-    from sandbox.client.responses import Task
 
 __all__ = [
     "FULL",
     "SHORT",
     "STATES",
     "STATE_STYLES",
-    "STDOUT",
     "Detail",
     "EventPrinter",
-    "is_interactive",
     "print_events",
 ]
 
 TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
+LINE_CHARACTERS_MAX = 8 * 1024 * 1024
+"""Longer lines of stdout are skipped."""
+
+CONVERSATION_TYPES = frozenset(
+    {"output", "agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"}
+)
+"""Events with text of the agent."""
+
 OPEN_TOOL_CALLS_MAX = 100
 """Number of unfinished tool calls to track. If there are more, the oldest are printed without a summary."""
 
@@ -45,18 +49,15 @@ class Detail:
     shows_activity: print the agent's messages and tool calls.
     text_lines_max: lines per message, None for all.
     result_lines_max: lines per tool result.
-    has_events: the server sends tool_call events, which mark the end of a call.
     """
 
     shows_activity: bool = True
     text_lines_max: int | None = TEXT_LINES_MAX
     result_lines_max: int = 0
-    has_events: bool = True
 
 
 SHORT = Detail()
 FULL = Detail(text_lines_max=None, result_lines_max=3)
-STDOUT = Detail(text_lines_max=None, result_lines_max=3, has_events=False)
 STATES = Detail(shows_activity=False)
 
 
@@ -66,24 +67,18 @@ def print_events(
     detail: Detail = SHORT,
     *,
     is_live: bool = True,
-    is_trusted: bool = True,
     pending_reason: Callable[[], str] = str,
 ) -> str | None:
     """Print events as they arrive; return the final state, or None if the events stop before it.
 
     On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
-    pending task waits for. Unless `is_trusted`, stdout is printed as plain text and not parsed.
+    pending task waits for.
     """
-    printer = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
+    printer = EventPrinter(console, detail, pending_reason)
     with _status_context(printer, console) if console.is_terminal and is_live else nullcontext():
         for event in events:
             printer.handle(event)
     return printer.final_state
-
-
-def is_interactive(task: Task) -> bool:
-    """Whether the agent runs on a terminal, where any program in the sandbox can forge its events."""
-    return task["definition"].get("claude", {}).get("headless") is False
 
 
 class EventPrinter:
@@ -94,8 +89,6 @@ class EventPrinter:
         console: Console,
         detail: Detail = SHORT,
         pending_reason: Callable[[], str] = str,
-        *,
-        is_trusted: bool = True,
     ) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
@@ -106,8 +99,10 @@ class EventPrinter:
         self._detail = detail
         self._pending_reason = pending_reason
         self._layout = EventLayout(console)
-        self._output_parser = AgentOutputParser(is_trusted=is_trusted)
-        self._open_calls: dict[str, ToolCall] = {}
+        self._line_parts: list[str] = []
+        self._line_characters = 0
+        self._last_message = ""
+        self._open_calls: dict[str, tuple[str, str]] = {}
         self._results: dict[str, str] = {}
         self._first_at: str | None = None
         self._last_error = ""
@@ -115,9 +110,9 @@ class EventPrinter:
     @property
     def current_activity(self) -> str:
         """The oldest tool call that has not ended, or else the state."""
-        use = next(iter(self._open_calls.values()), None)
-        if use is not None:
-            return one_line(f"{use.tool}  {use.summary}")
+        call = next(iter(self._open_calls.values()), None)
+        if call is not None:
+            return one_line("  ".join(call))
         return one_line(f"{self.state}  {self._pending_reason()}" if self.state == "pending" else self.state)
 
     @property
@@ -156,39 +151,60 @@ class EventPrinter:
             if self._detail.shows_activity:
                 self._layout.print_lines(event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
-        for item in self._output_parser.feed(data, continued=bool(event.get("continued"))):
-            match item:
-                case AgentMessage(text) | TextOutput(text) if self._detail.shows_activity:
-                    self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
-                case ToolCall():
-                    self._start_tool(item)
-                case ToolResult():
-                    self._record_result(event, item)
-                case ApiRetry(attempt, attempts_max, reason):
-                    notice = f"The model did not respond ({reason}); retrying, {attempt} of {attempts_max}"
-                    self._layout.print_lines(event, notice, "yellow", lines_max=NOTICE_LINES_MAX)
+        line = self._join_line(data, is_continued=bool(event.get("continued")))
+        is_parsed = event.get("parsed", _is_json_object(line))  # unknown if the server has an earlier version
+        if not is_parsed and line.strip() != self._last_message:  # stdout may be the text of the last message
+            self._print_message(event, line)
+        self._on_conversation(event)
 
-    def _start_tool(self, use: ToolCall) -> None:
-        _put_bounded(self._open_calls, use.id, use)
+    def _join_line(self, data: str, *, is_continued: bool) -> str:
+        """Return the line that the data completes; empty within a line, and at the end of one that is too long."""
+        self._line_characters += len(data)
+        if self._line_characters <= LINE_CHARACTERS_MAX:
+            self._line_parts.append(data)
+        if is_continued:
+            return ""
+        line = "".join(self._line_parts) if self._line_characters <= LINE_CHARACTERS_MAX else ""
+        self._line_parts, self._line_characters = [], 0
+        return line
 
-    def _record_result(self, event: Mapping[str, Any], result: ToolResult) -> None:
-        if result.text and (result.is_error or self._detail.result_lines_max):
-            _put_bounded(self._results, result.id, result.text)
-        if not self._detail.has_events:
-            use = self._open_calls.get(result.id)
-            tool = use.tool if use else "tool"
-            parts = {"tool": tool, "tool_use_id": result.id, "is_error": result.is_error}
-            self._on_tool_call({"timestamp": event.get("timestamp"), **parts})
+    def _on_conversation(self, event: Mapping[str, Any]) -> None:
+        """Handle the events that the server converted from one line of output."""
+        for each in event.get("conversation") or ():
+            self.handle({**each, "timestamp": event.get("timestamp")})
+
+    def _on_agent_message(self, event: Mapping[str, Any]) -> None:
+        if event.get("kind") == "text":
+            self._last_message = str(event.get("text")).strip()
+            self._print_message(event, str(event.get("text")))
+
+    def _on_agent_result(self, event: Mapping[str, Any]) -> None:
+        """Print the final text if there was no message, for example because the agent's output has only this event."""
+        if not self._last_message:
+            self._print_message(event, str(event.get("text")))
+
+    def _print_message(self, event: Mapping[str, Any], text: str) -> None:
+        if self._detail.shows_activity:
+            self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
+
+    def _on_tool_call_started(self, event: Mapping[str, Any]) -> None:
+        call = (str(event.get("tool")), str(event.get("summary") or ""))
+        _put_bounded(self._open_calls, str(event.get("tool_use_id")), call)
+
+    def _on_tool_result(self, event: Mapping[str, Any]) -> None:
+        output = str(event.get("output") or "")
+        if output and (event.get("is_error") or self._detail.result_lines_max):
+            _put_bounded(self._results, str(event.get("tool_use_id")), output)
 
     def _on_tool_call(self, event: Mapping[str, Any]) -> None:
         self.tool_calls += 1
         use_id = str(event.get("tool_use_id"))
-        use = self._open_calls.pop(use_id, None)
+        _, summary = self._open_calls.pop(use_id, ("", ""))
         result, is_error = self._results.pop(use_id, ""), bool(event.get("is_error"))
         if not self._detail.shows_activity:
             return
         duration = format_duration(float(event["duration_ms"]) / 1000) if event.get("duration_ms") is not None else ""
-        self._layout.print_tool(event, use.summary if use else "", duration, is_error=is_error)
+        self._layout.print_tool(event, summary, duration, is_error=is_error)
         if is_error and result:
             self._layout.print_error(event, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
@@ -219,6 +235,11 @@ class EventPrinter:
         summary = " · ".join(part for part in (elapsed, *self.totals) if part)
         if summary:
             self._layout.print_lines(event, summary, "dim", lines_max=NOTICE_LINES_MAX)
+
+
+def _is_json_object(line: str) -> bool:
+    """Whether a line looks like a JSON object, as the lines of an agent's event stream do."""
+    return line.startswith('{"') and line.rstrip().endswith("}")
 
 
 def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:

@@ -44,10 +44,11 @@ def test_control_sequences_are_escaped_on_a_terminal(api, on_terminal, terminal)
 
 
 def test_logs_are_rendered_on_a_terminal_unless_raw(api, on_terminal, terminal):
-    block = {"type": "text", "text": "Hello there."}
-    line = json.dumps({"type": "assistant", "message": {"content": [block]}})
-    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
-    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
+    line = json.dumps({"type": "assistant", "message": {"content": []}})
+    message = {"type": "agent_message", "task_id": TASK_ID, "seq": 2, "timestamp": "t", "kind": "text"}
+    event = json.dumps({**message, "text": "Hello there."})
+    lines = f"[t] [STDOUT] {line}\n[t] [EVENT] {event}\n[t] [STDERR] last\n".encode()
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [lines]))
     on_terminal("task", "logs", TASK_ID).wait(30)
     assert b"assistant" not in terminal.read_until(b"last")
     assert b"Hello there." in terminal.output
@@ -68,9 +69,11 @@ def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, termin
         "timestamp": "2026-01-29T10:10:01.000Z",
         "stream": "stdout",
     }
-    events = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, task_events()[-1]]
-    session = {"definition": {"claude": {"headless": False}}}
-    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", **session)))
+    events = [
+        {**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False, "parsed": False},
+        task_events()[-1],
+    ]
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     api.on(
         "GET",
         f"/tasks/{TASK_ID}/logs",

@@ -9,21 +9,20 @@ import pytest
 from rich.console import Console
 
 from doubles import sample_task
+from doubles.fake_event_stream import agent_message, tool_call_started, tool_result
 from sandbox.cli.output.event_printer import (
     FULL,
     SHORT,
     STATES,
-    STDOUT,
     Detail,
     EventPrinter,
-    is_interactive,
     print_events,
 )
 
 
-def print_to_text(events, *, width: int = 80, detail: Detail = SHORT, is_trusted: bool = True) -> str:
+def print_to_text(events, *, width: int = 80, detail: Detail = SHORT) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
-    print_events(events, console, detail, is_trusted=is_trusted)
+    print_events(events, console, detail)
     return console.file.getvalue()
 
 
@@ -31,12 +30,15 @@ def strip_times(text: str) -> list[str]:
     return [line[10:] for line in text.splitlines() if line != "2026-01-29"]
 
 
-def output(text: str, stream: str = "stdout") -> dict:
-    return {"type": "output", "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": stream, "data": text}
+NOW = "2026-01-29T10:10:01.000Z"
 
 
-def message(text: str) -> dict:
-    return output(json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}))
+def output(text: str, stream: str = "stdout", **fields) -> dict:
+    return {"type": "output", "seq": 1, "timestamp": NOW, "stream": stream, "data": text, "parsed": False, **fields}
+
+
+def message(text: str, **fields) -> dict:
+    return {**agent_message(text), "timestamp": NOW, **fields}
 
 
 def test_sample_bug_fix_is_printed():
@@ -62,7 +64,7 @@ def test_sample_bug_fix_is_printed():
         "  Fixed: an empty input now gives an empty list. All 128 tests pass.",
         "completing    Collecting artifacts",
         "completed     Claude Code finished its work",
-        "  27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
+        "  39 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
     ]
 
 
@@ -113,12 +115,12 @@ def test_final_state_is_returned():
 
 def test_control_characters_in_events_are_escaped():
     hostile = "\x1b[2J\x1b]52;c;aGk=\x07 [bold]x[/] \u202e"
-    use = {"type": "tool_use", "id": "t", "name": hostile, "input": {"command": hostile}}
     events = [
         {"type": "state_change", "new_state": hostile, "state_message": hostile},
         message(hostile),
         output(hostile, "stderr"),
-        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
+        tool_call_started("t", hostile, summary=hostile),
+        tool_result("t", hostile, is_error=True),
         {"type": "tool_call", "tool": hostile, "tool_use_id": "t", "duration_ms": 1, "is_error": True},
         {"type": "egress_denied", "host": hostile, "port": 1, "reason": hostile},
         {"type": "error", "message": hostile},
@@ -126,23 +128,13 @@ def test_control_characters_in_events_are_escaped():
     ]
     text = print_to_text(events, width=200)
     assert not set(text) & {"\x1b", "\x07", "\u202e"}
-    assert text.count(r"\x1b[2J") == 10
+    assert text.count(r"\x1b[2J") == 11
     assert "[bold]x[/]" in text
 
 
 def test_tool_error_is_printed_without_ruler_lines():
-    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
-    result = {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": "Exit code 1\n====\nFAIL: one"}
-    events = [
-        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
-        output(json.dumps({"type": "user", "message": {"content": [result]}})),
-        {"type": "tool_call", "tool": "Bash", "tool_use_id": "t", "duration_ms": 5, "is_error": True},
-    ]
-    assert [line.strip() for line in strip_times(print_to_text(events))] == [
-        "✗ Bash  make  5 ms",
-        "Exit code 1",
-        "FAIL: one",
-    ]
+    lines = strip_times(print_to_text(call("Exit code 1\n====\nFAIL: one", is_error=True)))
+    assert [line.strip() for line in lines] == ["✗ Bash  make  5 ms", "Exit code 1", "FAIL: one"]
 
 
 def test_long_reason_is_wrapped_only_on_a_terminal():
@@ -174,28 +166,21 @@ def test_huge_message_is_truncated_quickly(text):
 
 
 def test_unknown_and_malformed_events_are_ignored():
-    assert (
-        print_to_text(
-            [{"type": "a_new_type"}, {}, {"type": "output"}, {"type": "progress"}, output('{"type": "new"}\n')]
-        )
-        == ""
-    )
+    parsed = output('{"type": "new"}\n', parsed=True)
+    assert print_to_text([{"type": "a_new_type"}, {}, {"type": "output"}, {"type": "progress"}, parsed]) == ""
 
 
 def test_open_tool_calls_are_bounded():
-    uses = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(1000)]
-    events = [output(json.dumps({"type": "assistant", "message": {"content": uses}}))]
+    events = [tool_call_started(f"t{number}", summary="ls") for number in range(1000)]
     end = {"type": "tool_call", "tool": "Bash", "tool_use_id": "t0", "duration_ms": 5}
     assert strip_times(print_to_text([*events, end])) == ["  ▸ Bash  5 ms"]
 
 
 def call(content: str, *, is_error: bool = False) -> list[dict]:
     """The events of a tool call from start to end."""
-    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
-    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": content}
     return [
-        output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
-        output(json.dumps({"type": "user", "message": {"content": [result]}})),
+        tool_call_started("t", summary="make"),
+        tool_result("t", content, is_error=is_error),
         {"type": "tool_call", "tool": "Bash", "tool_use_id": "t", "duration_ms": 5, "is_error": is_error},
     ]
 
@@ -218,40 +203,79 @@ def test_full_detail_prints_complete_messages():
     assert len(strip_times(print_to_text([long_message], detail=FULL))) == 100
 
 
-def test_stdout_detail_prints_tool_calls_from_output():
-    assert strip_times(print_to_text(call("fine")[:2], detail=STDOUT)) == ["  ▸ Bash  make", "    fine"]
-
-
 def test_states_detail_prints_states_and_totals():
     lines = strip_times(print_to_text(sample_task.task_events(), detail=STATES))
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip
-    assert lines[-1].strip() == "27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
+    assert lines[-1].strip() == "39 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
 
 
 def test_plain_text_output_is_printed():
     assert strip_times(print_to_text([output("Fixed it.\n"), output("\n")])) == ["  Fixed it."]
 
 
-def test_untrusted_output_is_printed_as_text():
-    retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 9, "error": "forged"}
-    events = [message("Forged."), *call("forged")[:2], output(json.dumps(retry))]
-    for detail in (SHORT, FULL, STDOUT):
-        lines = strip_times(print_to_text(events, width=300, detail=detail, is_trusted=False))
-        assert [json.loads(line)["type"] for line in lines] == ["assistant", "assistant", "user", "system"]
+def test_output_that_is_not_parsed_is_printed_as_text():
+    forged = json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": "Forged."}]}})
+    for detail in (SHORT, FULL):
+        assert strip_times(print_to_text([output(forged)], width=300, detail=detail)) == [f"  {forged}"]
 
 
-def test_interactive_session_is_detected():
-    definitions = [{"claude": {"headless": headless}} for headless in (False, True)]
-    assert [is_interactive({"definition": each}) for each in (*definitions, {})] == [True, False, False]
+def test_output_that_is_parsed_is_not_printed():
+    assert print_to_text([output("{", continued=True), output('"type":"x"}\n', parsed=True)]) == ""
+
+
+def test_json_objects_from_an_earlier_server_are_not_printed():
+    lines = [output(text) for text in ('{"type":"assistant"}\n', "{not json}\n", "text\n")]
+    for line in lines:
+        del line["parsed"]
+    assert strip_times(print_to_text(lines)) == ["  {not json}", "  text"]
+
+
+def test_parts_of_a_long_line_are_joined():
+    events = [output("long ", continued=True), output("line\n"), output("next\n")]
+    assert strip_times(print_to_text(events)) == ["  long line", "  next"]
+
+
+def test_endless_line_is_dropped_and_the_next_is_printed():
+    printer = EventPrinter(Console(file=io.StringIO()), FULL)
+    for _ in range(20):
+        printer.handle(output("x" * 1024 * 1024, continued=True))
+    assert sum(map(len, printer._line_parts)) <= 8 * 1024 * 1024
+    assert strip_times(print_to_text([*[output("x" * 2**20, continued=True)] * 9, output("x"), output("y")])) == ["  y"]
+
+
+def test_thoughts_prompts_and_notices_are_not_printed():
+    kinds = [message(kind, kind=kind) for kind in ("thinking", "prompt", "notice")]
+    assert print_to_text(kinds, detail=FULL) == ""
+
+
+def test_result_is_printed_if_no_message_preceded_it():
+    result = {"type": "agent_result", "text": "Fixed.", "is_error": False, "timestamp": NOW}
+    assert strip_times(print_to_text([result])) == ["  Fixed."]
+    assert strip_times(print_to_text([message("Done."), result])) == ["  Done."]
+
+
+def test_stdout_that_repeats_the_last_message_is_not_printed():
+    assert strip_times(print_to_text([message("Done."), output("Done.\n")])) == ["  Done."]
+    assert strip_times(print_to_text([message("Done."), message("Done.")])) == ["  Done.", "  Done."]
+
+
+def test_conversation_that_the_server_converted_is_printed():
+    use, result, end = call("No such file", is_error=True)
+    converted = output("{}", parsed=True, conversation=[agent_message("I look."), use])
+    transcript = {"type": "conversation", "seq": 2, "timestamp": NOW, "conversation": [result]}
+    assert strip_times(print_to_text([converted, transcript, end])) == [
+        "  I look.",
+        "  ✗ Bash  make  5 ms",
+        "    No such file",
+    ]
 
 
 def test_unmatched_tool_results_are_bounded():
     printer = EventPrinter(Console(file=io.StringIO()), FULL)
     for number in range(1000):
-        result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": "x" * 1000}
-        printer.handle(output(json.dumps({"type": "user", "message": {"content": [result]}})))
+        printer.handle(tool_result(f"t{number}", "x" * 1000))
     assert len(printer._results) <= 100
 
 

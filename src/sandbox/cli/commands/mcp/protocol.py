@@ -34,8 +34,11 @@ _CREATING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempo
 _TaskId = Annotated[str, Field(description="The id from submit.")]
 _Offset = Annotated[int, Field(ge=0, description="Character offset to start at, from a truncated response.")]
 _Stream = Annotated[
-    Literal["all", "stdout", "stderr", "events"],
-    Field(description="stdout: Claude Code's output; events: states, tool calls, usage, refusals, errors."),
+    Literal["all", "stdout", "stderr", "events", "conversation"],
+    Field(
+        description="stdout: Claude Code's output; events: states, tool calls, usage, refusals, errors; "
+        "conversation: the agent's messages, and inputs and results of its tool calls."
+    ),
 ]
 _Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="How long to wait for the task to end.")]
 _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="Number of lines, from the end.")]

@@ -10,10 +10,10 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
-from sandbox.cli.output.agent_output import LogLine, parse_line, parse_log_events
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import FULL, STDOUT, PendingReason, is_interactive, print_events
+from sandbox.cli.output.event_printer import CONVERSATION_TYPES, FULL, PendingReason, print_events
 from sandbox.cli.output.json_output import print_json_lines
+from sandbox.cli.output.log_lines import LogLine, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")
 @click.option(
     "--stream",
-    type=click.Choice(["all", "stdout", "stderr", "events"]),
+    type=click.Choice(["all", "stdout", "stderr", "events", "conversation"]),
     default="all",
     help="Only this stream [default: all]",
 )
@@ -54,11 +54,9 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: 
         if options.format == "json":
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
         elif sys.stdout.isatty() and not is_raw and not has_times:
-            events = _events(client, task_id, is_following=follows, **filters)
-            detail = STDOUT if stream == "stdout" else FULL
+            events = _formatted_events(client, task_id, is_following=follows, **filters)
             console, reason = stdout_console(has_color=options.has_color), PendingReason(options, task_id)
-            is_trusted = not is_interactive(client.status(task_id))
-            print_events(events, console, detail, is_live=follows, is_trusted=is_trusted, pending_reason=reason)
+            print_events(events, console, FULL, is_live=follows, pending_reason=reason)
         else:
             lines = (
                 _follow_lines(client, task_id, **filters)
@@ -74,6 +72,18 @@ def _events(client: Client, task_id: str, *, is_following: bool, **filters: Any)
         if is_following
         else parse_log_events(client.logs(task_id, **filters), task_id)
     )
+
+
+def _formatted_events(
+    client: Client, task_id: str, *, stream: str, is_following: bool, **filters: Any
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the events to format. For stdout and the conversation, which are one on a terminal, also ends of tools."""
+    if stream not in {"stdout", "conversation"}:
+        yield from _events(client, task_id, stream=stream, is_following=is_following, **filters)
+        return
+    for event in _events(client, task_id, stream="all", is_following=is_following, **filters):
+        if event["type"] in CONVERSATION_TYPES | {"tool_call", "gap", "end"} and event.get("stream") != "stderr":
+            yield event
 
 
 def _print_lines(lines: Iterable[LogLine], *, has_times: bool, has_tags: bool) -> None:

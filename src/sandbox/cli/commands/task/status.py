@@ -9,11 +9,11 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
-from sandbox.cli.output.agent_output import parse_log_events
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, is_interactive, print_events
+from sandbox.cli.output.event_printer import CONVERSATION_TYPES, STATE_STYLES, STATES, PendingReason, print_events
 from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
+from sandbox.cli.output.log_lines import parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
 from sandbox.model.formatting import format_cost
 from sandbox.model.task_state import FINAL_STATES
@@ -62,20 +62,19 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         _events_with_history(client, task_id),
         console,
         STATES,
-        is_trusted=not is_interactive(task),
         pending_reason=reason,
     )
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Yield past events without output, then all events since the latest change of state or tool call."""
+    """Yield past events without the agent's texts, then all events since the latest change of state or tool call."""
     last_seq = start_seq = 0
     for event in parse_log_events(client.logs(task_id, stream="events"), task_id):
         last_seq = int(event.get("seq") or last_seq)
         start_seq = last_seq if event.get("type") in {"state_change", "tool_call"} else start_seq
         yield event
     for event in client.events(task_id, after=start_seq or None):
-        if event["type"] == "output" or event["seq"] > last_seq:
+        if event["type"] in CONVERSATION_TYPES or event["seq"] > last_seq:
             yield event
 
 

@@ -18,7 +18,7 @@ from rich.live import Live
 
 from sandbox.cli.commands.top.view import TopView, fetch_snapshot
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import PendingReason, is_interactive, print_events
+from sandbox.cli.output.event_printer import PendingReason, print_events
 from sandbox.cli.output.text import escape_text
 from sandbox.client import AsyncClient, ClientError
 
@@ -104,9 +104,8 @@ def _watch(options: CliOptions, console: Console, task_id: str) -> None:
     console.print(f"Task {escape_text(task_id)}; press ^C to return.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
-            is_trusted = not is_interactive(client.status(task_id))
             reason = PendingReason(options, task_id)
-            print_events(client.events(task_id), console, is_trusted=is_trusted, pending_reason=reason)
+            print_events(client.events(task_id), console, pending_reason=reason)
         console.print("\nPress enter to return.", style="dim", end="")
         sys.stdin.readline()
 

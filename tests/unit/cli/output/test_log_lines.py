@@ -1,0 +1,46 @@
+"""Lines of the text log are converted back to events."""
+
+import json
+
+from sandbox.cli.output.log_lines import parse_line, parse_log_events
+
+TIME = "2026-01-29T10:10:15.123Z"
+
+
+def test_line_is_split_into_time_stream_and_content():
+    assert parse_line(f"[{TIME}] [STDERR] oh [x] y\n".encode()) == (
+        f"[{TIME}] ".encode(),
+        b"[STDERR] ",
+        b"oh [x] y\n",
+        False,
+    )
+    assert parse_line(b"no prefix\n") == (b"", b"", b"no prefix\n", False)
+
+
+def test_log_lines_become_events():
+    event = {"type": "agent_message", "task_id": "t", "seq": 7, "timestamp": TIME, "text": "Done."}
+    lines = [f"[{TIME}] [EVENT] {json.dumps(event)}\n", f"[{TIME}] [STDOUT] \udcff\n", "noise\n", "[t] [EVENT] {\n"]
+    assert list(parse_log_events((line.encode(errors="surrogateescape") for line in lines), "t")) == [
+        event,
+        {"type": "output", "task_id": "t", "timestamp": TIME, "stream": "stdout", "data": "\ufffd\n", "parsed": False},
+    ]
+
+
+def log(*contents):
+    """A text log with output, or an agent's message for None."""
+    message = json.dumps({"type": "agent_message", "task_id": "t", "seq": 7, "timestamp": TIME, "text": "Done."})
+    lines = [f"[EVENT] {message}" if content is None else f"[STDOUT] {content}" for content in contents]
+    return [f"[{TIME}] {line}\n".encode() for line in lines]
+
+
+def parsed(*contents):
+    """Whether each line of stdout is parsed."""
+    return [event["parsed"] for event in parse_log_events(log(*contents), "t") if event["type"] == "output"]
+
+
+def test_json_objects_are_parsed_if_the_log_has_a_conversation():
+    line = '{"type":"assistant"}'
+    assert parsed(line, None, line, "text", line) == [True, True, False, True]
+    assert parsed(line, line, "text") == [False, False, False]
+    assert parsed("text", line, None) == [False, True]
+    assert [event["type"] for event in parse_log_events(log(line, None), "t")] == ["output", "agent_message"]
