@@ -95,7 +95,7 @@ def hostile_events():
 
 
 def malformed_events():
-    """Lines with values that cannot be converted to text, followed by ordinary output."""
+    """Lines with values of unexpected types, or nested too deeply, followed by ordinary output."""
     hostile_input = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
     yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": hostile_input, "input": hostile_input})
@@ -122,7 +122,7 @@ def malformed_events():
 
 def events_with_many_fields():
     """Two failed tool calls, which the page shows expanded: one with a few fields, one with too many to show."""
-    for name, fields in {"small": 3, "large": 100_000}.items():
+    for name, fields in {"small": 3, "large": 20_000}.items():
         tool_input = {f"{name}-{number}": "value" for number in range(fields)}
         yield assistant({"type": "tool_use", "id": name, "name": name, "input": tool_input})
         tool_result = {"type": "tool_result", "tool_use_id": name, "content": f"{name} failed", "is_error": True}
@@ -150,14 +150,13 @@ def loaded_server(tmp_path_factory):
         recorder.record(event)
     tasks.end(recorder)
     tasks.finish("endless", lines=LINES)
-    transcript = b"".join(event.data for event in [assistant({"type": "text", "text": "Said *afterwards*."})])
-    tasks.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
-    first = assistant({"type": "text", "text": "Said first."}).data
-    filling = (json.dumps({"type": "system", "text": "é" * 1000}, ensure_ascii=False).encode() + b"\n") * 4000
-    tasks.finish(
-        "talkative", artifacts=[("transcript.ndjson", first + filling + transcript)], claude={"output_format": "text"}
-    )
-    recorder = tasks.run("session", lines=0, artifacts=[("transcript.ndjson", transcript)], claude={"headless": False})
+    said = assistant({"type": "text", "text": "Said *in between*."}).data
+    transcript = [("transcript.ndjson", said)]
+    recorder = tasks.run("plain", lines=0, artifacts=transcript, claude={"output_format": "text"})
+    recorder.record(Output.from_bytes("transcript", said))
+    recorder.record(Output.from_bytes("stdout", b"Said afterwards.\n"))
+    tasks.end(recorder)
+    recorder = tasks.run("session", lines=0, artifacts=transcript, claude={"headless": False})
     recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
     tasks.end(recorder)
     tasks.index()
@@ -220,12 +219,10 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
 def test_malformed_output_does_not_stop_the_page(base_url, browser):
     page = browser.open(f"{base_url}/tasks/poisoned")
     page.get_by_text("Said after the poison.").wait_for()
-    assert page.locator(".result").count() == 1
-    tools = {tool.locator(".tool-name").inner_text(): tool for tool in page.locator(".tool").all()}
-    assert set(tools) == {"deep", "odd", "asks", '{ "toString": 1, "valueOf": 1 }'}
-    assert "is too deep" in tools["deep"].inner_text()
-    assert "is too deep" in tools["asks"].inner_text()
-    assert '"object"' in tools["asks"].inner_text()
+    assert page.locator(".tool-name").all_inner_texts() == ["deep", "odd"]
+    assert "valueOf" in page.locator(".aside").inner_text()
+    page.locator(".tool").nth(1).locator("summary").click()
+    assert '"toString": 1' in page.locator(".tool pre").inner_text()
     page.get_by_role("tab", name="Output").click()
     page.get_by_text("Written after the poison.").wait_for()
 
@@ -448,7 +445,7 @@ def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
 
 def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
     page = browser.open(f"{base_url}/tasks/wide", before=WATCH)
-    page.get_by_text("99900 more fields").wait_for()
+    page.get_by_text("19900 more fields").wait_for()
     page.get_by_text("large failed").wait_for()
     assert page.locator("h4", has_text="small-").count() == 3
     assert page.locator("h4", has_text="large-").count() == 100
@@ -505,17 +502,14 @@ def test_views_are_reachable_by_keyboard(base_url, browser):
     page.locator("#panel-manifest").wait_for()
 
 
-def test_conversation_comes_from_the_transcript_without_stream_json(base_url, browser):
+def test_conversation_of_a_task_with_rendered_output_is_shown(base_url, browser):
     page = browser.open(f"{base_url}/tasks/plain")
     page.locator(".says em").wait_for()
-    assert page.locator(".says").inner_text() == "Said afterwards."
-    assert page.get_by_text("Some entries are missing").count() == 0
-    page.goto(f"{base_url}/tasks/talkative")
-    page.locator(".says em").wait_for()
-    assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
-    assert "the first 3.7 MiB of the transcript" in page.get_by_text("Some entries are missing").inner_text()
-    (request,) = browser.requests_to("talkative/artifacts/transcript.ndjson")
-    assert request.headers["range"] == f"bytes=-{4 * 1024**2}"
+    assert page.locator(".says").all_inner_texts() == ["Said in between."]
+    page.get_by_role("tab", name="Output").click()
+    page.get_by_role("button", name="stdout").click()
+    assert page.locator(".line-text").all_inner_texts() == ["Said afterwards."]
+    assert browser.requests_to("plain/artifacts/transcript.ndjson") == []
 
 
 def test_terminal_output_is_not_shown_as_agent_messages(base_url, browser):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.fake_event_stream import FakeEventStream, assistant_text, claude_message, output
+from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
 from doubles.live_server import Deployment
 from doubles.stored_tasks import StoredTasks
 
@@ -47,9 +47,9 @@ def open_task(base_url, browser):
 
 def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
     page, stream = open_task("chat")
-    stream.send(*(assistant_text(f"entry {number}.") for number in range(100)))
+    stream.send(*(agent_message(f"entry {number}.") for number in range(100)))
     page.get_by_text("entry 99.", exact=True).wait_for()
-    stream.send(*(assistant_text(f"entry {number}.") for number in range(100, 1500)))
+    stream.send(*(agent_message(f"entry {number}.") for number in range(100, 1500)))
     page.get_by_text("entry 1499.", exact=True).wait_for()
     earlier = page.get_by_role("button", name="Show earlier")
     while earlier.is_visible():
@@ -59,15 +59,51 @@ def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
 
 def test_control_characters_are_rendered_with_few_elements(open_task):
     page, stream = open_task("chat")
-    tool_use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {}}
     one_kind, mixed = "\x01" * 50_000, "\x01a\x1b[31mb" * 5_000
-    tool_result = {"type": "tool_result", "tool_use_id": "t", "content": f"{one_kind}end\r\n{mixed}", "is_error": True}
-    stream.send(claude_message(tool_use), claude_message(tool_result, kind="user"))
+    stream.send(tool_call_started("t"), tool_result("t", f"{one_kind}end\r\n{mixed}", is_error=True))
     rendered = page.locator(".tool pre")
     rendered.wait_for()
     assert rendered.inner_text() == f"{'␁' * 50_000}end\n{'␁ab' * 5_000}"
     assert rendered.locator(".ctl").first.inner_text() == "␁" * 50_000
     assert rendered.locator("*").count() <= 2000
+
+
+def test_texts_of_a_subagent_are_nested_and_folded(open_task):
+    page, stream = open_task("chat")
+    call = tool_call_started("t", "Agent", summary="look around", input={"prompt": "Look around."})
+    inner_call = tool_call_started("u", command="ls", summary="ls", parent="t")
+    texts = [agent_message(f"a {kind}", kind=kind, parent="t") for kind in ("prompt", "thinking", "text")]
+    stream.send(agent_message("Agent 1.0 started", kind="notice"), call, *texts, inner_call)
+    page.get_by_text("a text").wait_for()
+    assert page.locator("#talk > .nested").count() == 4
+    assert page.locator(".thinks summary").all_inner_texts() == ["Prompt", "Thinking"]
+    assert page.locator(".tool-brief").all_inner_texts() == ["look around", "ls"]
+    assert "Agent 1.0 started" in page.locator(".aside").inner_text()
+
+
+def test_edits_and_commands_are_rendered(open_task):
+    page, stream = open_task("chat")
+    edit = {
+        "edits": [{"path": "a.py", "old": "hello", "new": "bye"}],
+        "input": {"all": "true"},
+        "omitted_characters": 7,
+    }
+    stream.send(tool_call_started("t", "Edit", **edit), tool_result("t", "No match.", is_error=True))
+    page.locator(".tool pre").first.wait_for()
+    assert page.locator(".tool h4").all_inner_texts() == ["file", "old", "new", "all", "Output"]
+    texts = ["a.py", "hello", "bye", "true\n… and 7 more characters", "No match."]
+    assert page.locator(".tool pre").all_inner_texts() == texts
+
+
+def test_converted_conversation_is_rendered(open_task):
+    page, stream = open_task("chat")
+    converted = [agent_message("Said before."), tool_call_started("t", summary="ls")]
+    stream.send(
+        {**output("{}"), "parsed": True, "conversation": converted},
+        {"type": "conversation", "conversation": [tool_result("t", "Exit code 2", is_error=True)]},
+    )
+    page.get_by_text("Said before.").wait_for()
+    assert page.locator(".tool pre").inner_text() == "Exit code 2"
 
 
 def test_incomplete_terminal_line_is_rendered(open_task):
@@ -89,12 +125,12 @@ def test_incomplete_terminal_line_is_rendered(open_task):
 
 def test_incomplete_line_is_not_joined_with_the_next(open_task):
     page, stream = open_task("chat")
-    torn = assistant_text("Never whole.")["data"][:30]
+    torn = '{"type": "assistant", "mess'
     for kind in ("attempt", "gap"):
         gap = {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2}
         stream.send(output(torn, continued=True), gap)
         stream.send(
-            output(f"torn by {kind}", stream="stderr", continued=True), gap, assistant_text(f"Said after {kind}.")
+            output(f"torn by {kind}", stream="stderr", continued=True), gap, agent_message(f"Said after {kind}.")
         )
         page.get_by_text(f"Said after {kind}.", exact=True).wait_for()
     page.get_by_role("tab", name="Output").click()
@@ -103,7 +139,7 @@ def test_incomplete_line_is_not_joined_with_the_next(open_task):
     page.get_by_text("torn by gap", exact=True).wait_for()
     assert rendered.all_inner_texts() == ["torn by attempt", "torn by gap"]
     page.get_by_role("button", name="stdout").click()
-    assert rendered.all_inner_texts()[0::2] == [torn, torn]
+    assert rendered.all_inner_texts() == [torn, torn]
 
 
 def output_lines(first, end):
@@ -144,7 +180,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
 
 def test_page_of_a_removed_task_sends_no_more_requests(open_task, base_url, browser):
     page, stream = open_task("chat")
-    stream.send(assistant_text("Here."))
+    stream.send(agent_message("Here."))
     page.get_by_text("Here.").wait_for()
     page.route(f"{base_url}/tasks/chat", lambda route: route.fulfill(status=404, body="gone"))
     stream.is_missing = True
@@ -166,12 +202,10 @@ def test_patch_with_many_files_is_truncated_with_a_count(open_task):
 
 LONG_CONVERSATION = """async ([use, answer]) => {
     const { Conversation } = await import("/assets/conversation.js");
-    const conversation = new Conversation("stream-json");
+    const conversation = new Conversation();
     for (let at = 0; at < 60; at++) {
-        for (const frame of [use, answer]) {
-            const data = frame.data.replaceAll("ID", at).replace("MUCH", "much ".repeat(200_000));
-            conversation.handle({ ...frame, data });
-        }
+        conversation.handle({ ...use, tool_use_id: at, tool: `tool ${at}` });
+        conversation.handle({ ...answer, tool_use_id: at, output: "much ".repeat(200_000) });
     }
     do conversation.show(true); while (conversation.hasMore);
 }"""
@@ -179,9 +213,7 @@ LONG_CONVERSATION = """async ([use, answer]) => {
 
 def test_end_of_a_long_conversation_is_retained(open_task):
     page, _ = open_task("chat")
-    tool_use = claude_message({"type": "tool_use", "id": "ID", "name": "tool ID", "input": {}})
-    tool_result = claude_message({"type": "tool_result", "tool_use_id": "ID", "content": "MUCH"}, kind="user")
-    page.evaluate(LONG_CONVERSATION, [tool_use, tool_result])
+    page.evaluate(LONG_CONVERSATION, [tool_call_started("t"), tool_result("t")])
     notice = page.get_by_text("earlier entries are only in the transcript").inner_text()
     assert 8 <= int(notice.split()[0]) <= 14
     assert page.locator(".tool-name").last.inner_text() == "tool 59"

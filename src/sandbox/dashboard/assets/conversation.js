@@ -1,61 +1,49 @@
 // The readable conversation. Keeps a limited number of entries, and creates elements only for the latest.
 
 import { markdown } from "/assets/markdown.js";
-import { BREAKS } from "/assets/output.js";
 import { $, clock, h, money, span } from "/assets/page.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/plain.js";
 
 const ENTRIES_MAX = 4000;
 const CHARACTERS_MAX = 48_000_000;
 const SHOWN_MAX = 300;
-const TEXT_MAX = 100_000;
 const LABEL_MAX = 2000;
-const FIELDS_MAX = 100;
 const BUDGET_MILLISECONDS = 10;
 
-const SUMMARY_FIELDS = [
-  "command",
-  "file_path",
-  "path",
-  "pattern",
-  "url",
-  "query",
-  "description",
-  "prompt",
-  "skill",
-  "notebook_path",
-];
+// Approximate memory of an entry without its texts.
+const ENTRY_CHARACTERS = 200;
 
 export class Conversation {
   #entries = [];
   #renderedCount = 0;
   #droppedCount = 0;
   #characters = 0;
-  #lineShare = 0;
   #tools = new Map();
-  #partial = "";
   #lastMessage = null;
   #list = $("talk");
   #byElement = new WeakMap();
   #stale = new Set();
-  #isTranscript = false;
-
-  // format: the task's output format, or "terminal": any program in the sandbox can write there, so its content is untrusted.
-  constructor(format) {
-    this.format = format;
-  }
-
-  // Whether the conversation is in the events; otherwise it is only in the transcript, after the end.
-  get hasLiveEvents() {
-    return this.format === "stream-json" || this.#isTranscript;
-  }
 
   handle(frame) {
-    if (BREAKS.has(frame.type)) this.#partial = "";
-    this.#lineShare = 0;
+    // Events converted from the output of an earlier version have no time of their own.
+    for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
     switch (frame.type) {
-      case "output":
-        if (frame.stream === "stdout" && this.format === "stream-json") this.#addOutput(frame);
+      case "agent_message":
+        this.#addMessage(frame);
+        break;
+      case "tool_call_started":
+        this.#addToolCall(frame);
+        break;
+      case "tool_result":
+        this.#addToolResult(frame);
+        break;
+      case "agent_result":
+        this.#add({
+          kind: "result",
+          at: frame.timestamp,
+          event: frame,
+          isRepeated: this.#lastMessage === frame.text.trim(),
+        });
         break;
       case "tool_call":
         this.#addDuration(frame);
@@ -82,77 +70,42 @@ export class Conversation {
     }
   }
 
-  // Process the transcript in time slices, because it may be long.
-  async addTranscript(text) {
-    this.#isTranscript = true;
-    let deadline = performance.now() + BUDGET_MILLISECONDS;
-    for (const line of text.split("\n")) {
-      if (line) this.#addLine(line, null);
-      if (performance.now() < deadline) continue;
-      await new Promise((resolve) => setTimeout(resolve, 0));
-      deadline = performance.now() + BUDGET_MILLISECONDS;
-    }
-  }
-
-  #addOutput(frame) {
-    const text = this.#partial + frame.data;
-    if (frame.continued && text.length < 16_000_000) {
-      this.#partial = text;
+  #addMessage({ kind, text, timestamp, parent_tool_use_id, omitted_characters }) {
+    if (kind === "notice") {
+      this.#add({ kind: "aside", at: timestamp, text });
       return;
     }
-    this.#partial = "";
-    this.#addLine(text, frame.timestamp);
+    if (kind === "text") this.#lastMessage = text.trim();
+    this.#add({
+      kind: kind === "text" ? "says" : "folded",
+      title: kind === "prompt" ? "Prompt" : "Thinking",
+      at: timestamp,
+      nested: parent_tool_use_id !== null,
+      text: withOmitted(text, omitted_characters),
+    });
   }
 
-  #addLine(line, at) {
-    let event;
-    try {
-      event = JSON.parse(line);
-    } catch {
-      return;
-    }
-    if (event === null || typeof event !== "object") return;
-    // The size of an entry is its share of the size of its line.
-    this.#lineShare = Math.ceil(line.length / Math.max(1, blocksOf(event).length));
-    const nested = typeof event.parent_tool_use_id === "string";
-    if (event.type === "assistant") for (const block of blocksOf(event)) this.#addAgentBlock(block, at, nested);
-    else if (event.type === "user") for (const block of blocksOf(event)) this.#addToolResult(block, at, nested);
-    else if (event.type === "result")
-      this.#add({ kind: "result", at, event, isRepeated: this.#lastMessage === toText(event.result).trim() });
-    else if (event.type === "system" && event.subtype === "init") {
-      this.#add({
-        kind: "aside",
-        at,
-        text: `Claude Code ${toText(event.claude_code_version ?? "")} started with ${toText(event.model ?? "its model")}`.replace(
-          "  ",
-          " ",
-        ),
-      });
-    }
+  #addToolCall(frame) {
+    const entry = {
+      kind: "tool",
+      at: frame.timestamp,
+      nested: frame.parent_tool_use_id !== null,
+      id: frame.tool_use_id,
+      name: frame.tool,
+      summary: frame.summary,
+      fields: inputFields(frame),
+      omittedFields: frame.omitted_fields,
+    };
+    this.#tools.set(entry.id, entry);
+    this.#add(entry);
   }
 
-  #addAgentBlock(block, at, nested) {
-    if (isFilled(block.text) && block.type === "text") {
-      this.#lastMessage = block.text.trim();
-      this.#add({ kind: "says", at, nested, text: block.text });
-    } else if (isFilled(block.thinking) && block.type === "thinking")
-      this.#add({ kind: "thinks", at, nested, text: block.thinking });
-    else if (block.type === "tool_use") {
-      const entry = { kind: "tool", at, nested, id: block.id, name: toText(block.name), input: block.input ?? {} };
-      this.#tools.set(block.id, entry);
-      this.#add(entry);
-    }
-  }
-
-  #addToolResult(block, at, nested) {
-    if (block.type === "text" && nested && isFilled(block.text))
-      this.#add({ kind: "thinks", at, nested, text: block.text });
-    if (block.type !== "tool_result") return;
-    const entry = this.#tools.get(block.tool_use_id);
+  #addToolResult(frame) {
+    const entry = this.#tools.get(frame.tool_use_id);
     if (!entry) return;
-    this.#addSize(entry);
-    entry.output = textOf(block.content);
-    entry.isError = block.is_error === true;
+    entry.output = withOmitted(frame.output, frame.omitted_characters);
+    entry.isError = frame.is_error;
+    this.#addSize(entry, entry.output.length);
     this.#stale.add(entry);
   }
 
@@ -162,28 +115,23 @@ export class Conversation {
       entry.duration = frame.duration_ms;
       entry.isError ||= frame.is_error;
       this.#stale.add(entry);
-    } else if (!this.hasLiveEvents) {
-      this.#add({
-        kind: "tool",
-        at: frame.timestamp,
-        name: frame.tool,
-        input: null,
-        duration: frame.duration_ms,
-        isError: frame.is_error,
-        output: "",
-      });
+    } else {
+      // Its start was not recorded.
+      const { timestamp: at, tool: name, duration_ms: duration, is_error: isError } = frame;
+      this.#add({ kind: "tool", at, name, summary: "", fields: [], duration, isError });
     }
   }
 
   #add(entry) {
     this.#entries.push(entry);
-    this.#addSize(entry);
+    const texts = [entry.text ?? "", entry.event?.text ?? "", ...(entry.fields ?? []).flat()];
+    this.#addSize(entry, ENTRY_CHARACTERS + texts.reduce((sum, text) => sum + text.length, 0));
     if (this.#entries.length > ENTRIES_MAX * 1.1 || this.#characters > CHARACTERS_MAX * 1.05) this.#dropOldest();
   }
 
-  #addSize(entry) {
-    entry.characters = (entry.characters ?? 0) + this.#lineShare;
-    this.#characters += this.#lineShare;
+  #addSize(entry, characters) {
+    entry.characters = (entry.characters ?? 0) + characters;
+    this.#characters += characters;
   }
 
   #dropOldest() {
@@ -286,31 +234,21 @@ export class Conversation {
   }
 }
 
-const isFilled = (text) => typeof text === "string" && text.trim() !== "";
-
-function blocksOf(event) {
-  const content = event.message?.content;
-  if (typeof content === "string") return [{ type: "text", text: content }];
-  return Array.isArray(content) ? content.filter((block) => block !== null && typeof block === "object") : [];
-}
-
-// Convert a value to text: any program that can write to the agent's output may have sent any type.
-function toText(value) {
-  if (typeof value === "string") return value;
-  try {
-    return JSON.stringify(value, null, 2) ?? "";
-  } catch {
-    return "[This value is too deeply nested to be displayed.]";
-  }
-}
-
 const label = (text) => (text.length > LABEL_MAX ? `${text.slice(0, LABEL_MAX)}…` : text);
 
-function textOf(content) {
-  if (!Array.isArray(content)) return toText(content ?? "");
-  return content
-    .map((block) => (block?.type === "text" ? toText(block.text) : `[${toText(block?.type ?? "something")}]`))
-    .join("\n");
+const withOmitted = (text, count) => (count ? `${text}\n… and ${count} more characters` : text);
+
+// Return the input of a tool call as pairs of a name and a text.
+function inputFields({ command, edits, input, omitted_characters }) {
+  const fields = command === null ? [] : [["command", command]];
+  for (const { path, old, new: changed } of edits) {
+    fields.push(["file", path]);
+    if (old !== null) fields.push(["old", old]);
+    fields.push(["new", changed]);
+  }
+  fields.push(...Object.entries(input));
+  if (omitted_characters && fields.length) fields.at(-1)[1] = withOmitted(fields.at(-1)[1], omitted_characters);
+  return fields;
 }
 
 function renderEntry(entry) {
@@ -325,12 +263,12 @@ const RENDERERS = {
     element.classList.add("says");
     return element;
   },
-  thinks: ({ text }) =>
+  folded: ({ text, title }) =>
     h(
       "details",
       { class: "thinks" },
-      h("summary", {}, "Thinking"),
-      h("div", { class: "said", dir: "auto" }, ...splitText(visible(text.slice(0, TEXT_MAX)))),
+      h("summary", {}, title),
+      h("div", { class: "said", dir: "auto" }, ...splitText(visible(text))),
     ),
   aside: ({ text, at, style }) =>
     h(
@@ -344,14 +282,13 @@ const RENDERERS = {
 };
 
 function renderTool(entry) {
-  const { name, input, output, isError, duration } = entry;
-  const inputSummary = summarizeInput(input);
+  const { name, summary: brief, output, isError, duration } = entry;
   const isDone = output !== undefined || duration !== undefined;
   const summary = h(
     "summary",
     {},
     h("span", { class: "tool-name" }, visible(label(name))),
-    h("span", { class: "tool-brief" }, visible(inputSummary).slice(0, 300)),
+    h("span", { class: "tool-brief" }, visible(brief).slice(0, 300)),
     h(
       "span",
       { class: "tool-took" },
@@ -362,54 +299,37 @@ function renderTool(entry) {
   const details = h("details", { class: isError ? "tool erred" : "tool", open: isError === true }, summary);
   // Render a folded tool call only when it is opened.
   const fill = () => {
-    if (details.childElementCount === 1) details.append(renderBody(input, output, isDone));
+    if (details.childElementCount === 1) details.append(renderBody(entry, isDone));
   };
   if (isError) fill();
   else details.addEventListener("toggle", fill, { once: true });
   return details;
 }
 
-function summarizeInput(input) {
-  if (input === null || typeof input !== "object") return "";
-  const key =
-    SUMMARY_FIELDS.find((name) => typeof input[name] === "string") ??
-    Object.keys(input).find((name) => typeof input[name] === "string");
-  return key ? String(input[key]).slice(0, 400).replace(/\s+/g, " ") : "";
-}
-
-function renderBody(input, output, isDone) {
+function renderBody({ fields, omittedFields, output }, isDone) {
   const container = h("div", { class: "tool-body" });
-  const fields = Object.entries(input ?? {});
   const left = elementLimit();
-  for (const [name, value] of fields.slice(0, FIELDS_MAX)) {
-    container.append(h("h4", {}, visible(label(name))), renderText(toText(value), left));
-  }
-  if (fields.length > FIELDS_MAX)
-    container.append(h("p", { class: "muted" }, `… and ${fields.length - FIELDS_MAX} more fields`));
+  for (const [name, text] of fields) container.append(h("h4", {}, visible(label(name))), renderText(text, left));
+  if (omittedFields) container.append(h("p", { class: "muted" }, `… and ${omittedFields} more fields`));
   if (output) container.append(h("h4", {}, "Output"), renderText(output));
   else if (isDone) container.append(h("p", { class: "muted" }, "No output."));
   return container;
 }
 
-function renderText(text, left) {
-  const displayed =
-    text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX)}\n… and ${text.length - TEXT_MAX} more characters` : text;
-  return appendText(h("pre", { tabindex: "0" }), displayed, "", left);
-}
+const renderText = (text, left) => appendText(h("pre", { tabindex: "0" }), text, "", left);
 
 function renderResult({ event, isRepeated }) {
-  const isError = event.is_error === true || event.subtype !== "success";
   const facts = [
-    typeof event.num_turns === "number" && `${event.num_turns} turns`,
-    typeof event.duration_ms === "number" && span(event.duration_ms),
-    typeof event.total_cost_usd === "number" && `${money(event.total_cost_usd)} as counted by Claude Code`,
+    event.turns !== null && `${event.turns} turns`,
+    event.duration_ms !== null && span(event.duration_ms),
+    event.cost_usd !== null && `${money(event.cost_usd)} as counted by the agent`,
   ].filter(Boolean);
   const container = h(
     "div",
-    { class: isError ? "result erred" : "result" },
-    h("h3", {}, isError ? `Ended: ${visible(label(toText(event.subtype)))}` : "Result"),
+    { class: event.is_error ? "result erred" : "result" },
+    h("h3", {}, event.is_error ? `Ended: ${visible(label(event.reason))}` : "Result"),
   );
-  if (typeof event.result === "string" && !isRepeated) container.append(markdown(event.result));
+  if (event.text && !isRepeated) container.append(markdown(withOmitted(event.text, event.omitted_characters)));
   if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));
   return container;
 }

@@ -1,5 +1,5 @@
 // The page of one task: distributes its events to the views, and handles the actions.
-import { $, banner, count, money, refresh, request, size, toast } from "/assets/page.js";
+import { $, banner, count, money, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
@@ -10,12 +10,11 @@ import { Refusals } from "/assets/refusals.js";
 
 const { task, api, events, after, format, patch } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
-const TRANSCRIPT_BYTES_MAX = 4 * 1024 * 1024;
 const BATCH_MILLISECONDS = 8;
 const PENDING_CHARACTERS_MAX = 16_000_000;
 const DRAW_MILLISECONDS = 100;
 
-const conversation = new Conversation(format);
+const conversation = new Conversation();
 const output = new Output(format === "terminal");
 const metrics = new Metrics();
 const refusals = new Refusals();
@@ -177,32 +176,6 @@ function updateHead(frame) {
       frame.type === "end" ? 100 : Math.min(REFRESH_MILLISECONDS, 200),
     );
   }
-  if (frame.type === "end") showTranscript();
-}
-
-async function showTranscript() {
-  if (conversation.hasLiveEvents || format === "terminal") return;
-  const transcript = await fetchTranscriptEnd().catch(() => null);
-  if (!transcript) return;
-  const { text, missing } = transcript;
-  if (missing)
-    conversation.handle({
-      type: "gap",
-      timestamp: null,
-      reason: `the first ${size(missing)} of the transcript. The artifacts contain all of it.`,
-    });
-  await conversation.addTranscript(text);
-  draw();
-}
-
-// Return the complete lines at the end of the transcript, and the number of bytes before the requested range.
-async function fetchTranscriptEnd() {
-  const response = await request(`${api}/artifacts/transcript.ndjson`, {
-    headers: { range: `bytes=-${TRANSCRIPT_BYTES_MAX}` },
-  });
-  const text = await response.text();
-  const missing = Number(/^bytes (\d+)-/.exec(response.headers.get("content-range") ?? "")?.[1] ?? 0);
-  return { text: missing ? text.slice(text.indexOf("\n") + 1) : text, missing };
 }
 
 const LIVE = { live: ["Live", "live on"], lost: ["Connection lost, reconnecting", "live off"], over: ["", "live"] };
