@@ -33,11 +33,6 @@ NOTICE_LINES_MAX = 3
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """Longer lines of stdout are skipped."""
 
-CONVERSATION_TYPES = frozenset(
-    {"output", "agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"}
-)
-"""Events with text of the agent."""
-
 OPEN_TOOL_CALLS_MAX = 100
 """Number of unfinished tool calls to track. If there are more, the oldest are printed without a summary."""
 

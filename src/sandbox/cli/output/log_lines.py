@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+CONVERSATION_TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"})
+"""Types of the events that represent the agent's messages, tool calls and results."""
+
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 
 
@@ -26,37 +29,7 @@ def parse_line(line: bytes) -> LogLine:
 
 
 def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Convert log lines back to events; output has no `seq`. Other lines are skipped.
-
-    A text log does not say which lines of stdout are `parsed`. Those that are JSON objects count as such, beginning
-    with the line before the first conversation event. A log without such events, as of a terminal, has none.
-    """
-    held: dict[str, Any] | None = None
-    has_conversation = False
-    for event in _parse_events(lines, task_id):
-        has_conversation = has_conversation or event["type"] in _CONVERSATION_TYPES
-        if held is not None:
-            yield {**held, "parsed": has_conversation}
-            held = None
-        if event["type"] != "output":
-            yield event
-        elif _is_json_object(event):
-            held = event
-        else:
-            yield {**event, "parsed": False}
-    if held is not None:
-        yield {**held, "parsed": has_conversation}
-
-
-_CONVERSATION_TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"})
-
-
-def _is_json_object(output: Mapping[str, Any]) -> bool:
-    text = str(output["data"])
-    return output["stream"] == "stdout" and text.startswith('{"') and text.rstrip().endswith("}")
-
-
-def _parse_events(lines: Iterable[bytes], task_id: str) -> Iterator[dict[str, Any]]:
+    """Convert log lines back to events; output has no `seq` and no `parsed`. Other lines are skipped."""
     for line in lines:
         time, tag, content, _ = parse_line(line)
         if tag == b"[EVENT] ":
@@ -67,9 +40,37 @@ def _parse_events(lines: Iterable[bytes], task_id: str) -> Iterator[dict[str, An
             yield {"type": "output", "task_id": task_id, "timestamp": stamp, "stream": stream, "data": data}
 
 
-def _parse_event_line(content: bytes) -> Iterator[dict[str, Any]]:
+def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
     from sandbox.client import UnexpectedAnswerError
     from sandbox.client.sse import parse_event
 
     with suppress(UnexpectedAnswerError):
-        yield {**parse_event(content)}
+        yield parse_event(content)
+
+
+def mark_parsed(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Add `parsed` to the output of a text log.
+
+    Lines of stdout that are JSON objects count as parsed, beginning with the line before the first conversation event.
+    A log without such events, as of a terminal, has none.
+    """
+    held: Mapping[str, Any] | None = None
+    has_conversation = False
+    for event in events:
+        has_conversation = has_conversation or event.get("type") in CONVERSATION_TYPES
+        if held is not None:
+            yield {**held, "parsed": has_conversation}
+            held = None
+        if event.get("type") != "output":
+            yield event
+        elif _is_json_object(event):
+            held = event
+        else:
+            yield {**event, "parsed": False}
+    if held is not None:
+        yield {**held, "parsed": has_conversation}
+
+
+def _is_json_object(output: Mapping[str, Any]) -> bool:
+    text = str(output["data"])
+    return output["stream"] == "stdout" and text.startswith('{"') and text.rstrip().endswith("}")

@@ -113,7 +113,7 @@ def test_task_status_fits_the_window(api_with_long_texts, screen, width):
 def test_watched_task_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "status", UUID, "--watch", width=width)
     assert any("running       Claude Code is working" in line for line in lines)
-    assert any(line.endswith("    27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895") for line in lines)
+    assert any(line.endswith("    39 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895") for line in lines)
 
 
 @WIDTHS

@@ -2,7 +2,7 @@
 
 import json
 
-from sandbox.cli.output.log_lines import parse_line, parse_log_events
+from sandbox.cli.output.log_lines import mark_parsed, parse_line, parse_log_events
 
 TIME = "2026-01-29T10:10:15.123Z"
 
@@ -22,7 +22,7 @@ def test_log_lines_become_events():
     lines = [f"[{TIME}] [EVENT] {json.dumps(event)}\n", f"[{TIME}] [STDOUT] \udcff\n", "noise\n", "[t] [EVENT] {\n"]
     assert list(parse_log_events((line.encode(errors="surrogateescape") for line in lines), "t")) == [
         event,
-        {"type": "output", "task_id": "t", "timestamp": TIME, "stream": "stdout", "data": "\ufffd\n", "parsed": False},
+        {"type": "output", "task_id": "t", "timestamp": TIME, "stream": "stdout", "data": "\ufffd\n"},
     ]
 
 
@@ -33,9 +33,14 @@ def log(*contents):
     return [f"[{TIME}] {line}\n".encode() for line in lines]
 
 
+def marked(*contents):
+    """The events of such a log."""
+    return list(mark_parsed(parse_log_events(log(*contents), "t")))
+
+
 def parsed(*contents):
     """Whether each line of stdout is parsed."""
-    return [event["parsed"] for event in parse_log_events(log(*contents), "t") if event["type"] == "output"]
+    return [event["parsed"] for event in marked(*contents) if event["type"] == "output"]
 
 
 def test_json_objects_are_parsed_if_the_log_has_a_conversation():
@@ -43,4 +48,4 @@ def test_json_objects_are_parsed_if_the_log_has_a_conversation():
     assert parsed(line, None, line, "text", line) == [True, True, False, True]
     assert parsed(line, line, "text") == [False, False, False]
     assert parsed("text", line, None) == [False, True]
-    assert [event["type"] for event in parse_log_events(log(line, None), "t")] == ["output", "agent_message"]
+    assert [event["type"] for event in marked(line, None)] == ["output", "agent_message"]

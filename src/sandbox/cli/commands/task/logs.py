@@ -11,9 +11,9 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import CONVERSATION_TYPES, FULL, PendingReason, print_events
+from sandbox.cli.output.event_printer import FULL, PendingReason, print_events
 from sandbox.cli.output.json_output import print_json_lines
-from sandbox.cli.output.log_lines import LogLine, parse_line, parse_log_events
+from sandbox.cli.output.log_lines import CONVERSATION_TYPES, LogLine, mark_parsed, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
@@ -78,12 +78,15 @@ def _formatted_events(
     client: Client, task_id: str, *, stream: str, is_following: bool, **filters: Any
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the events to format. For stdout and the conversation, which are one on a terminal, also ends of tools."""
-    if stream not in {"stdout", "conversation"}:
-        yield from _events(client, task_id, stream=stream, is_following=is_following, **filters)
-        return
-    for event in _events(client, task_id, stream="all", is_following=is_following, **filters):
-        if event["type"] in CONVERSATION_TYPES | {"tool_call", "gap", "end"} and event.get("stream") != "stderr":
+    is_conversation = stream in {"stdout", "conversation"}
+    requested = "all" if is_conversation else stream
+    events = _events(client, task_id, stream=requested, is_following=is_following, **filters)
+    for event in events if is_following else mark_parsed(events):
+        if not is_conversation or (event["type"] in _FORMATTED_TYPES and event.get("stream") != "stderr"):
             yield event
+
+
+_FORMATTED_TYPES = CONVERSATION_TYPES | {"output", "tool_call", "gap", "end"}
 
 
 def _print_lines(lines: Iterable[LogLine], *, has_times: bool, has_tags: bool) -> None:

@@ -10,10 +10,10 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import CONVERSATION_TYPES, STATE_STYLES, STATES, PendingReason, print_events
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, print_events
 from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_lines import parse_log_events
+from sandbox.cli.output.log_lines import CONVERSATION_TYPES, parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
 from sandbox.model.formatting import format_cost
 from sandbox.model.task_state import FINAL_STATES
@@ -74,7 +74,7 @@ def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, 
         start_seq = last_seq if event.get("type") in {"state_change", "tool_call"} else start_seq
         yield event
     for event in client.events(task_id, after=start_seq or None):
-        if event["type"] in CONVERSATION_TYPES or event["seq"] > last_seq:
+        if event["type"] in {"output", *CONVERSATION_TYPES} or event["seq"] > last_seq:
             yield event
 
 
