@@ -30,6 +30,12 @@ def encoded_samples(names, kind):
     return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
 
 
+def reencoded(encoded, names, kind):
+    """The samples (hexadecimal) after they were decoded as `module:Type` and encoded again."""
+    codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
+    return [codec.encode(codec.decode(bytes.fromhex(sample), type=_find(names))).hex() for sample in encoded]
+
+
 def samples(type_):
     """Values that cover every field, union member and enum value."""
     return _samples(inspect.type_info(type_))
