@@ -23,6 +23,8 @@ ROWS = [
     ("Output and journal", "Output per second", "model.limits.OUTPUT_BYTES_PER_SECOND"),
     ("Output and journal", "Output delay before a flush to disk", "model.limits.OUTPUT_SYNC_SECONDS"),
     ("Output and journal", "Events of tool calls", "model.limits.TOOL_CALL_EVENTS_MAX"),
+    ("Output and journal", "Text of a conversation event", "model.limits.CONVERSATION_TEXT_CHARACTERS_MAX"),
+    ("Output and journal", "Conversation events of a task", "model.limits.CONVERSATION_BYTES_MAX"),
     ("Sandboxes", "Processes and threads", "model.limits.SANDBOX_PROCESSES_MAX"),
     ("Sandboxes", "Open files of one process", "runtimes.programs.process_limits.OPEN_FILES_MAX"),
     ("Sandboxes", "Open files of all processes", "model.limits.OPEN_FILES_OF_SANDBOX_MAX"),

@@ -45,6 +45,10 @@ def event_fields() -> Iterator[tuple[str, set[str]]]:
         e.Output("stdout", "x\n"),
         e.Progress(),
         e.Metrics(),
+        e.AgentMessage("text"),
+        e.ToolCallStarted("Bash", "id"),
+        e.ToolResult("id"),
+        e.AgentResult("text"),
         e.ToolCall("Bash", "id", 1),
         e.Usage("model", 1, 1),
         e.EgressDenied("host", 1, "reason"),
@@ -54,6 +58,10 @@ def event_fields() -> Iterator[tuple[str, set[str]]]:
         body = to_wire_event("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
         assert body is not None
         yield body["type"], body.keys() - COMMON_FIELDS
+    transcript = e.Record(seq=1, epoch=1, at=NOW, event=e.Output("transcript", "x\n"))
+    converted = to_wire_event("task-1", transcript, [e.AgentMessage("text")])
+    assert converted is not None
+    yield converted["type"], converted.keys() - COMMON_FIELDS
 
 
 def test_each_event_type_is_listed_with_its_fields(root: Path):

@@ -48,6 +48,9 @@ SUMMARY_CHARACTERS_MAX = 500
 CONVERTED_VALUES_MAX = 50_000
 """Maximum number of values in a recorded line that is converted: the server converts lines while clients wait."""
 
+CONVERTED_EVENTS_MAX = 100
+"""Maximum number of events of such a line. Claude Code prints a line for each block of a message."""
+
 _INPUT_FIELDS_MAX = 100
 _RESULT_BLOCKS_MAX = 1000
 _SYNTHETIC_MODEL = "<synthetic>"
@@ -145,7 +148,7 @@ def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[Conversat
     if event is None or not event.type:
         return None
     is_large = len(line) >= OUTPUT_LINE_BYTES_MAX or sum(map(line.count, (b",", b"[", b"{"))) > CONVERTED_VALUES_MAX
-    return () if is_large else tuple(_convert_event(event, line))
+    return () if is_large else tuple(islice(_convert_event(event, line), CONVERTED_EVENTS_MAX))
 
 
 def _retry_message(retry: ApiRetryEvent) -> str:

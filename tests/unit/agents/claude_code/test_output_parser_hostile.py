@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agents.claude_code.output_parser import INIT_TOOLS_MAX, OPEN_CALLS_MAX, ClaudeOutputParser
+from doubles.manifests import manifest
+from sandbox.agents.claude_code.output_parser import (
+    CONVERTED_EVENTS_MAX,
+    INIT_TOOLS_MAX,
+    OPEN_CALLS_MAX,
+    ClaudeOutputParser,
+    convert_recorded_line,
+)
 from sandbox.agents.claude_code.stream_json import (
     RESULT_BYTES_MAX,
     read_blocks,
@@ -404,3 +411,21 @@ def test_huge_numbers_of_a_result_are_omitted():
     encoded = line(**GOOD_RESULT, num_turns=1, total_cost_usd=2).replace(b": 1,", b": 1%s," % (b"0" * 400))
     (result,) = ClaudeOutputParser(SESSION).parse_line(encoded.replace(b": 2}", b": 1e400}"))
     assert (result.turns, result.cost_usd) == (None, None)
+
+
+def test_recorded_line_yields_a_limited_number_of_events():
+    few, many = ([use("Tool", number=number) for number in range(count)] for count in (50, 5000))
+    assert len(convert_recorded_line(manifest(), assistant(*few))) == 50
+    assert len(convert_recorded_line(manifest(), assistant(*many))) == CONVERTED_EVENTS_MAX
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_recorded_garbage_has_no_tool_calls(garbage):
+    events = convert_recorded_line(manifest(), garbage) or ()
+    assert not [event for event in events if isinstance(event, ToolCallStarted)]
+
+
+def test_line_of_a_terminal_is_not_converted():
+    recorded = assistant(use("Tool"))
+    assert convert_recorded_line(manifest(claude={"headless": False}), recorded) is None
+    assert len(convert_recorded_line(manifest(), recorded)) == 1
