@@ -8,7 +8,6 @@ page does. Prints the growth of the server's memory.
 """
 
 import asyncio
-import json
 import multiprocessing
 import os
 import sys
@@ -165,13 +164,12 @@ def make_event(number: int):
 
     match number % 30:
         case 0:
-            return agent_output("assistant", {"type": "text", "text": MESSAGE.format(number)})
+            return e.AgentMessage(MESSAGE.format(number))
         case 10:
-            use = {"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {"command": f"make part-{number}"}}
-            return agent_output("assistant", use)
+            command = f"make part-{number}"
+            return e.ToolCallStarted("Bash", f"t{number}", command, command)
         case 11:
-            result = {"type": "tool_result", "tool_use_id": f"t{number - 1}", "content": "done\n" * 20}
-            return agent_output("user", result | {"is_error": number % 90 == 11})
+            return e.ToolResult(f"t{number - 1}", "done\n" * 20, is_error=number % 90 == 11)
         case 12:
             return e.ToolCall("Bash", f"t{number - 2}", 25)
         case 20 if number % 300 == 20:
@@ -180,12 +178,6 @@ def make_event(number: int):
             return e.Metrics(cpu_percent=number % 100, memory_used_bytes=10**8 + number)
         case _:
             return e.Output.from_bytes("stdout", LINE % number)
-
-
-def agent_output(kind: str, block: dict[str, object]):
-    from sandbox.model.events import Output
-
-    return Output.from_bytes("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
 
 
 def memory_megabytes() -> float:

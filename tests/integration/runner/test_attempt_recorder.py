@@ -19,6 +19,8 @@ from sandbox.model.events import (
     Output,
     Progress,
     TaskFinished,
+    ToolCall,
+    ToolCallStarted,
     Usage,
 )
 from sandbox.model.failure import AttemptError, FailureCode
@@ -153,6 +155,16 @@ async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(ma
     assert "is nearly full" in first.reason
     assert second.reason.startswith(f"{len(LINES)} bytes of output in 50 events were dropped")
     assert harness.task.progress.output_bytes == len(LINES)
+
+
+@pytest.mark.parametrize("space", [FULL, AMPLE_SPACE], ids=["full", "ample"])
+async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make_harness, space):
+    harness = make_harness(Script(stdout=b"+Bash\n-Bash\n"))
+    harness.space = space
+    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    is_stored = space is AMPLE_SPACE
+    assert len(harness.events(ToolCallStarted)) == len(harness.outputs("stdout")) / 2 == int(is_stored)
+    assert len(harness.events(ToolCall)) == 1
 
 
 async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):

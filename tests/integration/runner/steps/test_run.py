@@ -6,15 +6,29 @@ import os
 import socket
 import time
 
+import msgspec
+import pytest
+
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import CancelOrder, Reply
+from sandbox.interfaces.placement import CancelOrder, LaunchOrder, Reply
 from sandbox.interfaces.runtime import KernelUsage
-from sandbox.model.events import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
+from sandbox.model.events import (
+    AgentStarted,
+    ArtifactCollected,
+    Gap,
+    Output,
+    SandboxCreated,
+    ToolCall,
+    ToolCallStarted,
+    Usage,
+    WorkspacePrepared,
+)
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runner.agent_output import AgentOutput
+from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import TerminalServer
@@ -43,6 +57,21 @@ async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_ha
     await harness.attempt_runner.run()
     assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert harness.task.progress.tool_calls == 1
+
+
+@pytest.mark.parametrize("records_conversation", [True, False])
+async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness, records_conversation):
+    harness = make_harness(Script(stdout=b"+Bash\nnoise\n-Bash\n"))
+    attempt = msgspec.structs.replace(harness.attempt, records_conversation=records_conversation)
+    await AttemptRunner(attempt).run()
+    assert len(harness.events(ToolCallStarted)) == int(records_conversation)
+    assert [output.parsed for output in harness.events(Output)] == [records_conversation, False, records_conversation]
+    assert len(harness.events(ToolCall)) == 1
+
+
+def test_order_of_an_earlier_server_records_no_conversation():
+    order = b'{"task_id":"t","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"bubblewrap"}'
+    assert not msgspec.json.decode(order, type=LaunchOrder).records_conversation
 
 
 async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
