@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Liveness
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -81,7 +81,7 @@ def process(code, *arguments, pass_fds=()):
 
 def wait_until_free(journals):
     deadline = time.monotonic() + SECONDS
-    while journals.is_locked("task-1"):
+    while journals.liveness("task-1") is Liveness.HELD:
         assert time.monotonic() < deadline, "the lock is still held"
         time.sleep(0.005)
 
@@ -89,7 +89,7 @@ def wait_until_free(journals):
 def test_journal_is_busy_until_the_holder_is_killed(journals, tmp_path):
     with process(HOLD, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert journals.is_locked("task-1")
+        assert journals.liveness("task-1") is Liveness.HELD
         with pytest.raises(JournalBusyError) as caught:
             journals.open("task-1")
         assert (caught.value.code, caught.value.retryable) == ("journal_busy", True)
@@ -105,7 +105,7 @@ def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
         assert runner.stdout.readline() == "adopted\n"
         before = writer.append(e.ErrorReported("before", ""), at=datetime.now(UTC))
         writer.close()
-        assert journals.is_locked("task-1")
+        assert journals.liveness("task-1") is Liveness.HELD
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
 
@@ -136,9 +136,9 @@ def test_adopted_lock_is_not_inheritable(journals):
     adopted = journals.adopt("task-1", inherited)
     assert not os.get_inheritable(adopted.lock_fd)
     writer.close()
-    assert journals.is_locked("task-1")
+    assert journals.liveness("task-1") is Liveness.HELD
     adopted.close()
-    assert not journals.is_locked("task-1")
+    assert journals.liveness("task-1") is Liveness.FREE
 
 
 def test_adopt_rejects_another_file(journals, tmp_path):
@@ -162,12 +162,12 @@ def test_open_keeps_a_journal_whose_first_record_is_damaged(journals, tmp_path, 
     with pytest.raises(JournalDamagedError, match="restore"):
         journals.open("task-1")
     assert records.read_bytes() == damaged
-    assert not journals.is_locked("task-1")
+    assert journals.liveness("task-1") is Liveness.FREE
 
 
-def test_is_locked_does_not_block_writers(journals):
+def test_liveness_does_not_block_writers(journals):
     for _ in range(200):
-        assert not journals.is_locked("task-1")
+        assert journals.liveness("task-1") is Liveness.FREE
         journals.open("task-1").close()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from enum import Enum, auto
 from typing import Protocol
 
 import msgspec
@@ -14,8 +15,19 @@ from sandbox.model.state_machine import Effect, IllegalEventError, advance
 from sandbox.model.task import Task
 
 
+class Liveness(Enum):
+    """Whether a writer holds a lock.
+
+    UNKNOWN: the writer's host does not respond. It must never be treated as FREE: the writer may still write.
+    """
+
+    HELD = auto()
+    FREE = auto()
+    UNKNOWN = auto()
+
+
 class JournalBusyError(SandboxError):
-    """Another process holds the journal's lock, so its writer is alive."""
+    """Another process holds the journal's lock, or may hold it, so its writer may be alive."""
 
     code = "journal_busy"
     retryable = True
@@ -85,7 +97,10 @@ class Journals(Protocol):
         ...
 
     def open(self, task_id: str) -> JournalWriter:
-        """Take the lock, drop a torn tail and start the next epoch. Raises JournalBusyError, FileNotFoundError."""
+        """Take the lock, drop a torn tail and start the next epoch.
+
+        Raises JournalBusyError unless the lock is FREE; FileNotFoundError, JournalDamagedError.
+        """
         ...
 
     def adopt(self, task_id: str, lock_fd: int) -> JournalWriter:
@@ -112,7 +127,11 @@ class Journals(Protocol):
         ...
 
     def try_lock(self, task_id: str) -> AbstractContextManager[bool]:
-        """Hold the lock for the duration of the context, without reading records; yields False if it is taken."""
+        """Hold the lock for the duration of the context, without reading records.
+
+        Yields whether this process holds it: False if another one does or may (HELD, UNKNOWN), or if the journal has no
+        lock file. Raises OSError.
+        """
         ...
 
     def kill_lock_holder(self, task_id: str) -> bool:
@@ -123,12 +142,12 @@ class Journals(Protocol):
         """Compress the journal of a finished task. It stays readable and is never written again.
 
         A compressed journal is left unchanged. Raises JournalDamagedError (also if the last record is not the end),
-        JournalBusyError, FileNotFoundError, OSError.
+        JournalBusyError unless the lock is FREE, FileNotFoundError, OSError.
         """
         ...
 
-    def is_locked(self, task_id: str) -> bool:
-        """Whether a process holds the lock now."""
+    def liveness(self, task_id: str) -> Liveness:
+        """Whether a writer holds the lock now. FREE also if the journal has no lock file. Raises OSError."""
         ...
 
     def task_ids(self) -> Sequence[str]:

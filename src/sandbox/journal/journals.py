@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, RecordBatch
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, Liveness, RecordBatch
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.extent import Extent, find_record_offset, measure_extent
@@ -121,9 +121,9 @@ class FileJournals:
         """Send KILL to the runner that holds the lock; see `Journals.kill_lock_holder`."""
         return kill_lock_holder(self._directory(task_id) / "lock")
 
-    def is_locked(self, task_id: str) -> bool:
-        """Whether a process holds the lock now."""
-        return lock.is_locked(self._directory(task_id) / "lock")
+    def liveness(self, task_id: str) -> Liveness:
+        """Whether a process holds the lock now, HELD or FREE: the kernel of this host always knows. Raises OSError."""
+        return Liveness.HELD if lock.is_locked(self._directory(task_id) / "lock") else Liveness.FREE
 
     def task_ids(self) -> Sequence[str]:
         """The tasks that have record 1, ordered by id."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalDamagedError, Journals
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, RunnerClient, RunnerUnreachableError
 from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
 from sandbox.model.events import CancelRequested
@@ -76,7 +76,7 @@ class Canceller:
     async def _record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float
     ) -> str | None:
-        if self._journals.is_locked(tracked.task.id):
+        if self._journals.liveness(tracked.task.id) is not Liveness.FREE:
             return None
         async with (
             self._runner_launcher.acquire_cancellation_slot(self._remaining_seconds(deadline)) as slot,

@@ -5,7 +5,7 @@ import contextlib
 import logging
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalOffsetError, Journals, RecordBatch
+from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, RecordBatch
 from sandbox.interfaces.store import IndexedTask, Store
 from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
@@ -21,6 +21,7 @@ from sandbox.system.log_context import bind_task
 
 _POLL_SLOWDOWN_MAX = 10
 """The pause between two reads of a silent journal grows up to this factor."""
+_UNKNOWN_WRITER_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
@@ -146,15 +147,17 @@ class JournalTailer:
             self._broadcast.publish(event)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
-        """A silent writer is not necessarily dead: only a free lock proves that no process writes."""
+        """A silent writer is not necessarily dead: only a FREE lock proves that no process writes."""
         if tracked.recorder is not None:
             return
-        if self._journals.is_locked(tracked.task.id):
-            tracked.status_message = ""
-            await self._watchdog.check(tracked)
-            return
-        if not (await self._read_batch(tracked)).records:
-            await self._dispatcher.recover(tracked)
+        match self._journals.liveness(tracked.task.id):
+            case Liveness.HELD:
+                tracked.status_message = ""
+                await self._watchdog.check(tracked)
+            case Liveness.UNKNOWN:
+                tracked.status_message = _UNKNOWN_WRITER_MESSAGE
+            case Liveness.FREE if not (await self._read_batch(tracked)).records:
+                await self._dispatcher.recover(tracked)
 
 
 class TaskTracker:

@@ -10,7 +10,7 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, replay_task
+from sandbox.interfaces.journal import Liveness, Recorder, replay_task
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
@@ -35,9 +35,9 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
     )
     try:
         writer.close()
-        assert journals.is_locked("task-1")
+        assert journals.liveness("task-1") is Liveness.HELD
         assert runner.wait(20) == -signal.SIGALRM
-        assert not journals.is_locked("task-1")
+        assert journals.liveness("task-1") is Liveness.FREE
     finally:
         runner.kill()
         runner.wait()

@@ -18,6 +18,7 @@ from doubles.live_server import wait_until
 from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
 from sandbox.interfaces.file_layout import runner_socket
+from sandbox.interfaces.journal import Liveness
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.placements.local.runner_client import UnixRunnerClient
@@ -62,10 +63,10 @@ def hold(journals, process, *arguments):
 def test_stopped_runner_is_killed_and_its_lock_released(journals, process, module):
     runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
-    assert journals.is_locked("task-1")
+    assert journals.liveness("task-1") is Liveness.HELD
     assert journals.kill_lock_holder("task-1")
     assert runner.wait(20) == -signal.SIGKILL
-    assert not journals.is_locked("task-1")
+    assert journals.liveness("task-1") is Liveness.FREE
 
 
 def test_other_processes_are_not_killed(journals, process, tmp_path):
@@ -78,7 +79,7 @@ def test_other_processes_are_not_killed(journals, process, tmp_path):
     assert not journals.kill_lock_holder("task-2")
     other_holder.kill()
     other_holder.wait()
-    wait_until(lambda: not journals.is_locked("task-1"), description="the lock to be free")
+    wait_until(lambda: journals.liveness("task-1") is Liveness.FREE, description="the lock to be free")
     writer = journals.open("task-1")
     assert not journals.kill_lock_holder("task-1")
     writer.close()

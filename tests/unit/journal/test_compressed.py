@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError, Liveness
 from sandbox.journal import compressed as compressed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
@@ -197,4 +197,4 @@ def test_compressed_journal_cannot_be_reopened(journals, directory):
     with pytest.raises(FileNotFoundError):
         journals.open("t")
     assert names(directory) == ["lock", "records.gz"]
-    assert not journals.is_locked("t")
+    assert journals.liveness("t") is Liveness.FREE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.interfaces.journal import Liveness
 from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
 from sandbox.journal.extent import Extent
@@ -258,7 +259,7 @@ def test_failed_flush_on_close_raises_and_releases_the_lock(writer, syscalls, jo
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.close()
-    assert not journals.is_locked("t")
+    assert journals.liveness("t") is Liveness.FREE
 
 
 # Failed writes
@@ -365,7 +366,7 @@ def test_failed_truncation_of_a_torn_tail_raises_and_closes_all_files(writer, sy
     with pytest.raises(OSError, match="Input/output"):
         journals.open("t")
     assert descriptors() == before
-    assert not journals.is_locked("t")
+    assert journals.liveness("t") is Liveness.FREE
 
 
 def test_lock_with_descriptor_0_is_released(journals, records):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, tasks_root
-from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState, replay_task
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState, replay_task
 from sandbox.interfaces.placement import LeftoverSource
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
@@ -104,11 +104,11 @@ class GarbageCollector:
         return failures
 
     def _load_task(self, task_id: str) -> Task | None:
-        """Load from the index, or from an unlocked journal: right after the server's start the index is behind."""
+        """Load from the index, or from a FREE journal: right after the server's start the index is behind."""
         indexed = self._dependencies.store.load(task_id)
         if indexed is None:
             return None
-        if indexed.task.state.is_final or self._dependencies.journals.is_locked(task_id):
+        if indexed.task.state.is_final or self._dependencies.journals.liveness(task_id) is not Liveness.FREE:
             return indexed.task
         try:
             return replay_task(self._dependencies.journals, task_id, ReplayState(indexed.task, indexed.offset)).task

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
 from sandbox.model.state_machine import IllegalEventError, advance
@@ -120,7 +120,7 @@ class IntegrityCheck:
 
     def _check_torn_tail(self, task_id: str, replay_state: ReplayState) -> Iterator[Discrepancy]:
         """Report bytes after the last whole record if no process could be writing them."""
-        if self._journals.is_locked(task_id):
+        if self._journals.liveness(task_id) is not Liveness.FREE:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, replay_state, None).offset
         if torn_bytes > 0:

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, pruned_root
-from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.journal import Journals, Liveness
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
 from sandbox.model.errors import error_reason
@@ -268,7 +268,7 @@ class Pruner:
         """Move a task out of the index and of `tasks/`. Return whether that was possible."""
         task_id = pruned.id
         with self._dependencies.journals.try_lock(task_id) as has_lock:
-            if not has_lock and self._dependencies.journals.is_locked(task_id):
+            if not has_lock and self._dependencies.journals.liveness(task_id) is not Liveness.FREE:
                 return False
             indexed = self._dependencies.store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
