@@ -10,12 +10,11 @@ from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.placement import LeftoverSource
-from sandbox.placements.local.placement import SocketLeftovers
+from sandbox.placements.local.leftovers import ProbeCleanup, SocketLeftovers
 from sandbox.runtimes.processes import SandboxLeftovers
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
 from sandbox.server.maintenance.janitor import ClockCheck, PeriodicJob
-from sandbox.server.maintenance.probe_cleanup import ProbeCleanup
 from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.server.task_service import ServerParts
 

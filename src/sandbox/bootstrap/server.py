@@ -68,13 +68,13 @@ from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import LaunchOrder, Placement
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import SERVER_RESERVE_BYTES
+from sandbox.placements.local.leftovers import probe_lock_async
 from sandbox.placements.local.placement import LocalPlacement
 from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor
-from sandbox.server.maintenance.probe_cleanup import probe_lock_async
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover

@@ -22,9 +22,9 @@ from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm
+from sandbox.placements.local.leftovers import probe_lock
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.nodejs import node_version, pinned_packages
-from sandbox.server.maintenance.probe_cleanup import probe_lock
 from sandbox.server.scheduler import Resources
 
 

@@ -3,19 +3,16 @@
 import asyncio
 import contextlib
 import os
-import re
 import select
 import signal
-import stat
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from errno import ETIMEDOUT
 from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LaunchOrder
 
 ORDER_SECONDS = 30.0
@@ -117,51 +114,3 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     os.close(pidfd)
-
-
-_ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
-"""A runner's control socket, and the socket for a guest's files, which exists briefly while the guest is created."""
-
-
-class SocketLeftovers:
-    """Implements `interfaces.placement.LeftoverSource` for the run directory of a single data directory."""
-
-    kind = "socket"
-    is_exclusive = True
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-
-    def attempt_ids(self) -> Collection[str]:
-        """Return the attempts, without probes, that have a socket, whether or not a process listens on it.
-
-        A probe is recognized by its directory, which is created before its socket.
-        """
-        found = {attempt_id for attempt_id, _ in self._sockets()}
-        return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}
-
-    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Remove the attempt's sockets."""
-        await asyncio.to_thread(self._remove, attempt_id)
-
-    def _remove(self, attempt_id: str) -> None:
-        for each, path in self._sockets():
-            if each == attempt_id:
-                path.unlink(missing_ok=True)
-
-    def _sockets(self) -> Iterator[tuple[str, Path]]:
-        try:
-            paths = list(self._run_dir.iterdir())
-        except FileNotFoundError:  # removed by a cleaner of temporary files
-            return
-        for path in paths:
-            found = _ATTEMPT_SOCKET.fullmatch(path.name)
-            if found and _is_socket(path):
-                yield found[1], path
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False

@@ -15,12 +15,12 @@ from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_dire
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
+from sandbox.placements.local.leftovers import ProbeCleanup, probe_lock
 from sandbox.server.maintenance.garbage_collector import (
     GarbageCollectionError,
     GarbageCollector,
     GarbageCollectorDependencies,
 )
-from sandbox.server.maintenance.probe_cleanup import ProbeCleanup, probe_lock
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
-from sandbox.placements.local.placement import SocketLeftovers
+from sandbox.placements.local.leftovers import SocketLeftovers
 
 
 @pytest.fixture

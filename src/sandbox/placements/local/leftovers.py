@@ -1,10 +1,15 @@
-"""Removes leftovers of killed probes. A probe is a sandbox without a task that tests what the host supports."""
+"""Removes what killed processes leave in the run directory: sockets of runners, and probes.
+
+A probe is a sandbox without a task that tests what the host supports.
+"""
 
 import asyncio
 import fcntl
 import os
+import re
+import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -100,3 +105,51 @@ def _try_lock(descriptor: int, operation: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+_ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
+"""A runner's control socket, and the socket for a guest's files, which exists briefly while the guest is created."""
+
+
+class SocketLeftovers:
+    """Implements `interfaces.placement.LeftoverSource` for the run directory of a single data directory."""
+
+    kind = "socket"
+    is_exclusive = True
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def attempt_ids(self) -> Collection[str]:
+        """Return the attempts, without probes, that have a socket, whether or not a process listens on it.
+
+        A probe is recognized by its directory, which is created before its socket.
+        """
+        found = {attempt_id for attempt_id, _ in self._sockets()}
+        return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}
+
+    async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
+        """Remove the attempt's sockets."""
+        await asyncio.to_thread(self._remove, attempt_id)
+
+    def _remove(self, attempt_id: str) -> None:
+        for each, path in self._sockets():
+            if each == attempt_id:
+                path.unlink(missing_ok=True)
+
+    def _sockets(self) -> Iterator[tuple[str, Path]]:
+        try:
+            paths = list(self._run_dir.iterdir())
+        except FileNotFoundError:  # removed by a cleaner of temporary files
+            return
+        for path in paths:
+            found = _ATTEMPT_SOCKET.fullmatch(path.name)
+            if found and _is_socket(path):
+                yield found[1], path
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
