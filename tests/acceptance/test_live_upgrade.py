@@ -60,7 +60,7 @@ JSON_TYPES = {
     "sandbox.model.event:Record": "sandbox.model.events:Record",
     "sandbox.model.task:Task": "sandbox.model.task:Task",
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
-    "sandbox.contracts.placement:LaunchOrder": "sandbox.interfaces.placement:LaunchOrder",
+    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.launch_message:LaunchOrder",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
         "sandbox.interfaces.placement:CancelOrder|sandbox.interfaces.placement:TerminalOrder"
     ),
@@ -70,7 +70,7 @@ JSON_TYPES = {
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
     "sandbox.api.cursor:Bookmark": "sandbox.api.request_parameters:PageCursor",
 }
-EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task", "sandbox.interfaces.placement:LaunchOrder"}
+EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}
 """Types with additional fields or events. The new version reads what the old one writes, not the other way round."""
 
 MSGPACK_TYPES = {

@@ -35,15 +35,11 @@ OUTSIDE_ASSIGNMENTS = {
     "runtimes.limits.blocked_threads: _libc.ptrace.argtypes": "how ctypes declares a function",
     "runtimes.limits.blocked_threads: _libc.ptrace.restype": "how ctypes declares a function",
     "runtimes.qemu.runtime: sandbox.slow_reason": "known only once the guest has booted",
-    "server.cancellation: tracked.recorder": "the holder of the task's write lock releases the journal",
     "server.dispatcher: self._tracked_tasks[task_id].status_message": "the module that delays a task gives the reason",
     "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",
     "server.journal_tailer: tracked.published_seq": "only the tailer publishes the task's records",
     "server.journal_tailer: tracked.status_message": "the module that delays a task gives the reason",
-    "server.runner_launcher: tracked.finishers_launched": "only the launcher counts finishers",
-    "server.runner_launcher: tracked.has_reported_leftovers": "only the launcher reports leftovers",
-    "server.runner_launcher: tracked.recorder": "the holder of the task's write lock holds or releases the journal",
-    "server.runner_launcher: tracked.status_message": "the module that delays a task gives the reason",
+    "server.runner_recovery: tracked.status_message": "the module that delays a task gives the reason",
 }
 """Assignments to attributes of another module's objects, by module, and why each is needed."""
 

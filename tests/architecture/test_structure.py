@@ -84,6 +84,33 @@ def test_imports_follow_the_layers(root: Path):
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", completed.stdout)
 
 
+HOST_DETAILS = re.compile(r"lock_fd|lock_descriptor|flock|fcntl|pidfd|/proc\b|boot_id|\.sock\b|runner_socket|run_dir")
+
+
+def test_server_knows_nothing_of_the_host_that_runs_attempts(root: Path):
+    """It reaches runners through `interfaces.placement`. Their host may be another one.
+
+    Descriptors, sockets, /proc, boot ids and the run directory are known to `placements/local/` and to the components
+    that run on the same host. The server's own data directory is on the server's host.
+    """
+    found = {
+        f"{name}: {detail[0]}"
+        for name, path in module_names(root).items()
+        if name.startswith("server.")
+        for detail in HOST_DETAILS.finditer(path.read_text())
+    }
+    assert found == set()
+    assert HOST_DETAILS.search((root / "src/sandbox/placements/local/placement.py").read_text())
+
+
+def test_server_names_the_owner_of_a_journal(root: Path):
+    """Who writes is a `JournalOwner` of `server.tracked_task`, not an optional recorder."""
+    sources = {name: path.read_text() for name, path in module_names(root).items() if name.startswith("server.")}
+    assert [
+        name for name, source in sources.items() if re.search(r"recorder is (not )?None|Recorder \| None", source)
+    ] == []
+
+
 def test_there_are_no_import_cycles(root: Path):
     known = module_names(root)
     graph = {

@@ -2,17 +2,19 @@
 
 import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder, replay_task
-from sandbox.interfaces.placement import LaunchOrder, Reply, RunnerUnreachableError
+from sandbox.interfaces.placement import Host, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import Retention
@@ -27,15 +29,18 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
+from sandbox.placements.local.placement import LocalPreservedDisk
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
-from sandbox.server.runner_launcher import Host, RunnerLauncher
+from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
+from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import ServerParts, TaskServer
 from sandbox.system.files import fsync_path
 
@@ -46,21 +51,37 @@ TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
 class FakeRunners:
-    """Placement and runner control; the test acts as the runner."""
+    """A placement; the test acts as the runners."""
 
-    def __init__(self, journals, clock):
-        self.journals, self.clock = journals, clock
+    host = Host("here", "b")
+
+    def __init__(self, data_dir, journals, clock):
+        self.data_dir, self.journals, self.clock = data_dir, journals, clock
+        self.liveness, self.disk_liveness = journals.liveness, None
         self.orders = []
         self.recorders = {}
         self.launch_error, self.failure_count = None, 0
 
-    async def launch(self, order, lock_fd):
+    async def launch(self, order, writer):
         if self.launch_error is not None:
             self.failure_count += 1
             raise self.launch_error
         self.orders.append(order)
-        writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
-        self.recorders[order.task_id] = Recorder(writer, replay_task(self.journals, order.task_id).task, self.clock.now)
+        adopted = self.journals.adopt(order.task_id, os.dup(self.journals.lock_descriptor(writer)))
+        self.recorders[order.task_id] = Recorder(
+            adopted, replay_task(self.journals, order.task_id).task, self.clock.now
+        )
+        return self.find_runner(order.task_id, order.attempt_id)
+
+    def find_runner(self, task_id, attempt_id):
+        return FakeRunnerHandle(self, task_id, attempt_id)
+
+    def preserved_disk(self, task_id, attempt_id):
+        layout = TaskLayout(self.data_dir, task_id).attempt(attempt_id)
+        return FakePreservedDisk(self, layout)
+
+    async def start_session(self, order):
+        raise OSError("no debug session")
 
     async def is_responsive(self, attempt_id):
         return True
@@ -86,6 +107,50 @@ class FakeRunners:
 
     def kill(self, task_id):
         self.recorders.pop(task_id).writer.close()
+
+
+class FakeRunnerHandle:
+    """The handle of a runner that the test plays."""
+
+    def __init__(self, runners, task_id, attempt_id):
+        self.runners, self.task_id, self.attempt_id = runners, task_id, attempt_id
+
+    def liveness(self):
+        return self.runners.liveness(self.task_id)
+
+    async def is_responsive(self):
+        return await self.runners.is_responsive(self.attempt_id)
+
+    async def cancel(self, order):
+        return await self.runners.cancel(self.attempt_id, order)
+
+    async def open_terminal(self, order):
+        return await self.runners.open_terminal(self.attempt_id, order)
+
+    async def kill(self):
+        return self.runners.journals.kill_lock_holder(self.task_id)
+
+
+class FakePreservedDisk(LocalPreservedDisk):
+    """A preserved disk with a real lock, and sessions that the test plays."""
+
+    def __init__(self, runners, layout):
+        super().__init__(layout, Path("/none"), None)
+        self.runners, self.attempt_id = runners, layout.root.name
+
+    @contextmanager
+    def try_lock(self):
+        if self.runners.disk_liveness is not None:
+            yield self.runners.disk_liveness
+            return
+        with super().try_lock() as liveness:
+            yield liveness
+
+    async def start_session(self, order):
+        await self.runners.start_session(order)
+
+    async def open_terminal(self, order):
+        return await self.runners.open_terminal(self.attempt_id, order)
 
 
 class AdjustableClock(SystemClock):
@@ -136,7 +201,7 @@ class ServerComponents:
         self.data_dir, self.store, self.capacity, self.permanent_reasons = data_dir, store, capacity, permanent_reasons
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
-        self.runners = FakeRunners(self.journals, self.clock)
+        self.runners = FakeRunners(data_dir, self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
         self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
         self.reserve.allocate()
@@ -166,27 +231,25 @@ class ServerComponents:
     @asynccontextmanager
     async def server(self):
         clock, runners = self.clock, self.runners
-        template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
         probes = [RuntimeProbe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
-        probe_result = ProbeResult(probes, template, "namespaces", self.runtime_failure)
+        probe_result = ProbeResult(probes, "bubblewrap", "namespaces", self.runtime_failure)
         prober = RuntimeProber(probe_result, self.probe, clock)
-        preserved = PreservedSandboxes(self.data_dir, self.remove_files)
-        host = Host("here", "b")
+        preserved = PreservedSandboxes(self.data_dir, runners, self.remove_files)
+        secrets = TaskSecrets(self.resolve)
+        launcher = RunnerLauncher(runners, secrets, self.find_image, prober, self.upstream, lambda: False)
         parts = ServerParts(
             data_dir=self.data_dir,
             journals=self.journals,
             store=self.store,
             clock=clock,
-            runners=runners,
             scheduler=Scheduler(self.capacity),
-            runner_launcher=RunnerLauncher(
-                self.journals, runners, clock, self.resolve, self.find_image, prober=prober, host=host
-            ),
+            runner_launcher=launcher,
+            runner_recovery=RunnerRecovery(self.journals, runners, launcher, secrets, prober, clock),
             prober=prober,
             disk_monitor=DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve),
             drain=Drain(self.data_dir),
             preserved_sandboxes=preserved,
-            debug_sessions=DebugSessions(runners, runners, preserved, self.resolve, self.find_image, prober),
+            debug_sessions=DebugSessions(preserved, secrets, self.find_image, prober),
             pruner=Pruner(
                 PruningDependencies(
                     self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path
@@ -198,7 +261,7 @@ class ServerComponents:
             read_memory_available_bytes=lambda: self.memory_available_bytes,
         )
         server = TaskServer.compose(parts)
-        server.tracker.track(*recover(self.journals, self.store, clock))
+        server.tracker.track(*recover(self.journals, self.store, runners, clock))
         try:
             yield RunningServer(server, parts)
         finally:

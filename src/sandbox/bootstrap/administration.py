@@ -20,7 +20,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
-from sandbox.server.preserved_sandboxes import PreservedSandboxes
+from sandbox.server.preserved_sandboxes import PreservedFiles
 from sandbox.server.recovery import index_journals, update_index
 from sandbox.store.connections import checkpoint_wal
 from sandbox.store.schema import StoreUnusableError
@@ -122,9 +122,9 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         journals, clock, store = FileJournals(data_dir), SystemClock(), SqliteStore(index_file(data_dir))
         try:
             update_index(journals, store)
-            preserved_sandboxes = PreservedSandboxes(data_dir, remove_trees)
+            preserved_files = PreservedFiles(data_dir)
             dependencies = PruningDependencies(
-                data_dir, journals, store, preserved_sandboxes, clock, remove_trees, fsync_path
+                data_dir, journals, store, preserved_files, clock, remove_trees, fsync_path
             )
             return asyncio.run(Pruner(dependencies).prune(retention, dry_run=dry_run))
         finally:

@@ -37,18 +37,19 @@ from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, read_records, replay_task
-from sandbox.interfaces.placement import LaunchOrder, Reply
+from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
 from sandbox.interfaces.secrets import Redactor
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
+from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.attempt_takeover import check_fencing
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.debug_session import DebugSession
+from sandbox.runner.debug_session import DebugSessionRunner
 from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
 from sandbox.runner.redaction import redact_event
 from sandbox.runner.terminals import TerminalServer
@@ -71,21 +72,25 @@ def main() -> None:
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
-    order = _read_order()
-    signal.alarm(_startup_timeout_seconds(order))
+    message = _read_message()
+    order, host = message.order, message.host
+    signal.alarm(_startup_timeout_seconds(order, host))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redaction.redact_text)
-    if isinstance(choose_disks(order), LoopDisks):
+    if isinstance(choose_disks(order, host), LoopDisks):
         unshare_mounts()
-    asyncio.run(_run(order, lock_fd, redaction))
+    if isinstance(order, DebugSession):
+        asyncio.run(_run_debug_session(order, host, redaction))
+    else:
+        asyncio.run(_run_attempt(order, host, lock_fd, redaction))
 
 
-def _read_order() -> LaunchOrder:
-    """Read the order from standard input. Exits if the server died while it sent the order."""
+def _read_message() -> LaunchMessage:
+    """Read the launch message from standard input. Exits if the server died while it sent the message."""
     try:
-        return msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
+        return decode_launch_message(sys.stdin.buffer.read())
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
@@ -93,44 +98,45 @@ def _read_order() -> LaunchOrder:
         sys.exit(1)
 
 
-def _startup_timeout_seconds(order: LaunchOrder) -> int:
+def _startup_timeout_seconds(order: Order, host: HostSettings) -> int:
     """Return a timeout that allows reading the whole journal: a busy host must not cause the loss of a task's work."""
-    size_bytes = FileJournals(Path(order.data_dir)).size_bytes(order.task_id)
+    size_bytes = FileJournals(Path(host.data_dir)).size_bytes(order.task_id)
     return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
 
-async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> None:
-    if order.is_debug_session:
-        await _run_debug_session(order, redaction)
-        return
-    attempt = build_attempt(order, lock_fd, redaction)
+async def _run_attempt(
+    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None
+) -> None:
+    attempt = build_attempt(order, host, lock_fd, redaction)
     signal.alarm(0)
-    runner = AttemptRunner(attempt)
+    runner, is_finisher = AttemptRunner(attempt), isinstance(order, FinishAttempt)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(_control_socket(order, runner))
+            await stack.enter_async_context(_control_socket(order, host, runner))
         except (OSError, UnsafeDirectoryError) as error:
-            if not order.finish:
+            if not is_finisher:
                 raise
             _log.warning("Collecting the results of a dead runner without a control socket: %s", error)
-        _log.info("Finishing the attempt of a dead runner" if order.finish else "The attempt starts")
-        await (runner.finish() if order.finish else runner.run())
+        _log.info("Finishing the attempt of a dead runner" if is_finisher else "The attempt starts")
+        await (runner.finish() if is_finisher else runner.run())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.close()
 
 
-def _control_socket(order: LaunchOrder, runner: AttemptRunner) -> contextlib.AbstractAsyncContextManager[None]:
+def _control_socket(
+    order: Order, host: HostSettings, runner: AttemptRunner
+) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which a cleaner of temporary files may have removed."""
-    run_dir = Path(order.run_dir)
+    run_dir = Path(host.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
     return serve_control_socket(runner_socket(run_dir, order.attempt_id), runner.cancel, runner.terminals)
 
 
-async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> None:
+async def _run_debug_session(order: DebugSession, host: HostSettings, redaction: Redactor | None) -> None:
     """Run a debug session. The open descriptor holds its lock until this process ends."""
-    data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
-    dependencies = _build_dependencies(order)
+    data_dir, run_dir = Path(host.data_dir), Path(host.run_dir)
+    dependencies = _build_dependencies(order, host)
     terminals = TerminalServer(redaction, dependencies.throttle.queue())
     task = replay_task(dependencies.journals, order.task_id).task
     signal.alarm(0)
@@ -138,7 +144,7 @@ async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> 
         raise ValueError("the task's journal is empty")
     launch_spec = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    session = DebugSession(order.attempt_id, files, task.manifest.vm, launch_spec, order.image, dependencies)
+    session = DebugSessionRunner(order.attempt_id, files, task.manifest.vm, launch_spec, order.image, dependencies)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
     reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
@@ -148,35 +154,39 @@ async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> 
     _log.info("The debug session has ended")
 
 
-def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> AttemptContext:
+def build_attempt(
+    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None
+) -> AttemptContext:
     """Take over the journal and build the attempt's context. Raises StaleOrderError."""
-    data_dir, dependencies = Path(order.data_dir), _build_dependencies(order)
-    writer = dependencies.journals.adopt(order.task_id, lock_fd)
+    dependencies = _build_dependencies(order, host)
+    writer = FileJournals(Path(host.data_dir)).adopt(order.task_id, lock_fd)
     task = replay_task(dependencies.journals, order.task_id).task
     newest = dependencies.journals.find_offset(order.task_id, writer.last_seq)
     check_fencing(order, task, next(read_records(dependencies.journals, order.task_id, newest), None))
-    recorder = _build_recorder(order, writer, task, dependencies, redaction)
+    recorder = _build_recorder(order, host, writer, task, dependencies, redaction)
+    upstream, image = (order.upstream, order.image) if isinstance(order, RunAttempt) else (None, None)
     return AttemptContext(
         order.attempt_id,
-        data_dir,
-        order.upstream,
+        Path(host.data_dir),
+        upstream,
         recorder,
         dependencies,
         order.secrets,
         redaction,
-        order.image,
-        order.records_conversation,
+        image,
+        records_conversation=isinstance(order, RunAttempt) and order.records_conversation,
     )
 
 
 def _build_recorder(
-    order: LaunchOrder,
+    order: Order,
+    host: HostSettings,
     writer: JournalWriter,
     task: Task | None,
     dependencies: RunnerDependencies,
     redaction: Redactor | None,
 ) -> AttemptRecorder:
-    data_dir = Path(order.data_dir)
+    data_dir = Path(host.data_dir)
 
     def redact(event: Event) -> Event:
         return event if redaction is None else redact_event(event, redaction)
@@ -189,33 +199,36 @@ def _build_recorder(
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
-    disk_space = HostDiskSpace(measure, order.output_watermark, dependencies.clock)
+    disk_space = HostDiskSpace(measure, host.output_watermark, dependencies.clock)
     return AttemptRecorder(writer, task, dependencies.clock.now, disk_space, reserve, redact)
 
 
-def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
-    data_dir, throttle = Path(order.data_dir), CpuThrottle()
+def _build_dependencies(order: Order, host: HostSettings) -> RunnerDependencies:
+    data_dir, throttle = Path(host.data_dir), CpuThrottle()
+    follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects  # the other orders do not clone
     return RunnerDependencies(
         journals=FileJournals(data_dir),
-        disks=choose_disks(order),
+        disks=choose_disks(order, host),
         remove=remove_trees,
         images=ImageLeases(data_dir),
-        runtime=make_runtime(order.runtime, Path(order.run_dir), excludes_emulation=order.excludes_emulation),
+        runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
         gateways=SocketGateways(MessagesApi(), throttle=throttle),
-        agent=ClaudeCodeDriver(Path(order.agent_program)),
-        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, order.follow_redirects)),
+        agent=ClaudeCodeDriver(Path(host.agent_program)),
+        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),
-        confine=None if order.can_confine else no_confinement,
+        confine=None if host.can_confine else no_confinement,
         throttle=throttle,
     )
 
 
-def choose_disks(order: LaunchOrder) -> Disks:
+def choose_disks(order: Order, host: HostSettings) -> Disks:
     """Choose the kind of disk that an earlier process of the task used, regardless of what the host supports now."""
-    is_loop, data_dir = order.disk_kind == "loop", Path(order.data_dir)
-    if order.finish or order.is_debug_session or order.resumes:
-        is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
+    if isinstance(order, RunAttempt) and not order.resumes:
+        is_loop = host.disk_kind == "loop"
+    else:
+        layout = TaskLayout(Path(host.data_dir), order.task_id)
+        is_loop = any(files.disk_image.exists() for files in layout.attempts())
     return LoopDisks() if is_loop else DirectoryDisks()
 
 

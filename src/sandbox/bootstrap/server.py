@@ -11,12 +11,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from socket import gethostname, socket
 from typing import Any, Literal, TypeVar
-
-import msgspec
 
 from sandbox import __version__
 from sandbox.agents.claude_code.binary_install import install_binary
@@ -62,15 +59,14 @@ from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.auth import TokenStore
-from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import LaunchOrder, Placement
+from sandbox.interfaces.placement import Host, Placement
 from sandbox.journal.journals import FileJournals
 from sandbox.model.limits import SERVER_RESERVE_BYTES
+from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import probe_lock_async
 from sandbox.placements.local.placement import LocalPlacement
-from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -78,9 +74,11 @@ from sandbox.server.maintenance.janitor import Janitor
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
-from sandbox.server.runner_launcher import Host, RunnerLauncher
+from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Scheduler
+from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import ServerParts, TaskServer
 from sandbox.store.sqlite import SqliteStore
 from sandbox.system.files import fsync_path
@@ -100,22 +98,6 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     if reason is not None:
         _log.warning("git runs with the server's privileges, because it cannot be confined: %s", reason)
     return reason is None
-
-
-@dataclass(frozen=True, slots=True)
-class RedirectRestrictingPlacement:
-    """Allows git to follow redirects only while no token exists.
-
-    Each launch checks this, because tokens may be created while the server runs.
-    """
-
-    placement: Placement
-    token_store: TokenStore
-
-    async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
-        """See `Placement.launch`."""
-        restricted_order = msgspec.structs.replace(order, follow_redirects=not self.token_store.has_tokens)
-        await self.placement.launch(restricted_order, lock_fd)
 
 
 AnnounceFormat = Literal["text", "json"]
@@ -166,15 +148,15 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, directories)
-        prober = await _run_unless_set(shutting_down, _make_prober(settings, directories))
-        if prober is None:
+        probed = await _run_unless_set(shutting_down, _probe_host(settings, directories))
+        if probed is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
+        host_probe, prober = probed
         profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
-        placement = RedirectRestrictingPlacement(_make_placement(directories, settings.log), token_store)
-        secrets = ServerSecretResolver(settings.secrets, os.environ, token_store)
-        async with _running_server(directories, prober, placement, secrets, disk_monitor, settings) as server:
+        placement = _make_placement(directories, settings.log, host_probe.host_settings)
+        async with _running_server(directories, prober, placement, token_store, disk_monitor, settings) as server:
             context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
             app = create_app(context)
             add_dashboard(app, context)
@@ -227,33 +209,46 @@ async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result
         waiting.cancel()
 
 
-async def _make_prober(settings: ServerSettings, directories: ServerDirectories) -> RuntimeProber:
+class HostProbe:
+    """Probes what this host supports, and keeps the resulting settings of its runners."""
+
+    def __init__(self, settings: ServerSettings, directories: ServerDirectories, agent_program: Path) -> None:
+        self._settings = settings
+        self._directories = directories
+        self._agent_program = agent_program
+        self._host_settings: HostSettings | None = None
+
+    async def run(self) -> ProbeResult:
+        """Probe the host. Raises OSError, TimeoutError."""
+        run_dir = self._directories.run_dir
+        async with probe_lock_async(run_dir):
+            choice = await choose_runtime(self._settings.server.runtime, run_dir)
+            no_loop_reason = await loop_unavailable_reason(run_dir)
+            confines = await can_confine_git(choice, run_dir)
+        self._host_settings = HostSettings(
+            data_dir=str(self._directories.data_dir),
+            run_dir=str(run_dir),
+            runtime=choice.chosen.runtime,
+            excludes_emulation=self._settings.server.runtime == AUTO,
+            agent_program=str(self._agent_program),
+            disk_kind="plain" if no_loop_reason else "loop",
+            can_confine=confines,
+            output_watermark=self._settings.disk.output,
+        )
+        is_final = all(probe.is_final for probe in choice.probes)
+        return ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
+
+    def host_settings(self) -> HostSettings:
+        """Return the settings of the last probe. Call it after `run`."""
+        assert self._host_settings is not None
+        return self._host_settings
+
+
+async def _probe_host(settings: ServerSettings, directories: ServerDirectories) -> tuple[HostProbe, RuntimeProber]:
+    """Probe the host for the first time."""
     agent_program = await asyncio.to_thread(install_binary, directories.data_dir)
-    probe = partial(_probe, settings, directories, agent_program)
-    return RuntimeProber(await probe(), probe, SystemClock())
-
-
-async def _probe(settings: ServerSettings, directories: ServerDirectories, agent_program: Path) -> ProbeResult:
-    async with probe_lock_async(directories.run_dir):
-        choice = await choose_runtime(settings.server.runtime, directories.run_dir)
-        no_loop_reason = await loop_unavailable_reason(directories.run_dir)
-        confines = await can_confine_git(choice, directories.run_dir)
-    template = LaunchOrder(
-        task_id="",
-        attempt_id="",
-        data_dir=str(directories.data_dir),
-        run_dir=str(directories.run_dir),
-        runtime=choice.chosen.runtime,
-        excludes_emulation=settings.server.runtime == AUTO,
-        agent_program=str(agent_program),
-        upstream=read_upstream(os.environ),
-        disk_kind="plain" if no_loop_reason else "loop",
-        can_confine=confines,
-        output_watermark=settings.disk.output,
-        records_conversation=True,
-    )
-    is_final = all(probe.is_final for probe in choice.probes)
-    return ProbeResult(choice.probes, template, choice.tier, describe_failure(choice), is_final)
+    probe = HostProbe(settings, directories, agent_program)
+    return probe, RuntimeProber(await probe.run(), probe.run, SystemClock())
 
 
 @asynccontextmanager
@@ -261,15 +256,15 @@ async def _running_server(
     directories: ServerDirectories,
     prober: RuntimeProber,
     placement: Placement,
-    secrets: ServerSecretResolver,
+    token_store: TokenStore,
     disk_monitor: DiskMonitor,
     settings: ServerSettings,
 ) -> AsyncIterator[TaskServer]:
     """Continue the unfinished tasks and run the background jobs while the context is active."""
-    parts = _make_parts(directories, prober, placement, secrets, disk_monitor, settings)
+    parts = _make_parts(directories, prober, placement, token_store, disk_monitor, settings)
     server = TaskServer.compose(parts)
     parts.pruner.prepare()
-    server.tracker.track(*await asyncio.to_thread(recover, parts.journals, parts.store, parts.clock))
+    server.tracker.track(*await asyncio.to_thread(recover, parts.journals, parts.store, placement, parts.clock))
     janitor = Janitor(create_maintenance_jobs(parts, directories.run_dir, settings.preserve.time_to_live_seconds))
     tasks = [
         asyncio.create_task(janitor.run(), name="janitor"),
@@ -291,34 +286,36 @@ def _make_parts(
     directories: ServerDirectories,
     prober: RuntimeProber,
     placement: Placement,
-    secrets: ServerSecretResolver,
+    token_store: TokenStore,
     disk_monitor: DiskMonitor,
     settings: ServerSettings,
 ) -> ServerParts:
     data_dir, clock = directories.data_dir, SystemClock()
     journals, store = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite")
-    runners = UnixRunnerClient(directories.run_dir)
-    preserved = PreservedSandboxes(data_dir, remove_trees)
-    find_image = _image_finder(directories, prober)
-    host = Host(host_name(), read_boot_id())
-    launcher = RunnerLauncher(journals, placement, clock, secrets.resolve, find_image, prober=prober, host=host)
+    preserved = PreservedSandboxes(data_dir, placement, remove_trees)
+    find_image, upstream = _image_finder(directories, prober), read_upstream(os.environ)
+    secrets = TaskSecrets(ServerSecretResolver(settings.secrets, os.environ, token_store).resolve)
+    # Checked at each launch, because tokens may be created while the server runs.
+    launcher = RunnerLauncher(
+        placement, secrets, find_image, prober, upstream, may_follow_redirects=lambda: not token_store.has_tokens
+    )
     return ServerParts(
         data_dir=data_dir,
         journals=journals,
         store=store,
         clock=clock,
-        runners=runners,
         scheduler=Scheduler(measure_capacity(data_dir, settings.capacity)),
         runner_launcher=launcher,
+        runner_recovery=RunnerRecovery(journals, placement, launcher, secrets, prober, clock),
         prober=prober,
         disk_monitor=disk_monitor,
         drain=Drain(data_dir),
         preserved_sandboxes=preserved,
-        debug_sessions=DebugSessions(placement, runners, preserved, secrets.resolve, find_image, prober),
+        debug_sessions=DebugSessions(preserved, secrets, find_image, prober),
         pruner=Pruner(PruningDependencies(data_dir, journals, store, preserved, clock, remove_trees, fsync_path)),
         convert_line=convert_recorded_line,
         retention=settings.retention.retention,
-        permanent_reasons=_permanent_blocked_reasons(prober.result.order_template.upstream),
+        permanent_reasons=_permanent_blocked_reasons(upstream),
         read_memory_available_bytes=read_memory_available_bytes,
     )
 
@@ -344,16 +341,13 @@ def _permanent_blocked_reasons(upstream: ModelUpstream | None) -> list[str]:
     return ["No model key is set: set ANTHROPIC_API_KEY and start the server again."]
 
 
-def _make_placement(directories: ServerDirectories, log: LogSection) -> LocalPlacement:
+def _make_placement(
+    directories: ServerDirectories, log: LogSection, host_settings: Callable[[], HostSettings]
+) -> LocalPlacement:
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
     environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
-
-    def log_path(order: LaunchOrder) -> Path:
-        path = TaskLayout(directories.data_dir, order.task_id).attempt(order.attempt_id).runner_log
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
-
-    return LocalPlacement(RUNNER_COMMAND, environment, log_path)
+    host = Host(host_name(), read_boot_id())
+    return LocalPlacement(RUNNER_COMMAND, environment, host, host_settings, FileJournals(directories.data_dir))
 
 
 def _announce(

@@ -58,11 +58,6 @@ class JournalWriter(Protocol):
         """Number of the last record, 0 if there is none."""
         ...
 
-    @property
-    def lock_fd(self) -> int:
-        """File descriptor of the lock. A child process that inherits it also holds the lock."""
-        ...
-
     def append(
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
@@ -103,10 +98,6 @@ class Journals(Protocol):
         """
         ...
 
-    def adopt(self, task_id: str, lock_fd: int) -> JournalWriter:
-        """Like `open`, with a lock that this process inherited as a descriptor."""
-        ...
-
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
         """Read whole records from `offset`, about `bytes_max` bytes (at least one record if there is one).
 
@@ -132,10 +123,6 @@ class Journals(Protocol):
         Yields whether this process holds it: False if another one does or may (HELD, UNKNOWN), or if the journal has no
         lock file. Raises OSError.
         """
-        ...
-
-    def kill_lock_holder(self, task_id: str) -> bool:
-        """Kill (SIGKILL) the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
         ...
 
     def compress(self, task_id: str) -> None:

@@ -1,80 +1,85 @@
 """Starts runners and communicates with them."""
 
 from collections.abc import Collection
-from typing import Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
+from sandbox.interfaces.journal import JournalWriter, Liveness
 from sandbox.interfaces.terminals import TerminalConnection
-from sandbox.model.disk_space import Watermark
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+from sandbox.model.events import AttemptStarted
 
 
-class LaunchOrder(
-    msgspec.Struct,
-    frozen=True,
-    omit_defaults=True,
-    rename={
-        "is_debug_session": "visit",
-        "disk_kind": "disks",
-        "can_confine": "confines",
-        "excludes_emulation": "auto",
-    },
-):
-    """The launch order of a runner, sent through a pipe; never an argument list or a file.
+class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
+    """Run a new attempt, from its first step to its end.
 
-    The encoded names are those of earlier versions, because their runners may read the order.
-
-    finish: only end the attempt and collect what a dead runner left (finisher).
-    is_debug_session: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then the
-        session's, not the journal's.
-    resumes: the attempt takes over an earlier attempt's disk.
-    excludes_emulation: the server chose the runtime (`auto`), so emulation is excluded.
-    agent_program: host path of the agent's executable.
-    follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
-    disk_kind: the kind of disk that this host supports.
+    upstream: the model API; None if the server has no key for it.
     image: the image of the manifest's profile, None for the host's own /usr.
-    can_confine: host programs that read untrusted data can be confined on this host.
-    output_watermark: output is dropped if less disk space is free.
+    secrets: values by name.
+    resumes: the attempt takes over an earlier attempt's disk.
+    follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
     records_conversation: the server reads conversation events. One of an earlier version, whose files were replaced
         while it ran, would reject the journal.
     """
 
     task_id: str
     attempt_id: str
-    data_dir: str
-    run_dir: str
-    runtime: str
     upstream: ModelUpstream | None = None
-    finish: bool = False
-    is_debug_session: bool = False
-    resumes: bool = False
-    agent_program: str = ""
-    disk_kind: Literal["loop", "plain"] = "plain"
-    can_confine: bool = False
-    excludes_emulation: bool = False
     image: Image | None = None
     secrets: dict[str, str] = {}
+    resumes: bool = False
     follow_redirects: bool = True
-    output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
-    records_conversation: bool = False
-    version: int = 1
+    records_conversation: bool = True
 
     def __repr__(self) -> str:
         """Omit the secrets, which must not reach logs or tracebacks."""
-        return f"LaunchOrder({self.task_id!r}, {self.attempt_id!r})"
+        return _describe(self)
 
 
-class Placement(Protocol):
-    """Starts runners."""
+class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
+    """End an attempt whose runner died, and collect what it left (finisher).
 
-    async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
-        """Start a runner in a new session that inherits the journal's lock. Raises OSError."""
-        ...
+    secrets: redacted from what is collected.
+    """
+
+    task_id: str
+    attempt_id: str
+    secrets: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Omit the secrets, which must not reach logs or tracebacks."""
+        return _describe(self)
+
+
+class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
+    """Create a sandbox with a preserved disk, for shells. The session writes no journal.
+
+    attempt_id: the attempt whose disk is preserved.
+    image: as in `RunAttempt`.
+    secrets: redacted from what the shells show.
+    """
+
+    task_id: str
+    attempt_id: str
+    image: Image | None = None
+    secrets: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Omit the secrets, which must not reach logs or tracebacks."""
+        return _describe(self)
+
+
+Order = RunAttempt | FinishAttempt | DebugSession
+"""What the server decides about a runner. The placement adds the settings of the host that runs it."""
+
+
+def _describe(order: Order) -> str:
+    return f"{type(order).__name__}({order.task_id!r}, {order.attempt_id!r})"
 
 
 class RunnerUnreachableError(SandboxError):
@@ -123,22 +128,87 @@ class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unw
     was_disk_write_rejected: bool = False
 
 
-class RunnerClient(Protocol):
-    """Sends requests to runners by attempt id."""
+class RunnerHandle(Protocol):
+    """The runner of one attempt, alive or dead, wherever it runs."""
 
-    async def is_responsive(self, attempt_id: str) -> bool:
-        """Return False if a process listens at the runner's socket and does not respond within 5 s.
+    @property
+    def attempt_id(self) -> str:
+        """The runner's attempt."""
+        ...
 
-        Returns True if no process listens, or if this process lacks the resources to connect.
+    def liveness(self) -> Liveness:
+        """Whether the runner holds its journal's lock now. Does not wait for other hosts. Raises OSError."""
+        ...
+
+    async def is_responsive(self) -> bool:
+        """Return False if the runner is reachable and does not respond within 5 s.
+
+        Returns True if it cannot be determined: no process listens, or this process lacks the resources to connect.
         """
         ...
 
-    async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
+    async def cancel(self, order: CancelOrder) -> Reply:
         """Send the cancel request, within 5 s. Raises RunnerUnreachableError."""
         ...
 
-    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
         """Open a terminal in the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
+        ...
+
+    async def kill(self) -> bool:
+        """Kill (SIGKILL) the runner, which frees its journal's lock. Return whether one held the lock."""
+        ...
+
+
+class PreservedDisk(Protocol):
+    """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
+
+    def try_lock(self) -> AbstractContextManager[Liveness]:
+        """Hold the lock for the duration of the context if it is FREE. Yields what it was. Raises OSError."""
+        ...
+
+    async def start_session(self, order: DebugSession) -> None:
+        """Start a runner that takes over the lock. Only inside `try_lock`, if it was FREE. Raises OSError."""
+        ...
+
+    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+        """Open a terminal in the running session, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
+        ...
+
+
+class Host(NamedTuple):
+    """A host that runners are started on, and its current boot id (proc(5), random/boot_id)."""
+
+    name: str
+    boot_id: str
+
+    def attempt_started(self, attempt_id: str, runtime: str, *, number: int, resumes: bool) -> AttemptStarted:
+        """Return the event that records the intent to run an attempt on this host."""
+        return AttemptStarted(attempt_id, runtime, self.name, self.boot_id, number=number, resumes=resumes)
+
+
+class Placement(Protocol):
+    """Starts runners on a host, and finds those that it or an earlier server started."""
+
+    @property
+    def host(self) -> Host:
+        """The host of the next attempt."""
+        ...
+
+    async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RunnerHandle:
+        """Start a runner, detached from this process, that takes over the journal.
+
+        The runner also holds the lock of `writer` from now on; the caller still closes `writer`. Raises OSError if no
+        runner was started or the runner did not read its order.
+        """
+        ...
+
+    def find_runner(self, task_id: str, attempt_id: str) -> RunnerHandle:
+        """Return the runner of an attempt. Whether there is one shows `RunnerHandle.liveness`."""
+        ...
+
+    def preserved_disk(self, task_id: str, attempt_id: str) -> PreservedDisk:
+        """Return the preserved disk of an attempt."""
         ...
 
 

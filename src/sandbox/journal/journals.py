@@ -48,7 +48,7 @@ class FileJournals:
     def discard(self, task_id: str, writer: JournalWriter) -> None:
         """Remove a journal without a record; see `Journals.discard`."""
         try:
-            _remove_journal(self._directory(task_id), writer.lock_fd)
+            _remove_journal(self._directory(task_id), self.lock_descriptor(writer))
         finally:
             writer.close()
 
@@ -63,7 +63,10 @@ class FileJournals:
             raise
 
     def adopt(self, task_id: str, lock_fd: int) -> FileJournalWriter:
-        """Like `open`, with an inherited lock. If it raises, the caller still has to close `lock_fd`."""
+        """Like `open`, with a lock that this process inherited as a descriptor.
+
+        If it raises, the caller still has to close `lock_fd`.
+        """
         directory = self._directory(task_id)
         lock.adopt(directory / "lock", lock_fd)
         return FileJournalWriter(directory / "records", lock_fd, _measure_accepted(directory / "records"))
@@ -117,8 +120,13 @@ class FileJournals:
         finally:
             os.close(lock_fd)
 
+    def lock_descriptor(self, writer: JournalWriter) -> int:
+        """Return the descriptor of the lock of a writer of these journals. A process that inherits it also holds it."""
+        assert isinstance(writer, FileJournalWriter)
+        return writer.lock_fd
+
     def kill_lock_holder(self, task_id: str) -> bool:
-        """Send KILL to the runner that holds the lock; see `Journals.kill_lock_holder`."""
+        """Kill (SIGKILL) the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
         return kill_lock_holder(self._directory(task_id) / "lock")
 
     def liveness(self, task_id: str) -> Liveness:

@@ -66,11 +66,6 @@ class RetryingWriter:
         """Number of the last record, including buffered ones."""
         return self._writer.last_seq + len(self._pending)
 
-    @property
-    def lock_fd(self) -> int:
-        """See `JournalWriter.lock_fd`."""
-        return self._writer.lock_fd
-
     def append(
         self, event: e.Event, transition: e.Transition | None = None, *, at: datetime, durable: bool = False
     ) -> e.Record:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted, Record
 from sandbox.model.task import Task
@@ -53,7 +53,7 @@ class StaleOrderError(SandboxError):
     code = "internal_error"
 
 
-def check_fencing(order: LaunchOrder, task: Task | None, last_record: Record | None) -> None:
+def check_fencing(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> None:
     """Check, while holding the journal's lock and before the first step, that the order is still valid.
 
     An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
@@ -62,5 +62,6 @@ def check_fencing(order: LaunchOrder, task: Task | None, last_record: Record | N
     if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_final:
         raise StaleOrderError(f"Task {order.task_id} has no running attempt {order.attempt_id}.")
     event = last_record.event if last_record is not None else None
-    if not order.finish and not (isinstance(event, AttemptStarted) and event.attempt_id == order.attempt_id):
+    is_just_started = isinstance(event, AttemptStarted) and event.attempt_id == order.attempt_id
+    if isinstance(order, RunAttempt) and not is_just_started:
         raise StaleOrderError(f"Attempt {order.attempt_id} was started by another runner.")

@@ -29,7 +29,7 @@ _OUT_OF_SPACE_MESSAGE = "The disk of this shell is full; open another shell, or 
 ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
 
-class DebugSession(msgspec.Struct, frozen=True):
+class DebugSessionRunner(msgspec.Struct, frozen=True):
     """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec; shells get its variables."""
 
     attempt_id: str

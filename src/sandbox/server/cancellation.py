@@ -2,18 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, RunnerClient, RunnerUnreachableError
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, Liveness, Recorder
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, RunnerUnreachableError
 from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
-from sandbox.model.events import CancelRequested
+from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
-from sandbox.server.runner_launcher import RunnerLauncher, cancel_pending
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.journal_replay import JournalReplayer, ReplaySlot
+from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task had not started and is cancelled."
 _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
@@ -22,12 +22,10 @@ _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 class Canceller:
     """Tries until the request is on disk or CANCEL_SECONDS have passed; the last try may take longer."""
 
-    def __init__(
-        self, journals: Journals, runners: RunnerClient, runner_launcher: RunnerLauncher, clock: Clock
-    ) -> None:
+    def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals
-        self._runners = runners
-        self._runner_launcher = runner_launcher
+        self._replayer = JournalReplayer(journals)
+        """Its slots are separate from those of launches."""
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, order: CancelOrder) -> str:
@@ -54,17 +52,17 @@ class Canceller:
         """Return a message, or None to try again."""
         cancel_requested = CancelRequested(order.reason, order.force)
         async with self._write_lock(tracked, deadline):
-            if tracked.recorder is not None:
-                await asyncio.to_thread(cancel_pending, tracked.recorder, cancel_requested)
-                tracked.recorder = None
-                tracked.wake()
+            owner = tracked.owner
+            if isinstance(owner, ServerOwned):
+                await asyncio.to_thread(_cancel_pending, owner.recorder, cancel_requested)
+                tracked.transfer(Orphaned())
                 return _NOT_STARTED_MESSAGE
         if tracked.task.state.is_final:
             raise TaskFinishedError(tracked.task)
-        if tracked.task.attempt is None:
+        if isinstance(owner, Orphaned):
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:
-            reply = await self._runners.cancel(tracked.task.attempt.id, order)
+            reply = await owner.runner.cancel(order)
         except RunnerUnreachableError:
             return await self._record_cancel(tracked, cancel_requested, deadline)
         if reply.was_disk_write_rejected:
@@ -76,14 +74,35 @@ class Canceller:
     async def _record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float
     ) -> str | None:
-        if self._journals.liveness(tracked.task.id) is not Liveness.FREE:
+        """Record the request if no runner holds the journal. Return a message, or None to try again."""
+        if tracked.writer_liveness(self._journals) is not Liveness.FREE:
             return None
-        async with (
-            self._runner_launcher.acquire_cancellation_slot(self._remaining_seconds(deadline)) as slot,
-            self._write_lock(tracked, deadline),
-        ):
-            task = await self._runner_launcher.record_cancel(tracked, cancel_requested, slot)
-        return None if task is None else _describe_outcome(task)
+        try:
+            async with (
+                self._slot(self._remaining_seconds(deadline)) as slot,
+                self._write_lock(tracked, deadline),
+                self._replayer.recorder(tracked.task.id, tracked.replay_state, slot, self._clock.now) as recorder,
+            ):
+                if recorder.task.state.is_final:
+                    return None
+                await asyncio.to_thread(recorder.record, cancel_requested)
+        except JournalBusyError:
+            return None
+        tracked.wake()  # the tailer handles the rest
+        return _describe_outcome(recorder.task)
+
+    @asynccontextmanager
+    async def _slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
+        """Wait for a replay slot. Raises UnavailableError if none becomes free within this time."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(within_seconds):
+                    slot = await stack.enter_async_context(self._replayer.slot())
+            except TimeoutError as error:
+                raise UnavailableError(
+                    "The server is still cancelling other tasks whose runners died; try again."
+                ) from error
+            yield slot
 
     @asynccontextmanager
     async def _write_lock(self, tracked: TrackedTask, deadline: float) -> AsyncIterator[None]:
@@ -101,6 +120,13 @@ class Canceller:
 
     def _remaining_seconds(self, deadline: float) -> float:
         return max(deadline - self._clock.monotonic(), CANCEL_SECONDS_MIN)
+
+
+def _cancel_pending(recorder: Recorder, cancel_requested: CancelRequested) -> None:
+    """End a task that has not started, and release its journal."""
+    recorder.record(cancel_requested)
+    recorder.record(TaskFinished())
+    recorder.writer.close()
 
 
 def _describe_outcome(task: Task) -> str:

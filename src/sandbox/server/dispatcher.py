@@ -20,7 +20,7 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler, UnfinishedTaskLimit
-from sandbox.server.tracked_task import TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 from sandbox.system.log_context import bind_task
 
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
@@ -95,7 +95,7 @@ class Dispatcher:
         requested = Resources.requested_by(task.manifest.vm)
         self._unfinished_task_limit.add(task.id, task.manifest)
         self._scheduler.remove(task.id)  # a pruned task may have had this id a moment ago
-        if tracked.recorder is not None:
+        if isinstance(tracked.owner, ServerOwned):
             self._scheduler.enqueue(task.id, requested)
         else:
             self._scheduler.reserve(task.id, requested)
@@ -106,17 +106,11 @@ class Dispatcher:
         self._scheduler.remove(tracked.task.id)
         self.dispatch()
 
-    async def recover(self, tracked: TrackedTask) -> None:
-        """Recover a task whose journal no process holds. Raises OSError, JournalDamagedError.
-
-        If a pending task's journal was locked at the server's start, queue the task now.
-        """
-        if not tracked.task.is_waiting_to_start:
-            await self._runner_launcher.recover(tracked)
-        elif await self._runner_launcher.acquire_journal(tracked):
-            self._scheduler.remove(tracked.task.id)
-            self._scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
-            self.dispatch()
+    def enqueue(self, tracked: TrackedTask) -> None:
+        """Queue a task that was not queued, because its journal was in use at the server's start."""
+        self._scheduler.remove(tracked.task.id)
+        self._scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
+        self.dispatch()
 
     def dispatch(self) -> None:
         """Launch the tasks that fit. While tasks wait, run again later, because freed memory causes no event."""
@@ -185,8 +179,8 @@ class Dispatcher:
         bind_task(tracked.task.id)
         while not self._closing.is_set():
             if (
-                tracked.recorder is not None
-                and tracked.recorder.task.is_waiting_to_start
+                isinstance(tracked.owner, ServerOwned)
+                and tracked.owner.recorder.task.is_waiting_to_start
                 and self._blocked_reason() is not None
             ):
                 self._scheduler.requeue(tracked.task.id)

@@ -20,7 +20,7 @@ from sandbox.model.wire.events import (
     to_wire_event,
     wire_size_bytes,
 )
-from sandbox.server.tracked_task import TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
 from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
@@ -181,7 +181,7 @@ class EventStream:
         indexed = self._store.load(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
-        return TrackedTask(indexed)
+        return TrackedTask(indexed, Orphaned())
 
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 
-from sandbox.interfaces.journal import Journals, JournalWriter, ReplayState, replay_task
+from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState, replay_task
 from sandbox.model.limits import JOURNAL_REPLAYS_MAX
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
@@ -70,6 +71,21 @@ class JournalReplayer:
             _close_all(opened)
             raise
         return opened.pop()
+
+    @asynccontextmanager
+    async def recorder(
+        self, task_id: str, start: ReplayState, slot: ReplaySlot, now: Callable[[], datetime]
+    ) -> AsyncIterator[Recorder]:
+        """Hold a free journal for the duration of the block.
+
+        start: the state from which to continue reading. Raises JournalBusyError, OSError, JournalDamagedError.
+        """
+        writer = await self.open(task_id, slot)
+        try:
+            replay_state = await self.read_from(task_id, start, slot)
+            yield Recorder(writer, replay_state.task, now)
+        finally:
+            writer.close()
 
     async def read_from(self, task_id: str, start: ReplayState, slot: ReplaySlot) -> ReplayState:
         """Continue a replay; see `replay_task`."""

@@ -15,8 +15,8 @@ from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_replay import JournalReplayer
-from sandbox.server.tracked_task import TrackedTask, TrackedTasks
-from sandbox.server.watchdog import RunnerWatchdog
+from sandbox.server.runner_recovery import RunnerRecovery
+from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
 from sandbox.system.log_context import bind_task
 
 _POLL_SLOWDOWN_MAX = 10
@@ -34,8 +34,8 @@ class JournalTailer:
     """Follows each unfinished task. The index is never ahead of the journal and at most a second behind.
 
     tracked_tasks: the tasks that are followed; others only read it.
-    dispatcher: recovers tasks whose journal no process holds, and frees the resources of tasks that have ended.
-    watchdog: checks processes that hold a journal and write nothing.
+    dispatcher: queues tasks that wait, and frees the resources of tasks that have ended.
+    recovery: continues tasks whose journal no process holds, and checks runners that record nothing.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class JournalTailer:
         clock: Clock,
         broadcast: Broadcast,
         dispatcher: Dispatcher,
-        watchdog: RunnerWatchdog,
+        recovery: RunnerRecovery,
     ) -> None:
         self._tracked_tasks = tracked_tasks
         self._dispatcher = dispatcher
-        self._watchdog = watchdog
+        self._recovery = recovery
         self._journals = journals
         self._journal_replayer = JournalReplayer(journals)
         self._store = store
@@ -101,7 +101,7 @@ class JournalTailer:
                 last_record_at = now
                 await self._check_writer(tracked)
             # While the server holds the journal, only the server writes to it, and calls `wake` after each write.
-            await tracked.wait_for_wake(pause if tracked.recorder is None else LOSS_CHECK_SECONDS)
+            await tracked.wait_for_wake(LOSS_CHECK_SECONDS if isinstance(tracked.owner, ServerOwned) else pause)
             pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _POLL_SLOWDOWN_MAX)
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
@@ -113,7 +113,11 @@ class JournalTailer:
             # A record that the server is just writing may be removed again if the disk fails to flush it.
             async with tracked.write_lock:
                 batch = self._journals.read(tracked.task.id, tracked.offset)
-                if tracked.recorder and batch.records and batch.records[-1].seq > tracked.recorder.writer.last_seq:
+                if (
+                    isinstance(tracked.owner, ServerOwned)
+                    and batch.records
+                    and batch.records[-1].seq > tracked.owner.recorder.writer.last_seq
+                ):
                     return RecordBatch((), tracked.offset)
             if not batch.records or batch.records[0].seq == tracked.task.last_seq + 1:
                 return batch
@@ -122,7 +126,7 @@ class JournalTailer:
         replay_state = await self._journal_replayer.read_task(tracked.task.id)
         if replay_state.task is not None:
             await asyncio.to_thread(self._store.save, IndexedTask(replay_state.task, replay_state.offset))
-            tracked.update(replay_state.task, replay_state.offset)
+            self._update(tracked, replay_state.task, replay_state.offset)
         return RecordBatch((), tracked.offset)
 
     async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> None:
@@ -138,9 +142,16 @@ class JournalTailer:
             if record.transition is not None:
                 _log_transition(task, record.transition)
         tracked.published_seq = max(tracked.published_seq, task.last_seq)
-        tracked.update(task, batch.next_offset)
+        self._update(tracked, task, batch.next_offset)
         if task.state.is_final and self._broadcast.has_subscribers:
             self._broadcast.publish(end_event(task))
+
+    def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
+        """Set what was read. The index may lack an attempt that an earlier server launched; find its runner."""
+        previous = tracked.task.attempt
+        tracked.update(task, offset)
+        if task.attempt is not None and (previous is None or previous.id != task.attempt.id):
+            self._recovery.find_runner(tracked)
 
     def _publish(self, task_id: str, record: e.Record) -> None:
         if self._broadcast.has_subscribers and (event := to_wire_event(task_id, record)) is not None:
@@ -148,16 +159,20 @@ class JournalTailer:
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
         """A silent writer is not necessarily dead: only a FREE lock proves that no process writes."""
-        if tracked.recorder is not None:
+        owner = tracked.owner
+        if isinstance(owner, ServerOwned):
             return
-        match self._journals.liveness(tracked.task.id):
+        match tracked.writer_liveness(self._journals):
             case Liveness.HELD:
                 tracked.status_message = ""
-                await self._watchdog.check(tracked)
+                await self._recovery.check_silent(tracked)
             case Liveness.UNKNOWN:
                 tracked.status_message = _UNKNOWN_WRITER_MESSAGE
-            case Liveness.FREE if not (await self._read_batch(tracked)).records:
-                await self._dispatcher.recover(tracked)
+            case Liveness.FREE if not (await self._read_batch(tracked)).records and tracked.owner is owner:
+                if not isinstance(owner, Orphaned):
+                    tracked.transfer(Orphaned())
+                if await self._recovery.recover(tracked):
+                    self._dispatcher.enqueue(tracked)
 
 
 class TaskTracker:
@@ -190,9 +205,9 @@ class TaskTracker:
         await self._dispatcher.close()
         await self._journal_tailer.close()
         for tracked in self.tracked_tasks.values():
-            if tracked.recorder is not None:
+            if isinstance(tracked.owner, ServerOwned):
                 with contextlib.suppress(OSError):
-                    tracked.recorder.writer.close()
+                    tracked.owner.recorder.writer.close()
 
 
 def _log_transition(task: Task, transition: e.Transition) -> None:

@@ -1,18 +1,15 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
-import fcntl
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-import msgspec
-
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.images import Image, ImageUnusableError
-from sandbox.interfaces.placement import Placement, RunnerClient, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import DebugSession, Placement, PreservedDisk, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.secrets import SecretUnavailableError, matches_fingerprint
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
@@ -20,24 +17,31 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.runner_launcher import LookUpSecrets, resolve_task_secrets
 from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1
+_UNKNOWN_DISK = "the host of its preserved sandbox does not respond"
+_RELEASE_REFUSALS = {
+    Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
+    Liveness.UNKNOWN: "The host of this sandbox does not respond; release it again later.",
+}
 
 
-class PreservedSandboxes:
-    """Finds and releases preserved sandboxes."""
+def _has_disk(layout: AttemptLayout) -> bool:
+    return layout.disk.exists() or layout.disk_image.exists()
 
-    def __init__(self, data_dir: Path, remove: RemovePaths) -> None:
+
+class PreservedFiles:
+    """Finds the files of preserved sandboxes."""
+
+    def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
-        self._remove = remove
-        self._locks = KeyedLock()
 
     def is_preserved(self, task: Task) -> bool:
         """Whether files of the task's sandbox are still preserved."""
-        files = self._layout(task)
+        files = self.layout(task)
         return files is not None and (files.handle.exists() or _has_disk(files))
 
     def disk_attempt_id(self, task: Task) -> str | None:
@@ -54,8 +58,23 @@ class PreservedSandboxes:
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
         """Whether the agent that wrote the preserved files had exactly these secret values. True without secrets."""
-        files = self._layout(task)
+        files = self.layout(task)
         return not secrets or (files is not None and matches_fingerprint(files.secret_fingerprint, secrets))
+
+    def layout(self, task: Task) -> AttemptLayout | None:
+        """Return the directory with the files; None if the task does not preserve any."""
+        attempt_id = self.disk_attempt_id(task)
+        return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
+
+
+class PreservedSandboxes(PreservedFiles):
+    """Finds and releases preserved sandboxes."""
+
+    def __init__(self, data_dir: Path, placement: Placement, remove: RemovePaths) -> None:
+        super().__init__(data_dir)
+        self._placement = placement
+        self._remove = remove
+        self._locks = KeyedLock()
 
     async def release(self, task: Task) -> None:
         """Remove the files, including the remains of an interrupted release.
@@ -63,7 +82,7 @@ class PreservedSandboxes:
         Raises SandboxNotPreservedError, UnavailableError.
         """
         async with self._locks.lock_for(task.id):
-            files = self._layout(task)
+            files = self.layout(task)
             try:
                 if files is None or not await asyncio.to_thread(self.is_preserved, task):
                     raise SandboxNotPreservedError(task)
@@ -82,45 +101,41 @@ class PreservedSandboxes:
         """
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
         while True:
-            with self.try_lock(task) as lock_fd:
-                if lock_fd is not None:
+            with self.try_lock(task) as (liveness, _):
+                if liveness is Liveness.FREE:
                     yield
                     return
             if asyncio.get_running_loop().time() > deadline:
-                raise UnavailableError("This sandbox has an open shell; release it after the shell has ended.")
+                raise UnavailableError(_RELEASE_REFUSALS[liveness])
             await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
-    def try_lock(self, task: Task) -> Iterator[int | None]:
-        """Hold the lock on the preserved files; yields None if it is taken.
+    def try_lock(self, task: Task) -> Iterator[tuple[Liveness, PreservedDisk]]:
+        """Hold the lock on the preserved files if it is FREE; yields what it was, and the disk.
 
-        A duplicate of the descriptor keeps the lock held. Raises SandboxNotPreservedError, OSError.
+        Raises SandboxNotPreservedError, OSError.
         """
-        files = self._layout(task)
+        files = self.layout(task)
         if files is None or not self.is_preserved(task):
             raise SandboxNotPreservedError(task)
-        lock_fd = os.open(files.debug_session_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock_fd)
-            yield None
-            return
-        try:
-            if not self.is_preserved(task):  # released in the meantime
+        disk = self.disk(task)
+        with disk.try_lock() as liveness:
+            if liveness is Liveness.FREE and not self.is_preserved(task):  # released in the meantime
                 files.debug_session_lock.unlink(missing_ok=True)
                 raise SandboxNotPreservedError(task)
-            yield lock_fd
-        finally:
-            os.close(lock_fd)
+            yield liveness, disk
+
+    def disk(self, task: Task) -> PreservedDisk:
+        """Return the disk with the preserved files."""
+        return self._placement.preserved_disk(task.id, self.disk_attempt_id(task) or "")
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
         """Yield whether the files are preserved and unused, and keep others from using them during the context."""
         async with self._locks.lock_for(task.id):
             try:
-                with self.try_lock(task) as lock_fd:
-                    yield lock_fd is not None
+                with self.try_lock(task) as (liveness, _):
+                    yield liveness is Liveness.FREE
             except SandboxNotPreservedError:
                 yield False
 
@@ -133,14 +148,6 @@ class PreservedSandboxes:
         await self._remove(paths)
         layout.handle.unlink(missing_ok=True)
         layout.debug_session_lock.unlink(missing_ok=True)
-
-    def _layout(self, task: Task) -> AttemptLayout | None:
-        attempt_id = self.disk_attempt_id(task)
-        return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
-
-
-def _has_disk(layout: AttemptLayout) -> bool:
-    return layout.disk.exists() or layout.disk_image.exists()
 
 
 _SHELL_POLL_SECONDS = 0.05
@@ -155,17 +162,13 @@ class DebugSessions:
 
     def __init__(
         self,
-        placement: Placement,
-        runners: RunnerClient,
         preserved_sandboxes: PreservedSandboxes,
-        look_up_secrets: LookUpSecrets,
+        secrets: TaskSecrets,
         find_image: Callable[[str], Image | None],
         prober: RuntimeProber,
     ) -> None:
-        self._placement = placement
-        self._runners = runners
         self._preserved_sandboxes = preserved_sandboxes
-        self._look_up_secrets = look_up_secrets
+        self._secrets = secrets
         self._find_image = find_image
         self._prober = prober
 
@@ -188,20 +191,23 @@ class DebugSessions:
                 f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
             )
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_SECONDS
-        has_launched = False
+        has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
-                return await self._runners.open_terminal(self._preserved_sandboxes.disk_attempt_id(task) or "", order)
-            with self._preserved_sandboxes.try_lock(task) as lock_fd:
-                if lock_fd is not None and has_launched:
+                return await self._preserved_sandboxes.disk(task).open_terminal(order)
+            with self._preserved_sandboxes.try_lock(task) as (liveness, disk):
+                is_unknown = liveness is Liveness.UNKNOWN
+                if liveness is Liveness.FREE and has_launched:
                     break
-                if lock_fd is not None:
-                    await self._launch_runner(task, lock_fd)
+                if liveness is Liveness.FREE:
+                    await self._start_session(task, disk)
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
+        if is_unknown:
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
         raise UnavailableError(f"The preserved sandbox of task {task.id} could not be started; see its runner.log.")
 
-    async def _launch_runner(self, task: Task, lock_fd: int) -> None:
+    async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
         if (blocked_reason := self._prober.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
@@ -211,16 +217,9 @@ class DebugSessions:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "its secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            order = msgspec.structs.replace(
-                self._prober.result.order_template,
-                task_id=task.id,
-                attempt_id=self._preserved_sandboxes.disk_attempt_id(task) or "",
-                upstream=None,
-                secrets=secrets,
-                image=await asyncio.to_thread(self._find_image, task.manifest.vm.profile),
-                is_debug_session=True,
-            )
-            await self._placement.launch(order, lock_fd)
+            attempt_id = self._preserved_sandboxes.disk_attempt_id(task) or ""
+            image = await asyncio.to_thread(self._find_image, task.manifest.vm.profile)
+            await disk.start_session(DebugSession(task.id, attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:
@@ -229,7 +228,7 @@ class DebugSessions:
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """Resolve secrets for redaction only. Without them, the agent's files must not be shown."""
         try:
-            return await resolve_task_secrets(self._look_up_secrets, task.manifest.secrets)
+            return await self._secrets.resolve(task)
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
         problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals, Recorder, ReplayState, replay_task
+from sandbox.interfaces.placement import Placement
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
 _BATCH_SIZE = 200
 
@@ -59,18 +60,19 @@ def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list
 _log = logging.getLogger(__name__)
 
 
-def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]:
+def recover(journals: Journals, store: Store, placement: Placement, clock: Clock) -> list[TrackedTask]:
     """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
-    The server acquires the journal of a pending task to launch it. All other tasks are followed: a live runner holds
-    its journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the
-    index row is damaged as well, the task can no longer be found.
+    The server acquires the journal of a pending task to launch it; if another process may hold it, the task is
+    orphaned. All other tasks belong to the runner of their last attempt, and the tailer detects a dead one. An
+    unreadable or locked journal affects only its own task; if the index row is damaged as well, the task can no longer
+    be found.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
-    tracked_tasks = [_track(journals, clock, indexed) for indexed in store.unfinished()]
-    return sorted(tracked_tasks, key=lambda tracked: tracked.recorder is not None)
+    tracked_tasks = [_track(journals, placement, clock, indexed) for indexed in store.unfinished()]
+    return sorted(tracked_tasks, key=lambda tracked: isinstance(tracked.owner, ServerOwned))
 
 
 def _drop_damaged(store: Store, task_id: str) -> None:
@@ -82,25 +84,31 @@ def _drop_damaged(store: Store, task_id: str) -> None:
         _log.error("Task %s was removed from the index: its row is damaged", task_id, extra={"task_id": task_id})
 
 
-def _track(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTask:
-    if indexed.task.state is not TaskState.PENDING:
-        return TrackedTask(indexed)
+def _track(journals: Journals, placement: Placement, clock: Clock, indexed: IndexedTask) -> TrackedTask:
+    task = indexed.task
+    if task.attempt is not None:
+        return TrackedTask(indexed, RunnerOwned(placement.find_runner(task.id, task.attempt.id)))
+    return _acquire(journals, clock, indexed)
+
+
+def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTask:
+    """Acquire the journal of a pending task, if it is free and the task still waits."""
     try:
         writer = journals.open(indexed.task.id)
     except (SandboxError, OSError):
-        return TrackedTask(indexed)
+        return TrackedTask(indexed, Orphaned())
     try:
         replay_state = replay_task(journals, indexed.task.id)
     except (SandboxError, OSError):
         replay_state = ReplayState(None, 0)
     if replay_state.task is None or replay_state.task.state is not TaskState.PENDING:
         writer.close()
-        return TrackedTask(indexed)
+        return TrackedTask(indexed, Orphaned())
     recorder = Recorder(writer, replay_state.task, clock.now)
     if replay_state.task.cancel is not None or replay_state.task.failure is not None:
         # If this fails, the launch tries again.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()
-            return TrackedTask(indexed)
-    return TrackedTask(IndexedTask(replay_state.task, replay_state.offset), recorder)
+            return TrackedTask(indexed, Orphaned())
+    return TrackedTask(IndexedTask(replay_state.task, replay_state.offset), ServerOwned(recorder))

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from random import SystemRandom
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.placement import LaunchOrder
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.errors import error_reason
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
@@ -24,14 +23,14 @@ class ProbeResult:
     """The result of probing all runtimes of this host.
 
     probes: of all runtimes that were tried.
-    order_template: template of every runner's launch order.
+    runtime: name of the runtime that attempts use.
     tier: of the sandboxes.
     failure: why no sandbox can be created, and what to do; None if one can.
     is_final: no later probe of this process can have a different result.
     """
 
     probes: Sequence[RuntimeProbe]
-    order_template: LaunchOrder
+    runtime: str
     tier: str
     failure: str | None = None
     is_final: bool = False
@@ -94,6 +93,6 @@ class RuntimeProber:
 
     def _log_result(self) -> None:
         if self.result.failure is None:
-            _log.info("The runtime %s works now, and the server accepts tasks.", self.result.order_template.runtime)
+            _log.info("The runtime %s works now, and the server accepts tasks.", self.result.runtime)
         else:
             _log.warning("The server does not accept tasks. %s", self.blocked_reason)

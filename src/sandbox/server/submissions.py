@@ -26,7 +26,7 @@ from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.drain import DRAINING_REASON, Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import TaskTracker
-from sandbox.server.tracked_task import KeyedLock, TrackedTask
+from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
 _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
@@ -80,7 +80,7 @@ class SubmissionLog:
         except BaseException:
             self._journals.discard(task_id, writer)
             raise
-        return TrackedTask(self._index(recorder.task), recorder), submission
+        return TrackedTask(self._index(recorder.task), ServerOwned(recorder)), submission
 
     def _index(self, task: Task) -> IndexedTask:
         """Index a task. It is accepted already, so a failure is only logged, and the index is updated later."""

@@ -5,6 +5,7 @@ One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `s
 """
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.placement import CancelOrder, RunnerClient, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import CancelOrder, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
@@ -45,11 +46,11 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.submissions import SubmissionLog, Submissions
-from sandbox.server.tracked_task import TrackedTask, TrackedTasks
-from sandbox.server.watchdog import RunnerWatchdog
+from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 from sandbox.system import fair_share
 
 
@@ -155,13 +156,13 @@ class TaskSandboxes:
 
     def __init__(
         self,
+        tracked_tasks: TrackedTasks,
         queries: TaskQueries,
-        runners: RunnerClient,
         preserved_sandboxes: PreservedSandboxes,
         debug_sessions: DebugSessions,
     ) -> None:
+        self._tracked_tasks = tracked_tasks
         self._queries = queries
-        self._runners = runners
         self._preserved_sandboxes = preserved_sandboxes
         self._debug_sessions = debug_sessions
 
@@ -172,10 +173,11 @@ class TaskSandboxes:
             return await self._debug_sessions.open_terminal(task, order)
         if task.state.is_final or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a running sandbox has terminals.")
-        try:
-            return await self._runners.open_terminal(task.attempt.id, order)
-        except RunnerUnreachableError as error:
-            raise UnavailableError(f"The runner of task {task_id} does not respond; try again.") from error
+        tracked = self._tracked_tasks.get(task_id)
+        if tracked is not None and isinstance(tracked.owner, RunnerOwned):
+            with contextlib.suppress(RunnerUnreachableError):
+                return await tracked.owner.runner.open_terminal(order)
+        raise UnavailableError(f"The runner of task {task_id} does not respond; try again.")
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
         """See `interfaces.tasks.TaskSandboxes.has_preserved_sandbox`."""
@@ -259,9 +261,9 @@ class ServerParts:
     journals: Journals
     store: Store
     clock: Clock
-    runners: RunnerClient
     scheduler: Scheduler
     runner_launcher: RunnerLauncher
+    runner_recovery: RunnerRecovery
     prober: RuntimeProber
     disk_monitor: DiskMonitor
     drain: Drain
@@ -296,8 +298,9 @@ class TaskServer:
             disk_monitor=parts.disk_monitor,
             read_memory_available_bytes=parts.read_memory_available_bytes,
         )
-        watchdog = RunnerWatchdog(parts.runners, parts.journals, parts.clock)
-        tailer = JournalTailer(tracked_tasks, parts.journals, parts.store, parts.clock, broadcast, dispatcher, watchdog)
+        tailer = JournalTailer(
+            tracked_tasks, parts.journals, parts.store, parts.clock, broadcast, dispatcher, parts.runner_recovery
+        )
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(
             parts.store, parts.clock, parts.disk_monitor, parts.drain, parts.prober, parts.permanent_reasons
@@ -312,7 +315,7 @@ def _create_services(
 ) -> TaskServices:
     clock, tracked_tasks = parts.clock, tracker.tracked_tasks
     queries = TaskQueries(tracked_tasks, parts.store, clock)
-    canceller = Canceller(parts.journals, parts.runners, parts.runner_launcher, clock)
+    canceller = Canceller(parts.journals, clock)
     return TaskServices(
         submissions=Submissions(
             SubmissionLog(parts.journals, parts.store, clock),
@@ -326,7 +329,7 @@ def _create_services(
         cancellation=TaskCancellation(tracked_tasks, queries, canceller, clock),
         events=events,
         artifacts=TaskArtifacts(parts.data_dir, queries),
-        sandboxes=TaskSandboxes(queries, parts.runners, parts.preserved_sandboxes, parts.debug_sessions),
+        sandboxes=TaskSandboxes(tracked_tasks, queries, parts.preserved_sandboxes, parts.debug_sessions),
         administration=Administration(
             tracked_tasks,
             dispatcher,

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from sandbox.interfaces.journal import Recorder, ReplayState
+from sandbox.interfaces.journal import Journals, Liveness, Recorder, ReplayState
+from sandbox.interfaces.placement import RunnerHandle
 from sandbox.interfaces.store import IndexedTask, StoreError
 from sandbox.model.limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
 from sandbox.model.task import Task
@@ -16,28 +18,116 @@ from sandbox.model.task import Task
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerOwned:
+    """The server holds the journal, until the task is launched. Code that uses the recorder holds `write_lock`."""
+
+    recorder: Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOwned:
+    """The journal was passed to a runner. Only `runner.liveness` shows whether the runner still holds it."""
+
+    runner: RunnerHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """No writer is known.
+
+    No runner was started, the last one has died, another process has the journal open, or the task has ended.
+    """
+
+
+JournalOwner = ServerOwned | RunnerOwned | Orphaned
+"""Who writes a task's journal."""
+
+
+class FinisherHistory:
+    """The finishers that this server launched for a task's last attempt."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._launched_at = 0.0
+        self._has_reported_leftovers = False
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no further finisher is launched."""
+        return self._count >= FINISHERS_MAX
+
+    @property
+    def has_reported_leftovers(self) -> bool:
+        """Whether an error about leftovers of the task is recorded."""
+        return self._has_reported_leftovers
+
+    def record_launch(self, monotonic: float) -> None:
+        """Count a launched finisher."""
+        self._count += 1
+        self._launched_at = monotonic
+
+    def record_leftovers_report(self) -> None:
+        """Note that the error about leftovers is recorded."""
+        self._has_reported_leftovers = True
+
+    def reset(self) -> None:
+        """Count from zero: another attempt was started."""
+        self._count = 0
+
+    def is_backoff_over(self, monotonic: float) -> bool:
+        """Whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
+
+        Always true before the first finisher and after the last one.
+        """
+        if not 0 < self._count < FINISHERS_MAX:
+            return True
+        pause: float = FINISHER_BACKOFF_SECONDS * FINISHER_BACKOFF_FACTOR ** (self._count - 1)
+        return monotonic - self._launched_at >= pause
+
+
 class TrackedTask:
     """A task, the offset up to which its journal was read, and an event for waiters.
 
-    recorder: set while the server itself holds the journal (until launch); code that uses it holds `write_lock`.
     status_message: the reason why the task waits or is blocked; empty if neither.
     published_seq: the last record that this server published to subscribers of all tasks; 0 for none.
     """
 
-    def __init__(self, indexed: IndexedTask, recorder: Recorder | None = None) -> None:
+    def __init__(self, indexed: IndexedTask, owner: JournalOwner) -> None:
         self.task: Task = indexed.task
         self.offset: int = indexed.offset
         self.published_seq = 0
-        self.recorder = recorder
+        self._owner = owner
         self.write_lock = asyncio.Lock()
-        self.finishers_launched = 0
-        self.has_reported_leftovers = False
+        self.finishers = FinisherHistory()
         self.status_message = ""
         self._logged_message = ""
         self._idle_since: tuple[int, float] | None = None
-        self._finisher_launched_at = 0.0
         self._changed_event = asyncio.Event()
         self._wake_event = asyncio.Event()
+
+    @property
+    def owner(self) -> JournalOwner:
+        """Who writes the journal."""
+        return self._owner
+
+    def transfer(self, owner: JournalOwner) -> None:
+        """Set a new owner, and make the tailer check the journal.
+
+        The caller holds `write_lock`, unless it is the tailer.
+        """
+        self._owner = owner
+        self.wake()
+
+    def writer_liveness(self, journals: Journals) -> Liveness:
+        """Whether the journal has a live writer. Raises OSError if this host cannot determine it."""
+        match self._owner:
+            case ServerOwned():
+                return Liveness.HELD
+            case RunnerOwned(runner):
+                return runner.liveness()
+            case Orphaned():
+                return journals.liveness(self.task.id)
 
     @property
     def replay_state(self) -> ReplayState:
@@ -80,21 +170,6 @@ class TrackedTask:
         if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
             self._idle_since = (self.task.last_seq, monotonic)
         return monotonic - self._idle_since[1] >= seconds
-
-    def record_finisher_launch(self, monotonic: float) -> None:
-        """Count a launched finisher."""
-        self.finishers_launched += 1
-        self._finisher_launched_at = monotonic
-
-    def is_finisher_backoff_over(self, monotonic: float) -> bool:
-        """Whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
-
-        Always true before the first finisher and after the last one.
-        """
-        if not 0 < self.finishers_launched < FINISHERS_MAX:
-            return True
-        pause: float = FINISHER_BACKOFF_SECONDS * FINISHER_BACKOFF_FACTOR ** (self.finishers_launched - 1)
-        return monotonic - self._finisher_launched_at >= pause
 
     def wake(self) -> None:
         """Make the tailer check the journal now. Called after the server wrote to the journal or released its lock."""

@@ -11,10 +11,11 @@ import pytest
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Liveness, Recorder, replay_task
-from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 
 SHORT_LAUNCH_TIMEOUT = """
 import sandbox.model.limits
@@ -49,6 +50,14 @@ STARTED = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefgh
 NEWER_ATTEMPT = (*STARTED, AttemptStarted("mnopqrstuvwx", "bubblewrap", "here"))
 ENDED = (*STARTED, AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
 
+ORDERS = {False: RunAttempt("task-1", "abcdefghijkl"), True: FinishAttempt("task-1", "abcdefghijkl")}
+"""The orders of a first runner and of a finisher."""
+
+
+def launch_message(order, data_dir, run_dir):
+    return msgspec.json.encode(LaunchMessage(order, HostSettings(str(data_dir), str(run_dir), "bubblewrap")))
+
+
 SLOW_JOURNAL = """
 import time
 import sandbox.model.limits
@@ -73,11 +82,11 @@ def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_s
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in ENDED:
         recorder.record(event)
-    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=True)
+    message = launch_message(FinishAttempt("task-1", "abcdefghijkl"), tmp_path, tmp_path / "run")
     lock_fd = recorder.writer.lock_fd
     result = subprocess.run(
         [sys.executable, "-c", SLOW_JOURNAL.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
-        input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+        input=message, pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
     assert result.returncode == exit_code
@@ -112,10 +121,10 @@ def test_stale_or_duplicate_order_is_rejected_without_writes(tmp_path, events, f
     recorder.writer.close()
     records = tmp_path / "data" / "tasks" / "task-1" / "journal" / "records"
     before, writer = records.read_bytes(), journals.open("task-1")
-    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path / "data"), str(run_dir), "bubblewrap", finish=finish)
+    message = launch_message(ORDERS[finish], tmp_path / "data", run_dir)
     result = subprocess.run(
         [sys.executable, "-I", "-m", "sandbox.bootstrap.runner", f"--lock-fd={writer.lock_fd}"],
-        input=msgspec.json.encode(order),
+        input=message,
         pass_fds=(writer.lock_fd,),
         capture_output=True,
         timeout=60,
@@ -156,12 +165,32 @@ def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_k
         (tmp_path / "run").write_text("in the way")
     else:
         (tmp_path / "run").symlink_to(tmp_path)
-    order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=finish)
+    message = launch_message(ORDERS[finish], tmp_path, tmp_path / "run")
     lock_fd = recorder.writer.lock_fd
     result = subprocess.run(
         [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={lock_fd}"],
-        input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+        input=message, pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
     task = replay_task(journals, "task-1").task
     assert (result.returncode == 0, task.state.is_final) == (finish, finish), result.stderr
+
+
+def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
+    """A server of an earlier version starts this runner if the installation is upgraded while the server runs."""
+    journals = FileJournals(tmp_path)
+    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    for event in STARTED:
+        recorder.record(event)
+    message = (
+        b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"%s","run_dir":"%s/run","runtime":"bubblewrap",'
+        b'"finish":true}' % (bytes(tmp_path), bytes(tmp_path))
+    )
+    lock_fd = recorder.writer.lock_fd
+    result = subprocess.run(
+        [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={lock_fd}"],
+        input=message, pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    recorder.writer.close()
+    assert result.returncode == 0, result.stderr
+    assert replay_task(journals, "task-1").task.failure.code is FailureCode.RUNNER_LOST

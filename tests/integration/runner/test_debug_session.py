@@ -14,9 +14,9 @@ from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
 from sandbox.interfaces.placement import Reply, TerminalOrder
 from sandbox.interfaces.runtime import Command, ExitStatus, KernelUsage
 from sandbox.interfaces.terminals import EndFrame, RoleFrame
-from sandbox.placements.local.runner_client import UnixRunnerClient
+from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.debug_session import DebugSession
+from sandbox.runner.debug_session import DebugSessionRunner
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
@@ -95,7 +95,7 @@ async def open_session(tmp_path, disk, sockets=None):
     runtime = ShellRuntime(sockets or Script())
     dependencies = replace(scripted_dependencies(Script(), None), disks=disk, runtime=runtime)
     start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
-    session = DebugSession(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, dependencies)
+    session = DebugSessionRunner(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, dependencies)
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()
 
     @asynccontextmanager
@@ -107,7 +107,7 @@ async def open_session(tmp_path, disk, sockets=None):
     async with asyncio.timeout(SECONDS):
         running = asyncio.create_task(session.run(terminals, listen))
         await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        connection = await UnixRunnerClient(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
+        connection = await RunnerSocket(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(TerminalOrder(24, 80))
         assert await connection.read() == RoleFrame(may_write=True)
         try:
             yield connection, running

@@ -9,7 +9,7 @@ from sandbox.interfaces.placement import Reply, TerminalOrder
 from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame, TerminalRefusedError
 from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
-from sandbox.placements.local.runner_client import UnixRunnerClient
+from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import TerminalServer
@@ -47,10 +47,10 @@ async def serve_terminal(tmp_path, *, is_headless=False):
     terminals.enable(object(), {}, "/")
     if not is_headless:
         terminal.shared = terminals.share_agent_terminal(terminal)
-    client, connections = UnixRunnerClient(tmp_path), []
+    client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
 
     async def connect(order=AGENT):
-        connections.append(await client.open_terminal("abcdefghijkl", order))
+        connections.append(await client.open_terminal(order))
         return connections[-1]
 
     async with serve_control_socket(tmp_path / "abcdefghijkl.sock", lambda _: Reply(done=True), terminals):

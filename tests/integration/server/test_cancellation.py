@@ -71,10 +71,10 @@ class SlowStart:
         self.has_started, self.release_start = asyncio.Event(), asyncio.Event()
         launch = runners.launch
 
-        async def launch_slowly(order, lock_fd):
+        async def launch_slowly(order, writer):
             self.has_started.set()
             await self.release_start.wait()
-            await launch(order, lock_fd)
+            return await launch(order, writer)
 
         monkeypatch.setattr(runners, "launch", launch_slowly)
 

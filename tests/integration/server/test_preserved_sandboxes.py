@@ -11,6 +11,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError
@@ -19,6 +20,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
 from sandbox.server.maintenance.pruning import PreservationExpiry
+from sandbox.server.task_secrets import TaskSecrets
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
@@ -81,8 +83,8 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     sessions = []
 
-    async def launch(order, _):
-        sessions.append((order.is_debug_session, order.attempt_id))
+    async def start_session(order):
+        sessions.append(order.attempt_id)
 
     async def open_terminal(attempt_id, _):
         if not sessions:
@@ -105,10 +107,10 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             )
             await GarbageCollector(gc_dependencies, ()).sweep()
             assert preserved.workspace.exists()
-            monkeypatch.setattr(components.runners, "launch", launch)
+            monkeypatch.setattr(components.runners, "start_session", start_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
             assert await service.open_terminal("task-1", TerminalOrder(24, 80)) == preserved.root.name
-            assert sessions == [(True, preserved.root.name)]
+            assert sessions == [preserved.root.name]
             await service.release("task-1")
             assert not await service.has_preserved_sandbox(task)
             return preserved
@@ -172,18 +174,18 @@ async def test_sandbox_cannot_be_locked_during_its_release(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            task, remove, lock_fds = await service.status("task-1"), components.remove, []
+            task, remove, found = await service.status("task-1"), components.remove, []
 
             async def remove_while_locking(paths):
                 await remove(paths)
-                with service.parts.preserved_sandboxes.try_lock(task) as lock_fd:
-                    lock_fds.append(lock_fd)
+                with service.parts.preserved_sandboxes.try_lock(task) as (liveness, _):
+                    found.append(liveness)
 
             components.remove = remove_while_locking
             await service.release("task-1")
-            return lock_fds, [file.name for file in preserved.root.iterdir()]
+            return found, [file.name for file in preserved.root.iterdir()]
 
-    assert (await scenario()) == ([None], ["runner.log"])
+    assert (await scenario()) == ([Liveness.HELD], ["runner.log"])
 
 
 async def test_release_waits_for_the_end_of_a_debug_session(components):
@@ -214,6 +216,44 @@ async def test_release_during_a_debug_session_is_rejected(components, monkeypatc
             return preserved.handle.exists()
 
     assert await scenario()
+
+
+async def test_release_while_the_host_does_not_respond_is_rejected(components, monkeypatch):
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.2)
+    async with components.server() as service:
+        preserved = await fail(components, service, "task-1")
+        components.runners.disk_liveness = Liveness.UNKNOWN
+        with pytest.raises(UnavailableError, match="The host of this sandbox does not respond"):
+            await service.release("task-1")
+        assert preserved.workspace.exists()
+        components.runners.disk_liveness = None
+        await service.release("task-1")
+        assert not preserved.workspace.exists()
+
+
+async def test_shell_while_the_host_does_not_respond_is_rejected(components, monkeypatch):
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_START_SECONDS", 0.2)
+    sessions = []
+
+    async def start_session(order):
+        sessions.append(order)
+
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        components.runners.disk_liveness, components.runners.start_session = Liveness.UNKNOWN, start_session
+        with pytest.raises(UnavailableError, match="the host of its preserved sandbox does not respond"):
+            await service.open_terminal("task-1", TerminalOrder(24, 80))
+    assert sessions == []
+
+
+async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(components):
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        preserved, task = service.parts.preserved_sandboxes, await service.status("task-1")
+        for liveness, is_exclusive in ((Liveness.UNKNOWN, False), (Liveness.HELD, False), (None, True)):
+            components.runners.disk_liveness = liveness
+            async with preserved.exclusive(task) as exclusive:
+                assert exclusive is is_exclusive
 
 
 async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
@@ -303,7 +343,7 @@ async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(compo
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            monkeypatch.setattr(service.parts.debug_sessions, "_look_up_secrets", raise_error)
+            monkeypatch.setattr(service.parts.debug_sessions, "_secrets", TaskSecrets(raise_error))
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value

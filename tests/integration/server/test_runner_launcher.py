@@ -14,6 +14,7 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (
     AgentExited,
@@ -57,7 +58,8 @@ async def test_finisher_does_not_get_the_model_key(components):
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    assert [(order.finish, order.upstream) for order in components.runners.orders] == [(False, UPSTREAM), (True, None)]
+    first, finisher = components.runners.orders
+    assert (first.upstream, type(finisher)) == (UPSTREAM, FinishAttempt)
 
 
 def test_runner_that_never_started_is_followed_by_another_attempt(components):
@@ -82,7 +84,7 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     task = asyncio.run(after())
     assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
     first, finisher, second = components.runners.orders
-    assert [order.finish for order in (first, finisher, second)] == [False, True, False]
+    assert [isinstance(order, FinishAttempt) for order in (first, finisher, second)] == [False, True, False]
     assert finisher.attempt_id == first.attempt_id
     assert task.attempt.id == second.attempt_id != first.attempt_id
     assert second.upstream == UPSTREAM
@@ -94,7 +96,7 @@ async def test_task_fails_after_repeated_immediate_runner_deaths(components):
             await service.submit(manifest())
             for count in range(1, 2 + FINISHERS_MAX):
                 await components.wait_for_launch("task-1", count)
-                if components.runners.orders[-1].finish:
+                if isinstance(components.runners.orders[-1], FinishAttempt):
                     components.runners.record("task-1", LOST, AttemptEnded())
                 components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 6)
@@ -103,7 +105,7 @@ async def test_task_fails_after_repeated_immediate_runner_deaths(components):
 
     task = await scenario()
     assert (task.state, task.attempt_count) == (TaskState.FAILED, 3)
-    assert [order.finish for order in components.runners.orders] == [False, True] * 3
+    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True] * 3
 
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
@@ -130,7 +132,7 @@ async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher
 
     task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, code)
-    assert [order.finish for order in components.runners.orders] == [False, True]
+    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
     assert components.runners.orders[1].attempt_id == task.attempt.id
 
 
@@ -144,7 +146,7 @@ async def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(componen
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    assert [order.finish for order in components.runners.orders] == [False, True]
+    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
 
 
 async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
@@ -152,9 +154,10 @@ async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(compone
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
     launch, cancel_requests = components.runners.launch, []
 
-    async def recording_launch(order, lock_fd):
-        await launch(order, lock_fd)
+    async def recording_launch(order, writer):
+        handle = await launch(order, writer)
         cancel_requests.append(components.runners.recorders["task-1"].task.cancel)
+        return handle
 
     monkeypatch.setattr(components.runners, "launch", recording_launch)
 
@@ -208,7 +211,7 @@ async def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch)
             await components.wait_for_launch("task-1", 3)
 
     await scenario()
-    assert [order.finish for order in components.runners.orders] == [False, True, True]
+    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True, True]
 
 
 async def test_running_task_ends_after_all_finishers_die(components, monkeypatch):

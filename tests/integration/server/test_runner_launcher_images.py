@@ -7,6 +7,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.images import Image
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
 
@@ -54,7 +55,8 @@ def test_finisher_order_has_no_image(components):
         components.runners.kill("task-1")
 
     run_task(components, kill_runner, lambda _: components.wait_for_launch("task-1", 2))
-    assert [(order.finish, order.image) for order in components.runners.orders] == [(False, IMAGE), (True, None)]
+    first, finisher = components.runners.orders
+    assert (first.image, type(finisher)) == (IMAGE, FinishAttempt)
 
 
 def test_unusable_image_fails_the_task_with_a_remedy(components):

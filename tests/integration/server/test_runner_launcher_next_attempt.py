@@ -7,6 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.model.events import AgentExited, AttemptEnded, AttemptFailed, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
@@ -32,7 +33,10 @@ def end_attempt(components, end):
 
 
 def orders(components):
-    return [(order.finish, order.resumes) for order in components.runners.orders]
+    return [
+        (isinstance(order, FinishAttempt), isinstance(order, RunAttempt) and order.resumes)
+        for order in components.runners.orders
+    ]
 
 
 async def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
@@ -51,7 +55,7 @@ async def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
     assert len({order.attempt_id for order in components.runners.orders}) == 2
 
 
-async def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components):
+async def test_resuming_attempt_has_the_resume_flag(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"resume": True}))
@@ -62,7 +66,7 @@ async def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components
             await components.wait_for_launch("task-1", 3)
 
     await scenario()
-    assert orders(components) == [(False, False), (False, True), (True, True)]
+    assert orders(components) == [(False, False), (False, True), (True, False)]
 
 
 def test_backoff_survives_a_server_restart(components, long_backoff):
@@ -152,7 +156,7 @@ async def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
 
 
 async def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.runner_launcher.FINISHERS_MAX", 1)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHERS_MAX", 1)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def scenario():

@@ -9,6 +9,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
 from sandbox.model.task_state import TaskState
@@ -68,7 +69,7 @@ async def test_finisher_gets_the_secrets_for_redaction(components):
 
     await scenario()
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
-    assert [order.upstream for order in components.runners.orders][1] is None
+    assert isinstance(components.runners.orders[1], FinishAttempt)
     assert components.requested_secrets == ["TOKEN", "TOKEN"]
 
 

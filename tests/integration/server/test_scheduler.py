@@ -62,10 +62,10 @@ async def test_admitted_task_clears_its_pending_reason(components):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     launch, may_continue = components.runners.launch, asyncio.Event()
 
-    async def launch_slowly(order, lock_fd):
+    async def launch_slowly(order, writer):
         if order.task_id == "second":
             await may_continue.wait()
-        await launch(order, lock_fd)
+        return await launch(order, writer)
 
     components.runners.launch = launch_slowly
     async with components.server() as service:

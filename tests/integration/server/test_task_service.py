@@ -10,6 +10,7 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
 from sandbox.interfaces.journal import replay_task
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
@@ -246,7 +247,7 @@ async def test_lost_runner_is_detected_and_a_finisher_launched(components):
             components.runners.record("task-1", *TO_RUNNING)
             components.runners.kill("task-1")
             await components.wait_for_launch("task-1", 2)
-            assert [order.finish for order in components.runners.orders] == [False, True]
+            assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
             assert len({order.attempt_id for order in components.runners.orders}) == 1
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
             components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())

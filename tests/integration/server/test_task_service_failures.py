@@ -14,6 +14,7 @@ from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
@@ -525,7 +526,7 @@ async def test_temporary_launch_failure_is_followed_by_a_finisher(components, er
         assert not (await service.status("task-1")).state.is_final
         components.runners.launch_error = None
         await components.wait_for_launch("task-1")
-        assert components.runners.orders[-1].finish
+        assert isinstance(components.runners.orders[-1], FinishAttempt)
 
 
 async def test_task_with_a_recorded_failure_ends_after_a_restart(components):

@@ -22,7 +22,7 @@ from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.tracked_task import Orphaned, TrackedTask
 from sandbox.system import fair_share
 
 TO_RUNNING = (
@@ -36,7 +36,7 @@ UNPUBLISHED_LINES = 50
 
 def test_status_message_is_shown_for_unfinished_tasks_only():
     states = {state: Task("t", manifest("t"), state, "Status", (), last_seq=1) for state in TaskState}
-    tracked_task = TrackedTask(IndexedTask(states[TaskState.PENDING], 0))
+    tracked_task = TrackedTask(IndexedTask(states[TaskState.PENDING], 0), Orphaned())
     tracked_task.status_message = "Waiting for 4 CPUs (0 free)"
     states_with_message = {
         state
@@ -76,7 +76,7 @@ class StreamedJournal:
     def start_server(self):
         """Start a server that has read the journal up to its current end."""
         replayed = replay_task(self.journals, "task-1")
-        self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset)))
+        self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned()))
         self.stream = EventStream(
             {"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast(), convert_recorded_line
         )

@@ -9,7 +9,6 @@ from msgspec import structs
 from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.space import ReserveFile
-from sandbox.interfaces.placement import LaunchOrder
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_space import DiskSpace, Watermark
@@ -31,9 +30,7 @@ class SimulatedHealthCheck:
         self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
-        prober = RuntimeProber(
-            ProbeResult(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
-        )
+        prober = RuntimeProber(ProbeResult(probes, "bubblewrap", "namespaces"), None, SystemClock())
         self.health_check = HealthCheck(MemoryStore(), SystemClock(), self.disk_monitor, self.drain, prober, ())
 
     def measure(self):

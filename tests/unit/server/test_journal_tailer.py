@@ -14,7 +14,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.tracked_task import TrackedTask
+from sandbox.server.tracked_task import Orphaned, TrackedTask
 
 BEGIN = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -51,7 +51,7 @@ class TailedTask:
             self.recorder.record(event)
         reading = replay_task(self.journals, "task-1")
         self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), Mock())
-        self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset))
+        self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
 
     async def write_events(self, events):
         """Write each event once the tailer has read the one before."""

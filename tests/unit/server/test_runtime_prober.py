@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.placement import LaunchOrder
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 
 UNAVAILABLE = ProbeResult(
     [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
-    LaunchOrder("", "", "", "", "bubblewrap"),
+    "bubblewrap",
     "namespaces",
     "It does not work.",
 )

@@ -2,38 +2,100 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from errno import ETIMEDOUT
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
+from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.placement import DebugSession, FinishAttempt, Host, Order, RunAttempt
+from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
+from sandbox.placements.local.runner_client import RunnerSocket
 
 ORDER_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
 
 
-class LocalPlacement:
-    """Runs `command` for every order. Implements `interfaces.placement.Placement`.
+class JournalLocks(Protocol):
+    """The journals' locks on this host; implemented by `journal/`."""
 
-    environment: the runner's complete environment. log_path: returns the file for the output of an order's runner.
-    """
+    def lock_descriptor(self, writer: JournalWriter) -> int:
+        """Return the descriptor of a writer's lock. A process that inherits it also holds the lock."""
+        ...
+
+    def liveness(self, task_id: str) -> Liveness:
+        """Whether a process holds the lock now. Raises OSError."""
+        ...
+
+    def kill_lock_holder(self, task_id: str) -> bool:
+        """Kill the runner that holds the lock. Return whether there was one. Blocks."""
+        ...
+
+
+class LocalRunnerHandle(RunnerSocket):
+    """Implements `interfaces.placement.RunnerHandle` for this host."""
+
+    def __init__(self, task_id: str, attempt_id: str, path: Path, locks: JournalLocks) -> None:
+        super().__init__(path)
+        self.attempt_id = attempt_id
+        self._task_id = task_id
+        self._locks = locks
+
+    def liveness(self) -> Liveness:
+        """HELD or FREE: the kernel knows who holds the lock. Implements `RunnerHandle.liveness`."""
+        return self._locks.liveness(self._task_id)
+
+    async def kill(self) -> bool:
+        """Kill the process that holds the lock. Implements `RunnerHandle.kill`."""
+        return await asyncio.to_thread(self._locks.kill_lock_holder, self._task_id)
+
+
+class LocalPlacement:
+    """Runs `command` for every order. Implements `interfaces.placement.Placement`."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], log_path: Callable[[LaunchOrder], Path]
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        host: Host,
+        host_settings: Callable[[], HostSettings],
+        locks: JournalLocks,
     ) -> None:
+        """environment: the runner's complete environment. host_settings: returns the current settings of runners."""
+        self.host = host
         self._command = tuple(command)
         self._environment = dict(environment)
-        self._log_path = log_path
+        self._host_settings = host_settings
+        self._locks = locks
 
-    async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
-        """Start a runner that gets its order on stdin and the journal's lock as `--lock-fd=N`.
+    async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
+        """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
+        await self.start_runner(order, self._locks.lock_descriptor(writer))
+        return self.find_runner(order.task_id, order.attempt_id)
+
+    def find_runner(self, task_id: str, attempt_id: str) -> LocalRunnerHandle:
+        """Return the runner's handle; its socket may not exist. Implements `Placement.find_runner`."""
+        return LocalRunnerHandle(task_id, attempt_id, self._socket(attempt_id), self._locks)
+
+    def preserved_disk(self, task_id: str, attempt_id: str) -> "LocalPreservedDisk":
+        """Return the disk. Implements `Placement.preserved_disk`."""
+        layout = TaskLayout(Path(self._host_settings().data_dir), task_id).attempt(attempt_id)
+        return LocalPreservedDisk(layout, self._socket(attempt_id), self.start_runner)
+
+    def _socket(self, attempt_id: str) -> Path:
+        return runner_socket(Path(self._host_settings().run_dir), attempt_id)
+
+    async def start_runner(self, order: Order, lock_fd: int) -> None:
+        """Start a runner that gets its message on stdin and the lock as `--lock-fd=N`.
 
         The caller still closes `lock_fd`. Raises OSError if no runner was started or the runner did not read its order.
         """
@@ -42,19 +104,20 @@ class LocalPlacement:
         lock_copy_fd = os.dup(lock_fd)
         await asyncio.shield(loop.run_in_executor(None, self._start, order, lock_copy_fd, loop))
 
-    def _start(self, order: LaunchOrder, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
+    def _start(self, order: Order, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
         """Start the runner. Blocks, so it runs in a thread."""
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, lock_fd)
+            message = LaunchMessage(order, self._host_settings())
             order_in, order_out = os.pipe()
             stack.callback(os.close, order_out)
             try:
-                log_path = self._log_path(order)
+                log_path = _create_log_directory(message)
                 pidfd = self._spawn(order_in, log_path, lock_fd)
             finally:
                 os.close(order_in)
             try:
-                _send_order(order_out, msgspec.json.encode(order), pidfd, log_path)
+                _send_message(order_out, msgspec.json.encode(message), pidfd, log_path)
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
 
@@ -86,10 +149,10 @@ class LocalPlacement:
         return pidfd
 
 
-def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:
-    """Write the order to a runner's stdin, and kill a runner that does not read it. Raises OSError."""
+def _send_message(order_out: int, message: bytes, pidfd: int, log_path: Path) -> None:
+    """Write the message to a runner's stdin, and kill a runner that does not read it. Raises OSError."""
     try:
-        _write_all(order_out, order, ORDER_SECONDS)
+        _write_all(order_out, message, ORDER_SECONDS)
     except OSError as error:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -114,3 +177,46 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     os.close(pidfd)
+
+
+def _create_log_directory(message: LaunchMessage) -> Path:
+    """Create the attempt's directory; return the path of the runner's log in it."""
+    order = message.order
+    path = TaskLayout(Path(message.host.data_dir), order.task_id).attempt(order.attempt_id).runner_log
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+class LocalPreservedDisk(RunnerSocket):
+    """Implements `interfaces.placement.PreservedDisk`: a session's runner inherits the disk's lock."""
+
+    def __init__(
+        self, layout: AttemptLayout, path: Path, start_runner: Callable[[Order, int], Awaitable[None]]
+    ) -> None:
+        super().__init__(path)
+        self._layout = layout
+        self._start_runner = start_runner
+        self._lock_fd: int | None = None
+
+    @contextlib.contextmanager
+    def try_lock(self) -> Iterator[Liveness]:
+        """Hold the lock, HELD or FREE. Implements `PreservedDisk.try_lock`."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock_fd = os.open(self._layout.debug_session_lock, flags, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            yield Liveness.HELD
+            return
+        self._lock_fd = lock_fd
+        try:
+            yield Liveness.FREE
+        finally:
+            self._lock_fd = None
+            os.close(lock_fd)
+
+    async def start_session(self, order: DebugSession) -> None:
+        """Start a runner that inherits the lock. Implements `PreservedDisk.start_session`."""
+        assert self._lock_fd is not None
+        await self._start_runner(order, self._lock_fd)

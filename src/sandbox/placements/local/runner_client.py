@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.placement import CancelOrder, Reply, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.terminals import (
     FRAME_BYTES_MAX,
@@ -86,36 +85,36 @@ listens but does not accept: for example, a connection beyond its backlog is res
 """
 
 
-class UnixRunnerClient:
-    """Sends orders to runners on this machine. Implements `interfaces.placement.RunnerClient`."""
+class RunnerSocket:
+    """The control socket of a runner on this host, whether or not it exists."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-    async def is_responsive(self, attempt_id: str) -> bool:
-        """Return whether the runner responds. Implements `RunnerClient.is_responsive`.
+    async def is_responsive(self) -> bool:
+        """Return whether the runner responds; see `RunnerHandle.is_responsive`.
 
         A runner replies to every message, even to one that is not an order.
         """
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                await _exchange(runner_socket(self._run_dir, attempt_id), b"{}")
+                await _exchange(self._path, b"{}")
         except OSError as error:
             return error.errno in _INCONCLUSIVE_ERRNOS
         return True
 
-    async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
-        """Request cancellation. Implements `RunnerClient.cancel`."""
+    async def cancel(self, order: CancelOrder) -> Reply:
+        """Request cancellation; see `RunnerHandle.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                response = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
+                response = await _exchange(self._path, msgspec.json.encode(order))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
-            raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not respond.") from error
+            raise RunnerUnreachableError(f"The runner of attempt {self._path.stem} does not respond.") from error
 
-    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalConnection:
-        """Open a terminal. Implements `RunnerClient.open_terminal`."""
-        return await open_terminal_connection(runner_socket(self._run_dir, attempt_id), order)
+    async def open_terminal(self, order: TerminalOrder) -> UnixTerminalConnection:
+        """Open a terminal; see `RunnerHandle.open_terminal`."""
+        return await open_terminal_connection(self._path, order)
 
 
 async def _exchange(path: Path, line: bytes) -> bytes:

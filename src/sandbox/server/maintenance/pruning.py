@@ -27,7 +27,7 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.server.preserved_sandboxes import PreservedSandboxes
+from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class PruningDependencies:
     data_dir: Path
     journals: Journals
     store: Store
-    preserved_sandboxes: PreservedSandboxes
+    preserved_files: PreservedFiles
     clock: Clock
     remove: RemovePaths
     flush: Callable[[Path], None]
@@ -238,7 +238,7 @@ class Pruner:
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
         """Whether the task has preserved files. If that is unknown, the task is kept and added to `skipped`."""
         try:
-            return self._dependencies.preserved_sandboxes.is_preserved(task)
+            return self._dependencies.preserved_files.is_preserved(task)
         except OSError as error:
             skipped[task.id] = error_reason(error)
             return True

@@ -10,20 +10,28 @@ import stat
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.placement import LaunchOrder
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import CancelOrder, DebugSession, Host, RunAttempt, RunnerUnreachableError
+from sandbox.journal.journals import FileJournals
+from sandbox.model.events import TaskFinished
+from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
+from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement
 
 SECONDS = 20
 RUNNER = """
 import json, os, pathlib, sys, time
 order = sys.stdin.read()
-run_dir = pathlib.Path(json.loads(order)["run_dir"])
+run_dir = pathlib.Path(json.loads(order)["host"]["run_dir"])
 report = {
     "pid": os.getpid(), "argv": sys.argv[1:], "order": order, "cwd": os.getcwd(), "environment": dict(os.environ),
     "session": os.getsid(0), "files": {n: os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
@@ -39,14 +47,19 @@ while not (run_dir / "go").exists() and time.monotonic() < deadline:
 """
 SERVER = """
 import asyncio, fcntl, os, pathlib, sys, time
-from sandbox.interfaces.placement import LaunchOrder
+from types import SimpleNamespace
+from sandbox.interfaces.placement import Host, RunAttempt
+from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement
 
 directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock_fd, fcntl.LOCK_EX)
-placement = LocalPlacement([sys.executable, "-I", str(directory / "runner.py")], {}, lambda _: directory / "log")
-order = LaunchOrder("task-1", "a" * 12, str(directory), str(directory), "bubblewrap")
+command = [sys.executable, "-I", str(directory / "runner.py")]
+settings = HostSettings(str(directory), str(directory), "bubblewrap")
+locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
+placement = LocalPlacement(command, {}, Host("here", "b"), lambda: settings, locks)
+order = RunAttempt("task-1", "a" * 12)
 
 async def serve():
     await placement.launch(order, lock_fd)
@@ -76,15 +89,24 @@ def lock_fd(run_dir):
 
 def order_for(run_dir, api_key="key"):
     upstream = ModelUpstream("https://model.example.org", api_key=api_key)
-    return LaunchOrder("task-1", "a" * 12, str(run_dir), str(run_dir), "bubblewrap", upstream)
+    return RunAttempt("task-1", "a" * 12, upstream)
+
+
+def log_of(run_dir):
+    return TaskLayout(run_dir, "task-1").attempt("a" * 12).runner_log
+
+
+def make_placement(run_dir, command, environment=None):
+    """A placement whose writers are descriptors."""
+    settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
+    locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
+    return LocalPlacement(command, environment or {}, Host("here", "b"), lambda: settings, locks)
 
 
 def placement_of(run_dir, code=None, environment=None):
     if code is not None:
         (run_dir / "runner.py").write_text(code)
-    return LocalPlacement(
-        [sys.executable, "-I", str(run_dir / "runner.py")], environment or {}, lambda _: run_dir / "log"
-    )
+    return make_placement(run_dir, [sys.executable, "-I", str(run_dir / "runner.py")], environment)
 
 
 async def until(condition):
@@ -135,12 +157,27 @@ async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeyp
 
     order = order_for(run_dir)
     assert json.loads(report["order"]) == {
-        "task_id": "task-1",
-        "attempt_id": order.attempt_id,
-        "data_dir": str(run_dir),
-        "run_dir": str(run_dir),
-        "runtime": "bubblewrap",
-        "upstream": {"base_url": "https://model.example.org", "api_key": "key"},
+        "order": {
+            "type": "run_attempt",
+            "task_id": "task-1",
+            "attempt_id": order.attempt_id,
+            "upstream": {"base_url": "https://model.example.org", "api_key": "key"},
+            "image": None,
+            "secrets": {},
+            "resumes": False,
+            "follow_redirects": True,
+            "records_conversation": True,
+        },
+        "host": {
+            "data_dir": str(run_dir),
+            "run_dir": str(run_dir),
+            "runtime": "bubblewrap",
+            "excludes_emulation": False,
+            "agent_program": "",
+            "disk_kind": "plain",
+            "can_confine": False,
+            "output_watermark": {"percent": OUTPUT_FREE_PERCENT, "bytes_max": OUTPUT_FREE_BYTES},
+        },
     }
     [argument] = report["argv"]
     name, number = argument.split("=")
@@ -163,8 +200,8 @@ async def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
 
     await launch_twice()
 
-    assert sorted((run_dir / "log").read_text().split("\n")) == ["", *["to stderr"] * 2, *["to stdout"] * 2]
-    assert stat.S_IMODE((run_dir / "log").stat().st_mode) == 0o600
+    assert sorted(log_of(run_dir).read_text().split("\n")) == ["", *["to stderr"] * 2, *["to stdout"] * 2]
+    assert stat.S_IMODE(log_of(run_dir).stat().st_mode) == 0o600
 
 
 async def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
@@ -227,7 +264,7 @@ async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
 
     report = await launch()
 
-    assert json.loads(report["order"])["upstream"]["api_key"] == "k" * 300_000
+    assert json.loads(report["order"])["order"]["upstream"]["api_key"] == "k" * 300_000
     assert len(ticks) > 5
 
 
@@ -246,16 +283,16 @@ async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, m
         await until(lambda: children() <= before)
         return refused.value
 
-    assert str(run_dir / "log") in str(await launch())
+    assert str(log_of(run_dir)) in str(await launch())
 
 
 def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
     before = open_descriptors()
-    missing = LocalPlacement([str(run_dir / "none")], {}, lambda _: run_dir / "log")
-    unwritable = LocalPlacement([sys.executable], {}, lambda _: run_dir / "none" / "log")
+    missing = make_placement(run_dir, [str(run_dir / "none")])
+    unwritable = make_placement(run_dir / "runner.py", [sys.executable])
 
-    for placement in (missing, unwritable):
-        with pytest.raises(FileNotFoundError):
+    for placement, error in ((missing, FileNotFoundError), (unwritable, NotADirectoryError)):
+        with pytest.raises(error):
             asyncio.run(placement.launch(order_for(run_dir), lock_fd))
     assert open_descriptors() == before
 
@@ -280,14 +317,13 @@ async def test_cancelled_caller_may_close_its_lock(run_dir):
     assert not is_held(run_dir)
 
 
-@pytest.mark.parametrize("step", ["os.pipe", "open_log"])
+@pytest.mark.parametrize("step", ["os.pipe", "_create_log_directory"])
 async def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lock_fd, monkeypatch, step):
     def refuse(*_):
         raise OSError("no descriptor")
 
-    placement = LocalPlacement(["true"], {}, refuse if step == "open_log" else lambda _: run_dir / "log")
-    if step == "os.pipe":
-        monkeypatch.setattr("sandbox.placements.local.placement.os.pipe", refuse)
+    placement = make_placement(run_dir, ["true"])
+    monkeypatch.setattr(f"sandbox.placements.local.placement.{step}", refuse)
     before = open_descriptors()
     with pytest.raises(OSError, match="no descriptor"):
         await placement.launch(order_for(run_dir), lock_fd)
@@ -304,3 +340,61 @@ async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, mon
     with pytest.raises(OSError, match="Too many open files"):
         await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
     await until(lambda: children() <= before)
+
+
+def preserved_disk(run_dir):
+    disk = placement_of(run_dir).preserved_disk("task-1", "a" * 12)
+    log_of(run_dir).parent.mkdir(parents=True, exist_ok=True)
+    return disk
+
+
+async def test_preserved_disk_has_one_user_at_a_time(run_dir):
+    first, second = preserved_disk(run_dir), preserved_disk(run_dir)
+    with first.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+        with second.try_lock() as other:
+            assert other is Liveness.HELD
+    with second.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+
+
+async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
+    disk, other = preserved_disk(run_dir), preserved_disk(run_dir)
+    with disk.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+        await disk.start_session(DebugSession("task-1", "a" * 12))
+    report = await wait_for_report(run_dir)
+    assert json.loads(report["order"])["order"]["type"] == "debug_session"
+
+    def liveness_now():
+        with other.try_lock() as found:
+            return found
+
+    assert liveness_now() is Liveness.HELD
+    (run_dir / "go").touch()
+    await until(lambda: liveness_now() is Liveness.FREE)
+
+
+async def test_handle_shows_and_ends_a_runner_of_an_earlier_server(run_dir):
+    """The handle of a new server, which did not start the runner, is as good as that of the old one."""
+    journals = FileJournals(run_dir)
+    writer = journals.create("task-1")
+    writer.append(TaskFinished(), at=datetime.now(UTC))
+    settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
+    command = [sys.executable, "-I", str(run_dir / "runner.py"), "sandbox.bootstrap.runner"]
+
+    def make():
+        return LocalPlacement(command, {}, Host("here", "b"), lambda: settings, FileJournals(run_dir))
+
+    launched = await make().launch(order_for(run_dir), writer)
+    writer.close()
+    await wait_for_report(run_dir)
+    found = make().find_runner("task-1", "a" * 12)
+    assert (launched.attempt_id, found.attempt_id) == ("a" * 12, "a" * 12)
+    assert launched.liveness() is found.liveness() is Liveness.HELD
+    with pytest.raises(RunnerUnreachableError):
+        await found.cancel(CancelOrder())
+    assert await found.is_responsive()  # nothing listens, so it is unknown
+    assert await found.kill()
+    await until(lambda: found.liveness() is Liveness.FREE)
+    assert not await found.kill()

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import CancelOrder, LaunchOrder, Reply
+from sandbox.interfaces.placement import CancelOrder, Reply
 from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.events import (
     AgentStarted,
@@ -26,7 +26,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.runner_client import UnixRunnerClient
+from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.control_socket import serve_control_socket
@@ -67,11 +67,6 @@ async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness
     assert len(harness.events(ToolCallStarted)) == int(records_conversation)
     assert [output.parsed for output in harness.events(Output)] == [records_conversation, False, records_conversation]
     assert len(harness.events(ToolCall)) == 1
-
-
-def test_order_of_an_earlier_server_records_no_conversation():
-    order = b'{"task_id":"t","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"bubblewrap"}'
-    assert not msgspec.json.decode(order, type=LaunchOrder).records_conversation
 
 
 async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
@@ -252,7 +247,7 @@ async def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_pat
         async with serve_control_socket(
             path, lambda order: Reply(done=True, message=order.reason), TerminalServer(None, CpuThrottle().queue())
         ):
-            return await UnixRunnerClient(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
+            return await RunnerSocket(path).cancel(CancelOrder("enough"))
 
     assert (await scenario()) == Reply(done=True, message="enough")
     assert not path.exists()

@@ -21,7 +21,7 @@ from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.journal import Liveness
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
-from sandbox.placements.local.runner_client import UnixRunnerClient
+from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.store.sqlite import SqliteStore
 
 RUNNER = "sandbox.bootstrap.runner"
@@ -148,25 +148,23 @@ while True:
 
 def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
+    path = runner_socket(tmp_path, "abcdefghijkl")
+    runner_client = RunnerSocket(path)
     runner = process(LISTENER_PROGRAM, str(path))
-    wait_until(
-        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
-    )
+    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
-    wait_until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), description="no response")
+    wait_until(lambda: not asyncio.run(runner_client.is_responsive()), description="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    wait_until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), description="a response")
+    wait_until(lambda: asyncio.run(runner_client.is_responsive()), description="a response")
 
 
 def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
     """If the backlog is full, asyncio reports the connection as established, but writes to it fail."""
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
+    path = runner_socket(tmp_path, "abcdefghijkl")
+    runner_client = RunnerSocket(path)
     runner = process(LISTENER_PROGRAM, str(path))
-    wait_until(
-        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), description="the runner to listen"
-    )
+    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:
         while True:
@@ -174,7 +172,7 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
             client.setblocking(False)
             if client.connect_ex(str(path)) == errno.EAGAIN:
                 break
-        assert not asyncio.run(runners.is_responsive("abcdefghijkl"))
+        assert not asyncio.run(runner_client.is_responsive())
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -183,23 +181,23 @@ async def test_server_without_free_descriptors_does_not_consider_the_runner_unre
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", raise_error)
-    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
+    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
 
 
 async def test_runner_that_refuses_connections_is_not_unresponsive(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
-    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
+    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
 
 
 async def test_runner_without_a_socket_is_not_unresponsive(tmp_path):
-    assert await UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl")
+    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
 
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr("sandbox.server.watchdog.RUNNER_SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("sandbox.server.runner_recovery.RUNNER_SILENCE_SECONDS", 0.02)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.runners.recorders):
@@ -241,6 +239,30 @@ def test_runner_is_killed_after_five_unanswered_pings(components):
     assert count_pings_before_kill(components, lambda _: False, pings_min=20) == [5]
 
 
+def test_finisher_after_a_killed_runner_has_its_own_pings(components):
+    pings, pings_before_kill = [], []
+
+    async def ping(attempt_id):
+        pings.append(attempt_id)
+        return False
+
+    def kill_lock_holder(task_id):
+        pings_before_kill.append(len(pings))
+        components.runners.kill(task_id)
+        return True
+
+    async def scenario():
+        components.runners.is_responsive, components.journals.kill_lock_holder = ping, kill_lock_holder
+        async with components.server() as service:
+            await service.submit(manifest("task-1"))
+            async with asyncio.timeout(20):
+                while len(pings_before_kill) < 2:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert pings_before_kill[:2] == [5, 10]
+
+
 def test_runner_that_responds_occasionally_is_not_killed(components):
     assert count_pings_before_kill(components, lambda number: number % 5 == 0, pings_min=23) == []
 
@@ -262,7 +284,7 @@ async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, 
                 await asyncio.sleep(0.01)
 
     await scenario()
-    messages = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
+    messages = [record.message for record in caplog.records if record.name == "sandbox.server.runner_recovery"]
     assert messages == [
         f"The runner of attempt {pings[0]} did not respond 5 times: not killed, no runner holds its journal"
     ]

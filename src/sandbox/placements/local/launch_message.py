@@ -1,0 +1,121 @@
+"""The message that a runner reads from its standard input: the server's order and the settings of this host."""
+
+from typing import Literal
+
+import msgspec
+
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.images import Image
+from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, RunAttempt
+from sandbox.model.disk_space import Watermark
+from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """What every runner of this host needs, whatever its order.
+
+    data_dir, run_dir: paths of the journals and attempts, and of the control sockets.
+    runtime: name of the runtime.
+    excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
+    agent_program: path of the agent's executable.
+    disk_kind: the kind of disk that this host supports.
+    can_confine: host programs that read untrusted data can be confined on this host.
+    output_watermark: output is dropped if less disk space is free.
+    """
+
+    data_dir: str
+    run_dir: str
+    runtime: str
+    excludes_emulation: bool = False
+    agent_program: str = ""
+    disk_kind: Literal["loop", "plain"] = "plain"
+    can_confine: bool = False
+    output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+
+
+class LaunchMessage(msgspec.Struct, frozen=True):
+    """An order and the settings of the host that carries it out. Sent through a pipe, because it contains secrets."""
+
+    order: Order
+    host: HostSettings
+
+
+class LaunchOrder(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={
+        "is_debug_session": "visit",
+        "disk_kind": "disks",
+        "can_confine": "confines",
+        "excludes_emulation": "auto",
+    },
+):
+    """The message of earlier versions: one record for all orders and for the host's settings.
+
+    A server of such a version starts runners of this version if the installation is upgraded while the server runs.
+    """
+
+    task_id: str
+    attempt_id: str
+    data_dir: str
+    run_dir: str
+    runtime: str
+    upstream: ModelUpstream | None = None
+    finish: bool = False
+    is_debug_session: bool = False
+    resumes: bool = False
+    agent_program: str = ""
+    disk_kind: Literal["loop", "plain"] = "plain"
+    can_confine: bool = False
+    excludes_emulation: bool = False
+    image: Image | None = None
+    secrets: dict[str, str] = {}
+    follow_redirects: bool = True
+    output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+    version: int = 1
+
+    def __repr__(self) -> str:
+        """Omit the secrets, which must not reach logs or tracebacks."""
+        return f"LaunchOrder({self.task_id!r}, {self.attempt_id!r})"
+
+    def to_message(self) -> LaunchMessage:
+        """Return the same order in the current form."""
+        host = HostSettings(
+            self.data_dir,
+            self.run_dir,
+            self.runtime,
+            excludes_emulation=self.excludes_emulation,
+            agent_program=self.agent_program,
+            disk_kind=self.disk_kind,
+            can_confine=self.can_confine,
+            output_watermark=self.output_watermark,
+        )
+        return LaunchMessage(self._order(), host)
+
+    def _order(self) -> Order:
+        if self.finish:
+            return FinishAttempt(self.task_id, self.attempt_id, self.secrets)
+        if self.is_debug_session:
+            return DebugSession(self.task_id, self.attempt_id, self.image, self.secrets)
+        return RunAttempt(
+            self.task_id,
+            self.attempt_id,
+            self.upstream,
+            self.image,
+            self.secrets,
+            resumes=self.resumes,
+            follow_redirects=self.follow_redirects,
+            records_conversation=False,
+        )
+
+
+def decode_launch_message(data: bytes) -> LaunchMessage:
+    """Decode a message of this or an earlier version.
+
+    Raises msgspec.DecodeError if it is incomplete, msgspec.ValidationError if it is not a launch message.
+    """
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    if "order" in fields:
+        return msgspec.json.decode(data, type=LaunchMessage)
+    return msgspec.json.decode(data, type=LaunchOrder).to_message()

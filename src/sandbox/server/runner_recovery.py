@@ -1,0 +1,198 @@
+"""Recovers tasks whose runner died, and kills runners that are stuck."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.journal import JournalBusyError, Journals, Recorder
+from sandbox.interfaces.placement import Placement
+from sandbox.model.events import ErrorReported
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
+from sandbox.model.retry import backoff_seconds
+from sandbox.model.task import Task
+from sandbox.server.journal_replay import JournalReplayer
+from sandbox.server.runner_launcher import RunnerLauncher, finalize
+from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.task_secrets import TaskSecrets
+from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
+
+_log = logging.getLogger(__name__)
+
+_RUNNER_LOST = Failure(FailureCode.RUNNER_LOST, "The task's runner died, and its sandbox could not be removed.")
+_COLLECT_FAILED = Failure(
+    FailureCode.COLLECT_FAILED,
+    "The agent had ended, but the task's runner died, and not all results could be stored; submit the task again.",
+)
+_CLEANUP_FAILED_MESSAGE = (
+    "The sandbox may not have been removed completely: the task's runner died, and the cleanup failed."
+)
+
+
+class RunnerRecovery:
+    """Continues tasks whose journal no process holds, and finds the runners of earlier servers."""
+
+    def __init__(
+        self,
+        journals: Journals,
+        placement: Placement,
+        launcher: RunnerLauncher,
+        secrets: TaskSecrets,
+        prober: RuntimeProber,
+        clock: Clock,
+    ) -> None:
+        self._replayer = JournalReplayer(journals)
+        self._placement = placement
+        self._watchdog = RunnerWatchdog(clock)
+        self._launcher = launcher
+        self._secrets = secrets
+        self._prober = prober
+        self._clock = clock
+
+    def find_runner(self, tracked: TrackedTask) -> None:
+        """Transfer the journal to the runner of the current attempt, if an earlier server launched it."""
+        attempt, owner = tracked.task.attempt, tracked.owner
+        if attempt is None or isinstance(owner, ServerOwned):
+            return
+        if isinstance(owner, Orphaned) or owner.runner.attempt_id != attempt.id:
+            tracked.transfer(RunnerOwned(self._placement.find_runner(tracked.task.id, attempt.id)))
+
+    async def check_silent(self, tracked: TrackedTask) -> None:
+        """Check the runner of a task whose journal is held, and in which nothing was recorded for a while."""
+        await self._watchdog.check(tracked)
+
+    async def recover(self, tracked: TrackedTask) -> bool:
+        """Recover a task whose journal no process holds. Return whether it now waits for its launch.
+
+        It does if its journal was in use at the server's start; the server has acquired it. Raises OSError,
+        JournalDamagedError.
+        """
+        if tracked.task.is_waiting_to_start:
+            return await self._acquire_journal(tracked)
+        await self._recover_started(tracked)
+        return False
+
+    async def _acquire_journal(self, tracked: TrackedTask) -> bool:
+        """Acquire the journal of a pending task for its launch. Return whether it was free and the task still waits."""
+        async with self._replayer.slot() as slot, tracked.write_lock:
+            try:
+                writer = await self._replayer.open(tracked.task.id, slot)
+            except JournalBusyError:
+                return False
+            is_acquired = False
+            try:
+                task = (await self._replayer.read_from(tracked.task.id, tracked.replay_state, slot)).task
+                if task is not None and task.is_waiting_to_start:
+                    tracked.transfer(ServerOwned(Recorder(writer, task, self._clock.now)))
+                    is_acquired = True
+            finally:
+                if not is_acquired:
+                    writer.close()
+            return is_acquired
+
+    async def _recover_started(self, tracked: TrackedTask) -> None:
+        """Start a finisher for a dead runner, or start the next attempt.
+
+        A finisher that dies is followed by another one, after an increasing pause. After the last one the server
+        finalizes the task itself, as it does for a task that ends before its first attempt.
+        """
+        if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
+            return
+        if _can_continue(tracked.task) and (reason := self._prober.blocked_reason) is not None:
+            tracked.status_message = f"Waiting: {reason}"
+            return
+        if (
+            not _can_continue(tracked.task)
+            and not _is_force_cancelled(tracked.task)
+            and not tracked.finishers.is_backoff_over(self._clock.monotonic())
+        ):
+            tracked.status_message = "The cleanup after the task failed too; it is retried after a pause."
+            return
+        # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
+        resolved = await self._secrets.resolve_for_attempt(tracked.task)
+        # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
+        with contextlib.suppress(JournalBusyError):
+            async with (
+                self._replayer.slot() as slot,
+                tracked.write_lock,
+                self._replayer.recorder(tracked.task.id, tracked.replay_state, slot, self._clock.now) as recorder,
+            ):
+                if not recorder.task.state.is_final:
+                    await self._recover(recorder, tracked, resolved)
+
+    async def _recover(self, recorder: Recorder, tracked: TrackedTask, resolved: Mapping[str, str] | Failure) -> None:
+        attempt = recorder.task.attempt
+        if attempt is None:
+            tracked.transfer(await self._launcher.start_pending(recorder, resolved))
+        elif _can_continue(recorder.task):
+            tracked.transfer(await self._launcher.start_follow_up(recorder, resolved))
+            tracked.finishers.reset()
+        elif tracked.finishers.is_used_up:
+            await asyncio.to_thread(_finalize_lost, recorder, tracked)
+        else:
+            tracked.transfer(await self._launcher.start_finisher(recorder, attempt, resolved))
+            tracked.finishers.record_launch(self._clock.monotonic())
+
+
+def _can_continue(task: Task) -> bool:
+    return task.is_between_attempts and task.cancel is None and task.failure is None
+
+
+def _is_force_cancelled(task: Task) -> bool:
+    return task.cancel is not None and task.cancel.force
+
+
+def _finalize_lost(recorder: Recorder, tracked: TrackedTask) -> None:
+    """End a task whose finishers died too."""
+    if recorder.task.needs_only_teardown and not tracked.finishers.has_reported_leftovers:
+        recorder.record(ErrorReported("teardown_failed", _CLEANUP_FAILED_MESSAGE))
+        tracked.finishers.record_leftovers_report()
+    finalize(recorder, _COLLECT_FAILED if recorder.task.agent_has_exited else _RUNNER_LOST)
+
+
+@dataclass(slots=True)
+class _Silence:
+    """The owner, the last record, when the silence or the last ping started, and the number of unanswered pings."""
+
+    owner: JournalOwner
+    seq: int
+    started_at: float
+    unanswered_count: int = 0
+
+
+class RunnerWatchdog:
+    """Pings silent runners. A lock proves that its holder is alive, not that it works.
+
+    A runner's death ends its sandbox and frees its lock, so a finisher can take over.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._silences: WeakKeyDictionary[TrackedTask, _Silence] = WeakKeyDictionary()
+
+    async def check(self, tracked: TrackedTask) -> None:
+        """Check a task whose journal is held and silent. Called repeatedly."""
+        now, owner, seq = self._clock.monotonic(), tracked.owner, tracked.task.last_seq
+        silence = self._silences.get(tracked)
+        if silence is None or silence.owner is not owner or silence.seq != seq:
+            self._silences[tracked] = _Silence(owner, seq, now)
+            return
+        if not isinstance(owner, RunnerOwned) or now - silence.started_at < RUNNER_SILENCE_SECONDS:
+            return
+        silence.started_at, runner = now, owner.runner
+        silence.unanswered_count = 0 if await runner.is_responsive() else silence.unanswered_count + 1
+        if silence.unanswered_count < RUNNER_PINGS_MAX:
+            return
+        if await runner.kill():
+            outcome = "killed"
+        elif silence.unanswered_count == RUNNER_PINGS_MAX:
+            outcome = "not killed, no runner holds its journal"
+        else:
+            return
+        _log.error(
+            "The runner of attempt %s did not respond %s times: %s", runner.attempt_id, RUNNER_PINGS_MAX, outcome
+        )

@@ -1,0 +1,58 @@
+"""Resolves the secrets of tasks. The values are sent to a runner and nowhere else."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from sandbox.interfaces.secrets import SecretUnavailableError
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.manifest.schema import Secret
+from sandbox.model.task import Task
+
+_log = logging.getLogger(__name__)
+
+LookUpSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
+"""Looks up secrets; returns values by name. Raises SecretUnavailableError."""
+
+
+class TaskSecrets:
+    """Resolves secrets in their sources, which may be external and slow."""
+
+    def __init__(self, look_up: LookUpSecrets) -> None:
+        self._look_up = look_up
+        self._launches: set[asyncio.Task[object]] = set()
+
+    async def resolve(self, task: Task) -> dict[str, str]:
+        """Return the values by name. Raises only SecretUnavailableError, which hides the texts of other errors."""
+        try:
+            return dict(await self._look_up(task.manifest.secrets))
+        except SecretUnavailableError:
+            raise
+        except Exception as error:
+            # Only the type, and no exception chaining: the text may contain a value.
+            problem = f"The secrets could not be resolved ({type(error).__name__}); check their source."
+        raise SecretUnavailableError(problem)
+
+    async def resolve_for_attempt(self, task: Task) -> Mapping[str, str] | Failure:
+        """Return the values by name, or the failure of the attempt that needs them."""
+        try:
+            return await self.resolve(task)
+        except SecretUnavailableError as error:
+            _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
+            detail = error.detail if error.detail != error.message else ""
+            return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
+
+    async def resolve_for_launch(self, task: Task) -> Mapping[str, str] | Failure:
+        """Like `resolve_for_attempt`; `cancel_launches` cancels the caller while it waits here."""
+        launch = asyncio.current_task()
+        assert launch is not None
+        self._launches.add(launch)
+        try:
+            return await self.resolve_for_attempt(task)
+        finally:
+            self._launches.discard(launch)
+
+    def cancel_launches(self) -> None:
+        """Cancel the callers that wait in `resolve_for_launch`."""
+        for launch in self._launches:
+            launch.cancel()
