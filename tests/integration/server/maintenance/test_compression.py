@@ -10,6 +10,7 @@ import pytest
 
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
+from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.server.maintenance.compression import JournalCompressor
@@ -66,6 +67,16 @@ async def test_old_journals_are_compressed_and_read_as_before(stored, components
 
     await scenario()
     assert not (stored.data_dir / "tasks" / "old-1" / "journal" / "records").exists()
+
+
+def test_journal_whose_writer_may_be_alive_is_compressed_later(stored, components):
+    journals = UnreachableJournals(stored.data_dir)
+    compressor = JournalCompressor(journals, components.store, components.clock)
+    asyncio.run(compressor.sweep())
+    assert compressed_task_ids(stored) == []
+    journals.is_unknown = False
+    asyncio.run(compressor.sweep())
+    assert compressed_task_ids(stored) == ["old-1", "old-2"]
 
 
 def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, components, caplog):

@@ -10,6 +10,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.model.events import AgentExited, TaskFinished
@@ -130,6 +131,34 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
             return while_locked, names(files), leftovers.attempts
 
     assert (await scenario()) == ((True, 1), ["runner.log"], set())
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is_indexed):
+    """The task has ended, in the index or only in its journal."""
+    async with components.server() as service:
+        files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+        leftovers.attempts.add(files.root.name)
+        row = components.store.load("task-1")
+        await end(components, service, "task-1", *TO_END)
+        if not is_indexed:
+            components.store.save(row)
+        before, journals = names(files), UnreachableJournals(components.data_dir)
+        collector = GarbageCollector(
+            GarbageCollectorDependencies(
+                components.data_dir,
+                journals,
+                components.store,
+                service.parts.preserved_sandboxes,
+                remove_trees,
+            ),
+            [leftovers],
+        )
+        await collector.sweep()
+        assert (names(files), len(leftovers.attempts)) == (before, 1)
+        journals.is_unknown = False
+        await collector.sweep()
+        assert (names(files), leftovers.attempts) == (["runner.log"], set())
 
 
 async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(components):

@@ -11,6 +11,7 @@ import pytest
 
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
+from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
@@ -65,6 +66,14 @@ def test_oldest_tasks_are_pruned_completely(stored, components):
     assert directories(stored) == ["task-3", "task-4", "task-5"]
     assert list((stored.data_dir / "pruned").iterdir()) == []
     assert prune(components, Retention(keep=3)) == ([], ["task-3", "task-4", "task-5"])
+
+
+def test_task_whose_writer_may_be_alive_is_kept(stored, components):
+    components.journals = UnreachableJournals(stored.data_dir)
+    names = [f"task-{number}" for number in range(1, 6)]
+    assert prune(components, ALL) == ([], names)
+    components.journals.is_unknown = False
+    assert prune(components, ALL) == (names, [])
 
 
 def test_size_limit_counts_bytes_on_disk(stored, components):

@@ -9,6 +9,7 @@ import tarfile
 import pytest
 
 from doubles.stored_tasks import StoredTasks
+from doubles.unreachable_journals import UnreachableJournals
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.administration import prune_data_dir
 from sandbox.bootstrap.backup import create as backups
@@ -58,6 +59,15 @@ def backup(sandbox, stored, tmp_path):
 @pytest.fixture
 def restore(sandbox, tmp_path):
     return lambda file, *options: sandbox("admin", "restore", str(file), "--data-dir", str(tmp_path / "new"), *options)
+
+
+def test_backup_contains_tasks_whose_writer_may_be_alive(stored, tmp_path, monkeypatch):
+    """Nobody removes or compresses such a journal, so its whole records can be read."""
+    monkeypatch.setattr(backups, "FileJournals", UnreachableJournals)
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
+    with tarfile.open(tmp_path / "backup.tar") as tar:
+        found = {name.split("/")[1] for name in tar.getnames() if name.startswith("tasks/")}
+    assert found == {"done", "packed", "running", "waiting", "exited"}
 
 
 def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, tmp_path):

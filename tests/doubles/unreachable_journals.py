@@ -1,0 +1,35 @@
+"""Journals whose writers are on a host that does not respond."""
+
+from contextlib import contextmanager
+
+from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.journal.journals import FileJournals
+
+
+class UnreachableJournals(FileJournals):
+    """Implements `Journals`. While `is_unknown`, nobody knows whether a writer is alive; readers are not affected."""
+
+    is_unknown = True
+
+    def liveness(self, task_id):
+        return Liveness.UNKNOWN if self.is_unknown else super().liveness(task_id)
+
+    def open(self, task_id):
+        self._check(task_id)
+        return super().open(task_id)
+
+    def compress(self, task_id):
+        self._check(task_id)
+        super().compress(task_id)
+
+    @contextmanager
+    def try_lock(self, task_id):
+        if self.is_unknown:
+            yield False
+            return
+        with super().try_lock(task_id) as has_lock:
+            yield has_lock
+
+    def _check(self, task_id):
+        if self.is_unknown:
+            raise JournalBusyError(f"The host of the writer of {task_id} does not respond.")

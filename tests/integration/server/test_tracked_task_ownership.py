@@ -1,0 +1,161 @@
+"""Who owns a task's journal. An owner whose host does not respond is never treated as dead."""
+
+import asyncio
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_components import GIB, TO_END
+from doubles.unreachable_journals import UnreachableJournals
+from sandbox.interfaces.journal import JournalBusyError, Liveness, replay_task
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt
+from sandbox.interfaces.tasks import UnavailableError
+from sandbox.model.events import AgentExited, TaskFinished
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.task_state import TaskState
+from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned
+
+LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
+UNKNOWN_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
+
+
+@pytest.fixture
+def components(components, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
+    return components
+
+
+def set_unknown(components):
+    components.runners.liveness = lambda _: Liveness.UNKNOWN
+
+
+def set_known(components):
+    components.runners.liveness = components.journals.liveness
+
+
+def owner(service, task_id="task-1"):
+    return service.tracked_tasks[task_id].owner
+
+
+async def wait_for_message(service, message):
+    async with asyncio.timeout(10):
+        while (await service.status("task-1")).state_message != message:
+            await asyncio.sleep(0.005)
+
+
+async def submit_waiting(components, service):
+    """Submit a task that waits for memory."""
+    components.memory_available_bytes = 0
+    await service.submit(manifest())
+
+
+async def let_start(components, service):
+    components.memory_available_bytes = 100 * GIB
+    await service.undo_drain()  # schedules
+    await components.wait_for_launch("task-1")
+
+
+async def test_owner_is_the_server_then_the_runner_then_nobody(components, monkeypatch):
+    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 300.0)
+    async with components.server() as service:
+        await submit_waiting(components, service)
+        assert isinstance(owner(service), ServerOwned)
+        await let_start(components, service)
+        async with asyncio.timeout(10):
+            while not isinstance(owner(service), RunnerOwned):
+                await asyncio.sleep(0.005)
+        assert owner(service).runner.attempt_id == components.runners.orders[0].attempt_id
+        components.runners.launch_error = OSError("no more processes")
+        components.runners.kill("task-1")
+        async with asyncio.timeout(10):
+            while not isinstance(owner(service), Orphaned):
+                await asyncio.sleep(0.005)
+
+
+async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
+    pings = []
+
+    async def ping(attempt_id):
+        pings.append(attempt_id)
+        return False
+
+    components.runners.is_responsive = ping
+    async with components.server() as service:
+        await components.start_running_task(service)
+        set_unknown(components)
+        components.runners.kill("task-1")
+        await wait_for_message(service, UNKNOWN_MESSAGE)
+        await asyncio.sleep(0.3)
+        assert [type(order) for order in components.runners.orders] == [RunAttempt]
+        assert pings == []
+        set_known(components)
+        await components.wait_for_launch("task-1", 2)
+        assert isinstance(components.runners.orders[1], FinishAttempt)
+        components.runners.record("task-1", *LOST)
+        assert (await service.wait("task-1", 10)).state is TaskState.FAILED
+
+
+async def test_runner_that_responds_again_continues(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+        set_unknown(components)
+        await wait_for_message(service, UNKNOWN_MESSAGE)
+        set_known(components)
+        await wait_for_message(service, "Claude Code is working")
+        components.runners.record("task-1", *TO_END)
+        assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
+
+
+async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, monkeypatch):
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS_MIN", 0.1)
+    async with components.server() as service:
+        await components.start_running_task(service)
+        set_unknown(components)
+        components.runners.kill("task-1")
+        seq = replay_task(components.journals, "task-1").task.last_seq
+        with pytest.raises(UnavailableError, match="The runner of task task-1 does not respond; try again"):
+            await service.cancel("task-1", reason="", force=False)
+        assert replay_task(components.journals, "task-1").task.last_seq == seq
+        set_known(components)
+        cancelled = await service.cancel("task-1", reason="", force=False)
+        assert cancelled.message == "The task is being stopped; its results so far are stored."
+        await components.wait_for_launch("task-1", 2)
+        components.runners.record("task-1", *LOST)
+
+
+async def test_pending_task_waits_until_its_journal_is_known_to_be_free(components):
+    async with components.server() as service:
+        await submit_waiting(components, service)
+    components.memory_available_bytes = 100 * GIB
+    journals = components.journals = UnreachableJournals(components.data_dir)
+    async with components.server() as service:
+        assert isinstance(owner(service), Orphaned)
+        await wait_for_message(service, UNKNOWN_MESSAGE)
+        await asyncio.sleep(0.3)
+        assert components.runners.orders == []
+        journals.is_unknown = False
+        await components.wait_for_launch("task-1")
+
+
+def test_journals_of_unknown_liveness_cannot_be_opened(tmp_path):
+    journals = UnreachableJournals(tmp_path)
+    journals.create("task-1").close()
+    with pytest.raises(JournalBusyError):
+        journals.open("task-1")
+
+
+async def test_cancel_reaches_a_runner_whose_attempt_the_index_lacks(components):
+    """The server was killed before it indexed the attempt. The runner continues."""
+    async with components.server() as service:
+        await submit_waiting(components, service)
+        row = components.store.load("task-1")
+        await let_start(components, service)
+        await components.wait_for_state(service, "task-1", TaskState.STAGING)
+    components.store.save(row)
+    async with components.server() as service:
+        await components.wait_for_state(service, "task-1", TaskState.STAGING)
+        assert isinstance(owner(service), RunnerOwned)
+        await service.cancel("task-1", reason="enough", force=False)
+        assert components.runners.recorders["task-1"].task.cancel.reason == "enough"
+        components.runners.record("task-1", TaskFinished())
