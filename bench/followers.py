@@ -101,6 +101,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
+    from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_stream_app
     from sandbox.api.app_context import AppContext
     from sandbox.api.auth.authenticator import Authenticator
@@ -112,7 +113,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     components = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
-    settings = ApiSettings("bench", frozenset({port}))
+    settings = ApiSettings("bench", frozenset({port}), agents=registered_agents())
     shutting_down = asyncio.Event()
     async with components.server() as service:
         authenticator = Authenticator(FakeAccess(), settings)

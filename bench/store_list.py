@@ -15,7 +15,7 @@ from typing import Literal
 
 from sandbox.interfaces.store import IndexedTask, TaskQuery
 from sandbox.model.events import Progress
-from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
@@ -38,11 +38,15 @@ def task(number: int) -> Task:
     at = BEGIN + timedelta(seconds=60 * number)
     labels = {"team": f"team-{number % 10}", "ticket": str(number // 2), "all": "yes"}
     manifest = Manifest(
-        version="1",
-        kind="Task",
         metadata=Metadata(name=f"task {number % 1000}", id=f"task-{number:06}", labels=labels),
         repository=Repository(url="https://git.example.org/team/repository.git", branch="main"),
-        claude=Claude(prompt="Fix the failing test, and explain in one paragraph why it failed. " * 8),
+        agent=AgentSection(
+            "claude",
+            {
+                "prompt": "Fix the failing test, and explain in one paragraph why it failed. " * 8,
+                "model": "claude-sonnet-4-5-20250929",
+            },
+        ),
     )
     states = LIFE[:1] if state is TaskState.CANCELLED else LIFE
     history = [StateHistoryEntry(entered, at + timedelta(seconds=index)) for index, entered in enumerate(states)]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sandbox import __version__
+from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
 from sandbox.client import Client
@@ -24,9 +25,9 @@ COMMON_OPTIONS = ("--server", "--token", "--no-color", "--format", "--help", "--
 
 def generated() -> dict[str, str]:
     """Return the expected content of each generated file."""
-    schema = create_api_schema_app(__version__).openapi()
+    schema = create_api_schema_app(__version__, registered_agents()).openapi()
     return {
-        "openapi.json": schema_text(),
+        "openapi.json": schema_text(registered_agents()),
         "docs/rest.md": _with_block("docs/rest.md", "\n".join(_operations(schema))),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
         "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sandbox.agents import registered_agents
 from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
 from sandbox.model.failure import FailureCode
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.schema import declare_manifest
 
 
 def rows(document: Path) -> list[list[str]]:
@@ -64,7 +65,10 @@ def test_each_failure_code_has_advice(root: Path):
     assert set(documented) == {str(code) for code in FailureCode}
 
 
-def fields(record: Any = Manifest, path: str = "") -> Iterator[tuple[str, str]]:
+MANIFEST = declare_manifest({agent.kind: agent.section for agent in registered_agents().values()})
+
+
+def fields(record: Any = MANIFEST, path: str = "") -> Iterator[tuple[str, str]]:
     """Each field of the manifest with its documented default."""
     hints = typing.get_type_hints(record)
     for field in dataclasses.fields(record):

@@ -23,7 +23,6 @@ FRAGMENTS = {
     "cli.output.status_line": "loads the library of live displays, which only a terminal needs",
     "dashboard.event_stream": "one kind of response",
     "dashboard.pages.forms": "pages of one kind",
-    "dashboard.proof_bundle": "one kind of response",
     "dashboard.routes": "the routes of the package",
     "secrets.resolver": "all secrets of a task, without the sources",
 }
@@ -222,3 +221,32 @@ def test_runner_does_not_load_server_libraries():
 def test_model_does_not_load_a_schema_library():
     names = ("manifest.schema", "task", "events", "state_machine", "wire.events")
     assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"
+
+
+# The parts of Sandbox that only one agent needs are in its package. These modules name an agent anyway.
+MODULES_THAT_NAME_AN_AGENT = {
+    "cli/commands/init.py": "an example in the help of an option",
+    "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
+    "cli/commands/task/attach.py": "an example in the help of the command",
+    "cli/main.py": "the summary in the help",
+    "demo/example_repository.py": "a file of the example repository",
+    "demo/walkthrough.py": "the demo's manifest and its text",
+    "images/finalize.py": "an image must be able to run every agent",
+    "images/shipped/agentic-dev.toml": "a comment; the file's digest is part of images",
+    "model/wire/bodies.py": "declares the API's `definition`, whose section has a public name",
+    "runtimes/rootfs.py": "the author of commits in the sandbox",
+}
+
+
+def test_agents_are_named_in_their_packages_only(root: Path):
+    package = root / "src" / "sandbox"
+    agents = [path.name for path in (package / "agents").iterdir() if (path / "__init__.py").exists()]
+    names = re.compile("|".join(agent.partition("_")[0] for agent in agents), re.IGNORECASE)
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and not path.is_relative_to(package / "agents")
+        if names.search(path.read_bytes().decode(errors="replace"))
+    }
+    assert found == set(MODULES_THAT_NAME_AN_AGENT)
+    assert len(MODULES_THAT_NAME_AN_AGENT) <= 15

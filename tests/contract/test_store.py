@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from doubles.manifests import claude
 from doubles.memory_store import MemoryStore
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, InvalidCursorError, TaskQuery
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import LABELS_MAX
-from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
@@ -40,11 +41,9 @@ def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=N
     if state is not history[-1].state:
         history.append(StateHistoryEntry(state, at(created + 100 if changed is None else changed)))
     manifest = Manifest(
-        version="1",
-        kind="Task",
         metadata=Metadata(name=name, id=task_id, labels=labels or {}),
         repository=Repository(url="https://git.example.org/repo.git", branch="main"),
-        claude=Claude(prompt="Fix it"),
+        agent=claude(prompt="Fix it"),
     )
     return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history))
 
@@ -78,8 +77,8 @@ def test_task_round_trip_is_complete(store):
 
 def with_texts(known, prompt, patch):
     manifest = known.manifest
-    claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
-    return msgspec.structs.replace(known, manifest=replace(manifest, claude=claude, repository=repository))
+    agent, repository = manifest.agent.with_prompt(prompt), replace(manifest.repository, patch=patch)
+    return msgspec.structs.replace(known, manifest=manifest.replace(agent=agent, repository=repository))
 
 
 def test_queries_for_one_task_include_artifacts_and_prompt(store):

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from doubles.manifests import claude, encode_json
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery, without_large_fields
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
 from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
@@ -29,11 +30,12 @@ from pathlib import Path
 
 import msgspec
 from sandbox.interfaces.store import IndexedTask
+from sandbox.model.manifest.schema import decode_manifest
 from sandbox.model.task import Task
 from sandbox.store.sqlite import SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
-task = msgspec.json.decode(sys.argv[2], type=Task)
+task = msgspec.json.decode(sys.argv[2], type=Task, dec_hook=decode_manifest)
 for number in range(100_000):
     store.insert(IndexedTask(msgspec.structs.replace(task, id=f"task-{number}"), number))
     print(number, flush=True)
@@ -49,11 +51,9 @@ PRAGMA user_version = 3;
 
 def submitted(task_id, prompt="p"):
     manifest = Manifest(
-        version="1",
-        kind="Task",
         metadata=Metadata(name="n", labels={"k": "v"}),
         repository=Repository(url="https://git.example.org/r", branch="main"),
-        claude=Claude(prompt=prompt),
+        agent=claude(prompt=prompt),
     )
     return advance(None, e.TaskSubmitted(task_id, manifest), seq=1, at=datetime.now(UTC)).task
 
@@ -82,7 +82,7 @@ def test_task_persists_across_restarts(path):
 
 
 def test_acknowledged_inserts_survive_a_kill(path):
-    task = msgspec.json.encode(submitted("a")).decode()
+    task = encode_json(submitted("a")).decode()
     command = [sys.executable, "-c", INSERT_FOREVER, str(path), task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         reported = [int(server.stdout.readline()) for _ in range(20)]
@@ -203,9 +203,7 @@ def test_index_of_version_1_is_migrated(path, monkeypatch):
     connection = sqlite3.connect(path)
     connection.executescript(f"{migrations[1]}\nPRAGMA user_version = 1;")
     task = submitted("old")
-    connection.execute(
-        "INSERT INTO tasks VALUES ('old', 'n', 'pending', 1, NULL, 1, 7, ?)", (msgspec.json.encode(task),)
-    )
+    connection.execute("INSERT INTO tasks VALUES ('old', 'n', 'pending', 1, NULL, 1, 7, ?)", (encode_json(task),))
     connection.execute("INSERT INTO labels VALUES ('old', 'k', 'v')")
     connection.commit()
     connection.close()
@@ -229,7 +227,7 @@ def test_migration_moves_artifacts_out_of_tasks(path, damage):
             connection.executescript(f"{statement}\nPRAGMA user_version = {number};")
     changed_at = to_microseconds(task.state_changed_at)
     insert = f"INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, {changed_at}, 7, ?, NULL, ?)"
-    for task_id, content in (("old", msgspec.json.encode(task)), ("damaged", damage)):
+    for task_id, content in (("old", encode_json(task)), ("damaged", damage)):
         connection.execute(insert, (task_id, content, PROJECTION_VERSION))
     connection.commit()
     connection.close()
@@ -259,7 +257,7 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
-    corrupt(path, "task", msgspec.json.encode(known.task))
+    corrupt(path, "task", encode_json(known.task))
     execute(path, "DELETE FROM texts")
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     assert store.query(TaskQuery()).tasks == [without_large_fields(known.task)]
@@ -355,7 +353,7 @@ def test_older_index_is_copied_before_migration(path):
     store.insert(IndexedTask(known, 5))
     store.close()
     newest = version(path)
-    corrupt(path, "task", msgspec.json.encode(known))
+    corrupt(path, "task", encode_json(known))
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)
     connection.close()
@@ -471,7 +469,7 @@ def test_row_with_the_content_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.insert(IndexedTask(submitted(task_id), 5))
-    corrupt(path, "task", msgspec.json.encode(store.load("b").task))
+    corrupt(path, "task", encode_json(store.load("b").task))
     assert store.outdated_task_ids() == ["a"]
     with pytest.raises(IndexDamagedError, match="contains task b"):
         store.load("a")

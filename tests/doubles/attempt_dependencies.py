@@ -183,6 +183,9 @@ class ScriptedGateway:
 class ScriptedAgent:
     """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready."""
 
+    display_name = "Claude Code"
+    key_setting = "ANTHROPIC_API_KEY"
+
     def __init__(self, script):
         self._script = script
 
@@ -192,7 +195,11 @@ class ScriptedAgent:
     def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False):
         self._script.calls += ["resume"] if resumes else []
         return AgentLaunchSpec(
-            Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"}
+            Command(["agent"], secrets, "/workspace"),
+            session_id,
+            {},
+            {".claude/settings.json": b"{}"},
+            is_checked_when_ready=manifest.agent.settings["allowed_tools"] is not None,
         )
 
     def check_ready(self, manifest, init, redact):
@@ -202,7 +209,7 @@ class ScriptedAgent:
         return self.outcome(exit_, b"").failure
 
     def render_output(self, manifest, result):
-        return b"" if manifest.claude.output_format == "stream-json" else b"rendered\n"
+        return b"rendered\n" if manifest.agent.has_rendered_stdout else b""
 
     def create_parser(self, session_id):
         return self

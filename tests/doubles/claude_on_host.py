@@ -7,9 +7,10 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from doubles.manifests import claude as section
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.agents.claude_code.driver import PROGRAM, SANDBOX_HOME, SANDBOX_WORKSPACE, ClaudeCodeDriver
-from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 
 SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
 TASK_KEY = "sk-ant-sandbox-the-key-of-this-task"
@@ -136,9 +137,7 @@ async def _communicate(process, stdin, on_line):
 
 def manifest(*, prompt="Do it.", subpath=None, **claude):
     return Manifest(
-        version="1",
-        kind="Task",
         metadata=Metadata(name="A task"),
         repository=Repository(url="https://example.org/repo.git", branch="main", subpath=subpath),
-        claude=Claude(prompt=prompt, **claude),
+        agent=section(prompt=prompt, **claude),
     )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from doubles.manifests import parse_manifest
 from sandbox.interfaces.placement import TerminalOrder
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
@@ -29,7 +30,6 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
@@ -42,7 +42,7 @@ TO_RUNNING: tuple[e.Event, ...] = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
     e.WorkspacePrepared("0" * 40),
     e.SandboxCreated("sandbox-abcdefghijkl", "namespaces", "host"),
-    e.AgentStarted("00000000-0000-0000-0000-000000000000"),
+    e.AgentStarted("00000000-0000-0000-0000-000000000000", agent="Claude Code"),
 )
 TO_COMPLETED: tuple[e.Event, ...] = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
@@ -54,7 +54,7 @@ def manifest(task_id: str = "", **metadata: Any) -> Manifest:
           "repository": {{"url": "https://github.com/org/repo.git", "branch": "main"}},
           "claude": {{"prompt": "Your instructions here"}}}}"""
     parsed = parse_manifest(text.encode(), is_json=True)
-    return replace(parsed, metadata=replace(parsed.metadata, **metadata))
+    return parsed.replace(metadata=replace(parsed.metadata, **metadata))
 
 
 @dataclass

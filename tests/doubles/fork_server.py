@@ -84,14 +84,16 @@ def _import_all():
 
 def _warm_caches():
     """Fill caches that do not change later: routes, schemas, pages."""
+    from sandbox.agents import registered_agents
     from sandbox.api.app import create_api_schema_app
     from sandbox.bootstrap.settings import load
     from sandbox.dashboard import templates
     from sandbox.model.manifest import parser
 
-    create_api_schema_app("0")
+    create_api_schema_app("0", registered_agents())
     load.validate({}, {})
-    parser.validate({})
+    with suppress(parser.InvalidManifestError):
+        parser.parse_manifest(b"{}", agents=registered_agents(), is_json=True)
     pages = templates._environment()
     for name in pages.list_templates():
         pages.get_template(name)

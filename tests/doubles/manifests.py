@@ -1,16 +1,45 @@
 """Manifests for tests."""
 
-from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository, Secret, Vm
+from functools import partial
+
+import msgspec
+
+from sandbox.agents import registered_agents
+from sandbox.agents.claude_code.section import Claude
+from sandbox.model.events import Record
+from sandbox.model.manifest import parser
+from sandbox.model.manifest.schema import (
+    AgentSection,
+    Lifecycle,
+    Manifest,
+    Metadata,
+    Repository,
+    Secret,
+    Vm,
+    decode_manifest,
+    encode_manifest,
+)
+from sandbox.model.task import Task
+
+parse_manifest = partial(parser.parse_manifest, agents=registered_agents())
+read_document = partial(parser.read_document, agents=registered_agents())
+encode_json = msgspec.json.Encoder(enc_hook=encode_manifest).encode
+decode_task = msgspec.json.Decoder(Task, dec_hook=decode_manifest).decode
+decode_record = msgspec.json.Decoder(Record, dec_hook=decode_manifest).decode
+to_builtins = partial(msgspec.to_builtins, enc_hook=encode_manifest)
+
+
+def claude(prompt="Do it.", **settings):
+    """A manifest's section for Claude Code."""
+    return AgentSection("claude", msgspec.json.decode(msgspec.json.encode(Claude(prompt=prompt, **settings))))
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):
     """The minimal manifest; parts such as `vm` and `lifecycle` are dictionaries."""
     return Manifest(
-        version="1",
-        kind="Task",
         metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
         repository=Repository(url="https://example.org/r.git", branch="main"),
-        claude=Claude(prompt="Do it.", **parts.get("claude", {})),
+        agent=claude(**parts.get("claude", {})),
         vm=Vm(**parts.get("vm", {})),
         secrets=tuple(Secret(name=name, source="env", key=name) for name in parts.get("manifest_secrets", ())),
         lifecycle=Lifecycle(**parts.get("lifecycle", {})),

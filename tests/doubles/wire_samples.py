@@ -1,7 +1,6 @@
 """Encodes sample values of types: `python wire_samples.py json module:Type …` prints a list of samples for each type.
 
-The samples cover all alternatives, and each is also decoded. The program needs only msgspec, so it can run with every
-version of Sandbox.
+The samples cover all alternatives, and each is also decoded. The program runs with every version of Sandbox.
 """
 
 import importlib
@@ -12,6 +11,15 @@ from typing import Union
 
 import msgspec
 from msgspec import inspect
+
+try:
+    from sandbox.agents.claude_code.section import Claude
+    from sandbox.model.manifest.schema import Manifest, declare_manifest, decode_manifest, encode_manifest
+except ImportError:  # a version in which the manifest is a dataclass
+    Manifest = encode_manifest = decode_manifest = None
+
+_ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name")}
+"""Fields that the first version did not have. Samples have their defaults, which are not encoded."""
 
 _PLAIN = {
     inspect.AnyType: "any",
@@ -33,7 +41,8 @@ def encoded_samples(names, kind):
 def reencoded(encoded, names, kind):
     """The samples (hexadecimal) after they were decoded as `module:Type` and encoded again."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
-    return [codec.encode(codec.decode(bytes.fromhex(sample), type=_find(names))).hex() for sample in encoded]
+    decoded = [codec.decode(bytes.fromhex(sample), type=_find(names), dec_hook=decode_manifest) for sample in encoded]
+    return [codec.encode(sample, enc_hook=encode_manifest).hex() for sample in decoded]
 
 
 def samples(type_):
@@ -48,8 +57,9 @@ def _find(name):
 
 
 def _round_trip(codec, sample, type_):
-    encoded = codec.encode(sample)
-    assert codec.encode(codec.decode(encoded, type=type_)) == encoded
+    encoded = codec.encode(sample, enc_hook=encode_manifest)
+    decoded = codec.decode(encoded, type=type_, dec_hook=decode_manifest)
+    assert codec.encode(decoded, enc_hook=encode_manifest) == encoded
     return encoded.hex()
 
 
@@ -67,15 +77,21 @@ def _samples(info):
             return [tuple(_samples(info.item_type))]
         case inspect.DictType():
             return [{"key": value} for value in _samples(info.value_type)]
-        case inspect.StructType() | inspect.DataclassType():
-            return _records(info)
+        case inspect.StructType() | inspect.DataclassType() | inspect.CustomType():
+            return _manifests() if isinstance(info, inspect.CustomType) else _records(info)
         case _:
             return [_PLAIN[type(info)]]
 
 
+def _manifests():
+    declared = inspect.type_info(declare_manifest({"claude": Claude}))
+    return [decode_manifest(Manifest, msgspec.to_builtins(record)) for record in _records(declared)]
+
+
 def _records(info):
     """One record for each sample of the field that has the most samples."""
-    fields = {field.name: _samples(field.type) for field in info.fields}
+    added = {name for kind, name in _ADDED_FIELDS if kind == info.cls.__name__}
+    fields = {field.name: _samples(field.type) for field in info.fields if field.name not in added}
     count = max((len(values) for values in fields.values()), default=1)
     return [info.cls(**{name: values[n % len(values)] for name, values in fields.items()}) for n in range(count)]
 

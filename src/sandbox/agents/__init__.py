@@ -1,1 +1,16 @@
-"""Agents that Sandbox can run: one package per agent."""
+"""Agents that Sandbox can run: one package per agent, and the registry of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.interfaces.agent import Agent
+
+
+def registered_agents() -> Mapping[str, Agent]:
+    """Return Sandbox's agents by the key of their section in a manifest. The first one is the default of the CLI."""
+    from sandbox.agents.claude_code.agent import ClaudeCode
+
+    return {agent.kind: agent for agent in (ClaudeCode(),)}

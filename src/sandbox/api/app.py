@@ -1,6 +1,7 @@
 """The two ASGI apps: the REST API, and the event stream on a separate port."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +22,7 @@ from sandbox.api.openapi import build_schema
 from sandbox.api.routes import admin, artifacts, docs, health, logs, sessions, task_list, tasks
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
+from sandbox.interfaces.agent import Agent
 
 _ROUTERS = (
     task_list.router,
@@ -59,13 +61,17 @@ def _decode_segments(path: bytes) -> str:
 
 
 class _Api(FastAPI):
+    def __init__(self, agents: Mapping[str, Agent], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._agents = agents
+
     def openapi(self) -> dict[str, Any]:
-        return build_schema(self)
+        return build_schema(self, self._agents)
 
 
 def create_app(context: AppContext) -> FastAPI:
     """Create the REST API app. It also serves the event stream, under the same path as on the separate port."""
-    app = create_api_schema_app(context.settings.version)
+    app = create_api_schema_app(context.settings.version, context.settings.agents)
     _configure(app, context)
     return app
 
@@ -77,9 +83,10 @@ def create_stream_app(context: AppContext) -> Starlette:
     return stream_app
 
 
-def create_api_schema_app(version: str) -> FastAPI:
+def create_api_schema_app(version: str, agents: Mapping[str, Agent]) -> FastAPI:
     """Create an app with all routes and no context."""
     app = _Api(
+        agents,
         title="Sandbox",
         version=version,
         description="Runs coding agents as tasks that people can trust.",
@@ -110,7 +117,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise HTTPException(404)
 
 
-def schema_text() -> str:
+def schema_text(agents: Mapping[str, Agent]) -> str:
     """Return the schema as JSON with sorted keys and one value per line, for readable diffs."""
-    schema = create_api_schema_app(__version__).openapi()
+    schema = create_api_schema_app(__version__, agents).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast, get_args, get_origin
@@ -17,6 +17,7 @@ from sandbox.api.auth.sessions import SESSION_COOKIE
 from sandbox.api.middleware.metrics import set_api_route
 from sandbox.api.request_parameters import reject_unknown_query_params
 from sandbox.api.responses import JsonResponse, reason_phrase
+from sandbox.model.manifest.rules import AgentSchema
 
 TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",
@@ -123,14 +124,14 @@ def header_parameter(name: str, description: str, schema: dict[str, Any] | None 
     return {"name": name, "in": "header", "required": False, "description": description, "schema": value}
 
 
-def build_schema(app: FastAPI) -> dict[str, Any]:
+def build_schema(app: FastAPI, agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Build the schema once per app."""
     if app.openapi_schema is None:
         from sandbox.api.schemas import component_schemas
 
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _remove_unused(schema)
-        schema["components"]["schemas"] |= component_schemas()
+        schema["components"]["schemas"] |= component_schemas(agents)
         schema["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
         _add_security(schema)
         app.openapi_schema = schema

@@ -6,7 +6,7 @@ It is imported only to build `openapi.json`. The server does not validate its re
 import ast
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints, is_typeddict
 
@@ -16,7 +16,8 @@ from pydantic_core import core_schema
 
 from sandbox.api.openapi import COMPONENT_REF, component_ref
 from sandbox.model.events import FollowUp
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.rules import AgentSchema
+from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies
 from sandbox.model.wire.requests import CancelRequest
@@ -29,16 +30,15 @@ _EXAMPLE = {
     "kind": "Task",
     "metadata": {"name": "My Task"},
     "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
-    "claude": {"prompt": "Your instructions here"},
 }
 
 
-def component_schemas() -> dict[str, Any]:
+def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Return the schema of each body, and of each object in one, by the name of its class."""
     declared = tuple(kind for kind in vars(bodies).values() if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     schemas: dict[str, Any] = _with_enum_refs(_schema_of(tuple.__class_getitem__(declared))["$defs"])
-    return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas()
+    return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas(agents)
 
 
 def _cancel_request_schema() -> dict[str, Any]:
@@ -87,17 +87,25 @@ def _with_enum_refs(schema: Any) -> Any:
     return {name: _with_enum_refs(each) for name, each in schema.items()}
 
 
-def _manifest_schemas() -> dict[str, Any]:
+def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Return the schemas of the manifest and its records, as clients may send them.
 
     They allow null for absent fields, and a number for the version.
     """
-    manifest = TypeAdapter(Manifest).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
-    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
+    declared = declare_manifest({agent.kind: agent.section for agent in agents.values()})
+    manifest = TypeAdapter(declared).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+    manifest = _describe(manifest, CommonFields)
+    for agent in agents.values():
+        manifest["properties"][agent.kind] |= {"description": inspect.getdoc(agent.section)}
+    if len(agents) > 1:
+        manifest["required"] = [name for name in manifest["required"] if name not in agents]
+        manifest["oneOf"] = [{"required": [kind]} for kind in agents]
+    example = _EXAMPLE | {next(iter(agents)): {"prompt": "Your instructions here"}}
+    schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [example]}}
     for record in schemas.values():
         for name in record["properties"].keys() - set(record.get("required", ())):
             record["properties"][name] = _nullable(record["properties"][name])
-    (version,) = get_args(get_type_hints(Manifest)["version"])
+    (version,) = get_args(get_type_hints(CommonFields)["version"])
     numbers = [{"const": version, "type": "string"}, {"const": int(version), "type": "integer"}]
     others = {name: value for name, value in manifest["properties"]["version"].items() if name not in numbers[0]}
     manifest["properties"]["version"] = {"anyOf": numbers, **others}

@@ -1,7 +1,9 @@
 """Settings of the API."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from sandbox.interfaces.agent import Agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,11 +12,11 @@ class ApiSettings:
 
     version: the server's version.
     ports: the ports on which it listens.
+    agents: the agents by the key of their section in a manifest.
     host_names: host names for clients, in addition to the loopback names.
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.
     clone_hosts: hosts from which repositories may be cloned once there are tokens.
-    has_price: returns whether a model has a price, which `budget_usd` requires; None accepts every model.
     profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it is usable); called
     for each submission. None accepts every name.
     """
@@ -25,5 +27,5 @@ class ApiSettings:
     requires_token: bool = False
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
-    has_price: Callable[[str], bool] | None = None
     profiles: Callable[[], Mapping[str, str]] | None = None
+    agents: Mapping[str, Agent] = field(kw_only=True)

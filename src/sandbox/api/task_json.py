@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from datetime import datetime
+from typing import Any, cast
 
 import msgspec
 
@@ -71,10 +72,11 @@ def _patch_digest(patch: str | None) -> str | None:
 
 def definition_body(manifest: Manifest) -> DefinitionBody:
     """Return the manifest with defaults filled in; secrets by name only."""
-    return {
+    definition: dict[str, Any] = {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
-        "claude": msgspec.to_builtins(manifest.claude),
+        manifest.agent.kind: dict(manifest.agent.settings),
         "vm": msgspec.to_builtins(manifest.vm),
         "secrets": [{"name": secret.name} for secret in manifest.secrets],
         "lifecycle": msgspec.to_builtins(manifest.lifecycle),
     }
+    return cast("DefinitionBody", definition)

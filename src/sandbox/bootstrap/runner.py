@@ -16,13 +16,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from sandbox.agents.claude_code.driver import ClaudeCodeDriver
-from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
+from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
@@ -34,6 +33,7 @@ from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases
+from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, read_records, replay_task
@@ -62,8 +62,11 @@ from sandbox.workspace.workspaces import GitWorkspaces
 _log = logging.getLogger("sandbox.runner")  # the name of this module is __main__
 
 
-def main() -> None:
-    """Run or finish the attempt in the order, or run a debug session."""
+def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
+    """Run or finish the attempt in the order, or run a debug session.
+
+    get_agents: returns the agents by the key of their manifest section; the server must have the same ones.
+    """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
@@ -71,7 +74,7 @@ def main() -> None:
     os.umask(0o077)
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
-    lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
+    lock_fd = int(sys.argv[-1].removeprefix("--lock-fd="))
     message = _read_message()
     order, host = message.order, message.host
     signal.alarm(_startup_timeout_seconds(order, host))
@@ -82,9 +85,9 @@ def main() -> None:
     if isinstance(choose_disks(order, host), LoopDisks):
         unshare_mounts()
     if isinstance(order, DebugSession):
-        asyncio.run(_run_debug_session(order, host, redaction))
+        asyncio.run(_run_debug_session(order, host, redaction, get_agents()))
     else:
-        asyncio.run(_run_attempt(order, host, lock_fd, redaction))
+        asyncio.run(_run_attempt(order, host, lock_fd, redaction, get_agents()))
 
 
 def _read_message() -> LaunchMessage:
@@ -105,9 +108,13 @@ def _startup_timeout_seconds(order: Order, host: HostSettings) -> int:
 
 
 async def _run_attempt(
-    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None
+    order: RunAttempt | FinishAttempt,
+    host: HostSettings,
+    lock_fd: int,
+    redaction: Redactor | None,
+    agents: Mapping[str, Agent],
 ) -> None:
-    attempt = build_attempt(order, host, lock_fd, redaction)
+    attempt = build_attempt(order, host, lock_fd, redaction, agents)
     signal.alarm(0)
     runner, is_finisher = AttemptRunner(attempt), isinstance(order, FinishAttempt)
     async with contextlib.AsyncExitStack() as stack:
@@ -133,15 +140,18 @@ def _control_socket(
     return serve_control_socket(runner_socket(run_dir, order.attempt_id), runner.cancel, runner.terminals)
 
 
-async def _run_debug_session(order: DebugSession, host: HostSettings, redaction: Redactor | None) -> None:
+async def _run_debug_session(
+    order: DebugSession, host: HostSettings, redaction: Redactor | None, agents: Mapping[str, Agent]
+) -> None:
     """Run a debug session. The open descriptor holds its lock until this process ends."""
     data_dir, run_dir = Path(host.data_dir), Path(host.run_dir)
-    dependencies = _build_dependencies(order, host)
-    terminals = TerminalServer(redaction, dependencies.throttle.queue())
-    task = replay_task(dependencies.journals, order.task_id).task
+    journals = FileJournals(data_dir)
+    task = replay_task(journals, order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
+    dependencies = _build_dependencies(order, host, journals, _find_agent(task, agents))
+    terminals = TerminalServer(redaction, dependencies.throttle.queue())
     launch_spec = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
     session = DebugSessionRunner(order.attempt_id, files, task.manifest.vm, launch_spec, order.image, dependencies)
@@ -155,14 +165,19 @@ async def _run_debug_session(order: DebugSession, host: HostSettings, redaction:
 
 
 def build_attempt(
-    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None
+    order: RunAttempt | FinishAttempt,
+    host: HostSettings,
+    lock_fd: int,
+    redaction: Redactor | None,
+    agents: Mapping[str, Agent],
 ) -> AttemptContext:
     """Take over the journal and build the attempt's context. Raises StaleOrderError."""
-    dependencies = _build_dependencies(order, host)
-    writer = FileJournals(Path(host.data_dir)).adopt(order.task_id, lock_fd)
-    task = replay_task(dependencies.journals, order.task_id).task
-    newest = dependencies.journals.find_offset(order.task_id, writer.last_seq)
-    check_fencing(order, task, next(read_records(dependencies.journals, order.task_id, newest), None))
+    journals = FileJournals(Path(host.data_dir))
+    writer = journals.adopt(order.task_id, lock_fd)
+    task = replay_task(journals, order.task_id).task
+    newest = journals.find_offset(order.task_id, writer.last_seq)
+    check_fencing(order, task, next(read_records(journals, order.task_id, newest), None))
+    dependencies = _build_dependencies(order, host, journals, _find_agent(task, agents))
     recorder = _build_recorder(order, host, writer, task, dependencies, redaction)
     upstream, image = (order.upstream, order.image) if isinstance(order, RunAttempt) else (None, None)
     return AttemptContext(
@@ -203,17 +218,25 @@ def _build_recorder(
     return AttemptRecorder(writer, task, dependencies.clock.now, disk_space, reserve, redact)
 
 
-def _build_dependencies(order: Order, host: HostSettings) -> RunnerDependencies:
+def _find_agent(task: Task | None, agents: Mapping[str, Agent]) -> Agent:
+    """Return the agent that the task's manifest names. Raises ValueError if this version does not have it."""
+    kind = "" if task is None else task.manifest.agent.kind
+    if kind not in agents:
+        raise ValueError(f"there is no agent {kind!r}")
+    return agents[kind]
+
+
+def _build_dependencies(order: Order, host: HostSettings, journals: FileJournals, agent: Agent) -> RunnerDependencies:
     data_dir, throttle = Path(host.data_dir), CpuThrottle()
     follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects  # the other orders do not clone
     return RunnerDependencies(
-        journals=FileJournals(data_dir),
+        journals=journals,
         disks=choose_disks(order, host),
         remove=remove_trees,
         images=ImageLeases(data_dir),
         runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
-        gateways=SocketGateways(MessagesApi(), throttle=throttle),
-        agent=ClaudeCodeDriver(Path(host.agent_program)),
+        gateways=SocketGateways(agent.create_dialect(), throttle=throttle),
+        agent=agent.create_driver(Path(host.agent_program(agent.kind))),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),

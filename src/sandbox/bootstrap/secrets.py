@@ -1,11 +1,11 @@
 """Secrets that the server provides to tasks, and the key of the model API."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
 from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
@@ -14,12 +14,24 @@ from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
 from sandbox.secrets.resolver import SecretResolver
 from sandbox.secrets.sources import EnvironmentSource, FileSource
 
+_SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
+
 
 class ServerSecretResolver:
-    """Resolves secrets from the configured sources. Once tokens exist, only listed variables are accessible."""
+    """Resolves secrets from the configured sources. Once tokens exist, only listed variables are accessible.
 
-    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], token_store: TokenStore) -> None:
+    agents: their variables for the model API are never accessible.
+    """
+
+    def __init__(
+        self,
+        settings: SecretsSection,
+        environment: Mapping[str, str],
+        token_store: TokenStore,
+        agents: Iterable[Agent],
+    ) -> None:
         self._settings = settings
+        self._private_prefixes = (*_SERVER_PREFIXES, *(agent.server_variable_prefix for agent in agents))
         self._environment = environment
         self._token_store = token_store
         self._sources: dict[str, SecretSource] = {}
@@ -32,7 +44,7 @@ class ServerSecretResolver:
     async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
         """Return the values by name. Raises SecretUnavailableError."""
         allowed = self._settings.environment if self._token_store.has_tokens else None
-        variables = EnvironmentSource(self._environment, allowed)
+        variables = EnvironmentSource(self._environment, allowed, self._private_prefixes)
         return await SecretResolver({**self._sources, "env": variables}).resolve(secrets)
 
 
@@ -50,21 +62,16 @@ def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) ->
     )
 
 
-DEFAULT_BASE_URL = "https://api.anthropic.com"
-
-
-def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
-    """Return the base URL of the model API and its key; None without a key. An API key takes precedence over a token.
+def read_upstream(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
+    """Return the base URL of the agent's model API and its key; None without a key.
 
     Raises ConfigurationError if the gateway cannot use them.
     """
-    base_url = environment.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
-    api_key, auth_token = (environment.get(f"ANTHROPIC_{name}", "") for name in ("API_KEY", "AUTH_TOKEN"))
-    if not api_key and not auth_token:
+    upstream = agent.read_upstream(environment)
+    if upstream is None:
         return None
-    upstream = ModelUpstream(base_url, api_key=api_key, auth_token="" if api_key else auth_token)
     try:
-        parse_upstream(upstream, MessagesApi())
+        parse_upstream(upstream, agent.create_dialect())
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     return upstream

@@ -8,17 +8,16 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from socket import gethostname, socket
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from sandbox import __version__
-from sandbox.agents.claude_code.binary_install import install_binary
-from sandbox.agents.claude_code.messages_api.pricing import has_price
-from sandbox.agents.claude_code.output_parser import convert_recorded_line
+from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
@@ -58,12 +57,15 @@ from sandbox.disks.loop import loop_unavailable_reason
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import Host, Placement
 from sandbox.journal.journals import FileJournals
+from sandbox.model.events import ConversationEvent
 from sandbox.model.limits import SERVER_RESERVE_BYTES
+from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import probe_lock_async
 from sandbox.placements.local.placement import LocalPlacement
@@ -122,20 +124,36 @@ class ServerDirectories:
     run_dir: Path
 
 
-def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
+class AgentSupport(NamedTuple):
+    """The agents by the key of their manifest section, and the command of a runner that has the same agents.
+
+    One of the command's arguments is `sandbox.bootstrap.runner`, which marks a process as a runner.
+    """
+
+    agents: Mapping[str, Agent]
+    runner_command: Sequence[str] = RUNNER_COMMAND
+
+
+def run(
+    settings: ServerSettings, *, announce: AnnounceFormat = "text", agent_support: AgentSupport | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
     announce: how the addresses are printed once the server is ready: as text, or as one JSON line.
+    agent_support: None for Sandbox's own agents.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)
     _raise_descriptor_limit()
     data_dir = make_data_dir(settings.server.data_dir.absolute())
     with lock_data_dir(data_dir):
-        asyncio.run(_serve(settings, ServerDirectories(data_dir, choose_run_dir(data_dir)), announce))
+        support = agent_support or AgentSupport(registered_agents())
+        asyncio.run(_serve(settings, ServerDirectories(data_dir, choose_run_dir(data_dir)), announce, support))
 
 
-async def _serve(settings: ServerSettings, directories: ServerDirectories, announce: AnnounceFormat) -> None:
+async def _serve(
+    settings: ServerSettings, directories: ServerDirectories, announce: AnnounceFormat, support: AgentSupport
+) -> None:
     section, token_store = settings.server, TokenFile(directories.data_dir)
     sockets = bind(section.host, section.port)
     stream_sockets = bind(section.host, section.ws_port, "ws_port")
@@ -143,20 +161,22 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
     if needs_token and not token_store.list_valid():
         raise UnprotectedAddressError(section.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
-    api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token)
+    api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=support.agents)
     authenticator = Authenticator(token_store, api_settings)
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, directories)
-        probed = await _run_unless_set(shutting_down, _probe_host(settings, directories))
+        probed = await _run_unless_set(shutting_down, _probe_host(settings, directories, support.agents))
         if probed is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host_probe, prober = probed
         profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
-        placement = _make_placement(directories, settings.log, host_probe.host_settings)
-        async with _running_server(directories, prober, placement, token_store, disk_monitor, settings) as server:
+        placement = _make_placement(directories, settings.log, host_probe.host_settings, support.runner_command)
+        async with _running_server(
+            directories, prober, placement, token_store, disk_monitor, settings, support
+        ) as server:
             context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
             app = create_app(context)
             add_dashboard(app, context)
@@ -178,7 +198,9 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
             )
 
 
-def _api_settings(settings: ServerSettings, sockets: Sequence[socket], *, needs_token: bool) -> ApiSettings:
+def _api_settings(
+    settings: ServerSettings, sockets: Sequence[socket], *, needs_token: bool, agents: Mapping[str, Agent]
+) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in sockets), strict=True)
     own_names: set[str] = set() if needs_token else {*addresses}
     # Any other name of a loopback address may belong to another site.
@@ -191,7 +213,7 @@ def _api_settings(settings: ServerSettings, sockets: Sequence[socket], *, needs_
         requires_token=needs_token,
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
-        has_price=has_price,
+        agents=agents,
     )
 
 
@@ -212,10 +234,12 @@ async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result
 class HostProbe:
     """Probes what this host supports, and keeps the resulting settings of its runners."""
 
-    def __init__(self, settings: ServerSettings, directories: ServerDirectories, agent_program: Path) -> None:
+    def __init__(
+        self, settings: ServerSettings, directories: ServerDirectories, agent_programs: Mapping[str, str]
+    ) -> None:
         self._settings = settings
         self._directories = directories
-        self._agent_program = agent_program
+        self._agent_programs = dict(agent_programs)
         self._host_settings: HostSettings | None = None
 
     async def run(self) -> ProbeResult:
@@ -230,7 +254,7 @@ class HostProbe:
             run_dir=str(run_dir),
             runtime=choice.chosen.runtime,
             excludes_emulation=self._settings.server.runtime == AUTO,
-            agent_program=str(self._agent_program),
+            agent_programs=self._agent_programs,
             disk_kind="plain" if no_loop_reason else "loop",
             can_confine=confines,
             output_watermark=self._settings.disk.output,
@@ -244,11 +268,21 @@ class HostProbe:
         return self._host_settings
 
 
-async def _probe_host(settings: ServerSettings, directories: ServerDirectories) -> tuple[HostProbe, RuntimeProber]:
-    """Probe the host for the first time."""
-    agent_program = await asyncio.to_thread(install_binary, directories.data_dir)
-    probe = HostProbe(settings, directories, agent_program)
+async def _probe_host(
+    settings: ServerSettings, directories: ServerDirectories, agents: Mapping[str, Agent]
+) -> tuple[HostProbe, RuntimeProber]:
+    """Install the agents and probe the host for the first time."""
+    programs = {
+        kind: str(await asyncio.to_thread(agent.install, directories.data_dir)) for kind, agent in agents.items()
+    }
+    probe = HostProbe(settings, directories, programs)
     return probe, RuntimeProber(await probe.run(), probe.run, SystemClock())
+
+
+def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+    """Convert a recorded line with the task's agent. Implements `ConvertLine`."""
+    agent = agents.get(manifest.agent.kind)
+    return None if agent is None else agent.convert_recorded_line(manifest, line)
 
 
 @asynccontextmanager
@@ -259,9 +293,10 @@ async def _running_server(
     token_store: TokenStore,
     disk_monitor: DiskMonitor,
     settings: ServerSettings,
+    support: AgentSupport,
 ) -> AsyncIterator[TaskServer]:
     """Continue the unfinished tasks and run the background jobs while the context is active."""
-    parts = _make_parts(directories, prober, placement, token_store, disk_monitor, settings)
+    parts = _make_parts(directories, prober, placement, token_store, disk_monitor, settings, support)
     server = TaskServer.compose(parts)
     parts.pruner.prepare()
     server.tracker.track(*await asyncio.to_thread(recover, parts.journals, parts.store, placement, parts.clock))
@@ -289,15 +324,18 @@ def _make_parts(
     token_store: TokenStore,
     disk_monitor: DiskMonitor,
     settings: ServerSettings,
+    support: AgentSupport,
 ) -> ServerParts:
     data_dir, clock = directories.data_dir, SystemClock()
     journals, store = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite")
     preserved = PreservedSandboxes(data_dir, placement, remove_trees)
-    find_image, upstream = _image_finder(directories, prober), read_upstream(os.environ)
-    secrets = TaskSecrets(ServerSecretResolver(settings.secrets, os.environ, token_store).resolve)
+    find_image = _image_finder(directories, prober)
+    upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in support.agents.items()}
+    resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, support.agents.values())
+    secrets = TaskSecrets(resolver.resolve)
     # Checked at each launch, because tokens may be created while the server runs.
     launcher = RunnerLauncher(
-        placement, secrets, find_image, prober, upstream, may_follow_redirects=lambda: not token_store.has_tokens
+        placement, secrets, find_image, prober, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
     )
     return ServerParts(
         data_dir=data_dir,
@@ -313,9 +351,9 @@ def _make_parts(
         preserved_sandboxes=preserved,
         debug_sessions=DebugSessions(preserved, secrets, find_image, prober),
         pruner=Pruner(PruningDependencies(data_dir, journals, store, preserved, clock, remove_trees, fsync_path)),
-        convert_line=convert_recorded_line,
+        convert_line=partial(_convert_line, support.agents),
         retention=settings.retention.retention,
-        permanent_reasons=_permanent_blocked_reasons(upstream),
+        permanent_reasons=_permanent_blocked_reasons(support.agents, upstreams),
         read_memory_available_bytes=read_memory_available_bytes,
     )
 
@@ -334,20 +372,24 @@ def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> Call
     return lambda profile: ProfileCatalog(directories.data_dir).find_image(profile, prober.result.tier)
 
 
-def _permanent_blocked_reasons(upstream: ModelUpstream | None) -> list[str]:
+def _permanent_blocked_reasons(agents: Mapping[str, Agent], upstreams: Mapping[str, ModelUpstream | None]) -> list[str]:
     """Return the reasons why no task can run until the server restarts."""
-    if upstream is not None:
+    if any(upstream is not None for upstream in upstreams.values()):
         return []
-    return ["No model key is set: set ANTHROPIC_API_KEY and start the server again."]
+    settings = " or ".join(agent.key_setting for agent in agents.values())
+    return [f"No model key is set: set {settings} and start the server again."]
 
 
 def _make_placement(
-    directories: ServerDirectories, log: LogSection, host_settings: Callable[[], HostSettings]
+    directories: ServerDirectories,
+    log: LogSection,
+    host_settings: Callable[[], HostSettings],
+    runner_command: Sequence[str],
 ) -> LocalPlacement:
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
     environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
     host = Host(host_name(), read_boot_id())
-    return LocalPlacement(RUNNER_COMMAND, environment, host, host_settings, FileJournals(directories.data_dir))
+    return LocalPlacement(runner_command, environment, host, host_settings, FileJournals(directories.data_dir))
 
 
 def _announce(

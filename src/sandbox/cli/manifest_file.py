@@ -46,17 +46,18 @@ class ManifestFile:
 
         Raises the model's InvalidManifestError.
         """
-        from sandbox.agents.claude_code.messages_api.pricing import has_price
+        from sandbox.agents import registered_agents
         from sandbox.model.manifest.parser import parse_manifest
 
-        return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=has_price)
+        return parse_manifest(self.body, agents=registered_agents(), is_json=self.is_json, profiles=None)
 
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""
+        from sandbox.agents import registered_agents
         from sandbox.model.manifest.errors import InvalidManifestError
         from sandbox.model.manifest.parser import read_document
 
-        document = read_document(self.body, is_json=self.is_json)
+        document = read_document(self.body, agents=registered_agents(), is_json=self.is_json)
         if document.errors:
             raise InvalidManifestError(document.errors)
         for override in overrides:

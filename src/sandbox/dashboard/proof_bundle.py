@@ -10,8 +10,8 @@ from starlette.responses import Response, StreamingResponse
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.routes.artifacts import content_disposition
-from sandbox.dashboard.manifest_templates import manifest_yaml
 from sandbox.interfaces.tasks import StoredArtifact
+from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.system import fair_share
 
@@ -28,7 +28,9 @@ async def send_proof_bundle(request: Request, context: AppContext) -> Response:
             for one in await context.artifacts.list_artifacts(task.id)
             if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
         ]
-        manifest = await fair_share.to_thread(manifest_yaml, task.manifest, with_id=True, with_sources=sees_all)
+        manifest = await fair_share.to_thread(
+            manifest_yaml, task.manifest, context.settings.agents, with_id=True, with_sources=sees_all
+        )
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
     return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
 

@@ -6,9 +6,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.events import ConversationEvent
 from sandbox.model.failure import Failure
+from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import Manifest
 
 
@@ -17,12 +20,16 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
 
     programs: as in SandboxSpec.
     home_files: contents by path relative to the home directory; written before the agent starts.
+    is_checked_when_ready: model requests wait until the agent's `AgentReady` has passed `AgentDriver.check_ready`.
+    model_variables: environment variables for access to the model, which users' shells in the sandbox do not get.
     """
 
     command: Command
     session_id: str
     programs: Mapping[Path, str]
     home_files: Mapping[str, bytes] = {}
+    is_checked_when_ready: bool = False
+    model_variables: frozenset[str] = frozenset()
 
 
 class ToolFinished(msgspec.Struct, frozen=True):
@@ -83,7 +90,17 @@ Returns None if the line does not belong to the agent's event stream, or if othe
 
 
 class AgentDriver(Protocol):
-    """Starts and interprets one kind of agent: Claude Code."""
+    """Starts and interprets one kind of agent, in a runner."""
+
+    @property
+    def display_name(self) -> str:
+        """The agent's name, for messages."""
+        ...
+
+    @property
+    def key_setting(self) -> str:
+        """The server's environment variable that contains the key of the model API, for messages."""
+        ...
 
     def prepare(
         self,
@@ -120,5 +137,72 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
+        """Return the task's stdout, rendered from the last result; empty if it is not rendered."""
+        ...
+
+
+class ManifestTemplate(msgspec.Struct, frozen=True):
+    """A complete manifest to start from, as YAML. summary: when to use it."""
+
+    name: str
+    summary: str
+    text: str
+
+
+class Agent(AgentSchema, Protocol):
+    """One kind of agent: everything that the server, the runner and the command line need to offer it.
+
+    An instance holds no resources. Attributes and methods import only what they need.
+    """
+
+    @property
+    def display_name(self) -> str:
+        """The agent's name, for messages."""
+        ...
+
+    @property
+    def field_summary(self) -> str:
+        """The fields of the section that users set most, separated by commas; for the description of the MCP tools."""
+        ...
+
+    @property
+    def manifest_templates(self) -> Sequence[ManifestTemplate]:
+        """Templates of manifests with this agent; the first one has only the required fields."""
+        ...
+
+    @property
+    def key_setting(self) -> str:
+        """The server's environment variable that contains the key of the model API, for messages."""
+        ...
+
+    @property
+    def server_variable_prefix(self) -> str:
+        """The prefix of the server's variables for the model API, in upper case. No task can read such variables."""
+        ...
+
+    def find_version(self) -> str:
+        """Return the version of the agent's program on this host. Raises SandboxError if it is not there."""
+        ...
+
+    def install(self, data_dir: Path) -> Path:
+        """Return the host path of the program for sandboxes; create it below `data_dir` if needed. Blocks.
+
+        Raises SandboxError, OSError.
+        """
+        ...
+
+    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+        """Return the address and key of the model API from the server's environment; None without a key."""
+        ...
+
+    def convert_recorded_line(self, manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+        """Convert a line of output that an earlier version recorded; see `ConvertLine`."""
+        ...
+
+    def create_dialect(self) -> ModelDialect:
+        """Create the dialect of the agent's model API."""
+        ...
+
+    def create_driver(self, program: Path) -> AgentDriver:
+        """Create the driver of a runner. program: the path that `install` returned on this host."""
         ...

@@ -11,7 +11,7 @@ import msgspec
 from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, Record, Transition
-from sandbox.model.state_machine import Effect, IllegalEventError, advance
+from sandbox.model.state_machine import Effect, IllegalEventError, advance, replay
 from sandbox.model.task import Task
 
 
@@ -169,7 +169,7 @@ def replay_task(journals: Journals, task_id: str, state: ReplayState | None = No
     while (batch := journals.read(task_id, replay_state.offset)).records:
         task = replay_state.task
         for record in batch.records:
-            task = advance(task, record.event, seq=record.seq, at=record.at).task
+            task = replay(task, record)
         replay_state = ReplayState(task, batch.next_offset)
     return replay_state
 

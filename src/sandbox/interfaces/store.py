@@ -95,9 +95,9 @@ class TaskPage:
 
 def without_large_fields(task: Task) -> Task:
     """Return the task without large fields that no list shows: artifacts, prompt and patch."""
-    manifest = task.manifest
-    claude, repository = replace(manifest.claude, prompt=""), replace(manifest.repository, patch=None)
-    return msgspec.structs.replace(task, artifacts=(), manifest=replace(manifest, claude=claude, repository=repository))
+    agent, repository = task.manifest.agent.with_prompt(""), replace(task.manifest.repository, patch=None)
+    manifest = task.manifest.replace(agent=agent, repository=repository)
+    return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
 
 
 class Store(Protocol):

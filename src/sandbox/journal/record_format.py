@@ -8,6 +8,7 @@ import msgspec
 from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Record
+from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
 """Maximum size of a line with its newline. Manifests, results and output lines have far lower limits."""
@@ -18,8 +19,8 @@ RECORD_VERSION = 1
 _CHECKSUM_BYTES = 9
 _RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')
 _SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Record)
+_encoder = msgspec.json.Encoder(enc_hook=encode_manifest)
+_decoder = msgspec.json.Decoder(Record, dec_hook=decode_manifest)
 
 
 def encode(record: Record) -> bytes:

@@ -128,13 +128,15 @@ class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
 
 
 class AgentStarted(_EventBase, frozen=True, tag="agent_started"):
-    """The Claude Code process started; `session_id` is Claude Code's UUID of the session.
+    """The agent's process started; `session_id` is the UUID of its session.
 
     monotonic_seconds: seconds since the host booted, the clock that `lifecycle.timeout` uses.
+    agent: the agent's name, for messages; empty in journals of earlier versions.
     """
 
     session_id: str
     monotonic_seconds: float = 0.0
+    agent: str = ""
 
 
 _SHORT_ESCAPES = b'\b\t\n\f\r"\\'

@@ -63,6 +63,17 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
     return _apply_transition(task, after, target or _completing_target(after), effects, at)
 
 
+def replay(task: Task | None, record: e.Record) -> Task:
+    """Apply a record that was read from a journal. Raises IllegalEventError.
+
+    The message of a change of state is the recorded one: an earlier version may have recorded less in its events.
+    """
+    after, transition = advance(task, record.event, seq=record.seq, at=record.at).task, record.transition
+    if transition is None or transition.new_state is not after.state or transition.message == after.state_message:
+        return after
+    return msgspec.structs.replace(after, state_message=transition.message)
+
+
 _HandlerResult = tuple[dict[str, Any], tuple[TaskState, str] | None, tuple[Effect, ...]]
 
 
@@ -155,8 +166,9 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
     changes = _update_attempt(task, TaskState.READY, session_id=event.session_id)
     if task.agent_start_time is None and task.attempt is not None:
         changes["agent_start_time"] = AgentStartTime(event.monotonic_seconds, task.attempt.boot_id)
-    in_terminal = f"Claude Code is running in its terminal: sandbox task attach {task.id}"
-    message = "Claude Code is working" if task.manifest.claude.headless else in_terminal
+    changes["agent_name"] = name = event.agent or task.agent_name
+    in_terminal = f"{name} is running in its terminal: sandbox task attach {task.id}"
+    message = in_terminal if task.manifest.agent.is_interactive else f"{name} is working"
     return changes, (TaskState.RUNNING, message), ()
 
 
@@ -245,7 +257,7 @@ def final_state(task: Task) -> tuple[TaskState, str]:
     if task.failure is not None:
         return TaskState.FAILED_PRESERVED if task.is_preserved_on_failure else TaskState.FAILED, task.failure.message
     if task.state is TaskState.COMPLETING:
-        return TaskState.COMPLETED, "Claude Code finished its work"
+        return TaskState.COMPLETED, f"{task.agent_name} finished its work"
     raise IllegalEventError(f"Task {task.id} is {task.state}: nothing has ended it.")
 
 

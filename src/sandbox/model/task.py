@@ -77,6 +77,7 @@ class Task(
 ):
     """The fold of a task's events. `last_seq`: number of the last record; `attempt_count`: of started attempts.
 
+    agent_name: for messages; `The agent` until it has started.
     failure, agent_has_exited, exit_code, result: of the current attempt.
     skipped_follow_ups: of the current attempt.
     """
@@ -101,6 +102,7 @@ class Task(
     skipped_follow_ups: tuple[FollowUp, ...] = ()
     spent: TotalUsage = TotalUsage()
     agent_start_time: AgentStartTime | None = None
+    agent_name: str = "The agent"
 
     @property
     def created_at(self) -> datetime:

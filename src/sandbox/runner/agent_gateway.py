@@ -12,6 +12,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task import Task
 from sandbox.runner.dependencies import AttemptContext
 from sandbox.runner.progress import ProgressTracker, remaining_budget
+from sandbox.runner.steps.provision import ProvisionedSandbox
 
 
 class GatewayEvents:
@@ -49,28 +50,29 @@ def _to_event(event: Usage | EgressDenied | ErrorReported | BudgetExhausted | Ke
             return event
 
 
-def create_gateway(attempt: AttemptContext, task_key: str, report: ReportEvent) -> Gateway:
+def create_gateway(attempt: AttemptContext, provisioned: ProvisionedSandbox, report: ReportEvent) -> Gateway:
     """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed)."""
     if attempt.upstream is None:
         raise AttemptError(
-            FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and restart it."
+            FailureCode.PROVISION_FAILED,
+            f"The server has no model key; set {attempt.dependencies.agent.key_setting} and restart it.",
         )
+    rules = _gateway_rules(attempt.task, is_checked_when_ready=provisioned.launch_spec.is_checked_when_ready)
     redact = attempt.redaction.redact_text if attempt.redaction is not None else str
     try:
         return attempt.dependencies.gateways.create(
-            attempt.upstream, task_key, report, _gateway_rules(attempt.task), redact=redact
+            attempt.upstream, provisioned.task_key, report, rules, redact=redact
         )
     except ValueError as error:
         raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
 
-def _gateway_rules(task: Task) -> GatewayRules:
+def _gateway_rules(task: Task, *, is_checked_when_ready: bool) -> GatewayRules:
     """Hold model requests only if there is something to check before the first one."""
-    manifest, claude = task.manifest, task.manifest.claude
     return GatewayRules(
-        egress=egress_rules(manifest.vm),
+        egress=egress_rules(task.manifest.vm),
         budget=remaining_budget(task),
-        hold_model_requests=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
+        hold_model_requests=is_checked_when_ready,
     )
 
 

@@ -42,8 +42,7 @@ async def record_last_result(attempt: AttemptContext) -> None:
 
     Raises OSError.
     """
-    claude = attempt.task.manifest.claude
-    if not claude.headless or claude.output_format == "stream-json":
+    if not attempt.task.manifest.agent.has_rendered_stdout:
         return
     exited = await asyncio.to_thread(_find_unrecorded_result, attempt)
     if exited is None:

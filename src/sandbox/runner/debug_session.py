@@ -49,7 +49,9 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         try:
             sandbox = await self._create_sandbox()
             terminals.enable(
-                sandbox, without_secrets(self.launch_spec.command.environment, ()), self.launch_spec.command.directory
+                sandbox,
+                without_secrets(self.launch_spec.command.environment, self.launch_spec.model_variables),
+                self.launch_spec.command.directory,
             )
             async with serve_clients():
                 await self._wait_until_over(sandbox, terminals)

@@ -118,11 +118,11 @@ class ExhaustionDetector:
         """The human-readable message about a full disk."""
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
-    def explain_failure(self, outcome: AgentOutcome) -> Failure | None:
+    def explain_failure(self, outcome: AgentOutcome, agent_name: str) -> Failure | None:
         """Attribute a failure that the agent does not explain to an exhausted resource.
 
         A disk counts only if it is still full. If the agent explains its failure, the explanation must name the
-        resource's error, because the shortage may have been over by then.
+        resource's error, because the shortage may have been over by then. agent_name: for the message.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:
@@ -130,7 +130,7 @@ class ExhaustionDetector:
         is_explained = result is not None and result.get("is_error") is not False
         for code, name in _ERRNO_NAMES.items():
             if self._is_exhausted(code) and (not is_explained or name in failure.message):
-                return Failure(code, f"{self._reported[code]} Last message of Claude Code: {failure.message}")
+                return Failure(code, f"{self._reported[code]} Last message of {agent_name}: {failure.message}")
         return failure
 
     def _is_exhausted(self, code: FailureCode) -> bool:

@@ -218,7 +218,7 @@ class TerminalServer:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
         if order.is_agent_terminal and self._agent_terminal is None:
             raise TerminalRefusedError(
-                "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
+                "The task's agent has no terminal (headless is true); open a shell, or follow its logs."
             )
         if len(self._connections) >= TERMINALS_MAX:
             raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
@@ -290,7 +290,7 @@ class TerminalServer:
 
 def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
     """Return the agent's variables for a shell, without secrets and model access."""
-    return {name: text for name, text in variables.items() if name not in secrets and not name.startswith("ANTHROPIC_")}
+    return {name: text for name, text in variables.items() if name not in secrets}
 
 
 async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -85,23 +85,24 @@ def _real_path(descriptor: int) -> Path:
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
-SERVER_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
-"""Prefixes of the server's own variables. They never enter a sandbox, even if the configuration allows it."""
-
-
 class EnvironmentSource:
     """Reads environment variables. A secret's `key` is the variable's name.
 
     allowed: the names that tasks may use; None means all except the server's own.
+    private_prefixes: prefixes of the server's own variables, in upper case. They never enter a sandbox, even if the
+    configuration allows it.
     """
 
-    def __init__(self, variables: Mapping[str, str], allowed: Collection[str] | None) -> None:
+    def __init__(
+        self, variables: Mapping[str, str], allowed: Collection[str] | None, private_prefixes: tuple[str, ...]
+    ) -> None:
         self._variables = variables
         self._allowed = allowed
+        self._private_prefixes = private_prefixes
 
     async def resolve(self, secret: Secret) -> str:
         """Return the variable's value. Raises SecretUnavailableError."""
-        if secret.key.upper().startswith(SERVER_PREFIXES):
+        if secret.key.upper().startswith(self._private_prefixes):
             raise unavailable_error(secret, "the server's own variables are not available; choose another one.")
         if self._allowed is not None and secret.key not in self._allowed:
             raise unavailable_error(

@@ -9,7 +9,7 @@ from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, R
 from sandbox.interfaces.store import IndexedTask, Store
 from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
-from sandbox.model.state_machine import advance
+from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.server.dispatcher import Dispatcher
@@ -133,7 +133,7 @@ class JournalTailer:
         """Apply the records, then index, then publish: a failed step is retried, and nothing is published twice."""
         task = tracked.task
         for record in batch.records:
-            task = advance(task, record.event, seq=record.seq, at=record.at).task
+            task = replay(task, record)
         if is_due:
             await asyncio.to_thread(self._store.save, IndexedTask(task, batch.next_offset))
         # A writer removes a record that it could not flush, and then writes it again.

@@ -37,7 +37,7 @@ its order, or the host was too busy.
 class RunnerLauncher:
     """Records an attempt and starts its runner, which takes over the journal.
 
-    upstream: the model API; None if the server has no key for it.
+    upstreams: the model API of each kind of agent; None if the server has no key for it.
     may_follow_redirects: returns whether git may follow redirects to other hosts; called at each launch.
     """
 
@@ -47,14 +47,14 @@ class RunnerLauncher:
         secrets: TaskSecrets,
         find_image: FindImage,
         prober: RuntimeProber,
-        upstream: ModelUpstream | None,
+        upstreams: Mapping[str, ModelUpstream | None],
         may_follow_redirects: Callable[[], bool],
     ) -> None:
         self._placement = placement
         self._secrets = secrets
         self._find_image = find_image
         self._prober = prober
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._may_follow_redirects = may_follow_redirects
 
     async def launch(self, tracked: TrackedTask) -> None:
@@ -130,7 +130,7 @@ class RunnerLauncher:
         order = RunAttempt(
             recorder.task.id,
             started.attempt_id,
-            self._upstream,
+            self._upstreams.get(recorder.task.manifest.agent.kind),
             image,
             dict(secrets),
             resumes=started.resumes,

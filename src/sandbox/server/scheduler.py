@@ -11,7 +11,7 @@ import msgspec
 from sandbox.interfaces.tasks import Occupancy, UnavailableError
 from sandbox.model import limits
 from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
-from sandbox.model.manifest.schema import Manifest, Vm
+from sandbox.model.manifest.schema import Manifest, Vm, encode_manifest
 
 _DESCRIPTORS_SHARE = 4
 """At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
@@ -62,7 +62,7 @@ class UnfinishedTaskLimit:
 
 
 def _size_bytes(manifest: Manifest) -> int:
-    return len(msgspec.json.encode(manifest))
+    return len(msgspec.json.encode(manifest, enc_hook=encode_manifest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class Submissions:
         self._check_acceptable(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
-        named = dataclasses.replace(manifest, metadata=metadata)
+        named = manifest.replace(metadata=metadata)
         try:
             with self._dispatcher.place_reserved(named):
                 tracked, submission = await asyncio.to_thread(self._submission_log.add, named, idempotency)

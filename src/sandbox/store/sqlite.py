@@ -24,6 +24,7 @@ from sandbox.interfaces.store import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
+from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
@@ -46,7 +47,8 @@ def _without_comments(text: str) -> str:
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _UNFINISHED_STATES = msgspec.json.encode([state for state in TaskState if not state.is_final]).decode()
-_decoder = msgspec.json.Decoder(Task)
+_encoder = msgspec.json.Encoder(enc_hook=encode_manifest)
+_decoder = msgspec.json.Decoder(Task, dec_hook=decode_manifest)
 _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 
@@ -202,14 +204,14 @@ def _row(indexed: IndexedTask) -> dict[str, object]:
         "state_changed_at": to_microseconds(task.state_changed_at),
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
-        "task": msgspec.json.encode(without_large_fields(task)),
+        "task": _encoder.encode(without_large_fields(task)),
         "fold": PROJECTION_VERSION,
         "artifacts": msgspec.json.encode(task.artifacts),
     }
 
 
 def _texts(task: Task) -> dict[str, object]:
-    prompt, patch = task.manifest.claude.prompt, task.manifest.repository.patch
+    prompt, patch = task.manifest.agent.prompt, task.manifest.repository.patch
     return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
 
 
@@ -221,7 +223,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
-    return without_large_fields(task) if task.manifest.claude.prompt else task
+    return without_large_fields(task) if task.manifest.agent.prompt else task
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
@@ -250,7 +252,7 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
         raise IndexDamagedError(f"task {task.id} has no journal offset")
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, but {state!r} in its row")
-    kept = task.manifest.claude.prompt, task.manifest.repository.patch
+    kept = task.manifest.agent.prompt, task.manifest.repository.patch
     texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
         raise IndexDamagedError(f"task {task.id} has no prompt")
@@ -279,8 +281,8 @@ def _decode_text(data: bytes | None) -> str:
 def _to_indexed(row: Sequence[Any]) -> IndexedTask:
     task, artifacts, prompt, patch = _decode_row(row)
     manifest, offset = task.manifest, row[2]
-    claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
-    manifest = replace(manifest, claude=claude, repository=repository)
+    agent, repository = manifest.agent.with_prompt(prompt), replace(manifest.repository, patch=patch)
+    manifest = manifest.replace(agent=agent, repository=repository)
     return IndexedTask(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
 
 

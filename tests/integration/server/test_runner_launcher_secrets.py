@@ -1,7 +1,6 @@
 """Secrets are resolved at launch, passed to the runner, and stored nowhere."""
 
 import asyncio
-import dataclasses
 import logging
 
 import pytest
@@ -21,7 +20,7 @@ SECRET = Secret(name="TOKEN", source="env", key="SERVER_TOKEN")
 
 
 def with_secret(task_id="task-1"):
-    return dataclasses.replace(manifest(task_id), secrets=(SECRET,))
+    return manifest(task_id).replace(secrets=(SECRET,))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
@@ -24,7 +25,7 @@ VERSION = "0.1.0"
 @functools.cache
 def _schema() -> dict[str, Any]:
     """The schema is the same for all apps of this version."""
-    return create_api_schema_app(VERSION).openapi()
+    return create_api_schema_app(VERSION, registered_agents()).openapi()
 
 
 class Api:
@@ -33,7 +34,12 @@ class Api:
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None, **settings: Any) -> None:
         self.tasks = tasks
         self.shutting_down = asyncio.Event()
-        api_settings = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
+        api_settings = ApiSettings(
+            VERSION,
+            frozenset({8121, 8122}),
+            frozenset({"builds.example.org"}),
+            **({"agents": registered_agents()} | settings),
+        )
         authenticator = Authenticator(access or FakeAccess(), api_settings)
         self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, authenticator))
         self.schema = _schema()

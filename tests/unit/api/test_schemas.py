@@ -6,17 +6,18 @@ from typing import Any, get_args
 import pytest
 from jsonschema import Draft202012Validator
 
+from doubles.manifests import parse_manifest
+from sandbox.agents import registered_agents
 from sandbox.api.schemas import component_schemas
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.errors import InvalidManifestError
-from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies
 
 
 @pytest.fixture(scope="module")
 def components() -> dict[str, Any]:
-    return component_schemas()
+    return component_schemas(registered_agents())
 
 
 def test_literals_have_the_values_of_their_enums():

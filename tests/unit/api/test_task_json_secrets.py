@@ -5,9 +5,9 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.manifests import decode_task, encode_json
 from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
 from sandbox.model.failure import Failure, FailureCode, missing_secrets_message
-from sandbox.model.task import Task
 
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."
 PRIVATE = ("vault", "Vault", "team/app", "#password", "nothing at this")
@@ -95,5 +95,5 @@ def test_each_secret_is_named_once_and_other_messages_are_kept():
 
 def test_failure_round_trips_through_the_index(tasks):
     task = tasks.add("task-001", NEW, TaskFinished())
-    decoded = msgspec.json.decode(msgspec.json.encode(task), type=Task)
+    decoded = decode_task(encode_json(task))
     assert decoded.failure == NEW.failure

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.fake_access import FakeAccess
+from sandbox.agents import registered_agents
 from sandbox.bootstrap.machine import read_memory_available_bytes
 from sandbox.bootstrap.secrets import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
 
+AGENTS = registered_agents().values()
 ENVIRONMENT = {"MINE": "my-value", "NAMED": "named-value", "ANTHROPIC_API_KEY": "sk", "SANDBOX_X": "x"}
 
 
@@ -29,7 +31,7 @@ def raises_unavailable(detail):
 
 
 def test_single_user_may_use_all_but_the_servers_own_variables():
-    secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess())
+    secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess(), AGENTS)
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
         with raises_unavailable("own variables"):
@@ -38,7 +40,9 @@ def test_single_user_may_use_all_but_the_servers_own_variables():
 
 def test_with_tokens_only_listed_variables_are_available():
     access = FakeAccess()
-    secrets = ServerSecretResolver(SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access)
+    secrets = ServerSecretResolver(
+        SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access, AGENTS
+    )
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     access.has_tokens = True
     assert resolve(secrets, ("env", "NAMED")) == {"S": "named-value"}
@@ -49,25 +53,27 @@ def test_with_tokens_only_listed_variables_are_available():
 
 def test_files_and_vault_need_configuration(tmp_path):
     (tmp_path / "token").write_text("file-value\n")
-    secrets = ServerSecretResolver(SecretsSection(directory=tmp_path), {}, FakeAccess())
+    secrets = ServerSecretResolver(SecretsSection(directory=tmp_path), {}, FakeAccess(), AGENTS)
     assert resolve(secrets, ("file", "token")) == {"S": "file-value"}
     with raises_unavailable("no access to Vault"):
         resolve(secrets, ("vault", "a#b"))
     without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
     with raises_unavailable("no access to Vault"):
-        resolve(ServerSecretResolver(without_token, {}, FakeAccess()), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {}, FakeAccess(), AGENTS), ("vault", "a#b"))
     with raises_unavailable(r"Vault at http://127\.0\.0\.1:1 is not reachable"):
-        resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeAccess(), AGENTS), ("vault", "a#b"))
     with raises_unavailable("no secrets directory"):
-        resolve(ServerSecretResolver(SecretsSection(), {}, FakeAccess()), ("file", "token"))
+        resolve(ServerSecretResolver(SecretsSection(), {}, FakeAccess(), AGENTS), ("file", "token"))
 
 
 def test_vault_uses_the_variables_of_the_vault_cli(monkeypatch):
     sources = []
     monkeypatch.setattr("sandbox.bootstrap.secrets.VaultSource", sources.append)
     section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
-    ServerSecretResolver(section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess())
-    ServerSecretResolver(section, {"VAULT_TOKEN": "t"}, FakeAccess())
+    ServerSecretResolver(
+        section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess(), AGENTS
+    )
+    ServerSecretResolver(section, {"VAULT_TOKEN": "t"}, FakeAccess(), AGENTS)
     full, plain = sources
     assert (full.address, full.token, full.mount) == ("https://vault.example", "t", "kv")
     assert (full.namespace, full.ca_file) == ("n", "/ca.pem")

@@ -2,17 +2,18 @@
 
 import pytest
 
-from sandbox.bootstrap.secrets import DEFAULT_BASE_URL, read_upstream
+from sandbox.agents.claude_code.agent import DEFAULT_BASE_URL, ClaudeCode
+from sandbox.bootstrap.secrets import read_upstream
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.interfaces.gateway import ModelUpstream
 
 
 def test_upstream_is_read_from_the_environment():
-    assert read_upstream({"ANTHROPIC_API_KEY": "k"}) == ModelUpstream(DEFAULT_BASE_URL, api_key="k")
-    assert read_upstream({"ANTHROPIC_AUTH_TOKEN": "t"}) == ModelUpstream(DEFAULT_BASE_URL, auth_token="t")
+    assert read_upstream(ClaudeCode(), {"ANTHROPIC_API_KEY": "k"}) == ModelUpstream(DEFAULT_BASE_URL, api_key="k")
+    assert read_upstream(ClaudeCode(), {"ANTHROPIC_AUTH_TOKEN": "t"}) == ModelUpstream(DEFAULT_BASE_URL, auth_token="t")
     elsewhere = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8131", "ANTHROPIC_API_KEY": "k", "ANTHROPIC_AUTH_TOKEN": "t"}
-    assert read_upstream(elsewhere) == ModelUpstream("http://127.0.0.1:8131", api_key="k")
-    assert read_upstream({"ANTHROPIC_BASE_URL": "nonsense"}) is None
+    assert read_upstream(ClaudeCode(), elsewhere) == ModelUpstream("http://127.0.0.1:8131", api_key="k")
+    assert read_upstream(ClaudeCode(), {"ANTHROPIC_BASE_URL": "nonsense"}) is None
 
 
 INVALID_ENVIRONMENTS = [
@@ -28,4 +29,4 @@ INVALID_ENVIRONMENTS = [
 @pytest.mark.parametrize(("environment", "message"), INVALID_ENVIRONMENTS)
 def test_invalid_upstream_settings_are_rejected(environment, message):
     with pytest.raises(ConfigurationError, match=message):
-        read_upstream(environment)
+        read_upstream(ClaudeCode(), environment)

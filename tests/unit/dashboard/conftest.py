@@ -8,6 +8,7 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from sandbox.agents import registered_agents
 from sandbox.api.app import create_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
@@ -23,7 +24,7 @@ class Pages:
 
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None) -> None:
         self.tasks = tasks
-        settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
+        settings = ApiSettings("0.1.0", frozenset({8121, 8122}), agents=registered_agents())
         authenticator = Authenticator(access or FakeAccess(), settings)
         context = AppContext.create(tasks.services, settings, asyncio.Event(), authenticator)
         self.app = create_app(context)

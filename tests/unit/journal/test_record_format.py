@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from doubles.manifests import claude
+from sandbox.agents.claude_code.section import McpConfig, McpServer
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer, Metadata, Repository
+from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task_state import TaskState
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -26,12 +28,10 @@ results = st.dictionaries(
 )
 manifests = st.builds(
     Manifest,
-    version=st.just("1"),
-    kind=st.just("Task"),
     metadata=st.builds(Metadata, name=words, labels=st.dictionaries(words, words)),
     repository=st.builds(Repository, url=words, branch=words, commit=st.none() | words),
-    claude=st.builds(
-        Claude,
+    agent=st.builds(
+        claude,
         prompt=words,
         allowed_tools=st.none() | st.lists(words).map(tuple),
         mcp_config=st.none()

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from doubles.manifests import parse_manifest
 from sandbox.model.egress import is_clone_allowed
-from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError
 
 
 @pytest.mark.parametrize(

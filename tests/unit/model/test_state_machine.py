@@ -1,6 +1,5 @@
 """The task state machine: any order of events follows the transition graph and reaches a final state."""
 
-import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,11 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from doubles.manifests import claude, decode_task, encode_json
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
-from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
@@ -25,15 +25,14 @@ from sandbox.model.state_machine import (
     final_state,
     will_be_followed_up,
 )
+from sandbox.model.state_machine import replay as replay_record
 from sandbox.model.task import Task
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, FINAL_STATES, TaskState
 
 MANIFEST = Manifest(
-    version="1",
-    kind="Task",
     metadata=Metadata(name="x"),
     repository=Repository(url="https://git.example/r", branch="main"),
-    claude=Claude(prompt="x"),
+    agent=claude(prompt="x"),
 )
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -41,7 +40,7 @@ SUBMITTED = e.TaskSubmitted("t", MANIFEST)
 ATTEMPT = e.AttemptStarted("abcdefgh2345", "bubblewrap", "here")
 PREPARED = e.WorkspacePrepared("0" * 40)
 CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
-STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab")
+STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", agent="Claude Code")
 SUCCESS = e.AgentExited(0, {"is_error": False})
 FINISHED = e.TaskFinished()
 ENDED = e.AttemptEnded()
@@ -165,7 +164,7 @@ def test_collect_failure_fails_a_successful_task_without_effects():
 
 
 def final_task_with_preserve(*events: e.Event) -> Task:
-    manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(failure_action="preserve"))
+    manifest = MANIFEST.replace(lifecycle=Lifecycle(failure_action="preserve"))
     return final_task(e.TaskSubmitted("t", manifest), *events)
 
 
@@ -210,7 +209,7 @@ def test_collecting_artifacts_does_not_change_earlier_tasks():
     ]
     assert [task.artifacts for task in branches] == [(one, two), (one, three), (one,)]
     assert before.artifacts == (one,)
-    decoded = msgspec.json.decode(msgspec.json.encode(branches[0]), type=type(before))
+    decoded = decode_task(encode_json(branches[0]))
     assert advance(decoded, e.ArtifactCollected(one), seq=100, at=before.created_at).task.artifacts == (two, one)
 
 
@@ -323,7 +322,7 @@ class TaskStateMachine(RuleBasedStateMachine):
     @initialize(is_submitted=st.booleans(), retries=st.sampled_from([0, 0, 1, 3]), resume=st.booleans())
     def submit(self, is_submitted: bool, retries: int, resume: bool) -> None:
         lifecycle = Lifecycle(retries=retries, resume=resume)
-        self.submission = e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle))
+        self.submission = e.TaskSubmitted("t", MANIFEST.replace(lifecycle=lifecycle))
         if is_submitted:
             self.apply(self.submission)
 
@@ -355,13 +354,13 @@ class TaskStateMachine(RuleBasedStateMachine):
 
     def apply(self, event: e.Event) -> None:
         before = self.task
-        encoded = msgspec.json.encode(before)
+        encoded = encode_json(before)
         try:
             result = advance(before, event, seq=self.seq + 1, at=START_TIME + timedelta(seconds=self.seq + 1))
         except IllegalEventError:
-            assert msgspec.json.encode(before) == encoded
+            assert encode_json(before) == encoded
             return
-        assert msgspec.json.encode(before) == encoded
+        assert encode_json(before) == encoded
         self.seq += 1
         self.check_result(before, result)
         self.update_model(event)
@@ -482,7 +481,7 @@ def test_every_event_type_is_covered():
 
 
 def replay_with(lifecycle: Lifecycle, *events: e.Event) -> list[AdvanceResult]:
-    return replay(e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle)), *events)
+    return replay(e.TaskSubmitted("t", MANIFEST.replace(lifecycle=lifecycle)), *events)
 
 
 def new_states(results: list[AdvanceResult]) -> list[TaskState]:
@@ -559,8 +558,7 @@ def test_retried_task_stays_running_until_its_last_attempt_ends():
 
 
 def test_interactive_task_message_names_the_attach_command():
-    claude = dataclasses.replace(MANIFEST.claude, headless=False)
-    submitted = e.TaskSubmitted("t", dataclasses.replace(MANIFEST, claude=claude))
+    submitted = e.TaskSubmitted("t", MANIFEST.replace(agent=claude(headless=False)))
     task = replay(submitted, *TO_RUNNING[1:])[-1].task
     assert task.state_message == "Claude Code is running in its terminal: sandbox task attach t"
 
@@ -647,3 +645,17 @@ def test_lost_agent_has_final_usage_and_no_current_tool():
     counted = final_task(*TO_RUNNING, used, progress, AGENT_LOST).progress
     assert (counted.turns, counted.current_tool) == (2, None)
     assert (counted.input_tokens, counted.output_tokens, counted.cost_usd) == (100, 20, 0.25)
+
+
+def test_recorded_message_of_a_change_of_state_is_kept():
+    """Journals of earlier versions have no name of the agent in their events, but in the recorded messages."""
+    task = final_task(*TO_RUNNING[:-1])
+    transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
+    started = e.Record(task.last_seq + 1, 1, START_TIME, e.AgentStarted("session"), transition)
+    running = replay_record(task, started)
+    assert (running.state, running.state_message) == (TaskState.RUNNING, "Claude Code is working")
+    assert running == msgspec.structs.replace(
+        advance(task, started.event, seq=started.seq, at=START_TIME).task, state_message="Claude Code is working"
+    )
+    without = replay_record(task, msgspec.structs.replace(started, transition=None))
+    assert without.state_message == "The agent is working"

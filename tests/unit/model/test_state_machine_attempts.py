@@ -1,15 +1,15 @@
 """State that a task keeps across attempts: time, costs, history, and the end of each attempt."""
 
-import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
+from doubles.manifests import claude, encode_json
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
@@ -25,11 +25,9 @@ from sandbox.model.task_state import TaskState
 
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 MANIFEST = Manifest(
-    version="1",
-    kind="Task",
     metadata=Metadata(name="x"),
     repository=Repository(url="https://git.example/r", branch="main"),
-    claude=Claude(prompt="x"),
+    agent=claude(prompt="x"),
 )
 PREPARED = e.WorkspacePrepared("0123456789abcdef")
 CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
@@ -44,7 +42,7 @@ def attempt(number: int = 1, **fields: object) -> e.AttemptStarted:
 
 
 def agent(seconds: float = 50.0) -> e.AgentStarted:
-    return e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", seconds)
+    return e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", seconds, "Claude Code")
 
 
 def failed(failure: Failure = LOST) -> e.AttemptFailed:
@@ -60,7 +58,7 @@ def running(number: int = 1, seconds: float = 50.0) -> tuple[e.Event, ...]:
 
 
 def replay(*events: e.Event, **lifecycle: object) -> list[AdvanceResult]:
-    manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(**lifecycle))
+    manifest = MANIFEST.replace(lifecycle=Lifecycle(**lifecycle))
     results: list[AdvanceResult] = []
     for number, event in enumerate((e.TaskSubmitted("t", manifest, e.Idempotency("k", "d")), *events), 1):
         before = results[-1].task if results else None
@@ -266,9 +264,9 @@ def test_final_state_has_a_reason():
 
 def test_will_be_followed_up_does_not_change_the_task():
     task = final_task(*running(), retries=1)
-    encoded = msgspec.json.encode(task)
+    encoded = encode_json(task)
     assert (will_be_followed_up(task, exited()), will_be_followed_up(task, exited(None))) == (True, False)
-    assert msgspec.json.encode(task) == encoded
+    assert encode_json(task) == encoded
     with pytest.raises(IllegalEventError):
         will_be_followed_up(final_task(*running()[:2]), exited())
 

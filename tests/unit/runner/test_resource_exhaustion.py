@@ -57,8 +57,8 @@ def test_sufficient_resources_report_nothing(scenario):
     scenario.check_disk()
     assert scenario.events == []
     assert scenario.detector.disk_usage == DiskUsage(50, 100, False)
-    assert scenario.detector.explain_failure(SILENT) is KILLED
-    assert scenario.detector.explain_failure(AgentOutcome(None, None)) is None
+    assert scenario.detector.explain_failure(SILENT, "Claude Code") is KILLED
+    assert scenario.detector.explain_failure(AgentOutcome(None, None), "Claude Code") is None
 
 
 def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
@@ -66,7 +66,7 @@ def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
     scenario.check_disk()
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
-    failure = scenario.detector.explain_failure(SILENT)
+    failure = scenario.detector.explain_failure(SILENT, "Claude Code")
     assert failure.code == "disk_full"
     assert "vm.disk is 1G" in failure.message
     assert KILLED.message in failure.message
@@ -76,19 +76,21 @@ def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
 def test_specific_failure_is_not_replaced(scenario, code):
     scenario.disks.is_full = True
     scenario.check_disk()
-    assert scenario.detector.explain_failure(AgentOutcome(None, Failure(code, "known"))).code == code
-    assert scenario.detector.explain_failure(AgentOutcome(None, None)) is None
+    assert scenario.detector.explain_failure(AgentOutcome(None, Failure(code, "known")), "Claude Code").code == code
+    assert scenario.detector.explain_failure(AgentOutcome(None, None), "Claude Code") is None
 
 
 def test_fork_failures_are_reported_once(scenario):
     scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
     scenario.detector.update(Stats(1.0, 1, 512, fork_failures=10))
     assert scenario.codes == ["process_limit"]
-    assert scenario.detector.explain_failure(SILENT).code == "process_limit"
+    assert scenario.detector.explain_failure(SILENT, "Claude Code").code == "process_limit"
 
 
 def explained_code(scenario, message, result):
-    return scenario.detector.explain_failure(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, message))).code
+    return scenario.detector.explain_failure(
+        AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, message)), "Claude Code"
+    ).code
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_disk_that_was_full_only_earlier_explains_nothing(scenario):
     scenario.disks.is_full = False
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
-    assert scenario.detector.explain_failure(SILENT) is KILLED
+    assert scenario.detector.explain_failure(SILENT, "Claude Code") is KILLED
 
 
 def test_oom_kill_is_reported_while_the_agent_runs(scenario):

@@ -25,7 +25,9 @@ def secret(name: str, key: str = "", source: str = "env") -> Secret:
 
 
 def resolve(*secrets: Secret, allowed: set[str] | None = None) -> dict[str, str]:
-    return asyncio.run(SecretResolver({"env": EnvironmentSource(VARIABLES, allowed)}).resolve(secrets))
+    return asyncio.run(
+        SecretResolver({"env": EnvironmentSource(VARIABLES, allowed, ("SANDBOX_", "ANTHROPIC_"))}).resolve(secrets)
+    )
 
 
 def error_detail(*secrets: Secret, allowed: set[str] | None = None) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from sandbox.agents.claude_code.outcome import check_ready, determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
+from sandbox.agents.claude_code.section import DISPLAY_NAME, KEY_SETTING, Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.tools import tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
 from sandbox.interfaces.file_layout import (
@@ -27,7 +28,7 @@ from sandbox.interfaces.file_layout import (
 )
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.failure import Failure
-from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer
+from sandbox.model.manifest.schema import Manifest
 from sandbox.system.files import open_granting_access
 
 PLAIN_TEXT_PREFIX = "Task:\n"
@@ -200,6 +201,9 @@ The manifest decides whether permissions are skipped, so Claude Code must not as
 class ClaudeCodeDriver:
     """Starts the binary at `binary` (a host path, see `install_binary`) and parses its output."""
 
+    display_name = DISPLAY_NAME
+    key_setting = KEY_SETTING
+
     def __init__(self, binary: Path) -> None:
         self._binary = binary
 
@@ -218,7 +222,7 @@ class ClaudeCodeDriver:
         The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes: see
         `AgentDriver.prepare`.
         """
-        claude = manifest.claude
+        claude = claude_section(manifest)
         directory = _working_directory(manifest.repository.subpath)
         options = _common_options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
         environment = {**secrets, **_environment(task_key)}
@@ -231,7 +235,14 @@ class ClaudeCodeDriver:
             argv = (PROGRAM, *interactive_arguments(options, claude.prompt))
             command = Command(argv, {**environment, **interactive_variables()}, directory)
             files |= interactive_files(claude.prompt, task_key, directory)
-        return AgentLaunchSpec(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
+        return AgentLaunchSpec(
+            command,
+            session_id,
+            programs={self._binary: PROGRAM},
+            home_files=files,
+            is_checked_when_ready=claude.headless and has_requirements(claude),
+            model_variables=frozenset({"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}),
+        )
 
     def has_session(self, home: Path, session_id: str) -> bool:
         """Return whether Claude Code's file of the session exists. The home is untrusted."""
@@ -243,7 +254,7 @@ class ClaudeCodeDriver:
 
     def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Return the failure if requested tools or MCP servers are missing; None if all are present."""
-        return check_ready(manifest.claude, ready, redact)
+        return check_ready(claude_section(manifest), ready, redact)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
@@ -251,7 +262,7 @@ class ClaudeCodeDriver:
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""
-        return render_result(manifest.claude.output_format, result)
+        return render_result(manifest.agent.output_format, result)
 
 
 def encode_prompt(prompt: str) -> bytes:
@@ -261,6 +272,11 @@ def encode_prompt(prompt: str) -> bytes:
     space, so the prefix is text. Leading `-`, `!` and `#` have no meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
+
+
+def has_requirements(claude: Claude) -> bool:
+    """Whether there is something to check before the first model request, see `check_ready`."""
+    return claude.allowed_tools is not None or claude.mcp_config is not None
 
 
 def _working_directory(subpath: str | None) -> str:

@@ -6,12 +6,12 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sandbox.agents.claude_code.section import Claude, McpServer
 from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.agents.claude_code.tools import unknown_entries
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Claude, McpServer
 
 _QUOTE_CHARACTERS_MAX = 500
 _NOISE_PREFIXES = ("[claude-code:", "Warning:")

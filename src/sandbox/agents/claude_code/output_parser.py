@@ -142,7 +142,7 @@ def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[Conversat
 
     A line of OUTPUT_LINE_BYTES_MAX or more may be only a part. It and a line with too many values have no events.
     """
-    if not manifest.claude.headless or not line.startswith(b"{"):
+    if manifest.agent.is_interactive or not line.startswith(b"{"):
         return None
     event = read_event(line)
     if event is None or not event.type:

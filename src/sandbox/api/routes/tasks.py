@@ -154,10 +154,10 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
     profiles = context.settings.profiles
     return parse_manifest(
         body,
+        agents=context.settings.agents,
         is_json=has_json_body(request),
         profiles=None if profiles is None else profiles(),
         clone_hosts=context.authenticator.clone_hosts(),
-        has_price=context.settings.has_price,
     )
 
 

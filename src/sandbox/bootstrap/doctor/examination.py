@@ -6,10 +6,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sandbox.agents.claude_code.binary_install import binary_version, find_binary
+from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor.findings import Finding, check_runtimes
 from sandbox.bootstrap.machine import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
@@ -18,6 +19,7 @@ from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.loop import loop_unavailable_reason
 from sandbox.disks.space import measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
@@ -49,11 +51,12 @@ _COMMAND_TIMEOUT_SECONDS = 10.0
 
 def run_checks(settings: ServerSettings) -> list[Finding]:
     """Run all checks in order. Never raises for a failed check."""
+    agents = registered_agents().values()
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
         ("data directory", _check_data_dir),
         ("git", _check_git),
         ("ssh", _check_ssh),
-        ("Claude Code", _check_claude_code),
+        *((agent.display_name, partial(_check_agent, agent)) for agent in agents),
         ("sandbox", _check_sandbox),
         ("capacity", _check_capacity),
         ("disks", _check_disks),
@@ -61,7 +64,7 @@ def run_checks(settings: ServerSettings) -> list[Finding]:
         ("profiles", check_images),
         ("agentic-dev", _check_programs),
         ("node", _check_node),
-        ("model", _check_model),
+        *(("model", partial(_check_model, agent)) for agent in agents),
     ]
     findings = []
     for name, check in checks:
@@ -121,8 +124,8 @@ def _check_ssh(_: ServerSettings) -> list[Finding]:
     return [Finding("ssh", True, program)]
 
 
-def _check_claude_code(_: ServerSettings) -> list[Finding]:
-    return [Finding("Claude Code", True, binary_version(find_binary()))]
+def _check_agent(agent: Agent, _: ServerSettings) -> list[Finding]:
+    return [Finding(agent.display_name, True, agent.find_version())]
 
 
 def _check_sandbox(settings: ServerSettings) -> list[Finding]:
@@ -192,9 +195,9 @@ def _check_node(_: ServerSettings) -> list[Finding]:
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
-def _check_model(_: ServerSettings) -> list[Finding]:
-    upstream = read_upstream(os.environ)
+def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
+    upstream = read_upstream(agent, os.environ)
     if upstream is None:
-        remedy = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."
+        remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
         return [Finding("model", False, "no key for the model", remedy, is_needed=False)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

@@ -53,6 +53,7 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
 
     FILE defaults to task.yaml; '-' means stdout.
     """
+    from sandbox.agents import registered_agents
     from sandbox.model.manifest.yaml import write_yaml
 
     if file.exists() and str(file) != "-" and not force:
@@ -64,10 +65,11 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
             ExitCode.USAGE,
         )
     preset = {".".join(map(str, override.path)) for override in overrides}
-    data = _manifest_from_checkout(preset, is_interactive=not yes)
+    agent_kind = next(iter(registered_agents()))
+    data = _manifest_from_checkout(preset, agent_kind, is_interactive=not yes)
     _apply_overrides(data, overrides)
     if not yes:
-        _prompt_fields(data, preset)
+        _prompt_fields(data, preset, agent_kind)
     text = _HEADER.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
     _require_valid(text)
     if str(file) == "-":
@@ -77,11 +79,11 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     escaped_name = escape_text(str(file))
     click.echo(f"Wrote {escaped_name}.", err=True)
     if PROMPT_PLACEHOLDER in text:
-        click.echo("  First describe the work in it: claude.prompt", err=True)
+        click.echo(f"  First describe the work in it: {agent_kind}.prompt", err=True)
     click.echo(f"  Submit it and watch: sandbox task submit {escaped_name} --follow", err=True)
 
 
-def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[str, Any]:
+def _manifest_from_checkout(preset: set[str], agent_kind: str, *, is_interactive: bool) -> dict[str, Any]:
     """Build the manifest from the checkout, without the fields that only the user can set."""
     repository: dict[str, Any] = {}
     checkout = Checkout.find(Path())
@@ -97,7 +99,7 @@ def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[s
         "kind": "Task",
         "metadata": {"name": f"A task for {name}"},
         "repository": repository,
-        "claude": {} if is_interactive else {"prompt": PROMPT_PLACEHOLDER},
+        agent_kind: {} if is_interactive else {"prompt": PROMPT_PLACEHOLDER},
         "vm": {"network_mode": "isolated"},
         "lifecycle": {"timeout": "1h"},
     }
@@ -118,7 +120,7 @@ def _apply_overrides(data: dict[str, Any], overrides: list[Override]) -> None:
         raise click.BadParameter(str(error)) from None
 
 
-def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
+def _prompt_fields(data: dict[str, Any], preset: set[str], agent_kind: str) -> None:
     """Prompt for the fields that were not set; repeat a prompt after an invalid answer."""
 
     def prompt(path: str, question: str, check: Callable[[str], Any], default: str | None = None) -> None:
@@ -130,7 +132,7 @@ def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
 
     prompt("repository.url", "Repository", _validator(REPOSITORY_URL))
     prompt("repository.branch", "Branch", _validator(BRANCH))
-    prompt("claude.prompt", "Prompt", _validator(PROMPT))
+    prompt(f"{agent_kind}.prompt", "Prompt", _validator(PROMPT))
     prompt("metadata.name", "Name", _validator(VISIBLE))
     prompt("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":

@@ -76,6 +76,7 @@ def run(
     PROMPT describes the work; '-' reads it from stdin. The task clones the remote of the current git checkout at its
     commit, and starts in the current directory.
     """
+    from sandbox.agents import registered_agents
     from sandbox.model.manifest.document import write_json
 
     options, checkout = current_options(), Checkout(directory)
@@ -92,7 +93,10 @@ def run(
     )
     apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, has_local_changes, checkout.head())
     patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
-    manifest = ManifestFile("sandbox run", write_json(_build_manifest(text, origin, checkout.subpath(), patch)))
+    manifest = ManifestFile(
+        "sandbox run",
+        write_json(_build_manifest(text, origin, checkout.subpath(), patch, next(iter(registered_agents())))),
+    )
     with options.connect() as client:
         submitted = submit_manifest(client, manifest, overrides)
         task_id = submitted["task_id"]
@@ -121,7 +125,7 @@ def _require_pushed(checkout: Checkout, origin: Origin) -> None:
         fail(f"{escape_text(message)}\n{advice}", ExitCode.CONFLICT)
 
 
-def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[str, Any]:
+def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes, agent_kind: str) -> dict[str, Any]:
     first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
     name = replace_unprintable(first, lambda _: "")
     short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
@@ -132,7 +136,7 @@ def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> 
         "kind": "Task",
         "metadata": {"name": short or "Task"},
         "repository": {**repository, **({"subpath": subpath} if subpath else {})},
-        "claude": {"prompt": prompt},
+        agent_kind: {"prompt": prompt},
     }
 
 

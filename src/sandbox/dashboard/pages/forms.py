@@ -1,12 +1,15 @@
 """Pages with forms: sign in, submit a manifest."""
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard.manifest_templates import MANIFEST_TEMPLATES, manifest_yaml
 from sandbox.dashboard.templates import render_page
+from sandbox.interfaces.agent import Agent
+from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.system import fair_share
 
@@ -27,10 +30,11 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     again = request.query_params.get("from")
     async with fair_share.thread_slot():
         task = await context.tasks.status(again) if again else None
-        return await fair_share.to_thread(_render_submit, request, task)
+        return await fair_share.to_thread(_render_submit, request, task, context.settings.agents)
 
 
-def _render_submit(request: Request, task: Task | None) -> Response:
+def _render_submit(request: Request, task: Task | None, agents: Mapping[str, Agent]) -> Response:
+    templates = [template for agent in agents.values() for template in agent.manifest_templates]
     sees_all = get_caller(request).is_operator
-    text = manifest_yaml(task.manifest, with_sources=sees_all) if task else MANIFEST_TEMPLATES[0].text
-    return render_page(request, "submit", patterns=MANIFEST_TEMPLATES, text=text, again=task)
+    text = manifest_yaml(task.manifest, agents, with_sources=sees_all) if task else templates[0].text
+    return render_page(request, "submit", patterns=templates, text=text, again=task)

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard.manifest_templates import manifest_yaml
 from sandbox.dashboard.templates import render_page
+from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
@@ -50,7 +50,8 @@ async def show_task(request: Request, context: AppContext) -> Response:
 async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
-    manifest_text = await fair_share.to_thread(manifest_yaml, task.manifest, with_sources=is_operator)
+    agents = context.settings.agents
+    manifest_text = await fair_share.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await fair_share.to_thread(
         render_page,
         request,

@@ -95,7 +95,7 @@ class ModelRequestGate:
             message = f"The model at {model_address} rejected the server's key ({status}); check the key."
             if self._key_rejection is None:
                 self._reporter.report_key_rejected(message)
-            # 403, because an agent may retry for minutes after a 401, as Claude Code does.
+            # 403, because some agents retry for minutes after a 401.
             self._key_rejection = Rejected(403, message)
             return self._key_rejection
         return None

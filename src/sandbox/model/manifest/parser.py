@@ -11,54 +11,42 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model import limits
 from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
 from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
-from sandbox.model.manifest.rules import RuleViolation, find_violations
-from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.rules import AgentSchema, RuleViolation, find_violations
+from sandbox.model.manifest.schema import AgentSection, Manifest, declare_manifest
 from sandbox.model.manifest.yaml import read_yaml
 
 _SUGGESTION_NAME_LENGTH_MAX = 64
 
 
-def validate(data: dict[str, Any]) -> Manifest | list[RuleViolation]:
-    """Return the manifest, or all violations of the schema."""
-    try:
-        return _adapter().validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        return [_to_violation(detail) for detail in error.errors(include_url=False)]
-
-
-def without_nulls(data: Any, kind: Any = Manifest) -> Any:
+def _without_nulls(data: Any, kind: Any) -> Any:
     """Remove the null fields of records; null means absent."""
     if _is_dataclass_type(kind) and isinstance(data, dict):
         kinds = _field_types(kind)
         return {
-            name: without_nulls(value, kinds.get(name))
+            name: _without_nulls(value, kinds.get(name))
             for name, value in data.items()
             if value is not None or name not in kinds
         }
     if isinstance(data, list):
-        return [without_nulls(item, _item_type(kind)) for item in data] if _item_type(kind) else data
+        return [_without_nulls(item, _item_type(kind)) for item in data] if _item_type(kind) else data
     if isinstance(data, dict):
         return (
-            {key: without_nulls(value, _item_type(kind)) for key, value in data.items()} if _item_type(kind) else data
+            {key: _without_nulls(value, _item_type(kind)) for key, value in data.items()} if _item_type(kind) else data
         )
     return data
 
 
 def _is_dataclass_type(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind)
-
-
-@cache
-def _adapter() -> TypeAdapter[Manifest]:
-    return TypeAdapter(Manifest)
 
 
 @cache
@@ -81,41 +69,68 @@ def _item_type(kind: Any) -> Any:
     return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
-def _type_at(path: FieldPath) -> Any:
-    kind: Any = Manifest
-    for part in path:
-        kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
-    return kind
+class _Validator:
+    """Validates plain data against a manifest with the sections of these agents, types by key, each one required."""
+
+    def __init__(self, sections: Mapping[str, Any]) -> None:
+        self.manifest_type = declare_manifest(sections)
+        self._adapter: TypeAdapter[Any] = TypeAdapter(self.manifest_type)
+
+    def validate(self, data: dict[str, Any]) -> Any:
+        """Return the record of the manifest, or the list of all violations of the schema."""
+        try:
+            return self._adapter.validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            return [self._to_violation(detail) for detail in error.errors(include_url=False)]
+
+    def _to_violation(self, error: ErrorDetails) -> RuleViolation:
+        path = tuple(part for part in error["loc"] if part != "[key]")
+        for pattern, rule, format_message in _MESSAGES:
+            if re.fullmatch(pattern, error["type"]):
+                return RuleViolation(path, rule, format_message(_Failure(path, error, self.manifest_type)))
+        return RuleViolation(path, "format", "is not valid")
 
 
-def _to_violation(error: ErrorDetails) -> RuleViolation:
-    path = tuple(part for part in error["loc"] if part != "[key]")
-    for pattern, rule, format_message in _MESSAGES:
-        if re.fullmatch(pattern, error["type"]):
-            return RuleViolation(path, rule, format_message(path, error))
-    return RuleViolation(path, "format", "is not valid")
+class _Failure(NamedTuple):
+    """A failed check of the value at a path of a manifest."""
+
+    path: FieldPath
+    error: ErrorDetails
+    manifest_type: Any
+
+    def type_at(self, path: FieldPath) -> Any:
+        """Return the declared type of the value at a path."""
+        kind: Any = self.manifest_type
+        for part in path:
+            kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
+        return kind
 
 
-def _unknown_field_message(path: FieldPath, _: ErrorDetails) -> str:
-    name, dataclass_type = str(path[-1]), _type_at(path[:-1])
+@cache
+def _validator(sections: tuple[tuple[str, Any], ...]) -> _Validator:
+    return _Validator(dict(sections))
+
+
+def _unknown_field_message(failure: _Failure) -> str:
+    name, dataclass_type = str(failure.path[-1]), failure.type_at(failure.path[:-1])
     if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_dataclass_type(dataclass_type):
         return "is an unknown field"
     close_matches = get_close_matches(name, sorted(_field_types(dataclass_type)), n=1)
     return f"is an unknown field; did you mean '{close_matches[0]}'?" if close_matches else "is an unknown field"
 
 
-def _enum_message(path: FieldPath, _: ErrorDetails) -> str:
-    offered = [str(value) for value in get_args(_type_at(path))]
+def _enum_message(failure: _Failure) -> str:
+    offered = [str(value) for value in get_args(failure.type_at(failure.path))]
     return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
 
 
-def _format_message(_: FieldPath, error: ErrorDetails) -> str:
-    return error["msg"]
+def _format_message(failure: _Failure) -> str:
+    return failure.error["msg"]
 
 
-def _type_message(expected: str) -> Callable[[FieldPath, ErrorDetails], str]:
-    def format_message(_: FieldPath, error: ErrorDetails) -> str:
-        value = error["input"]
+def _type_message(expected: str) -> Callable[[_Failure], str]:
+    def format_message(failure: _Failure) -> str:
+        value = failure.error["input"]
         hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
         return f"must be {expected}, not {_describe_type(value)}{hint}"
 
@@ -134,20 +149,21 @@ def _describe_type(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _bound_message(_: FieldPath, error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
+def _bound_message(failure: _Failure) -> str:
+    context = failure.error.get("ctx", {})
     return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
 
 
-def _length_message(_: FieldPath, error: ErrorDetails) -> str:
+def _length_message(failure: _Failure) -> str:
+    error = failure.error
     context, unit = error.get("ctx", {}), "characters" if error["type"].startswith("string") else "entries"
     if "max_length" in context:
         return f"must have at most {context['max_length']} {unit}"
     return "must not be empty"
 
 
-_MESSAGES: tuple[tuple[str, RuleName, Callable[[FieldPath, ErrorDetails], str]], ...] = (
-    ("missing", "required", lambda *_: "is required"),
+_MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
+    ("missing", "required", lambda _: "is required"),
     ("unexpected_keyword_argument|extra_forbidden", "unknown_field", _unknown_field_message),
     ("literal_error", "enum", _enum_message),
     ("format", "format", _format_message),
@@ -174,43 +190,63 @@ _WRAPPERS = ("manifest", "manifest_yaml")
 def parse_manifest(
     body: bytes,
     *,
+    agents: Mapping[str, AgentSchema],
     is_json: bool,
     profiles: Mapping[str, str] | None = SHIPPED_PROFILES,
     clone_hosts: Collection[str] | None = None,
-    has_price: Callable[[str], bool] | None = None,
 ) -> Manifest:
     """Parse a manifest from a request body and fill in all defaults.
 
+    agents: the sections that a manifest can have, by key, at least one. A manifest has exactly one of them.
     profiles: profile names and why each one is unusable (empty if it is usable); None accepts any name.
     clone_hosts: hosts that repositories may be cloned from; None allows any.
-    has_price: whether a model's price is known, which `budget_usd` needs; None accepts any model.
 
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`. Raises InvalidManifestError with all
     errors; a body that cannot be parsed has just one.
     """
-    document = read_document(body, is_json=is_json)
-    data = without_nulls(document.data)
+    document = read_document(body, agents=agents, is_json=is_json)
+    kinds = [
+        key
+        for key, section in document.data.items()
+        if key in agents and (section is not None or (key,) in document.invalid_paths)
+    ]
+    agent = agents[kinds[0]] if kinds else next(iter(agents.values()))
+    validator = _validator(((agent.kind, agent.section),))
+    data = _without_nulls(document.data, validator.manifest_type)
+    extra_sections = [RuleViolation((key,), "format", f"cannot be given with {kinds[0]}") for key in kinds[1:]]
+    for key in kinds[1:]:
+        del data[key]
     if type(data.get("version")) is int:
         data["version"] = str(data["version"])
-    result = validate(data)
-    schema_violations = [] if isinstance(result, Manifest) else result
-    errors = [
-        *document.errors,
-        *_to_field_errors(document, schema_violations, [*find_violations(data, profiles, clone_hosts, has_price)]),
-    ]
-    if errors or not isinstance(result, Manifest):
+    result = validator.validate(data)
+    schema_violations = result if isinstance(result, list) else []
+    if not kinds and len(agents) > 1:
+        schema_violations = [_missing_section(agents) if each.path == (agent.kind,) else each for each in result]
+    rule_violations = [*find_violations(data, agent, profiles, clone_hosts), *extra_sections]
+    errors = [*document.errors, *_to_field_errors(document, schema_violations, rule_violations)]
+    if errors or isinstance(result, list):
         _raise_invalid(errors)
-    return result
+    return Manifest.combine(result, AgentSection(agent.kind, _to_plain_data(getattr(result, agent.kind))))
 
 
-def read_document(body: bytes, *, is_json: bool) -> Document:
+def _to_plain_data(record: Any) -> Any:
+    """Convert a record to the data that a reader of its JSON gets."""
+    return msgspec.json.decode(msgspec.json.encode(record))
+
+
+def _missing_section(agents: Mapping[str, AgentSchema]) -> RuleViolation:
+    return RuleViolation((), "required", f"must have a section for the agent: {' or '.join(agents)}")
+
+
+def read_document(body: bytes, *, agents: Mapping[str, AgentSchema], is_json: bool) -> Document:
     """Read the mapping in a request body, unwrapped, with source locations. The schema is not checked yet.
 
     Raises InvalidManifestError if the body is unreadable; other errors are in the document.
     """
     document = to_document(_unwrap(_decode_text(body), is_json=is_json))
     if not isinstance(document.data, dict):
-        reject("must be a mapping with version, kind, metadata, repository and claude", rule="type")
+        sections = " or ".join(agents)
+        reject(f"must be a mapping with version, kind, metadata, repository and {sections}", rule="type")
     return document
 
 

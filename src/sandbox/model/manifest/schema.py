@@ -1,14 +1,17 @@
 """The manifest schema: records of a validated manifest.
 
 `manifest.parser` reads types, bounds and `Format` annotations from these records. The string below a field describes it
-in `openapi.json`.
+in `openapi.json`. An agent's package declares the record of the agent's own section; here that is an `AgentSection`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
+import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.limits import LABELS_MAX
@@ -22,7 +25,6 @@ from sandbox.model.manifest.field_formats import (
     GIT_PATCH,
     LABEL_KEY,
     PATTERN,
-    PROMPT,
     REPOSITORY_URL,
     SUBPATH,
     TASK_ID,
@@ -31,14 +33,18 @@ from sandbox.model.manifest.field_formats import (
     parse_duration,
 )
 
-_FORBID_EXTRA = {"extra": "forbid"}
+FORBID_EXTRA = {"extra": "forbid"}
+"""pydantic's settings for the records of a manifest."""
+
+STREAM_JSON = "stream-json"
+"""The output format of an agent's own events, one JSON object per line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
     """Name, id and labels of the task."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     name: Annotated[str, Len(1, 256), VISIBLE]
     """Name, shown in lists."""
     id: Annotated[str, TASK_ID] = ""
@@ -53,7 +59,7 @@ class Metadata:
 class Repository:
     """The repository to clone into the workspace."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     url: Annotated[str, REPOSITORY_URL]
     """URL of the git repository, without credentials."""
     branch: Annotated[str, BRANCH]
@@ -66,62 +72,65 @@ class Repository:
     """Base64 of a patch (`git diff --binary`) that is applied to the commit before the agent starts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class McpServer:
-    """One MCP server: a command to run inside the sandbox, or a URL to reach."""
+class _CommonSettings(msgspec.Struct, frozen=True):
+    """The fields of an agent section that Sandbox reads without the agent's driver, with their defaults."""
 
-    __pydantic_config__ = _FORBID_EXTRA
-    type: Literal["stdio", "http", "sse"] | None = None
-    """`stdio` with a command, `http` (the default) or `sse` with a URL."""
-    command: str | None = None
-    """Program inside the sandbox."""
-    args: tuple[str, ...] = ()
-    """Arguments of the program. `${NAME}` is replaced by the secret of that name."""
-    env: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the program."""
-    url: str | None = None
-    """URL of a server."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """Headers of requests to the URL."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class McpConfig:
-    """The MCP servers of the agent, by name."""
-
-    __pydantic_config__ = _FORBID_EXTRA
-    mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
-    """Servers by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claude:
-    """Prompt and settings of Claude Code."""
-
-    __pydantic_config__ = _FORBID_EXTRA
-    prompt: Annotated[str, PROMPT]
-    """What the agent has to do."""
+    prompt: str
+    model: str
     headless: bool = True
-    """False: an interactive session."""
-    skip_permissions: bool = True
-    """False: the agent may not do anything that needs permission."""
-    output_format: Literal["stream-json", "json", "text"] = "stream-json"
-    """What stdout is: all events, the last result as JSON, or the text of the last result."""
-    model: Annotated[str, Len(1, 256), VISIBLE] = "claude-sonnet-4-5-20250929"
-    """Model that the server's API supports."""
-    allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
-    """Tools and rules that the agent may use. Absent: all. Empty: none."""
-    mcp_config: McpConfig | None = None
-    """MCP servers of the agent."""
-    max_turns: Annotated[int, Ge(1), Le(1_000_000)] | None = None
-    """Maximum number of the model's turns."""
+    output_format: str = STREAM_JSON
+
+
+@dataclass(frozen=True)
+class AgentSection:
+    """The section of the agent: the kind is its key in the manifest and selects the agent's driver.
+
+    settings: the validated section with its defaults, as plain data. The properties below are the fields that every
+    agent's section has, or may have; only the driver reads the others. Raises msgspec.ValidationError if one of them
+    has a wrong type.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        msgspec.convert(self.settings, _CommonSettings)
+
+    @property
+    def prompt(self) -> str:
+        """What the agent does; empty in the rows of the index, which keep it elsewhere."""
+        return str(self.settings["prompt"])
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.settings["model"])
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether the agent has a terminal, for users to attach to (`headless: false`; the default is true)."""
+        return not self.settings.get("headless", True)
+
+    @property
+    def output_format(self) -> str:
+        """The format of the task's stdout. `stream-json`, the default, is the agent's own stream of events."""
+        return str(self.settings.get("output_format", STREAM_JSON))
+
+    @property
+    def has_rendered_stdout(self) -> bool:
+        """Whether the task's stdout is rendered from the agent's last result, instead of being the agent's stdout."""
+        return not self.is_interactive and self.output_format != STREAM_JSON
+
+    def with_prompt(self, prompt: str) -> AgentSection:
+        """Return the section with another prompt."""
+        return AgentSection(self.kind, {**self.settings, "prompt": prompt})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vm:
     """Profile, resources and network access of the sandbox."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     profile: Annotated[str, Len(1, 64), VISIBLE] = "agentic-dev"
     """Profile that the server offers."""
     cpus: Annotated[int, Ge(1), Le(4096)] = 4
@@ -150,7 +159,7 @@ class Vm:
 class Secret:
     """An environment variable of the agent, and the source of its value."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     name: Annotated[str, ENVIRONMENT_NAME]
     """Name of the environment variable."""
     source: Literal["env", "file", "vault"]
@@ -163,7 +172,7 @@ class Secret:
 class Lifecycle:
     """Timeouts, budgets, retries, and what to keep."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     timeout: Annotated[str, DURATION] = "24h"
     """How long the agent may run, in all attempts together, such as `90s`, `15m` or `24h`."""
     failure_action: Literal["destroy", "preserve"] = "destroy"
@@ -214,10 +223,10 @@ class Lifecycle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CommonFields:
     """One task as submitted, with the defaults filled in."""
 
-    __pydantic_config__ = _FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA
     version: Literal["1"]
     """Version of this schema."""
     kind: Literal["Task"]
@@ -226,11 +235,111 @@ class Manifest:
     """Name, id and labels."""
     repository: Repository
     """The repository to work on."""
-    claude: Claude
-    """Prompt and settings of Claude Code."""
     vm: Vm = field(default_factory=Vm)
     """Profile, resources and network access of the sandbox."""
     secrets: Annotated[tuple[Secret, ...], MaxLen(64)] = ()
     """Environment variables of the agent with secret values."""
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     """Timeouts, budgets, retries, and what to keep."""
+
+
+_AGENT_POSITION = 4
+_COMMON_NAMES = tuple(each.name for each in fields(CommonFields))
+
+
+class Manifest:
+    """One task as submitted, with the defaults filled in.
+
+    It is encoded as one mapping. The key of its agent section is the agent's kind, so msgspec needs `encode_manifest`
+    and `decode_manifest` as hooks wherever a manifest is part of the data.
+    """
+
+    __slots__ = ("agent", "lifecycle", "metadata", "repository", "secrets", "vm")
+
+    def __init__(
+        self,
+        *,
+        metadata: Metadata,
+        repository: Repository,
+        agent: AgentSection,
+        vm: Vm = Vm(),
+        secrets: tuple[Secret, ...] = (),
+        lifecycle: Lifecycle = Lifecycle(),
+    ) -> None:
+        self.metadata: Final = metadata
+        self.repository: Final = repository
+        self.agent: Final = agent
+        self.vm: Final = vm
+        self.secrets: Final = secrets
+        self.lifecycle: Final = lifecycle
+
+    @classmethod
+    def combine(cls, common: Any, agent: AgentSection) -> Manifest:
+        """Create a manifest from an agent section and a record that has the other fields, such as `CommonFields`."""
+        return cls(agent=agent, **{name: getattr(common, name) for name in cls.__slots__ if name != "agent"})
+
+    def replace(self, **changes: Any) -> Manifest:
+        """Return a copy with other values."""
+        return Manifest(**{name: getattr(self, name) for name in self.__slots__} | changes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Manifest):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash((self.metadata.name, self.repository))
+
+    def __repr__(self) -> str:
+        return f"Manifest({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+
+
+def declare_manifest(sections: Mapping[str, Any]) -> type:
+    """Declare the dataclass of a manifest that has these agent sections, types by key, each of them required."""
+    hints = get_type_hints(CommonFields, include_extras=True)
+    common = [(each.name, hints[each.name], copy(each)) for each in fields(CommonFields)]
+    return make_dataclass(
+        Manifest.__name__,
+        [*common[:_AGENT_POSITION], *sections.items(), *common[_AGENT_POSITION:]],
+        namespace={
+            "__doc__": CommonFields.__doc__,
+            "__module__": CommonFields.__module__,
+            "__pydantic_config__": FORBID_EXTRA,
+        },
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def encode_manifest(value: Any) -> dict[str, Any]:
+    """Encode a manifest as plain data: the hook for msgspec's encoders. Raises NotImplementedError for other values."""
+    if not isinstance(value, Manifest):
+        raise NotImplementedError(f"{type(value).__name__} cannot be encoded")
+    return {
+        "version": "1",
+        "kind": "Task",
+        "metadata": value.metadata,
+        "repository": value.repository,
+        value.agent.kind: value.agent.settings,
+        "vm": value.vm,
+        "secrets": value.secrets,
+        "lifecycle": value.lifecycle,
+    }
+
+
+def decode_manifest(kind: type, data: Any) -> Manifest:
+    """Decode plain data: the hook for msgspec's decoders. Raises ValueError, NotImplementedError for other types.
+
+    The agent section is the only mapping with a prompt. Other unknown fields are ignored, as everywhere in records.
+    """
+    if kind is not Manifest:
+        raise NotImplementedError(f"{kind.__name__} cannot be decoded")
+    common = msgspec.convert(data, CommonFields)
+    sections = [
+        (name, value)
+        for name, value in data.items()
+        if name not in _COMMON_NAMES and isinstance(value, dict) and "prompt" in value
+    ]
+    if len(sections) != 1:
+        raise ValueError("the manifest has no agent section, or several")
+    return Manifest.combine(common, AgentSection(*sections[0]))

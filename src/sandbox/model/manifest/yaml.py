@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
+import msgspec
 import yaml
 
 from sandbox.model import limits
@@ -24,6 +26,8 @@ from sandbox.model.manifest.document import (
     reject_depth,
 )
 from sandbox.model.manifest.errors import SourceLocation
+from sandbox.model.manifest.rules import AgentSchema
+from sandbox.model.manifest.schema import Manifest
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NON_YAML_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -241,3 +245,43 @@ _Dumper.add_representer(str, _represent_text)
 def write_yaml(data: dict[str, Any]) -> str:
     """Return the YAML text of a document, in the order of the data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+
+
+def manifest_yaml(
+    manifest: Manifest, agents: Mapping[str, AgentSchema], *, with_id: bool = False, with_sources: bool = True
+) -> str:
+    """Write a manifest as YAML, without default values and, for a new task, without the id.
+
+    with_sources: include the sources of secrets, which only operators may see; otherwise only names.
+    """
+    agent = agents.get(manifest.agent.kind)
+    section: Any = manifest.agent.settings if agent is None else msgspec.convert(manifest.agent.settings, agent.section)
+    data = {
+        "version": "1",
+        "kind": "Task",
+        "metadata": _explicit_fields(manifest.metadata),
+        "repository": _explicit_fields(manifest.repository),
+        manifest.agent.kind: _explicit_fields(section),
+    }
+    optional = {name: _explicit_fields(getattr(manifest, name)) for name in ("vm", "secrets", "lifecycle")}
+    data |= {name: explicit for name, explicit in optional.items() if explicit}
+    if not with_sources and manifest.secrets:
+        data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
+    if not with_id:
+        data["metadata"].pop("id", None)
+    return write_yaml(data)
+
+
+def _explicit_fields(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        values = [(declared, getattr(value, declared.name)) for declared in fields(value)]
+        return {declared.name: _explicit_fields(each) for declared, each in values if each != _field_default(declared)}
+    if isinstance(value, dict):
+        return {key: _explicit_fields(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_explicit_fields(each) for each in value]
+    return value
+
+
+def _field_default(declared: Field[Any]) -> Any:
+    return declared.default if declared.default_factory is MISSING else declared.default_factory()

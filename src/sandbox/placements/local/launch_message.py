@@ -17,7 +17,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     data_dir, run_dir: paths of the journals and attempts, and of the control sockets.
     runtime: name of the runtime.
     excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
-    agent_program: path of the agent's executable.
+    agent_programs: path of each agent's executable, by the key of its manifest section. An order of an earlier version
+        has one without a key.
     disk_kind: the kind of disk that this host supports.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
@@ -27,10 +28,14 @@ class HostSettings(msgspec.Struct, frozen=True):
     run_dir: str
     runtime: str
     excludes_emulation: bool = False
-    agent_program: str = ""
+    agent_programs: dict[str, str] = {}
     disk_kind: Literal["loop", "plain"] = "plain"
     can_confine: bool = False
     output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+
+    def agent_program(self, kind: str) -> str:
+        """Return the path of this agent's executable; empty if this host has none."""
+        return self.agent_programs.get(kind) or self.agent_programs.get("", "")
 
 
 class LaunchMessage(msgspec.Struct, frozen=True):
@@ -86,7 +91,7 @@ class LaunchOrder(
             self.run_dir,
             self.runtime,
             excludes_emulation=self.excludes_emulation,
-            agent_program=self.agent_program,
+            agent_programs={"": self.agent_program},
             disk_kind=self.disk_kind,
             can_confine=self.can_confine,
             output_watermark=self.output_watermark,

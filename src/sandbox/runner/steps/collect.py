@@ -323,7 +323,7 @@ async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
 
 
 def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
-    """Yield Claude Code's own events: its stdout, or the transcript if stdout is rendered from them."""
+    """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from them."""
     if not _has_space_for_transcript(attempt):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     yield from _read_agent_output(attempt)
@@ -331,10 +331,10 @@ def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
 
 def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
     """Yield the recorded output; none of an interactive agent, because any process inside may write to its terminal."""
-    claude = attempt.task.manifest.claude
-    if not claude.headless:
+    agent = attempt.task.manifest.agent
+    if agent.is_interactive:
         return
-    stream = "stdout" if claude.output_format == "stream-json" else "transcript"
+    stream = "transcript" if agent.has_rendered_stdout else "stdout"
     for record in read_records(attempt.dependencies.journals, attempt.task.id):
         if isinstance(record.event, Output) and record.event.stream == stream:
             yield record.event.data
@@ -406,7 +406,7 @@ def _summarize(task: Task) -> dict[str, object]:
         },
         "attempts": attempts_fields(task),
         "usage": {
-            "model": manifest.claude.model,
+            "model": manifest.agent.model,
             "turns": progress.turns,
             "tool_calls": progress.tool_calls,
             "input_tokens": progress.input_tokens,

@@ -13,7 +13,6 @@ from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import METRICS_INTERVAL_SECONDS, SANDBOX_START_SECONDS
-from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
@@ -115,7 +114,7 @@ async def run(attempt: AttemptContext, provisioned: ProvisionedSandbox, terminal
         record, clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
     )
     gateway_events = GatewayEvents(record, progress)
-    gateway = create_gateway(attempt, provisioned.task_key, gateway_events.report)
+    gateway = create_gateway(attempt, provisioned, gateway_events.report)
     agent_run = _AgentRun(attempt, provisioned, terminals, gateway, progress)
     ended = ExitStatus(None)
     killer = SandboxKiller(provisioned.sandbox)
@@ -153,7 +152,7 @@ class _AgentRun:
         self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.layout, self._record)
         self._output_queue = dependencies.throttle.queue()
         stdout = StdoutProcessing(
-            "transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
+            "transcript" if manifest.agent.has_rendered_stdout else "stdout",
             self._output_parser.parse_line,
             self._on_agent_event,
             marks_parsed=attempt.records_conversation,
@@ -172,7 +171,8 @@ class _AgentRun:
         try:
             agent, readers = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
-            self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic()))
+            agent_name = self._attempt.dependencies.agent.display_name
+            self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic(), agent_name))
             for job in (
                 self._open_gateway,
                 self._record_progress,
@@ -197,12 +197,13 @@ class _AgentRun:
         self._exhaustion.update(await self._sandbox.stats())
         await self._exhaustion.check_disk()
         agent, manifest = self._attempt.dependencies.agent, self._attempt.task.manifest
-        if manifest.claude.headless:
-            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
-        else:
+        if manifest.agent.is_interactive:
             outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
-        exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
-        if manifest.claude.headless and not will_be_followed_up(self._attempt.task, exited):
+        else:
+            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
+        failure = self._exhaustion.explain_failure(outcome, agent.display_name)
+        exited = AgentExited(exit_.code, outcome.result, failure)
+        if not manifest.agent.is_interactive and not will_be_followed_up(self._attempt.task, exited):
             await self._output.record_rendered_stdout(agent.render_output(manifest, outcome.result))
         self._output.close()
         self._record(exited)
@@ -215,7 +216,7 @@ class _AgentRun:
         command = self._launch_spec.command
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
-                if self._attempt.task.manifest.claude.headless:
+                if not self._attempt.task.manifest.agent.is_interactive:
                     return await start_headless_agent(self._sandbox, command, self._output)
                 agent = await start_terminal_agent(self._sandbox, command)
         except TimeoutError:
@@ -253,7 +254,7 @@ class _AgentRun:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self._attempt.recorder.wait_until_written()
         command = self._launch_spec.command
-        variables = without_secrets(command.environment, self._attempt.secrets)
+        variables = without_secrets(command.environment, {*self._attempt.secrets, *self._launch_spec.model_variables})
         self._terminals.enable(self._sandbox, variables, command.directory)
         await serve_gateway(self._gateway, self._sandbox.listeners, self._record)
 
@@ -280,7 +281,3 @@ class _AgentRun:
         """Kill the agent, without a grace period, once a limit on the disk or on kernel objects is exceeded."""
         self._record(AttemptFailed(await watch()))
         await killer.kill()
-
-
-def _is_rendered(manifest: Manifest) -> bool:
-    return manifest.claude.output_format != "stream-json"

@@ -13,7 +13,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
-from sandbox.model.state_machine import IllegalEventError, advance
+from sandbox.model.state_machine import IllegalEventError, replay
 from sandbox.model.task import Task
 
 _BATCH_BYTES = 1024 * 1024
@@ -114,7 +114,7 @@ class IntegrityCheck:
             for record in batch.records:
                 if record.seq != last_seq + 1:
                     raise JournalDamagedError(f"Record {record.seq} follows {last_seq}; restore it from a backup.")
-                task, last_seq = advance(task, record.event, seq=record.seq, at=record.at).task, record.seq
+                task, last_seq = replay(task, record), record.seq
             offset = batch.next_offset
         return ReplayState(task, offset)
 

@@ -6,9 +6,9 @@ import errno
 import os
 import threading
 
-import msgspec
 import pytest
 
+from doubles.manifests import encode_json
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
@@ -268,7 +268,7 @@ def damage_task(stored):
 def damage_task_into_another(stored):
     with contextlib.closing(stored.store()) as store:
         other = store.load("task-2").task
-    stored.damage_row("task-1", "task", msgspec.json.encode(other))
+    stored.damage_row("task-1", "task", encode_json(other))
     return "index of tasks is damaged .*contains task task-2"
 
 

@@ -8,10 +8,10 @@ import pytest
 from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
+from sandbox.agents.claude_code.section import McpConfig, McpServer
 from sandbox.interfaces.agent import AgentReady
 from sandbox.model.events import AgentMessage
 from sandbox.model.failure import FailureCode
-from sandbox.model.manifest.schema import McpConfig, McpServer
 
 LOCAL = McpServer(command="npx")
 REMOTE = McpServer(url="https://mcp.example/")

@@ -18,7 +18,7 @@ class Server:
     def __init__(self, access: FakeAccess, **settings: object) -> None:
         self.now = 100.0
         self.access = access
-        api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), **settings)
+        api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), agents={}, **settings)
         self.authenticator = Authenticator(access, api_settings, lambda: self.now)
 
     def authenticate(

@@ -21,7 +21,7 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_authenticator(**roles: str) -> Authenticator:
-    return Authenticator(FakeAccess(**roles), ApiSettings("0.1.0", frozenset({8122})), lambda: 100.0)
+    return Authenticator(FakeAccess(**roles), ApiSettings("0.1.0", frozenset({8122}), agents={}), lambda: 100.0)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_manifest_is_accepted_in_every_format(api, content_type, body):
             "artifacts": "/api/v1/tasks/task-001/artifacts",
         },
     }
-    assert api.tasks.entries["task-001"].task.manifest.claude.prompt == "Your instructions here"
+    assert api.tasks.entries["task-001"].task.manifest.agent.prompt == "Your instructions here"
 
 
 def test_yaml_with_json_content_type_is_rejected(api):

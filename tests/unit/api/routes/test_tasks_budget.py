@@ -3,6 +3,7 @@
 import pytest
 
 from doubles.fake_access import FakeAccess
+from sandbox.agents.claude_code.agent import ClaudeCode
 
 MANIFEST = """
 version: "1"
@@ -14,9 +15,14 @@ lifecycle: {budget_usd: 0.05}
 """
 
 
+class PricedClaudeCode(ClaudeCode):
+    def has_price(self, model):
+        return model == "claude-known"
+
+
 @pytest.fixture
 def submit(api_with_tokens):
-    api = api_with_tokens(FakeAccess(), has_price=lambda model: model == "claude-known")
+    api = api_with_tokens(FakeAccess(), agents={"claude": PricedClaudeCode()})
     return lambda model: api.post("/api/v1/tasks", content=MANIFEST.replace("MODEL", model))
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doubles.manifests import parse_manifest
 from sandbox.model import limits
-from sandbox.model.manifest.parser import FieldError, InvalidManifestError, parse_manifest
+from sandbox.model.manifest.parser import FieldError, InvalidManifestError
 from sandbox.model.manifest.schema import Manifest
 
 MINIMAL = """\
@@ -168,7 +169,7 @@ def test_duplicate_json_key_and_lone_surrogate_are_field_errors():
 
 def test_body_size_is_limited_to_one_mebibyte():
     largest = MINIMAL + "#" * (limits.BODY_BYTES_MAX - len(MINIMAL))
-    assert parse_manifest(largest.encode(), is_json=False).kind == "Task"
+    assert parse_manifest(largest.encode(), is_json=False).agent.kind == "claude"
     assert single_error(largest + "#").rule == "range"
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
+from doubles.manifests import parse_manifest
+from sandbox.agents.claude_code.agent import ClaudeCode
+from sandbox.agents.claude_code.section import claude_section
+from sandbox.model.manifest.parser import InvalidManifestError
 from sandbox.model.manifest.schema import Manifest
 
 VALID: dict[str, Any] = {
@@ -242,7 +245,7 @@ def test_any_value_at_any_path_is_accepted_or_rejected(value):
 def test_prompt_is_limited_in_bytes_not_characters(characters, fits):
     body = json.dumps(with_value("claude/prompt", "é" * characters), ensure_ascii=False).encode()
     if fits:
-        assert len(parse_manifest(body, is_json=True).claude.prompt) == characters
+        assert len(parse_manifest(body, is_json=True).agent.prompt) == characters
         return
     with pytest.raises(InvalidManifestError, match="must be at most 512 KiB") as caught:
         parse_manifest(body, is_json=True)
@@ -344,23 +347,27 @@ def test_other_secret_name_is_accepted(name):
     ],
 )
 def test_allowed_tool_is_preserved_verbatim(tool):
-    assert parse(with_value("claude/allowed_tools", [tool])).claude.allowed_tools == (tool,)
+    assert claude_section(parse(with_value("claude/allowed_tools", [tool]))).allowed_tools == (tool,)
 
 
 def test_empty_tool_list_differs_from_no_list():
-    assert parse(with_value("claude/allowed_tools", [])).claude.allowed_tools == ()
-    assert parse(VALID).claude.allowed_tools is None
+    assert claude_section(parse(with_value("claude/allowed_tools", []))).allowed_tools == ()
+    assert claude_section(parse(VALID)).allowed_tools is None
 
 
-def is_priced(model: str) -> bool:
-    return model in {"claude-known", "claude-sonnet-4-5-20250929"}
+class PricedClaudeCode(ClaudeCode):
+    def has_price(self, model: str) -> bool:
+        return model in {"claude-known", "claude-sonnet-4-5-20250929"}
+
+
+PRICED_AGENTS = {"claude": PricedClaudeCode()}
 
 
 def test_usd_budget_requires_a_priced_model():
     manifest = with_value("lifecycle/budget_usd", 5)
     manifest["claude"]["model"] = "claude-unheard-of"
     with pytest.raises(InvalidManifestError, match="set budget_tokens instead") as caught:
-        parse(manifest, has_price=is_priced)
+        parse(manifest, agents=PRICED_AGENTS)
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
@@ -368,13 +375,13 @@ def test_usd_budget_requires_a_priced_model():
 def test_usd_budget_is_accepted_with_a_priced_model(model):
     manifest = with_value("claude/model", model)
     manifest["lifecycle"] = {"budget_usd": 0.05}
-    assert parse(manifest, has_price=is_priced).lifecycle.budget_usd == 0.05
+    assert parse(manifest, agents=PRICED_AGENTS).lifecycle.budget_usd == 0.05
 
 
 def test_unpriced_model_is_accepted_without_a_usd_budget():
     manifest = with_value("claude/model", "claude-unheard-of")
     manifest["lifecycle"] = {"budget_tokens": 100}
-    assert parse(manifest, has_price=is_priced).lifecycle.budget_tokens == 100
+    assert parse(manifest, agents=PRICED_AGENTS).lifecycle.budget_tokens == 100
 
 
 @pytest.mark.parametrize(
@@ -412,7 +419,7 @@ def test_mcp_server_requires_one_transport_and_declared_secrets(server, field):
 def test_placeholder_of_a_declared_secret_is_accepted(text):
     manifest = with_value("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "env": {"A": text}}}})
     manifest["secrets"] = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
-    assert parse(manifest).claude.mcp_config.mcpServers["x"].env == {"A": text}
+    assert claude_section(parse(manifest)).mcp_config.mcpServers["x"].env == {"A": text}
 
 
 def test_all_errors_are_reported_together():

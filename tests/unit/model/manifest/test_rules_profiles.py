@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
+from doubles.manifests import parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError
 
 WEAK = "requires a runtime of tier vm or stronger; this server's has tier namespaces"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandbox.model.manifest.parser import read_document
+from doubles.manifests import read_document
 from sandbox.model.manifest.yaml import write_yaml
 
 PARTS = ["1", "0", "e5", "0o17", "08", "+", ".", "a", " ", "\t", "\n", "\r", "\x85", "\u2028", "\u2029", "#", ":", "- "]

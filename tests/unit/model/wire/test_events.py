@@ -6,10 +6,11 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from doubles.manifests import claude, decode_record, encode_json
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import (
@@ -27,11 +28,9 @@ from sandbox.model.wire.events import (
 TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 STAMP = "2026-01-29T10:10:15.123Z"
 MANIFEST = Manifest(
-    version="1",
-    kind="Task",
     metadata=Metadata(name="x", labels={"team": "platform"}),
     repository=Repository(url="https://git.example/r", branch="main"),
-    claude=Claude(prompt="x"),
+    agent=claude(prompt="x"),
 )
 FAILURE = Failure(FailureCode.TIMEOUT, "It took too long.")
 
@@ -232,7 +231,7 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_every_event_round_trips_through_journal_encoding(event):
     record = e.Record(7, 2, TIMESTAMP, event, e.Transition(TaskState.READY, TaskState.RUNNING, "x"))
-    assert msgspec.json.decode(msgspec.json.encode(record), type=e.Record) == record
+    assert decode_record(encode_json(record)) == record
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
+from doubles.manifests import parse_manifest
 from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.cli.manifest_file import field_error_details
-from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
+from sandbox.model.manifest.parser import InvalidManifestError
 
 MANIFEST = b"""\
 version: "1"
@@ -66,7 +67,7 @@ def test_submit_uses_the_id_option(sandbox, task, api, manifest):
 
 
 def test_manifest_with_replaced_id_is_valid(sandbox, task, api, manifest):
-    from sandbox.model.manifest.parser import parse_manifest
+    from doubles.manifests import parse_manifest
 
     sandbox("task", "submit", manifest, "--id", "mine-1")
     body = api.requests_to("POST", "/tasks")[0].body

@@ -1,22 +1,6 @@
-"""Manifest templates of the submit form."""
+"""Manifest templates of the dashboard's submit form."""
 
-from __future__ import annotations
-
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any
-
-from sandbox.model.manifest.schema import Manifest
-from sandbox.model.manifest.yaml import write_yaml
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestTemplate:
-    """A manifest template. summary: when to use it."""
-
-    name: str
-    summary: str
-    text: str
-
+from sandbox.interfaces.agent import ManifestTemplate
 
 _MINIMAL = """\
 version: "1"
@@ -127,31 +111,3 @@ MANIFEST_TEMPLATES = (
     ManifestTemplate("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
     ManifestTemplate("Within a budget", "Ends at $2.50, and preserves the sandbox if it fails.", _BUDGET),
 )
-
-
-def manifest_yaml(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
-    """Write a manifest as YAML, without default values and, for a new task, without the id.
-
-    with_sources: include the sources of secrets, which only operators may see; otherwise only names.
-    """
-    data = _explicit_fields(manifest)
-    if not with_sources and manifest.secrets:
-        data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
-    if not with_id:
-        data["metadata"].pop("id", None)
-    return write_yaml(data)
-
-
-def _explicit_fields(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        values = [(field, getattr(value, field.name)) for field in fields(value)]
-        return {field.name: _explicit_fields(each) for field, each in values if each != _field_default(field)}
-    if isinstance(value, dict):
-        return {key: _explicit_fields(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_explicit_fields(each) for each in value]
-    return value
-
-
-def _field_default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()

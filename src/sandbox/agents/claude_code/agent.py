@@ -1,0 +1,93 @@
+"""Claude Code as one of Sandbox's agents. The parts that only one process needs are imported by the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sandbox.agents.claude_code import section as rules
+from sandbox.agents.claude_code.section import DISPLAY_NAME, KEY_SETTING, KIND, Claude
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.model.manifest.rules import RuleViolation
+
+if TYPE_CHECKING:
+    from sandbox.interfaces.agent import AgentDriver, ManifestTemplate
+    from sandbox.interfaces.model_dialect import ModelDialect
+    from sandbox.model.events import ConversationEvent
+    from sandbox.model.manifest.schema import Manifest
+
+DEFAULT_BASE_URL = "https://api.anthropic.com"
+
+
+class ClaudeCode:
+    """Implements `Agent`."""
+
+    kind = KIND
+    display_name = DISPLAY_NAME
+    section = Claude
+    field_summary = "claude.model, claude.allowed_tools, claude.max_turns"
+    key_setting = KEY_SETTING
+    server_variable_prefix = "ANTHROPIC_"
+
+    @property
+    def manifest_templates(self) -> Sequence[ManifestTemplate]:
+        """Templates of manifests; the first one has only the required fields."""
+        from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
+
+        return MANIFEST_TEMPLATES
+
+    def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
+        """Yield the violations of rules across the fields of the section."""
+        return rules.find_violations(section, secret_names)
+
+    def is_reserved_variable(self, name: str) -> bool:
+        """Whether a secret with this name would redirect the agent or load code into it."""
+        return rules.is_reserved_variable(name)
+
+    def has_price(self, model: str) -> bool:
+        """Whether the price of a model is known."""
+        from sandbox.agents.claude_code.messages_api.pricing import has_price
+
+        return has_price(model)
+
+    def find_version(self) -> str:
+        """Return the version of the installed binary. Raises BinaryMissingError."""
+        from sandbox.agents.claude_code.binary_install import binary_version, find_binary
+
+        return binary_version(find_binary())
+
+    def install(self, data_dir: Path) -> Path:
+        """Return the copy of the binary that sandboxes run; create it if it does not exist."""
+        from sandbox.agents.claude_code.binary_install import install_binary
+
+        return install_binary(data_dir)
+
+    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+        """Return the base URL of the Messages API and its key; None without a key.
+
+        An API key takes precedence over a token.
+        """
+        base_url = environment.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
+        api_key, auth_token = (environment.get(f"ANTHROPIC_{name}", "") for name in ("API_KEY", "AUTH_TOKEN"))
+        if not api_key and not auth_token:
+            return None
+        return ModelUpstream(base_url, api_key=api_key, auth_token="" if api_key else auth_token)
+
+    def convert_recorded_line(self, manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+        """Convert a line of output that an earlier version recorded."""
+        from sandbox.agents.claude_code.output_parser import convert_recorded_line
+
+        return convert_recorded_line(manifest, line)
+
+    def create_dialect(self) -> ModelDialect:
+        """Create the dialect of the Messages API."""
+        from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
+
+        return MessagesApi()
+
+    def create_driver(self, program: Path) -> AgentDriver:
+        """Create the driver. program: the path that `install` returned."""
+        from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+
+        return ClaudeCodeDriver(program)

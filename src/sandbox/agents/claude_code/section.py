@@ -1,0 +1,130 @@
+"""The section `claude` of a manifest: its fields, and the rules across them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+from annotated_types import Ge, Le, Len, MaxLen
+
+from sandbox.model.manifest.errors import FieldPath
+from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
+from sandbox.model.manifest.rules import RuleViolation, as_list, as_mapping, as_text
+from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
+
+KIND = "claude"
+DISPLAY_NAME = "Claude Code"
+KEY_SETTING = "ANTHROPIC_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class McpServer:
+    """One MCP server: a command to run inside the sandbox, or a URL to reach."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    type: Literal["stdio", "http", "sse"] | None = None
+    """`stdio` with a command, `http` (the default) or `sse` with a URL."""
+    command: str | None = None
+    """Program inside the sandbox."""
+    args: tuple[str, ...] = ()
+    """Arguments of the program. `${NAME}` is replaced by the secret of that name."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the program."""
+    url: str | None = None
+    """URL of a server."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of requests to the URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class McpConfig:
+    """The MCP servers of the agent, by name."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
+    """Servers by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claude:
+    """Prompt and settings of Claude Code."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    prompt: Annotated[str, PROMPT]
+    """What the agent has to do."""
+    headless: bool = True
+    """False: an interactive session."""
+    skip_permissions: bool = True
+    """False: the agent may not do anything that needs permission."""
+    output_format: Literal["stream-json", "json", "text"] = "stream-json"
+    """What stdout is: all events, the last result as JSON, or the text of the last result."""
+    model: Annotated[str, Len(1, 256), VISIBLE] = "claude-sonnet-4-5-20250929"
+    """Model that the server's API supports."""
+    allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
+    """Tools and rules that the agent may use. Absent: all. Empty: none."""
+    mcp_config: McpConfig | None = None
+    """MCP servers of the agent."""
+    max_turns: Annotated[int, Ge(1), Le(1_000_000)] | None = None
+    """Maximum number of the model's turns."""
+
+
+def claude_section(manifest: Manifest) -> Claude:
+    """Return the section of a manifest whose agent is Claude Code. Absent fields have their defaults."""
+    return msgspec.convert(manifest.agent.settings, Claude)
+
+
+_PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_TOOL = re.compile(r"(?!mcp__)[A-Za-z][A-Za-z0-9_]*(\(.+\))?|mcp__[A-Za-z0-9_-]+(__\*)?", re.ASCII)
+_SECOND_TOOL = re.compile(r"\)[\s,]+[A-Za-z0-9_]+\(")
+_RESERVED_NAMES = frozenset({"CLAUDECODE", "NODE_OPTIONS", "NODE_USE_SYSTEM_CA", "MCP_TIMEOUT", "MCP_TOOL_TIMEOUT"})
+_RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "BUN_")
+
+
+def is_reserved_variable(name: str) -> bool:
+    """Whether an environment variable with this name would redirect Claude Code or load code into it."""
+    return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES)
+
+
+def find_violations(section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
+    """Yield the violations of rules across fields; paths are relative to the section. See `AgentSchema`."""
+    yield from _invalid_tools(section)
+    yield from _invalid_mcp_servers(section, secret_names)
+
+
+def _invalid_tools(section: dict[str, Any]) -> Iterator[RuleViolation]:
+    """Each entry must be one tool: Claude Code splits entries at commas and silently ignores what it cannot parse."""
+    for index, entry in enumerate(as_list(section.get("allowed_tools"))):
+        text = as_text(entry)
+        if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):
+            message = "must be one tool, such as Read, Bash(git *), mcp__server or mcp__server__tool"
+            yield RuleViolation(("allowed_tools", index), "format", message)
+
+
+def _invalid_mcp_servers(section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
+    config = as_mapping(section.get("mcp_config"))
+    for name, server in as_mapping(config.get("mcpServers")).items():
+        path = ("mcp_config", "mcpServers", name)
+        if not isinstance(server, dict):
+            continue
+        if ("command" in server) == ("url" in server):
+            yield RuleViolation(path, "format", "must have either a command or a url")
+        elif server.get("type") in (("http", "sse") if "command" in server else ("stdio",)):
+            yield RuleViolation((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
+        for subpath, text in _expanded_texts(server):
+            missing = sorted(set(_PLACEHOLDER.findall(text)) - set(secret_names))
+            if missing:
+                message = f"refers to the secret {missing[0][:100]}, which is not in secrets"
+                yield RuleViolation((*path, *subpath), "format", message)
+
+
+def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[FieldPath, str]]:
+    """Yield the texts in which Claude Code expands `${NAME}`."""
+    yield ("url",), as_text(server.get("url"))
+    for index, argument in enumerate(as_list(server.get("args"))):
+        yield ("args", index), as_text(argument)
+    for name in ("env", "headers"):
+        for key, value in as_mapping(server.get(name)).items():
+            yield (name, key), as_text(value)

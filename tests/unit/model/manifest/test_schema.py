@@ -1,0 +1,114 @@
+"""A manifest is encoded as one mapping, in which the key of the agent section is the agent's kind."""
+
+import msgspec
+import pytest
+
+from doubles.manifests import encode_json, parse_manifest
+from sandbox.agents.claude_code.section import claude_section
+from sandbox.model.manifest.schema import AgentSection, Manifest, decode_manifest
+
+# As version 0.1 wrote it to journals and to the index.
+ENCODED = (
+    '{"version":"1","kind":"Task","metadata":{"name":"N","id":"t-1","labels":{"a":"b"}},"repository":'
+    '{"url":"https://example.org/r.git","branch":"main","commit":null,"subpath":"x","patch":null},"cl'
+    'aude":{"prompt":"Do it. é","headless":true,"skip_permissions":true,"output_format":"json","model'
+    '":"claude-sonnet-4-5-20250929","allowed_tools":["Read","mcp__github"],"mcp_config":{"mcpServers"'
+    ':{"github":{"type":null,"command":"npx","args":["-y"],"env":{"T":"${T}"},"url":null,"headers":{}'
+    '},"web":{"type":"http","command":null,"args":[],"env":{},"url":"https://h","headers":{"A":"b"}}}'
+    '},"max_turns":3},"vm":{"profile":"agentic-dev","cpus":4,"memory":"8G","disk":"40G","network_mode'
+    '":"outbound","allowed_hosts":["api.github.com"]},"secrets":[{"name":"T","source":"env","key":"T"'
+    '}],"lifecycle":{"timeout":"24h","failure_action":"destroy","artifact_patterns":[],"stage_timeout'
+    '":"15m","provision_timeout":"10m","hang_timeout":"30m","collect_timeout":"10m","budget_usd":1.0,'
+    '"budget_tokens":null,"retries":2,"resume":false}}'
+).encode()
+SUBMITTED = {
+    "version": 1,
+    "kind": "Task",
+    "metadata": {"name": "N", "id": "t-1", "labels": {"a": "b"}},
+    "repository": {"url": "https://example.org/r.git", "branch": "main", "subpath": "x"},
+    "claude": {
+        "prompt": "Do it. é",
+        "output_format": "json",
+        "max_turns": 3,
+        "allowed_tools": ["Read", "mcp__github"],
+        "mcp_config": {
+            "mcpServers": {
+                "github": {"command": "npx", "args": ["-y"], "env": {"T": "${T}"}},
+                "web": {"type": "http", "url": "https://h", "headers": {"A": "b"}},
+            }
+        },
+    },
+    "vm": {"network_mode": "outbound", "allowed_hosts": ["api.github.com"]},
+    "secrets": [{"name": "T", "source": "env", "key": "T"}],
+    "lifecycle": {"budget_usd": 1, "retries": 2},
+}
+
+
+def decode(text):
+    return msgspec.json.decode(text, type=Manifest, dec_hook=decode_manifest)
+
+
+def test_encoding_is_that_of_earlier_versions():
+    manifest = parse_manifest(msgspec.json.encode(SUBMITTED), is_json=True)
+    assert encode_json(manifest) == ENCODED
+    assert decode(ENCODED) == manifest
+    assert encode_json(decode(ENCODED)) == ENCODED
+
+
+def test_agents_fields_have_types_for_its_driver_only():
+    manifest = decode(ENCODED)
+    assert manifest.agent.settings["allowed_tools"] == ["Read", "mcp__github"]
+    claude = claude_section(manifest)
+    assert claude.allowed_tools == ("Read", "mcp__github")
+    assert claude.mcp_config.mcpServers["github"].env == {"T": "${T}"}
+
+
+def test_section_of_an_agent_that_is_not_registered_is_kept():
+    text = ENCODED.replace(b'"claude":{', b'"other":{"its_own":[1,{"x":null}],')
+    manifest = decode(text)
+    assert (manifest.agent.kind, manifest.agent.settings["its_own"]) == ("other", [1, {"x": None}])
+    assert encode_json(manifest) == text
+
+
+def test_unknown_fields_of_a_later_version_are_ignored():
+    text = ENCODED.replace(b'"vm":{', b'"later":{"a":1},"also":"text","vm":{"new":1,')
+    assert decode(text) == decode(ENCODED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"claude":{', b'"later":{"prompt":"x","model":"m"},"claude":{'),
+        (b'"claude":{"prompt":', b'"claude":{"text":'),
+        (b'"prompt":"', b'"prompt":1,"old":"'),
+        (b'"headless":true', b'"headless":"yes"'),
+        (b'"model":"', b'"model":null,"old":"'),
+        (b'"output_format":"json"', b'"output_format":[]'),
+        (b'"name":"N"', b'"name":7'),
+    ],
+)
+def test_malformed_manifest_is_rejected(change):
+    assert change[0] in ENCODED
+    with pytest.raises(msgspec.ValidationError):
+        decode(ENCODED.replace(*change, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_interactive", "has_rendered_stdout"),
+    [
+        ({}, False, False),
+        ({"headless": True, "output_format": "text"}, False, True),
+        ({"headless": False, "output_format": "text"}, True, False),
+        ({"output_format": "stream-json"}, False, False),
+    ],
+)
+def test_common_fields_have_defaults(settings, is_interactive, has_rendered_stdout):
+    section = AgentSection("other", {"prompt": "p", "model": "m", **settings})
+    assert (section.prompt, section.model) == ("p", "m")
+    assert (section.is_interactive, section.has_rendered_stdout) == (is_interactive, has_rendered_stdout)
+
+
+def test_fields_keep_their_order_when_the_prompt_changes():
+    agent = decode(ENCODED).agent
+    assert list(agent.with_prompt("").settings) == list(agent.settings)
+    assert (agent.with_prompt("").prompt, agent.prompt) == ("", "Do it. é")
