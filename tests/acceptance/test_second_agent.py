@@ -1,0 +1,214 @@
+"""A second agent with another model API, next to Claude Code: from its manifest section to the patch."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply
+
+RESPONSES_KEY = "the-key-of-the-responses-api"
+SERVER = Path(__file__).parents[1] / "doubles" / "scripted_agent" / "server.py"
+MANIFEST = """\
+version: "1"
+kind: Task
+metadata: {name: A second agent, id: second}
+repository: {url: "https://github.com/org/repo.git", branch: main}
+scripted:
+  prompt: Write the file.
+  effort: high
+lifecycle: {budget_usd: 1}
+"""
+CALL = {
+    "type": "function_call",
+    "call_id": "call-1",
+    "name": "write_file",
+    "arguments": json.dumps({"path": "made.txt", "text": "made by the second agent\n"}),
+}
+
+
+class ResponsesModel:
+    """A model in the shape of the Responses API: first a function call, then a message. Each costs 0.005 USD."""
+
+    def __init__(self):
+        self.requests = []
+        self.always_calls = False
+        model = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                model.requests.append((self.path, dict(self.headers), body))
+                is_first = len(body["input"]) == 1
+                output = CALL if is_first or model.always_calls else {"type": "message", "text": "It is written."}
+                usage = {"input_tokens": 1000, "output_tokens": 1000}
+                content = json.dumps({"model": body["model"], "output": [output], "usage": usage}).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class TwoAgentDeployment(Deployment):
+    """A deployment whose server has Claude Code and the scripted agent."""
+
+    def start_server_with(self, responses_model):
+        preinstall_agent(self.data_dir)
+        settings = {"host": "127.0.0.1", "port": "0", "ws_port": "0", "data_dir": str(self.data_dir)}
+        environment = {
+            "SANDBOX_RUNTIME": self.runtime,
+            "ANTHROPIC_BASE_URL": self.model_url,
+            "ANTHROPIC_API_KEY": SERVER_KEY,
+            "RESPONSES_BASE_URL": responses_model.url,
+            "RESPONSES_API_KEY": RESPONSES_KEY,
+        }
+        self.server = self._start("server", [sys.executable, str(SERVER), json.dumps(settings)], environment, ())
+        self.http = self._client()
+
+    def sandbox(self, *arguments):
+        """Run the command line."""
+        environment = {"HOME": str(self.home), "SANDBOX_SERVER": self.server.ready_message["http"]}
+        return subprocess.run(
+            [sys.executable, "-m", "sandbox", *arguments],
+            env=environment, capture_output=True, timeout=90, check=False, text=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    responses_model = ResponsesModel()
+    yield responses_model
+    responses_model.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model):
+    deployment = TwoAgentDeployment(tmp_path_factory.mktemp("two-agents"))
+    make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
+    deployment.start_git()
+    deployment.start_model(reply("Claude Code was here."))
+    deployment.start_server_with(model)
+    yield deployment
+    deployment.close()
+
+
+def test_second_agent_works_in_its_sandbox_with_its_own_model_api(server, model, tmp_path):
+    model.requests = []
+    file = tmp_path / "task.yaml"
+    file.write_text(MANIFEST)
+    followed = server.sandbox("task", "submit", str(file), "--follow")
+    assert followed.returncode == 0, followed.stderr + server.diagnostics("second")
+    assert "running       Scripted Agent is working" in followed.stderr
+    assert "completed     Scripted Agent finished its work" in followed.stderr
+    assert b"+made by the second agent\n" in server.artifact("second.patch", "second")
+
+    for path, headers, body in model.requests:
+        assert path == "/v1/responses"
+        assert headers["authorization"] == f"Bearer {RESPONSES_KEY}"
+        assert (body["model"], body["reasoning"]) == ("scripted-1", {"effort": "high"})
+    assert [len(body["input"]) for _, _, body in model.requests] == [1, 3]
+
+    status = server.status("second")
+    section = {"prompt": "Write the file.", "model": "scripted-1", "effort": "high"}
+    assert list(status["definition"]) == ["repository", "scripted", "vm", "secrets", "lifecycle"]
+    assert status["definition"]["scripted"] == section
+    progress = status["progress"]
+    assert (progress["turns"], progress["tool_calls"]) == (2, 1)
+    assert (progress["input_tokens"], progress["output_tokens"], progress["cost_usd"]) == (2000, 2000, 0.01)
+    assert status["result"] == {"is_error": False, "result": "It is written."}
+    assert json.loads(server.artifact("metadata.json", "second"))["usage"]["model"] == "scripted-1"
+    events = [event["type"] for event in server.wire_events("second")]
+    assert (events.count("tool_call"), events.count("usage")) == (1, 2)
+
+
+def test_output_and_pages_of_the_second_agent_are_shown(server, model):
+    manifest = MANIFEST.replace("id: second", "id: shown")
+    server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+    server.wait("shown")
+    logs = server.sandbox("task", "logs", "shown", "--stream", "stdout")
+    assert logs.returncode == 0, logs.stderr
+    assert '{"step": "end", "ok": true, "text": "It is written."}' in logs.stdout
+    page = server.http.get("/tasks/shown", headers={"accept": "text/html"}).text
+    assert "Write the file." in page
+    assert "scripted:" in page
+    assert "effort: high" in page
+    assert "Describe the work for the scripted agent here" in server.http.get("/submit").text
+    schema = server.http.get("/openapi.json").json()["components"]["schemas"]["Manifest"]
+    assert schema["oneOf"] == [{"required": ["claude"]}, {"required": ["scripted"]}]
+
+
+def test_budget_of_the_second_agent_is_enforced(server, model):
+    model.always_calls, model.requests = True, []
+    manifest = MANIFEST.replace("id: second", "id: costly").replace("budget_usd: 1", "budget_usd: 0.012")
+    response = server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+    assert response.status_code == 202, response.text
+    status = server.wait("costly")
+    model.always_calls = False
+    assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), server.diagnostics("costly")
+    assert len(model.requests) == 3
+
+
+def test_first_agent_still_works(server):
+    server.submit("first")
+    status = server.wait("first")
+    assert status["state"] == "completed", server.diagnostics("first")
+    assert status["state_message"] == "Claude Code finished its work"
+    assert list(status["definition"]) == ["repository", "claude", "vm", "secrets", "lifecycle"]
+
+
+@pytest.mark.parametrize(
+    ("change", "errors"),
+    [
+        (
+            ("scripted:", "other:"),
+            [("", "must have a section for the agent: claude or scripted"), ("other", "is an un")],
+        ),
+        (("scripted:", "claude: {prompt: x}\nscripted:"), [("scripted", "cannot be given with claude")]),
+        (("effort: high", "effort: middle"), [("scripted.effort", "must be one of low, high")]),
+        (("effort: high", "efort: high"), [("scripted.efort", "is an unknown field; did you mean 'effort'?")]),
+        (
+            ("effort: high", "model: x"),
+            [("lifecycle.budget_usd", "cannot be enforced, because the price of scripted.m")],
+        ),
+        (
+            ("effort: high", "effort: high\n  model: scripted-small"),
+            [("lifecycle.budget_usd", "cannot be"), ("scripted.effort", "must be low for this model")],
+        ),
+    ],
+)
+def test_errors_in_the_section_are_reported(server, change, errors):
+    response = server.http.post(
+        "/api/v1/tasks?dry_run=true",
+        content=MANIFEST.replace(*change),
+        headers={"content-type": "application/yaml"},
+    )
+    assert response.status_code == 400
+    found = sorted((error["field"], error["message"]) for error in response.json()["details"])
+    assert [field for field, _ in found] == [field for field, _ in errors]
+    assert all(message.startswith(start) for (_, message), (_, start) in zip(found, errors, strict=True)), found
+
+
+def test_no_task_reads_the_key_of_any_agent(server):
+    for number, variable in enumerate(("RESPONSES_API_KEY", "ANTHROPIC_API_KEY")):
+        secret = {"name": "TOKEN", "source": "env", "key": variable}
+        task_id = server.submit(f"thief-{number}", secrets=[secret])
+        status = server.wait(task_id)
+        assert (status["state"], status["error"]["code"]) == ("failed", "secret_unavailable")

@@ -1,0 +1,101 @@
+"""A second agent, as its package below `sandbox/agents/` would be: a small program that uses another model API.
+
+`server.py` and `runner.py` compose Sandbox with it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
+
+from sandbox.agents import registered_agents
+from sandbox.interfaces.agent import Agent, AgentDriver, ManifestTemplate
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.model.events import ConversationEvent
+from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
+from sandbox.model.manifest.rules import RuleViolation, as_text
+from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
+
+TEMPLATE = """\
+version: "1"
+kind: Task
+metadata:
+  name: "My task"
+repository:
+  url: "https://github.com/org/repo.git"
+  branch: "main"
+scripted:
+  prompt: "Describe the work for the scripted agent here"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """Prompt and settings of the scripted agent."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    prompt: Annotated[str, PROMPT]
+    model: Annotated[str, Len(1, 256), VISIBLE] = "scripted-1"
+    effort: Literal["low", "high"] = "low"
+
+
+class ScriptedAgent:
+    """Implements `Agent`."""
+
+    kind = "scripted"
+    display_name = "Scripted Agent"
+    section = Scripted
+    field_summary = "scripted.model, scripted.effort"
+    manifest_templates: Sequence[ManifestTemplate] = (ManifestTemplate("Scripted", "A second agent.", TEMPLATE),)
+    key_setting = "RESPONSES_API_KEY"
+    server_variable_prefix = "RESPONSES_"
+
+    def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
+        if section.get("effort") == "high" and as_text(section.get("model")) == "scripted-small":
+            yield RuleViolation(("effort",), "format", "must be low for this model")
+
+    def is_reserved_variable(self, name: str) -> bool:
+        return name.startswith(self.server_variable_prefix)
+
+    def has_price(self, model: str) -> bool:
+        from doubles.responses_api import USD_PER_TOKEN
+
+        return model in USD_PER_TOKEN
+
+    def find_version(self) -> str:
+        return "1"
+
+    def install(self, data_dir: Path) -> Path:
+        target = data_dir / "agent" / "scripted"
+        target.parent.mkdir(mode=0o755, exist_ok=True)
+        partial = target.with_name("scripted.partial")
+        partial.write_bytes((Path(__file__).parent / "program.py").read_bytes())
+        partial.chmod(0o555)
+        partial.replace(target)
+        return target
+
+    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+        key = environment.get("RESPONSES_API_KEY")
+        return ModelUpstream(environment["RESPONSES_BASE_URL"], api_key=key) if key else None
+
+    def convert_recorded_line(self, manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+        return None
+
+    def create_dialect(self) -> ModelDialect:
+        from doubles.responses_api import ResponsesApi
+
+        return ResponsesApi()
+
+    def create_driver(self, program: Path) -> AgentDriver:
+        from doubles.scripted_agent.driver import ScriptedDriver
+
+        return ScriptedDriver(program)
+
+
+def all_agents() -> Mapping[str, Agent]:
+    """Sandbox's own agents, and this one: what the line in the registry would add."""
+    second = ScriptedAgent()
+    return {**registered_agents(), second.kind: second}

@@ -1,0 +1,106 @@
+"""The driver of the scripted agent."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sandbox.interfaces.agent import (
+    AgentEvent,
+    AgentLaunchSpec,
+    AgentOutcome,
+    AgentReady,
+    ToolFinished,
+    TurnStarted,
+)
+from sandbox.interfaces.file_layout import MODEL_PORT, SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import Command, ExitStatus
+from sandbox.model.events import ToolCallStarted
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.manifest.schema import Manifest
+
+PROGRAM = "/run/sandbox/bin/scripted"
+
+
+class ScriptedDriver:
+    """Implements `AgentDriver`."""
+
+    display_name = "Scripted Agent"
+    key_setting = "RESPONSES_API_KEY"
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    def prepare(
+        self,
+        manifest: Manifest,
+        *,
+        session_id: str,
+        task_key: str,
+        secrets: Mapping[str, str],
+        resumes: bool = False,
+    ) -> AgentLaunchSpec:
+        section = manifest.agent.settings
+        environment = {
+            **secrets,
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": SANDBOX_HOME,
+            "RESPONSES_URL": f"http://127.0.0.1:{MODEL_PORT}/v1/responses",
+            "RESPONSES_API_KEY": task_key,
+        }
+        command = Command(
+            ("/usr/bin/python3", "-I", PROGRAM, section["model"], section["effort"]),
+            environment,
+            str(PurePosixPath(SANDBOX_WORKSPACE, manifest.repository.subpath or ".")),
+            manifest.agent.prompt.encode(),
+        )
+        return AgentLaunchSpec(
+            command,
+            session_id,
+            programs={self._program: PROGRAM},
+            model_variables=frozenset({"RESPONSES_URL", "RESPONSES_API_KEY"}),
+        )
+
+    def has_session(self, home: Path, session_id: str) -> bool:
+        return False
+
+    def create_parser(self, session_id: str) -> "ScriptedParser":
+        return ScriptedParser()
+
+    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
+        return None
+
+    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
+        return None if exit_.code == 0 else Failure(FailureCode.AGENT_FAILED, "The scripted agent failed.")
+
+    def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
+        return b""
+
+
+class ScriptedParser:
+    """Parses lines such as `{"step": "call", "id": "1", "tool": "write_file"}`."""
+
+    def __init__(self) -> None:
+        self._end: dict[str, Any] | None = None
+
+    def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
+        try:
+            step = json.loads(line)
+            match step["step"]:
+                case "turn":
+                    return (TurnStarted(),)
+                case "call":
+                    return (ToolCallStarted(step["tool"], step["id"]),)
+                case "called":
+                    return (ToolFinished(step["id"], step["tool"], is_error=False),)
+                case "end":
+                    self._end = {"is_error": not step["ok"], "result": step["text"]}
+        except (ValueError, TypeError, KeyError):
+            pass
+        return ()
+
+    def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
+        if exit_.code == 0 and self._end is not None and not self._end["is_error"]:
+            return AgentOutcome(self._end, None)
+        text = stderr_tail.decode(errors="replace") if self._end is None else self._end["result"]
+        return AgentOutcome(self._end, Failure(FailureCode.AGENT_FAILED, f"The scripted agent failed: {text}"))

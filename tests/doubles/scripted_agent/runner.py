@@ -1,0 +1,11 @@
+"""Entry point of a runner that also has the scripted agent. Its first argument marks the process as a runner."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from doubles.scripted_agent import all_agents
+from sandbox.bootstrap.runner import main
+
+main(all_agents)

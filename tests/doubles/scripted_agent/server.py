@@ -1,0 +1,18 @@
+"""Runs a server that also has the scripted agent. Arguments: the settings as JSON, by their names."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from doubles.scripted_agent import all_agents
+from sandbox.bootstrap.server import AgentSupport, run
+from sandbox.bootstrap.settings.load import load
+
+RUNNER_COMMAND = (sys.executable, "-I", str(Path(__file__).with_name("runner.py")), "sandbox.bootstrap.runner")
+
+if __name__ == "__main__":
+    settings = load(json.loads(sys.argv[1]), os.environ).settings
+    run(settings, announce="json", agent_support=AgentSupport(all_agents(), RUNNER_COMMAND))
