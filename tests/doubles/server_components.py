@@ -236,7 +236,8 @@ class ServerComponents:
         prober = RuntimeProber(probe_result, self.probe, clock)
         preserved = PreservedSandboxes(self.data_dir, runners, self.remove_files)
         secrets = TaskSecrets(self.resolve)
-        launcher = RunnerLauncher(runners, secrets, self.find_image, prober, self.upstream, lambda: False)
+        upstreams = {"claude": self.upstream}
+        launcher = RunnerLauncher(runners, secrets, self.find_image, prober, upstreams, lambda: False)
         parts = ServerParts(
             data_dir=self.data_dir,
             journals=self.journals,

@@ -19,7 +19,7 @@ HOST = HostSettings(
     "/run/sandbox/0123456789ab",
     "bubblewrap",
     excludes_emulation=True,
-    agent_program="/var/lib/sandbox/agent/claude",
+    agent_programs={"": "/var/lib/sandbox/agent/claude"},
     disk_kind="loop",
     can_confine=True,
     output_watermark=Watermark(3.0, 2 * 1024**3),
@@ -71,12 +71,18 @@ def test_current_message_is_read(order, message):
     assert decode_launch_message(encoded) == LaunchMessage(order, HOST)
 
 
+def test_agent_program_is_found_by_kind():
+    host = HostSettings("/d", "/r", "qemu", agent_programs={"one": "/one", "two": "/two"})
+    assert [host.agent_program(kind) for kind in ("one", "two", "three")] == ["/one", "/two", ""]
+    assert HOST.agent_program("one") == "/var/lib/sandbox/agent/claude"
+
+
 def test_shortest_message_of_an_earlier_version_has_its_defaults():
     """Earlier versions omitted all defaults."""
     message = b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"qemu"}'
     decoded = decode_launch_message(message)
     order = RunAttempt(*IDS, records_conversation=False)  # the server would reject a journal with such events
-    assert decoded == LaunchMessage(order, HostSettings("/d", "/r", "qemu"))
+    assert decoded == LaunchMessage(order, HostSettings("/d", "/r", "qemu", agent_programs={"": ""}))
     assert decoded.host.output_watermark == Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
 
 
