@@ -173,7 +173,7 @@ async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeyp
             "run_dir": str(run_dir),
             "runtime": "bubblewrap",
             "excludes_emulation": False,
-            "agent_program": "",
+            "agent_programs": {},
             "disk_kind": "plain",
             "can_confine": False,
             "output_watermark": {"percent": OUTPUT_FREE_PERCENT, "bytes_max": OUTPUT_FREE_BYTES},
