@@ -120,6 +120,9 @@ _ESCAPE_SYNTAX = rb"""
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | \\{0,64}+"'\\{0,64}+"' )
+    | (?P<slashes> \\{1,32}+ ) ' (?:
+          (?P=slashes) \\{1,64}+ ' (?P=slashes) '
+        | \\{0,64}+ " (?P=slashes) ' \\{0,64}+ " (?P=slashes) ' ) (?P<escaped_quote> )
     """.replace(b"$ZEROS", _LEADING_ZEROS)
 _ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
 _ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
@@ -232,7 +235,8 @@ _PARTIAL_ESCAPE = re.compile(
     | \x1b (?: \[ $PARAMETERS | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
     | % [0-9a-fA-F]? \Z
     | & (?: [A-Za-z][A-Za-z0-9]{0,$NAME_REST}+ | \#$ZEROS[0-9]{0,7} | \#[xX]$ZEROS[0-9a-fA-F]{0,6} )? \Z
-    | ' (?: \\{1,64}+ '? | \\{0,64}+ " (?: ' (?: \\{1,64}+ | \\{0,64}+ " )? )? )? \Z
+    | \\{0,32}+ ' (?: \\{1,96}+ (?: ' \\{0,32}+ )?
+        | \\{0,64}+ " \\{0,32}+ (?: ' \\{0,64}+ (?: " \\{0,32}+ )? )? )? \Z
     | \xc2 (?: \x9b $PARAMETERS | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
     | \x9b (?<![\x80-\xff].) $PARAMETERS \Z
     | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ \x1b? \Z
@@ -372,4 +376,5 @@ _DECODERS: dict[str, Callable[[str], bytes]] = {
     "decimal": lambda digits: _encode_code_point(int(digits)),
     "hex": lambda digits: _encode_code_point(int(digits, 16)),
     "quote": lambda _: b"'",
+    "escaped_quote": lambda _: b"'",
 }

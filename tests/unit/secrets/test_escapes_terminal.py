@@ -93,10 +93,43 @@ def test_shell_quotes_are_decoded_in_nested_json(value: str, quoted_quote: str, 
     assert {redact_in_chunks(redactor, encoded, size) for size in (1, 2, 7)} == {redacted}
 
 
+def in_single_quotes(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def in_any_quotes(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace("'", "\\'").replace('"', '\\"') + '"'
+
+
+@pytest.mark.parametrize("depth", range(3))
+@pytest.mark.parametrize("encode", [repr, in_single_quotes, in_any_quotes, lambda text: repr(in_single_quotes(text))])
+@pytest.mark.parametrize("quoted_quote", ["'\\''", "'\"'\"'"])
+@pytest.mark.parametrize("value", ["it's-a-\"secret", "a'b'c'd'e-\"-f", "say '''it''' now"])
+def test_shell_quotes_are_decoded_in_string_literals(
+    value: str, quoted_quote: str, encode: Callable[[str], str], depth: int
+):
+    redactor = SecretRedactor({"S": value})
+    text = encode("run '" + value.replace("'", quoted_quote) + "' end")
+    for _ in range(depth):
+        text = json.dumps(text)
+    redacted = redactor.redact(text.encode())
+    rest = redacted.decode().partition("run ")[2].partition(" end")[0]
+    assert rest.strip("\\'\"") == "[REDACTED:S]"
+    assert {redact_in_chunks(redactor, text.encode(), size) for size in (1, 2, 7)} == {redacted}
+
+
+@pytest.mark.parametrize("encode", [repr, in_single_quotes, in_any_quotes])
+@pytest.mark.parametrize("value", ["a'''b'''c'd", "it''s-a-secret", "'''''''''"])
+def test_quotes_in_string_literals_are_decoded_one_by_one(value: str, encode: Callable[[str], str]):
+    redacted = SecretRedactor({"S": value}).redact_text(encode(encode(f"run {value} end")))
+    assert redacted.partition("run ")[2].partition(" end")[0].strip("\\'\"") == "[REDACTED:S]"
+
+
 @pytest.mark.parametrize("depth", range(3))
 def test_shell_quotes_in_other_text_are_unchanged(depth: int):
     redactor = SecretRedactor({"S": "it's-a-secret"})
     text = "echo 'it'\"'\"'s-no-secret' 'it'\\''s a'"
+    text += repr(text)
     for _ in range(depth):
         text = json.dumps(text)
     encoded = text.encode()
