@@ -132,15 +132,21 @@ def _strip_quotes(value: str) -> str:
     return value.strip(_QUOTES + whitespace)
 
 
+_UNESCAPED_IN_ADDRESSES = ("", "/", "!'()*~", "!'()*~;/?:@&=+$,#")
+"""Characters that Python's `quote_plus` and `quote`, and JavaScript's `encodeURIComponent` and `encodeURI`, keep."""
+
+_ESCAPED_IN_JSON = ({"/": "\\/"}, {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+"""Additional escapes in the JSON of PHP and Go."""
+
+
 def _escaped_forms(value: str) -> set[bytes]:
     """Return the texts that are commonly encoded: the value, and its escaped forms in JSON and URLs."""
-    percent_encoded = quote_from_bytes(value.encode("utf-8", "surrogatepass"), safe="")
-    return _byte_encodings(value) | {
-        json.dumps(value)[1:-1].encode(),
-        json.dumps(value, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"),
-        percent_encoded.encode(),
-        percent_encoded.replace("%20", "+").encode(),
-    }
+    data = value.encode("utf-8", "surrogatepass")
+    addresses = [quote_from_bytes(data, safe=safe) for safe in _UNESCAPED_IN_ADDRESSES]
+    texts = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
+    texts += [text.translate(str.maketrans(escapes)) for text, escapes in product(texts, _ESCAPED_IN_JSON)]
+    texts += [*addresses, addresses[0].replace("%20", "+")]
+    return _byte_encodings(value) | {text.encode("utf-8", "surrogatepass") for text in texts}
 
 
 def _nested_forms(value: str) -> set[bytes]:

@@ -114,6 +114,31 @@ def test_latin_1_letters_and_short_escapes_are_redacted(encoded: bytes):
     assert len(redacted.strip(b'"')) <= len("[REDACTED:S]") + 5
 
 
+ADDRESS = "db://u:p(4)ss'w0rd!@h/x?y=<1>&z=%2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ADDRESS),
+        json.dumps(ADDRESS).replace("/", "\\/"),
+        json.dumps(ADDRESS).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
+        quote(ADDRESS),
+        quote_plus(ADDRESS),
+        quote(ADDRESS, safe="!'()*~"),
+        quote(ADDRESS, safe="!'()*~;/?:@&=+$,#"),
+    ],
+)
+def test_base64_of_every_common_json_and_address_form_is_redacted(text: str):
+    redactor = SecretRedactor({"S": ADDRESS})
+    for before in range(3):
+        encoded = f"<{as_base64(text, before, url_safe=True)}>"
+        assert "[REDACTED:S]" in redactor.redact_text(encoded)
+        other = f"<{as_base64(text[::-1], before, url_safe=True)}>"
+        assert redactor.redact_text(other) is other
+    assert "[REDACTED:S]" in redactor.redact_text(text.encode().hex())
+
+
 def test_python_repr_with_mixed_escapes_is_redacted():
     value = "pässwörd-€-😀-1"
     assert SecretRedactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
