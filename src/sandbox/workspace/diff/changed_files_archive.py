@@ -36,7 +36,7 @@ class ChangedFilesTar:
         self._files, self._stop = files, stop
         return self
 
-    def delete(self, path: bytes) -> None:
+    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
         """Ignore deleted files. Implements `ChangeSink.delete`."""
 
     def put(self, entry: Entry) -> None:

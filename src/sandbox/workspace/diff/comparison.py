@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
-from sandbox.workspace.diff.trees import GITLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode
+from sandbox.workspace.diff.trees import GITLINK_MODE, SYMLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode
 from sandbox.workspace.files import Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, pipe, run_with_thread
 
@@ -38,8 +38,11 @@ def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
 class ChangeSink(Protocol):
     """Receives every difference, in the order of the walk. Methods raise OSError, WorkStoppedError."""
 
-    def delete(self, path: bytes) -> None:
-        """Record that a file, link or gitlink of the base commit is gone."""
+    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
+        """Record that a file, link or gitlink of the base commit is gone.
+
+        replaced_link: it was a symbolic link, and a directory is there now.
+        """
         ...
 
     def put(self, entry: Entry) -> None:
@@ -126,7 +129,7 @@ class TreeComparison:
         del self._missing[entry.path]
         if not self._is_gitlink(entry):
             # Reported before the directory's content, which a later deletion would remove too.
-            self._sink.delete(entry.path)
+            self._sink.delete(entry.path, replaced_link=self._base.entries[entry.path].mode == SYMLINK_MODE)
 
     def _is_same(self, entry: Entry, base: BaseTreeEntry) -> bool:
         if git_mode(entry) != canonical_mode(base.mode):

@@ -58,7 +58,9 @@ async def _write_patch(
     too_large = sorted(tree.too_large)
     preamble = _preamble(skipped, too_large)
     if tree.is_changed:
-        await _write_diff(git, layout.repository, base_commit, target, preamble)
+        # git cannot apply a patch that renames a symbolic link and creates a directory in its place.
+        renames = "--no-renames" if tree.has_replaced_link else "--find-renames"
+        await _write_diff(git, layout.repository, base_commit, target, preamble, renames)
     else:
         await run_in_thread(lambda _: _write_without_diff(target, preamble))
     return PatchResult(_too_large_reason(too_large), tree.contains_secret)
@@ -111,14 +113,16 @@ def _remove_stale_locks(repository: Path) -> None:
                         os.unlink(entry.name, dir_fd=directory)
 
 
-async def _write_diff(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
+async def _write_diff(
+    git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes, renames: str
+) -> None:
     with remove_on_failure(target):
         with create_private_file(target) as file:
             file.write(preamble)
             file.flush()
             await git.run(
                 *("--git-dir=.", "-c", "core.quotePath=false"),
-                *("diff-tree", "-r", "--patch", "--binary", "--full-index", "--find-renames"),
+                *("diff-tree", "-r", "--patch", "--binary", "--full-index", renames),
                 *("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative"),
                 *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, NEW_TREE_REF),
                 directory=repository,

@@ -123,14 +123,15 @@ class FastImportWriter:
     """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens a file of the agent.
 
     too_large: paths whose content exceeded the limit of a patch; the commit has their previous content. is_changed:
-    whether the commit differs from the base commit; if not, nothing was written. contains_secret: whether some content
-    contains a secret. The patch cannot be checked later: it may be compressed or split into lines.
+    whether the commit differs from the base commit; if not, nothing was written. has_replaced_link: whether a directory
+    is where the base commit has a symbolic link. contains_secret: whether some content contains a secret. The patch
+    cannot be checked later: it may be compressed or split into lines.
     """
 
     def __init__(
         self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, find_secret: FindSecret, base_commit: str
     ) -> None:
-        self.is_changed = False
+        self.is_changed = self.has_replaced_link = False
         self.too_large: list[bytes] = []
         self.contains_secret = False
         self._find_secret = find_secret
@@ -149,8 +150,9 @@ class FastImportWriter:
             self._write(b"done\n")
         self._stream.close()
 
-    def delete(self, path: bytes) -> None:
+    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
         """Delete a path. Implements `ChangeSink.delete`."""
+        self.has_replaced_link = self.has_replaced_link or replaced_link
         self._write_command(b"D %b\n" % _quote(path))
 
     def put(self, entry: Entry) -> None:

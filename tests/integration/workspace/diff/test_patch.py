@@ -77,6 +77,21 @@ def test_patch_contains_every_kind_of_change(harness):
     assert b"old mode 100644\nnew mode 100755\n" in task_patch
 
 
+@pytest.mark.parametrize("has_directory", [True, False])
+def test_patch_of_a_renamed_link_applies_also_with_a_directory_in_its_place(harness, has_directory):
+    (harness.upstream.work / "current").symlink_to("releases/1")
+    harness.upstream.commit_all()
+    base = harness.stage()
+    (harness.workspace / "current").rename(harness.workspace / "previous")
+    if has_directory:
+        (harness.workspace / "current").mkdir()
+        (harness.workspace / "current" / "app").write_text("app\n")
+
+    patch = harness.verify_patch(base)
+
+    assert (b"rename from current\n" in patch) is not has_directory
+
+
 def test_files_directories_and_links_can_replace_each_other(harness):
     harness.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
     base = harness.stage()
