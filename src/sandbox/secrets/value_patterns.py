@@ -135,7 +135,10 @@ def _strip_quotes(value: str) -> str:
 _UNESCAPED_IN_ADDRESSES = ("", "/", "!'()*~", "!'()*~;/?:@&=+$,#")
 """Characters that Python's `quote_plus` and `quote`, and JavaScript's `encodeURIComponent` and `encodeURI`, keep."""
 
-_ESCAPED_IN_JSON = ({"/": "\\/"}, {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+_JSON_ESCAPES = (
+    str.maketrans({"/": "\\/"}),
+    str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}),
+)
 """Additional escapes in the JSON of PHP and Go."""
 
 
@@ -144,7 +147,7 @@ def _escaped_forms(value: str) -> set[bytes]:
     data = value.encode("utf-8", "surrogatepass")
     addresses = [quote_from_bytes(data, safe=safe) for safe in _UNESCAPED_IN_ADDRESSES]
     texts = [json.dumps(value, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)]
-    texts += [text.translate(str.maketrans(escapes)) for text, escapes in product(texts, _ESCAPED_IN_JSON)]
+    texts += [text.translate(escapes) for text, escapes in product(texts, _JSON_ESCAPES)]
     texts += [*addresses, addresses[0].replace("%20", "+")]
     return _byte_encodings(value) | {text.encode("utf-8", "surrogatepass") for text in texts}
 
