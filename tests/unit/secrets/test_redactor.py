@@ -375,6 +375,8 @@ HOSTILE = {
     "near matches": (TOKEN[:-1] + " ").encode() * 6_000,
     "prefixes": TOKEN[:20].encode() * 12_500,
     "quotes": b"'" * 250_000,
+    "escaped quotes": b"\\'\\\\\\'" * 40_000,
+    "escaped quotes of both kinds": b"\\'\"\\'\"" * 40_000,
     "entities": b"&#" * 125_000,
     "ampersands": b"&" * 1_000_000,
     "names without a semicolon": b"&lt" * 100_000,
