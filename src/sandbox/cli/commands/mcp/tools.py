@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
@@ -51,14 +52,16 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
     """Return the last lines, within the size limit."""
-    kept_lines: list[str] = []
+    kept_lines: deque[str] = deque()
+    kept_characters = omitted_count = 0
     async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as log_lines:
         async for line in log_lines:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
-    omitted_count = 0
-    while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
-        kept_lines.pop(0)
-        omitted_count += 1
+            kept_characters += len(kept_lines[-1]) + 1
+            # The server counts events, and one event of a terminal can have thousands of lines.
+            while kept_characters > RESPONSE_CHARACTERS_MAX or len(kept_lines) > lines:
+                kept_characters -= len(kept_lines.popleft()) + 1
+                omitted_count += 1
     notice = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
     return "\n".join([*notice, *kept_lines]) or "Nothing yet."
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -11,13 +12,14 @@ from sandbox.cli.commands.mcp import tools
 class FakeClient:
     """A client of one task with a log and artifacts."""
 
-    def __init__(self, lines=(), data=b"", *, contains_secret=False):
+    def __init__(self, lines=(), data=b"", *, lines_per_event=1, contains_secret=False):
         self._lines = lines
+        self._lines_per_event = lines_per_event
         self._data = data
         self._entry = {"name": "a.md", "path": "docs/a.md", "contains_secret": contains_secret, "content_type": "x/y"}
 
     async def logs(self, task_id, *, stream, tail):
-        for line in self._lines[-tail:]:
+        for line in self._lines[-tail * self._lines_per_event :]:
             yield line
 
     async def artifacts(self, task_id):
@@ -54,6 +56,15 @@ async def test_long_log_is_reduced_to_its_last_lines_each_truncated():
     assert output_lines[0].endswith("earlier lines omitted]")
     assert output_lines[-1].startswith("199 xxx")
     assert output_lines[-1].endswith("[…]")
+
+
+async def test_log_of_terminal_output_is_reduced_while_it_arrives():
+    """One event of a terminal can have thousands of lines: the server returns more lines than requested."""
+    lines = [f"[{number}]\n".encode() for number in range(200_000)]
+    begun_at = time.process_time()
+    output_lines = (await tools.logs(FakeClient(lines, lines_per_event=200), "t", "stdout", 1000)).split("\n")
+    assert time.process_time() - begun_at < 10
+    assert output_lines == ["[199000 earlier lines omitted]", *(f"[{number}]" for number in range(199_000, 200_000))]
 
 
 async def test_short_log_is_returned_complete():
