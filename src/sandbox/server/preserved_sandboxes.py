@@ -81,25 +81,37 @@ class PreservedSandboxes(PreservedFiles):
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        async with self._locks.lock_for(task.id):
-            files = self.layout(task)
-            try:
-                if files is None or not await asyncio.to_thread(self.is_preserved, task):
-                    raise SandboxNotPreservedError(task)
-                async with self._lock_when_idle(task):
-                    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                        await self._remove_files(files)
-            except (OSError, TimeoutError) as error:
-                reason = error_reason(error)
-                raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
+        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
+        lock = self._locks.lock_for(task.id)
+        try:
+            # Each request has one deadline, so waiting requests do not add up and delay expiry and garbage collection.
+            async with asyncio.timeout_at(deadline):
+                await lock.acquire()
+        except TimeoutError:
+            raise UnavailableError("Another request is releasing this sandbox; release it again.") from None
+        try:
+            await self._release_locked(task, deadline)
+        finally:
+            lock.release()
+
+    async def _release_locked(self, task: Task, deadline: float) -> None:
+        files = self.layout(task)
+        try:
+            if files is None or not await asyncio.to_thread(self.is_preserved, task):
+                raise SandboxNotPreservedError(task)
+            async with self._lock_when_idle(task, deadline):
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await self._remove_files(files)
+        except (OSError, TimeoutError) as error:
+            reason = error_reason(error)
+            raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
 
     @asynccontextmanager
-    async def _lock_when_idle(self, task: Task) -> AsyncIterator[None]:
+    async def _lock_when_idle(self, task: Task, deadline: float) -> AsyncIterator[None]:
         """Hold the lock, after waiting for a debug session that was just closed.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
         while True:
             with self.try_lock(task) as (liveness, _):
                 if liveness is Liveness.FREE:
@@ -171,6 +183,7 @@ class DebugSessions:
         self._secrets = secrets
         self._find_image = find_image
         self._prober = prober
+        self._start_locks = KeyedLock()
 
     async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
         """Open a shell in a preserved sandbox. Raises TerminalRefusedError, UnavailableError."""
@@ -191,6 +204,21 @@ class DebugSessions:
                 f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
             )
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_SECONDS
+        lock = self._start_locks.lock_for(task.id)
+        try:
+            # One client of a task at a time starts the session or polls for its start, so waiting clients cost nothing.
+            async with asyncio.timeout_at(deadline):
+                await lock.acquire()
+        except TimeoutError:
+            problem = "too many clients wait for its session; try again."
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {problem}") from None
+        try:
+            return await self._open_when_started(task, order, deadline)
+        finally:
+            lock.release()
+
+    async def _open_when_started(self, task: Task, order: TerminalOrder, deadline: float) -> TerminalConnection:
+        """Start the session unless it runs, and open a terminal."""
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):

@@ -256,6 +256,43 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
                 assert exclusive is is_exclusive
 
 
+async def test_many_releases_during_a_debug_session_do_not_add_up(components, monkeypatch):
+    """Otherwise garbage collection and expiry of all tasks wait for each of them in turn."""
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        task, preserved_sandboxes = await service.status("task-1"), service.parts.preserved_sandboxes
+        with preserved_sandboxes.try_lock(task):
+            releases = [asyncio.create_task(service.release("task-1")) for _ in range(50)]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(5), preserved_sandboxes.exclusive(task) as is_exclusive:
+                assert not is_exclusive
+            outcomes = await asyncio.gather(*releases, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+        await service.release("task-1")
+
+
+async def test_clients_that_wait_for_a_session_share_its_polls(components, monkeypatch):
+    """Otherwise hundreds of waiting clients keep the event loop busy, and other users wait."""
+    connects, has_started = [], asyncio.Event()
+
+    async def open_terminal(attempt_id, order):
+        connects.append(order)
+        if not has_started.is_set():
+            raise RunnerUnreachableError("The task's runner does not respond.")
+        return attempt_id
+
+    async with components.server() as service:
+        preserved = await fail(components, service, "task-1")
+        monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
+        with service.parts.preserved_sandboxes.try_lock(await service.status("task-1")):
+            clients = [asyncio.create_task(service.open_terminal("task-1", TerminalOrder(24, 80))) for _ in range(200)]
+            await asyncio.sleep(1)
+            assert 1 <= len(connects) <= 25
+            has_started.set()
+            assert await asyncio.gather(*clients) == [preserved.root.name] * 200
+
+
 async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
