@@ -1,10 +1,11 @@
 """TCP connections of the gateway, with timeouts and bounded buffers."""
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from socket import IPPROTO_TCP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
+from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
@@ -97,6 +98,13 @@ class Stream:
         """Abort the connection immediately; unsent data is lost."""
         self.clear_timeout()
         self._writer.transport.abort()
+
+    def reset(self) -> None:
+        """Abort with a reset, not an EOF: a lenient server would handle an incomplete request that ends with an EOF."""
+        connection = self._writer.get_extra_info("socket")
+        with suppress(OSError):
+            connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
 
     def _abort_on_timeout(self) -> None:
         self.has_timed_out = True

@@ -94,15 +94,18 @@ class EgressConnection:
     async def _relay_to_host(self, stream_filter: StreamFilter, host_stream: Stream) -> None:
         output = stream_filter.start()
         data = b"-"
+        is_incomplete = False  # the host has a part of the denied data
         while True:
             self._reset_timeouts(host_stream)
             if isinstance(output, Denial):
                 self._denial = output
-                host_stream.abort()  # also ends the other direction
+                # This also ends the other direction.
+                host_stream.reset() if is_incomplete else host_stream.abort()
                 if self._has_host_data:  # a gateway response would be inserted into the host's
                     self._client.abort()
                 return
             host_stream.write(output)
+            is_incomplete = is_incomplete or bool(output)
             await host_stream.drain()
             if not data:
                 host_stream.write_eof()

@@ -63,6 +63,33 @@ def test_host_that_sends_faster_than_the_client_reads_is_paused(monkeypatch):
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("sent", "ending"),
+    [(b" GET  *\r\nHost: evil.example", "reset"), (b"get key\r\nset other value", "end of the stream")],
+)
+def test_host_receives_no_end_of_stream_after_a_denied_request(monkeypatch, sent, ending):
+    """Some servers handle a request whose last line ends with the stream."""
+    endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
+
+    async def record_ending(reader, _):
+        try:
+            await reader.read()
+            endings.append("end of the stream")
+        except ConnectionResetError:
+            endings.append("reset")
+
+    async def scenario():
+        async with gateway_with_remote_host(record_ending, monkeypatch, rules=rules) as served:
+            client = await tunnel(served, sent, port=8080)
+            await client.read_until(b"\r\n\r\n")
+            await asyncio.sleep(0.2)
+            client.writer.write_eof()
+            await wait_until(lambda: endings)
+            assert endings == [ending]
+
+    run(scenario)
+
+
 def test_idle_tunnel_is_closed(monkeypatch):
     monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.2)
     ended = asyncio.Event()
