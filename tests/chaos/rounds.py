@@ -37,10 +37,10 @@ class RoundResult:
 
     @property
     def covered(self):
-        """The cells that were tested.
+        """The tested cells of target and state.
 
-        If a runner had recorded the death of its sandbox or agent before it was killed, the task had already left
-        `running`.
+        If the recorded end shows that the sandbox or the agent died before the runner, the kill counts for `running`,
+        regardless of the state at the kill.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
         return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}

@@ -12,7 +12,7 @@ from sandbox.cli.errors import ExitCode, exit_code_for_state, fail
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
-from sandbox.cli.output.event_printer import PendingReason, print_events
+from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import outcome_summary, print_json, print_json_lines
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.overrides import Override, OverrideError
@@ -71,7 +71,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
         if options.format == "json":
             print_json_lines(events)
         else:
-            console, reason = stderr_console(has_color=options.has_color), PendingReason(options, task_id)
+            console, reason = stderr_console(has_color=options.has_color), PendingReasonPoller(options, task_id)
             print_events(events, console, pending_reason=reason)
     status = client.wait(task_id)
     if options.format == "json" and not should_follow:

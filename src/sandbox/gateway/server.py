@@ -29,7 +29,7 @@ from sandbox.gateway.model.dialer import Upstream, UpstreamDialer, parse_upstrea
 from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
-from sandbox.gateway.transport import FullBufferConnections, Stream
+from sandbox.gateway.transport import FullSizeBufferLimit, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.model_dialect import ModelDialect
 from sandbox.interfaces.runtime import Listeners
@@ -95,7 +95,7 @@ class SocketGateway:
         self._released = asyncio.Event()
         self._model_protocols: set[ModelProtocol] = set()
         self._queues = queues
-        self._full_buffer_connections = FullBufferConnections()
+        self._full_buffer_connections = FullSizeBufferLimit()
 
     @property
     def requests_in_flight(self) -> int:

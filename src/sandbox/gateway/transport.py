@@ -121,7 +121,7 @@ def limit_buffers(connection: socket) -> None:
     connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
-class FullBufferConnections:
+class FullSizeBufferLimit:
     """The gateway's connections with full-size buffers to one side (hosts, model or sandbox).
 
     A connection beyond the limit gets small buffers permanently.

@@ -128,8 +128,8 @@ class Journals(Protocol):
     def compress(self, task_id: str) -> None:
         """Compress the journal of a finished task. It stays readable and is never written again.
 
-        A compressed journal is left unchanged. Raises JournalDamagedError (also if the last record is not the end),
-        JournalBusyError unless the lock is FREE, FileNotFoundError, OSError.
+        A compressed journal is left unchanged. Raises JournalDamagedError (also if the last record is not
+        TaskFinished), JournalBusyError unless the lock is FREE, FileNotFoundError, OSError.
         """
         ...
 

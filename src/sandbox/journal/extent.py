@@ -13,14 +13,14 @@ from sandbox.model.events import Record
 _BUFFER_BYTES = 1024 * 1024
 
 
-class Extent(msgspec.Struct, frozen=True):
+class JournalEnd(msgspec.Struct, frozen=True):
     """The last record (None if there is none) and the byte offset after it. Any data after it is a torn tail."""
 
     last: Record | None
     end: int
 
 
-def measure_extent(records: Path) -> Extent:
+def measure_extent(records: Path) -> JournalEnd:
     """Check every line of a journal.
 
     Raises FileNotFoundError, or JournalDamagedError if anything before the last record is invalid.
@@ -33,7 +33,7 @@ def measure_extent(records: Path) -> Extent:
         if not record_format.has_seq(text, seq + 1):
             raise JournalDamagedError(f"The record at byte {offset} is not number {seq + 1}; restore {records}.")
         seq, end, last_line = seq + 1, offset + len(text), text
-    return Extent(record_format.decode(last_line) if last_line else None, end)
+    return JournalEnd(record_format.decode(last_line) if last_line else None, end)
 
 
 def raise_if_damaged(records: Path, offset: int) -> None:

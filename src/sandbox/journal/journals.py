@@ -15,7 +15,7 @@ from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, Liveness, RecordBatch
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
-from sandbox.journal.extent import Extent, find_record_offset, measure_extent
+from sandbox.journal.extent import JournalEnd, find_record_offset, measure_extent
 from sandbox.journal.lock import kill_lock_holder
 from sandbox.journal.reader import has_first_record, read_batch, read_compressed_batch
 from sandbox.journal.writer import FileJournalWriter
@@ -157,7 +157,7 @@ def _has_journal(records: Path) -> bool:
     return has_first_record(records) or _compressed_path(records).is_file()
 
 
-def _measure_accepted(records: Path) -> Extent:
+def _measure_accepted(records: Path) -> JournalEnd:
     """Measure the journal of an accepted task. Its record 1 was flushed: if it is missing, the journal is damaged.
 
     Raises JournalDamagedError, FileNotFoundError.
@@ -202,7 +202,7 @@ def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
         os.close(os.open(records, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         for changed in (directory, *directory.parents[:3]):
             fsync_path(changed)
-        return FileJournalWriter(records, lock_fd, Extent(None, 0))
+        return FileJournalWriter(records, lock_fd, JournalEnd(None, 0))
     except BaseException:
         _remove_journal(directory, lock_fd)
         raise

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.journal import record_format
-from sandbox.journal.extent import Extent
+from sandbox.journal.extent import JournalEnd
 from sandbox.model.events import Event, Record, Transition
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
@@ -18,7 +18,7 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 class FileJournalWriter:
     """Appends records to a journal whose lock it holds. Used by one thread; only `sync` may run in another."""
 
-    def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
+    def __init__(self, records: Path, lock_fd: int, extent: JournalEnd) -> None:
         """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
         self._lock_fd = lock_fd
         self._records = records

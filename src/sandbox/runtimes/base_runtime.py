@@ -24,7 +24,7 @@ from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
 from sandbox.runtimes.disk_layout import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
-from sandbox.runtimes.limits.blocked_threads import CallBufferMeter
+from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 
@@ -346,7 +346,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
     """Kill confined programs when the kernel holds too much memory for them, or when that cannot be measured."""
-    buffers = CallBufferMeter()
+    buffers = SyscallBufferMeter()
     try:
         await wait_for_violation(
             lambda: asyncio.to_thread(

@@ -21,7 +21,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
-from sandbox.runtimes.limits.blocked_threads import CallBufferMeter
+from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
@@ -49,7 +49,7 @@ class BaseSandbox(ABC):
         self._program = ready.program
         self._group = ready.group
         self._launcher = ready.launcher
-        self._call_buffer_meter: CallBufferMeter | None = None
+        self._call_buffer_meter: SyscallBufferMeter | None = None
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
         self._was_killed = False
@@ -70,7 +70,7 @@ class BaseSandbox(ABC):
     async def _execute(self, command: Command) -> asyncio.StreamReader:
         """Make the launcher exec the sandbox's program and return the stream of its reports. Raises AttemptError."""
         if self._has_started:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox has already run a command; create another.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs only one command; create another sandbox.")
         self._has_started = True
         reports, child_status = socket.socketpair()
         with child_status:

@@ -1,4 +1,7 @@
-"""node, npm and npx in a sandbox: the pinned MCP server works without a network; npm is otherwise unmodified."""
+"""node, npm and npx in a sandbox.
+
+`npx` runs the pinned MCP server without a network. With a registry, npm and npx behave as usual.
+"""
 
 import asyncio
 import json

@@ -11,7 +11,7 @@ import pytest
 from sandbox.interfaces.journal import Liveness
 from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
-from sandbox.journal.extent import Extent
+from sandbox.journal.extent import JournalEnd
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import events as e
@@ -376,7 +376,7 @@ def test_lock_with_descriptor_0_is_released(journals, records):
     standard_input = os.dup(0)
     try:
         os.dup2(lock, 0)
-        writer = FileJournalWriter(records, 0, Extent(None, 0))
+        writer = FileJournalWriter(records, 0, JournalEnd(None, 0))
         writer.append(error_event(), at=TIMESTAMP)
         writer.close()
         with pytest.raises(OSError, match="Bad file descriptor"):

@@ -169,7 +169,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         super().connection_lost(exc)
 
     def _update_head_timer(self) -> None:
-        # DONE: the response was sent while the request body is still arriving.
+        # our_state is DONE: the response has been sent, but the request body is still arriving.
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._cancel_head_timer()
         elif self._head_timer is None:

@@ -22,7 +22,7 @@ __all__ = [
     "SHORT",
     "STATES",
     "STATE_STYLES",
-    "Detail",
+    "DetailLevel",
     "EventPrinter",
     "print_events",
 ]
@@ -38,7 +38,7 @@ OPEN_TOOL_CALLS_MAX = 100
 
 
 @dataclass(frozen=True)
-class Detail:
+class DetailLevel:
     """How much of a task's events is printed.
 
     shows_activity: print the agent's messages and tool calls.
@@ -51,15 +51,15 @@ class Detail:
     result_lines_max: int = 0
 
 
-SHORT = Detail()
-FULL = Detail(text_lines_max=None, result_lines_max=3)
-STATES = Detail(shows_activity=False)
+SHORT = DetailLevel()
+FULL = DetailLevel(text_lines_max=None, result_lines_max=3)
+STATES = DetailLevel(shows_activity=False)
 
 
 def print_events(
     events: Iterable[Mapping[str, Any]],
     console: Console,
-    detail: Detail = SHORT,
+    detail: DetailLevel = SHORT,
     *,
     is_live: bool = True,
     pending_reason: Callable[[], str] = str,
@@ -82,7 +82,7 @@ class EventPrinter:
     def __init__(
         self,
         console: Console,
-        detail: Detail = SHORT,
+        detail: DetailLevel = SHORT,
         pending_reason: Callable[[], str] = str,
     ) -> None:
         self.final_state: str | None = None
@@ -260,7 +260,7 @@ PENDING_POLL_TIMEOUT_SECONDS = 2.0
 """Timeout of a poll, during which the status line is not updated. Without a response, it keeps the previous reason."""
 
 
-class PendingReason:
+class PendingReasonPoller:
     """Polls why a task is pending, over a separate connection; called by the thread that draws the screen."""
 
     def __init__(self, options: CliOptions, task_id: str) -> None:

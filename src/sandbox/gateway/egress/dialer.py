@@ -9,7 +9,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from sandbox.gateway import limits
-from sandbox.gateway.transport import ConnectionRateLimiter, FullBufferConnections, Stream
+from sandbox.gateway.transport import ConnectionRateLimiter, FullSizeBufferLimit, Stream
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 Address = IPv4Address | IPv6Address
@@ -95,7 +95,7 @@ class PublicDialer:
         self._model_resolved_at = float("-inf")
         self._address_policy = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
-        self._full_buffer_connections = FullBufferConnections()
+        self._full_buffer_connections = FullSizeBufferLimit()
         self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:

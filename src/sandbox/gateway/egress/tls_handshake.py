@@ -94,7 +94,10 @@ class HelloRetryFilter:
         return output if isinstance(output, Denial) else self._first_hello_bytes + output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return the data once it cannot be a denied hello."""
+        """Return the bytes to forward, or a Denial.
+
+        Data that may belong to a second ClientHello is held back until that hello is complete.
+        """
         if self._is_passthrough:
             return data
         self._pending += data

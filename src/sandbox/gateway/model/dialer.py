@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.gateway import limits
 from sandbox.gateway.egress.dialer import Address, unmap_ipv4
-from sandbox.gateway.transport import ConnectionRateLimiter, FullBufferConnections, Stream, limit_buffers
+from sandbox.gateway.transport import ConnectionRateLimiter, FullSizeBufferLimit, Stream, limit_buffers
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import ModelDialect
 
@@ -95,7 +95,7 @@ class UpstreamDialer:
         self.upstream = upstream
         self.addresses: set[Address] = set()
         self._ssl_context: SSLContext | None = None
-        self._full_buffer_connections = FullBufferConnections()
+        self._full_buffer_connections = FullSizeBufferLimit()
         self._rate_limiter = ConnectionRateLimiter(
             limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND
         )

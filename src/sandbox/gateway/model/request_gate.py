@@ -176,7 +176,7 @@ class Spending:
             model = self._reporter.sanitize(self._unpriced)
             return (
                 f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
-                f"enforced; {end}."
+                f"enforced; {end}. Set lifecycle.budget_tokens instead."
             )
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."

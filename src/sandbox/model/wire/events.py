@@ -141,7 +141,7 @@ def _attempt_body(attempt: Attempt, *, is_operator: bool) -> AttemptBody:
 
 
 def progress_fields(progress: e.Progress) -> ProgressBody:
-    """Return the counters of a task, with every key."""
+    """Return a task's progress. Unknown values are null."""
     at = progress.last_activity_at
     return {
         "output_bytes": progress.output_bytes,

@@ -45,7 +45,7 @@ class LaunchMessage(msgspec.Struct, frozen=True):
     host: HostSettings
 
 
-class LaunchOrder(
+class LegacyLaunchMessage(
     msgspec.Struct,
     frozen=True,
     omit_defaults=True,
@@ -82,7 +82,7 @@ class LaunchOrder(
 
     def __repr__(self) -> str:
         """Omit the secrets, which must not reach logs or tracebacks."""
-        return f"LaunchOrder({self.task_id!r}, {self.attempt_id!r})"
+        return f"LegacyLaunchMessage({self.task_id!r}, {self.attempt_id!r})"
 
     def to_message(self) -> LaunchMessage:
         """Return the same order in the current form."""
@@ -123,4 +123,4 @@ def decode_launch_message(data: bytes) -> LaunchMessage:
     fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     if "order" in fields:
         return msgspec.json.decode(data, type=LaunchMessage)
-    return msgspec.json.decode(data, type=LaunchOrder).to_message()
+    return msgspec.json.decode(data, type=LegacyLaunchMessage).to_message()

@@ -27,7 +27,7 @@ from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySa
 from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
-from sandbox.runtimes.limits.blocked_threads import CallBufferMeter
+from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
@@ -133,14 +133,14 @@ class BubblewrapSandbox(BaseSandbox):
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
-        self._call_buffer_meter = CallBufferMeter()
+        self._call_buffer_meter = SyscallBufferMeter()
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
         self._reports: dict[str, int] = {}
         self._init_pidfd: int | None = None
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if bubblewrap does not start."""
+        """Start the command. Raises AttemptError (provision_failed, sandbox_lost) if bubblewrap does not start."""
         self._report_reader = await self._execute(command)
         output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
         await self._wait_started(self._report_reader, errors)

@@ -143,7 +143,7 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, log_fd
     program_spec = ProgramSpec()
     try:
         config = encode_config(spec, command)
-        # Must be the first: the bundle's config.json is a link to this descriptor's number.
+        # Add this descriptor first: the bundle's config.json is a symbolic link to /proc/self/fd/FIRST_DESCRIPTOR.
         program_spec.add_descriptor(launcher_client.create_memfd("config", config))
         log_number = program_spec.add_descriptor(log_fd)
     except BaseException:

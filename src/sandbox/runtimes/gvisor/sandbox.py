@@ -90,7 +90,7 @@ class GvisorSandbox(BaseSandbox):
         self._failure_reason = "it ended without an error message"
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
+        """Start the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
         self._log = await self._execute(command)
         output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
         self._watch_exit()

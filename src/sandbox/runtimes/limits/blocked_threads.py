@@ -174,7 +174,7 @@ def _read_netlink_sockets(path: Path) -> frozenset[str]:
     return frozenset()
 
 
-class CallBufferMeter:
+class SyscallBufferMeter:
     """Buffers of calls in progress of one sandbox's threads. Threads are inspected while the machine's kernel memory
 
     has grown by more than the limit.

@@ -20,7 +20,7 @@ from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, CallBufferMeter
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
@@ -139,7 +139,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         memory_bytes: int,
         socket_counter: SocketCounter | None = None,
         slab_meter: IdleSlabMeter | None = None,
-        call_buffer_meter: CallBufferMeter | None = None,
+        call_buffer_meter: SyscallBufferMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 

@@ -72,7 +72,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     files = [f"{table}/{{}}/{name}" for table in tables for name in list_directory(f"{table}/fd")]
     sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
     directories = sum(map(is_directory, sample)) if are_directories_counted else 0
-    locks = sum_locks(sample) if are_locks_counted else Locks()
+    locks = sum_locks(sample) if are_locks_counted else FileLockCounts()
     scale = len(files) / max(1, len(sample))
     return FileUsage(
         total,
@@ -83,7 +83,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     )
 
 
-class Locks(msgspec.Struct):
+class FileLockCounts(msgspec.Struct):
     """Locks taken through a number of open files.
 
     posix: POSIX locks. shared: locks of any kind on files that the host uses too. was_cut_short: whether counting took
@@ -95,9 +95,9 @@ class Locks(msgspec.Struct):
     was_cut_short: bool = False
 
 
-def sum_locks(files: Collection[str]) -> Locks:
+def sum_locks(files: Collection[str]) -> FileLockCounts:
     """Return the locks that were taken through these open files."""
-    deadline, found = time.thread_time() + _LOCK_COUNT_SECONDS, Locks()
+    deadline, found = time.thread_time() + _LOCK_COUNT_SECONDS, FileLockCounts()
     for file in files:
         if time.thread_time() > deadline:
             found.was_cut_short = True

@@ -33,7 +33,7 @@ _EMULATED_KERNEL_PARAMETERS = (
     # The TSC is the host's. A watchdog would compare it with ticks, which are late on a busy host, and discard it.
     "tsc=reliable",
     "nowatchdog",
-    # QEMU's translated code jumps and returns differently, so these mitigations protect nothing there.
+    # Mitigations for speculative execution have no effect in code that QEMU translates; the host's stay active.
     "mitigations=off",
     # Skip cipher self-tests, module-signing keys (the host provides the modules) and unused security modules.
     "cryptomgr.notests",

@@ -76,7 +76,7 @@ os.execv(virtiofsd[0], virtiofsd)
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
-class GuestPlan(msgspec.Struct, frozen=True):
+class GuestSpec(msgspec.Struct, frozen=True):
     """One guest.
 
     execute_only_programs: programs that may be executed but not read. run_dir: a private directory.
@@ -89,7 +89,7 @@ class GuestPlan(msgspec.Struct, frozen=True):
     run_dir: Path
 
 
-def staged_paths(plan: GuestPlan) -> dict[str, Path]:
+def staged_paths(plan: GuestSpec) -> dict[str, Path]:
     """Return the host paths to stage, by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
     parts = rootfs.describe_rootfs(plan.spec).mounts
@@ -100,7 +100,7 @@ def staged_paths(plan: GuestPlan) -> dict[str, Path]:
     return {**paths, "kernel": _choose_kernel(plan), "python": plan.components.python}
 
 
-def _choose_kernel(plan: GuestPlan) -> Path:
+def _choose_kernel(plan: GuestSpec) -> Path:
     """Choose the unpacked kernel for emulation: unpacking takes seconds on an emulated CPU.
 
     With KVM unpacking is immediate, and a packed kernel loads itself at an unpredictable address.
@@ -109,13 +109,13 @@ def _choose_kernel(plan: GuestPlan) -> Path:
     return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
 
 
-def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
+def staged_program_entries(plan: GuestSpec) -> list[tuple[str, str, str]]:
     """Return entries that stage the execute-only programs so that virtiofsd can read them."""
     return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
 
 
 def build_program_spec(
-    program: str, plan: GuestPlan, descriptors: command_lines.QemuDescriptors, status_fd: int
+    program: str, plan: GuestSpec, descriptors: command_lines.QemuDescriptors, status_fd: int
 ) -> ProgramSpec:
     """Build the argv and descriptors of one boot.
 
@@ -146,7 +146,7 @@ def build_program_spec(
     return program_spec
 
 
-def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestPlan, status: str) -> Iterator[str]:
+def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
     # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
@@ -170,7 +170,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestPlan, status: str) ->
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
 
-def _host_program_arguments(plan: GuestPlan, root: str) -> Iterator[str]:
+def _host_program_arguments(plan: GuestSpec, root: str) -> Iterator[str]:
     yield from _usr_arguments(root)
     if not plan.components.python.is_relative_to("/usr"):
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/python", f"{root}{plan.components.python}")
@@ -184,7 +184,7 @@ def _usr_arguments(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _guest_root_arguments(program_spec: ProgramSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
+def _guest_root_arguments(program_spec: ProgramSpec, plan: GuestSpec, filter_: bytes) -> Iterator[str]:
     yield from ("--dir", SHARE_DIRECTORY)
     yield from _host_program_arguments(plan, SHARE_DIRECTORY)
     for directory in _GUEST_ROOT_DIRECTORIES:
@@ -209,7 +209,7 @@ def _guest_root_arguments(program_spec: ProgramSpec, plan: GuestPlan, filter_: b
         yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
 
 
-def _encode_settings(plan: GuestPlan) -> bytes:
+def _encode_settings(plan: GuestSpec) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
@@ -218,7 +218,7 @@ def _encode_settings(plan: GuestPlan) -> bytes:
     return "\0".join(arguments).encode(errors="surrogateescape")
 
 
-def _command_root_arguments(program_spec: ProgramSpec, plan: GuestPlan) -> Iterator[str]:
+def _command_root_arguments(program_spec: ProgramSpec, plan: GuestSpec) -> Iterator[str]:
     root = rootfs.describe_rootfs(plan.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
@@ -237,7 +237,7 @@ def _command_root_arguments(program_spec: ProgramSpec, plan: GuestPlan) -> Itera
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
 
 
-def _file_arguments(program_spec: ProgramSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
+def _file_arguments(program_spec: ProgramSpec, plan: GuestSpec, root: rootfs.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))

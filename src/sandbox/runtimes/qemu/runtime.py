@@ -48,7 +48,7 @@ _EMULATION_GAP = (
 )
 
 
-class BootingRuntime(Runtime, Protocol):
+class ProbedRuntime(Runtime, Protocol):
     """The runtime to probe, with its control groups and the accelerator of its last guest."""
 
     hierarchies: cgroups.Hierarchies
@@ -56,7 +56,7 @@ class BootingRuntime(Runtime, Protocol):
 
 
 async def probe_qemu(
-    runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, excludes_emulation: bool
+    runtime: ProbedRuntime, run_dir: Path, kvm: KvmStatus, *, excludes_emulation: bool
 ) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
@@ -113,7 +113,7 @@ class QemuDriver:
     name = NAME
 
     def __init__(self) -> None:
-        self.plans: dict[str, jail.GuestPlan] = {}
+        self.plans: dict[str, jail.GuestSpec] = {}
 
     def find_program(self) -> str:
         """Return bubblewrap's path."""
@@ -184,14 +184,14 @@ class QemuRuntime(BaseRuntime):
         components = find_components()
         try:
             return await self._boot_with_fallback(
-                handle, jail.GuestPlan(spec, components, execute_only_programs, Accelerator.KVM, self._run_dir)
+                handle, jail.GuestSpec(spec, components, execute_only_programs, Accelerator.KVM, self._run_dir)
             )
         except BootError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {error}") from error
         finally:
             self._plans.pop(handle.attempt_id, None)
 
-    async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestPlan) -> QemuSandbox:
+    async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, within_seconds in self._boot_attempts():
             self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)

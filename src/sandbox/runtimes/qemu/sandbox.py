@@ -30,7 +30,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
-from sandbox.runtimes.qemu.jail import GuestPlan, build_program_spec
+from sandbox.runtimes.qemu.jail import GuestSpec, build_program_spec
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0
@@ -55,7 +55,7 @@ class QemuSandbox:
     def __init__(
         self,
         handle: SandboxHandle,
-        plan: GuestPlan,
+        plan: GuestSpec,
         program: str,
         group: ControlGroup,
         launcher: LauncherProcess,
@@ -100,9 +100,9 @@ class QemuSandbox:
             raise BootError(self._last_output_line())
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the command. Raises AttemptError (provision_failed)."""
+        """Start the command. Raises AttemptError (provision_failed)."""
         if self._started is not None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; create another one.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs only one command; create another sandbox.")
         self._started = asyncio.get_running_loop().create_future()
         self._channel.send(frames.START, frames.COMMAND, _encode_command(command) + command.stdin)
         self._watch_exit()

@@ -265,7 +265,7 @@ class Pruner:
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
-        """Move a task out of the index and of `tasks/`. Return whether that was possible."""
+        """Delete a task from the index, and move its directory out of `tasks/`. Return False if it must wait."""
         task_id = pruned.id
         with self._dependencies.journals.try_lock(task_id) as has_lock:
             if not has_lock and self._dependencies.journals.liveness(task_id) is not Liveness.FREE:

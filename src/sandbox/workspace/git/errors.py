@@ -12,8 +12,8 @@ from sandbox.model.printable import replace_unprintable
 _LINE_CHARACTERS_MAX = 300
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _CREDENTIALS_HINT = (
-    "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
-    "key for ssh), and check that they may read it"
+    "give the server's user access (credential.helper or http.<url>.extraHeader in its git configuration, or an ssh "
+    "key), and check that this access covers the repository"
 )
 SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
 """git's only message if a signal ended its index-pack, for example at the file size limit."""

@@ -85,7 +85,7 @@ def test_agents_shell_cannot_access_the_process_of_the_installed_binary(director
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
 def test_agents_shell_can_access_the_process_of_a_readable_binary(directory):
-    """The control: without the execute-only copy, each access succeeds, including the forged line."""
+    """The control: without the execute-only copy, every access succeeds and the forged line reaches stdout."""
     output, stdout = run_probe(directory, readable_copy(directory / "claude"))
     assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' in stdout

@@ -203,7 +203,7 @@ def test_missing_repository_is_reported(harness):
 def test_forbidden_access_is_reported(harness):
     harness.server.status = 403
 
-    assert "put credentials into the git configuration of the server's user" in clone_error(harness)
+    assert "give the server's user access" in clone_error(harness)
 
 
 def test_server_error_is_reported(harness):

@@ -14,13 +14,13 @@ from sandbox.cli.output.event_printer import (
     FULL,
     SHORT,
     STATES,
-    Detail,
+    DetailLevel,
     EventPrinter,
     print_events,
 )
 
 
-def print_to_text(events, *, width: int = 80, detail: Detail = SHORT) -> str:
+def print_to_text(events, *, width: int = 80, detail: DetailLevel = SHORT) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
     print_events(events, console, detail)
     return console.file.getvalue()

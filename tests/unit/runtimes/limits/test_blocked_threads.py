@@ -13,7 +13,7 @@ from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.limits import CALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.blocked_threads import (
     BlockedThreadInterrupter,
-    CallBufferMeter,
+    SyscallBufferMeter,
     count_machine_files,
     count_machine_kernel_bytes,
     sum_call_buffers,
@@ -135,14 +135,14 @@ def test_buffers_count_after_growth_of_kernel_memory():
         inspected.append(process_ids)
         return 300 * MEBIBYTE
 
-    meter = CallBufferMeter(lambda: machine["bytes"], sum_buffers)
+    meter = SyscallBufferMeter(lambda: machine["bytes"], sum_buffers)
     counts = []
     for mebibytes in (500, 756, 757, 400, 657, 900):
         machine["bytes"] = mebibytes * MEBIBYTE
         counts.append((meter.count(lambda: [7]) or 0) // MEBIBYTE)
     assert counts == [0, 0, 257, 0, 257, 300]
     assert inspected == [[7]] * 3
-    assert CallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
+    assert SyscallBufferMeter(lambda: None, sum_buffers).count(lambda: [7]) is None
 
 
 def test_buffers_above_the_limit_are_a_violation():

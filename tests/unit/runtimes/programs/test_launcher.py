@@ -1,4 +1,4 @@
-"""The socket that counts a sandbox's sockets."""
+"""The launcher's SOCK_DIAG socket, which is used to count the sockets of a sandbox."""
 
 import socket
 

@@ -42,8 +42,8 @@ PARTS = components.GuestComponents(
 )
 
 
-def plan(**unreadable_programs: str) -> jail.GuestPlan:
-    return jail.GuestPlan(
+def plan(**unreadable_programs: str) -> jail.GuestSpec:
+    return jail.GuestSpec(
         SPEC,
         PARTS,
         {Path(path): inside for path, inside in unreadable_programs.items()},
@@ -98,7 +98,7 @@ def test_virtiofsd_serves_the_share_and_not_the_jail_root():
 
 
 def test_unreadable_program_is_staged_for_virtiofsd_only():
-    with_unreadable_program = jail.GuestPlan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    with_unreadable_program = jail.GuestSpec(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
     assert jail.staged_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in jail.staged_paths(with_unreadable_program).values()
     assert Path("/host/claude") in jail.staged_paths(plan()).values()

@@ -11,7 +11,7 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import FULL, PendingReason, print_events
+from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import print_json_lines
 from sandbox.cli.output.log_lines import CONVERSATION_TYPES, LogLine, mark_parsed, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
@@ -55,7 +55,7 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: 
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
         elif sys.stdout.isatty() and not is_raw and not has_times:
             events = _formatted_events(client, task_id, is_following=follows, **filters)
-            console, reason = stdout_console(has_color=options.has_color), PendingReason(options, task_id)
+            console, reason = stdout_console(has_color=options.has_color), PendingReasonPoller(options, task_id)
             print_events(events, console, FULL, is_live=follows, pending_reason=reason)
         else:
             lines = (

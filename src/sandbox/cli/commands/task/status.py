@@ -10,7 +10,7 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, print_events
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_lines import CONVERSATION_TYPES, parse_log_events
@@ -57,7 +57,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
     console = stdout_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task) if label in _STATIC_ROWS), console)
     console.print()
-    reason = PendingReason(options, task_id)
+    reason = PendingReasonPoller(options, task_id)
     print_events(
         _events_with_history(client, task_id),
         console,

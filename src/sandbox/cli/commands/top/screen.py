@@ -18,7 +18,7 @@ from rich.live import Live
 
 from sandbox.cli.commands.top.view import TopView, fetch_snapshot
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import PendingReason, print_events
+from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.text import escape_text
 from sandbox.client import AsyncClient, ClientError
 
@@ -104,7 +104,7 @@ def _watch(options: CliOptions, console: Console, task_id: str) -> None:
     console.print(f"Task {escape_text(task_id)}; press ^C to return.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
-            reason = PendingReason(options, task_id)
+            reason = PendingReasonPoller(options, task_id)
             print_events(client.events(task_id), console, pending_reason=reason)
         console.print("\nPress enter to return.", style="dim", end="")
         sys.stdin.readline()
