@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
+from sandbox.bootstrap.runner import RunnerParts, connect_finisher, connect_runner, create_recorder
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
@@ -18,10 +19,10 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.runner.attempt import AttemptRunner
-from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
-from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
-from sandbox.runner.redaction import redact_event
+from sandbox.runner.attempt import record_cancel
+from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.attempt_recorder import HostDiskSpace
+from sandbox.runner.terminals import TerminalServer
 from sandbox.secrets.redactor import SecretRedactor
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -268,21 +269,6 @@ class ScriptedImages:
         self._script.calls.append(f"hold {image.name}")
 
 
-def scripted_dependencies(script, journals):
-    return RunnerDependencies(
-        disks=DirectoryDisks(),
-        remove=remove_trees,
-        images=ScriptedImages(script),
-        journals=journals,
-        runtime=ScriptedRuntime(script),
-        gateways=ScriptedGateway(script),
-        agent=ScriptedAgent(script),
-        workspaces=ScriptedWorkspaces(script),
-        clock=SystemClock(),
-        boot_id=BOOT_ID,
-    )
-
-
 class FakeDiskReserve:
     is_allocated, release_count = False, 0
 
@@ -300,41 +286,58 @@ class FakeDiskReserve:
 
 
 class AttemptHarness:
-    """One submitted task with its attempt runner."""
+    """One submitted task with its attempt, and the parts of its runner or finisher."""
 
     def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, **parts):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
-        dependencies = scripted_dependencies(script, self.journals)
-        redaction = SecretRedactor(secrets) if secrets else None
+        self._redaction = SecretRedactor(secrets) if secrets else None
         self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
-        self._clock, self._redaction = dependencies.clock, redaction
+        clock = SystemClock()
+        self.parts = RunnerParts(
+            data_dir=data_dir,
+            disks=DirectoryDisks(),
+            remove=remove_trees,
+            images=ScriptedImages(script),
+            journals=self.journals,
+            runtime=ScriptedRuntime(script),
+            gateways=ScriptedGateway(script),
+            agent=ScriptedAgent(script),
+            workspaces=ScriptedWorkspaces(script),
+            disk_space=HostDiskSpace(lambda: self.space, Watermark(10, 1000), clock),
+            reserve=self.reserve,
+            clock=clock,
+            boot_id=BOOT_ID,
+        )
         self.recorder = self.make_recorder(None)
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = AttemptContext(
             ATTEMPT_ID,
             data_dir,
-            ModelUpstream("http://model", api_key="k"),
             self.recorder,
-            dependencies,
             secrets or {},
-            redaction,
+            self._redaction,
+            ModelUpstream("http://model", api_key="k"),
         )
         self.attempt.layout.root.mkdir(parents=True)
-        self.attempt_runner = AttemptRunner(self.attempt)
+        self.terminals = TerminalServer(self._redaction, self.parts.throttle.queue())
 
     def make_recorder(self, task):
         """Return the recorder of another runner, which continues with this task."""
-        return AttemptRecorder(
-            self.writer,
-            task,
-            self._clock.now,
-            HostDiskSpace(lambda: self.space, Watermark(10, 1000), self._clock),
-            self.reserve,
-            lambda event: event if self._redaction is None else redact_event(event, self._redaction),
-        )
+        return create_recorder(self.parts, self.writer, task, self._redaction)
+
+    async def run(self, attempt=None):
+        """Run the attempt to its end."""
+        await connect_runner(attempt or self.attempt, self.parts, self.terminals).run()
+
+    async def finish(self, attempt=None):
+        """End the attempt as a finisher does."""
+        await connect_finisher(attempt or self.attempt, self.parts).finish()
+
+    def cancel(self, order):
+        return record_cancel(self.recorder, order)
 
     @property
     def task(self):

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -32,26 +33,35 @@ from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.server import SocketGateways
-from sandbox.images.image_store import ImageLeases
-from sandbox.interfaces.agent import Agent
-from sandbox.interfaces.disks import Disks
+from sandbox.images.image_store import ImageLeases as HostImageLeases
+from sandbox.interfaces.agent import Agent, AgentDriver
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import DiskReserve, Disks, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
-from sandbox.interfaces.journal import JournalWriter, read_records, replay_task
+from sandbox.interfaces.gateway import GatewayFactory
+from sandbox.interfaces.images import ImageLeases
+from sandbox.interfaces.journal import Journals, JournalWriter, read_records, replay_task
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
+from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
+from sandbox.interfaces.workspace import Workspaces
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.runner.attempt import AttemptRunner
+from sandbox.runner.attempt import AttemptEnding, AttemptFinisher, AttemptRunner, record_cancel
+from sandbox.runner.attempt_context import AttemptContext, check_fencing
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
-from sandbox.runner.attempt_takeover import check_fencing
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner
-from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
 from sandbox.runner.redaction import redact_event
+from sandbox.runner.steps.collect import CollectStep
+from sandbox.runner.steps.provision import ProvisionStep, make_confine
+from sandbox.runner.steps.run import RunStep
+from sandbox.runner.steps.stage import StageStep
+from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 from sandbox.system.log_context import ATTEMPT_ID, TASK_ID
@@ -84,10 +94,13 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
         configure_logging(log_format, log_level, redaction.redact_text)
     if isinstance(choose_disks(order, host), LoopDisks):
         unshare_mounts()
-    if isinstance(order, DebugSession):
-        asyncio.run(_run_debug_session(order, host, redaction, get_agents()))
-    else:
-        asyncio.run(_run_attempt(order, host, lock_fd, redaction, get_agents()))
+    match order:
+        case RunAttempt():
+            asyncio.run(_run_attempt(order, host, lock_fd, redaction, get_agents()))
+        case FinishAttempt():
+            asyncio.run(_finish_attempt(order, host, lock_fd, redaction, get_agents()))
+        case DebugSession():
+            asyncio.run(_run_debug_session(order, host, redaction, get_agents()))
 
 
 def _read_message() -> LaunchMessage:
@@ -108,141 +121,205 @@ def _startup_timeout_seconds(order: Order, host: HostSettings) -> int:
 
 
 async def _run_attempt(
-    order: RunAttempt | FinishAttempt,
-    host: HostSettings,
-    lock_fd: int,
-    redaction: Redactor | None,
-    agents: Mapping[str, Agent],
+    order: RunAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
-    attempt = build_attempt(order, host, lock_fd, redaction, agents)
+    writer, task = _take_over_journal(order, host, lock_fd)
+    agent = _find_agent(task, agents)
+    parts = _create_parts(order, host, agent, follow_redirects=order.follow_redirects)
+    recorder = create_recorder(parts, writer, task, redaction)
+    attempt = AttemptContext(
+        order.attempt_id,
+        parts.data_dir,
+        recorder,
+        order.secrets,
+        redaction,
+        order.upstream,
+        order.image,
+        order.records_conversation,
+    )
+    terminals = TerminalServer(redaction, parts.throttle.queue())
+    runner = connect_runner(attempt, parts, terminals)
     signal.alarm(0)
-    runner, is_finisher = AttemptRunner(attempt), isinstance(order, FinishAttempt)
+    async with _control_socket(host, attempt, terminals):
+        _log.info("The attempt starts")
+        await runner.run()
+    _log.info("The attempt has ended", extra={"state": attempt.task.state})
+    recorder.close()
+
+
+async def _finish_attempt(
+    order: FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
+) -> None:
+    writer, task = _take_over_journal(order, host, lock_fd)
+    parts = _create_parts(order, host, _find_agent(task, agents))
+    recorder = create_recorder(parts, writer, task, redaction)
+    attempt = AttemptContext(order.attempt_id, parts.data_dir, recorder, order.secrets, redaction)
+    finisher = connect_finisher(attempt, parts)
+    signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(_control_socket(order, host, runner))
+            terminals = TerminalServer(redaction, parts.throttle.queue())  # refuses every client: there is no sandbox
+            await stack.enter_async_context(_control_socket(host, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
-            if not is_finisher:
-                raise
             _log.warning("Collecting the results of a dead runner without a control socket: %s", error)
-        _log.info("Finishing the attempt of a dead runner" if is_finisher else "The attempt starts")
-        await (runner.finish() if is_finisher else runner.run())
+        _log.info("Finishing the attempt of a dead runner")
+        await finisher.finish()
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
-    attempt.recorder.close()
+    recorder.close()
 
 
 def _control_socket(
-    order: Order, host: HostSettings, runner: AttemptRunner
+    host: HostSettings, attempt: AttemptContext, terminals: TerminalServer
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which a cleaner of temporary files may have removed."""
+    socket = _prepare_socket(host, attempt.id)
+    return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals)
+
+
+def _prepare_socket(host: HostSettings, attempt_id: str) -> Path:
+    """Create the directory of the control socket if it is missing; return the path of the socket."""
     run_dir = Path(host.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
-    return serve_control_socket(runner_socket(run_dir, order.attempt_id), runner.cancel, runner.terminals)
+    return runner_socket(run_dir, attempt_id)
 
 
 async def _run_debug_session(
     order: DebugSession, host: HostSettings, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
     """Run a debug session. The open descriptor holds its lock until this process ends."""
-    data_dir, run_dir = Path(host.data_dir), Path(host.run_dir)
-    journals = FileJournals(data_dir)
-    task = replay_task(journals, order.task_id).task
+    task = replay_task(FileJournals(Path(host.data_dir)), order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
-    dependencies = _build_dependencies(order, host, journals, _find_agent(task, agents))
-    terminals = TerminalServer(redaction, dependencies.throttle.queue())
-    launch_spec = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
-    files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    session = DebugSessionRunner(order.attempt_id, files, task.manifest.vm, launch_spec, order.image, dependencies)
-    make_private_directory(run_dir.parent)
-    make_private_directory(run_dir)
+    parts = _create_parts(order, host, _find_agent(task, agents))
+    terminals = TerminalServer(redaction, parts.throttle.queue())
+    session = DebugSessionRunner(
+        order.attempt_id,
+        TaskLayout(parts.data_dir, order.task_id).attempt(order.attempt_id),
+        task.manifest.vm,
+        parts.agent.prepare(task.manifest, session_id="", task_key="", secrets={}),
+        order.image,
+        parts.runtime,
+        parts.disks,
+        parts.images,
+        parts.clock,
+    )
+    socket = _prepare_socket(host, order.attempt_id)
     reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
-    socket = runner_socket(run_dir, order.attempt_id)
     _log.info("A debug session starts")
     await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
     _log.info("The debug session has ended")
 
 
-def build_attempt(
-    order: RunAttempt | FinishAttempt,
-    host: HostSettings,
-    lock_fd: int,
-    redaction: Redactor | None,
-    agents: Mapping[str, Agent],
-) -> AttemptContext:
-    """Take over the journal and build the attempt's context. Raises StaleOrderError."""
+def _take_over_journal(
+    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int
+) -> tuple[JournalWriter, Task]:
+    """Take over the journal's lock; return the writer and the task so far. Raises StaleOrderError."""
     journals = FileJournals(Path(host.data_dir))
     writer = journals.adopt(order.task_id, lock_fd)
     task = replay_task(journals, order.task_id).task
     newest = journals.find_offset(order.task_id, writer.last_seq)
-    check_fencing(order, task, next(read_records(journals, order.task_id, newest), None))
-    dependencies = _build_dependencies(order, host, journals, _find_agent(task, agents))
-    recorder = _build_recorder(order, host, writer, task, dependencies, redaction)
-    upstream, image = (order.upstream, order.image) if isinstance(order, RunAttempt) else (None, None)
-    return AttemptContext(
-        order.attempt_id,
-        Path(host.data_dir),
-        upstream,
-        recorder,
-        dependencies,
-        order.secrets,
-        redaction,
-        image,
-        records_conversation=isinstance(order, RunAttempt) and order.records_conversation,
-    )
+    last_record = next(read_records(journals, order.task_id, newest), None)
+    return writer, check_fencing(order, task, last_record)
 
 
-def _build_recorder(
-    order: Order,
-    host: HostSettings,
-    writer: JournalWriter,
-    task: Task | None,
-    dependencies: RunnerDependencies,
-    redaction: Redactor | None,
-) -> AttemptRecorder:
-    data_dir = Path(host.data_dir)
+def _find_agent(task: Task, agents: Mapping[str, Agent]) -> Agent:
+    """Return the agent that the task's manifest names. Raises ValueError if this version does not have it."""
+    kind = task.manifest.agent.kind
+    if kind not in agents:
+        raise ValueError(f"there is no agent {kind!r}")
+    return agents[kind]
 
-    def redact(event: Event) -> Event:
-        return event if redaction is None else redact_event(event, redaction)
 
-    files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
+class RunnerParts(msgspec.Struct, frozen=True):
+    """The components of a runner, which only this module connects.
+
+    disk_space: of the data directory; reserve: of the attempt.
+    confine: confines host programs; None uses the runtime.
+    boot_id: the host's current boot.
+    throttle: limits the CPU usage of all work that a sandbox causes in its runner.
+    """
+
+    data_dir: Path
+    journals: Journals
+    disks: Disks
+    remove: RemovePaths
+    images: ImageLeases
+    runtime: Runtime
+    gateways: GatewayFactory
+    agent: AgentDriver
+    workspaces: Workspaces
+    disk_space: HostDiskSpace
+    reserve: DiskReserve
+    clock: Clock
+    boot_id: str
+    confine: Confine | None = None
+    throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
+
+
+def _create_parts(order: Order, host: HostSettings, agent: Agent, *, follow_redirects: bool = False) -> RunnerParts:
+    """Create the components. follow_redirects: of the git host; only a clone needs it."""
+    data_dir, throttle, clock = Path(host.data_dir), CpuThrottle(), SystemClock()
+    reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
         """Measure the free space without a released reserve, which is for the end of the task and not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
-    disk_space = HostDiskSpace(measure, host.output_watermark, dependencies.clock)
-    return AttemptRecorder(writer, task, dependencies.clock.now, disk_space, reserve, redact)
-
-
-def _find_agent(task: Task | None, agents: Mapping[str, Agent]) -> Agent:
-    """Return the agent that the task's manifest names. Raises ValueError if this version does not have it."""
-    kind = "" if task is None else task.manifest.agent.kind
-    if kind not in agents:
-        raise ValueError(f"there is no agent {kind!r}")
-    return agents[kind]
-
-
-def _build_dependencies(order: Order, host: HostSettings, journals: FileJournals, agent: Agent) -> RunnerDependencies:
-    data_dir, throttle = Path(host.data_dir), CpuThrottle()
-    follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects  # the other orders do not clone
-    return RunnerDependencies(
-        journals=journals,
+    return RunnerParts(
+        data_dir=data_dir,
+        journals=FileJournals(data_dir),
         disks=choose_disks(order, host),
         remove=remove_trees,
-        images=ImageLeases(data_dir),
+        images=HostImageLeases(data_dir),
         runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
         gateways=SocketGateways(agent.create_dialect(), throttle=throttle),
         agent=agent.create_driver(Path(host.agent_program(agent.kind))),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
-        clock=SystemClock(),
+        disk_space=HostDiskSpace(measure, host.output_watermark, clock),
+        reserve=reserve,
+        clock=clock,
         boot_id=read_boot_id(),
         confine=None if host.can_confine else no_confinement,
         throttle=throttle,
     )
+
+
+def create_recorder(
+    parts: RunnerParts, writer: JournalWriter, task: Task | None, redaction: Redactor | None
+) -> AttemptRecorder:
+    """Create the recorder of an attempt. task: what the journal contains so far; None if it is empty."""
+
+    def redact(event: Event) -> Event:
+        return event if redaction is None else redact_event(event, redaction)
+
+    return AttemptRecorder(writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
+
+
+def connect_runner(attempt: AttemptContext, parts: RunnerParts, terminals: TerminalServer) -> AttemptRunner:
+    """Connect the steps of an attempt with their components."""
+    confine = parts.confine or make_confine(attempt, parts.runtime)
+    return AttemptRunner(
+        attempt,
+        StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
+        ProvisionStep(attempt, parts.agent, parts.runtime, parts.images),
+        RunStep(attempt, parts.agent, parts.gateways, terminals, parts.disks, parts.clock, parts.throttle),
+        _connect_ending(attempt, parts, confine),
+    )
+
+
+def connect_finisher(attempt: AttemptContext, parts: RunnerParts) -> AttemptFinisher:
+    """Connect the finisher of an attempt with its components."""
+    confine = parts.confine or make_confine(attempt, parts.runtime)
+    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _connect_ending(attempt, parts, confine))
+
+
+def _connect_ending(attempt: AttemptContext, parts: RunnerParts, confine: Confine) -> AttemptEnding:
+    collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock)
+    teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
+    return AttemptEnding(attempt, collect, teardown, parts.disks, parts.journals, parts.agent)
 
 
 def choose_disks(order: Order, host: HostSettings) -> Disks:

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Never
 
-from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, KeyRejected, ReportEvent
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayFactory, GatewayRules, KeyRejected, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.egress import egress_rules
 from sandbox.model.events import AttemptFailed, EgressDenied, ErrorReported, Event, Usage
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task import Task
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import ProgressTracker, remaining_budget
 from sandbox.runner.steps.provision import ProvisionedSandbox
 
@@ -50,19 +50,26 @@ def _to_event(event: Usage | EgressDenied | ErrorReported | BudgetExhausted | Ke
             return event
 
 
-def create_gateway(attempt: AttemptContext, provisioned: ProvisionedSandbox, report: ReportEvent) -> Gateway:
-    """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed)."""
+def create_gateway(
+    attempt: AttemptContext,
+    provisioned: ProvisionedSandbox,
+    gateways: GatewayFactory,
+    key_setting: str,
+    report: ReportEvent,
+) -> Gateway:
+    """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed).
+
+    key_setting: the name of the server's setting for the key of the model API.
+    """
     if attempt.upstream is None:
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
-            f"The server has no model key; set {attempt.dependencies.agent.key_setting} and restart it.",
+            f"The server has no model key; set {key_setting} and restart it.",
         )
     rules = _gateway_rules(attempt.task, is_checked_when_ready=provisioned.launch_spec.is_checked_when_ready)
     redact = attempt.redaction.redact_text if attempt.redaction is not None else str
     try:
-        return attempt.dependencies.gateways.create(
-            attempt.upstream, provisioned.task_key, report, rules, redact=redact
-        )
+        return gateways.create(attempt.upstream, provisioned.task_key, report, rules, redact=redact)
     except ValueError as error:
         raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 

@@ -5,7 +5,7 @@ import contextlib
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import NamedTuple, get_args
 
@@ -185,7 +185,8 @@ class AttemptRecorder:
     help, records are buffered in order.
 
     writer, task, now, transform: see `Recorder`.
-    stop_signal: set once a recorded event requires the attempt to stop, such as a cancel request.
+    stop_signal: set once a recorded event, also of an earlier attempt, requires the attempt to stop, such as a cancel
+    request.
     """
 
     def __init__(
@@ -197,9 +198,11 @@ class AttemptRecorder:
         reserve: DiskReserve,
         transform: Callable[[e.Event], e.Event] = lambda event: event,
     ) -> None:
-        self.disk_space = disk_space
+        self._disk_space = disk_space
         self.stop_signal = StopSignal()
         self._writer = RetryingWriter(writer, reserve.release)
+        if task is not None and task.cancel is not None:
+            self.stop_signal.apply_effect(StopAttempt(force=task.cancel.force))
         self._recorder = Recorder(self._writer, task, now, on_effect=self.stop_signal.apply_effect, transform=transform)
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
@@ -225,7 +228,7 @@ class AttemptRecorder:
         """Record an event or drop it; return whether it was recorded."""
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
-        if isinstance(event, _OUTPUT_EVENTS) and (self._is_dropping or self.disk_space.is_short()):
+        if isinstance(event, _OUTPUT_EVENTS) and (self._is_dropping or self._disk_space.is_short()):
             self._drop(event)
             return False
         try:
@@ -261,7 +264,7 @@ class AttemptRecorder:
     def flush_pending(self) -> None:
         """Write pending records. Raises OSError if the disk still rejects them."""
         self._writer.flush_pending()
-        if self._should_keep_reserve and not self._reserve.is_allocated and not self.disk_space.is_short():
+        if self._should_keep_reserve and not self._reserve.is_allocated and not self._disk_space.is_short():
             self._allocate_reserve()
 
     def sync(self) -> None:
@@ -280,6 +283,28 @@ class AttemptRecorder:
         except TimeoutError:
             raise OSError("The last records of the task could not be written") from None
 
+    @contextlib.asynccontextmanager
+    async def keep_flushed(self) -> AsyncIterator[None]:
+        """Flush records periodically while the block runs; at its end, wait until all are written. Raises OSError."""
+        flush_task = asyncio.create_task(self._flush_periodically())
+        try:
+            yield
+            await self.wait_until_written()
+        finally:
+            flush_task.cancel()
+
+    async def _flush_periodically(self) -> None:
+        logged = ""
+        while True:
+            await asyncio.sleep(OUTPUT_SYNC_SECONDS)
+            try:
+                self.flush_pending()
+                await asyncio.to_thread(self.sync)
+            except OSError as error:
+                if str(error) != logged:
+                    _log.error("Output could not be flushed: %s; retrying.", error)
+                logged = str(error)
+
     def close(self) -> None:
         """Close the journal. Raises OSError."""
         self._writer.close()
@@ -294,7 +319,7 @@ class AttemptRecorder:
             self._has_logged_reserve_failure = True
 
     def _is_blocked(self) -> bool:
-        return self._writer.has_pending or self.disk_space.is_short()
+        return self._writer.has_pending or self._disk_space.is_short()
 
     def _drop(self, event: e.Event) -> None:
         self._dropped_events += 1

@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.agent import AgentLaunchSpec
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.images import Image
-from sandbox.interfaces.runtime import Sandbox, SandboxSpec
+from sandbox.interfaces.images import Image, ImageLeases
+from sandbox.interfaces.runtime import Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import FailureCode
 from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Vm
-from sandbox.runner.dependencies import RunnerDependencies
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
 from sandbox.runner.terminals import PAUSE_COMMAND, TerminalServer, without_secrets
@@ -37,7 +38,10 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     vm: Vm
     launch_spec: AgentLaunchSpec
     image: Image | None
-    dependencies: RunnerDependencies
+    runtime: Runtime
+    disks: Disks
+    images: ImageLeases
+    clock: Clock
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:
         """Run until the last client has left. The disk stays preserved, including changes made in the session.
@@ -58,20 +62,20 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         finally:
             terminals.disable()
             await self._destroy_sandbox()
-            await self.dependencies.disks.close(self.layout)
+            await self.disks.close(self.layout)
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox of the handle: this session's, or that of an earlier session whose runner was killed."""
         handle = read_handle(self.layout.handle)
         if handle is not None:
-            await self.dependencies.runtime.destroy(handle, self.layout.disk)
+            await self.runtime.destroy(handle, self.layout.disk)
             self.layout.handle.unlink()
 
     async def _create_sandbox(self) -> Sandbox:
-        runtime, image = self.dependencies.runtime, self.image
+        image = self.image
         if image is not None:
-            self.dependencies.images.acquire(image)
-        handle = runtime.prepare(self.attempt_id)
+            self.images.acquire(image)
+        handle = self.runtime.prepare(self.attempt_id)
         write_handle(self.layout.handle, handle)
         spec = SandboxSpec(
             attempt_id=self.attempt_id,
@@ -82,7 +86,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
             image=None if image is None else Path(image.directory),
             is_disk_reused=True,
         )
-        sandbox = await runtime.create(handle, spec)
+        sandbox = await self.runtime.create(handle, spec)
         # Nothing serves the gateway's sockets here: connections are refused at once.
         sandbox.listeners.close()
         await sandbox.start(PAUSE_COMMAND)
@@ -90,7 +94,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
 
     async def _open_disk(self) -> None:
         """Open the disk. A full disk without an enforced size is enlarged, because the session needs some space."""
-        disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
+        disks, size_bytes = self.disks, self.vm.disk_bytes
         await disks.open(self.layout, size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors
             while not disks.enforces_size and (use := await disks.usage(self.layout)).is_full:
@@ -99,11 +103,10 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Wait until there has been no client for a moment, the sandbox ends, a limit is exceeded, or time is up."""
-        dependencies = self.dependencies
-        detector = ExhaustionDetector(self.vm, dependencies.disks, self.layout, _log_event)
+        detector = ExhaustionDetector(self.vm, self.disks, self.layout, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
-        disk_full_task = asyncio.create_task(detector.watch_disk(dependencies.clock))
+        disk_full_task = asyncio.create_task(detector.watch_disk(self.clock))
         limit_task = asyncio.create_task(detector.watch_kernel_usage(sandbox))
         tasks = (ended, idle_task, disk_full_task, limit_task)
         try:

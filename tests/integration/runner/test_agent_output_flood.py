@@ -32,7 +32,7 @@ async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
 
     async def scenario():
         counter = asyncio.create_task(count_iterations())
-        await harness.attempt_runner.run()
+        await harness.run()
         counter.cancel()
 
     await scenario()
@@ -44,7 +44,7 @@ async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
 async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
-    await harness.attempt_runner.run()
+    await harness.run()
     harness.writer.close()
     events = [record.event for record in read_records(harness.journals, "task-1")]
     stored = [event for event in events if isinstance(event, Output)]
@@ -61,7 +61,7 @@ async def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(t
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
     harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
-    await harness.attempt_runner.run()
+    await harness.run()
     harness.writer.close()
     assert harness.states[-1] == "completed"
     assert len(harness.events(ToolCall)) == 10

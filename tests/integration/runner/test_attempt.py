@@ -38,7 +38,7 @@ def short_grace(monkeypatch, seconds):
 async def test_task_passes_through_all_states(make_harness):
     script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert harness.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
@@ -49,7 +49,7 @@ async def test_task_passes_through_all_states(make_harness):
 
 async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
     harness = make_harness(Script(patch_incomplete_reason="it is too large"))
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     [error] = [
@@ -61,7 +61,7 @@ async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(mak
 
 async def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
     harness = make_harness(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     assert b"truncated" in (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes()
@@ -72,14 +72,14 @@ async def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
     earlier = harness.attempt.task_layout.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.states[-1] == "completed"
     assert list(earlier.root.iterdir()) == [earlier.runner_log]
 
 
 async def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
     harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
-    await harness.attempt_runner.run()
+    await harness.run()
     artifacts = harness.attempt.task_layout.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
@@ -92,7 +92,7 @@ async def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_har
 async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     script = Script()
     harness = make_harness(script)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert script.calls == ["create", "start", "kill", "destroy"]
 
 
@@ -123,7 +123,7 @@ async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
 )
 async def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, states, code):
     harness = make_harness(script)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.states == states
     assert harness.task.failure.code == code
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
@@ -133,7 +133,7 @@ async def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script,
 
 async def test_teardown_error_does_not_fail_a_successful_task(make_harness):
     harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.state is TaskState.COMPLETED
 
 
@@ -142,9 +142,9 @@ async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        assert harness.attempt_runner.cancel(CancelOrder("changed my mind")).done
+        assert harness.cancel(CancelOrder("changed my mind")).done
         await work
 
     await scenario()
@@ -159,9 +159,9 @@ async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harn
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.attempt_runner.cancel(CancelOrder())
+        harness.cancel(CancelOrder())
         await work
 
     with short_grace(monkeypatch, 0.05):
@@ -176,11 +176,11 @@ async def test_later_force_cancel_skips_grace_period(make_harness):
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.attempt_runner.cancel(CancelOrder())
+        harness.cancel(CancelOrder())
         await asyncio.sleep(0)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 5)
 
     await scenario()
@@ -191,9 +191,9 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
     harness = make_harness(Script(stage_seconds=60))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await asyncio.sleep(0)
-        harness.attempt_runner.cancel(CancelOrder())
+        harness.cancel(CancelOrder())
         await asyncio.wait_for(work, 5)
 
     await scenario()
@@ -202,8 +202,8 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
 
 async def test_cancel_after_outcome_is_rejected(make_harness):
     harness = make_harness(Script())
-    await harness.attempt_runner.run()
-    reply = harness.attempt_runner.cancel(CancelOrder())
+    await harness.run()
+    reply = harness.cancel(CancelOrder())
     assert not reply.done
     assert harness.task.state is TaskState.COMPLETED
 
@@ -218,7 +218,7 @@ async def test_cancel_after_outcome_is_rejected(make_harness):
 )
 async def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
     harness = make_harness(script, lifecycle=lifecycle)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == code
     assert next(iter(lifecycle)) in harness.task.failure.message
@@ -233,8 +233,8 @@ async def test_finisher_completes_attempt_of_dead_runner(make_harness):
     harness.recorder.record(Output.from_bytes("stdout", b"half a line\n"))
     harness.attempt.layout.workspace.mkdir(parents=True)
     harness.attempt.layout.repository.mkdir()
-    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
-    await harness.attempt_runner.finish()
+    write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
+    await harness.finish()
     assert harness.task.failure.code == "runner_lost"
     assert harness.states[-2:] == ["completing", "failed"]
     assert script.calls[0] == "destroy"
@@ -248,14 +248,14 @@ async def test_finisher_preserves_recorded_outcome(make_harness):
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert harness.task.state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
 async def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
     harness = attempt_with_undestroyable_sandbox(make_harness, exit_event, metadata=True)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert harness.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
     assert [report.error for report in harness.events(ErrorReported)] == ["teardown_failed"]
 
@@ -265,7 +265,7 @@ async def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
         make_harness, AgentExited(0, {"is_error": False}, None), metadata=False
     )
     with pytest.raises(AttemptError, match="still there"):
-        await harness.attempt_runner.finish()
+        await harness.finish()
     assert harness.task.state is TaskState.COMPLETING
     assert harness.artifacts == set()
 
@@ -280,13 +280,13 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
         artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
         harness.recorder.record(ArtifactCollected(artifact))
     harness.attempt.layout.workspace.mkdir(parents=True)
-    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
     return harness
 
 
 async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
     harness = make_harness(Script(create_error=ZeroDivisionError("bug")))
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
@@ -304,6 +304,6 @@ async def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, b
         harness.recorder.record(event)
     harness.attempt.layout.workspace.mkdir(parents=True)
     harness.attempt.layout.repository.mkdir()
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import threading
 
+import msgspec
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script
@@ -20,7 +21,6 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptRunner
 
 
 def fail_first_record(harness, monkeypatch, kind):
@@ -42,7 +42,7 @@ def fail_first_record(harness, monkeypatch, kind):
 async def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
     harness = make_harness(Script(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     fail_first_record(harness, monkeypatch, kind)
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert "ArithmeticError" in harness.task.failure.message
 
@@ -52,7 +52,7 @@ async def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypat
     fail_first_record(harness, monkeypatch, Usage)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         harness.script.report_to_runner(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
@@ -66,7 +66,7 @@ async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, m
     script = Script(runs_until_signal=True)
     harness = make_harness(script)
     fail_first_record(harness, monkeypatch, AgentStarted)
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert script.calls == ["create", "start", "kill", "destroy"]
 
@@ -76,9 +76,9 @@ async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch)
     harness = make_harness(Script(runs_until_signal=True, survives_kill=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 10)
 
     await scenario()
@@ -90,8 +90,7 @@ async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_har
     script = Script()
     harness = make_harness(script)
     harness.recorder.record(CancelRequested("", force=False))
-    runner = AttemptRunner(harness.attempt)
-    await runner.run()
+    await harness.run(msgspec.structs.replace(harness.attempt, recorder=harness.make_recorder(harness.task)))
     assert harness.task.state is TaskState.CANCELLED
     assert "start" not in script.calls
 
@@ -111,11 +110,11 @@ async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch,
     monkeypatch.setattr(harness.writer, "sync", sync_with_one_failure)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         async with asyncio.timeout(10):
             while len(calls) < 3:
                 await asyncio.sleep(0.01)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await work
 
     await scenario()
@@ -132,7 +131,7 @@ async def test_finisher_collects_a_partially_collected_attempt_once(make_harness
     (harness.attempt.layout.root / "task-1.patch").write_bytes(b"half a pat")
     (harness.attempt.layout.root / "handle.part").write_bytes(b"{")
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert harness.task.state is TaskState.COMPLETED
     names = [artifact.name for artifact in harness.task.artifacts]
     assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
@@ -144,7 +143,7 @@ async def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the files were completed: the work is lost, but the events are not."""
     harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert harness.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in harness.task.failure.message
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -160,7 +159,7 @@ async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, 
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
     assert "kill" in harness.script.calls
     assert "task-1.patch" in harness.artifacts
@@ -173,7 +172,7 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be measured" in harness.task.failure.message
     assert "kill" in harness.script.calls
@@ -193,11 +192,11 @@ async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness
     harness = make_harness(Script(runs_until_signal=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         async with asyncio.timeout(10):
             while len(calls) < 10:
                 await asyncio.sleep(0.01)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await work
 
     await scenario()
@@ -215,7 +214,7 @@ async def test_disk_error_while_writing_home_files_fails_with_advice(make_harnes
 
     monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
     harness = make_harness(Script())
-    await harness.attempt_runner.run()
+    await harness.run()
     assert (harness.states[-1], harness.task.failure.code) == ("failed", code)
     assert advice in harness.task.failure.message
 
@@ -231,9 +230,9 @@ async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_har
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 20)
         await asyncio.sleep(0)
         return asyncio.all_tasks() - {asyncio.current_task()}
@@ -268,10 +267,10 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
     )
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         if fault == "the kill has no effect":
-            harness.attempt_runner.cancel(CancelOrder(force=True))
+            harness.cancel(CancelOrder(force=True))
         broken.set()
         await asyncio.wait_for(work, 20)
 

@@ -13,7 +13,6 @@ from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.events import ErrorReported
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptRunner
 
 TIMEOUT_SECONDS = 20
 
@@ -28,19 +27,16 @@ def run_attempt(tmp_path):
         harnesses.append(harness)
         runtime: Runtime = FaultyRuntime(faults)
         agent = ClaudeCodeDriver(Path("/usr/bin/true"))
-        harness.attempt = replace(
-            harness.attempt, dependencies=replace(harness.attempt.dependencies, runtime=runtime, agent=agent)
-        )
-        harness.attempt_runner = AttemptRunner(harness.attempt)
+        harness.parts = replace(harness.parts, runtime=runtime, agent=agent)
 
         async def scenario():
-            work = asyncio.create_task(harness.attempt_runner.run())
+            work = asyncio.create_task(harness.run())
             if cancel_in is not None:
                 await harness.wait_for_state(cancel_in)
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     while not faults.calls:  # the state changes shortly before the runtime is called
                         await asyncio.sleep(0.005)
-                harness.attempt_runner.cancel(CancelOrder(force=True))
+                harness.cancel(CancelOrder(force=True))
             await asyncio.wait_for(work, TIMEOUT_SECONDS)
 
         asyncio.run(scenario())

@@ -26,7 +26,6 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import SecretRedactor
 
@@ -46,21 +45,21 @@ def kill_after(harness, *events):
     for directory in (harness.attempt.layout.workspace, harness.attempt.layout.home, harness.attempt.layout.repository):
         directory.mkdir(parents=True, exist_ok=True)
     (harness.attempt.layout.workspace / "edited.txt").write_text("half done\n")
-    write_handle(harness.attempt.layout.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
 
 
 def next_attempt(harness, *, resumes, **parts):
-    """Record the start of the next attempt, as the server does; return its runner."""
+    """Record the start of the next attempt, as the server does; return the attempt."""
     harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     recorder = harness.recorder = harness.make_recorder(harness.recorder.task)
     attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, recorder=recorder, **parts)
     attempt.layout.root.mkdir()
-    return AttemptRunner(attempt)
+    return attempt
 
 
 async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
     assert isinstance(harness.events(object)[-1], AttemptEnded)
@@ -76,9 +75,9 @@ def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harne
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
     )
-    asyncio.run(harness.attempt_runner.run())
+    asyncio.run(harness.run())
     harness.recorder.record(CancelRequested())
-    asyncio.run(AttemptRunner(harness.attempt).finish())
+    asyncio.run(harness.finish())
     assert harness.task.state is TaskState.CANCELLED
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"transcript.ndjson": False, "metadata.json": False}
@@ -86,9 +85,9 @@ def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harne
 
 def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(harness.attempt_runner.run())
+    asyncio.run(harness.run())
     harness.script.exit = ExitStatus(0)
-    asyncio.run(next_attempt(harness, resumes=False).run())
+    asyncio.run(harness.run(next_attempt(harness, resumes=False)))
     assert harness.task.state is TaskState.COMPLETED
     assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
@@ -97,27 +96,27 @@ def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harnes
 
 def test_rendered_output_shows_the_last_attempt_only(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(harness.attempt_runner.run())
+    asyncio.run(harness.run())
     assert harness.outputs("stdout") == []
     harness.script.exit = ExitStatus(0)
-    asyncio.run(next_attempt(harness, resumes=False).run())
+    asyncio.run(harness.run(next_attempt(harness, resumes=False)))
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
 async def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.state is TaskState.FAILED
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
 def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
-    asyncio.run(harness.attempt_runner.run())
+    asyncio.run(harness.run())
     assert harness.outputs("stdout") == []
     harness.recorder.record(CancelRequested("enough"))
-    asyncio.run(AttemptRunner(harness.attempt).finish())
+    asyncio.run(harness.finish())
     assert harness.task.state is TaskState.CANCELLED
     assert harness.outputs("stdout") == [b"rendered\n"]
 
@@ -125,7 +124,7 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
 async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 5})
-    await harness.attempt_runner.run()
+    await harness.run()
     [skipped] = harness.events(FollowUpSkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
@@ -141,8 +140,8 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
         if paths:
             raise OSError("some files cannot be removed")
 
-    dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=fail_removal)
-    await AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).run()
+    harness.parts = msgspec.structs.replace(harness.parts, remove=fail_removal)
+    await harness.run()
     assert len(harness.events(FollowUpSkipped)) == 1
     assert harness.task.failure.code == "agent_failed"
     assert "metadata.json" in harness.artifacts
@@ -153,7 +152,7 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
 async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING[:events_recorded])
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
     assert harness.script.calls[0] == "destroy"
     assert remaining_files(harness) == set()
@@ -162,7 +161,7 @@ async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_h
 async def test_finisher_does_not_repeat_a_started_agent(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
 
 
@@ -171,7 +170,7 @@ async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harn
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert harness.task.attempt.follow_up == "again"
     assert len(harness.events(AttemptFailed)) == 1
 
@@ -179,10 +178,10 @@ async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harn
 def test_resume_hands_over_the_disk_and_the_session(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
+    asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
     assert remaining_files(harness) == {"disk", "repository.git"}
-    asyncio.run(next_attempt(harness, resumes=True).run())
+    asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.COMPLETED
     assert "resume" in harness.script.calls
     assert [event.session_id for event in harness.events(AgentStarted)] == ["session", "session"]
@@ -197,9 +196,9 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     harness = make_harness(Script(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
-    asyncio.run(harness.attempt_runner.finish())
+    asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"  # the values change only now
-    asyncio.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
+    asyncio.run(harness.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets))))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in harness.script.calls
     unflagged = {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
@@ -214,7 +213,7 @@ async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, r
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
-    await AttemptRunner(attempt).finish()
+    await harness.finish(attempt)
     assert harness.task.attempt.follow_up == follow_up
     assert [event.follow_up for event in harness.events(FollowUpSkipped)] == ["resume"]
 
@@ -223,8 +222,8 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
-    asyncio.run(harness.attempt_runner.finish())
-    asyncio.run(next_attempt(harness, resumes=True).run())
+    asyncio.run(harness.finish())
+    asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.COMPLETED
     assert "resume" in harness.script.calls
 
@@ -232,7 +231,7 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
 async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
-    await harness.attempt_runner.finish()
+    await harness.finish()
     progress = harness.task.progress
     assert (progress.turns, progress.current_tool) == (2, None)
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
@@ -241,11 +240,11 @@ async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_ha
 def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
-    runner = next_attempt(harness, resumes=True)
+    asyncio.run(harness.finish())
+    attempt = next_attempt(harness, resumes=True)
     files = harness.attempt.task_layout
     files.attempt(ATTEMPT_ID).disk.rename(files.attempt(SECOND_ID).disk)
-    asyncio.run(runner.finish())
+    asyncio.run(harness.finish(attempt))
     assert harness.task.attempt.follow_up == "again"
     assert remaining_files(harness, SECOND_ID) == {"disk", "repository.git"}
     assert (files.attempt(SECOND_ID).workspace / "edited.txt").read_text() == "half done\n"
@@ -254,10 +253,10 @@ def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
 def test_cancel_before_resume_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
-    runner = next_attempt(harness, resumes=True)
-    assert runner.cancel(CancelOrder("enough")).done
-    asyncio.run(runner.finish())
+    asyncio.run(harness.finish())
+    attempt = next_attempt(harness, resumes=True)
+    assert harness.cancel(CancelOrder("enough")).done
+    asyncio.run(harness.finish(attempt))
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
@@ -265,10 +264,10 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
 def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.attempt_runner.finish())
-    runner = next_attempt(harness, resumes=True)
-    assert runner.cancel(CancelOrder("enough")).done
-    asyncio.run(runner.run())
+    asyncio.run(harness.finish())
+    attempt = next_attempt(harness, resumes=True)
+    assert harness.cancel(CancelOrder("enough")).done
+    asyncio.run(harness.run(attempt))
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
@@ -276,12 +275,10 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
 def test_timeout_before_resume_preserves_the_work(make_harness):
     """This happens if the machine was down for longer than `lifecycle.timeout`."""
     harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s"})
-    kill_after(
-        harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
-    )
-    asyncio.run(harness.attempt_runner.finish())
+    kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
+    asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
-    asyncio.run(next_attempt(harness, resumes=True).run())
+    asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
     assert "task-1.patch" in harness.artifacts
     assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
@@ -289,11 +286,9 @@ def test_timeout_before_resume_preserves_the_work(make_harness):
 
 def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
-    kill_after(
-        harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
-    )
-    asyncio.run(harness.attempt_runner.finish())
-    asyncio.run(next_attempt(harness, resumes=True).run())
+    kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
+    asyncio.run(harness.finish())
+    asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.FAILED_PRESERVED
     preserved = harness.attempt.task_layout.attempt(SECOND_ID).workspace / "edited.txt"
     assert preserved.read_text() == "half done\n"
@@ -301,9 +296,9 @@ def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
 
 def test_failure_between_attempts_preserves_nothing(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
-    asyncio.run(harness.attempt_runner.run())
+    asyncio.run(harness.run())
     harness.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
-    asyncio.run(AttemptRunner(harness.attempt).finish())
+    asyncio.run(harness.finish())
     assert remaining_files(harness) == set()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
@@ -312,7 +307,7 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 async def test_missing_session_prevents_resume(make_harness, retries, follow_up):
     harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert harness.task.attempt.follow_up == follow_up
@@ -321,15 +316,15 @@ async def test_missing_session_prevents_resume(make_harness, retries, follow_up)
 
 def test_task_past_its_timeout_starts_no_further_agent(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
-    asyncio.run(harness.attempt_runner.run())
-    runner = next_attempt(harness, resumes=False)
+    asyncio.run(harness.run())
+    attempt = next_attempt(harness, resumes=False)
 
     async def run_after_timeout():
         async with asyncio.timeout(20):
-            while harness.attempt.dependencies.clock.monotonic() - harness.task.agent_start_time.monotonic_seconds < 1:
+            while harness.parts.clock.monotonic() - harness.task.agent_start_time.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
         harness.script.calls.clear()
-        await runner.run()
+        await harness.run(attempt)
 
     asyncio.run(run_after_timeout())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
@@ -344,15 +339,15 @@ async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
         served.append(bool(harness.events(AgentStarted)))
         await asyncio.Event().wait()
 
-    harness.attempt.dependencies.gateways.serve = serve
+    harness.parts.gateways.serve = serve
     harness.script.runs_until_signal = True
 
     async def scenario():
-        runner = asyncio.create_task(harness.attempt_runner.run())
+        runner = asyncio.create_task(harness.run())
         async with asyncio.timeout(20):
             while not served:
                 await asyncio.sleep(0.01)
-        harness.attempt_runner.cancel(CancelOrder(force=True))
+        harness.cancel(CancelOrder(force=True))
         await runner
 
     await scenario()
@@ -365,8 +360,8 @@ async def test_invalid_model_url_fails_provisioning_with_its_message(make_harnes
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
-    harness.attempt.dependencies.gateways.create = refuse
-    await harness.attempt_runner.run()
+    harness.parts.gateways.create = refuse
+    await harness.run()
     outcome = (harness.task.state, harness.task.failure.code, harness.task.failure.message)
     assert outcome == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
 
@@ -378,8 +373,8 @@ async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up
     async def serve(listeners):
         raise OSError("a listener is gone")
 
-    harness.attempt.dependencies.gateways.serve = serve
-    await harness.attempt_runner.run()
+    harness.parts.gateways.serve = serve
+    await harness.run()
     failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
     assert "gateway failed" in failure.message
@@ -400,7 +395,7 @@ async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, 
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(DirectoryDisks, "verify", verify)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
     assert "could not store everything that the agent wrote (Input/output error)" in skipped.reason
@@ -439,8 +434,8 @@ async def test_cancel_during_disk_release_preserves_the_work(make_harness):
             harness.recorder.record(CancelRequested("enough"))
         await removal.remove_trees(paths)
 
-    dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=remove, disks=MountedDisks())
-    await AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).finish()
+    harness.parts = msgspec.structs.replace(harness.parts, remove=remove, disks=MountedDisks())
+    await harness.finish()
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
     assert remaining_files(harness) <= {"disk", "disk.img"}

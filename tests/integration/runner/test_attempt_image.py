@@ -9,7 +9,6 @@ from doubles.attempt_dependencies import Script
 from sandbox.interfaces.images import Image
 from sandbox.model.events import SandboxCreated
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runner.attempt import AttemptRunner
 
 IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root")
 
@@ -21,8 +20,8 @@ def run_in_image(make_harness):
     def run(image, acquire=None):
         harness = make_harness(Script())
         if acquire is not None:
-            harness.attempt.dependencies.images.acquire = acquire
-        asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, image=image)).run())
+            harness.parts.images.acquire = acquire
+        asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, image=image)))
         return harness
 
     return run

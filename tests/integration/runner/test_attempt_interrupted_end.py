@@ -10,7 +10,8 @@ from doubles.attempt_dependencies import Script
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptRunner
+from sandbox.runner.steps.collect import CollectStep
+from sandbox.runner.steps.teardown import TeardownStep
 
 
 class KilledError(BaseException):
@@ -18,14 +19,14 @@ class KilledError(BaseException):
 
 
 def kill_while_files_are_removed(harness, monkeypatch):
-    async def half_removed(attempt, handle):
-        (attempt.layout.workspace).rmdir()
+    async def half_removed(step, handle):
+        step.attempt.layout.workspace.rmdir()
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.runner.attempt.teardown", half_removed)
+        patched.setattr(TeardownStep, "run", half_removed)
         with pytest.raises(KilledError):
-            asyncio.run(harness.attempt_runner.run())
+            asyncio.run(harness.run())
 
 
 def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_harness, monkeypatch):
@@ -34,7 +35,7 @@ def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_h
     kill_while_files_are_removed(harness, monkeypatch)
     collected = harness.task.artifacts
     script.patch_error = AttemptError(FailureCode.COLLECT_FAILED, "There is no workspace.")
-    asyncio.run(AttemptRunner(harness.attempt).finish())
+    asyncio.run(harness.finish())
     assert harness.task.state is TaskState.COMPLETED
     assert harness.task.artifacts == collected
     assert {artifact.name for artifact in collected} >= {"task-1.patch", "task-1.changes.tar", "report.md"}
@@ -44,15 +45,15 @@ def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_h
 def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkeypatch):
     harness = make_harness(Script())
 
-    async def killed(attempt):
+    async def killed(step):
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.runner.attempt.collect", killed)
+        patched.setattr(CollectStep, "run", killed)
         with pytest.raises(KilledError):
-            asyncio.run(harness.attempt_runner.run())
+            asyncio.run(harness.run())
     assert harness.task.artifacts == ()
-    asyncio.run(AttemptRunner(harness.attempt).finish())
+    asyncio.run(harness.finish())
     assert harness.task.state is TaskState.COMPLETED
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
 
@@ -70,9 +71,9 @@ async def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, m
     monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slow_digest)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         assert await asyncio.to_thread(started.wait, 10)
-        reply = harness.attempt_runner.cancel(CancelOrder(force=True))
+        reply = harness.cancel(CancelOrder(force=True))
         answered.set()
         await work
         return reply

@@ -34,7 +34,7 @@ ARTIFACTS_FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 async def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
     script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
     harness = make_harness(script, secrets=SECRETS)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert b"it is [REDACTED:TOKEN]!\n" in harness.outputs()
     stored = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in stored if VALUE.encode() in path.read_bytes()]
@@ -46,7 +46,7 @@ async def test_host_of_denied_egress_is_redacted(make_harness):
     harness = make_harness(script, secrets=SECRETS)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         script.report_to_runner(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
         script.report_to_runner(BudgetExhausted("enough"))
@@ -59,14 +59,14 @@ async def test_host_of_denied_egress_is_redacted(make_harness):
 async def test_gateway_redacts_a_name_before_truncation(make_harness):
     script = Script()
     harness = make_harness(script, secrets=SECRETS)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
 
 
 async def test_output_without_secrets_is_unchanged(make_harness):
     script = Script(stdout=f"it is {VALUE}!\n".encode())
     harness = make_harness(script)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert script.redact(VALUE) == VALUE
     assert f"it is {VALUE}!\n".encode() in harness.outputs()
 
@@ -75,7 +75,7 @@ async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
     harness = make_harness(
         Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
     )
-    await harness.attempt_runner.run()
+    await harness.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {
         "report.md": True,
@@ -88,7 +88,7 @@ async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
 
 async def test_secret_too_short_for_redaction_is_reported(make_harness):
     harness = make_harness(Script(), secrets={"PIN": "1234"})
-    await harness.attempt_runner.run()
+    await harness.run()
     reports = [event for event in harness.events(ErrorReported) if event.error == "secret_not_redacted"]
     assert len(reports) == 1
     assert "PIN" in reports[0].message
@@ -99,7 +99,7 @@ async def test_exhausted_budget_ends_the_task(make_harness):
     harness = make_harness(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
         script.report_to_runner(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
@@ -114,7 +114,7 @@ async def test_exhausted_budget_ends_the_task(make_harness):
 async def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude):
     script = Script(stdout=b"!\nhello\n")
     harness = make_harness(script, claude=claude)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert script.rules.hold_model_requests
     assert "release model" in script.calls
 
@@ -123,7 +123,7 @@ async def test_failed_start_check_ends_the_task_before_a_model_request(make_harn
     failure = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
     script = Script(stdout=b"!\n", runs_until_signal=True, start_check_failure=failure)
     harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.failure == failure
     assert "release model" not in script.calls
 
@@ -131,20 +131,20 @@ async def test_failed_start_check_ends_the_task_before_a_model_request(make_harn
 async def test_model_requests_are_not_held_without_a_start_check(make_harness):
     script = Script(stdout=b"!\n")
     harness = make_harness(script)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert not script.rules.hold_model_requests
 
 
 async def test_gateway_receives_the_egress_rules(make_harness):
     script = Script()
     harness = make_harness(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert script.rules.egress.rules == (EgressRule("api.github.com"),)
 
 
 async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
     harness = make_harness(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.outputs("stdout") == [b"rendered\n"]
     transcript = harness.attempt.task_layout.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
@@ -154,7 +154,7 @@ async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harn
 async def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
     terminal_output = b'\x1b[2J{"type":"result","is_error":false}\n'
     harness = make_harness(Script(stdout=terminal_output), claude={"headless": False, "output_format": output_format})
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert harness.states[-1] == "completed"
     assert harness.outputs("stdout") == [terminal_output]
     assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == b""
@@ -162,7 +162,7 @@ async def test_terminal_output_is_not_parsed_as_events(make_harness, output_form
 
 async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
     harness = make_harness(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.state is TaskState.FAILED_PRESERVED
     assert harness.attempt.layout.workspace.is_dir()
     assert not harness.attempt.layout.handle.exists()
@@ -173,7 +173,7 @@ async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
 
 async def test_success_preserves_no_files(make_harness):
     harness = make_harness(Script(), lifecycle={"failure_action": "preserve"})
-    await harness.attempt_runner.run()
+    await harness.run()
     assert harness.task.state is TaskState.COMPLETED
     assert not harness.attempt.layout.disk.exists()
     assert harness.script.destroyed_disks == [None]
@@ -181,7 +181,7 @@ async def test_success_preserves_no_files(make_harness):
 
 async def test_sandbox_resource_usage_is_sampled(make_harness):
     harness = make_harness(Script(), vm={"memory": "2G"})
-    await harness.attempt_runner.run()
+    await harness.run()
     samples = harness.events(Metrics)
     assert samples
     assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
@@ -191,7 +191,7 @@ async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harn
     """The files are not merged, and the recorded names match the files."""
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]
@@ -203,7 +203,7 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
     names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
     script = Script(collected={name: name.encode() for name in names})
     harness = attempt_of_dead_runner(make_harness, script, secrets)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
@@ -220,7 +220,7 @@ async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_
     (directory / "report.md").write_bytes(b"ours\n")
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
     harness.recorder.record(ArtifactCollected(report))
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert unflagged(harness) == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in directory.iterdir()}
     assert harness.artifacts == {"report.md", "redacted-1"} | ARTIFACTS_FROM_THE_JOURNAL
@@ -237,7 +237,7 @@ async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_h
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_report)
     harness = attempt_of_dead_runner(make_harness, Script(), None)
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert VALUE not in repr(harness.task.artifacts)
     assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
@@ -251,7 +251,7 @@ def unflagged(harness):
 async def test_finisher_with_secret_values_flags_only_matches(make_harness):
     script = Script(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
     harness = attempt_of_dead_runner(make_harness, script, SECRETS)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["a.txt"], flags["b.txt"], flags["metadata.json"]) == (True, False, False)
 

@@ -25,6 +25,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
+from sandbox.runner.steps.teardown import TeardownStep
 
 FULL, AMPLE_SPACE = DiskSpace(9, 100), DiskSpace(100, 100)
 LINES = b"".join(b"line %d\n" % number for number in range(50))
@@ -55,7 +56,7 @@ async def until(condition):
 
 
 async def cancel_and_wait(harness, work):
-    harness.attempt_runner.cancel(CancelOrder(force=True))
+    harness.cancel(CancelOrder(force=True))
     await asyncio.wait_for(work, 20)
 
 
@@ -66,7 +67,7 @@ async def test_rejected_record_is_written_later_without_loss(make_harness, monke
     disk = FullDisk(harness, monkeypatch, kind, number=number)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await until(lambda: disk.rejected_count > 2)
         assert not work.done()
         disk.is_full = False
@@ -83,7 +84,7 @@ async def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness
     harness = make_harness(Script())
     disk = FullDisk(harness, monkeypatch, AgentExited)
     harness.reserve.on_released = lambda: setattr(disk, "is_full", False)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, disk.rejected_count, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
 
 
@@ -95,7 +96,7 @@ async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harn
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await until(lambda: "kill" in harness.script.calls)
         assert not harness.script.is_gateway_serving
         disk.is_full = False
@@ -111,7 +112,7 @@ async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harn
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await until(lambda: disk.rejected_count)
         assert harness.attempt.layout.disk.exists()
         await until(lambda: not harness.attempt.layout.disk.exists())
@@ -125,14 +126,14 @@ async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harn
 async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
     harness = make_harness(Script(runs_until_signal=True))
     disk = FullDisk(harness, monkeypatch, AgentStarted)
-    work = asyncio.create_task(harness.attempt_runner.run())
+    work = asyncio.create_task(harness.run())
     await until(lambda: disk.rejected_count > 2)
     with pytest.raises(TerminalRefusedError):
-        harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
+        harness.terminals.check(TerminalOrder(24, 80))
     assert not harness.script.is_gateway_serving
     disk.is_full = False
     await until(lambda: harness.script.is_gateway_serving)
-    harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
+    harness.terminals.check(TerminalOrder(24, 80))
     await cancel_and_wait(harness, work)
 
 
@@ -142,7 +143,7 @@ async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(ma
     harness.space = FULL
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         await until(lambda: harness.events(Progress))
         assert harness.outputs("stdout") == []
@@ -161,7 +162,7 @@ async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(ma
 async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make_harness, space):
     harness = make_harness(Script(stdout=b"+Bash\n-Bash\n"))
     harness.space = space
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     is_stored = space is AMPLE_SPACE
     assert len(harness.events(ToolCallStarted)) == len(harness.outputs("stdout")) / 2 == int(is_stored)
     assert len(harness.events(ToolCall)) == 1
@@ -170,7 +171,7 @@ async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make
 async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):
     harness = make_harness(Script(stdout=LINES))
     harness.space = FULL
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert harness.task.state is TaskState.COMPLETED
     assert harness.outputs("stdout") == []
     assert [gap.reason.partition(" ")[0] for gap in harness.events(Gap)] == ["Output", str(len(LINES))]
@@ -183,11 +184,11 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await until(lambda: disk.rejected_count > 5)
         # A cancel request that cannot be recorded immediately is rejected.
         with pytest.raises(OSError, match="is full"):
-            harness.attempt_runner.cancel(CancelOrder(force=True))
+            harness.cancel(CancelOrder(force=True))
         disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
@@ -208,7 +209,7 @@ async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, mon
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await until(lambda: disk.rejected_count > 5)
         for _ in range(2):
             harness.script.report_to_runner(Usage("m", 100, 20, 0, 0, 0.25))
@@ -233,7 +234,7 @@ async def test_collection_retries_on_full_disk_within_collect_timeout(make_harne
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts
 
@@ -245,7 +246,7 @@ async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_ha
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "free space on the server's disk" in harness.task.failure.message
 
@@ -258,7 +259,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.verify", verify)
     harness = make_harness(Script())
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in harness.artifacts
 
@@ -268,21 +269,21 @@ async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monke
     """Teardown removes the reserve with the attempt's files; a reserve allocated later would never be removed."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(Script(create_error=error))
-    monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_SECONDS", 0.001)
 
     async def slow(*_, **__):
         harness.reserve.release()
         await asyncio.sleep(0.1)
 
-    for step in ("teardown_for_follow_up", "teardown"):
-        monkeypatch.setattr(f"sandbox.runner.attempt.{step}", slow)
-    await asyncio.wait_for(harness.attempt_runner.finish() if is_finisher else harness.attempt_runner.run(), 20)
+    for method in ("run_for_follow_up", "run"):
+        monkeypatch.setattr(TeardownStep, method, slow)
+    await asyncio.wait_for(harness.finish() if is_finisher else harness.run(), 20)
     assert not harness.reserve.is_allocated
 
 
 async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
-    monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_SECONDS", 0.001)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []
 
@@ -294,7 +295,7 @@ async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_ha
     monkeypatch.setattr(harness.writer, "sync", lambda: synced.append(len(tries)))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         await until(lambda: len(tries) > 5)
         await until(lambda: len(synced) > 5)

@@ -4,10 +4,10 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from msgspec.structs import replace
 
-from doubles.attempt_dependencies import Script, ScriptedRuntime, ScriptedSandbox, scripted_dependencies
+from doubles.attempt_dependencies import Script, ScriptedImages, ScriptedRuntime, ScriptedSandbox
 from doubles.manifests import manifest
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
@@ -93,9 +93,9 @@ async def open_session(tmp_path, disk, sockets=None):
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
     runtime = ShellRuntime(sockets or Script())
-    dependencies = replace(scripted_dependencies(Script(), None), disks=disk, runtime=runtime)
     start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
-    session = DebugSessionRunner(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, dependencies)
+    vm, images = manifest(vm={"disk": "1G"}).vm, ScriptedImages(Script())
+    session = DebugSessionRunner(ATTEMPT_ID, files, vm, start, None, runtime, disk, images, SystemClock())
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()
 
     @asynccontextmanager

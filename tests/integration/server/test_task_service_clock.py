@@ -32,7 +32,7 @@ async def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
         tmp_path, Script(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
     )
     started = time.monotonic()
-    await asyncio.wait_for(harness.attempt_runner.run(), 60)
+    await asyncio.wait_for(harness.run(), 60)
     seconds = time.monotonic() - started
     harness.writer.close()
     if code is None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.journal import read_records
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.journal import Journals, read_records
+from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.secrets import matches_fingerprint
-from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
+from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
@@ -31,64 +33,74 @@ from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.redaction import DeadlineRedactor
-from sandbox.runner.steps.provision import make_confine
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 
 
-async def collect(attempt: AttemptContext) -> None:
-    """Store patch, transcript, files that match the patterns, and the metadata.
+class CollectStep(msgspec.Struct, frozen=True):
+    """Stores the artifacts of an attempt. confine: confines git; disk_space: of the data directory."""
 
-    Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the failure.
-    If the current secret values are not those that the agent had, files on its disk may contain unknown values: then
-    all of them are flagged, and their names are replaced.
+    attempt: AttemptContext
+    journals: Journals
+    workspaces: Workspaces
+    confine: Confine
+    disk_space: HostDiskSpace
+    clock: Clock
 
-    Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
-    workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk rejected a
-    write; then a retry is possible.
-    """
-    if attempt.task.is_collected:
-        return
-    deadline_attempt = msgspec.structs.replace(
-        attempt, redaction=await asyncio.to_thread(_make_deadline_redactor, attempt)
-    )
-    directory = attempt.task_layout.artifacts
-    directory.mkdir(mode=0o700, exist_ok=True)
-    fsync_path(directory.parent)
-    try:
-        await _collect_patch(deadline_attempt, directory)
-    except AttemptError as error:
-        if transient_disk_error(error) is not None:
-            raise
-        if attempt.recorder.disk_space.is_short():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        message = (
-            "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
-        )
-        failure = Failure(error.failure.code, message) if _is_unredactable(deadline_attempt) else error.failure
-        attempt.recorder.record_once(AttemptFailed(failure))
-    await _store_transcript(deadline_attempt, directory)
-    await _collect_pattern_matches(deadline_attempt, directory)
-    # Short enough to scan without a deadline.
-    await _store_chunks(attempt, directory, METADATA_NAME, "application/json", _encode_metadata(attempt))
+    async def run(self) -> None:
+        """Store patch, transcript, files that match the patterns, and the metadata.
 
+        Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the
+        failure. If the current secret values are not those that the agent had, files on its disk may contain unknown
+        values: then all of them are flagged, and their names are replaced.
 
-async def store_metadata(attempt: AttemptContext) -> None:
-    """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
-    attempt.task_layout.artifacts.mkdir(mode=0o700, exist_ok=True)
-    # An abandoned thread may still write the part file with the usual name.
-    await _store_chunks(
-        attempt, attempt.task_layout.artifacts, METADATA_NAME, "application/json", _encode_metadata(attempt), ".last"
-    )
+        Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
+        workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk
+        rejected a write; then a retry is possible.
+        """
+        attempt = self.attempt
+        if attempt.task.is_collected:
+            return
+        redactor = await asyncio.to_thread(self._make_deadline_redactor)
+        deadline_attempt = msgspec.structs.replace(attempt, redaction=redactor)
+        directory = attempt.task_layout.artifacts
+        directory.mkdir(mode=0o700, exist_ok=True)
+        fsync_path(directory.parent)
+        try:
+            await _collect_patch(deadline_attempt, directory, self.workspaces, self.confine)
+        except AttemptError as error:
+            if transient_disk_error(error) is not None:
+                raise
+            if self.disk_space.is_short():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            message = (
+                "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
+            )
+            failure = Failure(error.failure.code, message) if _is_unredactable(deadline_attempt) else error.failure
+            attempt.recorder.record_once(AttemptFailed(failure))
+        await _store_transcript(deadline_attempt, directory, self.journals, self.disk_space)
+        await _collect_pattern_matches(deadline_attempt, directory, self.workspaces)
+        # Short enough to scan without a deadline.
+        metadata = _encode_metadata(attempt, self.journals)
+        await _store_chunks(attempt, directory, METADATA_NAME, "application/json", metadata)
 
+    async def store_metadata(self) -> None:
+        """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
+        directory = self.attempt.task_layout.artifacts
+        directory.mkdir(mode=0o700, exist_ok=True)
+        metadata = _encode_metadata(self.attempt, self.journals)
+        # An abandoned thread may still write the part file with the usual name.
+        await _store_chunks(self.attempt, directory, METADATA_NAME, "application/json", metadata, ".last")
 
-def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
-    """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
-    if attempt.redaction is None or not _has_same_secrets(attempt):
-        return None
-    seconds = max(SECRET_SCAN_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _SCAN_SHARE)
-    return DeadlineRedactor(attempt.redaction, seconds, attempt.dependencies.clock.monotonic)
+    def _make_deadline_redactor(self) -> DeadlineRedactor | None:
+        """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
+        attempt = self.attempt
+        if attempt.redaction is None or not _has_same_secrets(attempt):
+            return None
+        seconds = max(SECRET_SCAN_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _SCAN_SHARE)
+        return DeadlineRedactor(attempt.redaction, seconds, self.clock.monotonic)
 
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
@@ -96,7 +108,7 @@ def _has_same_secrets(attempt: AttemptContext) -> bool:
     return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
 
 
-async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
+async def _collect_patch(attempt: AttemptContext, directory: Path, workspaces: Workspaces, confine: Confine) -> None:
     base_commit, is_ended = (
         attempt.task.base_commit,
         attempt.task.failure is not None or attempt.task.cancel is not None,
@@ -108,32 +120,30 @@ async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
     try:
         async with asyncio.timeout(seconds):
-            patch = await attempt.dependencies.workspaces.patch(
-                attempt.layout.root, base_commit, part, make_confine(attempt), _secret_scanner(attempt)
-            )
+            patch = await workspaces.patch(attempt.layout.root, base_commit, part, confine, _secret_scanner(attempt))
     except TimeoutError:
         patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
         part.write_text(f"# truncated: {patch.incomplete_reason}\n")
     has_secret = patch.contains_secret or _is_unredactable(attempt)
     await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
     if patch.incomplete_reason is not None:
-        await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason)
+        await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason, workspaces, confine)
 
 
 def _secret_scanner(attempt: AttemptContext) -> FindSecret:
     return (lambda _: False) if attempt.redaction is None else attempt.redaction.contains
 
 
-async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_commit: str, reason: str) -> None:
+async def _collect_changed_files(
+    attempt: AttemptContext, directory: Path, base_commit: str, reason: str, workspaces: Workspaces, confine: Confine
+) -> None:
     """Store the files that the patch lacks. The task does not fail if some of them cannot be stored."""
     name = _tar_name(attempt)
     part = attempt.layout.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
     try:
         async with asyncio.timeout(seconds):
-            missing = await attempt.dependencies.workspaces.changed_files(
-                attempt.layout.root, base_commit, part, make_confine(attempt)
-            )
+            missing = await workspaces.changed_files(attempt.layout.root, base_commit, part, confine)
     except TimeoutError:
         problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
@@ -144,16 +154,14 @@ async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_
     attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
 
-async def _collect_pattern_matches(attempt: AttemptContext, directory: Path) -> None:
+async def _collect_pattern_matches(attempt: AttemptContext, directory: Path, workspaces: Workspaces) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.layout.workspace.is_dir():
         return
     reserved_names = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
     secret_named: list[Artifact] = []
     names: set[str] = set()
-    async for artifact in attempt.dependencies.workspaces.collect(
-        attempt.layout.workspace, patterns, directory, reserved_names
-    ):
+    async for artifact in workspaces.collect(attempt.layout.workspace, patterns, directory, reserved_names):
         if isinstance(artifact, SkippedFile):
             path = "a file" if _is_unredactable(attempt) else artifact.path
             attempt.recorder.record_once(
@@ -310,7 +318,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
+async def _store_transcript(
+    attempt: AttemptContext, directory: Path, journals: Journals, disk_space: HostDiskSpace
+) -> None:
     """Store the transcript, or reuse the one that an earlier try stored. That one is complete, because the agent had
 
     ended, and there may be no space for a second one.
@@ -319,51 +329,51 @@ async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
     if collected is not None and (directory / _TRANSCRIPT).is_file():
         _record_artifact(attempt, await _flag_secrets(attempt, directory, collected))
     else:
-        await _store_chunks(attempt, directory, _TRANSCRIPT, "application/x-ndjson", _read_transcript(attempt))
+        transcript = _read_transcript(attempt.task, journals, disk_space)
+        await _store_chunks(attempt, directory, _TRANSCRIPT, "application/x-ndjson", transcript)
 
 
-def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
+def _read_transcript(task: Task, journals: Journals, disk_space: HostDiskSpace) -> Iterator[bytes]:
     """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from them."""
-    if not _has_space_for_transcript(attempt):
+    if not _has_space_for_transcript(task, journals, disk_space):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    yield from _read_agent_output(attempt)
+    yield from _read_agent_output(task, journals)
 
 
-def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
+def _read_agent_output(task: Task, journals: Journals) -> Iterator[bytes]:
     """Yield the recorded output; none of an interactive agent, because any process inside may write to its terminal."""
-    agent = attempt.task.manifest.agent
+    agent = task.manifest.agent
     if agent.is_interactive:
         return
     stream = "transcript" if agent.has_rendered_stdout else "stdout"
-    for record in read_records(attempt.dependencies.journals, attempt.task.id):
+    for record in read_records(journals, task.id):
         if isinstance(record.event, Output) and record.event.stream == stream:
             yield record.event.data
 
 
-def _has_space_for_transcript(attempt: AttemptContext) -> bool:
+def _has_space_for_transcript(task: Task, journals: Journals, disk_space: HostDiskSpace) -> bool:
     """Whether the transcript fits: a large one must not use the last space and then fail.
 
     The transcript is no longer than the journal, so reading the journal is rarely necessary.
     """
-    space = attempt.recorder.disk_space
-    if space.has_space_for(attempt.dependencies.journals.size_bytes(attempt.task.id)):
+    if disk_space.has_space_for(journals.size_bytes(task.id)):
         return True
-    size_bytes = sum(map(len, _read_agent_output(attempt)))
-    return size_bytes <= _SMALL_TRANSCRIPT_BYTES or space.has_space_for(size_bytes)
+    size_bytes = sum(map(len, _read_agent_output(task, journals)))
+    return size_bytes <= _SMALL_TRANSCRIPT_BYTES or disk_space.has_space_for(size_bytes)
 
 
-def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
-    refusals, denied_count = _read_egress_denials(attempt)
+def _encode_metadata(attempt: AttemptContext, journals: Journals) -> Iterator[bytes]:
+    refusals, denied_count = _read_egress_denials(journals, attempt.task.id)
     total = max(denied_count, attempt.task.progress.egress_denied)
     content = {**_summarize(attempt.task), "refusals": refusals, "refusals_total": total}
     yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
-def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
+def _read_egress_denials(journals: Journals, task_id: str) -> tuple[list[dict[str, object]], int]:
     """Return the first denials and the total number; a runner's memory may be too small for all denials."""
     first: list[dict[str, object]] = []
     count = 0
-    for record in read_records(attempt.dependencies.journals, attempt.task.id):
+    for record in read_records(journals, task_id):
         if isinstance(denied := record.event, EgressDenied):
             count += 1
             if count <= _DENIALS_MAX:

@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentLaunchSpec
-from sandbox.interfaces.images import HOST_IMAGE
+from sandbox.interfaces.agent import AgentDriver, AgentLaunchSpec
+from sandbox.interfaces.images import HOST_IMAGE, ImageLeases
 from sandbox.interfaces.runtime import (
     HANDLE_VERSION,
     Confine,
     Confinement,
     ConfinementSpec,
+    Runtime,
     Sandbox,
     SandboxHandle,
     SandboxSpec,
@@ -24,7 +25,7 @@ from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.system.files import open_granting_access, replace_durably
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,45 +91,55 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
     task_key: str
 
 
-async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
-    """Store the handle, then create the sandbox. Raises AttemptError (provision_failed)."""
-    runtime, image = attempt.dependencies.runtime, attempt.image
-    if image is not None:
-        attempt.dependencies.images.acquire(image)
-    manifest = attempt.task.manifest
-    task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
-    launch_spec = attempt.dependencies.agent.prepare(
-        manifest,
-        session_id=_session_id(attempt),
-        task_key=task_key,
-        secrets=attempt.secrets,
-        resumes=attempt.resumes,
-    )
-    write_home_files(attempt.layout.home, launch_spec.home_files)
-    handle = prepare_handle(attempt)
-    spec = SandboxSpec(
-        attempt_id=attempt.id,
-        disk=attempt.layout.disk,
-        cpus=manifest.vm.cpus,
-        memory_bytes=manifest.vm.memory_bytes,
-        processes_max=SANDBOX_PROCESSES_MAX,
-        programs=launch_spec.programs,
-        image=None if image is None else Path(image.directory),
-        transparent_ports=transparent_ports(egress_rules(manifest.vm)),
-        is_disk_reused=attempt.resumes,
-    )
-    sandbox = await runtime.create(handle, spec)
-    attempt.recorder.record(
-        SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image=HOST_IMAGE if image is None else image.name)
-    )
-    if sandbox.slow_reason is not None:
-        attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
-    return ProvisionedSandbox(sandbox, launch_spec, task_key)
+class ProvisionStep(msgspec.Struct, frozen=True):
+    """Creates the sandbox of an attempt. agent: prepares the command and the files of the agent."""
+
+    attempt: AttemptContext
+    agent: AgentDriver
+    runtime: Runtime
+    images: ImageLeases
+
+    async def run(self) -> ProvisionedSandbox:
+        """Store the handle, then create the sandbox. Raises AttemptError (provision_failed)."""
+        attempt, image = self.attempt, self.attempt.image
+        if image is not None:
+            self.images.acquire(image)
+        manifest = attempt.task.manifest
+        task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
+        launch_spec = self.agent.prepare(
+            manifest,
+            session_id=_session_id(attempt),
+            task_key=task_key,
+            secrets=attempt.secrets,
+            resumes=attempt.resumes,
+        )
+        write_home_files(attempt.layout.home, launch_spec.home_files)
+        handle = prepare_handle(attempt, self.runtime)
+        spec = SandboxSpec(
+            attempt_id=attempt.id,
+            disk=attempt.layout.disk,
+            cpus=manifest.vm.cpus,
+            memory_bytes=manifest.vm.memory_bytes,
+            processes_max=SANDBOX_PROCESSES_MAX,
+            programs=launch_spec.programs,
+            image=None if image is None else Path(image.directory),
+            transparent_ports=transparent_ports(egress_rules(manifest.vm)),
+            is_disk_reused=attempt.resumes,
+        )
+        sandbox = await self.runtime.create(handle, spec)
+        attempt.recorder.record(
+            SandboxCreated(
+                vm_name=attempt.id, tier=self.runtime.tier, image=HOST_IMAGE if image is None else image.name
+            )
+        )
+        if sandbox.slow_reason is not None:
+            attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
+        return ProvisionedSandbox(sandbox, launch_spec, task_key)
 
 
-def prepare_handle(attempt: AttemptContext) -> SandboxHandle:
+def prepare_handle(attempt: AttemptContext, runtime: Runtime) -> SandboxHandle:
     """Create the sandbox's handle and store it before the sandbox exists. Raises AttemptError (provision_failed)."""
-    handle = attempt.dependencies.runtime.prepare(attempt.id)
+    handle = runtime.prepare(attempt.id)
     if read_handle(attempt.layout.handle) != handle:
         write_handle(attempt.layout.handle, handle)
     return handle
@@ -159,17 +170,15 @@ def _session_id(attempt: AttemptContext) -> str:
     return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)
 
 
-def make_confine(attempt: AttemptContext) -> Confine:
+def make_confine(attempt: AttemptContext, runtime: Runtime) -> Confine:
     """Return a function that stores the handle and then creates a confinement."""
-    if attempt.dependencies.confine is not None:
-        return attempt.dependencies.confine
     vm = attempt.task.manifest.vm
 
     @asynccontextmanager
     async def confine(directories: Sequence[Path], read_only: Sequence[Path]) -> AsyncIterator[Confinement]:
-        handle = prepare_handle(attempt)
+        handle = prepare_handle(attempt, runtime)
         spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only)
-        async with attempt.dependencies.runtime.confine(handle, spec) as confinement:
+        async with runtime.confine(handle, spec) as confinement:
             yield confinement
 
     return confine

@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
 
-from sandbox.interfaces.agent import AgentEvent, AgentOutcome, AgentReady
-from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.gateway import Gateway
+import msgspec
+
+from sandbox.interfaces.agent import AgentDriver, AgentEvent, AgentOutcome, AgentReady
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import Disks, DiskUsage
+from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
@@ -30,11 +33,12 @@ from sandbox.runner.agent_process import (
     start_headless_agent,
     start_terminal_agent,
 )
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import TerminalServer, without_secrets
+from sandbox.system.cpu_throttle import CpuThrottle
 
 
 class MetricsSampler:
@@ -103,54 +107,61 @@ class GuardedJobs:
                     raise result
 
 
-async def run(attempt: AttemptContext, provisioned: ProvisionedSandbox, terminals: TerminalServer) -> None:
-    """Run the agent until its outcome is recorded; on return, nothing is left running inside.
+class RunStep(msgspec.Struct, frozen=True):
+    """Runs the agent of an attempt. terminals: of the attempt, for its clients."""
 
-    Raises AttemptError (provision_failed, sandbox_lost).
-    """
-    attempt.dependencies.throttle.start()
-    record, clock = attempt.recorder.record, attempt.dependencies.clock
-    progress = ProgressTracker(
-        record, clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
-    )
-    gateway_events = GatewayEvents(record, progress)
-    gateway = create_gateway(attempt, provisioned, gateway_events.report)
-    agent_run = _AgentRun(attempt, provisioned, terminals, gateway, progress)
-    ended = ExitStatus(None)
-    killer = SandboxKiller(provisioned.sandbox)
-    async with GuardedJobs(killer) as jobs:
-        jobs.start(gateway_events.raise_error)
-        try:
-            ended = await agent_run.supervise(jobs, killer)
-        finally:
-            terminals.close_agent_terminal(ended)
-    await agent_run.record_exit(ended)
+    attempt: AttemptContext
+    agent: AgentDriver
+    gateways: GatewayFactory
+    terminals: TerminalServer
+    disks: Disks
+    clock: Clock
+    throttle: CpuThrottle
+
+    async def run(self, provisioned: ProvisionedSandbox) -> None:
+        """Run the agent until its outcome is recorded; on return, nothing is left running inside.
+
+        Raises AttemptError (provision_failed, sandbox_lost).
+        """
+        self.throttle.start()
+        attempt, record = self.attempt, self.attempt.recorder.record
+        progress = ProgressTracker(
+            record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
+        )
+        gateway_events = GatewayEvents(record, progress)
+        gateway = create_gateway(attempt, provisioned, self.gateways, self.agent.key_setting, gateway_events.report)
+        agent_run = _AgentRun(self, provisioned, gateway, progress)
+        ended = ExitStatus(None)
+        killer = SandboxKiller(provisioned.sandbox)
+        async with GuardedJobs(killer) as jobs:
+            jobs.start(gateway_events.raise_error)
+            try:
+                ended = await agent_run.supervise(jobs, killer)
+            finally:
+                self.terminals.close_agent_terminal(ended)
+        await agent_run.record_exit(ended)
 
 
 class _AgentRun:
     """One run of an agent, from its start to the record of its exit."""
 
     def __init__(
-        self,
-        attempt: AttemptContext,
-        provisioned: ProvisionedSandbox,
-        terminals: TerminalServer,
-        gateway: Gateway,
-        progress: ProgressTracker,
+        self, step: RunStep, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressTracker
     ) -> None:
-        dependencies, manifest = attempt.dependencies, attempt.task.manifest
+        attempt, manifest = step.attempt, step.attempt.task.manifest
         self._attempt = attempt
-        self._clock = dependencies.clock
+        self._agent = step.agent
+        self._clock = step.clock
         self._record = attempt.recorder.record
         self._sandbox = provisioned.sandbox
         self._launch_spec = provisioned.launch_spec
-        self._terminals = terminals
+        self._terminals = step.terminals
         self._gateway = gateway
         self._progress = progress
-        self._output_parser = dependencies.agent.create_parser(provisioned.launch_spec.session_id)
-        self._time_limit = TimeLimit(manifest.lifecycle, dependencies.clock, self._is_busy)
-        self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.layout, self._record)
-        self._output_queue = dependencies.throttle.queue()
+        self._output_parser = step.agent.create_parser(provisioned.launch_spec.session_id)
+        self._time_limit = TimeLimit(manifest.lifecycle, step.clock, self._is_busy)
+        self._exhaustion = ExhaustionDetector(manifest.vm, step.disks, attempt.layout, self._record)
+        self._output_queue = step.throttle.queue()
         stdout = StdoutProcessing(
             "transcript" if manifest.agent.has_rendered_stdout else "stdout",
             self._output_parser.parse_line,
@@ -162,7 +173,7 @@ class _AgentRun:
             self._on_output,
             stdout,
             redaction=attempt.redaction,
-            quota=OutputQuota(dependencies.clock, earlier_output_bytes(attempt.task)),
+            quota=OutputQuota(step.clock, earlier_output_bytes(attempt.task)),
             queue=self._output_queue,
         )
 
@@ -171,7 +182,7 @@ class _AgentRun:
         try:
             agent, readers = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
-            agent_name = self._attempt.dependencies.agent.display_name
+            agent_name = self._agent.display_name
             self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic(), agent_name))
             for job in (
                 self._open_gateway,
@@ -196,15 +207,15 @@ class _AgentRun:
         self._progress.close()
         self._exhaustion.update(await self._sandbox.stats())
         await self._exhaustion.check_disk()
-        agent, manifest = self._attempt.dependencies.agent, self._attempt.task.manifest
+        manifest = self._attempt.task.manifest
         if manifest.agent.is_interactive:
-            outcome = AgentOutcome(None, agent.check_interactive_exit(exit_))
+            outcome = AgentOutcome(None, self._agent.check_interactive_exit(exit_))
         else:
             outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
-        failure = self._exhaustion.explain_failure(outcome, agent.display_name)
+        failure = self._exhaustion.explain_failure(outcome, self._agent.display_name)
         exited = AgentExited(exit_.code, outcome.result, failure)
         if not manifest.agent.is_interactive and not will_be_followed_up(self._attempt.task, exited):
-            await self._output.record_rendered_stdout(agent.render_output(manifest, outcome.result))
+            await self._output.record_rendered_stdout(self._agent.render_output(manifest, outcome.result))
         self._output.close()
         self._record(exited)
 
@@ -244,7 +255,7 @@ class _AgentRun:
         """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
-        failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, ready, redact)
+        failure = self._agent.check_ready(self._attempt.task.manifest, ready, redact)
         if failure is not None:
             self._record(AttemptFailed(failure))
         else:

@@ -2,40 +2,66 @@
 
 import asyncio
 
+import msgspec
+
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import make_fingerprint, matches_fingerprint
+from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runner.attempt_takeover import destroy_earlier_sandboxes, earlier_attempt_files, take_over_files
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext, earlier_attempt_files, take_over_files
 from sandbox.runner.progress import remaining_seconds
-from sandbox.runner.steps.provision import make_confine
+from sandbox.runner.steps.teardown import destroy_earlier_sandboxes
 from sandbox.system.files import replace_durably
 
 
-async def stage(attempt: AttemptContext) -> None:
-    """Clone onto the attempt's disk, or take over a disk.
+class StageStep(msgspec.Struct, frozen=True):
+    """Prepares the workspace of an attempt. confine: confines git; runtime: destroys sandboxes of earlier attempts."""
 
-    Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
-    """
-    lifecycle = attempt.task.manifest.lifecycle
-    if remaining_seconds(attempt.task, attempt.dependencies.clock) <= 0:
-        raise AttemptError(
-            FailureCode.TIMEOUT, f"The task exceeded its timeout of {lifecycle.timeout}; raise lifecycle.timeout."
-        )
-    await destroy_earlier_sandboxes(attempt)
-    if attempt.resumes:
-        # Not in a thread: it cannot be cancelled, so it might still move files while the stopped attempt is being
-        # finalized.
-        take_over_files(attempt)
-        await require_same_secrets(attempt)
-    elif attempt.secrets:
-        await _write_fingerprint(attempt)
-    await attempt.dependencies.remove(earlier_attempt_files(attempt))
-    manifest = attempt.task.manifest
-    await attempt.dependencies.disks.open(attempt.layout, manifest.vm.disk_bytes)
-    for directory in (attempt.layout.home, attempt.layout.tmp):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    attempt.recorder.record(WorkspacePrepared(await _prepare_workspace(attempt)))
+    attempt: AttemptContext
+    workspaces: Workspaces
+    confine: Confine
+    runtime: Runtime
+    disks: Disks
+    remove: RemovePaths
+    clock: Clock
+
+    async def run(self) -> None:
+        """Clone onto the attempt's disk, or take over a disk.
+
+        Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
+        """
+        attempt, manifest = self.attempt, self.attempt.task.manifest
+        if remaining_seconds(attempt.task, self.clock) <= 0:
+            limit = manifest.lifecycle.timeout
+            raise AttemptError(
+                FailureCode.TIMEOUT, f"The task exceeded its timeout of {limit}; raise lifecycle.timeout."
+            )
+        await destroy_earlier_sandboxes(attempt, self.runtime)
+        if attempt.resumes:
+            # Not in a thread: it cannot be cancelled, so it might still move files while the stopped attempt is being
+            # finalized.
+            take_over_files(attempt)
+            await require_same_secrets(attempt)
+        elif attempt.secrets:
+            await _write_fingerprint(attempt)
+        await self.remove(earlier_attempt_files(attempt))
+        await self.disks.open(attempt.layout, manifest.vm.disk_bytes)
+        for directory in (attempt.layout.home, attempt.layout.tmp):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        attempt.recorder.record(WorkspacePrepared(await self._prepare_workspace()))
+
+    async def _prepare_workspace(self) -> str:
+        """Return the base commit."""
+        attempt, manifest = self.attempt, self.attempt.task.manifest
+        if attempt.resumes:
+            if (base_commit := attempt.task.base_commit) is None:
+                raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the previous attempt has no workspace.")
+            return base_commit
+        disk_bytes = manifest.vm.disk_bytes
+        return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes)
 
 
 async def require_same_secrets(attempt: AttemptContext) -> None:
@@ -57,14 +83,3 @@ async def _write_fingerprint(attempt: AttemptContext) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
     replace_durably(part, path)
-
-
-async def _prepare_workspace(attempt: AttemptContext) -> str:
-    """Return the base commit."""
-    if attempt.resumes:
-        if (base_commit := attempt.task.base_commit) is None:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the previous attempt has no workspace.")
-        return base_commit
-    manifest, workspaces = attempt.task.manifest, attempt.dependencies.workspaces
-    confine, disk_bytes = make_confine(attempt), manifest.vm.disk_bytes
-    return await workspaces.stage(manifest.repository, attempt.layout.root, confine, disk_bytes)

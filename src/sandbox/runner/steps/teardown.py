@@ -4,72 +4,88 @@ import asyncio
 from collections.abc import Collection
 from pathlib import Path
 
-from sandbox.interfaces.runtime import SandboxHandle
+import msgspec
+
+from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt_takeover import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
-from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext, earlier_attempt_files, files_for_resume
+from sandbox.runner.steps.provision import read_handle
 
 
-async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:
-    """Destroy the sandbox and remove its files. Never raises: an event reports a failure."""
-    try:
-        preserved = _preserved_paths(attempt)
+class TeardownStep(msgspec.Struct, frozen=True):
+    """Destroys the sandbox of an attempt and removes its files."""
+
+    attempt: AttemptContext
+    runtime: Runtime
+    disks: Disks
+    remove: RemovePaths
+
+    async def run(self, handle: SandboxHandle | None) -> None:
+        """Destroy the sandbox and remove its files. Never raises: an event reports a failure."""
+        try:
+            preserved = _preserved_paths(self.attempt)
+            async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                await self._destroy_and_remove(handle, preserved)
+        except Exception as error:
+            self.attempt.recorder.record(
+                ErrorReported("teardown_failed", f"The sandbox was not removed completely: {error_reason(error)}")
+            )
+
+    async def run_for_follow_up(self, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
+        """Like `run`, but before a follow-up attempt. Raises on failure.
+
+        The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must
+        be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
+        """
+        preserved = files_for_resume(self.attempt.layout) if keeps_disk else ()
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-            await _destroy_and_remove(attempt, handle, preserved)
-    except Exception as error:
-        attempt.recorder.record(
-            ErrorReported("teardown_failed", f"The sandbox was not removed completely: {error_reason(error)}")
-        )
+            await self._destroy_and_remove(handle, preserved, keeps_disk=keeps_disk)
+
+    async def verify_disk(self) -> None:
+        """Require that the disk lost no written data. Raises AttemptError (disk_full).
+
+        A patch of incomplete files would be wrong.
+        """
+        try:
+            await self.disks.verify(self.attempt.layout)
+        except OSError as error:
+            message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
+            raise AttemptError(
+                FailureCode.DISK_FULL, f"{message}; free space on that disk and submit the task again."
+            ) from error
+
+    async def _destroy_and_remove(
+        self, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
+    ) -> None:
+        """Remove the handle last: while it exists, another process can finish the teardown."""
+        files = self.attempt.layout
+        await destroy_earlier_sandboxes(self.attempt, self.runtime)
+        if handle is not None:
+            await self.runtime.destroy(handle, files.disk if files.disk in preserved else None)
+        if keeps_disk:
+            await self.verify_disk()
+        await self.disks.close(files)
+        if files.repository not in preserved and files.repository.is_dir():
+            # Move the repository away first, so it is never compared with a half-removed workspace.
+            files.repository.rename(files.root / "repository.gone")
+        kept_paths = {files.handle, files.runner_log, *preserved}
+        earlier = [] if keeps_disk else earlier_attempt_files(self.attempt)
+        await self.remove([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
+        files.handle.unlink(missing_ok=True)
 
 
-async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-    """Like `teardown`, but before a follow-up attempt. Raises on failure.
-
-    The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must be
-    intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
-    """
-    preserved = files_for_resume(attempt.layout) if keeps_disk else ()
-    async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-        await _destroy_and_remove(attempt, handle, preserved, keeps_disk=keeps_disk)
-
-
-async def verify_disk(attempt: AttemptContext) -> None:
-    """Require that the disk lost no written data. Raises AttemptError (disk_full).
-
-    A patch of incomplete files would be wrong.
-    """
-    try:
-        await attempt.dependencies.disks.verify(attempt.layout)
-    except OSError as error:
-        message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
-        raise AttemptError(
-            FailureCode.DISK_FULL, f"{message}; free space on that disk and submit the task again."
-        ) from error
-
-
-async def _destroy_and_remove(
-    attempt: AttemptContext, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
-) -> None:
-    """Remove the handle last: while it exists, another process can finish the teardown."""
-    files = attempt.layout
-    await destroy_earlier_sandboxes(attempt)
-    if handle is not None:
-        await attempt.dependencies.runtime.destroy(handle, files.disk if files.disk in preserved else None)
-    if keeps_disk:
-        await verify_disk(attempt)
-    await attempt.dependencies.disks.close(files)
-    if files.repository not in preserved and files.repository.is_dir():
-        # Move the repository away first, so it is never compared with a half-removed workspace.
-        files.repository.rename(files.root / "repository.gone")
-    kept_paths = {files.handle, files.runner_log, *preserved}
-    earlier = [] if keeps_disk else earlier_attempt_files(attempt)
-    await attempt.dependencies.remove([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
-    files.handle.unlink(missing_ok=True)
+async def destroy_earlier_sandboxes(attempt: AttemptContext, runtime: Runtime) -> None:
+    """Destroy earlier sandboxes that still have processes or a control group. Raises AttemptError (sandbox_lost)."""
+    for earlier in attempt.earlier_layouts:
+        handle = read_handle(earlier.handle)
+        if handle is not None:
+            await runtime.destroy(handle, earlier.disk)
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:

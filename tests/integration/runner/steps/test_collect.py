@@ -17,6 +17,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner import attempt as runner_attempt
 from sandbox.runner.steps import collect
+from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.collect import ArtifactNames
 
@@ -28,7 +29,7 @@ async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, m
     harness = make_harness(
         Script(events_when_serving=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
     )
-    await harness.attempt_runner.run()
+    await harness.run()
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
     assert metadata["refusals_total"] == 7
@@ -50,7 +51,7 @@ async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harn
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     artifacts = harness.attempt.task_layout.artifacts
     stored = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
     assert len(refused) == 4
@@ -76,7 +77,7 @@ async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypa
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
     replacement = "[REDACTED:KEY]"
     assert paths_by_name.pop("redacted-1") == f"{replacement}-{'x' * 180}.md"
@@ -90,7 +91,7 @@ async def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, mo
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
-    await harness.attempt_runner.run()
+    await harness.run()
     replacement = "[REDACTED:KEY]"
     assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
         "notes.md": f"{replacement}/notes.md",
@@ -104,7 +105,7 @@ async def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, mo
 async def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_flagged):
     """Git may have compressed the content in the patch."""
     harness = make_harness(Script(patch_content=content), secrets={"KEY": SECRET})
-    await harness.attempt_runner.run()
+    await harness.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
 
@@ -114,10 +115,10 @@ async def test_secret_within_a_generated_name_does_not_remove_artifacts(make_har
     """Any value of eight characters can be a secret, even a commit id or a word of a task's name."""
     base_commits = []
     harness = make_harness(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
-    workspaces = harness.attempt.dependencies.workspaces
+    workspaces = harness.parts.workspaces
     make_patch = workspaces.patch
     workspaces.patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
-    await harness.attempt_runner.run()
+    await harness.run()
     assert (harness.task.state, harness.task.base_commit, base_commits) == (TaskState.COMPLETED, BASE, [BASE])
     assert harness.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
@@ -154,7 +155,7 @@ async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_h
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(refused), leftovers) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in harness.artifacts
 
@@ -169,7 +170,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
         lifecycle={"collect_timeout": "1s"},
     )
     harness.space = DiskSpace(len(output) - missing_bytes, 200)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert ("transcript.ndjson" in harness.artifacts) is (not missing_bytes)
     failure = harness.task.failure
     assert (failure and failure.code) == (FailureCode.DISK_FULL if missing_bytes else None)
@@ -196,7 +197,7 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", skip_files)
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert len(refused) == 4
     assert [report.message.partition(":")[0] for report in harness.events(ErrorReported)] == ["fifo", "link"]
     assert [failed.failure.code for failed in harness.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
@@ -217,7 +218,7 @@ async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
 
@@ -230,7 +231,7 @@ async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(mak
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert harness.task.state is TaskState.COMPLETED
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags.keys() == {"task-1.patch", "transcript.ndjson", "metadata.json", *names}
@@ -244,7 +245,7 @@ async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secre
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
@@ -272,7 +273,7 @@ async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeyp
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", never_end)
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
@@ -302,7 +303,7 @@ async def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkey
 
     monkeypatch.setattr(collect, "_write_chunks", write_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_after_writer_ended)
-    await asyncio.wait_for(harness.attempt_runner.run(), 60)
+    await asyncio.wait_for(harness.run(), 60)
     assert (harness.task.failure.code, len(started)) == ("collect_failed", 1)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert (harness.attempt.task_layout.artifacts / "metadata.json").is_file()
@@ -312,7 +313,7 @@ async def test_file_stored_after_collection_timeout_is_removed(make_harness, mon
     """The thread that stores the patch is still running at the timeout, and continues before the teardown."""
     harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
-    finalize_file, digest, teardown = collect._finalize_file, hashlib.file_digest, runner_attempt.teardown
+    finalize_file, digest, teardown = collect._finalize_file, hashlib.file_digest, TeardownStep.run
 
     def digest_late(*arguments):
         assert is_over.wait(20)
@@ -331,8 +332,8 @@ async def test_file_stored_after_collection_timeout_is_removed(make_harness, mon
 
     monkeypatch.setattr(hashlib, "file_digest", digest_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_and_signal)
-    monkeypatch.setattr(runner_attempt, "teardown", delay_teardown)
+    monkeypatch.setattr(TeardownStep, "run", delay_teardown)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
-    await asyncio.wait_for(harness.attempt_runner.run(), 60)
+    await asyncio.wait_for(harness.run(), 60)
     assert harness.task.failure.code == "collect_failed"
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()} == set()

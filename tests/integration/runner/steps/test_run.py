@@ -28,7 +28,6 @@ from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.agent_output import AgentOutput
-from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.steps.provision import write_handle
 from sandbox.runner.terminals import TerminalServer
@@ -39,7 +38,7 @@ SECRET = {"WORD": "open sesame"}
 
 async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
     harness = make_harness(Script(runs_until_signal=True, kernel_usage=KernelUsage(9000)))
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"
     assert "9000 sockets" in harness.task.failure.message
@@ -47,14 +46,14 @@ async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
 
 async def test_agent_at_socket_limit_completes(make_harness):
     harness = make_harness(Script(kernel_usage=KernelUsage(8192)))
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.COMPLETED
 
 
 async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
     harness = make_harness(Script(stdout=b"+Read\n" + long + b"-Read\n"))
-    await harness.attempt_runner.run()
+    await harness.run()
     assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert harness.task.progress.tool_calls == 1
 
@@ -63,7 +62,7 @@ async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_ha
 async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness, records_conversation):
     harness = make_harness(Script(stdout=b"+Bash\nnoise\n-Bash\n"))
     attempt = msgspec.structs.replace(harness.attempt, records_conversation=records_conversation)
-    await AttemptRunner(attempt).run()
+    await harness.run(attempt)
     assert len(harness.events(ToolCallStarted)) == int(records_conversation)
     assert [output.parsed for output in harness.events(Output)] == [records_conversation, False, records_conversation]
     assert len(harness.events(ToolCall)) == 1
@@ -76,7 +75,7 @@ async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, m
     harness = make_harness(
         Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
     )
-    await harness.attempt_runner.run()
+    await harness.run()
     assert parsed == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
     assert b"".join(harness.outputs()) == parsed[0]
     assert max(map(len, harness.outputs())) <= OUTPUT_LINE_BYTES_MAX
@@ -87,10 +86,10 @@ async def test_progress_usage_comes_from_the_gateway(make_harness):
     harness = make_harness(Script(runs_until_signal=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         harness.script.report_to_runner(Usage("a-model", 10, 5, cost_usd=0.25))
-        harness.attempt_runner.cancel(CancelOrder())
+        harness.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 
     await scenario()
@@ -102,7 +101,7 @@ async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monke
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     harness = make_harness(Script())
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent's end."
 
@@ -118,7 +117,7 @@ async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness,
         return record(event)
 
     monkeypatch.setattr(harness.recorder, "record", record_with_stalls)
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
 
@@ -126,7 +125,7 @@ async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness,
 async def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_SECONDS", 0.1)
     harness = make_harness(Script(stdout=b"line\n" * 500 + b"the result\n"))
-    throttle, start = harness.attempt.dependencies.throttle, CpuThrottle.start
+    throttle, start = harness.parts.throttle, CpuThrottle.start
 
     def start_in_debt():
         start(throttle)
@@ -134,7 +133,7 @@ async def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harn
 
     monkeypatch.setattr(throttle, "start", start_in_debt)
     started = time.monotonic()
-    await asyncio.wait_for(harness.attempt_runner.run(), 20)
+    await asyncio.wait_for(harness.run(), 20)
     assert time.monotonic() - started > 0.9
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
@@ -162,7 +161,7 @@ async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkey
     read_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
     harness = make_harness(Script())
-    await asyncio.wait_for(harness.attempt_runner.run(), 10)
+    await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: it did not end within 0.6 s after the agent's end."
     assert harness.states[-1] == "completed"
@@ -173,7 +172,7 @@ async def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_har
     harness = make_harness(Script(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
 
     async def scenario():
-        work = asyncio.create_task(harness.attempt_runner.run())
+        work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         done, _ = await asyncio.wait({work}, timeout=1.5)
         assert not done
@@ -202,13 +201,13 @@ async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monk
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Recorder, "record", watched_record)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert recorded == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 
 
 async def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monkeypatch):
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("**",)})
-    workspaces = harness.attempt.dependencies.workspaces
+    workspaces = harness.parts.workspaces
     requested = []
 
     async def collect(workspace, patterns, target, taken_names):
@@ -217,7 +216,7 @@ async def test_workspace_files_cannot_take_generated_artifact_names(make_harness
             yield
 
     monkeypatch.setattr(workspaces, "collect", collect)
-    await harness.attempt_runner.run()
+    await harness.run()
     assert requested == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
@@ -225,7 +224,7 @@ async def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harn
     harness = make_harness(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
-    runtime = harness.attempt.dependencies.runtime
+    runtime = harness.parts.runtime
     write_handle(harness.attempt.layout.handle, runtime.prepare(ATTEMPT_ID))
     states = []
 
@@ -233,7 +232,7 @@ async def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harn
         states.append(harness.recorder.task.state)
 
     monkeypatch.setattr(runtime, "destroy", destroy)
-    await harness.attempt_runner.finish()
+    await harness.finish()
     assert states[0] is TaskState.RUNNING
     assert harness.task.failure.code == "runner_lost"
 
