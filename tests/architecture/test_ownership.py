@@ -1,6 +1,7 @@
 """Objects own their state: what they need is passed to their constructor, and nothing is assigned to them later."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ OUTSIDE_ASSIGNMENTS = {
 }
 """Assignments to attributes of another module's objects, by module, and why each is needed."""
 
+_BAG_NAME = re.compile("_?([a-z]+_)*dependencies")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -121,6 +123,15 @@ def public_methods(class_: ast.ClassDef) -> set[str]:
     }
 
 
+def bag_uses(tree: ast.Module) -> Iterator[str]:
+    """Attributes that are read through a bag of dependencies, and declarations of such a bag."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _BAG_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.ClassDef) and node.name.endswith("Dependencies"):
+            yield node.name
+
+
 def classes(trees: dict[Path, ast.Module]) -> Iterator[tuple[str, ast.ClassDef]]:
     for path, tree in trees.items():
         for node in ast.walk(tree):
@@ -140,6 +151,27 @@ def test_attributes_of_other_objects_are_not_assigned(trees: dict[Path, ast.Modu
 
 def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
     assert {name: list(found) for name, class_ in classes(trees) if (found := [*callback_attributes(class_)])} == {}
+
+
+def test_components_are_not_reached_through_a_bag(trees: dict[Path, ast.Module]):
+    """Each object gets exactly the components that it uses; the composition roots may group them before."""
+    found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in bag_uses(tree)}
+    assert found == set()
+
+
+def test_bag_uses_are_found():
+    source = """
+class StepDependencies:
+    clock: object
+
+def run(attempt, dependencies):
+    attempt.dependencies.clock.now()
+    dependencies.clock
+    self._gc_dependencies.remove([])
+    self.dependencies
+"""
+    uses = ["StepDependencies", "attempt.dependencies.clock", "dependencies.clock", "self._gc_dependencies.remove"]
+    assert sorted(bag_uses(ast.parse(source))) == sorted(uses)
 
 
 def test_late_assignments_are_found():

@@ -32,7 +32,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.placements.local.placement import LocalPreservedDisk
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
+from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
@@ -251,11 +251,7 @@ class ServerComponents:
             drain=Drain(self.data_dir),
             preserved_sandboxes=preserved,
             debug_sessions=DebugSessions(preserved, secrets, self.find_image, prober),
-            pruner=Pruner(
-                PruningDependencies(
-                    self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path
-                )
-            ),
+            pruner=Pruner(self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path),
             convert_line=convert_recorded_line,
             retention=Retention(),
             permanent_reasons=self.permanent_reasons,

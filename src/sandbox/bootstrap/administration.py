@@ -19,7 +19,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
-from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
+from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import PreservedFiles
 from sandbox.server.recovery import index_journals, update_index
 from sandbox.store.connections import checkpoint_wal
@@ -123,10 +123,8 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         try:
             update_index(journals, store)
             preserved_files = PreservedFiles(data_dir)
-            dependencies = PruningDependencies(
-                data_dir, journals, store, preserved_files, clock, remove_trees, fsync_path
-            )
-            return asyncio.run(Pruner(dependencies).prune(retention, dry_run=dry_run))
+            pruner = Pruner(data_dir, journals, store, preserved_files, clock, remove_trees, fsync_path)
+            return asyncio.run(pruner.prune(retention, dry_run=dry_run))
         finally:
             store.close()
 

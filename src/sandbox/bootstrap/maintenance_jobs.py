@@ -13,7 +13,7 @@ from sandbox.interfaces.placement import LeftoverSource
 from sandbox.placements.local.leftovers import ProbeCleanup, SocketLeftovers
 from sandbox.runtimes.processes import SandboxLeftovers
 from sandbox.server.maintenance.compression import JournalCompressor
-from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
+from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.janitor import ClockCheck, PeriodicJob
 from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.server.task_service import ServerParts
@@ -31,8 +31,7 @@ def create_maintenance_jobs(parts: ServerParts, run_dir: Path, time_to_live_seco
     clock_check = ClockCheck(parts.clock)
     expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, time_to_live_seconds)
     garbage_collector = GarbageCollector(
-        GarbageCollectorDependencies(data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees),
-        leftover_sources,
+        data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees, leftover_sources
     )
     probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
 

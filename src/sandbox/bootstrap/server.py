@@ -73,7 +73,7 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor
-from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
+from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
@@ -350,7 +350,7 @@ def _make_parts(
         drain=Drain(data_dir),
         preserved_sandboxes=preserved,
         debug_sessions=DebugSessions(preserved, secrets, find_image, prober),
-        pruner=Pruner(PruningDependencies(data_dir, journals, store, preserved, clock, remove_trees, fsync_path)),
+        pruner=Pruner(data_dir, journals, store, preserved, clock, remove_trees, fsync_path),
         convert_line=partial(_convert_line, support.agents),
         retention=settings.retention.retention,
         permanent_reasons=_permanent_blocked_reasons(support.agents, upstreams),

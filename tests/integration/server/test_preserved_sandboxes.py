@@ -18,7 +18,7 @@ from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
+from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.store.sqlite import SqliteStore
@@ -98,14 +98,9 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
             parts = service.parts
-            gc_dependencies = GarbageCollectorDependencies(
-                components.data_dir,
-                parts.journals,
-                parts.store,
-                parts.preserved_sandboxes,
-                remove_trees,
-            )
-            await GarbageCollector(gc_dependencies, ()).sweep()
+            await GarbageCollector(
+                components.data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees, ()
+            ).sweep()
             assert preserved.workspace.exists()
             monkeypatch.setattr(components.runners, "start_session", start_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,22 +33,23 @@ class GarbageCollectionError(SandboxError):
     code = "internal_error"
 
 
-@dataclass(frozen=True, slots=True)
-class GarbageCollectorDependencies:
-    """Dependencies of the garbage collector."""
-
-    data_dir: Path
-    journals: Journals
-    store: Store
-    preserved_sandboxes: PreservedSandboxes
-    remove: RemovePaths
-
-
 class GarbageCollector:
     """Removes leftovers. leftover_sources: in the order of their removal; files are removed last."""
 
-    def __init__(self, dependencies: GarbageCollectorDependencies, leftover_sources: Sequence[LeftoverSource]) -> None:
-        self._dependencies = dependencies
+    def __init__(
+        self,
+        data_dir: Path,
+        journals: Journals,
+        store: Store,
+        preserved_sandboxes: PreservedSandboxes,
+        remove: RemovePaths,
+        leftover_sources: Sequence[LeftoverSource],
+    ) -> None:
+        self._data_dir = data_dir
+        self._journals = journals
+        self._store = store
+        self._preserved_sandboxes = preserved_sandboxes
+        self._remove = remove
         self._leftover_sources = leftover_sources
 
     async def sweep(self) -> None:
@@ -59,7 +59,7 @@ class GarbageCollector:
         }
         # Scan the directories after the host: the directory of an attempt is older than its leftovers.
         failures: list[str] = []
-        attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
+        attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._data_dir, failures)))
         is_all_known = not failures
         for task_id, attempt_ids in _group_by_task(attempts, frozenset().union(*leftovers.values())).items():
             try:
@@ -79,9 +79,7 @@ class GarbageCollector:
         for attempt_id in attempt_ids:
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await source.clean_up(
-                        attempt_id, TaskLayout(self._dependencies.data_dir, attempt_id).attempt(attempt_id)
-                    )
+                    await source.clean_up(attempt_id, TaskLayout(self._data_dir, attempt_id).attempt(attempt_id))
             except (SandboxError, OSError, ValueError, TimeoutError) as error:
                 failures.append(f"{source.kind} of attempt {attempt_id}: {error_reason(error)}")
         return failures
@@ -94,7 +92,7 @@ class GarbageCollector:
         if task is None or not task.state.is_final:
             return []
         failures = []
-        with self._dependencies.journals.try_lock(task_id) as has_lock:
+        with self._journals.try_lock(task_id) as has_lock:
             for attempt_id in attempt_ids if has_lock else ():
                 try:
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -105,27 +103,27 @@ class GarbageCollector:
 
     def _load_task(self, task_id: str) -> Task | None:
         """Load from the index, or from a FREE journal: right after the server's start the index is behind."""
-        indexed = self._dependencies.store.load(task_id)
+        indexed = self._store.load(task_id)
         if indexed is None:
             return None
-        if indexed.task.state.is_final or self._dependencies.journals.liveness(task_id) is not Liveness.FREE:
+        if indexed.task.state.is_final or self._journals.liveness(task_id) is not Liveness.FREE:
             return indexed.task
         try:
-            return replay_task(self._dependencies.journals, task_id, ReplayState(indexed.task, indexed.offset)).task
+            return replay_task(self._journals, task_id, ReplayState(indexed.task, indexed.offset)).task
         except (JournalDamagedError, FileNotFoundError):
             return None  # the tailer reports it
 
     async def _sweep_attempt(
         self, task: Task, attempt_id: str, leftovers: Mapping[LeftoverSource, Collection[str]]
     ) -> None:
-        files = TaskLayout(self._dependencies.data_dir, task.id).attempt(attempt_id)
+        files = TaskLayout(self._data_dir, task.id).attempt(attempt_id)
         kinds = [source.kind for source in self._leftover_sources if attempt_id in leftovers[source]]
-        if self._dependencies.preserved_sandboxes.disk_attempt_id(
+        if self._preserved_sandboxes.disk_attempt_id(task) == attempt_id and self._preserved_sandboxes.is_preserved(
             task
-        ) == attempt_id and self._dependencies.preserved_sandboxes.is_preserved(task):
+        ):
             if not kinds and not files.handle.exists():
                 return
-            async with self._dependencies.preserved_sandboxes.exclusive(task) as is_exclusive:
+            async with self._preserved_sandboxes.exclusive(task) as is_exclusive:
                 if not is_exclusive:
                     return
                 await self._clean_up_leftovers(attempt_id, files)
@@ -133,7 +131,7 @@ class GarbageCollector:
         else:
             await self._clean_up_leftovers(attempt_id, files)
             preserved = (files.runner_log, files.handle)
-            await self._dependencies.remove([path for path in files.root.iterdir() if path not in preserved])
+            await self._remove([path for path in files.root.iterdir() if path not in preserved])
             files.handle.unlink(missing_ok=True)
         _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 

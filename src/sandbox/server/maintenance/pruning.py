@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -80,19 +80,6 @@ _Skipped = dict[str, str]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PruningDependencies:
-    """Dependencies of the pruner. flush: flushes a directory's entries to disk."""
-
-    data_dir: Path
-    journals: Journals
-    store: Store
-    preserved_files: PreservedFiles
-    clock: Clock
-    remove: RemovePaths
-    flush: Callable[[Path], None]
-
-
 class PruneSelector:
     """Decides, oldest task first, whether a finished task must be removed. Pure."""
 
@@ -118,10 +105,28 @@ class PruneSelector:
 
 
 class Pruner:
-    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
+    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox.
 
-    def __init__(self, dependencies: PruningDependencies) -> None:
-        self._dependencies = dependencies
+    flush: flushes a directory's entries to disk.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        journals: Journals,
+        store: Store,
+        preserved_files: PreservedFiles,
+        clock: Clock,
+        remove: RemovePaths,
+        flush: Callable[[Path], None],
+    ) -> None:
+        self._data_dir = data_dir
+        self._journals = journals
+        self._store = store
+        self._preserved_files = preserved_files
+        self._clock = clock
+        self._remove_paths = remove
+        self._flush = flush
         self._lock = asyncio.Lock()
         self._size_measurement = SingleFlight(self._measure_sizes)
 
@@ -159,7 +164,7 @@ class Pruner:
             )
             reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); check the disk.")
         if failure:
-            directory = pruned_root(self._dependencies.data_dir)
+            directory = pruned_root(self._data_dir)
             rest = f"Removed tasks still use disk space in {directory}: {failure}"
             reasons.append(f"{rest}; fix the cause, and try again.")
         return " ".join(reasons)
@@ -191,10 +196,10 @@ class Pruner:
         tasks_count = (
             0 if retention.keep is None else await asyncio.to_thread(self._count_prunable, retention.keep, skipped)
         )
-        selector = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
+        selector = PruneSelector(replace(retention, max_bytes=None), self._clock.now(), tasks_count, 0)
         cursor: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(FINAL_STATES, cursor))
+            page = await asyncio.to_thread(self._store.query, _oldest_first(FINAL_STATES, cursor))
             skipped |= page.damaged
             for task in page.tasks:
                 if not selector.should_prune(task.state_changed_at):
@@ -212,10 +217,10 @@ class Pruner:
         self, measured: Sequence[PrunedTask], pruned: Sequence[PrunedTask], max_bytes: int
     ) -> AsyncIterator[PrunedTask]:
         """Select tasks by total size. pruned: tasks that were, or would have been, removed since the measurement."""
-        task_ids = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
+        task_ids = (await asyncio.to_thread(self._store.task_ids)).difference(task.id for task in pruned)
         left = [task for task in measured if task.id in task_ids]
         total_bytes = sum(task.size_bytes for task in left)
-        selector = PruneSelector(Retention(max_bytes=max_bytes), self._dependencies.clock.now(), len(left), total_bytes)
+        selector = PruneSelector(Retention(max_bytes=max_bytes), self._clock.now(), len(left), total_bytes)
         for task in left:
             if not selector.should_prune(task.finished_at):
                 return
@@ -227,7 +232,7 @@ class Pruner:
 
         If no more than `limit` tasks are finished, return the number of all finished tasks.
         """
-        counts = self._dependencies.store.count_by_state()
+        counts = self._store.count_by_state()
         finished_count = sum(counts[state] for state in FINAL_STATES)
         if finished_count <= limit:
             return finished_count
@@ -238,7 +243,7 @@ class Pruner:
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
         """Whether the task has preserved files. If that is unknown, the task is kept and added to `skipped`."""
         try:
-            return self._dependencies.preserved_files.is_preserved(task)
+            return self._preserved_files.is_preserved(task)
         except OSError as error:
             skipped[task.id] = error_reason(error)
             return True
@@ -253,7 +258,7 @@ class Pruner:
     def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
         cursor: Cursor | None = None
         while True:
-            page = self._dependencies.store.query(_oldest_first(states, cursor))
+            page = self._store.query(_oldest_first(states, cursor))
             skipped |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:
@@ -261,26 +266,26 @@ class Pruner:
             cursor = page.next_cursor
 
     def _measure_task(self, task: Task) -> PrunedTask:
-        size_bytes = disk_usage_bytes(TaskLayout(self._dependencies.data_dir, task.id).root)
+        size_bytes = disk_usage_bytes(TaskLayout(self._data_dir, task.id).root)
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
         """Delete a task from the index, and move its directory out of `tasks/`. Return False if it must wait."""
         task_id = pruned.id
-        with self._dependencies.journals.try_lock(task_id) as has_lock:
-            if not has_lock and self._dependencies.journals.liveness(task_id) is not Liveness.FREE:
+        with self._journals.try_lock(task_id) as has_lock:
+            if not has_lock and self._journals.liveness(task_id) is not Liveness.FREE:
                 return False
-            indexed = self._dependencies.store.load(task_id)
+            indexed = self._store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
-            if any(files.handle.exists() for files in TaskLayout(self._dependencies.data_dir, task_id).attempts()):
+            if any(files.handle.exists() for files in TaskLayout(self._data_dir, task_id).attempts()):
                 # Part of a sandbox is still on the host, and only the handle identifies its owner.
                 return False
-            self._dependencies.store.delete(task_id)
+            self._store.delete(task_id)
             try:
                 self._move_aside(task_id)
             except OSError as error:
-                if not TaskLayout(self._dependencies.data_dir, task_id).root.exists():
+                if not TaskLayout(self._data_dir, task_id).root.exists():
                     return True  # removed, but not flushed to disk yet
                 self._restore_index_row(indexed, error)
                 return False
@@ -288,27 +293,27 @@ class Pruner:
 
     def _move_aside(self, task_id: str) -> None:
         pruned_directory = self._make_directory()
-        directory = TaskLayout(self._dependencies.data_dir, task_id).root
+        directory = TaskLayout(self._data_dir, task_id).root
         if directory.exists():
             directory.rename(pruned_directory / f"{task_id}.{secrets.token_hex(4)}")
-            self._dependencies.flush(directory.parent)
+            self._flush(directory.parent)
 
     def _make_directory(self) -> Path:
-        directory = pruned_root(self._dependencies.data_dir)
+        directory = pruned_root(self._data_dir)
         directory.mkdir(mode=0o700, exist_ok=True)
         return directory
 
     def _restore_index_row(self, indexed: IndexedTask, error: OSError) -> None:
         task_id = indexed.task.id
         _log.error("Task %s could not be pruned, and is kept: %s", task_id, error, extra={"task_id": task_id})
-        self._dependencies.store.save(indexed)
+        self._store.save(indexed)
 
     async def _remove_detached(self) -> str:
         """Remove the content of `pruned/`, including that from before a crash.
 
         If some of it is left, return the last reason.
         """
-        directory = pruned_root(self._dependencies.data_dir)
+        directory = pruned_root(self._data_dir)
         failure = ""
         try:
             paths = await asyncio.to_thread(lambda: list(directory.iterdir()) if directory.exists() else [])
@@ -317,7 +322,7 @@ class Pruner:
         for begin in range(0, len(paths), _REMOVE_BATCH_SIZE):
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await self._dependencies.remove(paths[begin : begin + _REMOVE_BATCH_SIZE])
+                    await self._remove_paths(paths[begin : begin + _REMOVE_BATCH_SIZE])
             except TimeoutError as error:
                 return error_reason(error)
             except OSError as error:

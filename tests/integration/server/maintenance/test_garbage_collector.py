@@ -20,7 +20,6 @@ from sandbox.placements.local.leftovers import ProbeCleanup, probe_lock
 from sandbox.server.maintenance.garbage_collector import (
     GarbageCollectionError,
     GarbageCollector,
-    GarbageCollectorDependencies,
 )
 from sandbox.store.sqlite import SqliteStore
 
@@ -56,14 +55,7 @@ def components(tmp_path):
 def garbage_collector(components, service, *kinds):
     parts = service.parts
     return GarbageCollector(
-        GarbageCollectorDependencies(
-            components.data_dir,
-            parts.journals,
-            parts.store,
-            parts.preserved_sandboxes,
-            remove_trees,
-        ),
-        kinds,
+        components.data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees, kinds
     )
 
 
@@ -145,13 +137,11 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
             components.store.save(row)
         before, journals = names(files), UnreachableJournals(components.data_dir)
         collector = GarbageCollector(
-            GarbageCollectorDependencies(
-                components.data_dir,
-                journals,
-                components.store,
-                service.parts.preserved_sandboxes,
-                remove_trees,
-            ),
+            components.data_dir,
+            journals,
+            components.store,
+            service.parts.preserved_sandboxes,
+            remove_trees,
             [leftovers],
         )
         await collector.sweep()
@@ -172,10 +162,9 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         parts = service.parts
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
-            gc_dependencies = GarbageCollectorDependencies(
-                components.data_dir, parts.journals, store, parts.preserved_sandboxes, remove_trees
-            )
-            await GarbageCollector(gc_dependencies, [leftovers]).sweep()
+            await GarbageCollector(
+                components.data_dir, parts.journals, store, parts.preserved_sandboxes, remove_trees, [leftovers]
+            ).sweep()
         return names(files), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
