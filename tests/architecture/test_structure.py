@@ -21,7 +21,6 @@ FRAGMENTS = {
     "bootstrap.maintenance_jobs": "which components the janitor's jobs use",
     "cli.main": "the entry point, which must import nothing that only commands need",
     "cli.output.status_line": "loads the library of live displays, which only a terminal needs",
-    "dashboard.event_stream": "one kind of response",
     "dashboard.pages.forms": "pages of one kind",
     "dashboard.routes": "the routes of the package",
     "secrets.resolver": "all secrets of a task, without the sources",
