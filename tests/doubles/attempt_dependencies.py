@@ -19,9 +19,9 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.runner.attempt import record_cancel
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import HostDiskSpace
+from sandbox.runner.control_socket import record_cancel
 from sandbox.runner.terminals import TerminalServer
 from sandbox.secrets.redactor import SecretRedactor
 

@@ -51,10 +51,10 @@ from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.runner.attempt import AttemptEnding, AttemptFinisher, AttemptRunner, record_cancel
+from sandbox.runner.attempt import AttemptEnding, AttemptFinisher, AttemptRunner
 from sandbox.runner.attempt_context import AttemptContext, check_fencing
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
-from sandbox.runner.control_socket import serve_control_socket
+from sandbox.runner.control_socket import record_cancel, serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner
 from sandbox.runner.redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep

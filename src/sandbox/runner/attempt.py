@@ -10,7 +10,6 @@ import msgspec
 from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.journal import Journals, read_records
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, Reply
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
 from sandbox.model.errors import error_reason
@@ -18,7 +17,6 @@ from sandbox.model.events import (
     AgentExited,
     AttemptEnded,
     AttemptFailed,
-    CancelRequested,
     ErrorReported,
     FollowUp,
     FollowUpSkipped,
@@ -320,17 +318,6 @@ def _record_failure(recorder: AttemptRecorder, failure: Failure) -> None:
         recorder.record(AgentExited(None, None, failure))
     else:
         recorder.record(AttemptFailed(failure))
-
-
-def record_cancel(recorder: AttemptRecorder, order: CancelOrder) -> Reply:
-    """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
-    task = recorder.task
-    if task.state.is_final:
-        return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
-    recorder.record(CancelRequested(order.reason, order.force))
-    if recorder.task.cancel is None:
-        return Reply(done=True, message=CANCEL_TOO_LATE)
-    return Reply(done=True)
 
 
 def _to_failure(error: Exception) -> Failure:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CancelOrder, Reply, TerminalOrder
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, Reply, TerminalOrder
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.events import CancelRequested
 from sandbox.model.limits import CONTROL_SECONDS
+from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.terminals import TerminalServer
 
 _LINE_BYTES_MAX = 16 * 1024
@@ -68,4 +70,15 @@ def _handle_order(
         terminals.check(order)
     except TerminalRefusedError as error:
         return Reply(done=False, message=error.message)
+    return Reply(done=True)
+
+
+def record_cancel(recorder: AttemptRecorder, order: CancelOrder) -> Reply:
+    """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
+    task = recorder.task
+    if task.state.is_final:
+        return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
+    recorder.record(CancelRequested(order.reason, order.force))
+    if recorder.task.cancel is None:
+        return Reply(done=True, message=CANCEL_TOO_LATE)
     return Reply(done=True)
