@@ -32,7 +32,12 @@ _INTEGER_BITS_MAX = 53
 _MALFORMED = (*DECODE_ERRORS, ValueError, OverflowError)
 _ABSENT = msgspec.Raw(b"null")
 _INDENTED_VALUES_MAX = 1000
-"""Maximum number of values in JSON that is indented for display. Indenting deep JSON takes quadratic memory."""
+_INDENTED_BRACKETS_MAX = 200
+_INDENTATION_FACTOR_MAX = 8
+"""Maximum number of values and of brackets in JSON that is indented for display, and maximum growth by indentation.
+
+The size of indented deep JSON is quadratic.
+"""
 
 
 class StreamEvent(msgspec.Struct):
@@ -185,17 +190,25 @@ def read_number(value: msgspec.Raw) -> float | None:
 
 
 def to_text(value: msgspec.Raw) -> str:
-    """Return a string as it is, null as no text, and any other value as JSON, which is indented unless it is large."""
+    """Return a string as it is, null as no text, and any other value as JSON, indented unless that makes it large."""
     text = read_string(value)
     if text is not None:
         return text
     encoded = bytes(value)
     if encoded == b"null":
         return ""
-    if sum(map(encoded.count, (b",", b"[", b"{"))) <= _INDENTED_VALUES_MAX:
-        with suppress(*_MALFORMED):
-            encoded = msgspec.json.format(encoded)
-    return encoded.decode(errors="replace")
+    return (_indent(encoded) or encoded).decode(errors="replace")
+
+
+def _indent(encoded: bytes) -> bytes | None:
+    """Return indented JSON; None if it would be large or much longer, or if the JSON is invalid."""
+    brackets = encoded.count(b"[") + encoded.count(b"{")
+    if brackets > _INDENTED_BRACKETS_MAX or brackets + encoded.count(b",") > _INDENTED_VALUES_MAX:
+        return None
+    with suppress(*_MALFORMED):
+        indented = msgspec.json.format(encoded)
+        return indented if len(indented) <= _INDENTATION_FACTOR_MAX * len(encoded) else None
+    return None
 
 
 def content_text(content: msgspec.Raw, blocks_max: int) -> str:

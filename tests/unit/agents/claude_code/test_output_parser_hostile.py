@@ -429,3 +429,14 @@ def test_line_of_a_terminal_is_not_converted():
     recorded = assistant(use("Tool"))
     assert convert_recorded_line(manifest(claude={"headless": False}), recorded) is None
     assert len(convert_recorded_line(manifest(), recorded)) == 1
+
+
+def test_indentation_does_not_multiply_the_size_of_a_line():
+    deep, small = "[" * 450 + "]" * 450, {"todos": [{"content": "Read", "status": "done"}, {"content": "Write"}]}
+    blocks = ({"type": "tool_use", "id": f"u{number}", "name": "x", "input": {"value": 0}} for number in range(50))
+    flood = line(type="assistant", message={"id": "m", "content": [*blocks]}).replace(b": 0}", f": {deep}}}".encode())
+    converted = convert_recorded_line(manifest(), flood)
+    assert [event.input["value"] for event in converted] == [deep] * 50
+    usual = {"type": "tool_use", "id": "u", "name": "x", "input": small}
+    (shown,) = convert_recorded_line(manifest(), line(type="assistant", message={"id": "m", "content": [usual]}))
+    assert shown.input["todos"] == json.dumps(small["todos"], indent=2)
