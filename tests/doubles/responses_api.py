@@ -5,12 +5,13 @@ It shows what a dialect needs. Its prices are invented, and it is not complete e
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
+from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
@@ -46,14 +47,17 @@ class ResponsesApi:
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         try:
             request = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except DECODE_ERRORS:
             request = None
         if not isinstance(request, dict) or not isinstance(request.get("model"), str):
             return Rejected(400, "The request's body must be a JSON object that names a model.")
         return request
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in request.get("tools") or []]
+        tools = request.get("tools") or []
+        if not isinstance(tools, list):
+            return "The value of tools"
+        kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in tools]
         denied = next((kind for kind in kinds if kind != "function"), "function")
         return None if denied == "function" else f"The tool {sanitize(str(denied))}"
 
@@ -63,12 +67,29 @@ class ResponsesApi:
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
         output_tokens_max = request.get("max_output_tokens")
-        if not isinstance(output_tokens_max, int):
+        if not isinstance(output_tokens_max, int) or not 0 < output_tokens_max < _OUTPUT_TOKENS_MAX:
             output_tokens_max = _OUTPUT_TOKENS_MAX
         return CostBound(request["model"], byte_count // 3, output_tokens_max, request.get("stream") is True)
 
     def create_meter(self, content_type: bytes) -> UsageMeter:
         return _Meter(is_stream=content_type.startswith(b"text/event-stream"))
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+
+
+class _Counts(msgspec.Struct):
+    input_tokens: _Count
+    output_tokens: _Count
+
+
+class _Response(msgspec.Struct):
+    model: str = ""
+    usage: _Counts | None = None
+
+
+class _StreamEvent(msgspec.Struct):
+    response: _Response = msgspec.field(default_factory=_Response)
 
 
 class _Meter:
@@ -93,12 +114,14 @@ class _Meter:
         documents = re.findall(rb"^data: (.*)$", self._body, re.MULTILINE) if self._is_stream else [self._body]
         for document in reversed(documents):
             try:
-                response = msgspec.json.decode(document)
-            except msgspec.DecodeError:
+                if self._is_stream:
+                    response = msgspec.json.decode(document, type=_StreamEvent).response
+                else:
+                    response = msgspec.json.decode(document, type=_Response)
+            except DECODE_ERRORS:
                 continue
-            response = response.get("response", {}) if self._is_stream else response
-            if (counts := response.get("usage")) is not None:
-                return _usage(response["model"], counts["input_tokens"], counts["output_tokens"])
+            if (counts := response.usage) is not None:
+                return _usage(response.model, counts.input_tokens, counts.output_tokens)
         return None
 
     def partial_usage(self) -> Usage | None:

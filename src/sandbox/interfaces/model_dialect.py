@@ -20,7 +20,7 @@ class CostBound(msgspec.Struct, frozen=True):
     """Upper bound of a request's tokens.
 
     input_tokens: estimated from the request's length.
-    output_tokens_max: the request's own limit.
+    output_tokens_max: the request's own limit. Like the request it is untrusted; the gateway rejects a negative one.
     """
 
     model: str
@@ -30,7 +30,10 @@ class CostBound(msgspec.Struct, frozen=True):
 
 
 class UsageMeter(Protocol):
-    """Reads usage from a response body. Never raises on upstream data; data it cannot parse counts as nothing."""
+    """Reads usage from a response body. Never raises on upstream data; data it cannot parse counts as nothing.
+
+    The gateway treats usage with a negative or excessive number as missing.
+    """
 
     def feed(self, data: bytes) -> None:
         """Process the next bytes of the body, split anywhere."""

@@ -68,7 +68,7 @@ def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
     credential = dialect.credential(upstream)  # first, because it checks the key
-    key = (upstream.api_key or upstream.auth_token).encode()
+    key = dialect.presented_key(*credential)
     return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key, setting)
 
 

@@ -15,7 +15,7 @@ from sandbox.gateway import http
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
-from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate
+from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
@@ -46,7 +46,7 @@ class InflightRequest(msgspec.Struct):
         is_abandoned: the gateway stopped reading it.
         """
         bound = self._upper_bound(is_abandoned=is_abandoned)
-        usage = bound or (None if self.meter is None else self.meter.usage())
+        usage = bound or self._reported_usage()
         if usage is not None:
             reporter.report_usage(usage)
         if bound is not None:
@@ -56,6 +56,9 @@ class InflightRequest(msgspec.Struct):
             reporter.report_error("usage_unread", "A model response reported no usage; its tokens are not counted.")
         return usage
 
+    def _reported_usage(self) -> Usage | None:
+        return None if self.meter is None else valid_usage(self.meter.usage())
+
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request whose actual usage is unknown but required, or None.
 
@@ -64,13 +67,14 @@ class InflightRequest(msgspec.Struct):
         """
         cost_bound, meter = self.cost_bound, self.meter
         is_refused = not self.is_sent or (self.has_response and meter is None)
-        if cost_bound is None or is_refused or (meter is not None and meter.is_complete):
+        is_reported = meter is not None and meter.is_complete and self._reported_usage() is not None
+        if cost_bound is None or is_refused or is_reported:
             return None
         has_started = meter is not None and meter.has_started
         if not (has_started or is_abandoned or self.has_timed_out):
             return None
         meter = meter or self.dialect.create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
-        return meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out)
+        return valid_usage(meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out))
 
 
 _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)

@@ -4,6 +4,7 @@ Requests are held until the agent has been checked. They are denied if they make
 resources, or once the budget is spent or the server's key was rejected.
 """
 
+import math
 from typing import Any
 
 import msgspec
@@ -13,6 +14,23 @@ from sandbox.gateway.limits import BUFFERED_BYTES_MAX
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
+
+TOKENS_MAX = 10**15
+"""Maximum of each token count of one request. Above it, the count is wrong."""
+
+
+def valid_usage(usage: Usage | None) -> Usage | None:
+    """Return the usage, or None if it would lower the total cost or could not be read from the journal."""
+    if usage is None:
+        return None
+    counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
+    are_counts_valid = all(map(_is_token_count, counts))
+    is_cost_valid = usage.cost_usd is None or (math.isfinite(usage.cost_usd) and usage.cost_usd >= 0)
+    return usage if are_counts_valid and is_cost_valid else None
+
+
+def _is_token_count(count: object) -> bool:
+    return type(count) is int and 0 <= count <= TOKENS_MAX
 
 
 class ApprovedRequest(msgspec.Struct, frozen=True):
@@ -82,6 +100,10 @@ class ModelRequestGate:
         if rejected is not None:
             return rejected
         cost_bound = self._dialect.estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
+        if cost_bound is not None and not (
+            _is_token_count(cost_bound.input_tokens) and _is_token_count(cost_bound.output_tokens_max)
+        ):
+            return Rejected(400, "The request's limit of output tokens is out of range.")
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def check_response_status(self, status: int, model_address: str) -> Rejected | None:
@@ -103,7 +125,7 @@ class ModelRequestGate:
     def record_progress(self, source: object, meter: UsageMeter) -> None:
         """Update the running cost of the response to `source`."""
         if self._spending.has_budget:
-            self._spending.update(source, meter.partial_usage())
+            self._spending.update(source, valid_usage(meter.partial_usage()))
 
     def charge(self, source: object, usage: Usage | None) -> None:
         """Record the final usage of the response to `source`."""

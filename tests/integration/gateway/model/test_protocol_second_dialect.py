@@ -4,15 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from doubles.responses_api import ResponsesApi
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
+from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
-from sandbox.model.events import EgressDenied, Usage
+from sandbox.interfaces.model_dialect import CostBound, UsageMeter
+from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 BODY = json.dumps({"model": "scripted-1", "input": "Say hello."}).encode()
 RESPONSE = json.dumps(
@@ -42,8 +45,10 @@ async def break_off(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def gateway_for(base_url: str, rules: GatewayRules = GatewayRules()) -> AsyncIterator[ServedGateway]:
-    async with served_gateway(base_url, rules, dialect=ResponsesApi()) as served:
+async def gateway_for(
+    base_url: str, rules: GatewayRules = GatewayRules(), dialect: ResponsesApi | None = None
+) -> AsyncIterator[ServedGateway]:
+    async with served_gateway(base_url, rules, dialect=dialect or ResponsesApi()) as served:
         yield served
 
 
@@ -162,3 +167,83 @@ def test_denied_requests_are_not_forwarded(request_fields, rules, message):
 def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
     with pytest.raises(ValueError, match="RESPONSES_API_KEY is missing"):
         SocketGateways(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
+
+
+class CarelessDialect(ResponsesApi):
+    """Reports usage and limits without checking them."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
+
+    def create_meter(self, content_type: bytes) -> UsageMeter:
+        meter = super().create_meter(content_type)
+        meter.usage = meter.partial_usage = lambda: self.usage  # type: ignore[method-assign]
+        return meter
+
+    def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
+        return CostBound(request["model"], 10, request["max_output_tokens"], is_streamed=False)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage("scripted-1", -1000, 0, cost_usd=0.1),
+        Usage("scripted-1", 0, 10**30, cost_usd=0.1),
+        Usage("scripted-1", 1.5, 0, cost_usd=0.1),  # type: ignore[arg-type]
+        Usage("scripted-1", 1, 1, cost_usd=float("nan")),
+        Usage("scripted-1", 1, 1, cost_usd=-5.0),
+    ],
+)
+def test_invalid_usage_is_charged_with_its_upper_bound(usage):
+    async def scenario():
+        budget = GatewayRules(budget=Budget(tokens=100, usd=1.0))
+        dialect = CarelessDialect(usage)
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 90}).encode())
+            assert (await client.read_response())[0] == 200
+            [counted] = served.events_of(Usage)
+            assert (counted.input_tokens, counted.output_tokens) == (10, 90)
+            assert [event.error for event in served.events_of(ErrorReported)] == ["usage_unread"]
+            send(client)
+            assert (await client.read_response())[0] == 403
+
+    run(scenario)
+
+
+def test_valid_usage_of_the_same_dialect_is_counted():
+    async def scenario():
+        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(Usage("scripted-1", 3, 4))
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 90}).encode())
+            assert (await client.read_response())[0] == 200
+            assert served.events == [Usage("scripted-1", 3, 4)]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("limit", [-(10**9), 10**30])
+def test_request_with_an_impossible_limit_is_rejected(limit):
+    async def scenario():
+        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(SPENT)
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", "max_output_tokens": limit}).encode())
+            assert (await client.read_response())[0] == 400
+            assert upstream.requests == []
+
+    run(scenario)
+
+
+class TokenDialect(ResponsesApi):
+    """Sends the server's token, whether or not there is also a key."""
+
+    def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
+        return b"authorization", b"Bearer " + upstream.auth_token.encode()
+
+
+def test_redacted_key_is_the_one_that_is_sent():
+    settings = ModelUpstream("http://127.0.0.1:9", api_key="other-key-0123", auth_token="sent-token-0123")
+    assert parse_upstream(settings, TokenDialect()).key == b"sent-token-0123"
+    assert parse_upstream(settings, ResponsesApi()).key == b"other-key-0123"
