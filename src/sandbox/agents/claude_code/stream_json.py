@@ -174,7 +174,7 @@ def read_fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
 
 def read_string(value: msgspec.Raw) -> str | None:
     """Decode a string; None for any other value."""
-    return _decode(_STRING, value)
+    return _decode(_STRING, value) if bytes(memoryview(value)[:1]) == b'"' else None
 
 
 def read_integer(value: msgspec.Raw) -> int | None:
@@ -201,9 +201,9 @@ def to_text(value: msgspec.Raw) -> str:
 
 
 def _indent(encoded: bytes) -> bytes | None:
-    """Return indented JSON; None if it would be large or much longer, or if the JSON is invalid."""
+    """Return indented JSON; None if it has no brackets, would be large or much longer, or is invalid."""
     brackets = encoded.count(b"[") + encoded.count(b"{")
-    if brackets > _INDENTED_BRACKETS_MAX or brackets + encoded.count(b",") > _INDENTED_VALUES_MAX:
+    if not 0 < brackets <= _INDENTED_BRACKETS_MAX or brackets + encoded.count(b",") > _INDENTED_VALUES_MAX:
         return None
     with suppress(*_MALFORMED):
         indented = msgspec.json.format(encoded)
