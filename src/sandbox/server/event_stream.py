@@ -28,6 +28,9 @@ _DECODED_FACTOR = 5
 """Bytes of memory per byte that is read: a line with one wide character takes four bytes for each of its characters."""
 
 
+_CHARACTER_BYTES = 4
+
+
 class Broadcast:
     """Live events of all tasks.
 
@@ -228,8 +231,9 @@ class EventStream:
                 with fair_share.current_memory().holding(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            yield event
-                            del event
+                            with fair_share.current_memory().holding(_converted_bytes(event)):
+                                yield event
+                                del event
                 del batch, record
 
     def _to_wire_event(self, task: Task, record: Record) -> WireEvent | None:
@@ -238,3 +242,8 @@ class EventStream:
         if isinstance(output, Output) and output.stream != "stderr" and not output.parsed:
             conversation = self._convert_line(task.manifest, output.data)
         return to_wire_event(task.id, record, conversation)
+
+
+def _converted_bytes(event: WireEvent) -> int:
+    """Return the memory of the conversation that was converted from output: a second copy of its texts."""
+    return _CHARACTER_BYTES * sum(map(wire_size_bytes, event.get("conversation", ())))
