@@ -219,6 +219,44 @@ def test_end_of_a_long_conversation_is_retained(open_task):
     assert page.locator(".tool-name").last.inner_text() == "tool 59"
 
 
+RESULTS_AFTER_CALLS = """async ([use, answer, count, output]) => {
+    const { Conversation } = await import("/assets/conversation.js");
+    const conversation = new Conversation();
+    for (let at = 0; at < count; at++) conversation.handle({ ...use, tool_use_id: at, tool: `tool ${at}` });
+    while (conversation.hasMore) conversation.show(true);
+    for (let at = 0; at < count; at++) conversation.handle({ ...answer, tool_use_id: at, output });
+    conversation.show(true);
+    const shown = document.querySelectorAll("#talk .erred").length;
+    while (conversation.hasMore) conversation.show(true);
+    return [shown, document.querySelectorAll("#talk .erred").length];
+}"""
+
+
+def test_burst_of_failed_results_is_rendered_in_time_slices(open_task):
+    page, _ = open_task("chat")
+    failed = tool_result("t", is_error=True)
+    text = "\x01a\x1b[31mb" * 8000
+    first, total = page.evaluate(RESULTS_AFTER_CALLS, [tool_call_started("t"), failed, 300, text])
+    assert 0 < first < 300
+    assert total == 300
+
+
+def test_results_that_follow_many_calls_are_dropped_at_the_limit(open_task):
+    page, _ = open_task("chat")
+    page.evaluate(RESULTS_AFTER_CALLS, [tool_call_started("t"), tool_result("t"), 60, "much " * 200_000])
+    notice = page.evaluate("document.querySelector('.earlier').innerText")
+    assert 8 <= int(notice.split(" earlier entries are only in the transcript")[0].split()[-1]) <= 14
+
+
+def test_repeated_result_replaces_the_previous_one(open_task):
+    page, _ = open_task("chat")
+    page.evaluate(
+        RESULTS_AFTER_CALLS.replace("tool_use_id: at, output", "tool_use_id: 0, output"),
+        [tool_call_started("t"), tool_result("t"), 60, "much " * 200_000],
+    )
+    assert page.locator("#talk > li").count() == 60
+
+
 PAUSED_FOLLOW = """async () => {
     const { follow } = await import("/assets/event_stream.js");
     const lines = [];

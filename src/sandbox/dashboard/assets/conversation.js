@@ -103,9 +103,10 @@ export class Conversation {
   #addToolResult(frame) {
     const entry = this.#tools.get(frame.tool_use_id);
     if (!entry) return;
+    const before = entry.output?.length ?? 0;
     entry.output = withOmitted(frame.output, frame.omitted_characters);
     entry.isError = frame.is_error;
-    this.#addSize(entry, entry.output.length);
+    this.#addSize(entry, entry.output.length - before);
     this.#stale.add(entry);
   }
 
@@ -126,12 +127,12 @@ export class Conversation {
     this.#entries.push(entry);
     const texts = [entry.text ?? "", entry.event?.text ?? "", ...(entry.fields ?? []).flat()];
     this.#addSize(entry, ENTRY_CHARACTERS + texts.reduce((sum, text) => sum + text.length, 0));
-    if (this.#entries.length > ENTRIES_MAX * 1.1 || this.#characters > CHARACTERS_MAX * 1.05) this.#dropOldest();
   }
 
   #addSize(entry, characters) {
     entry.characters = (entry.characters ?? 0) + characters;
     this.#characters += characters;
+    if (this.#entries.length > ENTRIES_MAX * 1.1 || this.#characters > CHARACTERS_MAX * 1.05) this.#dropOldest();
   }
 
   #dropOldest() {
@@ -164,7 +165,7 @@ export class Conversation {
   }
 
   get hasMore() {
-    return this.#renderedCount < this.#entries.length;
+    return this.#renderedCount < this.#entries.length || this.#stale.size > 0;
   }
 
   // Create elements for one time slice; return whether there are new ones. isAtEnd: the end of the page is visible.
@@ -176,8 +177,11 @@ export class Conversation {
       while (this.#list.firstElementChild) this.#removeFirst();
       this.#renderedCount = this.#entries.length - SHOWN_MAX;
     }
-    for (const entry of this.#stale) this.#rerender(entry);
-    this.#stale.clear();
+    for (const entry of this.#stale) {
+      this.#stale.delete(entry);
+      this.#rerender(entry);
+      if (performance.now() >= deadline) break;
+    }
     const fragment = document.createDocumentFragment();
     while (this.#renderedCount < this.#entries.length && performance.now() < deadline) {
       const entry = this.#entries[this.#renderedCount++];
