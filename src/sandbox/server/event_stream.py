@@ -12,8 +12,10 @@ from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.events import Output, Record
 from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
 from sandbox.model.task import Task
+from sandbox.model.wire.event_bodies import GapEvent
 from sandbox.model.wire.events import (
     WireEvent,
+    converted_size_bytes,
     current_state_event,
     end_event,
     error_event,
@@ -68,7 +70,7 @@ class _Subscriber:
     def __init__(self) -> None:
         self._queue: deque[WireEvent] = deque()
         self._queued_bytes = 0
-        self._gaps: dict[str, WireEvent] = {}
+        self._gaps: dict[str, GapEvent] = {}
         self._arrived = asyncio.Event()
 
     def push(self, event: WireEvent) -> None:
@@ -94,15 +96,16 @@ class _Subscriber:
         return event
 
     def _record_gap(self, event: WireEvent) -> None:
-        task_id = str(event["task_id"])
-        gap = self._gaps.setdefault(
-            task_id, {**_identity_fields(event), "type": "gap", "first_seq": event["seq"], "reason": "slow_client"}
-        )
-        gap.update(_identity_fields(event), last_seq=event["seq"])
-
-
-def _identity_fields(event: WireEvent) -> WireEvent:
-    return {key: event[key] for key in ("task_id", "seq", "timestamp")}
+        first = self._gaps.get(event["task_id"])
+        self._gaps[event["task_id"]] = {
+            "task_id": event["task_id"],
+            "seq": event["seq"],
+            "timestamp": event["timestamp"],
+            "type": "gap",
+            "first_seq": event["seq"] if first is None else first["first_seq"],
+            "reason": "slow_client",
+            "last_seq": event["seq"],
+        }
 
 
 class EventStream:
@@ -246,4 +249,4 @@ class EventStream:
 
 def _converted_bytes(event: WireEvent) -> int:
     """Return the memory of the conversation that was converted from output: a second copy of its texts."""
-    return _CHARACTER_BYTES * sum(map(wire_size_bytes, event.get("conversation", ())))
+    return _CHARACTER_BYTES * converted_size_bytes(event)

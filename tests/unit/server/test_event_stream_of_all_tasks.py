@@ -8,7 +8,7 @@ from sandbox.server.event_stream import Broadcast
 
 
 def event(seq, task_id="task-1"):
-    return {"type": "output", "task_id": task_id, "seq": seq, "timestamp": f"at {seq}"}
+    return {"type": "output", "task_id": task_id, "seq": seq, "timestamp": f"at {seq}", "stream": "stdout", "data": ""}
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ class LogEncoder:
         if self.stream == "conversation":
             event = extract_conversation(event) or event
         belongs_to = log_stream_of(event)
-        return belongs_to is not None and self.stream in {"all", belongs_to} and str(event["timestamp"]) >= self.since
+        return belongs_to is not None and self.stream in {"all", belongs_to} and event["timestamp"] >= self.since
 
     def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Return one message with all events that pass the filter."""
@@ -199,7 +199,7 @@ async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: Lo
     async for event in events.replay(task.id, after=after):
         await fair_share.acquire(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
-            yield int(event["seq"])
+            yield event["seq"]
 
 
 def _choose_format(request: Request) -> tuple[str, _Formatter]:
@@ -217,15 +217,16 @@ class _TextFormatter:
 
     def format_event(self, event: WireEvent) -> bytes:
         """Format output as `[time] [STDOUT] text` per line, everything else as `[time] [EVENT] {json}`."""
-        is_output = event["type"] == "output"
-        source = str(event["stream"]).upper() if is_output else "EVENT"
-        text = str(event["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(event)
+        if event["type"] == "output":
+            source, is_continued = event["stream"].upper(), event["continued"]
+            text = event["data"].removesuffix("\n").encode()
+        else:
+            source, is_continued, text = "EVENT", False, msgspec.json.encode(event)
         prefix = f"[{event['timestamp']}] [{source}] ".encode()
         if source == self._open_source and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
             begin = b""
         else:
             begin, self._length = (b"\n" if self._open_source else b"") + prefix, 0
-        is_continued = is_output and bool(event["continued"])
         self._open_source = source if is_continued else ""
         self._length += len(text)
         # Terminal output is stored as it arrives: a line without a prefix could be mistaken for an event.

@@ -1,19 +1,20 @@
-"""Wire format of events: JSON objects with `type, task_id, seq, timestamp` and the fields of the type."""
+"""Makes the events that clients receive from records of the journal. `event_bodies.py` declares them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import msgspec
 
 from sandbox.model import events as e
 from sandbox.model.failure import Failure
 from sandbox.model.task import Attempt, Task
+from sandbox.model.wire import event_bodies as b
 from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody
 
-WireEvent = dict[str, Any]
+WireEvent = b.Event
 
 LogStream = Literal["all", "stdout", "stderr", "events", "conversation"]
 """Values of the `stream` parameter of logs. An event belongs to exactly one of the last four, or to none."""
@@ -24,22 +25,33 @@ _OVERHEAD_BYTES = 256
 
 def wire_size_bytes(event: WireEvent) -> int:
     """Estimate the memory of an event for limits: its text plus a fixed overhead."""
-    size_bytes = _OVERHEAD_BYTES + len(event.get("data", ""))
-    if event["type"] in _CONVERSATION_TYPES:
-        size_bytes += _conversation_bytes(event)
-    return size_bytes + sum(map(wire_size_bytes, event.get("conversation", ())))
+    if event["type"] == "output":
+        return _OVERHEAD_BYTES + len(event["data"]) + converted_size_bytes(event)
+    if event["type"] == "conversation":
+        return _OVERHEAD_BYTES + converted_size_bytes(event)
+    if (
+        event["type"] == "agent_message"
+        or event["type"] == "tool_call_started"
+        or event["type"] == "tool_result"
+        or event["type"] == "agent_result"
+    ):
+        return _item_size_bytes(event)
+    return _OVERHEAD_BYTES
 
 
-def _conversation_bytes(event: WireEvent) -> int:
-    match event["type"]:
-        case "tool_call_started":
-            texts = [event["command"] or "", *event["input"].values()]
-            changes = [text for edit in event["edits"] for text in (edit["path"], edit["old"] or "", edit["new"])]
-            return sum(map(len, (*texts, *changes))) + _OVERHEAD_BYTES * len(texts)
-        case "tool_result":
-            return len(event["output"])
-        case _:
-            return len(event.get("text", ""))
+def converted_size_bytes(event: WireEvent) -> int:
+    """Estimate the memory of the conversation in an event, which was converted from output."""
+    if event["type"] == "output" or event["type"] == "conversation":
+        return sum(map(_item_size_bytes, event.get("conversation", ())))
+    return 0
+
+
+def _item_size_bytes(item: b.ConversationItem) -> int:
+    if item["type"] == "tool_call_started":
+        texts = [item["command"] or "", *item["input"].values()]
+        changes = [text for edit in item["edits"] for text in (edit["path"], edit["old"] or "", edit["new"])]
+        return _OVERHEAD_BYTES + sum(map(len, (*texts, *changes))) + _OVERHEAD_BYTES * len(texts)
+    return _OVERHEAD_BYTES + len(item["output"] if item["type"] == "tool_result" else item["text"])
 
 
 def format_timestamp(at: datetime) -> str:
@@ -55,32 +67,189 @@ def to_wire_event(
     conversation: events converted from an output record that has none of its own. They become a part of its wire
         event, because they have no seq; a transcript record, which clients do not see otherwise, consists of them only.
     """
-    fields = _event_fields(record.event) if record.transition is None else _transition_fields(record.transition)
-    if conversation is not None:
-        converted = [_tagged_fields(event) for event in conversation]
-        fields = {**fields, "parsed": True} if fields is not None else {"type": "conversation"} if converted else None
-        if fields is not None:
-            fields["conversation"] = converted
-    if fields is None:
-        return None
-    kind = fields.pop("type")
-    return {"type": kind, "task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at), **fields}
+    base: b.BaseEvent = {"task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at)}
+    if record.transition is not None:
+        previous = record.transition.previous_state
+        return {
+            "type": "state_change",
+            **base,
+            "previous_state": None if previous is None else previous.value,
+            "new_state": record.transition.new_state.value,
+            "state_message": record.transition.message,
+        }
+    match record.event:
+        case e.Output() as output:
+            return _output_event(base, output, conversation)
+        case e.AgentMessage() | e.ToolCallStarted() | e.ToolResult() | e.AgentResult() as event:
+            return _conversation_event(base, event)
+        case event:
+            return _other_event(base, event)
 
 
-def end_event(task: Task) -> WireEvent:
+def _output_event(
+    base: b.BaseEvent, output: e.Output, conversation: Sequence[e.ConversationEvent] | None
+) -> b.OutputEvent | b.ConversationEvent | None:
+    items = None if conversation is None else list(map(_conversation_item, conversation))
+    if output.stream == "transcript":
+        return {"type": "conversation", **base, "conversation": items} if items else None
+    event: b.OutputEvent = {
+        "type": "output",
+        "task_id": base["task_id"],
+        "seq": base["seq"],
+        "timestamp": base["timestamp"],
+        "stream": output.stream,
+        "data": output.display_text,
+        "bytes": len(output.data),
+        "continued": output.continued,
+        "parsed": output.parsed or items is not None,
+    }
+    if items is not None:
+        event["conversation"] = items
+    return event
+
+
+def _conversation_event(base: b.BaseEvent, event: e.ConversationEvent) -> WireEvent:
+    item = _conversation_item(event)
+    match item["type"]:
+        case "agent_message":
+            return {"type": "agent_message", **base, **item}
+        case "tool_call_started":
+            return {"type": "tool_call_started", **base, **item}
+        case "tool_result":
+            return {"type": "tool_result", **base, **item}
+        case "agent_result":
+            return {"type": "agent_result", **base, **item}
+
+
+def _conversation_item(event: e.ConversationEvent) -> b.ConversationItem:
+    match event:
+        case e.AgentMessage():
+            return {
+                "type": "agent_message",
+                "text": event.text,
+                "kind": event.kind,
+                "parent_tool_use_id": event.parent_tool_use_id,
+                "omitted_characters": event.omitted_characters,
+            }
+        case e.ToolCallStarted():
+            return {
+                "type": "tool_call_started",
+                "tool": event.tool,
+                "tool_use_id": event.tool_use_id,
+                "summary": event.summary,
+                "command": event.command,
+                "edits": [{"path": edit.path, "old": edit.old, "new": edit.new} for edit in event.edits],
+                "input": event.input,
+                "parent_tool_use_id": event.parent_tool_use_id,
+                "omitted_characters": event.omitted_characters,
+                "omitted_fields": event.omitted_fields,
+            }
+        case e.ToolResult():
+            return {
+                "type": "tool_result",
+                "tool_use_id": event.tool_use_id,
+                "output": event.output,
+                "is_error": event.is_error,
+                "exit_code": event.exit_code,
+                "omitted_characters": event.omitted_characters,
+            }
+        case e.AgentResult():
+            return {
+                "type": "agent_result",
+                "text": event.text,
+                "is_error": event.is_error,
+                "reason": event.reason,
+                "turns": event.turns,
+                "duration_ms": event.duration_ms,
+                "cost_usd": event.cost_usd,
+                "omitted_characters": event.omitted_characters,
+            }
+
+
+def _other_event(base: b.BaseEvent, event: e.Event) -> WireEvent | None:
+    match event:
+        case e.Progress():
+            return {"type": "progress", **base, "progress": progress_fields(event)}
+        case e.Metrics():
+            return {"type": "metrics", **base, "metrics": _metrics_body(event)}
+        case e.AttemptStarted() if event.number > 1:
+            return {
+                "type": "attempt",
+                **base,
+                "attempt": event.number,
+                "attempt_id": event.attempt_id,
+                "resumes": event.resumes,
+            }
+        case e.ErrorReported():
+            return {"type": "error", **base, "error": event.error, "message": event.message, "details": None}
+        case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
+            return {"type": "error", **base, "error": failure.code, "message": failure.message, "details": None}
+        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap():
+            return _unchanged_event(base, event)
+        case _:
+            return None
+
+
+def _metrics_body(metrics: e.Metrics) -> b.MetricsBody:
+    return {
+        "cpu_percent": metrics.cpu_percent,
+        "memory_used_bytes": metrics.memory_used_bytes,
+        "memory_total_bytes": metrics.memory_total_bytes,
+        "disk_used_bytes": metrics.disk_used_bytes,
+        "disk_total_bytes": metrics.disk_total_bytes,
+        "load_avg": metrics.load_avg,
+    }
+
+
+def _unchanged_event(base: b.BaseEvent, event: e.ToolCall | e.Usage | e.EgressDenied | e.Gap) -> WireEvent:
+    """Return the wire event of an event whose fields clients see as they are."""
+    match event:
+        case e.ToolCall():
+            return {
+                "type": "tool_call",
+                **base,
+                "tool": event.tool,
+                "tool_use_id": event.tool_use_id,
+                "duration_ms": event.duration_ms,
+                "is_error": event.is_error,
+            }
+        case e.Usage():
+            return {
+                "type": "usage",
+                **base,
+                "model": event.model,
+                "input_tokens": event.input_tokens,
+                "output_tokens": event.output_tokens,
+                "cache_read_tokens": event.cache_read_tokens,
+                "cache_write_tokens": event.cache_write_tokens,
+                "cost_usd": event.cost_usd,
+            }
+        case e.EgressDenied():
+            return {"type": "egress_denied", **base, "host": event.host, "port": event.port, "reason": event.reason}
+        case e.Gap():
+            return {
+                "type": "gap",
+                **base,
+                "first_seq": event.first_seq,
+                "last_seq": event.last_seq,
+                "reason": event.reason,
+            }
+
+
+def end_event(task: Task) -> b.EndEvent:
     """Return the last event of a finished task. Its number is that of the last record plus one."""
     return {
         "type": "end",
         "task_id": task.id,
         "seq": task.last_seq + 1,
         "timestamp": format_timestamp(task.state_changed_at),
-        "state": task.state,
+        "state": task.state.value,
         "exit_code": task.exit_code,
         "error": error_fields(task),
     }
 
 
-def error_event(task: Task, code: str, message: str) -> WireEvent:
+def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
     """Return an error that ends the event stream early. It has the number of the last record, which is not sent."""
     return {
         "type": "error",
@@ -93,7 +262,7 @@ def error_event(task: Task, code: str, message: str) -> WireEvent:
     }
 
 
-def current_state_event(task: Task) -> WireEvent:
+def current_state_event(task: Task) -> b.StateChangeEvent:
     """Return the first event for a client that starts now: the current state, without a previous one."""
     return {
         "type": "state_change",
@@ -101,7 +270,7 @@ def current_state_event(task: Task) -> WireEvent:
         "seq": task.last_seq,
         "timestamp": format_timestamp(task.state_changed_at),
         "previous_state": None,
-        "new_state": task.state,
+        "new_state": task.state.value,
         "state_message": task.state_message,
     }
 
@@ -159,70 +328,23 @@ def progress_fields(progress: e.Progress) -> ProgressBody:
 def log_stream_of(event: WireEvent) -> str | None:
     """Return the log stream of an event: stdout, stderr, events, conversation, or None."""
     if event["type"] == "output":
-        return str(event["stream"])
-    if event["type"] in _CONVERSATION_TYPES:
+        return event["stream"]
+    if event["type"] in b.CONVERSATION_TYPES:
         return "conversation"
-    return "events" if event["type"] in _LOG_EVENT_TYPES else None
+    return None if event["type"] in _TYPES_WITHOUT_STREAM else "events"
 
 
-def extract_conversation(event: WireEvent) -> WireEvent | None:
+_TYPES_WITHOUT_STREAM = frozenset({"progress", "metrics", "end"})
+
+
+def extract_conversation(event: WireEvent) -> b.ConversationEvent | None:
     """Return the conversation that is part of an output event as an event of its own; None if there is none."""
     if event["type"] != "output" or not event.get("conversation"):
         return None
-    shared = {key: event[key] for key in ("task_id", "seq", "timestamp", "conversation")}
-    return {"type": "conversation", **shared}
-
-
-_CONVERSATION_TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"})
-_LOG_EVENT_TYPES = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
-
-
-def _transition_fields(transition: e.Transition) -> dict[str, Any]:
     return {
-        "type": "state_change",
-        "previous_state": transition.previous_state,
-        "new_state": transition.new_state,
-        "state_message": transition.message,
+        "type": "conversation",
+        "task_id": event["task_id"],
+        "seq": event["seq"],
+        "timestamp": event["timestamp"],
+        "conversation": event["conversation"],
     }
-
-
-def _event_fields(event: e.Event) -> dict[str, Any] | None:
-    match event:
-        case e.Output() as output if output.stream != "transcript":
-            return {
-                "type": "output",
-                "stream": output.stream,
-                "data": output.display_text,
-                "bytes": len(output.data),
-                "continued": output.continued,
-                "parsed": output.parsed,
-            }
-        case e.Progress() as progress:
-            return {"type": "progress", "progress": progress_fields(progress)}
-        case e.Metrics() as metrics:
-            return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
-        case e.ErrorReported() as error:
-            return {"type": "error", "error": error.error, "message": error.message, "details": None}
-        case e.AttemptStarted() as started if started.number > 1:
-            return {
-                "type": "attempt",
-                "attempt": started.number,
-                "attempt_id": started.attempt_id,
-                "resumes": started.resumes,
-            }
-        case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
-            return {"type": "error", "error": failure.code, "message": failure.message, "details": None}
-        case _:
-            return _tagged_fields(event) if isinstance(event, _UNCHANGED_EVENTS) else None
-
-
-_UNCHANGED_EVENTS = (e.ToolCall, e.Usage, e.EgressDenied, e.Gap, *get_args(e.ConversationEvent))
-"""Events whose fields clients see as they are."""
-
-
-def _tagged_fields(event: msgspec.Struct) -> dict[str, Any]:
-    """Return all fields of an event, with its tag as `type`."""
-    fields = {"type": type(event).__struct_config__.tag, **msgspec.structs.asdict(event)}
-    if isinstance(event, e.ToolCallStarted):
-        fields["edits"] = [msgspec.structs.asdict(edit) for edit in event.edits]
-    return fields

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from pydantic import ConfigDict, TypeAdapter
 
 from doubles.manifests import claude, decode_record, encode_json
 from sandbox.model import events as e
@@ -13,10 +14,12 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
+from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import (
     LogStream,
     current_state_event,
     end_event,
+    error_event,
     error_fields,
     extract_conversation,
     format_timestamp,
@@ -122,8 +125,32 @@ def test_every_event_type_has_an_example():
 @pytest.mark.parametrize(("event", "fields"), WIRE_EXAMPLES.values(), ids=lambda value: type(value).__name__)
 def test_every_event_is_converted_or_omitted(event, fields):
     wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
-    expected = None if fields is None else {"task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
-    assert wire_event == expected
+    expected = None
+    if fields is not None:
+        expected = {"type": fields["type"], "task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
+    assert msgspec.json.encode(wire_event) == msgspec.json.encode(expected)  # in this order
+
+
+DECLARED = TypeAdapter(event_bodies.Event, config=ConfigDict(extra="forbid", strict=True))
+
+
+def wire_events():
+    """All kinds of wire events."""
+    for event in EXAMPLES:
+        yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
+    conversation = [event for event in EXAMPLES if isinstance(event, e.ConversationEvent)]
+    for stream in ("stdout", "transcript"):
+        yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output.from_bytes(stream, b"{}\n")), conversation)
+    for transition in (e.Transition(None, TaskState.PENDING, ""), e.Transition(TaskState.READY, TaskState.RUNNING, "")):
+        yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.TaskFinished(), transition))
+    yield from (end_event(task()), current_state_event(task()), error_event(task(), "code", "message"))
+
+
+def test_wire_events_are_as_declared():
+    events = [event for event in wire_events() if event is not None]
+    for event in events:
+        DECLARED.validate_json(msgspec.json.encode(event))
+    assert {event["type"] for event in events} == event_bodies.EVENT_TYPES
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
@@ -225,6 +252,7 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
         "gap": {"events"},
         "error": {"events"},
     }
+    assert log_stream_of(end_event(task())) is None
     assert set().union(*streams.values()) - {None} == set(get_args(LogStream)) - {"all"}
 
 
