@@ -32,8 +32,8 @@ def parse_object(text: bytes | str) -> ResponseDict | None:
 def matches_schema(value: Any, kind: Any) -> bool:
     """Whether the present values have the types that `kind` (a TypedDict or a type used in one) requires.
 
-    Missing keys are accepted, because an older server omits them. Additional keys and other values of a Literal are
-    accepted, because a newer server may send them.
+    Missing keys are accepted, because an older server omits them. Additional keys, other values of a Literal and
+    objects with another `type` are accepted, because a newer server may send them.
     """
     if is_typeddict(kind):
         fields = _schema_fields(kind)
@@ -42,6 +42,8 @@ def matches_schema(value: Any, kind: Any) -> bool:
         )
     origin, parts = get_origin(kind), get_args(kind)
     if origin in {UnionType, Union}:
+        if types := _tagged_types(kind):
+            return isinstance(value, dict) and matches_schema(value, types.get(str(value.get("type")), Any))
         return any(matches_schema(value, part) for part in parts)
     if origin is list:
         return isinstance(value, list) and all(matches_schema(each, parts[0]) for each in value)
@@ -52,6 +54,15 @@ def matches_schema(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return isinstance(value, tuple(type(part) for part in parts))
     return kind is Any or isinstance(value, kind)
+
+
+@cache
+def _tagged_types(kind: Any) -> dict[str, Any]:
+    """Return the members of a union of TypedDicts by their value of `type`; empty for another union."""
+    parts = get_args(kind)
+    if not all(is_typeddict(part) and "type" in _schema_fields(part) for part in parts):
+        return {}
+    return {get_args(_schema_fields(part)["type"])[0]: part for part in parts}
 
 
 @cache

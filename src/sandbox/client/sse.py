@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from typing import Any, cast, get_args, get_type_hints
+from typing import cast
 
 from sandbox.client.errors import UnexpectedAnswerError
 from sandbox.client.events import BaseEvent, Event
@@ -58,16 +57,10 @@ def _check_size(size_bytes: int) -> None:
 def parse_event(data: bytes) -> Event:
     """Parse one event from JSON. Raises UnexpectedAnswerError if it is malformed."""
     data_object = parse_object(data)
-    kind = data_object.get("type") if data_object is not None and "seq" in data_object else None
-    if not isinstance(kind, str) or not matches_schema(data_object, _event_types().get(kind, BaseEvent)):
+    is_event = data_object is not None and isinstance(data_object.get("type"), str) and "seq" in data_object
+    if not is_event or not matches_schema(data_object, BaseEvent) or not matches_schema(data_object, Event):
         raise UnexpectedAnswerError("The server sent a malformed event.")
     return cast("Event", data_object)
-
-
-@cache
-def _event_types() -> dict[str, Any]:
-    """Return the known event types by their `type` value."""
-    return {get_args(get_type_hints(kind)["type"])[0]: kind for kind in get_args(Event)}
 
 
 class LineBuffer:
