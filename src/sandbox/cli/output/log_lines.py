@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-CONVERSATION_TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "conversation"})
-"""Types of the events that represent the agent's messages, tool calls and results."""
+from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 

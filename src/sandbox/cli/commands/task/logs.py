@@ -13,8 +13,9 @@ from sandbox.cli.options import current_options, output_options, parse_past_time
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import print_json_lines
-from sandbox.cli.output.log_lines import CONVERSATION_TYPES, LogLine, mark_parsed, parse_line, parse_log_events
+from sandbox.cli.output.log_lines import LogLine, mark_parsed, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
+from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
