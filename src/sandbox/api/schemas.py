@@ -19,7 +19,7 @@ from sandbox.model.events import FollowUp
 from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies
+from sandbox.model.wire import bodies, event_bodies
 from sandbox.model.wire.requests import CancelRequest
 
 _ENUMS = (TaskState, FollowUp)
@@ -34,10 +34,13 @@ _EXAMPLE = {
 
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
-    """Return the schema of each body, and of each object in one, by the name of its class."""
+    """Return the schema of each body and event, and of each object in one, by the name of its class."""
     declared = tuple(kind for kind in vars(bodies).values() if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
-    schemas: dict[str, Any] = _with_enum_refs(_schema_of(tuple.__class_getitem__(declared))["$defs"])
+    described = _schema_of(tuple.__class_getitem__((*declared, event_bodies.Event)))
+    schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
+    schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
+    schemas = _with_discriminators(schemas, schemas)
     return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas(agents)
 
 
@@ -85,6 +88,26 @@ def _with_enum_refs(schema: Any) -> Any:
             others = {name: value for name, value in schema.items() if name == "description"}
             return {**component_ref(enum.__name__), **others}
     return {name: _with_enum_refs(each) for name, each in schema.items()}
+
+
+def _with_discriminators(schema: Any, components: Mapping[str, Any]) -> Any:
+    """Describe each choice between objects with a `type` as OpenAPI does, so that generated types are tagged unions."""
+    if isinstance(schema, list):
+        return [_with_discriminators(each, components) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    described = {name: _with_discriminators(each, components) for name, each in schema.items()}
+    references = [each.get("$ref", "") for each in described.get("anyOf", ())]
+    objects = [components.get(reference.rpartition("/")[2], {}) for reference in references]
+    names = [each.get("properties", {}).get("type", {}).get("const") for each in objects]
+    if not names or None in names:
+        return described
+    mapping = dict(zip(names, references, strict=True))
+    return {
+        **{name: each for name, each in described.items() if name != "anyOf"},
+        "oneOf": described["anyOf"],
+        "discriminator": {"propertyName": "type", "mapping": mapping},
+    }
 
 
 def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -81,10 +82,21 @@ class Api:
         )
         headers = documented.get("headers", {})
         assert {name.lower() for name, header in headers.items() if header.get("required")} <= set(response.headers)
+        if "itemSchema" in media_types.get(media_type, {}):
+            self._validate_items(media_types[media_type]["itemSchema"], media_type, response.text)
         if media_type not in {"application/json", "application/problem+json"} or media_type not in media_types:
             return
         schema = {**documented["content"][media_type]["schema"], "components": self.schema["components"]}
         Draft202012Validator(schema).validate(response.json())
+
+    def _validate_items(self, schema: dict[str, Any], media_type: str, text: str) -> None:
+        """Validate each event of a stream against the schema of its items."""
+        if media_type == "text/event-stream":
+            schema = schema["properties"]["data"]["contentSchema"]
+        validator = Draft202012Validator({**schema, "components": self.schema["components"]})
+        for line in text.split("\n"):
+            if (document := line.removeprefix("data: ")).startswith("{"):
+                validator.validate(json.loads(document))
 
 
 @pytest.fixture

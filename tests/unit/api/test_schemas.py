@@ -12,7 +12,7 @@ from sandbox.api.schemas import component_schemas
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.errors import InvalidManifestError
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies
+from sandbox.model.wire import bodies, event_bodies
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,17 @@ def test_enums_are_components(components):
     task = components["TaskBody"]["properties"]
     assert task["state"]["$ref"] == "#/components/schemas/TaskState"
     assert components["HealthBody"]["properties"]["tasks"]["propertyNames"] == {"$ref": task["state"]["$ref"]}
+
+
+def test_events_are_told_apart_by_type(components):
+    event = components["Event"]
+    mapping = event["discriminator"]["mapping"]
+    assert mapping.keys() == event_bodies.EVENT_TYPES
+    assert event["oneOf"] == [{"$ref": reference} for reference in mapping.values()]
+    items = components["OutputEvent"]["properties"]["conversation"]["items"]
+    assert items == components["ConversationEvent"]["properties"]["conversation"]["items"]
+    assert items["discriminator"]["mapping"].keys() == event_bodies.CONVERSATION_TYPES - {"conversation"}
+    assert "conversation" not in components["OutputEvent"]["required"]
 
 
 def test_optional_members_are_not_required(components):

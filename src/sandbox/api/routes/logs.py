@@ -16,7 +16,15 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import create_router, declare_parameters, header_parameter, problem_responses, raw_content
+from sandbox.api.openapi import (
+    component_ref,
+    create_router,
+    declare_parameters,
+    header_parameter,
+    problem_responses,
+    raw_content,
+    with_items,
+)
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
@@ -100,6 +108,13 @@ class LogQuery(BaseModel):
 
 _TEXT_SCHEMA = {"type": "string"}
 _LOG_SCHEMAS = {"text_plain": _TEXT_SCHEMA, "text_event_stream": {}, "application_x_ndjson": _TEXT_SCHEMA}
+_EVENT_SCHEMA = component_ref("Event")
+_SSE_DATA = {"type": "string", "contentMediaType": "application/json", "contentSchema": _EVENT_SCHEMA}
+_SSE_SCHEMA = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": _SSE_DATA},
+    "required": ["id", "event", "data"],
+}
 
 router = create_router("Logs")
 
@@ -108,7 +123,11 @@ router = create_router("Logs")
     paths.LOGS,
     response_class=Response,
     responses={
-        200: raw_content("The log as text, or as a stream when followed", **_LOG_SCHEMAS),
+        200: with_items(
+            raw_content("The log as text, or as a stream when followed", **_LOG_SCHEMAS),
+            text_event_stream=_SSE_SCHEMA,
+            application_x_ndjson=_EVENT_SCHEMA,
+        ),
         204: {"description": "The client already has the last event"},
         **problem_responses(404, 503),
     },

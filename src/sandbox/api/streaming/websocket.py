@@ -16,15 +16,11 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parameters import parse_seq, reject_unknown_params
 from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
+from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
 from sandbox.system.log_context import TASK_ID
 
-EVENT_TYPES = frozenset(
-    {
-        *("state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap"),
-        *("agent_message", "tool_call_started", "tool_result", "agent_result", "conversation", "end"),
-    }
-)
+EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 """Event types that the stream sends."""
 
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
