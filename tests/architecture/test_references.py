@@ -1,25 +1,16 @@
 """The reference pages of REST, WebSocket and the command line match the code."""
 
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import click
-import msgspec
 import pytest
 
 from architecture.generated_reference import COMMON_OPTIONS, commands, generated
-from doubles.manifests import manifest
-from sandbox.api.streaming.websocket import EVENT_TYPES
 from sandbox.cli.errors import ExitCode
-from sandbox.model import events as e
-from sandbox.model.task import StateHistoryEntry, Task
-from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import current_state_event, end_event, to_wire_event
-
-NOW = datetime(2026, 1, 29, tzinfo=UTC)
-COMMON_FIELDS = {"type", "task_id", "seq", "timestamp"}
+from sandbox.model.wire import event_bodies
+from sandbox.model.wire.events import log_stream_of
 
 
 @pytest.mark.parametrize("name", ["openapi.json", "docs/rest.md", "docs/cli.md", "docs/python-client.md"])
@@ -34,43 +25,25 @@ def rows(document: Path) -> dict[str, list[str]]:
     return {row[0].split()[0].strip("`,"): row for row in cells}
 
 
-def event_fields() -> Iterator[tuple[str, set[str]]]:
-    """The fields of each event type besides the common ones."""
-    history = (StateHistoryEntry(TaskState.PENDING, NOW),)
-    task = Task("task-1", manifest(), TaskState.PENDING, "Waiting", history, last_seq=1)
-    for body in (current_state_event(task), end_event(task)):
-        yield body["type"], body.keys() - COMMON_FIELDS
-    for event in (
-        e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2),
-        e.Output("stdout", "x\n"),
-        e.Progress(),
-        e.Metrics(),
-        e.AgentMessage("text"),
-        e.ToolCallStarted("Bash", "id"),
-        e.ToolResult("id"),
-        e.AgentResult("text"),
-        e.ToolCall("Bash", "id", 1),
-        e.Usage("model", 1, 1),
-        e.EgressDenied("host", 1, "reason"),
-        e.ErrorReported("code", "message"),
-        e.Gap(1, 2, "reason"),
-    ):
-        body = to_wire_event("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
-        assert body is not None
-        yield body["type"], body.keys() - COMMON_FIELDS
-    transcript = e.Record(seq=1, epoch=1, at=NOW, event=e.Output("transcript", "x\n"))
-    converted = to_wire_event("task-1", transcript, [e.AgentMessage("text")])
-    assert converted is not None
-    yield converted["type"], converted.keys() - COMMON_FIELDS
+def test_each_event_type_is_listed_with_its_properties(root: Path):
+    document = root / "docs" / "websocket.md"
+    listed = {name: set(re.findall(r"`(\w+)`", row[1])) for name, row in rows(document).items()}
+    common = {"type", *event_bodies.BaseEvent.__required_keys__}
+    assert listed == {
+        event_bodies.event_type(event): event.__required_keys__ - common for event in get_args(event_bodies.Event)
+    }
+    prose = document.read_text()
+    nested = event_bodies.MetricsBody.__required_keys__ | event_bodies.FileEditBody.__required_keys__
+    mentioned = common | nested | event_bodies.OutputEvent.__optional_keys__
+    assert [name for name in sorted(mentioned) if f"`{name}`" not in prose] == []
 
 
-def test_each_event_type_is_listed_with_its_fields(root: Path):
-    listed = rows(root / "docs" / "websocket.md")
-    fields = {name: set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()}
-    assert fields == dict(event_fields())
-    assert set(fields) >= EVENT_TYPES
-    prose = (root / "docs" / "websocket.md").read_text()
-    assert [name for name in msgspec.structs.asdict(e.Metrics()) if f"`{name}`" not in prose] == []
+@pytest.mark.parametrize("stream", ["events", "conversation"])
+def test_each_log_stream_is_listed_with_its_types(root: Path, stream: str):
+    match = re.search(rf"`{stream}` are [^:]+:\s((?:`\w+`[,\s]*)+)", (root / "docs" / "rest.md").read_text())
+    assert match is not None
+    types = {name for name in event_bodies.EVENT_TYPES - {"output"} if log_stream_of({"type": name}) == stream}
+    assert set(re.findall(r"`(\w+)`", match[1])) == types
 
 
 def test_each_exit_code_is_listed(root: Path):
