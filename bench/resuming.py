@@ -47,7 +47,7 @@ class LongTask:
         replay_state = replay_task(self.journals, "task-1")
         self.task = replay_state.task
         store.save(IndexedTask(replay_state.task, replay_state.offset))
-        self.stream = EventStream({}, self.journals, store, Broadcast())
+        self.stream = EventStream({}, self.journals, store, Broadcast(), lambda _manifest, _line: None)
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Like `TaskEvents.replay`."""

@@ -101,7 +101,7 @@ async def test_runner_that_responds_again_continues(components):
         set_unknown(components)
         await wait_for_message(service, UNKNOWN_MESSAGE)
         set_known(components)
-        await wait_for_message(service, "Claude Code is working")
+        await wait_for_message(service, "The agent is working")
         components.runners.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
 
