@@ -6,7 +6,7 @@ It is imported only to build `openapi.json`. The server does not validate its re
 import ast
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints, is_typeddict
 
@@ -41,7 +41,26 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
+    schemas[bodies.DefinitionBody.__name__] = _definition_schema(schemas[bodies.DefinitionBody.__name__], agents)
     return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas(agents)
+
+
+def _definition_schema(declared: dict[str, Any], agents: Collection[str]) -> dict[str, Any]:
+    """Return the schema of a task's definition, which has the section of exactly one agent."""
+    common = declared["required"]
+    sections = {
+        kind: {
+            "additionalProperties": True,
+            "description": f"The manifest's section `{kind}`.",
+            "title": kind.capitalize(),
+            "type": "object",
+        }
+        for kind in agents
+    }
+    properties = {name: declared["properties"][name] for name in common} | sections
+    if len(agents) > 1:
+        return {**declared, "properties": properties, "oneOf": [{"required": [kind]} for kind in agents]}
+    return {**declared, "properties": properties, "required": [*common[:1], *agents, *common[1:]]}
 
 
 def _cancel_request_schema() -> dict[str, Any]:

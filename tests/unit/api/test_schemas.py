@@ -8,11 +8,16 @@ from jsonschema import Draft202012Validator
 
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
+from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.api.schemas import component_schemas
 from sandbox.model.events import FollowUp
 from sandbox.model.manifest.errors import InvalidManifestError
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies
+
+
+class OtherAgent(ClaudeCode):
+    kind = "other"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,18 @@ def test_events_are_told_apart_by_type(components):
 def test_optional_members_are_not_required(components):
     problem = components["ProblemBody"]
     assert {"existing_task", "reasons"} <= problem["properties"].keys() - set(problem["required"])
+
+
+def test_definition_has_the_sections_of_the_registered_agents(components):
+    assert components["DefinitionBody"]["required"] == ["repository", "claude", "vm", "secrets", "lifecycle"]
+    (claude,) = registered_agents().values()
+    several = component_schemas({"claude": claude, "other": OtherAgent()})["DefinitionBody"]
+    assert several["required"] == ["repository", "vm", "secrets", "lifecycle"]
+    assert several["oneOf"] == [{"required": ["claude"]}, {"required": ["other"]}]
+    assert several["properties"]["other"]["description"] == "The manifest's section `other`."
+    without_claude = component_schemas({"other": OtherAgent()})["DefinitionBody"]
+    assert list(without_claude["properties"]) == ["repository", "vm", "secrets", "lifecycle", "other"]
+    assert without_claude["required"] == ["repository", "other", "vm", "secrets", "lifecycle"]
 
 
 def test_fields_without_a_value_are_optional_for_generators(components):

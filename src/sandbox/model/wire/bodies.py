@@ -6,7 +6,7 @@ property describes it in the schema; it is read from this file only when the sch
 Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send further properties.
 """
 
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args
 
 State = Literal[
     "pending",
@@ -79,9 +79,10 @@ class SecretBody(TypedDict):
 class DefinitionBody(TypedDict):
     """The submitted manifest, with the defaults filled in."""
 
+    # The section of another agent has its own key. `openapi.json` lists the agents that the server offers.
     repository: dict[str, Any]
     """The manifest's section `repository`; `patch` is the digest of the submitted patch."""
-    claude: dict[str, Any]
+    claude: NotRequired[dict[str, Any]]
     """The manifest's section `claude`."""
     vm: dict[str, Any]
     """The manifest's section `vm`."""
@@ -214,7 +215,7 @@ class TaskItemBody(TypedDict):
     progress: ProgressBody
     """Counters of the work so far, of all attempts together."""
     result: dict[str, Any] | None
-    """The agent's own report on its run: the result event of Claude Code."""
+    """The agent's own report on its run; its keys depend on the agent."""
 
 
 class TaskBody(TaskItemBody):
@@ -447,7 +448,7 @@ class DetailBody(TypedDict):
     """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
 
     field: str
-    """Path of the field, such as `claude.prompt`, or name of the parameter."""
+    """Path of the field, such as `vm.memory`, or name of the parameter."""
     rule: str
     """Kind of the rule: `required`, `type`, `enum`, `format`, `range`, `unknown_field` or `not_offered`."""
     message: str
