@@ -1,5 +1,6 @@
 """A second agent with another model API, next to Claude Code: from its manifest section to the patch."""
 
+import contextlib
 import http.server
 import json
 import subprocess
@@ -99,15 +100,24 @@ def model():
     responses_model.close()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, model):
-    deployment = TwoAgentDeployment(tmp_path_factory.mktemp("two-agents"))
+@contextlib.contextmanager
+def deployment_with(directory, responses_model):
+    """A deployment with a repository, both models, and the server."""
+    deployment = TwoAgentDeployment(directory)
     make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
     deployment.start_git()
     deployment.start_model(reply("Claude Code was here."))
-    deployment.start_server_with(model)
-    yield deployment
-    deployment.close()
+    deployment.start_server_with(responses_model)
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model):
+    with deployment_with(tmp_path_factory.mktemp("two-agents"), model) as deployment:
+        yield deployment
 
 
 def test_second_agent_works_in_its_sandbox_with_its_own_model_api(server, model, tmp_path):
@@ -212,3 +222,32 @@ def test_no_task_reads_the_key_of_any_agent(server):
         task_id = server.submit(f"thief-{number}", secrets=[secret])
         status = server.wait(task_id)
         assert (status["state"], status["error"]["code"]) == ("failed", "secret_unavailable")
+
+
+def test_server_without_the_agent_fails_its_waiting_task_and_shows_ended_ones(tmp_path, model):
+    with deployment_with(tmp_path, model) as server:
+        manifest = MANIFEST.replace("id: second", "id: ended")
+        server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+        server.wait("ended")
+        with server.paused_model():
+            capacity = server.http.get("/api/v1/health").json()["occupancy"]
+            server.submit("first", vm={"cpus": capacity["cpus"]})
+            manifest = MANIFEST.replace("id: second", "id: waiting")
+            server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+            server.server.stop()
+            server.start_server()
+        status = server.wait("waiting")
+        assert (status["state"], status["error"]["code"], status["attempts"]) == ("failed", "agent_not_offered", [])
+        assert "This server does not have the agent scripted, only claude" in status["error"]["message"]
+        assert list(status["definition"]) == ["repository", "scripted", "vm", "secrets", "lifecycle"]
+        server.wait("first")
+        listed = server.http.get("/api/v1/tasks").json()["tasks"]
+        assert {task["id"]: task["state"] for task in listed} == {
+            "ended": "completed",
+            "first": "completed",
+            "waiting": "failed",
+        }
+        assert "effort: high" in server.http.get("/tasks/ended", headers={"accept": "text/html"}).text
+        logs = server.sandbox("task", "logs", "ended")
+        assert (logs.returncode, logs.stderr) == (0, "")
+        assert "It is written." in logs.stdout

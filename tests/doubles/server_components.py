@@ -197,7 +197,7 @@ class ServerComponents:
     """A server's components with one data directory. Each `server()` starts a new server; the runners continue."""
 
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
-        self.upstream = upstream
+        self.upstream, self.agent_kinds = upstream, ["claude"]
         self.data_dir, self.store, self.capacity, self.permanent_reasons = data_dir, store, capacity, permanent_reasons
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
@@ -236,7 +236,7 @@ class ServerComponents:
         prober = RuntimeProber(probe_result, self.probe, clock)
         preserved = PreservedSandboxes(self.data_dir, runners, self.remove_files)
         secrets = TaskSecrets(self.resolve)
-        upstreams = {"claude": self.upstream}
+        upstreams = dict.fromkeys(self.agent_kinds, self.upstream)
         launcher = RunnerLauncher(runners, secrets, self.find_image, prober, upstreams, lambda: False)
         parts = ServerParts(
             data_dir=self.data_dir,

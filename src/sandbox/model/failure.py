@@ -17,6 +17,7 @@ class FailureCode(StrEnum):
 
     AGENT_FAILED = "agent_failed"
     AGENT_NO_RESULT = "agent_no_result"
+    AGENT_NOT_OFFERED = "agent_not_offered"
     BUDGET_EXCEEDED = "budget_exceeded"
     CLONE_FAILED = "clone_failed"
     COLLECT_FAILED = "collect_failed"

@@ -37,7 +37,7 @@ its order, or the host was too busy.
 class RunnerLauncher:
     """Records an attempt and starts its runner, which takes over the journal.
 
-    upstreams: the model API of each kind of agent; None if the server has no key for it.
+    upstreams: the model API of each kind of agent that the server offers; None if it has no key for it.
     may_follow_redirects: returns whether git may follow redirects to other hosts; called at each launch.
     """
 
@@ -111,14 +111,21 @@ class RunnerLauncher:
     ) -> JournalOwner:
         """Start a finisher for an attempt whose runner died. Return the next owner. Raises OSError.
 
-        A finisher gets no model access, and the secrets only to redact the collected files.
+        A finisher gets no model access, and the secrets only to redact the collected files. Without the task's agent
+        it could not start: the task ends, and the janitor removes the leftovers.
         """
+        if (failure := self._missing_agent(recorder.task)) is not None:
+            await asyncio.to_thread(finalize, recorder, failure)
+            return Orphaned()
         secrets = {} if isinstance(resolved, Failure) else dict(resolved)
         order = FinishAttempt(recorder.task.id, attempt.id, secrets)
         return RunnerOwned(await self._placement.launch(order, recorder.writer))
 
     async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
         is_first = recorder.task.attempt is None
+        if (missing := self._missing_agent(recorder.task)) is not None:
+            await asyncio.to_thread(finalize, recorder, missing)
+            return Orphaned()
         try:
             image = await asyncio.to_thread(self._find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
@@ -147,6 +154,18 @@ class RunnerLauncher:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_fail_start, recorder, failure, is_first)
             return Orphaned()
+
+    def _missing_agent(self, task: Task) -> Failure | None:
+        """Return the failure of a task whose agent the server does not offer; an earlier server accepted the task."""
+        kind = task.manifest.agent.kind
+        if kind in self._upstreams:
+            return None
+        offered = " and ".join(self._upstreams)
+        message = (
+            f"This server does not have the agent {kind}, only {offered}; submit the task to a server that has it, "
+            "or with another agent."
+        )
+        return Failure(FailureCode.AGENT_NOT_OFFERED, message)
 
     def _next_attempt(self, task: Task) -> AttemptStarted:
         previous = task.attempt
