@@ -223,17 +223,14 @@ def test_model_does_not_load_a_schema_library():
 
 
 # The parts of Sandbox that only one agent needs are in its package. These modules name an agent anyway.
+# Not in the list, because they name no agent: the failure codes `mcp_failed` and `tool_unknown` are public, and MCP is
+# an open protocol; `headless` and `output_format` are fields that every agent's section may have.
 MODULES_THAT_NAME_AN_AGENT = {
-    "cli/commands/init.py": "an example in the help of an option",
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
-    "cli/commands/task/attach.py": "an example in the help of the command",
-    "cli/main.py": "the summary in the help",
+    "cli/main.py": "the summary in the help: what Sandbox does today",
     "demo/example_repository.py": "a file of the example repository",
     "demo/walkthrough.py": "the demo's manifest and its text",
-    "images/finalize.py": "an image must be able to run every agent",
-    "images/shipped/agentic-dev.toml": "a comment; the file's digest is part of images",
-    "model/wire/bodies.py": "declares the API's `definition`, whose section has a public name",
-    "runtimes/rootfs.py": "the author of commits in the sandbox",
+    "model/wire/bodies.py": "a public type of the Python client: the section of a task's `definition`",
 }
 
 
@@ -248,4 +245,4 @@ def test_agents_are_named_in_their_packages_only(root: Path):
         if names.search(path.read_bytes().decode(errors="replace"))
     }
     assert found == set(MODULES_THAT_NAME_AN_AGENT)
-    assert len(MODULES_THAT_NAME_AN_AGENT) <= 15
+    assert len(MODULES_THAT_NAME_AN_AGENT) <= 10

@@ -94,7 +94,7 @@ def test_agent_has_uid_home_and_git_identity(runtime: Runtime, disk: Path):
     result = run_shell(runtime, disk, "id -u; id -un; id -G; cd ~agent; pwd; git var GIT_AUTHOR_IDENT; date +%Z")
     uid, name, groups, home, ident, zone = result.output.splitlines()
     assert (uid, name, groups, home, zone) == ("1000", "agent", "1000", "/home/agent", "UTC")
-    assert ident.startswith("Claude Code (Sandbox) <agent@sandbox.invalid>")
+    assert ident.startswith("The Agent <agent@sandbox.invalid>")
 
 
 def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: Path):
@@ -119,7 +119,7 @@ def test_git_node_and_python_work(runtime: Runtime, disk: Path):
         if command -v node > /dev/null; then node -e 'console.log("node", require("os").hostname().length)'; fi"""
     result = run_shell(runtime, disk, script)
     assert (result.code, result.errors) == (0, "")
-    assert result.output.splitlines()[:2] == ["Claude Code (Sandbox)", "thread"]
+    assert result.output.splitlines()[:2] == ["The Agent", "thread"]
 
 
 _JAVA = """set -e

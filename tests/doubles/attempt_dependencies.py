@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
+from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, connect_finisher, connect_runner, create_recorder
 from sandbox.disks.directory import DirectoryDisks
@@ -181,11 +182,18 @@ class ScriptedGateway:
         await asyncio.Event().wait()
 
 
+class ScriptedReady(AgentReady, frozen=True):
+    failure: Failure | None
+
+    def find_failure(self, manifest, redact):
+        return self.failure
+
+
 class ScriptedAgent:
     """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready."""
 
-    display_name = "Claude Code"
-    key_setting = "ANTHROPIC_API_KEY"
+    agent = ClaudeCode()
+    task_key_prefix = "key-"
 
     def __init__(self, script):
         self._script = script
@@ -198,13 +206,11 @@ class ScriptedAgent:
         return AgentLaunchSpec(
             Command(["agent"], secrets, "/workspace"),
             session_id,
-            {},
-            {".claude/settings.json": b"{}"},
+            programs={},
+            git_author="Author",
+            home_files={".claude/settings.json": b"{}"},
             is_checked_when_ready=manifest.agent.settings["allowed_tools"] is not None,
         )
-
-    def check_ready(self, manifest, init, redact):
-        return self._script.start_check_failure
 
     def check_interactive_exit(self, exit_):
         return self.outcome(exit_, b"").failure
@@ -223,7 +229,7 @@ class ScriptedAgent:
             case b"-":
                 return [ToolFinished(tool, tool, is_error=False)]
             case b"!":
-                return [AgentReady(frozenset(), {})]
+                return [ScriptedReady(self._script.start_check_failure)]
         return None
 
     def outcome(self, exit_, stderr_tail):

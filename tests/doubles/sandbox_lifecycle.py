@@ -34,7 +34,12 @@ def has_own_kernel(runtime: Runtime) -> bool:
 
 def sandbox_spec(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
     """The specification of a small sandbox."""
-    defaults: dict[str, object] = {"cpus": 2, "memory_bytes": 512 * MEBIBYTE, "processes_max": 128}
+    defaults: dict[str, object] = {
+        "cpus": 2,
+        "memory_bytes": 512 * MEBIBYTE,
+        "processes_max": 128,
+        "git_author": "The Agent",
+    }
     return SandboxSpec(attempt_id, disk, **{**defaults, **changes})  # type: ignore[arg-type]
 
 

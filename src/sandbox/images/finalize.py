@@ -39,7 +39,7 @@ class TreeDigest:
 def finalize(rootfs: RootFs) -> None:
     """Create the paths that runtimes mount over, and remove private files.
 
-    Raises ImageRefusedError if Claude Code could not start in this tree.
+    Raises ImageRefusedError if no agent could start in this tree.
     """
     for directory in _EMPTIED_DIRECTORIES:
         rootfs.remove(directory)
@@ -54,7 +54,7 @@ def finalize(rootfs: RootFs) -> None:
     for program in ("/bin/sh", loader):
         found = rootfs.resolve(program)
         if found is None or not Path(found).is_file():
-            raise ImageRefusedError(f"The image has no {program}; Claude Code needs a shell and the GNU C library.")
+            raise ImageRefusedError(f"The image has no {program}; agents need a shell and the GNU C library.")
 
 
 def read_packages(rootfs: RootFs) -> dict[str, str]:

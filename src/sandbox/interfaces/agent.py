@@ -1,5 +1,7 @@
 """The coding agent: how to start it, parse its output and judge its exit."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +21,16 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     """Everything that a sandbox needs to run the agent.
 
     programs: as in SandboxSpec.
+    git_author: name of the author of commits in the sandbox.
     home_files: contents by path relative to the home directory; written before the agent starts.
-    is_checked_when_ready: model requests wait until the agent's `AgentReady` has passed `AgentDriver.check_ready`.
+    is_checked_when_ready: model requests wait until the agent's `AgentReady` has found no failure.
     model_variables: environment variables for access to the model, which users' shells in the sandbox do not get.
     """
 
     command: Command
     session_id: str
     programs: Mapping[Path, str]
+    git_author: str
     home_files: Mapping[str, bytes] = {}
     is_checked_when_ready: bool = False
     model_variables: frozenset[str] = frozenset()
@@ -45,10 +49,14 @@ class TurnStarted(msgspec.Struct, frozen=True):
 
 
 class AgentReady(msgspec.Struct, frozen=True):
-    """The agent is initialized and has sent no model request yet. mcp_servers: status by name."""
+    """The agent is initialized and has sent no model request yet. A subclass has what the agent reported."""
 
-    tools: frozenset[str]
-    mcp_servers: Mapping[str, str]
+    def find_failure(self, manifest: Manifest, redact: Callable[[str], str]) -> Failure | None:
+        """Return the failure if the agent lacks something that the manifest requests, such as a tool; else None.
+
+        redact: the redaction that was already applied to the agent's output.
+        """
+        return None
 
 
 class ApiRetry(msgspec.Struct, frozen=True):
@@ -93,13 +101,13 @@ class AgentDriver(Protocol):
     """Starts and interprets one kind of agent, in a runner."""
 
     @property
-    def display_name(self) -> str:
-        """The agent's name, for messages."""
+    def agent(self) -> Agent:
+        """The agent that it starts."""
         ...
 
     @property
-    def key_setting(self) -> str:
-        """The server's environment variable that contains the key of the model API, for messages."""
+    def task_key_prefix(self) -> str:
+        """The prefix of the keys that a runner creates: the model API of a sandbox accepts only its task's key."""
         ...
 
     def prepare(
@@ -123,13 +131,6 @@ class AgentDriver(Protocol):
 
     def create_parser(self, session_id: str) -> OutputParser:
         """Create a parser for one run."""
-        ...
-
-    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return the failure if requested tools or MCP servers are missing; None if all are present.
-
-        redact: the redaction that was already applied to the names in `ready`.
-        """
         ...
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:

@@ -137,6 +137,10 @@ TRANSPARENT_PORTS = (443, 80)
 """Ports at which programs without proxy support reach hosts in every sandbox."""
 
 
+DEFAULT_GIT_AUTHOR = "Sandbox"
+"""Name of the author of commits in a sandbox without an agent."""
+
+
 class SandboxSpec(msgspec.Struct, frozen=True):
     """The sandbox to create.
 
@@ -146,6 +150,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
+    git_author: name of the author of commits, unless the repository or the user's settings have another one.
     """
 
     attempt_id: str
@@ -157,6 +162,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image: Path | None = None
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS
     is_disk_reused: bool = False
+    git_author: str = DEFAULT_GIT_AUTHOR
 
 
 class ConfinementSpec(msgspec.Struct, frozen=True):

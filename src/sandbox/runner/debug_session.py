@@ -85,6 +85,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
             processes_max=SANDBOX_PROCESSES_MAX,
             image=None if image is None else Path(image.directory),
             is_disk_reused=True,
+            git_author=self.launch_spec.git_author,
         )
         sandbox = await self.runtime.create(handle, spec)
         # Nothing serves the gateway's sockets here: connections are refused at once.

@@ -7,7 +7,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_FILES
-from sandbox.interfaces.runtime import SandboxSpec
+from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, SandboxSpec
 from sandbox.runtimes import nodejs
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
@@ -46,7 +46,7 @@ class RootFsSpec(msgspec.Struct, frozen=True):
 
 def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
     """Describe the root file system of a sandbox. With an image, programs must be mounted below /run."""
-    files = etc_files(spec.attempt_id)
+    files = etc_files(spec.attempt_id, spec.git_author)
     if spec.image is None:
         return RootFsSpec(
             image=None,
@@ -69,7 +69,7 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
     )
 
 
-def etc_files(host_name: str) -> Mapping[str, bytes]:
+def etc_files(host_name: str, git_author: str = DEFAULT_GIT_AUTHOR) -> Mapping[str, bytes]:
     """Return the synthetic files of /etc, readable by everybody."""
     texts = {
         "/etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n"
@@ -80,7 +80,7 @@ def etc_files(host_name: str) -> Mapping[str, bytes]:
         "/etc/hostname": f"{host_name}\n",
         "/etc/resolv.conf": "nameserver 198.18.0.1\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-        "/etc/gitconfig": '[user]\n\tname = "Claude Code (Sandbox)"\n\temail = agent@sandbox.invalid\n'
+        "/etc/gitconfig": f'[user]\n\tname = "{git_author}"\n\temail = agent@sandbox.invalid\n'
         f"[safe]\n\tdirectory = {SANDBOX_WORKSPACE}\n",
         nodejs.NPM_CONFIGURATION: f"prefix={SANDBOX_HOME}/.local\nupdate-notifier=false\n"
         "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",

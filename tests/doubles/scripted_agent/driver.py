@@ -1,15 +1,15 @@
 """The driver of the scripted agent."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from doubles.scripted_agent import ScriptedAgent
 from sandbox.interfaces.agent import (
     AgentEvent,
     AgentLaunchSpec,
     AgentOutcome,
-    AgentReady,
     ToolFinished,
     TurnStarted,
 )
@@ -25,8 +25,8 @@ PROGRAM = "/run/sandbox/bin/scripted"
 class ScriptedDriver:
     """Implements `AgentDriver`."""
 
-    display_name = "Scripted Agent"
-    key_setting = "RESPONSES_API_KEY"
+    agent = ScriptedAgent()
+    task_key_prefix = "sandbox-"
 
     def __init__(self, program: Path) -> None:
         self._program = program
@@ -58,6 +58,7 @@ class ScriptedDriver:
             command,
             session_id,
             programs={self._program: PROGRAM},
+            git_author="Scripted Agent",
             model_variables=frozenset({"RESPONSES_URL", "RESPONSES_API_KEY"}),
         )
 
@@ -66,9 +67,6 @@ class ScriptedDriver:
 
     def create_parser(self, session_id: str) -> "ScriptedParser":
         return ScriptedParser()
-
-    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        return None
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         return None if exit_.code == 0 else Failure(FailureCode.AGENT_FAILED, "The scripted agent failed.")

@@ -93,7 +93,7 @@ async def open_session(tmp_path, disk, sockets=None):
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
     runtime = ShellRuntime(sockets or Script())
-    start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
+    start = AgentLaunchSpec(Command(("claude",), {}, SANDBOX_HOME), session_id="", programs={}, git_author="Author")
     vm, images = manifest(vm={"disk": "1G"}).vm, ScriptedImages(Script())
     session = DebugSessionRunner(ATTEMPT_ID, files, vm, start, None, runtime, disk, images, SystemClock())
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox.agents.claude_code import section as rules
-from sandbox.agents.claude_code.section import DISPLAY_NAME, KEY_SETTING, KIND, Claude
+from sandbox.agents.claude_code.section import KIND, Claude
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.model.manifest.rules import RuleViolation
 
@@ -24,10 +24,10 @@ class ClaudeCode:
     """Implements `Agent`."""
 
     kind = KIND
-    display_name = DISPLAY_NAME
+    display_name = "Claude Code"
     section = Claude
     field_summary = "claude.model, claude.allowed_tools, claude.max_turns"
-    key_setting = KEY_SETTING
+    key_setting = "ANTHROPIC_API_KEY"
     server_variable_prefix = "ANTHROPIC_"
 
     @property

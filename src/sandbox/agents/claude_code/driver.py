@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import check_ready, determine_interactive_failure
+from sandbox.agents.claude_code.agent import ClaudeCode
+from sandbox.agents.claude_code.outcome import determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.section import DISPLAY_NAME, KEY_SETTING, Claude, McpConfig, McpServer, claude_section
+from sandbox.agents.claude_code.section import Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.tools import tool_options
-from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
+from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.file_layout import (
     MODEL_PORT,
     NODE_DIRECTORY,
@@ -201,8 +202,8 @@ The manifest decides whether permissions are skipped, so Claude Code must not as
 class ClaudeCodeDriver:
     """Starts the binary at `binary` (a host path, see `install_binary`) and parses its output."""
 
-    display_name = DISPLAY_NAME
-    key_setting = KEY_SETTING
+    agent = ClaudeCode()
+    task_key_prefix = "sk-ant-sandbox-"
 
     def __init__(self, binary: Path) -> None:
         self._binary = binary
@@ -239,6 +240,7 @@ class ClaudeCodeDriver:
             command,
             session_id,
             programs={self._binary: PROGRAM},
+            git_author=f"{self.agent.display_name} (Sandbox)",
             home_files=files,
             is_checked_when_ready=claude.headless and has_requirements(claude),
             model_variables=frozenset({"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}),
@@ -251,10 +253,6 @@ class ClaudeCodeDriver:
     def create_parser(self, session_id: str) -> ClaudeOutputParser:
         """Return an output parser for one run."""
         return ClaudeOutputParser(session_id)
-
-    def check_ready(self, manifest: Manifest, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Return the failure if requested tools or MCP servers are missing; None if all are present."""
-        return check_ready(claude_section(manifest), ready, redact)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
@@ -275,7 +273,7 @@ def encode_prompt(prompt: str) -> bytes:
 
 
 def has_requirements(claude: Claude) -> bool:
-    """Whether there is something to check before the first model request, see `check_ready`."""
+    """Whether there is something to check before the first model request, see `ClaudeReady`."""
     return claude.allowed_tools is not None or claude.mcp_config is not None
 
 

@@ -6,12 +6,13 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sandbox.agents.claude_code.section import Claude, McpServer
+from sandbox.agents.claude_code.section import Claude, McpServer, claude_section
 from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.agents.claude_code.tools import unknown_entries
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.manifest.schema import Manifest
 
 _QUOTE_CHARACTERS_MAX = 500
 _NOISE_PREFIXES = ("[claude-code:", "Warning:")
@@ -112,11 +113,21 @@ def _quote(text: str) -> str:
 _NAMES_SHOWN_MAX = 10
 
 
-def check_ready(claude: Claude, ready: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-    """Return the failure; None if every MCP server is connected and every entry of `allowed_tools` matches a tool.
+class ClaudeReady(AgentReady, frozen=True):
+    """Claude Code reported its tools and its MCP servers. mcp_servers: status by name."""
 
-    redact: the redaction that was applied to the names that the agent reported.
-    """
+    tools: frozenset[str]
+    mcp_servers: Mapping[str, str]
+
+    def find_failure(self, manifest: Manifest, redact: Callable[[str], str]) -> Failure | None:
+        """Return the failure; None if every MCP server is connected and every entry of `allowed_tools` matches a tool.
+
+        redact: the redaction that was applied to the names that the agent reported.
+        """
+        return _find_missing(claude_section(manifest), self, redact)
+
+
+def _find_missing(claude: Claude, ready: ClaudeReady, redact: Callable[[str], str]) -> Failure | None:
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():
         status = ready.mcp_servers.get(sanitize(redact(name)), "not started")

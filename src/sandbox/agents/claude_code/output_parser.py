@@ -8,7 +8,7 @@ from itertools import islice
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import determine_failure
+from sandbox.agents.claude_code.outcome import ClaudeReady, determine_failure
 from sandbox.agents.claude_code.stream_json import (
     ApiRetryEvent,
     ContentBlock,
@@ -29,7 +29,7 @@ from sandbox.agents.claude_code.stream_json import (
     sanitize,
     to_text,
 )
-from sandbox.interfaces.agent import AgentEvent, AgentOutcome, AgentReady, ApiRetry, ToolFinished, TurnStarted
+from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult
@@ -112,7 +112,7 @@ class ClaudeOutputParser:
         self._is_initialized = True
         init = read_init(line)
         servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers}
-        yield AgentReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
+        yield ClaudeReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
 
     def _start_turn(self, event: StreamEvent) -> Iterator[AgentEvent]:
         if event.type != "assistant":

@@ -16,8 +16,6 @@ from sandbox.model.manifest.rules import RuleViolation, as_list, as_mapping, as_
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 KIND = "claude"
-DISPLAY_NAME = "Claude Code"
-KEY_SETTING = "ANTHROPIC_API_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)

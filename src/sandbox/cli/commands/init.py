@@ -46,7 +46,7 @@ _HEADER = """\
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
-    help="Set a field, such as claude.prompt=...; may be repeated. The command does not prompt for these fields.",
+    help="Set a field, such as vm.network_mode=full; may be repeated. The command does not prompt for these fields.",
 )
 def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     """Create a manifest for the current git checkout.

@@ -36,8 +36,8 @@ from sandbox.model.manifest.field_formats import (
 FORBID_EXTRA = {"extra": "forbid"}
 """pydantic's settings for the records of a manifest."""
 
-STREAM_JSON = "stream-json"
-"""The output format of an agent's own events, one JSON object per line."""
+RENDERED_FORMATS = frozenset({"json", "text"})
+"""The output formats that are rendered from the agent's last result. Any other one is the agent's own stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class _CommonSettings(msgspec.Struct, frozen=True):
     prompt: str
     model: str
     headless: bool = True
-    output_format: str = STREAM_JSON
+    output_format: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class AgentSection:
 
     @property
     def output_format(self) -> str:
-        """The format of the task's stdout. `stream-json`, the default, is the agent's own stream of events."""
-        return str(self.settings.get("output_format", STREAM_JSON))
+        """The format of the task's stdout: one of RENDERED_FORMATS, or the name of the agent's own format."""
+        return str(self.settings.get("output_format", ""))
 
     @property
     def has_rendered_stdout(self) -> bool:
         """Whether the task's stdout is rendered from the agent's last result, instead of being the agent's stdout."""
-        return not self.is_interactive and self.output_format != STREAM_JSON
+        return not self.is_interactive and self.output_format in RENDERED_FORMATS
 
     def with_prompt(self, prompt: str) -> AgentSection:
         """Return the section with another prompt."""

@@ -92,10 +92,10 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
 
 
 class ProvisionStep(msgspec.Struct, frozen=True):
-    """Creates the sandbox of an attempt. agent: prepares the command and the files of the agent."""
+    """Creates the sandbox of an attempt. driver: prepares the command and the files of the agent."""
 
     attempt: AttemptContext
-    agent: AgentDriver
+    driver: AgentDriver
     runtime: Runtime
     images: ImageLeases
 
@@ -105,8 +105,8 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         if image is not None:
             self.images.acquire(image)
         manifest = attempt.task.manifest
-        task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
-        launch_spec = self.agent.prepare(
+        task_key = f"{self.driver.task_key_prefix}{secrets.token_urlsafe(32)}"
+        launch_spec = self.driver.prepare(
             manifest,
             session_id=_session_id(attempt),
             task_key=task_key,
@@ -125,6 +125,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
             image=None if image is None else Path(image.directory),
             transparent_ports=transparent_ports(egress_rules(manifest.vm)),
             is_disk_reused=attempt.resumes,
+            git_author=launch_spec.git_author,
         )
         sandbox = await self.runtime.create(handle, spec)
         attempt.recorder.record(

@@ -111,7 +111,7 @@ class RunStep(msgspec.Struct, frozen=True):
     """Runs the agent of an attempt. terminals: of the attempt, for its clients."""
 
     attempt: AttemptContext
-    agent: AgentDriver
+    driver: AgentDriver
     gateways: GatewayFactory
     terminals: TerminalServer
     disks: Disks
@@ -129,7 +129,9 @@ class RunStep(msgspec.Struct, frozen=True):
             record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
         )
         gateway_events = GatewayEvents(record, progress)
-        gateway = create_gateway(attempt, provisioned, self.gateways, self.agent.key_setting, gateway_events.report)
+        gateway = create_gateway(
+            attempt, provisioned, self.gateways, self.driver.agent.key_setting, gateway_events.report
+        )
         agent_run = _AgentRun(self, provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
@@ -150,7 +152,7 @@ class _AgentRun:
     ) -> None:
         attempt, manifest = step.attempt, step.attempt.task.manifest
         self._attempt = attempt
-        self._agent = step.agent
+        self._driver = step.driver
         self._clock = step.clock
         self._record = attempt.recorder.record
         self._sandbox = provisioned.sandbox
@@ -158,7 +160,7 @@ class _AgentRun:
         self._terminals = step.terminals
         self._gateway = gateway
         self._progress = progress
-        self._output_parser = step.agent.create_parser(provisioned.launch_spec.session_id)
+        self._output_parser = step.driver.create_parser(provisioned.launch_spec.session_id)
         self._time_limit = TimeLimit(manifest.lifecycle, step.clock, self._is_busy)
         self._exhaustion = ExhaustionDetector(manifest.vm, step.disks, attempt.layout, self._record)
         self._output_queue = step.throttle.queue()
@@ -182,7 +184,7 @@ class _AgentRun:
         try:
             agent, readers = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
-            agent_name = self._agent.display_name
+            agent_name = self._driver.agent.display_name
             self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic(), agent_name))
             for job in (
                 self._open_gateway,
@@ -209,13 +211,13 @@ class _AgentRun:
         await self._exhaustion.check_disk()
         manifest = self._attempt.task.manifest
         if manifest.agent.is_interactive:
-            outcome = AgentOutcome(None, self._agent.check_interactive_exit(exit_))
+            outcome = AgentOutcome(None, self._driver.check_interactive_exit(exit_))
         else:
             outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
-        failure = self._exhaustion.explain_failure(outcome, self._agent.display_name)
+        failure = self._exhaustion.explain_failure(outcome, self._driver.agent.display_name)
         exited = AgentExited(exit_.code, outcome.result, failure)
         if not manifest.agent.is_interactive and not will_be_followed_up(self._attempt.task, exited):
-            await self._output.record_rendered_stdout(self._agent.render_output(manifest, outcome.result))
+            await self._output.record_rendered_stdout(self._driver.render_output(manifest, outcome.result))
         self._output.close()
         self._record(exited)
 
@@ -255,7 +257,7 @@ class _AgentRun:
         """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
-        failure = self._agent.check_ready(self._attempt.task.manifest, ready, redact)
+        failure = ready.find_failure(self._attempt.task.manifest, redact)
         if failure is not None:
             self._record(AttemptFailed(failure))
         else:

@@ -60,7 +60,7 @@ class AgentRun:
 
     def check_ready(self, **claude):
         """Check the agent's start against the given options."""
-        return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), self.ready, str)
+        return self.ready.find_failure(manifest(**claude), str)
 
     @property
     def outcome(self):

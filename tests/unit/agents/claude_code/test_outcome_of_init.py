@@ -1,15 +1,13 @@
 """The agent's init message, compared with the manifest."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from doubles.claude_on_host import manifest
-from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.agents.claude_code.outcome import ClaudeReady
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.section import McpConfig, McpServer
-from sandbox.interfaces.agent import AgentReady
 from sandbox.model.events import AgentMessage
 from sandbox.model.failure import FailureCode
 
@@ -22,20 +20,20 @@ def init(session_id="the-session", **fields):
 
 
 def check_ready(ready, redact=str, **claude):
-    return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), ready, redact)
+    return ready.find_failure(manifest(**claude), redact)
 
 
 def test_init_lists_tools_and_mcp_servers():
     server = {"name": "github", "status": "connected", "source": "dynamic"}
     ready, _ = ClaudeOutputParser("the-session").parse_line(init(tools=["Bash", "Read"], mcp_servers=[server]))
-    assert ready == AgentReady(frozenset({"Bash", "Read"}), {"github": "connected"})
+    assert ready == ClaudeReady(frozenset({"Bash", "Read"}), {"github": "connected"})
 
 
 def test_only_first_init_of_the_session_counts():
     parser = ClaudeOutputParser("the-session")
     assert parser.parse_line(init("another", tools=["Forged"])) is None
     notice = AgentMessage("Claude Code started with its model", "notice")
-    assert parser.parse_line(init(tools=["Bash"])) == (AgentReady(frozenset({"Bash"}), {}), notice)
+    assert parser.parse_line(init(tools=["Bash"])) == (ClaudeReady(frozenset({"Bash"}), {}), notice)
     assert parser.parse_line(init(tools=["Other"])) == (notice,)
 
 
@@ -51,7 +49,7 @@ def test_only_first_init_of_the_session_counts():
 )
 def test_malformed_init_has_no_tools_or_servers(fields):
     ready, _ = ClaudeOutputParser("the-session").parse_line(init(**fields))
-    assert ready == AgentReady(frozenset(), {})
+    assert ready == ClaudeReady(frozenset(), {})
     assert check_ready(ready, allowed_tools=("Bash",)).code is FailureCode.TOOL_UNKNOWN
     assert check_ready(ready, mcp_config=McpConfig(mcpServers={"github": LOCAL})).code is FailureCode.MCP_FAILED
     assert check_ready(ready) is None
@@ -61,11 +59,13 @@ def test_malformed_init_has_no_tools_or_servers(fields):
 @pytest.mark.parametrize(("server", "advice"), [(LOCAL, "check its command"), (REMOTE, "check its url")])
 def test_each_mcp_server_must_be_connected(status, server, advice):
     config = McpConfig(mcpServers={"fine": LOCAL, "github": server})
-    failure = check_ready(AgentReady(frozenset(), {"fine": "connected", "github": status}), mcp_config=config)
+    failure = check_ready(ClaudeReady(frozenset(), {"fine": "connected", "github": status}), mcp_config=config)
     assert failure.code is FailureCode.MCP_FAILED
     assert f"The MCP server github is not connected (status: {status})" in failure.message
     assert advice in failure.message
-    assert check_ready(AgentReady(frozenset(), {"fine": "connected", "github": "connected"}), mcp_config=config) is None
+    assert (
+        check_ready(ClaudeReady(frozenset(), {"fine": "connected", "github": "connected"}), mcp_config=config) is None
+    )
 
 
 def test_redacted_names_match_the_manifest():
@@ -75,7 +75,7 @@ def test_redacted_names_match_the_manifest():
         return text.replace("postgres", "[REDACTED:DB_USER]").replace("connected", "[REDACTED:WORD]")
 
     config = McpConfig(mcpServers={"postgres": LOCAL})
-    ready = AgentReady(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): redact("connected")})
+    ready = ClaudeReady(frozenset({redact("mcp__postgres__query")}), {redact("postgres"): redact("connected")})
     for ending in ("gres", "gres__*", "gres__query", "gres__q*", "*"):
         assert check_ready(ready, redact, mcp_config=config, allowed_tools=(f"mcp__post{ending}",)) is None
     unknown = check_ready(ready, redact, mcp_config=config, allowed_tools=("mcp__postgres__drop",))
@@ -84,20 +84,20 @@ def test_redacted_names_match_the_manifest():
 
 def test_message_for_many_unknown_tools_is_short():
     unknown = tuple(f"Tool{number}" for number in range(200))
-    failure = check_ready(AgentReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
+    failure = check_ready(ClaudeReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
     assert "has no tool named Tool0, Tool1," in failure.message
     assert "and 190 others; correct claude.allowed_tools" in failure.message
     assert len(failure.message) < 400
 
 
 def test_unknown_mcp_tool_message_lists_servers():
-    ready = AgentReady(frozenset({"mcp__github__x"}), {"github": "connected"})
+    ready = ClaudeReady(frozenset({"mcp__github__x"}), {"github": "connected"})
     with_server = McpConfig(mcpServers={"github": LOCAL})
     assert "are: github." in check_ready(ready, allowed_tools=("mcp__gitlab",), mcp_config=with_server).message
-    assert "are: none." in check_ready(AgentReady(frozenset(), {}), allowed_tools=("mcp__gitlab",)).message
+    assert "are: none." in check_ready(ClaudeReady(frozenset(), {}), allowed_tools=("mcp__gitlab",)).message
 
 
 def test_failure_message_is_one_printable_line():
     config = McpConfig(mcpServers={"two\nlines": LOCAL})
-    failure = check_ready(AgentReady(frozenset(), {"two lines": "red \x1b[31m"}), mcp_config=config)
+    failure = check_ready(ClaudeReady(frozenset(), {"two lines": "red \x1b[31m"}), mcp_config=config)
     assert failure.message.isprintable()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.agents.claude_code.outcome import ClaudeReady
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, TurnStarted
+from sandbox.interfaces.agent import ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
@@ -34,7 +35,7 @@ def summarize(events):
     symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolCallStarted: lambda e: f"{e.tool}("}
     symbols[ToolFinished] = lambda e: "!)" if e.is_error else ")"
     ready, *later = events
-    assert isinstance(ready, AgentReady)
+    assert isinstance(ready, ClaudeReady)
     return " ".join(symbols[type(event)](event) for event in later if type(event) in symbols)
 
 
@@ -61,7 +62,7 @@ def test_finished_run_is_a_success(name, summary):
 def test_agent_ready_is_reported_once(name, init_count):
     assert sum(b'"subtype":"init"' in line for line in recorded(name)) == init_count
     events, _ = replay(name)
-    (ready,) = [event for event in events if isinstance(event, AgentReady)]
+    (ready,) = [event for event in events if isinstance(event, ClaudeReady)]
     assert {"Bash", "Read", "Task", "Write"} <= ready.tools
     assert ready.mcp_servers == {}
 
