@@ -4,7 +4,7 @@ from functools import partial
 
 import msgspec
 
-from sandbox.agents import registered_agents
+from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.agents.claude_code.section import Claude
 from sandbox.model.events import Record
 from sandbox.model.manifest import parser
@@ -21,8 +21,9 @@ from sandbox.model.manifest.schema import (
 )
 from sandbox.model.task import Task
 
-parse_manifest = partial(parser.parse_manifest, agents=registered_agents())
-read_document = partial(parser.read_document, agents=registered_agents())
+CLAUDE = {"claude": ClaudeCode()}
+parse_manifest = partial(parser.parse_manifest, agents=CLAUDE)
+read_document = partial(parser.read_document, agents=CLAUDE)
 encode_json = msgspec.json.Encoder(enc_hook=encode_manifest).encode
 decode_task = msgspec.json.Decoder(Task, dec_hook=decode_manifest).decode
 decode_record = msgspec.json.Decoder(Record, dec_hook=decode_manifest).decode
