@@ -73,7 +73,7 @@ UPSTREAM_IDLE_SECONDS = 30.0
 """How long an idle upstream connection is kept for the same client's next request."""
 
 HOLD_SECONDS = 120.0
-"""How long a model request waits for `AgentDriver.check_ready`; above it: 503. The hang timeout keeps running."""
+"""How long a model request waits for the check of `AgentReady`; above it: 503. The hang timeout keeps running."""
 
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Total size of all model request bodies that wait for a decision or for the upstream; above it: 429."""
