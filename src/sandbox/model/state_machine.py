@@ -28,11 +28,11 @@ class StopAttempt(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-class FinishTask(msgspec.Struct, frozen=True):
-    """Effect: nothing is running; record `TaskFinished` at once."""
+Effect = StopAttempt
+"""What the runner of the attempt does once the event is on disk.
 
-
-Effect = StopAttempt | FinishTask
+A task without an attempt has no effects: the process that records its end also records `TaskFinished`.
+"""
 
 
 class AdvanceResult(msgspec.Struct, frozen=True):
@@ -181,15 +181,13 @@ def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
         return {}, None, ()
     force = event.force or (task.cancel is not None and task.cancel.force)
     reason = task.cancel.reason if task.cancel is not None else event.reason
-    effect = FinishTask() if task.state is TaskState.PENDING else StopAttempt(force=force)
-    return {"cancel": e.CancelRequested(reason, force)}, None, (effect,)
+    effects = () if task.attempt is None else (StopAttempt(force=force),)
+    return {"cancel": e.CancelRequested(reason, force)}, None, effects
 
 
 def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
     changes = {} if task.failure else {"failure": event.failure}
-    if task.state is TaskState.PENDING:
-        return changes, None, (FinishTask(),)
-    return changes, None, () if task.agent_has_exited else (StopAttempt(),)
+    return changes, None, () if task.attempt is None or task.agent_has_exited else (StopAttempt(),)
 
 
 def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:

@@ -18,7 +18,6 @@ from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Reposit
 from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
-    FinishTask,
     IllegalEventError,
     StopAttempt,
     advance,
@@ -94,7 +93,7 @@ def test_failure_before_the_agent_starts_fails_the_task(event_count):
     results = replay(*TO_RUNNING[:event_count], failed(), FINISHED)
     assert results[-1].task.state is TaskState.FAILED
     assert results[-1].task.state_message == "because of clone_failed"
-    assert results[-2].effects == ((FinishTask(),) if event_count == 1 else (StopAttempt(),))
+    assert results[-2].effects == (() if event_count == 1 else (StopAttempt(),))
 
 
 @pytest.mark.parametrize("event_count", range(1, 5))
@@ -102,7 +101,7 @@ def test_cancel_before_the_agent_starts_cancels_the_task(event_count):
     results = replay(*TO_RUNNING[:event_count], e.CancelRequested("not needed"), FINISHED)
     assert results[-1].task.state is TaskState.CANCELLED
     assert results[-1].task.state_message == "Cancelled: not needed"
-    assert results[-2].effects == ((FinishTask(),) if event_count == 1 else (StopAttempt(),))
+    assert results[-2].effects == (() if event_count == 1 else (StopAttempt(),))
 
 
 @pytest.mark.parametrize("ending", [e.CancelRequested(), failed(FailureCode.TIMEOUT)])

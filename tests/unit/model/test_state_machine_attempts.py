@@ -13,7 +13,6 @@ from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Reposit
 from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import (
     AdvanceResult,
-    FinishTask,
     IllegalEventError,
     StopAttempt,
     advance,
@@ -227,7 +226,7 @@ def test_agent_exit_keeps_failure_exit_code_and_progress(retries):
 def test_failure_after_the_agent_exit_has_no_effects():
     assert replay(*running(), SUCCESS, failed())[-1].effects == ()
     assert replay(*running(), failed())[-1].effects == (StopAttempt(),)
-    assert replay(failed())[-1].effects == (FinishTask(),)
+    assert replay(failed())[-1].effects == ()
     assert [replay(*running()[:event_count], failed())[-1].effects for event_count in (1, 2, 3)] == [
         (StopAttempt(),)
     ] * 3
@@ -239,7 +238,7 @@ def test_cancel_stops_the_attempt_with_the_requested_force(force):
     results = replay(*running(), e.CancelRequested("a", force=force))
     assert results[-1].effects == (StopAttempt(force=force),)
     assert results[-1].task.cancel == e.CancelRequested("a", force)
-    assert replay(e.CancelRequested("a", force=force))[-1].effects == (FinishTask(),)
+    assert replay(e.CancelRequested("a", force=force))[-1].effects == ()
     assert final_state(results[-1].task) == (TaskState.CANCELLED, "Cancelled: a")
     assert final_state(final_task(*running(), e.CancelRequested())) == (TaskState.CANCELLED, "Cancelled")
 
