@@ -29,7 +29,7 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.placement import LocalPreservedDisk
+from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
@@ -86,6 +86,9 @@ class FakeRunners:
     async def is_responsive(self, attempt_id):
         return True
 
+    def kill_lock_holder(self, task_id):
+        return kill_lock_holder(self.journals.lock_path(task_id))
+
     async def cancel(self, attempt_id, order):
         for launched in self.orders:
             if launched.attempt_id == attempt_id and launched.task_id in self.recorders:
@@ -128,7 +131,7 @@ class FakeRunnerHandle:
         return await self.runners.open_terminal(self.attempt_id, order)
 
     async def kill(self):
-        return self.runners.journals.kill_lock_holder(self.task_id)
+        return self.runners.kill_lock_holder(self.task_id)
 
 
 class FakePreservedDisk(LocalPreservedDisk):

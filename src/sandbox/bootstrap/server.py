@@ -60,7 +60,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import Image
+from sandbox.interfaces.images import FindImage
 from sandbox.interfaces.placement import Host, Placement
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
@@ -68,7 +68,7 @@ from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import probe_lock_async
-from sandbox.placements.local.placement import LocalPlacement
+from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -109,7 +109,7 @@ _log = logging.getLogger(__name__)
 DESCRIPTORS_MAX = 65_536
 """Limit of the server's open files, if the host allows it. Once it is reached, new tasks are rejected with 503."""
 
-RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.bootstrap.runner")
+RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 _RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
     "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
@@ -127,7 +127,7 @@ class ServerDirectories:
 class AgentSupport(NamedTuple):
     """The agents by the key of their manifest section, and the command of a runner that has the same agents.
 
-    One of the command's arguments is `sandbox.bootstrap.runner`, which marks a process as a runner.
+    One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
     """
 
     agents: Mapping[str, Agent]
@@ -333,9 +333,14 @@ def _make_parts(
     upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in support.agents.items()}
     resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, support.agents.values())
     secrets = TaskSecrets(resolver.resolve)
-    # Checked at each launch, because tokens may be created while the server runs.
     launcher = RunnerLauncher(
-        placement, secrets, find_image, prober, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
+        placement,
+        secrets,
+        find_image,
+        prober,
+        upstreams,
+        # Called at each launch, because tokens may be created while the server runs.
+        may_follow_redirects=lambda: not token_store.has_tokens,
     )
     return ServerParts(
         data_dir=data_dir,
@@ -368,7 +373,7 @@ def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories)
     return disk_monitor
 
 
-def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> Callable[[str], Image | None]:
+def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> FindImage:
     return lambda profile: ProfileCatalog(directories.data_dir).find_image(profile, prober.result.tier)
 
 

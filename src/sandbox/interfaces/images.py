@@ -1,6 +1,6 @@
 """Images, the read-only root file systems that profiles resolve to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -46,6 +46,10 @@ class ImageUnusableError(SandboxError):
     """The profile's image is missing, damaged or from a different version of Sandbox, or needs a stronger tier."""
 
     code = "image_unusable"
+
+
+FindImage = Callable[[str], Image | None]
+"""Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
 
 
 class ProfileCatalog(Protocol):

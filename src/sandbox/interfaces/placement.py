@@ -89,6 +89,14 @@ class RunnerUnreachableError(SandboxError):
     retryable = True
 
 
+class RunnerNotStartedError(OSError):
+    """No runner was started, or it did not read its order, for a temporary reason of its host.
+
+    The host has no disk space, process, memory or descriptor to spare, is too busy, or the new runner was killed. The
+    task is not at fault.
+    """
+
+
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
 """The response to a cancel request that came after the agent's exit, whichever process recorded that exit."""
 
@@ -129,7 +137,11 @@ class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unw
 
 
 class RunnerHandle(Protocol):
-    """The runner of one attempt, alive or dead, wherever it runs."""
+    """The runner or finisher of one attempt, alive or dead, wherever it runs.
+
+    A task has one journal for all its attempts, and one lock. `liveness` and `kill` are about the holder of this lock,
+    which is the runner of another attempt if one was launched since. The other methods reach this attempt only.
+    """
 
     @property
     def attempt_id(self) -> str:
@@ -137,7 +149,7 @@ class RunnerHandle(Protocol):
         ...
 
     def liveness(self) -> Liveness:
-        """Whether the runner holds its journal's lock now. Does not wait for other hosts. Raises OSError."""
+        """Whether a process holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError."""
         ...
 
     async def is_responsive(self) -> bool:
@@ -156,7 +168,10 @@ class RunnerHandle(Protocol):
         ...
 
     async def kill(self) -> bool:
-        """Kill (SIGKILL) the runner, which frees its journal's lock. Return whether one held the lock."""
+        """Kill (SIGKILL) the runner that holds the lock of the task's journal, which frees it.
+
+        Return whether there was one. Other holders of the lock, such as a server, are not killed.
+        """
         ...
 
 
@@ -199,12 +214,12 @@ class Placement(Protocol):
         """Start a runner, detached from this process, that takes over the journal.
 
         The runner also holds the lock of `writer` from now on; the caller still closes `writer`. Raises OSError if no
-        runner was started or the runner did not read its order.
+        runner was started or the runner did not read its order: RunnerNotStartedError if a later launch may succeed.
         """
         ...
 
     def find_runner(self, task_id: str, attempt_id: str) -> RunnerHandle:
-        """Return the runner of an attempt. Whether there is one shows `RunnerHandle.liveness`."""
+        """Return the runner of an attempt, whether or not it is alive."""
         ...
 
     def preserved_disk(self, task_id: str, attempt_id: str) -> PreservedDisk:

@@ -16,7 +16,6 @@ from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Jo
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.extent import JournalEnd, find_record_offset, measure_extent
-from sandbox.journal.lock import kill_lock_holder
 from sandbox.journal.reader import has_first_record, read_batch, read_compressed_batch
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.system.files import fsync_path
@@ -125,9 +124,9 @@ class FileJournals:
         assert isinstance(writer, FileJournalWriter)
         return writer.lock_fd
 
-    def kill_lock_holder(self, task_id: str) -> bool:
-        """Kill (SIGKILL) the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
-        return kill_lock_holder(self._directory(task_id) / "lock")
+    def lock_path(self, task_id: str) -> Path:
+        """Return the path of the lock."""
+        return self._directory(task_id) / "lock"
 
     def liveness(self, task_id: str) -> Liveness:
         """Whether a process holds the lock now, HELD or FREE: the kernel of this host always knows. Raises OSError."""

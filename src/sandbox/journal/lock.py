@@ -6,9 +6,7 @@ A process that inherits the descriptor also holds the lock. The kernel releases 
 import errno
 import fcntl
 import os
-import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from sandbox.interfaces.journal import JournalBusyError
@@ -77,61 +75,3 @@ def _try_lock(lock_fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-RUNNER_MODULES = frozenset({b"sandbox.bootstrap.runner", b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments; other holders of the lock have neither. The second is from version 0.1."""
-
-
-def kill_lock_holder(lock: Path) -> bool:
-    """Send KILL to every other runner that holds the exclusive lock of this file. Return whether there was one."""
-    try:
-        found = lock.stat()
-    except FileNotFoundError:
-        return False
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
-    killed = [pid for pid in pids if pid != os.getpid() and _kill_if_holding(pid, found)]
-    return bool(killed)
-
-
-def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
-    if not _holds_lock(pid, lock):
-        return False
-    with suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            # Check again: the pidfd now rules out a later process with the same id.
-            if _holds_lock(pid, lock):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                return True
-        finally:
-            os.close(descriptor)
-    return False
-
-
-def _holds_lock(pid: int, lock: os.stat_result) -> bool:
-    proc_dir = Path("/proc", str(pid))
-    try:
-        if RUNNER_MODULES.isdisjoint((proc_dir / "cmdline").read_bytes().split(b"\0")):
-            return False
-        descriptors = os.listdir(proc_dir / "fdinfo")  # noqa: PTH208
-    except OSError:
-        return False
-    return any(_descriptor_holds_lock(proc_dir, descriptor, lock) for descriptor in descriptors)
-
-
-def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
-    """Check the descriptor itself, not only its fdinfo.
-
-    On overlayfs and btrfs, fdinfo shows the file system's device, which differs from that of each file. Only the fdinfo
-    of the lock's own file is read: a sandbox process can have a runner's argument and files whose fdinfo is 100 MB
-    each. A descriptor that is closed in the meantime does not count; the other ones are checked too.
-    """
-    try:
-        if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):
-            return False
-        # proc(5): one line for each lock of the descriptor.
-        lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
-        return any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
-    except OSError:
-        return False

@@ -1,13 +1,13 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
-from sandbox.interfaces.images import Image, ImageUnusableError
+from sandbox.interfaces.images import FindImage, ImageUnusableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import DebugSession, Placement, PreservedDisk, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.secrets import SecretUnavailableError, matches_fingerprint
@@ -176,7 +176,7 @@ class DebugSessions:
         self,
         preserved_sandboxes: PreservedSandboxes,
         secrets: TaskSecrets,
-        find_image: Callable[[str], Image | None],
+        find_image: FindImage,
         prober: RuntimeProber,
     ) -> None:
         self._preserved_sandboxes = preserved_sandboxes

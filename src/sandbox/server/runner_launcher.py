@@ -2,16 +2,14 @@
 
 import asyncio
 import base64
-import errno
 import logging
 import os
 from collections.abc import Callable, Mapping
 
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import Image, ImageUnusableError
+from sandbox.interfaces.images import FindImage, ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import FinishAttempt, Placement, RunAttempt
-from sandbox.model.disk_space import transient_disk_error
+from sandbox.interfaces.placement import FinishAttempt, Placement, RunAttempt, RunnerNotStartedError
 from sandbox.model.events import AgentExited, AttemptFailed, AttemptStarted, FollowUpSkipped, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import next_follow_up
@@ -22,16 +20,6 @@ from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
-
-FindImage = Callable[[str], Image | None]
-"""Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
-
-_TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
-"""Temporary errors that are not the task's fault.
-
-The host has no process, memory or descriptor to spare, or the runner's pipe broke: the runner was killed before it got
-its order, or the host was too busy.
-"""
 
 
 class RunnerLauncher:
@@ -145,12 +133,12 @@ class RunnerLauncher:
         )
         try:
             return RunnerOwned(await self._placement.launch(order, recorder.writer))
+        except RunnerNotStartedError as error:
+            # The lock is free now. As soon as a finisher can be started, it ends this attempt; another attempt may
+            # follow.
+            _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
+            return Orphaned()
         except OSError as error:
-            if transient_disk_error(error) is not None or error.errno in _TRANSIENT_ERRNOS:
-                # The lock is free now. As soon as a finisher can be started, it ends this attempt; another attempt may
-                # follow.
-                _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
-                return Orphaned()
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
             await asyncio.to_thread(_fail_start, recorder, failure, is_first)
             return Orphaned()

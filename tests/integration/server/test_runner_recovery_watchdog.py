@@ -21,6 +21,7 @@ from sandbox.interfaces.file_layout import runner_socket
 from sandbox.interfaces.journal import Liveness
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
+from sandbox.placements.local.placement import kill_lock_holder
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.store.sqlite import SqliteStore
 
@@ -64,7 +65,7 @@ def test_stopped_runner_is_killed_and_its_lock_released(journals, process, modul
     runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
     assert journals.liveness("task-1") is Liveness.HELD
-    assert journals.kill_lock_holder("task-1")
+    assert kill_lock_holder(journals.lock_path("task-1"))
     assert runner.wait(20) == -signal.SIGKILL
     assert journals.liveness("task-1") is Liveness.FREE
 
@@ -75,13 +76,13 @@ def test_other_processes_are_not_killed(journals, process, tmp_path):
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
     observer = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
     other_holder = hold(journals, process)
-    assert not journals.kill_lock_holder("task-1")
-    assert not journals.kill_lock_holder("task-2")
+    assert not kill_lock_holder(journals.lock_path("task-1"))
+    assert not kill_lock_holder(journals.lock_path("task-2"))
     other_holder.kill()
     other_holder.wait()
     wait_until(lambda: journals.liveness("task-1") is Liveness.FREE, description="the lock to be free")
     writer = journals.open("task-1")
-    assert not journals.kill_lock_holder("task-1")
+    assert not kill_lock_holder(journals.lock_path("task-1"))
     writer.close()
     assert observer.poll() is None
 
@@ -98,6 +99,7 @@ KILL_LOCK_HOLDER_PROGRAM = f"""
 import subprocess, sys
 from pathlib import Path
 from sandbox.journal.journals import FileJournals
+from sandbox.placements.local.placement import kill_lock_holder
 
 journals = FileJournals(Path(sys.argv[1]))
 lock = journals.create("task-1")
@@ -106,7 +108,7 @@ runner = subprocess.Popen(argv, pass_fds=(lock.lock_fd,), stdout=subprocess.PIPE
 lock.close()
 try:
     assert runner.stdout.readline()  # the arguments can be read only after exec
-    assert journals.kill_lock_holder("task-1")
+    assert kill_lock_holder(journals.lock_path("task-1"))
     assert runner.wait(20) == -9
 finally:
     runner.kill()
@@ -221,7 +223,7 @@ def count_pings_before_kill(components, is_responsive, *, pings_min):
         return True
 
     async def scenario():
-        components.runners.is_responsive, components.journals.kill_lock_holder = ping, kill_lock_holder
+        components.runners.is_responsive, components.runners.kill_lock_holder = ping, kill_lock_holder
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")
@@ -252,7 +254,7 @@ def test_finisher_after_a_killed_runner_has_its_own_pings(components):
         return True
 
     async def scenario():
-        components.runners.is_responsive, components.journals.kill_lock_holder = ping, kill_lock_holder
+        components.runners.is_responsive, components.runners.kill_lock_holder = ping, kill_lock_holder
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             async with asyncio.timeout(20):
@@ -275,7 +277,7 @@ async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, 
         return False
 
     async def scenario():
-        components.runners.is_responsive, components.journals.kill_lock_holder = ping, lambda _: False
+        components.runners.is_responsive, components.runners.kill_lock_holder = ping, lambda _: False
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")

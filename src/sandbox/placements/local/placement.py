@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from errno import ETIMEDOUT
 from pathlib import Path
 from typing import Protocol
 
@@ -17,12 +17,23 @@ import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, Liveness
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, Host, Order, RunAttempt
+from sandbox.interfaces.placement import DebugSession, FinishAttempt, Host, Order, RunAttempt, RunnerNotStartedError
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import RunnerSocket
 
+RUNNER_MODULE = "sandbox.bootstrap.runner"
+"""The program of a runner. It must be an argument of the placement's command: it marks a process as a runner."""
+
 ORDER_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
+
+_TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
+"""Reasons of this host for a launch that fails, in addition to those of its disk.
+
+It has no process, memory or descriptor to spare, or the runner's pipe broke: the runner was killed before it got its
+order, or the host was too busy.
+"""
 
 
 class JournalLocks(Protocol):
@@ -36,8 +47,8 @@ class JournalLocks(Protocol):
         """Whether a process holds the lock now. Raises OSError."""
         ...
 
-    def kill_lock_holder(self, task_id: str) -> bool:
-        """Kill the runner that holds the lock. Return whether there was one. Blocks."""
+    def lock_path(self, task_id: str) -> Path:
+        """Return the path of the lock, which may not exist."""
         ...
 
 
@@ -56,11 +67,11 @@ class LocalRunnerHandle(RunnerSocket):
 
     async def kill(self) -> bool:
         """Kill the process that holds the lock. Implements `RunnerHandle.kill`."""
-        return await asyncio.to_thread(self._locks.kill_lock_holder, self._task_id)
+        return await asyncio.to_thread(kill_lock_holder, self._locks.lock_path(self._task_id))
 
 
 class LocalPlacement:
-    """Runs `command` for every order. Implements `interfaces.placement.Placement`."""
+    """Runs `command`, which contains RUNNER_MODULE, for every order. Implements `interfaces.placement.Placement`."""
 
     def __init__(
         self,
@@ -79,7 +90,12 @@ class LocalPlacement:
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
-        await self.start_runner(order, self._locks.lock_descriptor(writer))
+        try:
+            await self.start_runner(order, self._locks.lock_descriptor(writer))
+        except OSError as error:
+            if transient_disk_error(error) is None and error.errno not in _TRANSIENT_ERRNOS:
+                raise
+            raise RunnerNotStartedError(error.errno, error.strerror, error.filename) from error
         return self.find_runner(order.task_id, order.attempt_id)
 
     def find_runner(self, task_id: str, attempt_id: str) -> LocalRunnerHandle:
@@ -167,7 +183,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while data:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError(ETIMEDOUT, "The pipe is not read")
+            raise TimeoutError(errno.ETIMEDOUT, "The pipe is not read")
         data = data[os.write(pipe_fd, data) :]
 
 
@@ -220,3 +236,61 @@ class LocalPreservedDisk(RunnerSocket):
         """Start a runner that inherits the lock. Implements `PreservedDisk.start_session`."""
         assert self._lock_fd is not None
         await self._start_runner(order, self._lock_fd)
+
+
+_RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
+"""Every runner has one of these arguments; other holders of a lock have neither. The second is from version 0.1."""
+
+
+def kill_lock_holder(lock: Path) -> bool:
+    """Send KILL to every other runner that holds the exclusive lock of this file. Return whether there was one."""
+    try:
+        found = lock.stat()
+    except FileNotFoundError:
+        return False
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
+    killed = [pid for pid in pids if pid != os.getpid() and _kill_if_holding(pid, found)]
+    return bool(killed)
+
+
+def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
+    if not _holds_lock(pid, lock):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            # Check again: the pidfd now rules out a later process with the same id.
+            if _holds_lock(pid, lock):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _holds_lock(pid: int, lock: os.stat_result) -> bool:
+    proc_dir = Path("/proc", str(pid))
+    try:
+        if _RUNNER_MODULES.isdisjoint((proc_dir / "cmdline").read_bytes().split(b"\0")):
+            return False
+        descriptors = os.listdir(proc_dir / "fdinfo")  # noqa: PTH208
+    except OSError:
+        return False
+    return any(_descriptor_holds_lock(proc_dir, descriptor, lock) for descriptor in descriptors)
+
+
+def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
+    """Check the descriptor itself, not only its fdinfo.
+
+    On overlayfs and btrfs, fdinfo shows the file system's device, which differs from that of each file. Only the fdinfo
+    of the lock's own file is read: a sandbox process can have a runner's argument and files whose fdinfo is 100 MB
+    each. A descriptor that is closed in the meantime does not count; the other ones are checked too.
+    """
+    try:
+        if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):
+            return False
+        # proc(5): one line for each lock of the descriptor.
+        lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
+        return any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
+    except OSError:
+        return False

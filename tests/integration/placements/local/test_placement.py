@@ -19,7 +19,14 @@ import pytest
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import CancelOrder, DebugSession, Host, RunAttempt, RunnerUnreachableError
+from sandbox.interfaces.placement import (
+    CancelOrder,
+    DebugSession,
+    Host,
+    RunAttempt,
+    RunnerNotStartedError,
+    RunnerUnreachableError,
+)
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
@@ -269,17 +276,18 @@ async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
 
 
 @pytest.mark.parametrize(
-    ("code", "error"),
-    [("", BrokenPipeError), ("import time; time.sleep(60)", TimeoutError)],
+    ("code", "error_number"),
+    [("", errno.EPIPE), ("import time; time.sleep(60)", errno.ETIMEDOUT)],
     ids=["exits first", "never reads"],
 )
-async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error):
-    monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)
+async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error_number):
+    monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error_number == errno.ETIMEDOUT else SECONDS)
     before = children()
 
     async def launch():
-        with pytest.raises(error, match="did not accept its order") as refused:
+        with pytest.raises(RunnerNotStartedError, match="did not accept its order") as refused:
             await placement_of(run_dir, code).launch(order_for(run_dir, "k" * 300_000), lock_fd)
+        assert refused.value.errno == error_number
         await until(lambda: children() <= before)
         return refused.value
 
@@ -329,6 +337,23 @@ async def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lo
         await placement.launch(order_for(run_dir), lock_fd)
     monkeypatch.undo()
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("error_number", "is_temporary"),
+    [(number, True) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ENFILE)]
+    + [(number, False) for number in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)],
+)
+async def test_temporary_reasons_of_a_failed_start_are_distinguished(
+    run_dir, lock_fd, monkeypatch, error_number, is_temporary
+):
+    def refuse(*_, **__):
+        raise OSError(error_number, "refused")
+
+    monkeypatch.setattr("sandbox.placements.local.placement.subprocess.Popen", refuse)
+    with pytest.raises(OSError, match="refused") as refused:
+        await make_placement(run_dir, ["true"]).launch(order_for(run_dir), lock_fd)
+    assert (refused.value.errno, isinstance(refused.value, RunnerNotStartedError)) == (error_number, is_temporary)
 
 
 async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, monkeypatch):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sandbox.journal import lock
+from sandbox.placements.local.placement import _descriptor_holds_lock
 
 _FDINFO_WITH_LOCK = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 00:29:1234 0 EOF\n"
 
@@ -19,8 +19,8 @@ def process_with(proc_directory: Path, file: Path, info: str) -> Path:
 def test_lock_holder_is_found(tmp_path: Path):
     journal = tmp_path / "journal"
     journal.touch()
-    assert lock._descriptor_holds_lock(process_with(tmp_path / "1", journal, _FDINFO_WITH_LOCK), "3", journal.stat())
-    assert not lock._descriptor_holds_lock(process_with(tmp_path / "2", journal, "pos:\t0\n"), "3", journal.stat())
+    assert _descriptor_holds_lock(process_with(tmp_path / "1", journal, _FDINFO_WITH_LOCK), "3", journal.stat())
+    assert not _descriptor_holds_lock(process_with(tmp_path / "2", journal, "pos:\t0\n"), "3", journal.stat())
 
 
 def test_fdinfo_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
@@ -30,5 +30,5 @@ def test_fdinfo_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
     process = process_with(tmp_path / "1", other, _FDINFO_WITH_LOCK)
     read = []
     monkeypatch.setattr(Path, "read_text", lambda path: read.append(path) or _FDINFO_WITH_LOCK)
-    assert not lock._descriptor_holds_lock(process, "3", journal.stat())
+    assert not _descriptor_holds_lock(process, "3", journal.stat())
     assert read == []
