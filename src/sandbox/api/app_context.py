@@ -11,29 +11,14 @@ from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
 from sandbox.api.streaming.stream_cache import StreamCache
-from sandbox.interfaces.tasks import (
-    Administration,
-    Submissions,
-    TaskArtifacts,
-    TaskCancellation,
-    TaskEvents,
-    TaskQueries,
-    TaskSandboxes,
-    TaskServices,
-)
+from sandbox.interfaces.tasks import TaskServices
 
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
     """Dependencies of the routes. Every stream ends once `shutting_down` is set."""
 
-    submissions: Submissions
-    tasks: TaskQueries
-    cancellation: TaskCancellation
-    events: TaskEvents
-    artifacts: TaskArtifacts
-    sandboxes: TaskSandboxes
-    administration: Administration
+    services: TaskServices
     settings: ApiSettings
     shutting_down: asyncio.Event
     authenticator: Authenticator
@@ -49,20 +34,8 @@ class AppContext:
         authenticator: Authenticator,
     ) -> "AppContext":
         """Return the context of one server, with its own metrics and buffers of streams."""
-        return cls(
-            submissions=services.submissions,
-            tasks=services.tasks,
-            cancellation=services.cancellation,
-            events=services.events,
-            artifacts=services.artifacts,
-            sandboxes=services.sandboxes,
-            administration=services.administration,
-            settings=settings,
-            shutting_down=shutting_down,
-            authenticator=authenticator,
-            metrics=ServerMetrics(settings.version),
-            stream_cache=StreamCache(services.events),
-        )
+        metrics, stream_cache = ServerMetrics(settings.version), StreamCache(services.events)
+        return cls(services, settings, shutting_down, authenticator, metrics, stream_cache)
 
 
 async def get_context(connection: HTTPConnection) -> AppContext:

@@ -22,10 +22,10 @@ async def send_proof_bundle(request: Request, context: AppContext) -> Response:
     """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
     sees_all = get_caller(request).is_operator
     async with fair_share.thread_slot():
-        task = await context.tasks.status(request.path_params["task_id"])
+        task = await context.services.tasks.status(request.path_params["task_id"])
         stored = [
             one
-            for one in await context.artifacts.list_artifacts(task.id)
+            for one in await context.services.artifacts.list_artifacts(task.id)
             if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
         ]
         manifest = await fair_share.to_thread(

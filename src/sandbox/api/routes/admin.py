@@ -18,7 +18,7 @@ router = create_router("Administration")
 @router.get(paths.DRAIN, responses=problem_responses())
 async def get_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Whether the server is draining, and the progress of the drain."""
-    return _drain_response(await context.administration.drain_status())
+    return _drain_response(await context.services.administration.drain_status())
 
 
 @router.post(paths.DRAIN, responses=problem_responses(503))
@@ -27,13 +27,13 @@ async def begin_drain(context: ContextDep) -> JsonResponse[DrainBody]:
 
     Running tasks continue.
     """
-    return _drain_response(await context.administration.drain())
+    return _drain_response(await context.services.administration.drain())
 
 
 @router.delete(paths.DRAIN, responses=problem_responses(503))
 async def undo_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Accept and start tasks again."""
-    return _drain_response(await context.administration.undo_drain())
+    return _drain_response(await context.services.administration.undo_drain())
 
 
 def _drain_response(draining: DrainStatus) -> JsonResponse[DrainBody]:
@@ -70,7 +70,7 @@ async def prune_tasks(
     """Remove finished tasks and their data. Without limits in the request, the server's retention settings apply."""
     bounds = (older_than_seconds, keep, max_bytes)
     retention = None if bounds == (None, None, None) else Retention(*bounds)
-    pruned = await context.administration.prune(retention, dry_run=dry_run)
+    pruned = await context.services.administration.prune(retention, dry_run=dry_run)
     items: list[PrunedTaskBody] = [
         {
             "id": one.id,

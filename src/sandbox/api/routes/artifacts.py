@@ -57,7 +57,7 @@ router = create_router("Artifacts")
 async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ArtifactListBody]:
     """List the artifacts of a task."""
     async with fair_share.thread_slot():
-        stored = await context.artifacts.list_artifacts(task_id)
+        stored = await context.services.artifacts.list_artifacts(task_id)
         return await fair_share.to_thread(_artifact_list_response, task_id, stored)
 
 
@@ -101,7 +101,7 @@ async def download_artifact(
 ) -> Response:
     """Download an artifact by its name, else by its path. Artifacts that contain a secret require the role operator."""
     async with fair_share.thread_slot():
-        stored = await context.artifacts.find_artifact(task_id, name)
+        stored = await context.services.artifacts.find_artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
     stat_result = await fair_share.to_thread(_stat_regular_file, stored.file)

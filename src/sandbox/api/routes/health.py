@@ -36,7 +36,7 @@ async def get_liveness(context: ContextDep) -> JsonResponse[AliveBody]:
 @router.get(paths.HEALTH, responses=problem_responses())
 async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
     """Health of the server, in detail."""
-    health = await context.administration.health()
+    health = await context.services.administration.health()
     reasons = not_ready_reasons(health, context)
     body: HealthBody = {
         "status": "degraded" if reasons else "ok",
@@ -58,7 +58,7 @@ async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
 @router.get(paths.READINESS, responses=problem_responses(503))
 async def get_readiness(request: Request, context: ContextDep) -> JsonResponse[ReadyBody] | Response:
     """Readiness: whether the server can accept and run tasks; 503 if it cannot."""
-    health = await context.administration.health()
+    health = await context.services.administration.health()
     reasons = not_ready_reasons(health, context)
     if not reasons:
         return JsonResponse({"status": "ready"})
@@ -110,6 +110,6 @@ def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
 )
 async def get_metrics(context: ContextDep) -> Response:
     """Metrics in Prometheus format."""
-    health = await context.administration.health()
+    health = await context.services.administration.health()
     is_ready = not not_ready_reasons(health, context)
     return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

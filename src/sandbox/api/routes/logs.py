@@ -146,7 +146,7 @@ async def get_logs(
     query: Annotated[LogQuery, Query()],
 ) -> Response:
     """The agent's output and the events of the task, in the order of `seq`."""
-    task = await context.tasks.status(task_id)
+    task = await context.services.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
     encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
     last_event_id = parse_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
@@ -156,9 +156,9 @@ async def get_logs(
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _find_tail_start(context.events, task, start, query.tail, encoder)
+        start = await _find_tail_start(context.services.events, task, start, query.tail, encoder)
     if not query.follow:
-        return EventStreamResponse(encode_each(context.events.replay(task_id, after=start), encoder), _TEXT)
+        return EventStreamResponse(encode_each(context.services.events.replay(task_id, after=start), encoder), _TEXT)
     return EventStreamResponse(
         context.stream_cache.follow(task, encoder, after=start),
         media_type,

@@ -77,7 +77,7 @@ async def list_tasks(
     """List tasks. `label.KEY=VALUE` selects tasks by label; if it is repeated, a task must have all of the labels."""
     task_query = parse_query(query, request.query_params)
     async with fair_share.thread_slot():
-        page = await query_page(context.tasks, task_query, request.query_params)
+        page = await query_page(context.services.tasks, task_query, request.query_params)
         return await fair_share.to_thread(_list_response, page, task_query, is_operator=get_caller(request).is_operator)
 
 

@@ -121,17 +121,18 @@ async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = 
 async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _Submitted:
     content = await read_body(request)
     idempotency = read_idempotency(request, content)
-    if idempotency is not None and not dry_run and (before := await context.submissions.find_submission(idempotency)):
+    submissions = context.services.submissions
+    if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
     manifest = await fair_share.to_thread(_parse_submission, content, request, context)
     require_valid_credentials(request, context.authenticator)
     if dry_run:
-        await context.submissions.check_acceptance(manifest)
+        await submissions.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
         body: DryRunBody = {"dry_run": True, "message": message, "definition": definition_body(manifest)}
         return JsonResponse(body)
-    return _submitted_response(await context.submissions.submit(manifest, idempotency))
+    return _submitted_response(await submissions.submit(manifest, idempotency))
 
 
 def _submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
@@ -164,11 +165,11 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
 @router.get(paths.TASK, responses=problem_responses(404, 503))
 async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[TaskBody]:
     """The status of a task."""
-    return JsonResponse(await _current_task_body(request, context, await context.tasks.status(task_id)))
+    return JsonResponse(await _current_task_body(request, context, await context.services.tasks.status(task_id)))
 
 
 async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:
-    return await task_body(context.sandboxes, task, is_operator=get_caller(request).is_operator)
+    return await task_body(context.services.sandboxes, task, is_operator=get_caller(request).is_operator)
 
 
 @router.get(paths.WAIT, responses=problem_responses(404, 503))
@@ -179,7 +180,7 @@ async def wait_for_task(
     timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Maximum time to wait, in seconds")] = 60,  # noqa: ASYNC109
 ) -> JsonResponse[TaskBody]:
     """Wait until a task has ended, or for the timeout; returns its status."""
-    waiting = asyncio.create_task(context.tasks.wait(task_id, timeout))
+    waiting = asyncio.create_task(context.services.tasks.wait(task_id, timeout))
     interruptions = [
         asyncio.create_task(context.shutting_down.wait()),
         asyncio.create_task(wait_for_disconnect(request.receive)),
@@ -187,7 +188,7 @@ async def wait_for_task(
     try:
         await asyncio.wait([waiting, *interruptions], return_when=asyncio.FIRST_COMPLETED)
         return JsonResponse(
-            await _current_task_body(request, context, await _wait_result(waiting, context.tasks, task_id))
+            await _current_task_body(request, context, await _wait_result(waiting, context.services.tasks, task_id))
         )
     finally:
         for task in (waiting, *interruptions):
@@ -207,7 +208,9 @@ async def cancel_task(
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     require_valid_credentials(request, context.authenticator)
-    cancellation = await context.cancellation.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
+    cancellation = await context.services.cancellation.cancel(
+        task_id, reason=cancel_request.reason, force=cancel_request.force
+    )
     body: CancelledBody = {
         "success": True,
         "task_id": cancellation.task.id,
@@ -222,7 +225,7 @@ async def cancel_task(
 @router.delete(paths.VM, responses=problem_responses(404, 503))
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ReleasedBody]:
     """Remove the preserved sandbox of a task and free its disk space."""
-    await context.sandboxes.release(task_id)
+    await context.services.sandboxes.release(task_id)
     message = f"The preserved sandbox of task {task_id} is released."
     body: ReleasedBody = {"success": True, "task_id": task_id, "message": message}
     return JsonResponse(body)

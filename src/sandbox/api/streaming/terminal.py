@@ -41,7 +41,7 @@ async def serve_terminal(websocket: WebSocket) -> None:
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
     order = parse_terminal_order(websocket.query_params)
-    connection = await context.sandboxes.open_terminal(task_id, order)
+    connection = await context.services.sandboxes.open_terminal(task_id, order)
     _log.info("A terminal was opened", extra={"kind": "agent" if order.is_agent_terminal else "shell"})
     try:
         with context.metrics.track_stream("websocket"):

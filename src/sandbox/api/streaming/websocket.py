@@ -91,8 +91,10 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
 async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[Messages]:
     encoder = WebSocketEncoder(request.types)
     if request.task_id is None:
-        return encode_each(context.events.follow_all(), encoder)
-    return context.stream_cache.follow(await context.tasks.status(request.task_id), encoder, after=request.after)
+        return encode_each(context.services.events.follow_all(), encoder)
+    return context.stream_cache.follow(
+        await context.services.tasks.status(request.task_id), encoder, after=request.after
+    )
 
 
 async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:

@@ -29,7 +29,7 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the manifest editor with a template, or with the manifest of the task to run again."""
     again = request.query_params.get("from")
     async with fair_share.thread_slot():
-        task = await context.tasks.status(again) if again else None
+        task = await context.services.tasks.status(again) if again else None
         return await fair_share.to_thread(_render_submit, request, task, context.settings.agents)
 
 

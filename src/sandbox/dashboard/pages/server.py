@@ -38,8 +38,8 @@ async def show_server(request: Request, context: AppContext) -> Response:
 
 
 async def _render_server(request: Request, context: AppContext) -> Response:
-    health = await context.administration.health()
-    ended, is_cut = await _finished_tasks(context.tasks)
+    health = await context.services.administration.health()
+    ended, is_cut = await _finished_tasks(context.services.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
     return await fair_share.to_thread(
         render_page,

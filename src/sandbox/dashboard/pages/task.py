@@ -53,7 +53,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 
 
 async def _render_task(request: Request, context: AppContext) -> Response:
-    task = await context.tasks.status(request.path_params["task_id"])
+    task = await context.services.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
     agents = context.settings.agents
     manifest_text = await fair_share.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
@@ -69,10 +69,10 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         took=_total_duration(task),
         failure=error_fields(task, is_operator=is_operator),
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
-        artifacts=await context.artifacts.list_artifacts(task.id),
+        artifacts=await context.services.artifacts.list_artifacts(task.id),
         patch=f"{task.id}.patch",
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
-        is_kept=await context.sandboxes.has_preserved_sandbox(task),
+        is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
     )
 
 
@@ -107,7 +107,7 @@ class PageEncoder:
 
 async def send_events(request: Request, context: AppContext) -> Response:
     """Send the events after `after` or the Last-Event-ID, then live events until the task's end."""
-    task = await context.tasks.status(request.path_params["task_id"])
+    task = await context.services.tasks.status(request.path_params["task_id"])
     resumed = parse_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
     after = (parse_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
     is_finished = task.state.is_final
@@ -115,7 +115,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
         return Response(status_code=204)
     encoder = PageEncoder()
     return EventStreamResponse(
-        _encode_batches(context.events.replay(task.id, after=after), encoder)
+        _encode_batches(context.services.events.replay(task.id, after=after), encoder)
         if is_finished
         else context.stream_cache.follow(task, encoder, after=after),
         "text/event-stream",

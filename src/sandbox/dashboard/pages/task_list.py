@@ -65,9 +65,9 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
 
 
 async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
-    page = await query_page(context.tasks, query, request.query_params)
-    health = await context.administration.health()
-    waiting = await _pending_tasks(context.tasks)
+    page = await query_page(context.services.tasks, query, request.query_params)
+    health = await context.services.administration.health()
+    waiting = await _pending_tasks(context.services.tasks)
     return await fair_share.to_thread(
         render_page,
         request,
