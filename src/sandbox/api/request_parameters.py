@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from fastapi.dependencies.utils import get_flat_params
@@ -19,7 +19,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
-from sandbox.interfaces.store import Cursor, TaskQuery
+from sandbox.interfaces.store import Cursor, Order, Sort, TaskQuery
 from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.field_formats import VISIBLE
@@ -86,9 +86,6 @@ def _unknown_param_message(name: str, known: Collection[str], patterns: Collecti
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
     return f"is unknown{suggestion}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
 
-
-Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
-Order = Literal["asc", "desc"]
 
 CURSOR_LENGTH_MAX = 2048
 

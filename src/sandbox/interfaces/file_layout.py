@@ -1,5 +1,7 @@
 """File layout: a task's files below the data directory, its runner's socket below the run directory."""
 
+import base64
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,14 @@ def tasks_root(data_dir: Path) -> Path:
 def pruned_root(data_dir: Path) -> Path:
     """The directory with the files of pruned tasks that the janitor has not deleted yet."""
     return data_dir / "pruned"
+
+
+ATTEMPT_ID_PATTERN = "[a-z2-7]{12}"
+
+
+def new_attempt_id() -> str:
+    """Return a random id of an attempt or a probe: twelve base32 characters (60 bits)."""
+    return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 
 def runner_socket(run_dir: Path, attempt_id: str) -> Path:

@@ -64,6 +64,10 @@ class Cursor:
     task_id: str
 
 
+Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
+Order = Literal["asc", "desc"]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
     """Filter, order and page of a task list. Ties are broken by id.
@@ -73,11 +77,16 @@ class TaskQuery:
 
     states: frozenset[TaskState] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
-    sort: Literal["created_at", "started_at", "state_changed_at", "name"] = "created_at"
-    order: Literal["asc", "desc"] = "desc"
+    sort: Sort = "created_at"
+    order: Order = "desc"
     limit: int = 100
     offset: int = 0
     cursor: Cursor | None = None
+
+    @classmethod
+    def oldest_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":
+        """Return a query for tasks in these states, those that changed longest ago first."""
+        return cls(states, sort="state_changed_at", order="asc", cursor=cursor)
 
 
 @dataclass(frozen=True, slots=True)

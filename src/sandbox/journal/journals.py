@@ -6,7 +6,6 @@ plain file is used. Readers try it first: it is removed only after the compresse
 
 import errno
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,9 +17,8 @@ from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.extent import JournalEnd, find_record_offset, measure_extent
 from sandbox.journal.reader import has_first_record, read_batch, read_compressed_batch
 from sandbox.journal.writer import FileJournalWriter
+from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.system.files import fsync_path
-
-_TASK_ID = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class FileJournals:
@@ -138,12 +136,12 @@ class FileJournals:
             names = sorted(path.name for path in tasks_root(self._data_dir).iterdir())
         except FileNotFoundError:
             return []
-        known = (name for name in names if _TASK_ID.fullmatch(name))
+        known = (name for name in names if is_task_id(name))
         return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
         """Return the directory. The id is checked again, so a bug in the manifest's rules cannot yield another path."""
-        if not _TASK_ID.fullmatch(task_id):
+        if not is_task_id(task_id):
             raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
         return TaskLayout(self._data_dir, task_id).root / "journal"
 

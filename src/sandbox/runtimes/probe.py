@@ -1,13 +1,12 @@
 """Probes a runtime: creates a sandbox with an execute-only program, like an agent's, and confines a host program."""
 
 import asyncio
-import base64
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE, probe_directory
+from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE, new_attempt_id, probe_directory
 from sandbox.interfaces.runtime import (
     Command,
     ConfinedCommand,
@@ -46,7 +45,7 @@ async def run_probe(
     """
     import shutil
 
-    attempt_id = _new_attempt_id()
+    attempt_id = new_attempt_id()
     disk = probe_directory(run_dir, attempt_id)
     try:
         async with asyncio.timeout(within_seconds):
@@ -78,7 +77,7 @@ async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | Non
 async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str | None:
     import shutil
 
-    attempt_id = _new_attempt_id()
+    attempt_id = new_attempt_id()
     directory = probe_directory(run_dir, attempt_id)
     spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES_MAX, [directory])
     try:
@@ -118,10 +117,6 @@ async def _run_git(confinement: Confinement, directory: Path) -> int:
         )
     finally:
         os.close(devnull_fd)
-
-
-def _new_attempt_id() -> str:
-    return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
 def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:

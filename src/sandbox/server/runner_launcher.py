@@ -1,11 +1,10 @@
 """Starts the runners of attempts."""
 
 import asyncio
-import base64
 import logging
-import os
 from collections.abc import Callable, Mapping
 
+from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import FindImage, ImageUnusableError
 from sandbox.interfaces.journal import Recorder
@@ -163,11 +162,6 @@ class RunnerLauncher:
         return self._placement.host.attempt_started(
             new_attempt_id(), self._prober.result.runtime, number=task.attempt_count + 1, resumes=resumes
         )
-
-
-def new_attempt_id() -> str:
-    """Return a random attempt id: twelve base32 characters (60 bits)."""
-    return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:

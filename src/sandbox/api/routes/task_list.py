@@ -15,14 +15,12 @@ from sandbox.api.openapi import create_router, declare_parameters, problem_respo
 from sandbox.api.request_parameters import (
     CURSOR_LENGTH_MAX,
     CURSOR_PATTERN,
-    Order,
-    Sort,
     decode_cursor,
     encode_cursor,
 )
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
-from sandbox.interfaces.store import TaskPage, TaskQuery
+from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody

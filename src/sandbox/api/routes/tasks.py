@@ -29,7 +29,7 @@ from sandbox.api.task_json import definition_body, task_body
 from sandbox.interfaces.tasks import Submission, TaskQueries
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE
-from sandbox.model.manifest.parser import parse_manifest
+from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
@@ -69,10 +69,10 @@ _SUBMITTED_HEADERS = {
 _MANIFEST = component_ref("Manifest")
 _WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
-    for name, schema in (("manifest", _MANIFEST), ("manifest_yaml", {"type": "string"}))
+    for name, schema in ((WRAPPED_MANIFEST, _MANIFEST), (WRAPPED_TEXT, {"type": "string"}))
 ]
 _MANIFEST_BODY = request_body(
-    'The manifest. JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.',
+    f'The manifest. JSON may also be wrapped as `{{"{WRAPPED_MANIFEST}": {{…}}}}` or `{{"{WRAPPED_TEXT}": "…"}}`.',
     required=True,
     application_yaml=_MANIFEST,
     application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},

@@ -93,12 +93,17 @@ def _check_label_key(value: str) -> str | None:
 _TASK_ID = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
 
 
+def is_task_id(text: str) -> bool:
+    """Whether the text has the format of a task id, which is also a safe path component."""
+    return re.fullmatch(_TASK_ID, text) is not None and ".." not in text
+
+
 def _check_task_id(value: str) -> str | None:
     if value == "":
         return None
     if value == "stream":
         return "'stream' is reserved; choose another id"
-    if not re.fullmatch(_TASK_ID, value) or ".." in value:
+    if not is_task_id(value):
         return "must be 1 to 128 letters, digits, '.', '_' or '-', start and end with a letter or digit, without '..'"
     return None
 

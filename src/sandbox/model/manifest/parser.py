@@ -184,7 +184,9 @@ __all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_documen
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles, all of which are usable."""
 
-_WRAPPERS = ("manifest", "manifest_yaml")
+WRAPPED_MANIFEST = "manifest"
+WRAPPED_TEXT = "manifest_yaml"
+"""The only key of a JSON body that wraps a manifest: its value is the manifest, or the manifest's text."""
 
 
 def parse_manifest(
@@ -274,13 +276,13 @@ def _location_of_byte(body: bytes, index: int) -> SourceLocation:
 
 def _unwrap(text: str, *, is_json: bool) -> Any:
     root = _read_json_or_yaml(text, is_json=is_json)
-    if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in _WRAPPERS:
+    if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in (WRAPPED_MANIFEST, WRAPPED_TEXT):
         return root
     wrapped = root[0]
-    if wrapped.key == "manifest":
+    if wrapped.key == WRAPPED_MANIFEST:
         return wrapped.value
     if not isinstance(wrapped.value, str):
-        reject("must contain the text of a manifest in manifest_yaml", rule="type")
+        reject(f"must contain the text of a manifest in {WRAPPED_TEXT}", rule="type")
     # Encode it again, so the same checks apply; they also reject lone surrogates.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
+from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN, AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
@@ -107,7 +107,7 @@ def _try_lock(descriptor: int, operation: int) -> bool:
     return True
 
 
-_ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
+_ATTEMPT_SOCKET = re.compile(rf"({ATTEMPT_ID_PATTERN})\.(sock|files)")
 """A runner's control socket, and the socket for a guest's files, which exists briefly while the guest is created."""
 
 
