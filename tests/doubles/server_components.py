@@ -42,7 +42,6 @@ from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import ServerParts, TaskServer
-from sandbox.system.files import fsync_path
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
@@ -254,7 +253,7 @@ class ServerComponents:
             drain=Drain(self.data_dir),
             preserved_sandboxes=preserved,
             debug_sessions=DebugSessions(preserved, secrets, self.find_image, prober),
-            pruner=Pruner(self.data_dir, self.journals, self.store, preserved, clock, self.remove_files, fsync_path),
+            pruner=Pruner(self.data_dir, self.journals, self.store, preserved, clock, self.remove_files),
             convert_line=convert_recorded_line,
             retention=Retention(),
             permanent_reasons=self.permanent_reasons,

@@ -123,7 +123,7 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         try:
             update_index(journals, store)
             preserved_files = PreservedFiles(data_dir)
-            pruner = Pruner(data_dir, journals, store, preserved_files, clock, remove_trees, fsync_path)
+            pruner = Pruner(data_dir, journals, store, preserved_files, clock, remove_trees)
             return asyncio.run(pruner.prune(retention, dry_run=dry_run))
         finally:
             store.close()

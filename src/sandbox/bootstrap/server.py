@@ -83,7 +83,6 @@ from sandbox.server.scheduler import Scheduler
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import ServerParts, TaskServer
 from sandbox.store.sqlite import SqliteStore
-from sandbox.system.files import fsync_path
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
@@ -355,7 +354,7 @@ def _make_parts(
         drain=Drain(data_dir),
         preserved_sandboxes=preserved,
         debug_sessions=DebugSessions(preserved, secrets, find_image, prober),
-        pruner=Pruner(data_dir, journals, store, preserved, clock, remove_trees, fsync_path),
+        pruner=Pruner(data_dir, journals, store, preserved, clock, remove_trees),
         convert_line=partial(_convert_line, support.agents),
         retention=settings.retention.retention,
         permanent_reasons=_permanent_blocked_reasons(support.agents, upstreams),

@@ -1,11 +1,11 @@
 """Drain mode: the server finishes running tasks and starts none."""
 
-import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.interfaces.tasks import UnavailableError
+from sandbox.system.files import fsync_path, replace_durably
 
 DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
 
@@ -30,7 +30,7 @@ class Drain:
         with self._lock:
             try:
                 self._file.unlink(missing_ok=True)
-                self._sync_directory()
+                fsync_path(self._file.parent)
             except OSError as error:
                 raise UnavailableError(f"The drain could not be undone: {error}; try again.") from error
             self.since = None
@@ -38,12 +38,8 @@ class Drain:
     def _write(self, now: datetime) -> None:
         part = self._file.with_suffix(".part")
         try:
-            with part.open("w") as file:
-                file.write(now.astimezone(UTC).isoformat())
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._file)
-            self._sync_directory()
+            part.write_text(now.astimezone(UTC).isoformat())
+            replace_durably(part, self._file)
         except OSError as error:
             raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
 
@@ -55,10 +51,3 @@ class Drain:
             return None
         except (OSError, ValueError):
             return datetime.fromtimestamp(0, UTC)
-
-    def _sync_directory(self) -> None:
-        directory_fd = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory_fd)
-        finally:
-            os.close(directory_fd)

@@ -41,7 +41,7 @@ class JournalCompressor:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
         cursor, is_busy = self._compressed_until, False
         while True:
-            query = TaskQuery(FINAL_STATES, sort="state_changed_at", order="asc", cursor=cursor)
+            query = TaskQuery.oldest_first(FINAL_STATES, cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

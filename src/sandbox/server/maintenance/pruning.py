@@ -29,6 +29,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes
 from sandbox.system.daemon_thread import run_in_daemon_thread
+from sandbox.system.files import fsync_path
 
 T = TypeVar("T")
 
@@ -105,10 +106,7 @@ class PruneSelector:
 
 
 class Pruner:
-    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox.
-
-    flush: flushes a directory's entries to disk.
-    """
+    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
 
     def __init__(
         self,
@@ -118,7 +116,6 @@ class Pruner:
         preserved_files: PreservedFiles,
         clock: Clock,
         remove: RemovePaths,
-        flush: Callable[[Path], None],
     ) -> None:
         self._data_dir = data_dir
         self._journals = journals
@@ -126,7 +123,6 @@ class Pruner:
         self._preserved_files = preserved_files
         self._clock = clock
         self._remove_paths = remove
-        self._flush = flush
         self._lock = asyncio.Lock()
         self._size_measurement = SingleFlight(self._measure_sizes)
 
@@ -199,7 +195,7 @@ class Pruner:
         selector = PruneSelector(replace(retention, max_bytes=None), self._clock.now(), tasks_count, 0)
         cursor: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._store.query, _oldest_first(FINAL_STATES, cursor))
+            page = await asyncio.to_thread(self._store.query, TaskQuery.oldest_first(FINAL_STATES, cursor))
             skipped |= page.damaged
             for task in page.tasks:
                 if not selector.should_prune(task.state_changed_at):
@@ -258,7 +254,7 @@ class Pruner:
     def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
         cursor: Cursor | None = None
         while True:
-            page = self._store.query(_oldest_first(states, cursor))
+            page = self._store.query(TaskQuery.oldest_first(states, cursor))
             skipped |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:
@@ -296,7 +292,7 @@ class Pruner:
         directory = TaskLayout(self._data_dir, task_id).root
         if directory.exists():
             directory.rename(pruned_directory / f"{task_id}.{secrets.token_hex(4)}")
-            self._flush(directory.parent)
+            fsync_path(directory.parent)
 
     def _make_directory(self) -> Path:
         directory = pruned_root(self._data_dir)
@@ -328,10 +324,6 @@ class Pruner:
             except OSError as error:
                 failure = error_reason(error)
         return failure
-
-
-def _oldest_first(states: frozenset[TaskState], cursor: Cursor | None) -> TaskQuery:
-    return TaskQuery(states, sort="state_changed_at", order="asc", cursor=cursor)
 
 
 def disk_usage_bytes(directory: Path) -> int:
@@ -366,9 +358,7 @@ class PreservationExpiry:
         """Release all expired sandboxes."""
         ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
-            query = TaskQuery(
-                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=cursor
-            )
+            query = TaskQuery.oldest_first(_PRESERVED_STATES, cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:

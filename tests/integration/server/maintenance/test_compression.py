@@ -3,8 +3,8 @@
 import asyncio
 import os
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
 
@@ -114,7 +114,8 @@ def test_compression_continues_after_a_full_disk(stored, components, monkeypatch
 
 
 def test_locked_journal_is_compressed_in_a_later_sweep(stored, components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.maintenance.compression.TaskQuery", partial(TaskQuery, limit=1))
+    oldest_first = TaskQuery.oldest_first
+    monkeypatch.setattr(TaskQuery, "oldest_first", lambda *query: replace(oldest_first(*query), limit=1))
     compressor = JournalCompressor(components.journals, components.store, components.clock)
     with stored.journals.try_lock("old-1"):
         asyncio.run(compressor.sweep())
