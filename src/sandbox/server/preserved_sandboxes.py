@@ -233,7 +233,8 @@ class DebugSessions:
             await asyncio.sleep(_SHELL_POLL_SECONDS)
         if is_unknown:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
-        raise UnavailableError(f"The preserved sandbox of task {task.id} could not be started; see its runner.log.")
+        problem = f"The preserved sandbox of task {task.id} could not be started"
+        raise UnavailableError(f"{problem}; the administrator of the server finds the reason in its runner's log.")
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""

@@ -194,7 +194,7 @@ class TrackedTask:
 
 
 TrackedTasks = Mapping[str, TrackedTask]
-"""The unfinished tasks that the tailer follows, by id, for readers. Only the tailer adds and removes tasks."""
+"""The tasks that the tailer follows until it has published their end, by id. Only the tailer adds and removes them."""
 
 
 class KeyedLock:
