@@ -165,6 +165,23 @@ def test_each_module_has_a_docstring(trees: dict[Path, ast.Module]):
     assert [str(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
 
 
+def broken_sentences(tree: ast.Module) -> Iterator[str]:
+    """Paragraphs of docstrings that continue a sentence of the paragraph before them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield from re.findall(r"[^.:!?)`\s]\s*\n[ \t]*\n\s*([a-z].*)", node.value.value)
+
+
+def test_docstrings_have_no_blank_line_in_a_sentence(root: Path, trees: dict[Path, ast.Module]):
+    tests = {path: ast.parse(path.read_text()) for path in sorted((root / "tests").rglob("*.py"))}
+    assert {str(path): found for path, tree in (trees | tests).items() if (found := [*broken_sentences(tree)])} == {}
+
+
+def test_broken_sentence_is_found():
+    source = '"""One sentence that\n\n    goes on."""\n\ndef f():\n    """Whole.\n\n    size: in bytes.\n    """\n'
+    assert [*broken_sentences(ast.parse(source))] == ["goes on."]
+
+
 def test_no_module_has_a_meaningless_name(modules: list[Path]):
     names = {part.removesuffix(".py") for path in modules for part in path.relative_to(path.parents[-2]).parts}
     assert names & MEANINGLESS_NAMES == set()

@@ -232,9 +232,9 @@ PATCH_BYTES_MAX = 256 * 1024 * 1024
 """A patch; content beyond it is left out and kept as files (`patch_truncated`)."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""All files of a task that match its patterns, together. A file beyond this limit is skipped, and an event says so. The
+"""All files of a task that match its patterns, together. A file beyond this limit is skipped, and an event says so.
 
-tar of changed files has a separate limit, half as large; patch and transcript have their own limits.
+The tar of changed files has a separate limit, half as large; patch and transcript have their own limits.
 """
 
 SHUTDOWN_SECONDS = 2.0

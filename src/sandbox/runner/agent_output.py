@@ -200,9 +200,10 @@ class AgentOutput:
                 self._append_stderr_tail(piece)
 
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
-        """Record a terminal's output as it arrives and broadcast it to viewers. The output is not parsed, because its
+        """Record a terminal's output as it arrives and broadcast it to viewers.
 
-        lines have no meaning: any process inside may write to a terminal, and programs redraw the screen.
+        The output is not parsed, because its lines have no meaning: any process inside may write to a terminal, and
+        programs redraw the screen.
         """
         async for chunk in chunks:
             self._count_chunk(len(chunk))

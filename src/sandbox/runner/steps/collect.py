@@ -321,9 +321,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 async def _store_transcript(
     attempt: AttemptContext, directory: Path, journals: Journals, disk_space: HostDiskSpace
 ) -> None:
-    """Store the transcript, or reuse the one that an earlier try stored. That one is complete, because the agent had
+    """Store the transcript, or reuse the one that an earlier try stored.
 
-    ended, and there may be no space for a second one.
+    That one is complete, because the agent had ended, and there may be no space for a second one.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():

@@ -49,9 +49,10 @@ def staged_views(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
 
 
 def build_program_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ProgramSpec:
-    """Build the argv and descriptors that start one sandbox. status_fd: descriptor for bubblewrap's reports; ownership
+    """Build the argv and descriptors that start one sandbox.
 
-    passes to the result. Raises AttemptError (provision_failed) for NUL characters.
+    status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
+    (provision_failed) for NUL characters.
     """
     program_spec = ProgramSpec()
     try:

@@ -175,9 +175,9 @@ def _read_netlink_sockets(path: Path) -> frozenset[str]:
 
 
 class SyscallBufferMeter:
-    """Buffers of calls in progress of one sandbox's threads. Threads are inspected while the machine's kernel memory
+    """Buffers of calls in progress of one sandbox's threads.
 
-    has grown by more than the limit.
+    Threads are inspected while the machine's kernel memory has grown by more than the limit.
     """
 
     def __init__(

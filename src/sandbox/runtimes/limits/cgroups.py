@@ -46,9 +46,9 @@ _DEFAULT_TCP_MEMORY_DIVISOR = 16
 _SOCKET_MEMORY_DIVISOR = 8
 """Socket buffers may hold 1/8 of the sandbox's memory (vm.memory)."""
 _FEW_SOCKETS = 64
-"""The receive queues of up to this many sockets are not measured. They can hold at most 1 MiB and 4096 half-open
+"""The receive queues of up to this many sockets are not measured.
 
-connections each.
+Each can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
 """Minimum number of sandboxes that can together exhaust all buffers; then datagrams of the others are dropped."""

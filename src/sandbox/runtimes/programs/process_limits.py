@@ -1,6 +1,6 @@
-"""Limits that every program in a sandbox inherits. The programs in this directory import this module too, so it must
+"""Limits that every program in a sandbox inherits.
 
-not import the package.
+The programs in this directory import this module too, so it must not import the package.
 """
 
 import resource

@@ -98,9 +98,10 @@ def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: Qem
 
 
 def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescriptors) -> Sequence[str]:
-    """Return virtiofsd's argv. Only the guest changes the files while it runs, so virtiofsd may cache everything. The
+    """Return virtiofsd's argv.
 
-    jail confines virtiofsd to one uid without capabilities, so it needs no sandbox.
+    Only the guest changes the files while it runs, so virtiofsd may cache everything. The jail confines virtiofsd to
+    one uid without capabilities, so it needs no sandbox.
     """
     return [
         *(

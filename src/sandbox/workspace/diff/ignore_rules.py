@@ -33,9 +33,9 @@ IGNORE_FILES_BYTES_MAX = 1024**3
 """Maximum total size of a commit's `.gitignore` files. Beyond it, the task fails with `collect_failed`."""
 
 IGNORE_ENTRIES_MAX = 100_000
-"""Maximum number of these files and of the directories that contain them. A small repository can name millions of
+"""Maximum number of these files and of the directories that contain them.
 
-directories, all of which are created on the server's disk.
+A small repository can name millions of directories, all of which are created on the server's disk.
 """
 
 

@@ -1,6 +1,6 @@
-"""A sandbox's threads are interrupted when the machine's open objects have grown far above their lowest count, and
+"""Threads of a sandbox are interrupted when the machine's open objects have grown far above their lowest count.
 
-buffers of their calls are counted when the kernel's memory has.
+Buffers of their calls are counted when the kernel's memory has grown.
 """
 
 import itertools
