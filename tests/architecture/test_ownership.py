@@ -21,7 +21,9 @@ OUTSIDE_ASSIGNMENTS = {
     "api.http.protocols: self.flow.is_held": "the flow control is a part of the protocol",
     "api.http.server: server.should_exit": "how uvicorn is stopped",
     "api.openapi: app.openapi_schema": "where FastAPI caches the schema",
+    "api.streaming.stream_cache: buffer.subscriber_count": "the cache counts the subscribers of its own buffers",
     "bootstrap.log: sys.excepthook": "the interpreter's hook",
+    "cli.checkout.file_backup: backup.was_interrupted": "the signal handler of the context that returns the backup",
     "cli.output.table: console.width": "Rich has no other way to print wide tables",
     "cli.startup: error.filename": "adds a missing name to an error of the standard library",
     "cli.startup: sys.stderr": "a stream that was closed by the caller",
@@ -31,10 +33,18 @@ OUTSIDE_ASSIGNMENTS = {
     "gateway.model.protocol: effects.dial": "the result of the step that is being built",
     "gateway.model.protocol: effects.to_client": "the result of the step that is being built",
     "gateway.model.protocol: effects.to_upstream": "the result of the step that is being built",
+    "gateway.model.protocol: inflight.has_response": "only the protocol creates and changes its requests",
+    "gateway.model.protocol: inflight.meter": "only the protocol creates and changes its requests",
+    "gateway.model.protocol: self._inflight.has_timed_out": "only the protocol creates and changes its requests",
+    "gateway.model.protocol: self._inflight.is_sent": "only the protocol creates and changes its requests",
     "images.oci.archive: cast('Any', member).pax_headers": "tarfile has no parameter for it",
+    "model.manifest.document: self._document.data": "the document that is being built",
     "model.manifest.yaml: ended.node.value": "a node of PyYAML that is being built",
     "runtimes.limits.blocked_threads: _libc.ptrace.argtypes": "how ctypes declares a function",
     "runtimes.limits.blocked_threads: _libc.ptrace.restype": "how ctypes declares a function",
+    "runtimes.limits.kernel_usage: found.posix": "the result that is being counted",
+    "runtimes.limits.kernel_usage: found.shared": "the result that is being counted",
+    "runtimes.limits.kernel_usage: found.was_cut_short": "the result that is being counted",
     "runtimes.qemu.runtime: sandbox.slow_reason": "known only once the guest has booted",
     "server.dispatcher: self._tracked_tasks[task_id].status_message": "the module that delays a task gives the reason",
     "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",
@@ -42,7 +52,7 @@ OUTSIDE_ASSIGNMENTS = {
     "server.journal_tailer: tracked.status_message": "the module that delays a task gives the reason",
     "server.runner_recovery: tracked.status_message": "the module that delays a task gives the reason",
 }
-"""Assignments to attributes of another module's objects, by module, and why each is needed."""
+"""Assignments to attributes of objects of another module or of a public class, by module, and why each is needed."""
 
 _BAG_NAME = re.compile("_?([a-z]+_)*dependencies")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -71,9 +81,9 @@ def constructed_names(scope: ast.AST) -> set[str]:
 
 
 def declared_attributes(tree: ast.Module) -> set[str]:
-    """Attributes that a class of the module declares: the module may share them between its classes."""
+    """Attributes that a private class of the module declares: its objects are state of the module."""
     names = set()
-    for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.startswith("_")):
         for node in ast.walk(class_):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 names.add(node.target.id)
@@ -83,7 +93,7 @@ def declared_attributes(tree: ast.Module) -> set[str]:
 
 
 def outside_assignments(tree: ast.Module) -> Iterator[str]:
-    """Attributes that are assigned to an object that the assigning function and module do not own."""
+    """Attributes that are assigned to an object that neither the assigning function nor its module owns."""
     declared = declared_attributes(tree)
     for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS))):
         owners = {"self", "cls"} | constructed_names(scope)
@@ -181,11 +191,16 @@ class Tailer:
         self.on_end: Callable[[], None] = lambda: None
         self.on_loss: Callable[[], None]
 
-def connect(service, tailer):
+class _State:
+    count: int = 0
+
+def connect(service, tailer, state):
     service.tailer.on_silence = print
+    tailer.on_end = print
+    state.count = 1
     made = Tailer()
     made.name = "own"
 """
     tree = ast.parse(source)
-    assert list(outside_assignments(tree)) == ["service.tailer.on_silence"]
+    assert list(outside_assignments(tree)) == ["service.tailer.on_silence", "tailer.on_end"]
     assert [*callback_attributes(tree.body[0])] == ["self.on_end", "self.on_loss"]
