@@ -126,7 +126,7 @@ def test_read_can_start_at_any_record(journals):
         assert texts(journals.read("task-1", offsets[3])) == ["four"]
 
 
-@pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n"])
+@pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n", "a."])
 def test_invalid_task_id_is_not_found(journals, tmp_path, task_id):
     (tmp_path / "tasks").mkdir()
     for operation in (
