@@ -20,6 +20,11 @@ SVG = (
     b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>parent.ran = true</script>'
     b'<rect id="shape" width="9" height="9"/></svg>'
 )
+NESTED_SVG = (
+    b'<svg xmlns="http://www.w3.org/2000/svg"><g id="a0"><path d="M0 0h9"/></g>'
+    + b"".join(b'<g id="a%d">' % i + b'<use href="#a%d"/>' % (i - 1) * 10 + b"</g>" for i in range(1, 9))
+    + b"</svg>"
+)
 EXECUTION_REPORTING_SCRIPT = (
     b"globalThis.ran = true; try { postMessage('ran') } catch {} onconnect = (e) => e.ports[0].postMessage('ran');"
 )
@@ -30,6 +35,8 @@ FILES = {
     "evil.html": b"<script>parent.ran = true</script>",
     "evil.xml": b'<?xml version="1.0"?><x xmlns="http://www.w3.org/1999/xhtml"><script>parent.ran = true</script></x>',
     "evil.svg": SVG,
+    "nested.svg": NESTED_SVG,
+    "nested.png": NESTED_SVG,
     "evil.json": b'{"loaded": true}',
     "evil.pdf": b"%PDF-1.4 nothing",
     "evil.txt": EXECUTION_REPORTING_SCRIPT,
@@ -226,14 +233,12 @@ def test_dashboard_previews_text_markdown_and_images(deployment, browser):
     for name in FILES:
         page.get_by_role("button", name=name, exact=True).click()
     page.locator(".preview strong", has_text="good").wait_for()
-    for name in ("pixel.png", "evil.svg"):
-        picture = page.locator(f".preview img[alt='{name}']")
-        picture.wait_for()
-        assert picture.evaluate("async (picture) => { await picture.decode(); return picture.naturalWidth; }") > 0
+    picture = page.locator(".preview img[alt='pixel.png']")
+    picture.wait_for()
+    assert picture.evaluate("async (picture) => { await picture.decode(); return picture.naturalWidth; }") > 0
     previews = page.locator(".preview pre").all_inner_texts()
-    assert {FILES[name].decode().strip() for name in ("evil.js", "evil.html", "evil.css")} <= {
-        text.strip() for text in previews
-    }
+    shown_as_text = ("evil.js", "evil.html", "evil.css", "evil.svg", "nested.svg")
+    assert {FILES[name].decode().strip() for name in shown_as_text} <= {text.strip() for text in previews}
     assert not page.evaluate("'ran' in window")
     assert browser.console_errors == []
 

@@ -1,11 +1,12 @@
-// Previews of artifacts: images, Markdown and other text.
+// Previews of artifacts: raster images, Markdown and other text. An SVG is shown as text: a small one with nested
+// references can draw any number of shapes, and the page stops responding.
 
 import { markdown } from "/assets/markdown.js";
 import { h, request, size } from "/assets/page.js";
 import { appendText } from "/assets/plain.js";
 
 const BYTES_MAX = 256 * 1024;
-const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml", "image/avif"]);
+const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const SUFFIXES = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 
 document.addEventListener("click", async (event) => {
@@ -46,7 +47,7 @@ async function preview(button) {
   return more ? [more, content] : [content];
 }
 
-// Fetch the bytes: the Content Security Policy does not allow artifacts as image sources, since an SVG is also a document.
+// Fetch the bytes: the Content Security Policy does not allow artifacts as image sources.
 async function image(url, type, name) {
   const blob = new Blob([await (await request(url)).arrayBuffer()], { type });
   const reader = new FileReader();
