@@ -36,6 +36,7 @@ class Stream:
         self._reader = reader
         self._writer = writer
         self._timer: asyncio.TimerHandle | None = None
+        self._is_reset_on_abort = False
         self.has_timed_out = False
 
     @classmethod
@@ -99,12 +100,17 @@ class Stream:
         self.clear_timeout()
         self._writer.transport.abort()
 
-    def reset(self) -> None:
-        """Abort with a reset, not an EOF: a lenient server would handle an incomplete request that ends with an EOF."""
+    def set_reset_on_abort(self, is_reset: bool) -> None:
+        """Set whether `abort`, a timeout or the end of this process resets the connection. By default it sends EOF.
+
+        A lenient server would handle an incomplete request that ends with an EOF.
+        """
+        if is_reset == self._is_reset_on_abort:
+            return
+        self._is_reset_on_abort = is_reset
         connection = self._writer.get_extra_info("socket")
         with suppress(OSError):
-            connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-        self.abort()
+            connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", is_reset, 0))
 
     def _abort_on_timeout(self) -> None:
         self.has_timed_out = True

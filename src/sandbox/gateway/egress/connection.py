@@ -94,20 +94,19 @@ class EgressConnection:
     async def _relay_to_host(self, stream_filter: StreamFilter, host_stream: Stream) -> None:
         output = stream_filter.start()
         data = b"-"
-        is_incomplete = False  # the host has a part of the denied data
         while True:
             self._reset_timeouts(host_stream)
             if isinstance(output, Denial):
                 self._denial = output
-                # This also ends the other direction.
-                host_stream.reset() if is_incomplete else host_stream.abort()
+                host_stream.abort()  # this also ends the other direction
                 if self._has_host_data:  # a gateway response would be inserted into the host's
                     self._client.abort()
                 return
+            host_stream.set_reset_on_abort(stream_filter.is_searching)
             host_stream.write(output)
-            is_incomplete = is_incomplete or bool(output)
             await host_stream.drain()
             if not data:
+                host_stream.set_reset_on_abort(False)
                 host_stream.write_eof()
                 self._is_half_closed = True
                 self._reset_timeouts(host_stream)

@@ -69,6 +69,7 @@ class SingleRequestFilter:
     """Forwards one request with new framing, and nothing after it."""
 
     is_passthrough = False
+    is_searching = False
 
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side

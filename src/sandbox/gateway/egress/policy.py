@@ -86,6 +86,11 @@ class StreamFilter(Protocol):
         """Whether the rest of the client's data is forwarded without inspection."""
         ...
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether the forwarded data may end within a line that would be denied."""
+        ...
+
     def start(self) -> bytes | Denial:
         """Return the bytes to send as soon as the host is connected."""
         ...
@@ -139,6 +144,11 @@ class InspectingFilter:
     def is_passthrough(self) -> bool:
         """Whether the handshake has passed and its filter forwards data without inspection."""
         return self._stream_filter is not None and self._stream_filter.is_passthrough
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the handshake has passed and its filter forwards data that it still searches."""
+        return self._stream_filter is not None and self._stream_filter.is_searching
 
     def start(self) -> bytes | Denial:
         """Inspect the initial data and return what to forward."""

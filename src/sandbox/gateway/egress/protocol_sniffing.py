@@ -136,6 +136,11 @@ class UnknownProtocolFilter:
         """Whether all bytes to search have been received."""
         return len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether more bytes will be searched. Those received so far are forwarded."""
+        return not self.is_passthrough
+
     def host_data_received(self) -> None:
         """Stop searching for HTTP, unless the client has sent a possible request."""
         self._is_not_http |= not any(one.is_possible_request for one in self._request_searches)

@@ -69,6 +69,7 @@ class HelloRetryFilter:
     """
 
     is_done = False
+    is_searching = False
 
     def __init__(
         self, received: bytes, first_hello: ClientHello, check: Callable[[ClientHello], Denial | None]

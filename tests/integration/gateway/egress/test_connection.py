@@ -90,6 +90,37 @@ def test_host_receives_no_end_of_stream_after_a_denied_request(monkeypatch, sent
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("sent", "ending"),
+    [(b" GET  *\r\nHost: evil.example", "reset"), (client_hello(HOST) + b"\x17\3\3", "end of the stream")],
+)
+@pytest.mark.parametrize("ends_by", ["timeout", "end of the gateway"])
+def test_host_receives_no_end_of_stream_before_the_data_was_searched(monkeypatch, sent, ending, ends_by):
+    """The last line may be incomplete until the client's stream has ended. A tunnel without a search ends as usual."""
+    endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
+    if ends_by == "timeout":
+        monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.5)
+
+    async def record_ending(reader, _):
+        try:
+            while await reader.read(1000):
+                pass
+            endings.append("end of the stream")
+        except ConnectionResetError:
+            endings.append("reset")
+
+    async def scenario():
+        async with gateway_with_remote_host(record_ending, monkeypatch, rules=rules) as served:
+            client = await tunnel(served, sent, port=8080)
+            await client.read_until(b"\r\n\r\n")
+            await asyncio.sleep(0.2)
+            await (client.read_to_end() if ends_by == "timeout" else served.stop())
+            await wait_until(lambda: endings)
+            assert endings == [ending]
+
+    run(scenario)
+
+
 def test_idle_tunnel_is_closed(monkeypatch):
     monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.2)
     ended = asyncio.Event()

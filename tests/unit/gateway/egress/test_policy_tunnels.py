@@ -15,6 +15,7 @@ class ScriptedHandshake:
         self.received: list[bytes] = []
         self.is_done = False
         self.is_passthrough = False
+        self.is_searching = False
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | bytes | None:
         self.received.append(data)
