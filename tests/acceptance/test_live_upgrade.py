@@ -60,7 +60,7 @@ JSON_TYPES = {
     "sandbox.model.event:Record": "sandbox.model.events:Record",
     "sandbox.model.task:Task": "sandbox.model.task:Task",
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
-    "sandbox.contracts.placement:LegacyLaunchMessage": "sandbox.placements.local.launch_message:LegacyLaunchMessage",
+    "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.launch_message:LegacyLaunchMessage",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
         "sandbox.interfaces.placement:CancelOrder|sandbox.interfaces.placement:TerminalOrder"
     ),

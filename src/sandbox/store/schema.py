@@ -43,7 +43,7 @@ def check_not_newer(connection: sqlite3.Connection) -> int:
     if present > newest:
         raise StoreTooNewError(
             f"The index has version {present}, but this version of Sandbox supports versions up to {newest}. "
-            "Start the version of Sandbox that wrote it, or run 'sandbox admin rebuild' to rebuild the index."
+            "Start the version that wrote it, or run 'sandbox admin rebuild' to rebuild the index from the journals."
         )
     return int(present)
 
