@@ -103,7 +103,7 @@ def test_converted_conversation_is_rendered(open_task):
         {"type": "conversation", "conversation": [tool_result("t", "Exit code 2", is_error=True)]},
     )
     page.get_by_text("Said before.").wait_for()
-    assert page.locator(".tool pre").inner_text() == "Exit code 2"
+    assert page.locator(".tool pre").text_content() == "Exit code 2"
 
 
 def test_incomplete_terminal_line_is_rendered(open_task):
