@@ -14,7 +14,7 @@ from doubles.live_server import wait_until
 from doubles.runners import find_runner
 
 REACH_SECONDS = 60.0
-TRIES_MAX = 5
+TRIES_MAX = 15
 STEPS_MAX = 20
 LONG_LINES, SHORT_LINES = 100_000, 500
 
