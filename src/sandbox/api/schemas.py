@@ -155,7 +155,7 @@ def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional field. It has no default of its own: generators would take that as required."""
+    """Return the schema of an optional field. Without `default: null`, which generators take as required."""
     if {"type": "null"} in schema.get("anyOf", ()):
         return {name: value for name, value in schema.items() if name != "default"}
     described = {name: schema.pop(name) for name in ("description",) if name in schema}

@@ -64,7 +64,7 @@ def to_wire_event(
 ) -> WireEvent | None:
     """Return the wire event of a record, or None if clients do not see it.
 
-    conversation: events converted from an output record that has none of its own. They become a part of its wire
+    conversation: events converted from an output record without conversation events. They become a part of its wire
         event, because they have no seq; a transcript record, which clients do not see otherwise, consists of them only.
     """
     base: b.BaseEvent = {"task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at)}
@@ -338,7 +338,7 @@ _TYPES_WITHOUT_STREAM = frozenset({"progress", "metrics", "end"})
 
 
 def extract_conversation(event: WireEvent) -> b.ConversationEvent | None:
-    """Return the conversation that is part of an output event as an event of its own; None if there is none."""
+    """Return the conversation in an output event as a separate event; None if it contains no conversation."""
     if event["type"] != "output" or not event.get("conversation"):
         return None
     return {

@@ -62,7 +62,7 @@ class LocalRunnerHandle(RunnerSocket):
         self._locks = locks
 
     def liveness(self) -> Liveness:
-        """HELD or FREE: the kernel knows who holds the lock. Implements `RunnerHandle.liveness`."""
+        """HELD or FREE: the kernel reports who holds the lock. Implements `RunnerHandle.liveness`."""
         return self._locks.liveness(self._task_id)
 
     async def kill(self) -> bool:
