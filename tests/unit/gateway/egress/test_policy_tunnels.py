@@ -54,6 +54,18 @@ def test_tunnel_is_passthrough_only_after_inspection_ends():
     assert tunnel.is_passthrough is False
 
 
+def test_tunnel_is_searching_only_after_the_handshake():
+    stream_filter = ScriptedHandshake()
+    tunnel = InspectingFilter(ScriptedHandshake(None, Tunnel("h", 22, stream_filter)), b"")
+    stream_filter.is_searching = True
+    tunnel.client_data_received(b"SSH")
+    assert tunnel.is_searching is False, "the handshake is incomplete"
+    tunnel.client_data_received(b"-2.0")
+    assert tunnel.is_searching is True
+    stream_filter.is_searching = False
+    assert tunnel.is_searching is False
+
+
 def test_data_after_the_connect_request_is_inspected_first():
     denial = Denial("h", 22, "no")
     handshake = ScriptedHandshake(denial)

@@ -6,9 +6,10 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate
+from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Rejected
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
+from sandbox.interfaces.model_dialect import CostBound
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 
@@ -277,6 +278,51 @@ def test_buffered_bodies_share_a_byte_limit():
     assert gate.reserve_bytes(1) is not None
     gate.free_bytes(BUFFERED_BYTES_MAX)
     assert gate.reserve_bytes(BUFFERED_BYTES_MAX) is None
+
+
+# Token counts of a dialect
+
+TOKENS_MAX = 10**15
+COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_usage_is_valid_only_if_each_count_is(name):
+    for count, is_valid in ((0, True), (TOKENS_MAX, True), (TOKENS_MAX + 1, False), (-1, False), (True, False)):
+        counted = usage(**{name: count})
+        assert valid_usage(counted) is (counted if is_valid else None), count
+
+
+class FixedBoundDialect(MessagesApi):
+    """Reports the same upper bound for every request."""
+
+    def __init__(self, bound: CostBound) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def estimate_cost_bound(self, document: object, body_bytes: int) -> CostBound:
+        return self.bound
+
+
+@pytest.mark.parametrize(
+    ("input_tokens", "output_tokens", "is_forwarded"),
+    [
+        (TOKENS_MAX, TOKENS_MAX, True),
+        (TOKENS_MAX + 1, 1, False),
+        (1, TOKENS_MAX + 1, False),
+        (-1, 1, False),
+        (1, -1, False),
+    ],
+)
+def test_request_is_forwarded_only_if_both_upper_bounds_are_valid(input_tokens, output_tokens, is_forwarded):
+    dialect = FixedBoundDialect(CostBound(MODEL, input_tokens, output_tokens, is_streamed=False))
+    rules = GatewayRules(budget=Budget(tokens=100))
+    gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), dialect)
+    outcome = gate.check_body(REQUEST, is_metered=True)
+    assert isinstance(outcome, ApprovedRequest) is is_forwarded
+    if not is_forwarded:
+        assert isinstance(outcome, Rejected)
+        assert outcome.status == 400
 
 
 # The server's key

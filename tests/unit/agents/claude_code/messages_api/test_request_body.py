@@ -6,7 +6,6 @@ import pytest
 
 from sandbox.agents.claude_code.messages_api import request_body
 from sandbox.agents.claude_code.messages_api.request_body import (
-    MODEL_STRING_CHARACTERS_MAX,
     additional_models,
     decode_body,
     external_access_reason,
@@ -20,7 +19,7 @@ CLIENT_TOOLS = [
     "advisor_20260301",
 ]
 SERVER_TOOLS_WITH_FEE = ["web_search_20250305", "web_fetch_20250910", "mcp_toolset"]
-LONGEST_STRING = "x" * MODEL_STRING_CHARACTERS_MAX
+LONGEST_STRING = "x" * 256
 
 
 def external_access(**fields) -> str | None:
