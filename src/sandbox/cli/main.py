@@ -9,13 +9,14 @@ from typing import cast
 import click
 
 from sandbox.cli.errors import RootGroup
+from sandbox.cli.lazy_group import LazyGroup
 from sandbox.cli.options import common_options
 from sandbox.cli.startup import set_up_streams
 
-ENTRIES = {
+ROOT_ENTRIES = {
     "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply its changes."),
     "init": ("sandbox.cli.commands.init:init", "Create a manifest for the current git checkout."),
-    "task": ("sandbox.cli.commands.task.group:task", "Submit, watch and cancel tasks, and download their results."),
+    "task": ("sandbox.cli.main:task", "Submit, watch and cancel tasks, and download their results."),
     "top": ("sandbox.cli.commands.top.command:top", "Watch all tasks on one screen."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
@@ -25,16 +26,42 @@ ENTRIES = {
     ),
     "profile": ("sandbox.cli.commands.profile:profile", "Manage the images of the sandboxes."),
     "token": ("sandbox.cli.commands.token:token", "Manage access tokens."),
-    "admin": ("sandbox.cli.commands.admin.group:admin", "Check, prune, back up and repair the server's data."),
+    "admin": ("sandbox.cli.main:admin", "Check, prune, back up and repair the server's data."),
     "mcp": ("sandbox.cli.commands.mcp.command:mcp", "Serve Sandbox as MCP tools over stdio."),
     "completion": ("sandbox.cli.commands.completion:completion", "Print a shell completion script."),
     "demo": ("sandbox.cli.commands.demo:demo", "Run an example task from manifest to patch."),
 }
 
+TASK_ENTRIES = {
+    "submit": ("sandbox.cli.commands.task.submit:submit", "Submit a manifest as a task."),
+    "list": ("sandbox.cli.commands.task.list:list_tasks", "List tasks, the newest first."),
+    "status": ("sandbox.cli.commands.task.status:status", "Show a task."),
+    "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
+    "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
+    "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait for its end."),
+    "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),
+    "download": ("sandbox.cli.commands.task.download:download", "Download artifacts and verify their checksums."),
+    "diff": ("sandbox.cli.commands.task.diff:diff", "Show a task's changes as a patch."),
+    "apply": ("sandbox.cli.commands.task.apply:apply", "Apply a task's changes to a git checkout."),
+    "shell": ("sandbox.cli.commands.task.shell:shell", "Open a shell in a task's sandbox."),
+    "attach": ("sandbox.cli.commands.task.attach:attach", "Attach to the terminal of a task's agent."),
+    "release": ("sandbox.cli.commands.task.release:release", "Remove the preserved sandbox of a failed task."),
+    "validate": ("sandbox.cli.commands.task.validate:validate", "Validate a manifest without a server."),
+}
+
+ADMIN_ENTRIES = {
+    "check": ("sandbox.cli.commands.admin.check:check", "Check that index, journals and artifacts are consistent."),
+    "drain": ("sandbox.cli.commands.admin.drain:drain", "Let running tasks finish, and start no new ones."),
+    "rebuild": ("sandbox.cli.commands.admin.rebuild:rebuild", "Rebuild the index from the journals."),
+    "prune": ("sandbox.cli.commands.admin.prune:prune", "Remove finished tasks and all their data."),
+    "backup": ("sandbox.cli.commands.admin.backup:backup", "Back up tasks and tokens to a file."),
+    "restore": ("sandbox.cli.commands.admin.backup:restore", "Restore a backup to a new data directory."),
+}
+
 
 @click.group(
     cls=RootGroup,
-    entries=ENTRIES,
+    entries=ROOT_ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog='Start with: sandbox serve   and, in another terminal, in a git checkout: sandbox run "Fix the tests."',
 )
@@ -42,6 +69,18 @@ ENTRIES = {
 @click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")
 def root() -> None:
     """Run Claude Code as tasks: a manifest goes in, a patch comes out."""
+
+
+@click.group(cls=LazyGroup, entries=TASK_ENTRIES)
+@common_options
+def task() -> None:
+    """Submit, watch and cancel tasks, and download their results."""
+
+
+@click.group(cls=LazyGroup, entries=ADMIN_ENTRIES)
+@common_options
+def admin() -> None:
+    """Check, prune, back up and repair the server's data."""
 
 
 def main() -> None:

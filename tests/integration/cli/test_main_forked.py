@@ -97,9 +97,8 @@ IMPORT_EACH_COMMAND = """
 import os, sys
 from importlib import import_module
 from sandbox.cli import main
-from sandbox.cli.commands.task import group as task_command
 
-for target in [entry[0] for entries in (main.ENTRIES, task_command.ENTRIES) for entry in entries.values()]:
+for target in [entry[0] for entries in (main.ROOT_ENTRIES, main.TASK_ENTRIES) for entry in entries.values()]:
     if os.fork() == 0:
         import_module(target.partition(":")[0])
         os._exit(0)

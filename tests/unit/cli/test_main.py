@@ -8,8 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from sandbox.cli import main, options
-from sandbox.cli.commands.admin import group as admin_command
-from sandbox.cli.commands.task import group as task_command
 
 SLOW_MODULES = (
     "rich",
@@ -48,9 +46,9 @@ def test_client_command_does_not_import_asyncio_or_httpx_main():
     assert completed.stdout.splitlines()[-1] == "LOADED ['httpx2']"
 
 
-@pytest.mark.parametrize("entries", [main.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
+@pytest.mark.parametrize("entries", [main.ROOT_ENTRIES, main.TASK_ENTRIES, main.ADMIN_ENTRIES])
 def test_group_help_matches_command_help(entries):
-    groups = (main.root, task_command.task, admin_command.admin)
+    groups = (main.root, main.task, main.admin)
     [group] = [each for each in groups if each._entries is entries]
     for name, (_, short_help) in entries.items():
         command = group.get_command(click.Context(group), name)
@@ -58,11 +56,11 @@ def test_group_help_matches_command_help(entries):
 
 
 def test_command_groups_list_the_expected_commands():
-    assert list(main.ENTRIES) == [
+    assert list(main.ROOT_ENTRIES) == [
         "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
         "demo",
     ]  # fmt: skip
-    assert set(task_command.ENTRIES) == {
+    assert set(main.TASK_ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
         "diff", "apply", "release", "shell", "attach",
     }  # fmt: skip
@@ -80,7 +78,7 @@ def probe_options(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "probe_module", type(sys)("probe_module"))
     sys.modules["probe_module"].probe = probe
-    monkeypatch.setitem(task_command.ENTRIES, "probe", ("probe_module:probe", ""))
+    monkeypatch.setitem(main.TASK_ENTRIES, "probe", ("probe_module:probe", ""))
     for variable in ("SANDBOX_SERVER", "SANDBOX_TOKEN", "NO_COLOR"):
         monkeypatch.delenv(variable, raising=False)
 
