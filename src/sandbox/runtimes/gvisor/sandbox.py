@@ -1,7 +1,9 @@
-"""A sandbox made by runsc, from `ready` to its end."""
+"""A sandbox made by runsc, from `ready` to its end. Client of programs/runsc_exec.py, which runs runsc against it."""
 
 import asyncio
 import os
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,12 +13,13 @@ from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, Stats, Te
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import processes
+from sandbox.runtimes import launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
-from sandbox.runtimes.exec_client import ExecTerminal
-from sandbox.runtimes.gvisor import bundle, exec_client
+from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_program
+from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
+from sandbox.runtimes.programs import launcher
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")
 
@@ -78,6 +81,11 @@ _DESCRIPTORS_PER_DIRECTORY = 2
 _RUNSC_FAILED = 128
 """Exit code of a failed runsc. A command can end with it too, but then the log contains no error."""
 
+_RUN_SECONDS = 10.0
+_RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
+_PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
+"""Descriptors of a runsc that runs on a pty."""
+
 
 class GvisorSandbox(BaseSandbox):
     """Created by `GvisorRuntime.create`."""
@@ -123,12 +131,12 @@ class GvisorSandbox(BaseSandbox):
         """
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
-        numbers = (exec_client.PROCESS_FD, exec_client.LOG_FD, exec_client.STARTED_FD)
+        numbers = (_PROCESS_FD, _LOG_FD, _STARTED_FD)
         words = bundle.exec_arguments(self._program, self.handle.attempt_id, *numbers)
         # Duplicate it: the original is closed as soon as the sandbox ends.
         runsc_fd = os.dup(self._runsc_pidfd)
         try:
-            opened = await exec_client.start_runsc_on_pty(
+            opened = await _start_runsc_on_pty(
                 self.handle.attempt_id, runsc_fd, self._add_to_group, words, bundle.encode_process(command), size
             )
         finally:
@@ -143,7 +151,7 @@ class GvisorSandbox(BaseSandbox):
         try:
             words = bundle.kill_arguments(self._program, self.handle.attempt_id, signal_number)
             with suppress(OSError):
-                await exec_client.run_runsc(self.handle.attempt_id, runsc_fd, words)
+                await _run_runsc(self.handle.attempt_id, runsc_fd, words)
         finally:
             os.close(runsc_fd)
 
@@ -197,3 +205,65 @@ class GvisorSandbox(BaseSandbox):
             return KILLED_EXIT_CODE if self._was_killed else None
         self._failure_reason = last_error(await self._log.read()) if code == _RUNSC_FAILED else ""
         return None if self._failure_reason else code
+
+
+async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
+    """Run runsc to its end, within 10 s. Returns whether it succeeded. Raises OSError."""
+    process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
+    ended_fd = os.pidfd_open(process.pid)
+    try:
+        with control, suppress(OSError):
+            _send(control, runsc_pidfd, argv)
+            async with asyncio.timeout(_RUN_SECONDS):
+                await launcher_client.wait_readable(ended_fd)
+    finally:
+        # The wait does not block: the process has ended or was just killed.
+        process.kill()
+        os.close(ended_fd)
+        code = process.wait()
+    return code == 0
+
+
+async def _start_runsc_on_pty(
+    attempt_id: str,
+    runsc_pidfd: int,
+    add_to_group: Callable[[int], None],
+    argv: Sequence[str],
+    process_config: bytes,
+    size: TerminalSize,
+) -> tuple[ExecProcess, int, int]:
+    """Start runsc on a pty. Returns its process, the pty's master and runsc's pidfd.
+
+    process_config: content of process.json, which runsc reads from _PROCESS_FD. Raises AttemptError (sandbox_lost).
+    """
+    try:
+        started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
+    except OSError as error:
+        raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
+    exec_process = ExecProcess(started, control)
+    try:
+        await asyncio.to_thread(add_to_group, exec_process.pid)
+        contents = {"process": process_config, "messages": b"", "begun": b""}
+        _send(
+            control,
+            runsc_pidfd,
+            argv,
+            *(launcher_client.create_memfd(name, content) for name, content in contents.items()),
+        )
+        return exec_process, *await exec_process.wait_opened()
+    except BaseException as error:
+        await exec_process.kill()
+        if isinstance(error, OSError):
+            reason = f"The sandbox could not be entered: {error}; it may have ended."
+            raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
+        raise
+
+
+def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
+    """Send the command and `files`, and close the files. Raises OSError if the process is gone."""
+    words_file = launcher_client.create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
+    try:
+        socket.send_fds(control, [b"join"], [runsc_pidfd, words_file, *files])
+    finally:
+        for file in (words_file, *files):
+            os.close(file)
