@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live_server import preinstall_agent
-from sandbox.demo.processes import start_server
+from sandbox.demo.walkthrough import start_server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}

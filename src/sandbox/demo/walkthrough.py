@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from sandbox.demo.example_repository import make_example_repository
-from sandbox.demo.processes import start_module, start_server
+from sandbox.model.errors import SandboxError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _COMMAND_DIRECTORY = Path(sys.executable).parent
 """The directory that contains the command `sandbox` and its Python interpreter."""
+
+START_TIMEOUT_SECONDS = 30.0
+STOP_TIMEOUT_SECONDS = 5.0
 
 CANCEL_TIMEOUT_SECONDS = 20.0
 """Time for the task to end when the user interrupts the demo."""
@@ -137,3 +142,60 @@ def _print_patch(client: Client, console: Console) -> None:
     console.print("\nThe patch:\n")
     for line in colorize(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
         click.echo(line)
+
+
+@contextlib.contextmanager
+def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Start a server on free ports. model: environment variables that configure its model."""
+    # Ignore the user's server configuration. Log only errors, so that the log does not mix with the demo's output; the
+    # task's status contains its errors.
+    model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
+    arguments = (
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--ws-port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+        "--format",
+        "json",
+    )
+    with start_module("sandbox", *arguments, environment={**os.environ, **model}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def start_module(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run `python -m module`; yield its first output line as JSON. Raises SandboxError if it does not start."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+        process_group=0,  # ^C is handled by the demo, which ends its processes in the right order
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(_first_line(process.stdout, module))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def _first_line(stdout: IO[bytes], module: str) -> bytes:
+    ready, _, _ = select.select([stdout], [], [], START_TIMEOUT_SECONDS)
+    line = stdout.readline() if ready else b""
+    if not line:
+        raise SandboxError(f"{module} did not start within {START_TIMEOUT_SECONDS:.0f} s; run: sandbox doctor")
+    return line

@@ -1,6 +1,6 @@
 """The server that the demo starts."""
 
-from sandbox.demo.processes import start_server
+from sandbox.demo.walkthrough import start_server
 
 
 def test_started_server_prints_no_warnings(tmp_path, capfd):
