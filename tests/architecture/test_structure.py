@@ -23,7 +23,6 @@ FRAGMENTS = {
     "cli.output.status_line": "loads the library of live displays, which only a terminal needs",
     "dashboard.pages.forms": "pages of one kind",
     "dashboard.routes": "the routes of the package",
-    "secrets.resolver": "all secrets of a task, without the sources",
 }
 """Short modules with a single importer, and why each is a module."""
 

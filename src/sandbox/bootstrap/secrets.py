@@ -11,8 +11,7 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
-from sandbox.secrets.resolver import SecretResolver
-from sandbox.secrets.sources import EnvironmentSource, FileSource
+from sandbox.secrets.sources import EnvironmentSource, FileSource, SecretResolver
 
 _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 
