@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import record_format
-from sandbox.journal.extent import iter_lines, measure_extent
+from sandbox.journal.reader import iter_lines, measure_extent
 from sandbox.model.events import TaskFinished
 from sandbox.system.files import fsync_path
 

@@ -14,8 +14,14 @@ from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, Liveness, RecordBatch
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
-from sandbox.journal.extent import JournalEnd, find_record_offset, measure_extent
-from sandbox.journal.reader import has_first_record, read_batch, read_compressed_batch
+from sandbox.journal.reader import (
+    JournalEnd,
+    decode_batch,
+    find_record_offset,
+    has_first_record,
+    measure_extent,
+    read_batch,
+)
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.system.files import fsync_path
@@ -75,7 +81,7 @@ class FileJournals:
             return read_batch(records, offset, bytes_max)
         except FileNotFoundError:
             with CompressedJournal(_compressed_path(records)) as packed:
-                return read_compressed_batch(packed, records, offset, bytes_max)
+                return decode_batch(records, offset, packed.lines(offset, bytes_max))
 
     def find_offset(self, task_id: str, seq: int) -> int:
         """Return the offset of record `seq`; see `Journals.find_offset`."""

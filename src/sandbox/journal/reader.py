@@ -1,27 +1,121 @@
-"""Reads a journal, possibly while it is being written."""
+"""Reads a journal file, possibly while it is being written: its records, its end, and their offsets. Bounded memory."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
 
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError, RecordBatch
 from sandbox.journal import record_format
-from sandbox.journal.compressed import CompressedJournal
-from sandbox.journal.extent import raise_if_damaged
 from sandbox.model.events import Record
+
+_BUFFER_BYTES = 1024 * 1024
+
+
+class JournalEnd(msgspec.Struct, frozen=True):
+    """The last record (None if there is none) and the byte offset after it. Any data after it is a torn tail."""
+
+    last: Record | None
+    end: int
+
+
+def measure_extent(records: Path) -> JournalEnd:
+    """Check every line of a journal.
+
+    Raises FileNotFoundError, or JournalDamagedError if anything before the last record is invalid.
+    """
+    seq, end, last_line = 0, 0, b""
+    for offset, text in iter_lines(records):
+        if not record_format.is_complete(text):
+            raise_if_damaged(records, offset)
+            break
+        if not record_format.has_seq(text, seq + 1):
+            raise JournalDamagedError(f"The record at byte {offset} is not number {seq + 1}; restore {records}.")
+        seq, end, last_line = seq + 1, offset + len(text), text
+    return JournalEnd(record_format.decode(last_line) if last_line else None, end)
+
+
+def raise_if_damaged(records: Path, offset: int) -> None:
+    """Raise JournalDamagedError if whole records follow the invalid line at `offset`.
+
+    Returns for a torn tail, which a crash leaves, and for a line that was completed in the meantime.
+    """
+    for begin, text in iter_lines(records, offset):
+        whole = record_format.is_complete(text)
+        if whole and begin == offset:
+            return
+        if whole or record_format.has_embedded_record(text):
+            raise JournalDamagedError(f"The record at byte {offset} does not match its checksum; restore {records}.")
+
+
+def iter_lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield each line's offset and the line with its newline; the last line may lack its newline.
+
+    A line longer than any record is split, so damage cannot exhaust memory.
+    """
+    with records.open("rb", buffering=_BUFFER_BYTES) as file:
+        file.seek(offset)
+        while text := file.readline(record_format.LINE_BYTES_MAX):
+            yield offset, text
+            offset += len(text)
+
+
+LINEAR_SCAN_BYTES_MAX = 64 * 1024
+"""Maximum size of a range that is scanned line by line; a larger one is bisected first."""
+
+
+def find_record_offset(records: Path, seq: int) -> int:
+    """Return the offset of record `seq`, or the end of the last record; `Journals.find_offset` for one file."""
+    offset = _bisect(records, seq)
+    for begin, text in iter_lines(records, offset):
+        if not record_format.is_complete(text):
+            raise_if_damaged(records, begin)
+            return begin
+        if record_format.seq_of(text) >= seq:
+            return begin
+        offset = begin + len(text)
+    return offset
+
+
+def _bisect(records: Path, seq: int) -> int:
+    """Return the offset of some record up to `seq`, or 0."""
+    with records.open("rb") as file:
+        low, high = 0, file.seek(0, 2)
+        while high - low > LINEAR_SCAN_BYTES_MAX:
+            middle = (low + high) // 2
+            begin = _next_line_offset(file, middle)
+            if begin < high and _is_at_or_before(records, begin, file.readline(record_format.LINE_BYTES_MAX), seq):
+                low = begin
+            else:
+                high = middle
+    return low
+
+
+def _next_line_offset(file: BinaryIO, offset: int) -> int:
+    """Return the offset of the first line after the one that contains this byte."""
+    file.seek(offset)
+    return offset + len(file.readline(record_format.LINE_BYTES_MAX))
+
+
+def _is_at_or_before(records: Path, begin: int, text: bytes, seq: int) -> bool:
+    if record_format.is_complete(text):
+        return record_format.seq_of(text) <= seq
+    raise_if_damaged(records, begin)
+    return False
 
 
 def read_batch(records: Path, offset: int, bytes_max: int) -> RecordBatch:
     """Read whole records from `offset`; `Journals.read` for one file."""
-    return _decode_batch(records, offset, _read_lines(records, offset, bytes_max))
+    return decode_batch(records, offset, _read_lines(records, offset, bytes_max))
 
 
-def read_compressed_batch(compressed: CompressedJournal, records: Path, offset: int, bytes_max: int) -> RecordBatch:
-    """Like `read_batch` for a compressed journal; returns at most the records of one member."""
-    return _decode_batch(records, offset, compressed.lines(offset, bytes_max))
+def decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBatch:
+    """Decode the lines that start at `offset`, up to the first incomplete one; `records` is named in errors.
 
-
-def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBatch:
+    Raises JournalDamagedError.
+    """
     found: list[Record] = []
     at = offset
     for text in texts:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.journal import record_format
-from sandbox.journal.extent import JournalEnd
+from sandbox.journal.reader import JournalEnd
 from sandbox.model.events import Event, Record, Transition
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024

@@ -11,8 +11,8 @@ import pytest
 from sandbox.interfaces.journal import Liveness
 from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
-from sandbox.journal.extent import JournalEnd
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.reader import JournalEnd
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import events as e
 

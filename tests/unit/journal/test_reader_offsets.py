@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.interfaces.journal import JournalDamagedError
-from sandbox.journal import extent
-from sandbox.journal.extent import iter_lines
+from sandbox.journal import reader
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.reader import iter_lines
 from sandbox.model import events as e
 
 TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
@@ -59,7 +59,7 @@ def assert_all_offsets_are_found(journals, records):
 @given(sizes, scan_limits, st.data())
 def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_limit, data):
     with (
-        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        mock.patch.object(reader, "LINEAR_SCAN_BYTES_MAX", scan_limit),
         journals_with(line_sizes) as (journals, records),
     ):
         assert_all_offsets_are_found(journals, records)
@@ -76,7 +76,7 @@ def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_lim
 @given(sizes, scan_limits, st.binary(max_size=300) | st.integers(0, 5000).map(bytes))
 def test_torn_tail_does_not_hide_records(line_sizes, scan_limit, tail):
     with (
-        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        mock.patch.object(reader, "LINEAR_SCAN_BYTES_MAX", scan_limit),
         journals_with(line_sizes) as (journals, records),
     ):
         end = records.stat().st_size
@@ -90,7 +90,7 @@ def test_torn_tail_does_not_hide_records(line_sizes, scan_limit, tail):
 @given(sizes, scan_limits, st.data())
 def test_damage_never_yields_a_wrong_offset(line_sizes, scan_limit, data):
     with (
-        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        mock.patch.object(reader, "LINEAR_SCAN_BYTES_MAX", scan_limit),
         journals_with(line_sizes) as (journals, records),
     ):
         starts = [start for start, _ in iter_lines(records)]
@@ -111,12 +111,12 @@ def test_offset_lookup_does_not_scan_from_the_start(monkeypatch):
     with journals_with([200] * 1000) as (journals, records):
         scanned_from = []
         monkeypatch.setattr(
-            extent,
+            reader,
             "iter_lines",
             lambda path, start_offset: scanned_from.append(start_offset) or iter_lines(path, start_offset),
         )
         offset = journals.find_offset("t", 990)
-        assert scanned_from[0] > records.stat().st_size - 2 * extent.LINEAR_SCAN_BYTES_MAX
+        assert scanned_from[0] > records.stat().st_size - 2 * reader.LINEAR_SCAN_BYTES_MAX
         assert journals.read("t", offset).records[0].seq == 990
 
 
