@@ -24,7 +24,7 @@ from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.components import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
-_MODULES = ("frames", "gateway_redirection", "machine", "commands", "streams", "agent")
+_MODULES = ("frames", "machine", "commands", "streams", "agent")
 """Each module comes after those that it imports."""
 
 GUEST_AGENT_PATH = "/agent"

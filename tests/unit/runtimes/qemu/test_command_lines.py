@@ -32,7 +32,7 @@ from sandbox.runtimes.qemu.command_lines import (
     qemu_arguments,
     virtiofsd_arguments,
 )
-from sandbox.runtimes.qemu.guest import frames, gateway_redirection
+from sandbox.runtimes.qemu.guest import frames, machine
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import merge_stats
 
@@ -402,4 +402,4 @@ def run_redirection(program: bytes, address: str, port: int) -> str:
     ],
 )
 def test_only_gateway_ports_on_loopback_are_redirected(address: str, port: int, expected: str):
-    assert run_redirection(gateway_redirection.assemble([8123, 3128], "10.0.2.2"), address, port) == expected
+    assert run_redirection(machine.assemble_redirection([8123, 3128], "10.0.2.2"), address, port) == expected

@@ -9,8 +9,7 @@ import fcntl
 import os
 import resource
 import struct
-
-from . import gateway_redirection
+from _collections_abc import Sequence
 
 COMMAND_ROOT = "/inside"
 COMMAND_CGROUP = "/sys/fs/cgroup/command"
@@ -69,7 +68,7 @@ def prepare(settings: list[str]) -> None:
         _load_module(f"{_MODULES}/{name}")
     _configure_network()
     _create_cgroup(memory, processes)
-    gateway_redirection.attach(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
+    _redirect_to_gateway(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
     _create_devices(shm_bytes)
     _make_execute_only(execute_only_paths)
 
@@ -170,3 +169,62 @@ def _make_execute_only(paths: list[str]) -> None:
     for index, path in enumerate(paths):
         os.chmod(f"{_EXECUTE_ONLY_OVERLAY}/merged/{index}", _EXECUTE_ONLY_MODE)  # noqa: PTH101
         mount(f"{_EXECUTE_ONLY_OVERLAY}/merged/{index}", COMMAND_ROOT + path, None, MS_BIND)
+
+
+_BPF = 321
+_PROG_LOAD, _PROG_ATTACH = 5, 8
+_PROG_TYPE_CGROUP_SOCK_ADDR, _ATTACH_INET4_CONNECT = 18, 10
+_LOAD_WORD, _STORE_WORD, _JUMP_UNEQUAL, _JUMP_EQUAL, _JUMP = 0x61, 0x63, 0x55, 0x15, 0x05
+_SET, _EXIT = 0xB7, 0x95
+_IP_OFFSET, _PORT_OFFSET = 4, 24  # in struct bpf_sock_addr, both in network order
+_ATTRIBUTES_BYTES = 120
+
+
+def _redirect_to_gateway(group: str, ports: Sequence[int], target: str) -> None:
+    """Make connections of the group's processes to `ports` of 127.0.0.1 reach `target`, where the gateway listens.
+
+    A small BPF program in the guest's kernel changes the address when a process connects. Raises OSError.
+    """
+    program = assemble_redirection(ports, target)
+    instructions, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
+    addresses = ctypes.addressof(instructions), ctypes.addressof(licence)
+    # Program type, count, instructions, license; zeros for the log; at offset 68 the attach type.
+    load = struct.pack("IIQQ", _PROG_TYPE_CGROUP_SOCK_ADDR, len(program) // 8, *addresses).ljust(68, b"\0")
+    loaded = _bpf(_PROG_LOAD, load + struct.pack("I", _ATTACH_INET4_CONNECT))
+    directory = os.open(group, os.O_RDONLY)
+    _bpf(_PROG_ATTACH, struct.pack("IIII", directory, loaded, _ATTACH_INET4_CONNECT, 0))
+    os.close(directory)
+    os.close(loaded)
+
+
+def assemble_redirection(ports: Sequence[int], target: str) -> bytes:
+    """Assemble a program that allows all connections, and replaces 127.0.0.1 with `target` in those to `ports`."""
+    address, loopback = _address_number(target), _address_number("127.0.0.1")
+    tests = [
+        _instruction(_JUMP_EQUAL, 3, 0, len(ports) - index, _socket.htons(port)) for index, port in enumerate(ports)
+    ]
+    rewrite = [_instruction(_SET, 2, 0, 0, address), _instruction(_STORE_WORD, 1, 2, _IP_OFFSET, 0)]
+    program = [
+        _instruction(_LOAD_WORD, 2, 1, _IP_OFFSET, 0),
+        _instruction(_JUMP_UNEQUAL, 2, 0, len(tests) + 2 + len(rewrite), loopback),
+        _instruction(_LOAD_WORD, 3, 1, _PORT_OFFSET, 0),
+        *tests,
+        _instruction(_JUMP, 0, 0, len(rewrite), 0),
+        *rewrite,
+        _instruction(_SET, 0, 0, 0, 1),
+        _instruction(_EXIT, 0, 0, 0, 0),
+    ]
+    return b"".join(program)
+
+
+def _instruction(code: int, target: int, source: int, offset: int, value: int) -> bytes:
+    return struct.pack("=BBhi", code, target | source << 4, offset, value)
+
+
+def _address_number(address: str) -> int:
+    return int.from_bytes(_socket.inet_aton(address), "little")
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES_BYTES)
+    return check(libc.syscall(_BPF, command, buffer, _ATTRIBUTES_BYTES), "bpf")
