@@ -92,7 +92,7 @@ ROWS = [
     (
         "Server",
         "Connections without a valid token",
-        "api.http.unauthenticated_connections.UNAUTHENTICATED_CONNECTIONS_MAX",
+        "api.http.protocols.UNAUTHENTICATED_CONNECTIONS_MAX",
     ),
     ("Server", "Threads that read for one token", "system.fair_share.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),

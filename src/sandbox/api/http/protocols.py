@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import resource
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +13,19 @@ from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 from websockets.frames import Frame
 
 from sandbox.api.http.framing import FramedConnection
-from sandbox.api.http.unauthenticated_connections import PortState
 from sandbox.api.middleware.response_headers import get_request_id
 from sandbox.api.responses import problem_response, reason_phrase
 from sandbox.system.fair_share import FairShare
+
+UNAUTHENTICATED_CONNECTIONS_MAX = 1024
+"""Maximum number of connections per port without an authenticated request; an additional one closes the oldest."""
+
+_DESCRIPTORS_SHARE = 8
+"""Such connections may use 1/N of the server's file descriptors."""
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that does not read pending data for this long is disconnected."""
@@ -47,6 +55,48 @@ _BAD_REQUEST_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _log = logging.getLogger(__name__)
+
+
+class UnauthenticatedConnections:
+    """Connections that may be closed, ordered by when they were accepted or last got a response.
+
+    Those without an authenticated request in progress are limited, because each uses a file descriptor.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+
+    def add(self, connection: "HttpProtocol") -> None:
+        """Add a new connection, or move one to the end after its response; close the oldest ones above the limit.
+
+        Connections with an authenticated request in progress are not closed, only removed.
+        """
+        self._waiting[connection] = None
+        self._waiting.move_to_end(connection)
+        while len(self._waiting) > self._limit:
+            oldest, _ = self._waiting.popitem(last=False)
+            if not oldest.is_authenticated:
+                oldest.abort()
+
+    def remove(self, connection: "HttpProtocol") -> None:
+        """Remove a connection that is closed or was upgraded to WebSocket, which requires authentication."""
+        self._waiting.pop(connection, None)
+
+
+class PortState(ServerState):
+    """State shared by the connections of one port. rejection_share: the share for responses to malformed requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rejection_share = FairShare()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = (
+            UNAUTHENTICATED_CONNECTIONS_MAX
+            if soft == resource.RLIM_INFINITY
+            else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_SHARE)
+        )
+        self.unauthenticated_connections = UnauthenticatedConnections(limit)
 
 
 class _BackpressureMixin(asyncio.Protocol):

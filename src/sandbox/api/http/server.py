@@ -11,8 +11,7 @@ from ipaddress import ip_address
 import uvicorn
 from starlette.types import ASGIApp
 
-from sandbox.api.http.protocols import HttpProtocol, WebSocketProtocol
-from sandbox.api.http.unauthenticated_connections import PortState
+from sandbox.api.http.protocols import HttpProtocol, PortState, WebSocketProtocol
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SHUTDOWN_SECONDS
 

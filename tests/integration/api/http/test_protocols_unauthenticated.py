@@ -11,7 +11,7 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.auth import authenticator
-from sandbox.api.http import unauthenticated_connections
+from sandbox.api.http import protocols
 
 PAYLOADS = {
     "nothing": b"",
@@ -29,7 +29,7 @@ def with_viewer_token(api, **options):
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch, payload):
-    monkeypatch.setattr(unauthenticated_connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeAccess(vera="viewer")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
