@@ -1,10 +1,13 @@
 """Runs additional commands in a sandbox of namespaces, each on its own pty. Client of programs/exec_command.py."""
 
 import asyncio
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +18,12 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import processes
 from sandbox.runtimes.launcher_client import attempt_marker, create_memfd, wait_readable
 from sandbox.runtimes.limits import seccomp
-from sandbox.runtimes.pty import PtyMaster
 
 _OPEN_SECONDS = 30.0
 _REAP_SECONDS = 2.0
 _POLL_SECONDS = 0.002
+_CHUNK_BYTES = 64 * 1024
+_OUTPUT_BUFFER_BYTES = 256 * 1024
 _EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import exec_command; exec_command.main(sys.argv[1:])"
 
 
@@ -78,6 +82,90 @@ def _reap(pidfd: int) -> None:
     with suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     os.close(pidfd)
+
+
+class PtyMaster(asyncio.ReadTransport):
+    """The master side of a pty: reads and writes a descriptor, of which it takes ownership.
+
+    Output that the reader does not consume stays in the terminal's buffer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        os.set_blocking(descriptor, False)
+        self.output = asyncio.StreamReader(limit=_OUTPUT_BUFFER_BYTES)
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._write_lock = asyncio.Lock()
+        self._writable: asyncio.Future[None] | None = None
+        self.output.set_transport(self)
+        self.resume_reading()
+
+    def is_reading(self) -> bool:
+        """Return whether the descriptor is open, even while reading is paused."""
+        return self._descriptor >= 0
+
+    def pause_reading(self) -> None:
+        """Stop reading; called by the StreamReader when its buffer is full."""
+        self._loop.remove_reader(self._descriptor)
+
+    def resume_reading(self) -> None:
+        """Resume reading; called by the StreamReader when its buffer has space."""
+        if self._descriptor >= 0:
+            self._loop.add_reader(self._descriptor, self._read)
+
+    async def write(self, data: bytes) -> None:
+        """Write all data; wait while no program reads it. Does nothing if the master is closed."""
+        async with self._write_lock:
+            while data and self._descriptor >= 0:
+                try:
+                    data = data[os.write(self._descriptor, data[:_CHUNK_BYTES]) :]
+                except BlockingIOError:
+                    await self._wait_writable()
+                except OSError:
+                    return
+
+    def resize(self, size: TerminalSize) -> None:
+        """Set the size of the terminal, which signals its foreground processes."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+
+    def close(self) -> None:
+        """Close the master, which hangs up processes on the slave side. Idempotent."""
+        if self._descriptor < 0:
+            return
+        self._loop.remove_reader(self._descriptor)
+        self._loop.remove_writer(self._descriptor)
+        self._set_writable()
+        os.close(self._descriptor)
+        self._descriptor = -1
+        self.output.feed_eof()
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: no process has the slave open
+            chunk = b""
+        if chunk:
+            self.output.feed_data(chunk)
+        else:
+            self.close()
+
+    async def _wait_writable(self) -> None:
+        self._writable = self._loop.create_future()
+        self._loop.add_writer(self._descriptor, self._set_writable)
+        try:
+            await self._writable
+        finally:
+            if self._descriptor >= 0:
+                self._loop.remove_writer(self._descriptor)
+
+    def _set_writable(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
 
 
 class ExecProcess:
