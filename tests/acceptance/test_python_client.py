@@ -47,10 +47,12 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
     assert "used Bash" in watched
     assert watched.endswith("ended as completed\n")
     assert '"type":"result"' in awaited
-    assert re.search(r"^mend-7\.patch \d+ sha256:[0-9a-f]{64}$", artifacts, re.MULTILINE)
+    assert re.search(r"^fix-7\.patch \d+ sha256:[0-9a-f]{64}$", artifacts, re.MULTILINE)
     assert artifacts.endswith("There is no report.\n")
-    assert "+mended\n" in (tmp_path / "mend-7.patch").read_text()
-    assert ended == "mend-7 completed Mend the build\nIt has ended before: completed\nIts sandbox is not kept.\n"
+    assert "+mended\n" in (tmp_path / "fix-7.patch").read_text()
+    assert (
+        ended == "fix-7 completed Fix the build\nThe task has already ended: completed\nIts sandbox is not preserved.\n"
+    )
 
 
 def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy):
@@ -96,7 +98,7 @@ def check_errors(server):
         assert large.value.requested_memory == "8G"
         with pytest.raises(InvalidManifestError) as invalid:
             client.submit(MANIFEST + "vm: {cpus: many}\n")
-        assert [(detail["field"], detail["line"]) for detail in invalid.value.mistakes] == [("vm.cpus", 6)]
+        assert [(detail["field"], detail["line"]) for detail in invalid.value.field_errors] == [("vm.cpus", 6)]
         with pytest.raises(InvalidManifestError):
             client.check(MANIFEST + "vm: {cpus: many}\n")
         assert client.check(MANIFEST)["definition"]["vm"]["cpus"] == 4

@@ -7,6 +7,7 @@ from sandbox.client.errors import (
     AccessError,
     ArtifactContainsSecretError,
     ArtifactNotFoundError,
+    ArtifactTooLargeError,
     BadRequestError,
     ChecksumError,
     ClientError,
@@ -31,24 +32,9 @@ from sandbox.client.errors import (
     ServiceUnavailableError,
     TaskAlreadyTerminalError,
     TaskNotFoundError,
-    TooLargeError,
     UnauthorizedError,
-    UnexpectedAnswerError,
+    UnexpectedResponseError,
     UnreachableError,
-)
-from sandbox.client.events import (
-    AttemptBegun,
-    EgressDenied,
-    End,
-    Event,
-    Gap,
-    Measured,
-    Output,
-    ProgressMade,
-    StateChange,
-    ToolCall,
-    Trouble,
-    Usage,
 )
 from sandbox.client.responses import (
     Artifact,
@@ -59,8 +45,10 @@ from sandbox.client.responses import (
     Draining,
     ExistingTask,
     Failure,
+    FieldError,
+    FileEdit,
     Health,
-    Mistake,
+    Metrics,
     Progress,
     Pruned,
     PrunedTask,
@@ -72,45 +60,97 @@ from sandbox.client.responses import (
     TaskSummary,
     Vm,
 )
+from sandbox.model.wire.event_bodies import (
+    AgentMessageEvent,
+    AgentResultEvent,
+    AttemptEvent,
+    BaseEvent,
+    ConversationEvent,
+    EgressDeniedEvent,
+    EndEvent,
+    ErrorEvent,
+    Event,
+    GapEvent,
+    MetricsEvent,
+    OutputEvent,
+    ProgressEvent,
+    StateChangeEvent,
+    ToolCallEvent,
+    ToolCallStartedEvent,
+    ToolResultEvent,
+    UsageEvent,
+)
 
 if TYPE_CHECKING:
     from sandbox.client.async_client import AsyncClient
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import AsyncClient on first access: it imports asyncio, which most client programs do not use."""
-        if name != "AsyncClient":
+        """Import AsyncClient on first access, as most programs do not use asyncio; find deprecated names."""
+        if name == "AsyncClient":
+            from sandbox.client.async_client import AsyncClient
+
+            return AsyncClient
+        if name not in DEPRECATED_NAMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from sandbox.client.async_client import AsyncClient
+        import warnings
 
-        return AsyncClient
+        message = f"{__name__}.{name} is deprecated; use {DEPRECATED_NAMES[name]}."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return globals()[DEPRECATED_NAMES[name]]
 
+
+DEPRECATED_NAMES = {
+    "AttemptBegun": "AttemptEvent",
+    "EgressDenied": "EgressDeniedEvent",
+    "End": "EndEvent",
+    "Gap": "GapEvent",
+    "Measured": "MetricsEvent",
+    "Mistake": "FieldError",
+    "Output": "OutputEvent",
+    "ProgressMade": "ProgressEvent",
+    "StateChange": "StateChangeEvent",
+    "TooLargeError": "ArtifactTooLargeError",
+    "ToolCall": "ToolCallEvent",
+    "Trouble": "ErrorEvent",
+    "UnexpectedAnswerError": "UnexpectedResponseError",
+    "Usage": "UsageEvent",
+}
+"""Current names by former ones, which can still be imported at run time; type checkers do not accept them."""
 
 __all__ = [
     "AccessError",
+    "AgentMessageEvent",
+    "AgentResultEvent",
     "Artifact",
     "ArtifactContainsSecretError",
     "ArtifactList",
     "ArtifactNotFoundError",
+    "ArtifactTooLargeError",
     "AsyncClient",
-    "AttemptBegun",
+    "AttemptEvent",
     "BadRequestError",
+    "BaseEvent",
     "Cancellation",
     "Checked",
     "ChecksumError",
     "Client",
     "ClientError",
     "ConflictError",
+    "ConversationEvent",
     "Definition",
     "Draining",
     "DuplicateTaskIdError",
-    "EgressDenied",
-    "End",
+    "EgressDeniedEvent",
+    "EndEvent",
+    "ErrorEvent",
     "Event",
     "ExistingTask",
     "Failure",
+    "FieldError",
+    "FileEdit",
     "ForbiddenError",
-    "Gap",
+    "GapEvent",
     "Health",
     "IdempotencyKeyReusedError",
     "InsufficientResourcesError",
@@ -118,15 +158,15 @@ __all__ = [
     "InvalidManifestError",
     "InvalidParameterError",
     "InvalidRequestError",
-    "Measured",
     "MethodNotAllowedError",
-    "Mistake",
+    "Metrics",
+    "MetricsEvent",
     "NoTerminalError",
     "NotFoundError",
-    "Output",
+    "OutputEvent",
     "PayloadTooLargeError",
     "Progress",
-    "ProgressMade",
+    "ProgressEvent",
     "Pruned",
     "PrunedTask",
     "RangeNotSatisfiableError",
@@ -137,19 +177,19 @@ __all__ = [
     "ServerError",
     "ServiceUnavailableError",
     "State",
-    "StateChange",
+    "StateChangeEvent",
     "Submitted",
     "Task",
     "TaskAlreadyTerminalError",
     "TaskNotFoundError",
     "TaskPage",
     "TaskSummary",
-    "TooLargeError",
-    "ToolCall",
-    "Trouble",
+    "ToolCallEvent",
+    "ToolCallStartedEvent",
+    "ToolResultEvent",
     "UnauthorizedError",
-    "UnexpectedAnswerError",
+    "UnexpectedResponseError",
     "UnreachableError",
-    "Usage",
+    "UsageEvent",
     "Vm",
 ]

@@ -13,7 +13,6 @@ from uuid import uuid4
 from sandbox.client import operations, requests
 from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
-from sandbox.client.events import Event
 from sandbox.client.http_settings import ERROR_BYTES_MAX, RESPONSE_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody
@@ -31,6 +30,7 @@ from sandbox.client.responses import (
     TaskSummary,
 )
 from sandbox.client.sse import LineBuffer
+from sandbox.model.wire.event_bodies import Event
 
 if TYPE_CHECKING:
     import httpx2
@@ -221,7 +221,7 @@ class AsyncClient:
     async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """Return the verified content of a small artifact.
 
-        Raises ChecksumError, or TooLargeError above `bytes_max`.
+        Raises ChecksumError, or ArtifactTooLargeError above `bytes_max`.
         """
         async with self._stream(requests.artifact(task_id, name)) as response:
             reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self
 
-from sandbox.client.errors import ChecksumError, TooLargeError
+from sandbox.client.errors import ArtifactTooLargeError, ChecksumError
 
 READ_BYTES_MAX = 16 * 1024 * 1024
 """Default size limit of an artifact that is read into memory."""
@@ -79,12 +79,12 @@ class MemoryDownload:
         self._data = bytearray()
 
     def write(self, chunk: bytes) -> None:
-        """Add the next bytes. Raises TooLargeError."""
+        """Add the next bytes. Raises ArtifactTooLargeError."""
         self._checksum.update(chunk)
         self._data += chunk
         if len(self._data) > self._bytes_max:
             message = f"{self._name} has more than {self._bytes_max} bytes. Download it into a file."
-            raise TooLargeError(message)
+            raise ArtifactTooLargeError(message)
 
     def finish(self) -> bytes:
         """Return all bytes. Raises ChecksumError."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sandbox.client.responses import ExistingTask, Mistake
+from sandbox.client.responses import ExistingTask, FieldError
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DEFAULT_SERVER
 
@@ -43,6 +44,7 @@ class ClientError(SandboxError):
     @property
     def told(self) -> dict[str, Any]:
         """Deprecated: use `body`."""
+        warnings.warn("ClientError.told is deprecated; use body.", DeprecationWarning, stacklevel=2)
         return self.body
 
     def _text(self, field: str) -> str | None:
@@ -69,15 +71,23 @@ class UnreachableError(ClientError):
 
 
 class InvalidManifestError(ClientError):
-    """The manifest is invalid; `mistakes` lists all errors with field, rule, message, line and column."""
+    """The manifest is invalid; `field_errors` lists all errors with field, rule, message, line and column."""
 
     code = "invalid_manifest"
 
     @property
-    def mistakes(self) -> list[Mistake]:
+    def field_errors(self) -> list[FieldError]:
         """All errors, in the order of the manifest."""
         listed = self.details if isinstance(self.details, list) else []
-        return [cast("Mistake", entry) for entry in listed if isinstance(entry, dict)]
+        return [cast("FieldError", entry) for entry in listed if isinstance(entry, dict)]
+
+    @property
+    def mistakes(self) -> list[FieldError]:
+        """Deprecated: use `field_errors`."""
+        warnings.warn(
+            "InvalidManifestError.mistakes is deprecated; use field_errors.", DeprecationWarning, stacklevel=2
+        )
+        return self.field_errors
 
 
 class PayloadTooLargeError(InvalidManifestError):
@@ -256,7 +266,7 @@ class RequestTimeoutError(ServerError):
     code = "request_timeout"
 
 
-class UnexpectedAnswerError(ServerError):
+class UnexpectedResponseError(ServerError):
     """The response is not from a Sandbox server, or from an incompatible version."""
 
     code = "unexpected_answer"
@@ -270,7 +280,7 @@ class ChecksumError(ClientError):
     retryable = True
 
 
-class TooLargeError(ClientError):
+class ArtifactTooLargeError(ClientError):
     """An artifact exceeds the size limit for reading into memory."""
 
     code = "artifact_too_large"
@@ -302,7 +312,12 @@ API_ERRORS: tuple[type[ClientError], ...] = (
 )
 """Exceptions for error responses, in the order of docs/errors.md."""
 
-LOCAL_ERRORS: tuple[type[ClientError], ...] = (UnreachableError, UnexpectedAnswerError, ChecksumError, TooLargeError)
+LOCAL_ERRORS: tuple[type[ClientError], ...] = (
+    UnreachableError,
+    UnexpectedResponseError,
+    ChecksumError,
+    ArtifactTooLargeError,
+)
 """Exceptions for conditions that the client detects."""
 
 _BY_CODE = {error.code: error for error in API_ERRORS}
@@ -332,7 +347,7 @@ def error_from_response(server: str, status: int, body: bytes, retry_after: str 
 
 
 def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
-    """Return the error, or UnexpectedAnswerError if the server lacks a path that every compatible version has.
+    """Return the error, or UnexpectedResponseError if the server lacks a path that every compatible version has.
 
     Paths that end in `/vm` are exempt: a missing preserved sandbox has the same code.
     """
@@ -340,10 +355,10 @@ def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
         return error
     message = f"{server} has no such endpoint: it is not a Sandbox server, or has a different version."
     advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
-    return UnexpectedAnswerError(f"{message} {advice}", status=error.status, body=error.body)
+    return UnexpectedResponseError(f"{message} {advice}", status=error.status, body=error.body)
 
 
-def unexpected_response_error(server: str, status: int) -> UnexpectedAnswerError:
+def unexpected_response_error(server: str, status: int) -> UnexpectedResponseError:
     """Create the error for a response that no Sandbox server sends."""
     message = f"{server} sent an unexpected response (HTTP {status}). Check the address of the server."
-    return UnexpectedAnswerError(message, status=status)
+    return UnexpectedResponseError(message, status=status)

@@ -79,12 +79,12 @@ class Connection:
         return arguments
 
     def check_encoding(self, response: httpx2.Response) -> None:
-        """Raise UnexpectedAnswerError for a body that is compressed several times: few bytes can become gigabytes."""
+        """Raise UnexpectedResponseError for a body that is compressed several times: few bytes can become gigabytes."""
         if "," in response.headers.get("Content-Encoding", ""):
             raise unexpected_response_error(self.server, response.status_code)
 
     def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
-        """Parse the JSON object of a response. Raises UnexpectedAnswerError if it does not match the request."""
+        """Parse the JSON object of a response. Raises UnexpectedResponseError if it does not match the request."""
         response = parse_object(body)
         if (
             response is None

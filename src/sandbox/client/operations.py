@@ -13,11 +13,11 @@ from typing import Any, Generic, TypeVar
 
 from sandbox.client import requests
 from sandbox.client.errors import ClientError, UnreachableError
-from sandbox.client.events import Event
 from sandbox.client.requests import Request
 from sandbox.client.responses import Submitted, Task
 from sandbox.client.sse import SseParser
 from sandbox.model.task_state import FINAL_STATES
+from sandbox.model.wire.event_bodies import Event
 
 DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
 """Delays between retries: about 30 s in total, which covers a restart of the server."""

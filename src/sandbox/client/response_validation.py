@@ -7,17 +7,17 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from sandbox.client.errors import UnexpectedAnswerError
+from sandbox.client.errors import UnexpectedResponseError
 
 NUMBER_MAX = 2**63
 """Larger numbers, infinity and NaN are invalid in every response."""
 
 
 class ResponseDict(dict[str, Any]):
-    """A JSON object of a response. Reading a missing key raises UnexpectedAnswerError."""
+    """A JSON object of a response. Reading a missing key raises UnexpectedResponseError."""
 
     def __missing__(self, key: str) -> NoReturn:
-        raise UnexpectedAnswerError(f"The server's response lacks {key!r}. Check the address of the server.")
+        raise UnexpectedResponseError(f"The server's response lacks {key!r}. Check the address of the server.")
 
 
 def parse_object(text: bytes | str) -> ResponseDict | None:

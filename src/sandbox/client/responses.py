@@ -1,10 +1,11 @@
 """Response types of the API: TypedDicts with the keys that clients may rely on, under the client's names.
 
-`sandbox.model.wire.bodies` declares them and describes each key. A newer server may send further keys. Reading a key
-that an older server omits raises UnexpectedAnswerError. Times are RFC 3339 in UTC.
+`sandbox.model.wire` declares them and describes each key; events keep the names of their declarations. A newer server
+may send further keys. Reading a key that an older server omits raises UnexpectedResponseError. Times are RFC 3339 in
+UTC.
 """
 
-from sandbox.model.wire import bodies
+from sandbox.model.wire import bodies, event_bodies
 
 State = bodies.State
 
@@ -33,5 +34,8 @@ Draining = bodies.DrainBody
 Pruned = bodies.PrunedBody
 PrunedTask = bodies.PrunedTaskBody
 
-Mistake = bodies.DetailBody
+FieldError = bodies.DetailBody
 ExistingTask = bodies.ExistingTaskBody
+
+FileEdit = event_bodies.FileEditBody
+Metrics = event_bodies.MetricsBody

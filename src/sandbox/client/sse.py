@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from sandbox.client.errors import UnexpectedAnswerError
-from sandbox.client.events import BaseEvent, Event
+from sandbox.client.errors import UnexpectedResponseError
 from sandbox.client.response_validation import matches_schema, parse_object
+from sandbox.model.wire.event_bodies import BaseEvent, Event
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Size limit of an event's JSON; an output line of 1 MiB with all characters escaped is far smaller."""
@@ -27,7 +27,7 @@ class SseParser:
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Return the events completed by `chunk`.
 
-        Raises UnexpectedAnswerError for an event that is too large or malformed.
+        Raises UnexpectedResponseError for an event that is too large or malformed.
         """
         for line in self._lines(chunk):
             if line.startswith(b"data:"):
@@ -51,15 +51,15 @@ class SseParser:
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes > EVENT_BYTES_MAX:
-        raise UnexpectedAnswerError("The server sent an event that is too large.")
+        raise UnexpectedResponseError("The server sent an event that is too large.")
 
 
 def parse_event(data: bytes) -> Event:
-    """Parse one event from JSON. Raises UnexpectedAnswerError if it is malformed."""
+    """Parse one event from JSON. Raises UnexpectedResponseError if it is malformed."""
     data_object = parse_object(data)
     is_event = data_object is not None and isinstance(data_object.get("type"), str) and "seq" in data_object
     if not is_event or not matches_schema(data_object, BaseEvent) or not matches_schema(data_object, Event):
-        raise UnexpectedAnswerError("The server sent a malformed event.")
+        raise UnexpectedResponseError("The server sent a malformed event.")
     return cast("Event", data_object)
 
 
@@ -71,12 +71,12 @@ class LineBuffer:
         self._pending_bytes = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines completed by `chunk`. Raises UnexpectedAnswerError for a line that is too long."""
+        """Return the lines completed by `chunk`. Raises UnexpectedResponseError for a line that is too long."""
         if b"\n" not in chunk:
             self._pending.append(chunk)
             self._pending_bytes += len(chunk)
             if self._pending_bytes > LINE_BYTES_MAX:
-                raise UnexpectedAnswerError("The server sent a line that is too long.")
+                raise UnexpectedResponseError("The server sent a line that is too long.")
             return []
         *lines, rest = b"".join([*self._pending, chunk]).split(b"\n")
         self._pending, self._pending_bytes = [rest], len(rest)

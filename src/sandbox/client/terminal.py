@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_from_response, refine_not_found
+from sandbox.client.errors import UnexpectedResponseError, UnreachableError, error_from_response, refine_not_found
 from sandbox.client.http_settings import authorization_header
 from sandbox.client.response_validation import parse_object
 from sandbox.client.url import task_path, translate_url_errors, validate_base_url
@@ -33,7 +33,7 @@ class Exit:
 
 
 class Terminal:
-    """An open terminal. Every method may raise UnreachableError; `messages` also raises UnexpectedAnswerError."""
+    """An open terminal. Every method may raise UnreachableError; `messages` also raises UnexpectedResponseError."""
 
     def __init__(self, server: str, socket: ClientConnection) -> None:
         self._server = server
@@ -50,7 +50,7 @@ class Terminal:
                     continue
                 message_object = parse_object(message)
                 if message_object is None:
-                    raise UnexpectedAnswerError(f"{self._server} sent a malformed message.")
+                    raise UnexpectedResponseError(f"{self._server} sent a malformed message.")
                 if message_object.get("type") == "exit":
                     exit_code = message_object.get("exit_code")
                     yield Exit(

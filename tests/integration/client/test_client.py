@@ -11,14 +11,14 @@ import pytest
 from doubles.fake_api import ApiResponse, FakeApi, error_response, json_response, sse_response
 from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.client import (
+    ArtifactTooLargeError,
     ChecksumError,
     InvalidManifestError,
     InvalidParameterError,
     NotFoundError,
     RateLimitError,
     ServerError,
-    TooLargeError,
-    UnexpectedAnswerError,
+    UnexpectedResponseError,
     UnreachableError,
 )
 from sandbox.client.http_settings import resolve_connection
@@ -328,7 +328,7 @@ async def test_terminal_follows_no_redirect(location):
             async with open_terminal(f"http://127.0.0.1:{port}", "token", "other"):
                 pass
 
-    with pytest.raises(UnexpectedAnswerError, match="HTTP 307"):
+    with pytest.raises(UnexpectedResponseError, match="HTTP 307"):
         await open_redirected()
     assert paths == ["/api/v1/tasks/other/terminal"]
 
@@ -340,7 +340,7 @@ def test_too_large_response_is_rejected(api, client, monkeypatch):
     blanks = b" " * 10_000
     api.on("GET", "/tasks", json_response(page), ApiResponse(200, [blanks] * 100 + [json.dumps(page).encode()]))
     assert client.tasks()["tasks"] == []
-    with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
+    with pytest.raises(UnexpectedResponseError, match="unexpected response"):
         client.tasks()
 
 
@@ -356,7 +356,7 @@ def test_response_compressed_twice_is_rejected(api, client):
     )
     assert client.tasks()["tasks"] == []
     for _ in range(2):
-        with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
+        with pytest.raises(UnexpectedResponseError, match="unexpected response"):
             client.tasks()
 
 
@@ -385,7 +385,7 @@ def test_read_verifies_the_artifact(api, client):
     assert client.read(TASK_ID, "a.md") == b"bytes"
     with pytest.raises(ChecksumError):
         client.read(TASK_ID, "a.md")
-    with pytest.raises(TooLargeError, match="more than 4 bytes"):
+    with pytest.raises(ArtifactTooLargeError, match="more than 4 bytes"):
         client.read(TASK_ID, "a.md", bytes_max=4)
 
 

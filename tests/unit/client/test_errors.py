@@ -72,7 +72,7 @@ def test_unknown_code_maps_to_the_family_of_its_status(status, family):
 def test_unknown_path_is_an_unexpected_answer(path):
     body = error_body("not_found", request_id="r-1")
     raised = refine_not_found(error_from_response(SERVER, 404, body), SERVER, path)
-    assert (type(raised).__name__, raised.status, raised.request_id) == ("UnexpectedAnswerError", 404, "r-1")
+    assert (type(raised).__name__, raised.status, raised.request_id) == ("UnexpectedResponseError", 404, "r-1")
     unrefined = refine_not_found(error_from_response(SERVER, 404, body), SERVER, "/api/v1/tasks/a/vm")
     assert type(unrefined).__name__ == "NotFoundError"
 
@@ -91,10 +91,10 @@ def test_error_fields_become_attributes():
     raised = error_from_response(SERVER, 507, error_body("insufficient_resources", **amounts))
     assert {name: getattr(raised, name) for name in amounts} == amounts
     field_error = {"field": "vm.cpus", "rule": "range", "message": "must be …", "line": 4, "column": 9}
-    assert error_from_response(SERVER, 400, error_body("invalid_manifest", [field_error])).mistakes == [field_error]
+    assert error_from_response(SERVER, 400, error_body("invalid_manifest", [field_error])).field_errors == [field_error]
     error = error_from_response(SERVER, 503, error_body("service_unavailable", request_id="r-1"), "5")
     assert error.request_id == "r-1"
-    assert error.told == error.body == json.loads(error_body("service_unavailable", request_id="r-1"))
+    assert error.body == json.loads(error_body("service_unavailable", request_id="r-1"))
 
 
 def test_malformed_error_fields_are_ignored():
@@ -103,14 +103,14 @@ def test_malformed_error_fields_are_ignored():
         error_from_response(SERVER, 507, error_body("insufficient_resources", requested_cpus="many")).requested_cpus
         is None
     )
-    assert error_from_response(SERVER, 400, error_body("invalid_manifest", "no list")).mistakes == []
+    assert error_from_response(SERVER, 400, error_body("invalid_manifest", "no list")).field_errors == []
     assert error_from_response(SERVER, 429, error_body("rate_limit_exceeded"), "tomorrow").retry_after_seconds is None
 
 
 @pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b"[]", b'"text"', b'{"detail": "Not Found"}', b"\xff"])
 def test_response_of_another_server_is_reported(body):
     error = error_from_response(SERVER, 404, body)
-    assert type(error) is client.UnexpectedAnswerError
+    assert type(error) is client.UnexpectedResponseError
     assert "Check the address" in error.message
     assert not error.retryable
 

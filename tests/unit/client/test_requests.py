@@ -7,7 +7,7 @@ import json
 import pytest
 
 from doubles.sample_task import task_status
-from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
+from sandbox.client import InvalidParameterError, UnexpectedResponseError, requests
 from sandbox.client.http_settings import resolve_connection
 from sandbox.client.response_validation import matches_schema
 from sandbox.client.responses import Health, Task
@@ -71,7 +71,7 @@ def test_manifest_is_sent_without_unicode_escapes():
 @pytest.mark.parametrize("body", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])
 @pytest.mark.parametrize("api_request", REQUESTS, ids=lambda request: f"{request.method} {request.path}")
 def test_response_of_another_program_is_rejected(api_request, body):
-    with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
+    with pytest.raises(UnexpectedResponseError, match="unexpected response"):
         parse(api_request, body)
 
 
@@ -79,7 +79,7 @@ def test_reading_a_missing_key_raises_unexpected_answer():
     task = parse(requests.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
     assert (task["state"], task.get("name"), json.dumps(task["progress"])) == ("running", None, "{}")
     for read in (lambda: task["name"], lambda: task["progress"]["turns"], lambda: task["more"][0]["x"]):
-        with pytest.raises(UnexpectedAnswerError, match="lacks"):
+        with pytest.raises(UnexpectedResponseError, match="lacks"):
             read()
 
 
@@ -165,5 +165,5 @@ def test_terminal_yields_the_exit_message():
 
 @pytest.mark.parametrize("message", ["[]", "nonsense", "5", "[" * 100_000])
 def test_terminal_rejects_unknown_messages(message):
-    with pytest.raises(UnexpectedAnswerError):
+    with pytest.raises(UnexpectedResponseError):
         read_messages(message)

@@ -6,7 +6,7 @@ import pytest
 
 import sandbox.client
 from sandbox.client import responses
-from sandbox.model.wire import bodies
+from sandbox.model.wire import bodies, event_bodies
 
 NAMES = {
     "Artifact": "ArtifactBody",
@@ -18,9 +18,11 @@ NAMES = {
     "Draining": "DrainBody",
     "ExistingTask": "ExistingTaskBody",
     "Failure": "FailureBody",
+    "FieldError": "DetailBody",
+    "FileEdit": "FileEditBody",
     "Health": "HealthBody",
     "Links": "LinksBody",
-    "Mistake": "DetailBody",
+    "Metrics": "MetricsBody",
     "Occupancy": "OccupancyBody",
     "Progress": "ProgressBody",
     "Pruned": "PrunedBody",
@@ -37,8 +39,9 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "body"), NAMES.items())
 def test_names_of_the_client_stay(name, body):
-    assert getattr(responses, name) is getattr(bodies, body)
-    assert getattr(sandbox.client, name, getattr(bodies, body)) is getattr(bodies, body)
+    declared = getattr(event_bodies, body, None) or getattr(bodies, body)
+    assert getattr(responses, name) is declared
+    assert getattr(sandbox.client, name, declared) is declared
 
 
 def test_all_types_are_listed_here():

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.client import UnexpectedAnswerError
+from sandbox.client import UnexpectedResponseError
 from sandbox.client.sse import EVENT_BYTES_MAX, LINE_BYTES_MAX, LineBuffer, SseParser, parse_event
 from sandbox.model import events as e
 from sandbox.model.wire.events import to_wire_event
@@ -62,12 +62,12 @@ def test_incomplete_event_is_not_returned():
     ],
 )
 def test_invalid_event_is_rejected(data):
-    with pytest.raises(UnexpectedAnswerError):
+    with pytest.raises(UnexpectedResponseError):
         read(f"data: {data}\n\n".encode())
 
 
 def test_endless_event_is_rejected():
-    with pytest.raises(UnexpectedAnswerError, match="too large"):
+    with pytest.raises(UnexpectedResponseError, match="too large"):
         read(*[b"x" * 1024 * 1024] * 17)
 
 
@@ -103,7 +103,7 @@ def test_events_of_a_newer_server_are_accepted(data):
 
 
 def test_event_with_too_many_lines_is_rejected():
-    with pytest.raises(UnexpectedAnswerError, match="too large"):
+    with pytest.raises(UnexpectedResponseError, match="too large"):
         read(*[b"data: " + b"x" * 65_000 + b"\n"] * 300)
     assert len(read(*[make_event(number, data="x" * 65_000) for number in range(300)])) == 300
 
@@ -116,5 +116,5 @@ def test_log_line_without_end_is_rejected():
     assert len(lines.feed(b"\n")[0]) == EVENT_BYTES_MAX + 1
     for _ in range(LINE_BYTES_MAX // len(chunk)):
         assert lines.feed(chunk) == []
-    with pytest.raises(UnexpectedAnswerError, match="too long"):
+    with pytest.raises(UnexpectedResponseError, match="too long"):
         lines.feed(chunk)

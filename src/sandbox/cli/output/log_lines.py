@@ -40,10 +40,10 @@ def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[s
 
 
 def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
-    from sandbox.client import UnexpectedAnswerError
+    from sandbox.client import UnexpectedResponseError
     from sandbox.client.sse import parse_event
 
-    with suppress(UnexpectedAnswerError):
+    with suppress(UnexpectedResponseError):
         yield parse_event(content)
 
 

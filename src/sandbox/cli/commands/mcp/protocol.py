@@ -121,7 +121,7 @@ class TaskTools:
                 yield client
         except InvalidManifestError as error:
             field_errors = [
-                f"{field_error.get('field')}: {field_error.get('message')}" for field_error in error.mistakes
+                f"{field_error.get('field')}: {field_error.get('message')}" for field_error in error.field_errors
             ]
             raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
         except ClientError as error:
