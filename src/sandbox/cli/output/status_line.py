@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -11,24 +12,33 @@ from rich.text import Text
 
 from sandbox.model.formatting import format_duration
 
-if TYPE_CHECKING:
-    from sandbox.cli.output.event_printer import EventPrinter
-
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 REFRESHES_PER_SECOND = 8
+
+
+class TaskActivity(Protocol):
+    """What the status line shows of a task."""
+
+    @property
+    def current_activity(self) -> str:
+        """The tool call that runs, or the state."""
+
+    @property
+    def totals(self) -> Sequence[str]:
+        """Tool calls, tokens and cost so far, in this order, without those that are zero."""
 
 
 class StatusLine:
     """Renders the status line; Rich calls it several times per second."""
 
-    def __init__(self, printer: EventPrinter, console: Console) -> None:
-        self._printer = printer
+    def __init__(self, activity: TaskActivity, console: Console) -> None:
+        self._activity = activity
         self._console = console
         self._current = ""
         self._since = time.monotonic()
 
     def __rich__(self) -> Text:
-        activity = self._printer.current_activity
+        activity = self._activity.current_activity
         if activity != self._current:
             self._current, self._since = activity, time.monotonic()
         seconds = time.monotonic() - self._since
@@ -42,16 +52,16 @@ class StatusLine:
     def _suffix(self, elapsed: str, wanted_cells: int) -> str:
         """Return duration and totals, or duration and cost if less than half of the width would be left."""
         tails = [
-            "  " + " · ".join([elapsed, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])
+            "  " + " · ".join([elapsed, *figures]) for figures in (self._activity.totals, self._activity.totals[-1:])
         ]
         width_left = min(wanted_cells, self._console.width // 2)
         return next((tail for tail in tails if len(tail) + 3 + width_left <= self._console.width), tails[-1])
 
 
-def live_status_line(printer: EventPrinter, console: Console) -> Live:
+def live_status_line(activity: TaskActivity, console: Console) -> Live:
     """Return a context that shows the status line below the output on `console`."""
     return Live(
-        StatusLine(printer, console),
+        StatusLine(activity, console),
         console=console,
         transient=True,
         refresh_per_second=REFRESHES_PER_SECOND,
