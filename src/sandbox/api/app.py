@@ -34,13 +34,13 @@ _ROUTERS = (
     sessions.router,
     docs.router,
 )
-"""All routes of the REST API, in the order of the documentation. Building them is slow; apps share them."""
+"""All routes of the REST API, in the order of the documentation. Apps share them, because building them is slow."""
 
 _ARTIFACTS_SEGMENT = b"/artifacts/"
 
 
 class EncodedSlashMiddleware:
-    """Keeps `%2F` encoded in the path that is routed, except in an artifact's name, which may contain slashes.
+    """Leaves `%2F` encoded in the path for routing, except in an artifact's name, which may contain slashes.
 
     Routes match the decoded path. Without this, the task id `a%2Fvm` would address the sandbox of the task `a`.
     """
@@ -77,7 +77,7 @@ def create_app(context: AppContext) -> FastAPI:
 
 
 def create_stream_app(context: AppContext) -> Starlette:
-    """Create the app of the event stream, which shares its context with the REST API."""
+    """Create the app of the event stream. It shares the context of the REST API."""
     stream_app = Starlette()
     _configure(stream_app, context)
     return stream_app
@@ -113,7 +113,7 @@ def _configure(app: Starlette, context: AppContext) -> None:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Raise 404 for WebSockets too, so that a handshake gets the same response as a request."""
+    """Raise 404. Starlette closes an unmatched WebSocket instead, without this error response."""
     raise HTTPException(404)
 
 

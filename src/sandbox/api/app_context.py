@@ -33,7 +33,7 @@ class AppContext:
         shutting_down: asyncio.Event,
         authenticator: Authenticator,
     ) -> "AppContext":
-        """Return the context of one server, with its own metrics and buffers of streams."""
+        """Return the context of one server, with new metrics and a new stream cache."""
         metrics, stream_cache = ServerMetrics(settings.version), StreamCache(services.events)
         return cls(services, settings, shutting_down, authenticator, metrics, stream_cache)
 

@@ -55,7 +55,7 @@ class SecretArtifactError(SandboxError):
 
 
 class TooManyStreamsError(SandboxError):
-    """The client has the maximum number of open streams of all tasks."""
+    """The token has the maximum number of open all-task streams."""
 
     code = "rate_limit_exceeded"
 

@@ -36,7 +36,7 @@ _RETRY_AFTER = {
 }
 
 COMPONENT_REF = "#/components/schemas/{model}"
-"""The address of a component; `model` is the name of its class."""
+"""The reference to a component; `model` is the name of the component's class."""
 
 
 def component_ref(model: str) -> dict[str, str]:

@@ -80,7 +80,7 @@ class _SchemaGenerator(GenerateJsonSchema):
         return _describe(super().dataclass_schema(schema), schema["cls"])
 
     def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
-        """Describe values by additionalProperties also if keys have a pattern; client generators expect this form."""
+        """Describe values by additionalProperties even if keys have a pattern; client generators expect this form."""
         described = super().dict_schema(schema)
         for pattern, values in described.pop("patternProperties", {}).items():
             described |= {
@@ -155,7 +155,7 @@ def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional field. Without `default: null`, which generators take as required."""
+    """Return the schema of an optional field, without `default: null`: generators treat such a field as required."""
     if {"type": "null"} in schema.get("anyOf", ()):
         return {name: value for name, value in schema.items() if name != "default"}
     described = {name: schema.pop(name) for name in ("description",) if name in schema}
@@ -172,7 +172,7 @@ def _describe(schema: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _property_docs(kind: Any) -> dict[str, str]:
-    """Return the description of each property of a class, inherited ones included."""
+    """Return the description of each property of a class, including inherited properties."""
     docs: dict[str, str] = {}
     for base in getattr(kind, "__orig_bases__", kind.__bases__):
         if getattr(base, "__module__", "").startswith("sandbox."):

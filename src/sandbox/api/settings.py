@@ -11,12 +11,12 @@ class ApiSettings:
     """Settings of the API.
 
     version: the server's version.
-    ports: the ports on which it listens.
+    ports: the ports on which the server listens.
     agents: the agents by the key of their section in a manifest.
     host_names: host names for clients, in addition to the loopback names.
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.
-    clone_hosts: hosts from which repositories may be cloned once there are tokens.
+    clone_hosts: hosts from which repositories may be cloned; a server that requires no token ignores them.
     profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it is usable); called
     for each submission. None accepts every name.
     """

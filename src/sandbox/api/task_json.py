@@ -16,14 +16,14 @@ from sandbox.model.wire.events import attempts_fields, error_fields, format_time
 
 
 async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
-    """Return the full status."""
+    """Return the full status of a task."""
     is_kept = await sandboxes.has_preserved_sandbox(task)
     item = task_summary_body(task, is_operator=is_operator)
     return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
 def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
-    """Return the status as used in lists."""
+    """Return the status of a task as lists contain it."""
     metadata, attempt = task.manifest.metadata, task.attempt
     return {
         "id": task.id,

@@ -82,7 +82,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""Fetch destinations of data: `document` (navigation; all but pages is downloaded), `empty` (fetch, EventSource)."""
+"""Fetch destinations of data: `document` (navigation; only pages are displayed), `empty` (fetch, EventSource)."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
 
 
@@ -90,7 +90,7 @@ def check_host(host: str | None, origin: str | None, *, names: Collection[str], 
     """Return why a request with these headers is denied, or None.
 
     names: this server's host names.
-    ports: the ports on which it listens.
+    ports: the ports on which this server listens.
     """
     if host is None or _parse_origin(f"http://{host}", names) is None:
         return "The Host header names a different server; use this server's address or a name from server.host_names."
@@ -156,7 +156,7 @@ _TOKEN_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """A denied request: the response to send. principal: the authenticated principal, if any."""
+    """The response to a denied request. principal: the authenticated principal, or None."""
 
     status: int
     code: str
@@ -167,7 +167,11 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of an allowed request. principal: None for public paths. credentials: those that authenticated it."""
+    """The caller of an allowed request.
+
+    principal: None for a request without valid credentials to a public path.
+    credentials: the valid credentials of the request; None if there were none or the server requires no token.
+    """
 
     principal: Principal | None
     credentials: Credentials | None = None
@@ -249,7 +253,7 @@ class Authenticator:
                 del self._all_tasks_streams[name]
 
     def is_still_valid(self, caller: Caller) -> bool:
-        """Whether the caller would be authenticated again now, with the same role."""
+        """Whether the caller's credentials are still valid and still have the same role."""
         if caller.principal is None:
             return True
         if caller.credentials is None:
@@ -305,7 +309,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request requires the operator role. Every request that is not known to be read-only does."""
+    """Whether the request requires the operator role. Only requests known to be read-only do not."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

@@ -1,4 +1,4 @@
-"""Rate limits: each client has a token bucket of requests."""
+"""Rate limiting of requests, with a token bucket per client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS_MAX = 10_000
-"""Maximum number of buckets; above it the least recently used one is dropped, which resets that client's limit."""
+"""Maximum number of buckets. Above it, the least recently used bucket is dropped: that client gets a full bucket."""
 
 _IPV6_NETWORK_BITS = 64
 

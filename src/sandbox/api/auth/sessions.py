@@ -1,4 +1,4 @@
-"""Browser sessions: a token is presented once and replaced by a cookie. Stored in memory; a restart ends them."""
+"""Browser sessions: a browser exchanges a token for a cookie. Sessions are in memory; a restart ends them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 SESSION_COOKIE = "sandbox_session"
 SESSION_SECONDS = 12 * 3600
-"""Lifetime of a session; after that the token must be presented again."""
+"""Lifetime of a session; afterwards the browser must present the token again."""
 
 SESSIONS_MAX = 1000
-"""Maximum number of open sessions; an additional one ends the oldest."""
+"""Maximum number of open sessions; opening another one closes the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Maximum per token; an additional session ends that token's oldest, so a token cannot end the sessions of others."""
+"""Maximum per token; opening another one closes that token's oldest, so a token cannot close sessions of others."""
 
 _SECRET_BYTES = 32
 

@@ -1,1 +1,1 @@
-"""HTTP server: sockets, framing, connections."""
+"""HTTP server: sockets, request framing and connection limits."""

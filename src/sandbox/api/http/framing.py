@@ -222,7 +222,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """An h11 connection with strict framing. It raises an error where a rejected request would start or continue."""
+    """An h11 connection with strict framing. `next_event` raises the error of a rejected request."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)
@@ -235,7 +235,7 @@ class FramedConnection(h11.Connection):
 
     @property
     def is_paused(self) -> bool:
-        """Whether `resume` passes on more of the current request."""
+        """Whether the buffer may contain more of the current request, which `resume` passes on."""
         return self._framing.is_paused
 
     def resume(self) -> None:

@@ -28,7 +28,7 @@ _DESCRIPTORS_SHARE = 8
 """Such connections may use 1/N of the server's file descriptors."""
 
 STALL_TIMEOUT_SECONDS = 600.0
-"""A client that does not read pending data for this long is disconnected."""
+"""A client that reads no pending data for this long is disconnected."""
 
 HEAD_TIMEOUT_SECONDS = 30.0
 """A client is disconnected if its request head is incomplete this long after connecting or after its last response."""
@@ -40,10 +40,10 @@ _REJECTION_BYTES = 16 * 1024
 """Bytes charged to the share of rejections for the response to a malformed request."""
 
 _FRAMES_BYTES = 256
-"""Bytes of WebSocket frames that are parsed at once; the shortest frame of a client has 6 bytes."""
+"""Number of bytes of WebSocket frames that are parsed at once; a client's shortest frame has 6 bytes."""
 
 _FRAGMENTS_MAX = 64
-"""Fragments of a WebSocket message that are kept separately; each takes memory, even an empty one."""
+"""Maximum number of unjoined fragments of a WebSocket message, because even an empty fragment uses memory."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
@@ -139,7 +139,7 @@ class _Flow(FlowControl):
 
 
 class HttpProtocol(_BackpressureMixin, H11Protocol):
-    """An HTTP connection. Invalid HTTP gets an error response in the format of the API.
+    """An HTTP connection. A malformed request gets an error response in the format of the API.
 
     The head timer is needed because uvicorn waits for a request head without limit: the first byte cancels its
     keep-alive timer.
@@ -201,7 +201,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._body_reader = None
 
     def on_response_complete(self) -> None:
-        """Start waiting for the next request head."""
+        """Start the head timer for the next request."""
         super().on_response_complete()
         self._update_head_timer()
         if not self.transport.is_closing():
@@ -226,7 +226,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._on_head_timeout)
 
     def _on_head_timeout(self) -> None:
-        """Close the connection unless it is still sending a response; STALL_TIMEOUT_SECONDS limits that."""
+        """Close the connection. If a response is still being sent, wait; STALL_TIMEOUT_SECONDS limits the wait."""
         self._head_timer = None
         if self.transport.get_write_buffer_size():
             self._update_head_timer()
@@ -339,7 +339,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             self.frames = [b"".join(self.frames)]
 
     def handle_ping(self) -> None:
-        """Send the pong now, or when the client reads again."""
+        """Send the pong now, or once the client reads again."""
         if self.writable.is_set():
             super().handle_ping()
         elif pongs := self.conn.data_to_send():  # the pongs to all pings that arrived in one read

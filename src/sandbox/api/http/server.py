@@ -104,7 +104,7 @@ class _UvicornServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Capture no signals."""
+        """Leave signal handling to `set_on_signals`."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -170,7 +170,7 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 
 
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
-    """Start accepting connections; earlier connections were refused, so their requests had no effect.
+    """Start accepting connections. The kernel refused earlier connections, so their requests had no effect.
 
     Only listening reserves the port: with SO_REUSEADDR another server can bind to it until then. Raises AddressError.
     """

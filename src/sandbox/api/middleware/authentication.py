@@ -26,7 +26,7 @@ from sandbox.system.log_context import TOKEN_ID
 from sandbox.system.memory_share import MemoryShare
 
 RECHECK_SECONDS = 5.0
-"""How long a stream may continue after its token was revoked or expired."""
+"""Maximum time that a stream continues after its token is revoked or expires."""
 
 _REQUEST_BYTES = 16 * 1024
 """Bytes charged to the client's share for a request, even if it is rejected."""
@@ -82,9 +82,9 @@ class AuthenticationMiddleware:
 
 
 class _CheckedChannel:
-    """Passes the messages of one connection.
+    """Forwards the messages of one connection.
 
-    Once the credentials are revoked, acts as if the client had disconnected.
+    Once the credentials are revoked, the app gets the same messages and errors as after a disconnection.
     """
 
     def __init__(self, caller: Caller, kind: str, channels: tuple[Receive, Send], authenticator: Authenticator) -> None:
@@ -129,7 +129,7 @@ class _CheckedChannel:
 
 
 def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:
-    """Redirect browsers to the sign-in page; send an error to all other clients."""
+    """Redirect a 401 for a page to the sign-in page; return every other denial as an error."""
     if denied.status == HTTPStatus.UNAUTHORIZED and _is_page_request(connection):
         back = urlencode({"to": connection.url.path + ("?" + connection.url.query if connection.url.query else "")})
         return RedirectResponse(f"{paths.SIGN_IN}?{back}", 303, headers={"vary": "accept"})
@@ -143,7 +143,7 @@ def _is_page_request(connection: HTTPConnection) -> bool:
 
 
 def accepts_html(connection: HTTPConnection) -> bool:
-    """Whether the client is a browser that requests a page, rather than a program that requests data."""
+    """Whether the client accepts HTML: a browser that requests a page does, a program that requests data does not."""
     return "text/html" in connection.headers.get("accept", "").lower()
 
 

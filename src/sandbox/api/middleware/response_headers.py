@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The policy of every response that sets none itself: its content may not execute, wherever it is displayed."""
+"""The default policy of responses: their content may not execute, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
@@ -36,7 +36,7 @@ class ResponseHeadersMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wrap one request."""
+        """Call the app; add the headers to its response."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return

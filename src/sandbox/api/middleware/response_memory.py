@@ -15,7 +15,7 @@ from sandbox.system import fair_share
 from sandbox.system.memory_share import MemoryShare
 
 PIECE_BYTES = 64 * 1024
-"""A body is sent in pieces of this size, so most of it is counted until the client reads it."""
+"""A body is sent in pieces of this size. The pieces that wait for the client to read count as used memory."""
 
 _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
@@ -32,7 +32,7 @@ class ResponseRefusedError(OSError):
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
-    """Call the app and send its response as fast as the current share allows."""
+    """Call the app and send its response at the rate of the current share, or a 429 if `memory` is exhausted."""
     response = _CountedResponse(scope, receive, send, memory)
     if not await memory.try_reserve(0):
         await response.refuse()

@@ -134,7 +134,7 @@ def _etags(request: Request, name: str) -> set[str]:
 
 
 def download_content_type(content_type: str) -> str:
-    """Return a Content-Type for a download that no browser executes, applies as a style sheet or renders in a frame."""
+    """Return a Content-Type that stops browsers from executing the content or using it as a style sheet or frame."""
     match = _MEDIA_TYPE.fullmatch(content_type)
     if match is None:
         return _OCTET_STREAM
@@ -170,7 +170,7 @@ def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str |
 
 
 class _ArtifactResponse(FileResponse):
-    """A file response with a validated range. It restores HEAD, which ResponseHeadersMiddleware replaced by GET.
+    """A file response with a validated range. It restores HEAD, which ResponseHeadersMiddleware replaced with GET.
 
     It sends no Last-Modified, because only the ETag identifies the content.
     """

@@ -69,7 +69,7 @@ async def get_readiness(request: Request, context: ContextDep) -> JsonResponse[R
 
 
 def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
-    """Return why the server is not ready; includes its own shutdown, which only the API can report."""
+    """Return the reasons why the server is not ready, including a shutdown, which only the API can detect."""
     reasons = list(health.reasons)
     if not health.is_ready and not reasons:
         reasons = ["The server is not ready."]

@@ -44,7 +44,7 @@ _STATE_ALTERNATIVES = "|".join(TaskState)
 
 
 class ListQuery(BaseModel):
-    """Query parameters of a list."""
+    """Query parameters of the task list."""
 
     state: str = Field(
         "",

@@ -179,7 +179,7 @@ async def wait_for_task(
     task_id: paths.TaskId,
     timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Maximum time to wait, in seconds")] = 60,  # noqa: ASYNC109
 ) -> JsonResponse[TaskBody]:
-    """Wait until a task has ended, or for the timeout; returns its status."""
+    """Wait until a task has ended or the timeout has expired; return the task's status."""
     waiting = asyncio.create_task(context.services.tasks.wait(task_id, timeout))
     interruptions = [
         asyncio.create_task(context.shutting_down.wait()),

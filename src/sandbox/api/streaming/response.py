@@ -22,7 +22,7 @@ Messages = Sequence[bytes]
 
 
 class Encoder(Protocol):
-    """Encodes events for clients. Equal encoders give equal results, so clients can share them."""
+    """Encodes events for clients. Equal encoders give equal results, so clients can share the results."""
 
     def __hash__(self) -> int: ...
 
@@ -48,7 +48,7 @@ async def close_iterator(source: AsyncIterator[Any]) -> None:
 
 
 PREFETCH_BYTES_MAX = 256 * 1024
-"""Bytes buffered for one client; above this limit the source is paused until the client reads."""
+"""Maximum number of bytes buffered for one client; above it, the source is paused until the client reads."""
 
 _EMPTY_MESSAGES_PER_YIELD = 256
 

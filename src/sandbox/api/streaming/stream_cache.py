@@ -23,7 +23,7 @@ CACHED_ENCODERS_MAX = 8
 class Batch:
     """Consecutive events after `after`, with cached results of encoders.
 
-    Clients choose their encoders, so only the results of the first few are cached.
+    Clients choose their encoders, so a batch caches the results of at most CACHED_ENCODERS_MAX encoders.
     """
 
     def __init__(self, after: int, events: Sequence[WireEvent], size_bytes: int) -> None:
@@ -55,7 +55,7 @@ class HistoryCache:
         self._load_lock = asyncio.Lock()
 
     async def get_or_load(self, after: int, events: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
-        """Return a batch that contains the event after `after`, or None if there is none.
+        """Return a batch that contains the event after `after`, or None if there is no such event.
 
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
             token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
