@@ -48,7 +48,7 @@ def index_file(data_dir: Path) -> Path:
 
 
 def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy]]:
-    """Return the number of tasks and all discrepancies.
+    """Return the number of tasks and all discrepancies. deep: also compare artifacts with their checksums.
 
     Raises DataDirNotFoundError, StoreTooNewError, StoreError, OSError.
     """
@@ -77,7 +77,7 @@ def require_data_dir(data_dir: Path) -> None:
 
 
 def rebuild_index(data_dir: Path) -> RebuildResult:
-    """Rebuild the index from the journals; the previous one is kept as `index.sqlite.before`.
+    """Rebuild the index from the journals. The previous index is renamed to `index.sqlite.before`.
 
     Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError. After
     an error, the index is unchanged.
@@ -90,7 +90,7 @@ def rebuild_index(data_dir: Path) -> RebuildResult:
             rebuilt = _build_index(FileJournals(data_dir), part)
             _replace_index(index_file(data_dir), part)
         finally:
-            _remove_database(part)  # on a full disk it would use up the remaining space
+            _remove_database(part)  # on a full disk, an incomplete index would use up the remaining space
         return rebuilt
 
 
@@ -113,7 +113,7 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
 
 
 def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
-    """Remove finished tasks beyond the retention, and return them.
+    """Remove finished tasks that exceed the retention limits, and return them. dry_run: only return them.
 
     Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError.
     """

@@ -1,4 +1,4 @@
-"""The clock of the host and its boot id. Runners import this module: each of its imports slows their start."""
+"""The host's clock and boot id. Runners import this module, so each of its imports slows their start."""
 
 import time
 from datetime import UTC, datetime
@@ -18,5 +18,5 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return the seconds of a clock that never goes backward."""
+        """Return the time of a monotonic clock in seconds."""
         return time.monotonic()

@@ -12,7 +12,7 @@ from sandbox.bootstrap.private_directory import check_owner
 from sandbox.model.errors import SandboxError
 
 FORKED_LOCK_WAIT_SECONDS = 2.0
-"""How long to wait for a child process that a dead server had just forked: the child holds the lock until exec."""
+"""Maximum wait for the child process of a server that died just after a fork: the child holds the lock until exec."""
 
 _OWNER_BYTES_MAX = 8192
 _POLL_SECONDS = 0.02

@@ -39,7 +39,7 @@ _EXTRA_FIELDS = (
 
 
 def configure_logging(log_format: str, level: str, redact: Callable[[str], str] = str) -> None:
-    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Replaces an earlier call.
+    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Can be called again.
 
     redact: removes secret values from any text.
     """
@@ -107,4 +107,5 @@ def _quote_value(value: Any) -> str:
 
 
 def _log_uncaught_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    logging.getLogger("sandbox").critical("The process ends: %s", kind.__name__, exc_info=(kind, error, trace))
+    message = "The process exits after an uncaught exception: %s"
+    logging.getLogger("sandbox").critical(message, kind.__name__, exc_info=(kind, error, trace))

@@ -15,7 +15,7 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks: the overcommitted CPUs of this process, memory and disk of the data directory."""
+    """Return the capacity for tasks: CPUs of this process, memory and the data directory's disk, each overcommitted."""
     disk = os.statvfs(data_dir)
     return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
@@ -56,7 +56,7 @@ def choose_run_dir(data_dir: Path) -> Path:
 
 
 def _run_dir_candidates() -> Sequence[Path]:
-    """Return the candidates, best first. Those that any user could create are made private or rejected."""
+    """Return the candidates, best first. A directory that any user could create is made private or rejected."""
     user = os.geteuid()
     if user == 0:
         return (Path("/run/sandbox"),)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 
 _SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
-"""A data directory has one of these once a server, a restore, `sandbox token` or `sandbox profile` has used it."""
+"""A data directory contains one of these once a server, a restore, `sandbox token` or `sandbox profile` has used it."""
 
 _FILE_SYSTEM_FILES = frozenset({"lost+found"})
 
@@ -25,7 +25,7 @@ class UnsafeDirectoryError(SandboxError):
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """Create files and directories without permissions for other users."""
+    """Set a umask that denies other users access to the files and directories created during the context."""
     previous = os.umask(0o077)
     try:
         yield
@@ -48,7 +48,7 @@ def make_data_dir(directory: Path) -> Path:
 
 
 def check_usable_data_dir(directory: Path) -> None:
-    """Require that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
+    """Check that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
 
     A directory that others can access is accepted only if it is not sticky (as /tmp is), and if it is empty or already
     contains a server's data: the server will make it private.
@@ -68,7 +68,7 @@ def check_usable_data_dir(directory: Path) -> None:
 
 
 def check_owner(directory: Path) -> None:
-    """Require that this user owns a data directory: a different owner could not use files that this user creates in it.
+    """Check that this user owns a data directory: its owner could not use files that another user creates in it.
 
     Raises UnsafeDirectoryError, OSError.
     """

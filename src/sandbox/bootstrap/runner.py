@@ -73,9 +73,9 @@ _log = logging.getLogger("sandbox.runner")  # the name of this module is __main_
 
 
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
-    """Run or finish the attempt in the order, or run a debug session.
+    """Carry out the order: run an attempt, finish one whose runner died, or run a debug session.
 
-    get_agents: returns the agents by the key of their manifest section; the server must have the same ones.
+    get_agents: returns the agents by the key of their manifest section; the server must have the same agents.
     """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))
@@ -187,7 +187,7 @@ def _prepare_socket(host: HostSettings, attempt_id: str) -> Path:
 async def _run_debug_session(
     order: DebugSession, host: HostSettings, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
-    """Run a debug session. The open descriptor holds its lock until this process ends."""
+    """Run a debug session. The inherited descriptor holds the session's lock until this process ends."""
     task = replay_task(FileJournals(Path(host.data_dir)), order.task_id).task
     signal.alarm(0)
     if task is None:
@@ -215,7 +215,7 @@ async def _run_debug_session(
 def _take_over_journal(
     order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int
 ) -> tuple[JournalWriter, Task]:
-    """Take over the journal's lock; return the writer and the task so far. Raises StaleOrderError."""
+    """Take over the journal's lock; return the writer and the recorded task. Raises StaleOrderError."""
     journals = FileJournals(Path(host.data_dir))
     writer = journals.adopt(order.task_id, lock_fd)
     task = replay_task(journals, order.task_id).task
@@ -290,7 +290,7 @@ def _create_parts(order: Order, host: HostSettings, agent: Agent, *, follow_redi
 def create_recorder(
     parts: RunnerParts, writer: JournalWriter, task: Task | None, redaction: Redactor | None
 ) -> AttemptRecorder:
-    """Create the recorder of an attempt. task: what the journal contains so far; None if it is empty."""
+    """Create the recorder of an attempt. task: the task in the journal; None if the journal is empty."""
 
     def redact(event: Event) -> Event:
         return event if redaction is None else redact_event(event, redaction)
@@ -323,7 +323,7 @@ def _connect_ending(attempt: AttemptContext, parts: RunnerParts, confine: Confin
 
 
 def choose_disks(order: Order, host: HostSettings) -> Disks:
-    """Choose the kind of disk that an earlier process of the task used, regardless of what the host supports now."""
+    """Choose the kind of disk: what an earlier process of the task used or, for a new disk, what the host supports."""
     if isinstance(order, RunAttempt) and not order.resumes:
         is_loop = host.disk_kind == "loop"
     else:

@@ -83,8 +83,8 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
 
-    A name selects that runtime, even if it does not work. In that case, no other runtime is probed, because a probe
-    creates sandboxes. Raises UnknownRuntimeError.
+    A name selects that runtime, even if it does not work; no other runtime is probed, because a probe creates
+    sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, excludes_emulation=True) for name in _MAKERS]
@@ -98,7 +98,7 @@ async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
 
 
 def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
-    """Choose the strongest; if none works, the weakest, which has the fewest requirements."""
+    """Choose the strongest runtime that works; if none works, choose the weakest, which has the fewest requirements."""
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
     candidates = [
         probe for probe in by_strength if probe.is_available and not (probe.is_explicit_only and len(probes) > 1)
@@ -107,7 +107,7 @@ def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
 
 
 def describe_failure(choice: RuntimeChoice) -> str | None:
-    """Return why no sandbox can be created, and what to do; None if one can."""
+    """Return why no sandbox can be created, and what to do; None if sandboxes can be created."""
     if choice.chosen.is_available:
         return None
     if len(choice.probes) == 1:

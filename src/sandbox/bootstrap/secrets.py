@@ -19,7 +19,7 @@ _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 class ServerSecretResolver:
     """Resolves secrets from the configured sources. Once tokens exist, only listed variables are accessible.
 
-    agents: their variables for the model API are never accessible.
+    agents: the agents whose variables for the model API are never accessible.
     """
 
     def __init__(

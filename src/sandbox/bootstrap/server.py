@@ -106,7 +106,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
-"""Limit of the server's open files, if the host allows it. Once it is reached, new tasks are rejected with 503."""
+"""The server's limit of open files, unless the host's is lower. At the limit, new tasks are rejected with 503."""
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 _RUNNER_VARIABLES = (
@@ -231,7 +231,7 @@ async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result
 
 
 class HostProbe:
-    """Probes what this host supports, and keeps the resulting settings of its runners."""
+    """Probes what this host supports, and stores the resulting settings for the host's runners."""
 
     def __init__(
         self, settings: ServerSettings, directories: ServerDirectories, agent_programs: Mapping[str, str]

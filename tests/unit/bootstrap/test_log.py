@@ -155,5 +155,5 @@ def test_uncaught_exception_is_logged(log):
     read_lines = log()
     sys.excepthook(ValueError, ValueError("bug"), None)
     line = json.loads(read_lines()[0])
-    assert (line["level"], line["message"]) == ("critical", "The process ends: ValueError")
+    assert (line["level"], line["message"]) == ("critical", "The process exits after an uncaught exception: ValueError")
     assert "ValueError: bug" in line["exception"]

@@ -68,7 +68,7 @@ class BackupManifest(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class BackupWriter:
-    """The backup written so far."""
+    """A backup that is being written."""
 
     tar: tarfile.TarFile
     files: dict[str, BackupEntry] = field(default_factory=dict)
@@ -77,9 +77,10 @@ class BackupWriter:
 
 
 def create_backup(data_dir: Path, target: Path) -> BackupManifest:
-    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may be running.
+    """Write a backup to a temporary file and rename the file to `target`. Only the file's owner can read it (0600).
 
-    Each task is consistent with one moment of its journal. Raises BackupExistsError, BackupTooLargeError, OSError.
+    Tasks may be running. Each task in the backup is consistent with its journal at one moment. Raises
+    BackupExistsError, BackupTooLargeError, OSError.
     """
     if os.path.lexists(target):
         raise _exists_error(target)
@@ -161,7 +162,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
 
 
 def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
-    """Open the plain journal, or else the compressed one, which exists before the plain one is removed."""
+    """Open the plain journal or, if compression has just removed it, the compressed one."""
     directory = layout.root / "journal"
     try:
         return "records", stack.enter_context(_open_hashing(directory / "records"))
@@ -172,7 +173,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """Return how many bytes of the journal's file belong in the backup, and the artifacts that it records."""
+    """Return how many bytes of the journal's file belong in the backup, and the artifacts that the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         replay_state = replay_task(journals, layout.task_id)

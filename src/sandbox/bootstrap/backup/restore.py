@@ -61,7 +61,7 @@ class RestoreTargetUnusableError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """The restored data. lost: unfinished tasks that ended with the machine they ran on."""
+    """The restored data. lost: ids of the tasks that were running when the backup was created (`host_lost`)."""
 
     tasks_count: int
     lost: Sequence[str]
@@ -112,7 +112,7 @@ def _check_regular_file(source: Path) -> None:
 
 
 def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
-    """Unpack all files and compare them with the manifest, which is returned."""
+    """Unpack all files and compare them with the manifest; return the manifest."""
     entries: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
     try:

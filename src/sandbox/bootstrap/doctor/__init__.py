@@ -1,1 +1,1 @@
-"""Checks of this machine."""
+"""Checks of the host for `sandbox doctor`."""

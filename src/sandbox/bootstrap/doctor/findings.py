@@ -51,7 +51,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
-    """Return the maximum. A closed file that is still mapped remains open, but does not count towards process limits.
+    """Return how many files one task can have open. A closed file that is still mapped counts only towards this number.
 
     In a tier with a separate kernel, one host process holds the open files of all processes inside.
     """

@@ -135,7 +135,7 @@ def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping
 
 
 def _set_value(data: dict[str, Any], key: SettingKey, value: Any) -> bool:
-    """Set a value. Return False if a parent section is not a table, which is reported separately."""
+    """Set a value. Return False if a parent section is not a table; `validate` reports that error."""
     section = data
     for name in key.section:
         section = section.setdefault(name, {})

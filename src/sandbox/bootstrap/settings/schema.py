@@ -59,12 +59,12 @@ DISK_SIZE = Format("disk_size", _check_disk_size)
 
 
 def parse_age(text: str) -> int | None:
-    """Return seconds; None for unlimited."""
+    """Return the age in seconds; None for unlimited."""
     return None if text == UNLIMITED else int(text[:-1]) * _UNIT_SECONDS[text[-1]]
 
 
 def parse_disk_size(text: str) -> int | None:
-    """Return bytes; None for unlimited."""
+    """Return the size in bytes; None for unlimited."""
     return None if text == UNLIMITED else int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
