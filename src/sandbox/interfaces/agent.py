@@ -24,7 +24,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     git_author: name of the author of commits in the sandbox.
     home_files: contents by path relative to the home directory; written before the agent starts.
     is_checked_when_ready: model requests wait until the agent's `AgentReady` has found no failure.
-    model_variables: environment variables for access to the model, which users' shells in the sandbox do not get.
+    model_variables: names of environment variables for access to the model; users' shells do not get these variables.
     """
 
     command: Command
@@ -37,7 +37,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
 
 
 class ToolFinished(msgspec.Struct, frozen=True):
-    """A tool call that was started finished."""
+    """A tool call of the agent has finished."""
 
     tool_use_id: str
     tool: str
@@ -49,7 +49,7 @@ class TurnStarted(msgspec.Struct, frozen=True):
 
 
 class AgentReady(msgspec.Struct, frozen=True):
-    """The agent is initialized and has sent no model request yet. A subclass has what the agent reported."""
+    """The agent is initialized and has sent no model request yet. A subclass contains what the agent reported."""
 
     def find_failure(self, manifest: Manifest, redact: Callable[[str], str]) -> Failure | None:
         """Return the failure if the agent lacks something that the manifest requests, such as a tool; else None.
@@ -102,7 +102,7 @@ class AgentDriver(Protocol):
 
     @property
     def agent(self) -> Agent:
-        """The agent that it starts."""
+        """The agent that this driver starts."""
         ...
 
     @property
@@ -119,7 +119,7 @@ class AgentDriver(Protocol):
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Return command, environment and files. `secrets` (values by name) become environment variables of the agent.
+        """Return how to start the agent. `secrets` (values by name) become environment variables of the agent.
 
         resumes: the agent continues the session with this id, which its home directory contains.
         """
@@ -130,7 +130,7 @@ class AgentDriver(Protocol):
         ...
 
     def create_parser(self, session_id: str) -> OutputParser:
-        """Create a parser for one run."""
+        """Create a parser for the output of one run of the agent."""
         ...
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
@@ -138,7 +138,7 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, rendered from the last result; empty if it is not rendered."""
+        """Return the task's stdout, rendered from the last result; empty if the agent's own stdout is the task's."""
         ...
 
 
@@ -182,11 +182,11 @@ class Agent(AgentSchema, Protocol):
         ...
 
     def find_version(self) -> str:
-        """Return the version of the agent's program on this host. Raises SandboxError if it is not there."""
+        """Return the version of the agent's program on this host. Raises SandboxError if the program is missing."""
         ...
 
     def install(self, data_dir: Path) -> Path:
-        """Return the host path of the program for sandboxes; create it below `data_dir` if needed. Blocks.
+        """Install the agent's program below `data_dir` if needed; return its host path. Blocks.
 
         Raises SandboxError, OSError.
         """

@@ -10,7 +10,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
-"""Removes files that sandboxes left, in any state. The caller sets a time limit. Raises OSError."""
+"""Removes files that sandboxes left, whatever their permissions. The caller sets a time limit. Raises OSError."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class Disks(Protocol):
         ...
 
     async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
-        """Create the disk, or open the one that an earlier process of the attempt created; that process must be dead.
+        """Create the disk, or open the disk of an earlier process of the attempt; that process must have ended.
 
         Raises AttemptError (provision_failed).
         """

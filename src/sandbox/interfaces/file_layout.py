@@ -9,7 +9,7 @@ import msgspec
 
 
 def tasks_root(data_dir: Path) -> Path:
-    """One directory per task, named by its id."""
+    """The directory with one directory per task, named by the task's id."""
     return data_dir / "tasks"
 
 
@@ -37,7 +37,7 @@ def probe_directory(run_dir: Path, probe_id: str) -> Path:
 
 
 class TaskLayout(msgspec.Struct, frozen=True):
-    """The directory of one task. Task ids are safe path components, which the manifest's validation ensures."""
+    """The paths of one task's files. The validation of manifests ensures that a task id is a safe path component."""
 
     data_dir: Path
     task_id: str
@@ -49,26 +49,26 @@ class TaskLayout(msgspec.Struct, frozen=True):
 
     @property
     def artifacts(self) -> Path:
-        """One file per artifact, by name."""
+        """The directory with one file per artifact, named by the artifact."""
         return self.root / "artifacts"
 
     @property
     def attempts_root(self) -> Path:
-        """One directory per attempt, by id."""
+        """The directory with one directory per attempt, named by the attempt's id."""
         return self.root / "attempts"
 
     def attempt(self, attempt_id: str) -> "AttemptLayout":
-        """The directory of one attempt."""
+        """The paths of one attempt."""
         return AttemptLayout(self.attempts_root / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
-        """The directories of all attempts, unordered."""
+        """The paths of all attempts, unordered."""
         attempts = self.attempts_root
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 
 class AttemptLayout(msgspec.Struct, frozen=True):
-    """The directory of one attempt. After teardown only the runner's log is left."""
+    """The paths of one attempt's files. After teardown, only the runner's log is left."""
 
     root: Path
 
@@ -94,7 +94,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def disk(self) -> Path:
-        """`workspace`, `home` and `tmp` of the sandbox."""
+        """The directory with the sandbox's `workspace`, `home` and `tmp`."""
         return self.root / "disk"
 
     @property
@@ -109,7 +109,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def home(self) -> Path:
-        """/home/agent in the sandbox."""
+        """The agent's home directory, mounted in the sandbox at SANDBOX_HOME."""
         return self.disk / "home"
 
     @property
@@ -124,7 +124,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def ignore_rules(self) -> Path:
-        """The base commit's `.gitignore` files, while the patch is made."""
+        """The directory for the base commit's `.gitignore` files while the patch is made."""
         return self.root / "ignore-rules"
 
     @property
@@ -138,7 +138,7 @@ SANDBOX_USER = "agent"
 SANDBOX_HOME = "/home/agent"
 SANDBOX_WORKSPACE = "/workspace"
 NODE_DIRECTORY = "/opt/node"
-"""Where Node.js is installed, with its programs in `bin`."""
+"""The directory of Node.js in the sandbox; `bin` in it contains the programs."""
 
 MODEL_PORT = 8123
 """Port of the gateway's model API on 127.0.0.1."""

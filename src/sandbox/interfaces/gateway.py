@@ -65,7 +65,7 @@ ReportEvent = Callable[[Usage | EgressDenied | ErrorReported | BudgetExhausted |
 
 
 class Gateway(Protocol):
-    """Serves one sandbox."""
+    """Serves the connections of one sandbox."""
 
     @property
     def requests_in_flight(self) -> int:

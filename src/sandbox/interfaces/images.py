@@ -71,5 +71,5 @@ class ImageLeases(Protocol):
     """Protects images from removal while they are in use."""
 
     def acquire(self, image: Image) -> None:
-        """Hold the image until this process ends. Raises AttemptError (provision_failed)."""
+        """Protect the image until this process ends. Raises AttemptError (provision_failed)."""
         ...

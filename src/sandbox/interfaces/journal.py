@@ -92,7 +92,7 @@ class Journals(Protocol):
         ...
 
     def open(self, task_id: str) -> JournalWriter:
-        """Take the lock, drop a torn tail and start the next epoch.
+        """Acquire the lock, drop a torn tail and start the next epoch.
 
         Raises JournalBusyError unless the lock is FREE; FileNotFoundError, JournalDamagedError.
         """

@@ -22,7 +22,10 @@ async def wait_for_violation(
     file_counts: Callable[[], Awaitable[FileUsage]],
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
 ) -> str:
-    """Return why the sandbox must end. Each kind of usage is polled separately, because measuring one may take long."""
+    """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
+
+    Measuring one kind may take long and must not delay the others.
+    """
     polls = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
         asyncio.create_task(_poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS)),

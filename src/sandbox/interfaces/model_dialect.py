@@ -20,7 +20,7 @@ class CostBound(msgspec.Struct, frozen=True):
     """Upper bound of a request's tokens.
 
     input_tokens: estimated from the request's length.
-    output_tokens_max: the request's own limit. Like the request it is untrusted; the gateway rejects a negative one.
+    output_tokens_max: the limit in the request, which is untrusted; the gateway rejects a negative limit.
     """
 
     model: str
@@ -30,7 +30,7 @@ class CostBound(msgspec.Struct, frozen=True):
 
 
 class UsageMeter(Protocol):
-    """Reads usage from a response body. Never raises on upstream data; data it cannot parse counts as nothing.
+    """Reads usage from a response body. Never raises on upstream data; ignores data that it cannot parse.
 
     The gateway treats usage with a negative or excessive number as missing.
     """
@@ -120,7 +120,7 @@ class ModelDialect(Protocol):
         ...
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return the start of a sentence that says which part of the request accesses external resources, or None."""
+        """Return which part of the request accesses external resources, as the start of a sentence, or None."""
         ...
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

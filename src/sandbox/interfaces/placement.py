@@ -23,8 +23,8 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     secrets: values by name.
     resumes: the attempt takes over an earlier attempt's disk.
     follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
-    records_conversation: the server reads conversation events. One of an earlier version, whose files were replaced
-        while it ran, would reject the journal.
+    records_conversation: the runner records conversation events. False for a server of an earlier version, which was
+        upgraded while it ran: it would reject a journal with such events.
     """
 
     task_id: str
@@ -44,7 +44,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
 class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
     """End an attempt whose runner died, and collect what it left (finisher).
 
-    secrets: redacted from what is collected.
+    secrets: values by name, to redact them in the collected files.
     """
 
     task_id: str
@@ -61,7 +61,7 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
 
     attempt_id: the attempt whose disk is preserved.
     image: as in `RunAttempt`.
-    secrets: redacted from what the shells show.
+    secrets: values by name, to redact them in the output of the shells.
     """
 
     task_id: str
@@ -75,7 +75,7 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
 
 
 Order = RunAttempt | FinishAttempt | DebugSession
-"""What the server decides about a runner. The placement adds the settings of the host that runs it."""
+"""What the server requests from a runner. The placement adds the settings of the host that the runner runs on."""
 
 
 def _describe(order: Order) -> str:
@@ -102,7 +102,7 @@ CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
 
 
 class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
-    """Asks a runner to end its attempt. The `Reply` comes after the cancel request is on disk."""
+    """A request to a runner to end its attempt. The runner sends the `Reply` once the cancel request is on disk."""
 
     reason: str = ""
     force: bool = False
@@ -111,7 +111,7 @@ class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
 class TerminalOrder(
     msgspec.Struct, frozen=True, tag="terminal", rename={"is_agent_terminal": "agent", "is_read_only": "looks_on"}
 ):
-    """Asks a runner for a terminal. A `Reply` comes first, then frames in both directions (`interfaces.terminals`).
+    """A request to a runner for a terminal. After the `Reply`, both sides send frames (`interfaces.terminals`).
 
     is_agent_terminal: the agent's own terminal instead of a new shell.
     is_read_only: the client's input is not accepted.
@@ -168,7 +168,7 @@ class RunnerHandle(Protocol):
         ...
 
     async def kill(self) -> bool:
-        """Kill (SIGKILL) the runner that holds the lock of the task's journal, which frees it.
+        """Kill (SIGKILL) the runner that holds the lock of the task's journal; the kernel then releases the lock.
 
         Return whether there was one. Other holders of the lock, such as a server, are not killed.
         """
@@ -179,11 +179,11 @@ class PreservedDisk(Protocol):
     """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
 
     def try_lock(self) -> AbstractContextManager[Liveness]:
-        """Hold the lock for the duration of the context if it is FREE. Yields what it was. Raises OSError."""
+        """Hold the lock for the duration of the context if it is FREE. Yields its state before. Raises OSError."""
         ...
 
     async def start_session(self, order: DebugSession) -> None:
-        """Start a runner that takes over the lock. Only inside `try_lock`, if it was FREE. Raises OSError."""
+        """Start a runner that takes over the lock. Call it inside `try_lock` that yielded FREE. Raises OSError."""
         ...
 
     async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:

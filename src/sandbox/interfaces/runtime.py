@@ -28,8 +28,8 @@ class ConfinedCommand(msgspec.Struct, frozen=True):
     """A program to run to completion in a confinement.
 
     directory: working directory; a host path in one of the confinement's directories.
-    stdin, stdout, stderr: file descriptors, which the caller keeps.
-    descriptors: additional ones to pass, numbered from FIRST_EXTRA_DESCRIPTOR.
+    stdin, stdout, stderr: file descriptors; the caller closes them.
+    descriptors: additional file descriptors, passed with numbers from FIRST_EXTRA_DESCRIPTOR on.
     files: contents by path, read-only.
     """
 
@@ -374,7 +374,7 @@ class Terminal(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Return how the process ended. May be called many times."""
+        """Wait until the process has ended; return how it ended. May be called many times."""
         ...
 
 
@@ -415,14 +415,14 @@ class Sandbox(Protocol):
         ...
 
     async def kill(self) -> None:
-        """KILL every process inside at once."""
+        """Send SIGKILL to every process inside."""
         ...
 
     async def wait(self) -> ExitStatus:
-        """Return how the command ended. Waits up to 10 s longer for all processes inside to end. May be called many
-        times.
+        """Wait until the command has ended; return how it ended. May be called many times.
 
-        Processes that are left by then have received KILL and execute no further instructions; `destroy` reports them.
+        Waits up to 10 s longer for all processes inside to end. Processes that are left then have received SIGKILL and
+        execute no further instructions; `destroy` reports them.
         """
         ...
 
@@ -456,7 +456,7 @@ class Runtime(Protocol):
 
     @property
     def tier(self) -> str:
-        """The isolation tier, as in its probe."""
+        """The isolation tier, as in the runtime's probes."""
         ...
 
     async def probe(self) -> RuntimeProbe:
@@ -498,5 +498,5 @@ class Runtime(Protocol):
         ...
 
     def attempt_ids(self) -> Sequence[str]:
-        """Attempt ids with a process or cgroup on this host."""
+        """Return the ids of attempts with a process or cgroup on this host."""
         ...

@@ -34,7 +34,7 @@ class StreamRedactor(Protocol):
 
 
 class Redactor(Protocol):
-    """Replaces the values of a task's secrets, in every common encoding, by `[REDACTED:NAME]`."""
+    """Replaces the values of a task's secrets, in every common encoding, with `[REDACTED:NAME]`."""
 
     @property
     def too_short_names(self) -> tuple[str, ...]:
@@ -42,15 +42,15 @@ class Redactor(Protocol):
         ...
 
     def redact(self, data: bytes) -> bytes:
-        """Redact bytes."""
+        """Return the bytes without secret values."""
         ...
 
     def redact_text(self, text: str) -> str:
-        """Redact text."""
+        """Return the text without secret values."""
         ...
 
     def redact_json(self, value: Any) -> Any:
-        """Redact plain JSON data, both strings and keys."""
+        """Return the plain JSON data without secret values in strings and keys."""
         ...
 
     def contains(self, chunks: Iterable[bytes]) -> bool:

@@ -146,7 +146,7 @@ class Store(Protocol):
         ...
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not final, oldest first, without those whose row is damaged."""
+        """Return all tasks in a state that is not final, oldest first, without those whose row is damaged."""
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
@@ -158,7 +158,7 @@ class Store(Protocol):
         ...
 
     def task_ids(self) -> frozenset[str]:
-        """The ids of all indexed tasks."""
+        """Return the ids of all indexed tasks."""
         ...
 
     def close(self) -> None:

@@ -143,7 +143,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A durable cancel request. `task`: its state before the request. `message`: human-readable."""
+    """A durable cancel request. task: the task before the request. message: human-readable."""
 
     task: Task
     at: datetime
@@ -208,7 +208,7 @@ class Submissions(Protocol):
     """Accepts tasks."""
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
-        """Return the submission of the last 24 h with this key and body.
+        """Return the submission of the last 24 h with this key and body, or None.
 
         Raises IdempotencyKeyReusedError, UnavailableError.
         """
@@ -301,7 +301,7 @@ class Administration(Protocol):
     """Retention, drain and health of the server."""
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
-        """Remove finished tasks beyond the retention (None: the server's own), and return them.
+        """Remove finished tasks that exceed the limits of `retention` (None: the server's own), and return them.
 
         dry_run: only return what would be removed. Raises UnavailableError.
         """
