@@ -1,1 +1,1 @@
-"""Placements: where runners are started. One package per placement."""
+"""Placements, which start runners. One package per placement."""

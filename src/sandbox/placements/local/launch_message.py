@@ -12,13 +12,13 @@ from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
 
 class HostSettings(msgspec.Struct, frozen=True):
-    """What every runner of this host needs, whatever its order.
+    """Settings of every runner on this host, regardless of its order.
 
     data_dir, run_dir: paths of the journals and attempts, and of the control sockets.
     runtime: name of the runtime.
     excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
-    agent_programs: path of each agent's executable, by the key of its manifest section. An order of an earlier version
-        has one without a key.
+    agent_programs: path of each agent's executable, by the key of its manifest section. In a message of an earlier
+        version, the only key is empty.
     disk_kind: the kind of disk that this host supports.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
@@ -39,7 +39,7 @@ class HostSettings(msgspec.Struct, frozen=True):
 
 
 class LaunchMessage(msgspec.Struct, frozen=True):
-    """An order and the settings of the host that carries it out. Sent through a pipe, because it contains secrets."""
+    """An order and the settings of the runner's host. It is sent through a pipe, because it contains secrets."""
 
     order: Order
     host: HostSettings

@@ -53,7 +53,7 @@ def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
 
 
 class ProbeCleanup:
-    """Removes the probes in a run directory, and what exists on the host under their ids."""
+    """Removes the probes in a run directory, and everything on the host that has their ids."""
 
     def __init__(self, run_dir: Path, leftover_sources: Sequence[LeftoverSource], remove: RemovePaths) -> None:
         self._run_dir = run_dir

@@ -29,10 +29,10 @@ ORDER_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
-"""Reasons of this host for a launch that fails, in addition to those of its disk.
+"""Errors, in addition to those of the disk, after which a later launch may succeed.
 
-It has no process, memory or descriptor to spare, or the runner's pipe broke: the runner was killed before it got its
-order, or the host was too busy.
+The host lacks processes, memory or descriptors. Or the runner did not read its order: it was killed, or the host was
+too busy.
 """
 
 
@@ -239,7 +239,7 @@ class LocalPreservedDisk(RunnerSocket):
 
 
 _RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments; other holders of a lock have neither. The second is from version 0.1."""
+"""Every runner has one of these arguments; other holders of a lock have neither. Version 0.1 uses the second one."""
 
 
 def kill_lock_holder(lock: Path) -> bool:
