@@ -20,7 +20,7 @@ _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
-    """Tries until the request is on disk or CANCEL_SECONDS have passed; the last try may take longer."""
+    """Retries until the cancel request is on disk or CANCEL_SECONDS have passed. The last attempt may take longer."""
 
     def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals
@@ -88,7 +88,7 @@ class Canceller:
                 await asyncio.to_thread(recorder.record, cancel_requested)
         except JournalBusyError:
             return None
-        tracked.wake()  # the tailer handles the rest
+        tracked.wake()  # the tailer reads the new record
         return _describe_outcome(recorder.task)
 
     @asynccontextmanager

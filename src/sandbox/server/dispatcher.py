@@ -27,10 +27,10 @@ _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PR
 
 
 class Dispatcher:
-    """Keeps the capacity of the server: which tasks wait, which have a reservation, and which start next.
+    """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
 
-    tracked_tasks: must contain each task that was added before the next `dispatch`.
-    read_memory_available_bytes: memory that the host has available for new processes, None if unknown.
+    tracked_tasks: must contain every added task at the next `dispatch`.
+    read_memory_available_bytes: returns the host's available memory for new processes; None if unknown.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Dispatcher:
 
     @property
     def is_closing(self) -> bool:
-        """Whether `close` was called: no task is launched, so none must be accepted."""
+        """Whether `close` was called. Then no task is launched, so none may be accepted."""
         return self._closing.is_set()
 
     @property
@@ -85,7 +85,7 @@ class Dispatcher:
 
     @contextmanager
     def place_reserved(self, manifest: Manifest) -> Iterator[None]:
-        """Hold a place for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
+        """Reserve a place for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
         with self._unfinished_task_limit.reserved(manifest):
             yield
 
@@ -107,7 +107,7 @@ class Dispatcher:
         self.dispatch()
 
     def enqueue(self, tracked: TrackedTask) -> None:
-        """Queue a task that was not queued, because its journal was in use at the server's start."""
+        """Queue a task whose journal was in use at the server's start, which is why `add` did not queue it."""
         self._scheduler.remove(tracked.task.id)
         self._scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
         self.dispatch()
@@ -131,9 +131,9 @@ class Dispatcher:
             self._tracked_tasks[task_id].status_message = reason
 
     async def close(self) -> None:
-        """Launch no more tasks. Wait for launches that record or start something, up to LAUNCH_SHUTDOWN_SECONDS.
+        """Launch no more tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.
 
-        The others have recorded nothing yet and are cancelled.
+        Then cancel launches that still wait for secrets; they have recorded nothing yet.
         """
         self._closing.set()
         if self._next_dispatch is not None:

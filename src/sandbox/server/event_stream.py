@@ -1,4 +1,4 @@
-"""Event streams: of one task, replayed from the journal and then live, and live of all tasks."""
+"""Event streams: one task's events, first replayed from the journal and then live, or all tasks' live events."""
 
 import asyncio
 import contextlib
@@ -205,7 +205,7 @@ class EventStream:
             yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
-        """Find the offset of a record. This is charged like a batch, because it reads about as much."""
+        """Find the offset of a record. The search is charged like a batch, because it reads about as much."""
         await fair_share.acquire(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
@@ -248,5 +248,5 @@ class EventStream:
 
 
 def _converted_bytes(event: WireEvent) -> int:
-    """Return the memory of the conversation that was converted from output: a second copy of its texts."""
+    """Return the memory in bytes of the conversation that was converted from output: a second copy of its texts."""
     return _CHARACTER_BYTES * converted_size_bytes(event)

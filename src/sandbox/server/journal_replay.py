@@ -39,9 +39,9 @@ class JournalReplayer:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[ReplaySlot]:
-        """Wait for a slot and hold it.
+        """Wait for a slot and hold it during the context.
 
-        Take locks that others wait for inside it, to avoid holding them while waiting.
+        Acquire contended locks inside the context, so that they are not held during the wait for a slot.
         """
         await self._semaphore.acquire()
         replay_slot = ReplaySlot(self._semaphore)
@@ -76,7 +76,7 @@ class JournalReplayer:
     async def recorder(
         self, task_id: str, start: ReplayState, slot: ReplaySlot, now: Callable[[], datetime]
     ) -> AsyncIterator[Recorder]:
-        """Hold a free journal for the duration of the block.
+        """Open a free journal for the duration of the context; yield its recorder.
 
         start: the state from which to continue reading. Raises JournalBusyError, OSError, JournalDamagedError.
         """

@@ -27,13 +27,17 @@ _INDEXED_IMMEDIATELY = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
     *(e.CancelRequested, e.Progress),
 )
-"""Not `ArtifactCollected`: a row contains all artifacts of its task, so indexing each one takes quadratic time."""
+"""Events that are indexed immediately.
+
+`ArtifactCollected` is not one of them: a row contains all artifacts of its task, so indexing each artifact would take
+quadratic time.
+"""
 
 
 class JournalTailer:
     """Follows each unfinished task. The index is never ahead of the journal and at most a second behind.
 
-    tracked_tasks: the tasks that are followed; others only read it.
+    tracked_tasks: the tasks that are followed; other components only read this mapping.
     dispatcher: queues tasks that wait, and frees the resources of tasks that have ended.
     recovery: continues tasks whose journal no process holds, and checks runners that record nothing.
     """
@@ -73,7 +77,7 @@ class JournalTailer:
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
 
     async def _run(self, tracked: TrackedTask) -> None:
-        """Retry after every error: a task that is not followed would never end for its users."""
+        """Follow a task. Retry after every error: a task that is not followed would never end for its users."""
         bind_task(tracked.task.id)
         while not tracked.task.state.is_final:
             try:
@@ -147,7 +151,7 @@ class JournalTailer:
             self._broadcast.publish(end_event(task))
 
     def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
-        """Set what was read. The index may lack an attempt that an earlier server launched; find its runner."""
+        """Set the task that was read. Find its runner if an earlier server launched the attempt without indexing it."""
         previous = tracked.task.attempt
         tracked.update(task, offset)
         if task.attempt is not None and (previous is None or previous.id != task.attempt.id):
@@ -158,7 +162,7 @@ class JournalTailer:
             self._broadcast.publish(event)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
-        """A silent writer is not necessarily dead: only a FREE lock proves that no process writes."""
+        """Check whether a silent writer is alive. Only a FREE lock proves that no process writes."""
         owner = tracked.owner
         if isinstance(owner, ServerOwned):
             return

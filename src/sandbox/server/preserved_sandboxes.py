@@ -45,9 +45,9 @@ class PreservedFiles:
         return files is not None and (files.handle.exists() or _has_disk(files))
 
     def disk_attempt_id(self, task: Task) -> str | None:
-        """Return the attempt whose directory has the files.
+        """Return the id of the attempt whose directory contains the files.
 
-        It may be an earlier one, if the last one did not take over its disk.
+        This is an earlier attempt if the last one did not take over the disk.
         """
         last = task.attempt
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
@@ -123,7 +123,7 @@ class PreservedSandboxes(PreservedFiles):
 
     @contextmanager
     def try_lock(self, task: Task) -> Iterator[tuple[Liveness, PreservedDisk]]:
-        """Hold the lock on the preserved files if it is FREE; yields what it was, and the disk.
+        """Hold the lock on the preserved files if it is FREE; yield the lock's state before, and the disk.
 
         Raises SandboxNotPreservedError, OSError.
         """
@@ -143,7 +143,7 @@ class PreservedSandboxes(PreservedFiles):
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
-        """Yield whether the files are preserved and unused, and keep others from using them during the context."""
+        """Yield whether the files are preserved and unused. If so, nothing else can use them during the context."""
         async with self._locks.lock_for(task.id):
             try:
                 with self.try_lock(task) as (liveness, _):
@@ -234,7 +234,7 @@ class DebugSessions:
         if is_unknown:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
         problem = f"The preserved sandbox of task {task.id} could not be started"
-        raise UnavailableError(f"{problem}; the administrator of the server finds the reason in its runner's log.")
+        raise UnavailableError(f"{problem}; the log of its runner, on the server's host, has the reason.")
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""

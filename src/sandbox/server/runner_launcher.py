@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 class RunnerLauncher:
     """Records an attempt and starts its runner, which takes over the journal.
 
-    upstreams: the model API of each kind of agent that the server offers; None if it has no key for it.
+    upstreams: the model API of each kind of agent that the server offers; None without a key for that API.
     may_follow_redirects: returns whether git may follow redirects to other hosts; called at each launch.
     """
 
@@ -98,8 +98,8 @@ class RunnerLauncher:
     ) -> JournalOwner:
         """Start a finisher for an attempt whose runner died. Return the next owner. Raises OSError.
 
-        A finisher gets no model access, and the secrets only to redact the collected files. Without the task's agent
-        it could not start: the task ends, and the janitor removes the leftovers.
+        A finisher gets no model access. It gets the secrets only to redact the collected files. If the server does not
+        offer the task's agent, no finisher can start: the task ends, and the janitor removes the leftovers.
         """
         if (failure := self._missing_agent(recorder.task)) is not None:
             await asyncio.to_thread(finalize, recorder, failure)

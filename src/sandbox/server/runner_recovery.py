@@ -62,14 +62,14 @@ class RunnerRecovery:
             tracked.transfer(RunnerOwned(self._placement.find_runner(tracked.task.id, attempt.id)))
 
     async def check_silent(self, tracked: TrackedTask) -> None:
-        """Check the runner of a task whose journal is held, and in which nothing was recorded for a while."""
+        """Check the runner of a task whose journal is held but has had no new record for a while."""
         await self._watchdog.check(tracked)
 
     async def recover(self, tracked: TrackedTask) -> bool:
-        """Recover a task whose journal no process holds. Return whether it now waits for its launch.
+        """Recover a task whose journal no process holds. Return whether the task now waits for its launch.
 
-        It does if its journal was in use at the server's start; the server has acquired it. Raises OSError,
-        JournalDamagedError.
+        This is the case if the journal was in use at the server's start and the server has now acquired it. Raises
+        OSError, JournalDamagedError.
         """
         if tracked.task.is_waiting_to_start:
             return await self._acquire_journal(tracked)
@@ -110,7 +110,7 @@ class RunnerRecovery:
             and not _is_force_cancelled(tracked.task)
             and not tracked.finishers.is_backoff_over(self._clock.monotonic())
         ):
-            tracked.status_message = "The cleanup after the task failed too; it is retried after a pause."
+            tracked.status_message = "The cleanup after the task failed; it is retried after a pause."
             return
         # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
         resolved = await self._secrets.resolve_for_attempt(tracked.task)

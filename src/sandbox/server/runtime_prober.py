@@ -37,7 +37,7 @@ class ProbeResult:
 
 
 class RuntimeProber:
-    """Holds the last result. A working runtime is kept until the server ends, so a task always keeps its tier.
+    """Stores the last result. A working runtime is used until the server ends, so a task's tier never changes.
 
     The pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX, and is shortened at random
     by up to PROBE_JITTER.

@@ -1,4 +1,4 @@
-"""The scheduler: starts the oldest task that fits; smaller tasks may overtake within a limit."""
+"""The scheduler: starts the oldest task that fits. Smaller tasks may overtake larger ones, but not without limit."""
 
 import itertools
 import resource

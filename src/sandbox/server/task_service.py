@@ -278,7 +278,7 @@ class ServerParts:
 
 @dataclass(frozen=True, slots=True)
 class TaskServer:
-    """What a server offers, and the tasks that it tracks."""
+    """A server: its services, and the tracker of its unfinished tasks."""
 
     services: TaskServices
     tracker: TaskTracker

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerOwned:
-    """The server holds the journal, until the task is launched. Code that uses the recorder holds `write_lock`."""
+    """The server holds the journal until the task is launched. The caller of the recorder must hold `write_lock`."""
 
     recorder: Recorder
 
@@ -68,11 +68,11 @@ class FinisherHistory:
         self._launched_at = monotonic
 
     def record_leftovers_report(self) -> None:
-        """Note that the error about leftovers is recorded."""
+        """Remember that the error about leftovers was recorded."""
         self._has_reported_leftovers = True
 
     def reset(self) -> None:
-        """Count from zero: another attempt was started."""
+        """Reset the count, because another attempt was started."""
         self._count = 0
 
     def is_backoff_over(self, monotonic: float) -> bool:
@@ -184,7 +184,7 @@ class TrackedTask:
         self._wake_event.clear()
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Return at the next change, or after the timeout."""
+        """Wait for the next change or the timeout."""
         changed_event = self._changed_event
         try:
             async with asyncio.timeout(timeout_seconds):

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalCompressor:
-    """Journals stay uncompressed for JOURNAL_COMPRESSION_DELAY_SECONDS, because recent tasks are read most."""
+    """Compresses journals JOURNAL_COMPRESSION_DELAY_SECONDS after the task's end: recent tasks are read most."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals

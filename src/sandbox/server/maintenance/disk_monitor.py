@@ -15,7 +15,7 @@ _UNKNOWN_SPACE = DiskSpace(0, 0)
 
 
 class DiskMonitor:
-    """Decides whether new tasks wait for disk space, and keeps a reserve for records that must be written anyway."""
+    """Decides whether new tasks wait for disk space, and manages a reserve for records that must always be written."""
 
     def __init__(self, data_dir: Path, measure: MeasureDiskSpace, watermark: Watermark, reserve: DiskReserve) -> None:
         self.space = _UNKNOWN_SPACE

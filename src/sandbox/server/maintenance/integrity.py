@@ -44,7 +44,7 @@ class Discrepancy:
 
 
 class IntegrityCheck:
-    """One check of everything. deep: the content of artifacts is read and compared with their checksums."""
+    """One check of a whole data directory. deep: also compare the content of artifacts with their checksums."""
 
     def __init__(
         self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, wait_for_indexing: Callable[[], None]

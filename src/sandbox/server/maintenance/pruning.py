@@ -1,4 +1,4 @@
-"""Removes finished tasks beyond the retention, completely: first from the index, then from the disk.
+"""Removes finished tasks that exceed the retention limits: first from the index, then from the disk.
 
 If a task is not in the index but its journal still exists, the next start of a server restores the task. Once a rename
 has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk space.
@@ -127,12 +127,12 @@ class Pruner:
         self._size_measurement = SingleFlight(self._measure_sizes)
 
     def prepare(self) -> None:
-        """Create the directory for pruned tasks early: a full disk would prevent it."""
+        """Create the directory for pruned tasks early, because it cannot be created on a full disk."""
         with contextlib.suppress(OSError):
             self._make_directory()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove tasks beyond the retention and return them, oldest first. dry_run: only return them.
+        """Remove tasks that exceed the retention limits and return them, oldest first. dry_run: only return them.
 
         Only `max_bytes` needs a size measurement. The measurement may take longer than the caller waits; then the next
         call uses its result. A task that cannot be examined is kept and does not stop the others. Raises StoreError,
@@ -266,7 +266,7 @@ class Pruner:
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
-        """Delete a task from the index, and move its directory out of `tasks/`. Return False if it must wait."""
+        """Delete a task from the index, and move its directory out of `tasks/`. Return False if this must wait."""
         task_id = pruned.id
         with self._journals.try_lock(task_id) as has_lock:
             if not has_lock and self._journals.liveness(task_id) is not Liveness.FREE:
