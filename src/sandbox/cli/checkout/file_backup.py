@@ -50,7 +50,7 @@ class FileBackup:
             shutil.copy2(self._root / path, target, follow_symlinks=False)
 
     def restore(self) -> list[str]:
-        """Restore all paths as far as possible; return the paths that failed, whose copies are kept.
+        """Restore as many paths as possible; return the others, whose copies are kept.
 
         Other files at these paths, for example new changes of the user, are moved to `replaced` and never lost.
         """
@@ -123,7 +123,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write this path: it is in the checkout but not in `.git`, and below no symlink that stays."""
+    """Whether git would write this path: in the checkout, not in `.git`, and not below a symlink that git leaves."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False

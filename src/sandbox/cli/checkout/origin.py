@@ -68,9 +68,9 @@ def _choose_remote(checkout: Checkout) -> str:
 
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
-    """Return the URL as configured, because the server has other git settings.
+    """Return the URL as configured, because the server has different git settings.
 
-    If it is invalid, return what git resolves.
+    If that URL is invalid, return the URL that git resolves.
     """
     urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
     written = urls.partition("\n")[0]  # git fetches from the first URL, and pushes to all
@@ -134,7 +134,7 @@ def _fail(sentence: str, advice: str) -> NoReturn:
 
 LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
-"""Limit for all changed files. It is larger than the limit for the patch: a large file may have a small change."""
+"""Maximum total size of the changed files. It exceeds the patch's limit: a large file may have a small change."""
 
 _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 

@@ -23,7 +23,7 @@ STATE_STYLES = {
 }
 
 _CUT_CHARACTERS_MAX = 20_000
-"""If a text is cut to a few lines, only its first characters, up to this number, are wrapped."""
+"""Maximum number of characters to wrap of a text that is cut to a few lines."""
 
 
 class EventLayout:

@@ -31,10 +31,10 @@ TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
-"""Longer lines of stdout are skipped."""
+"""Maximum length of a line of stdout; longer lines are skipped."""
 
 OPEN_TOOL_CALLS_MAX = 100
-"""Number of unfinished tool calls to track. If there are more, the oldest are printed without a summary."""
+"""Maximum number of unfinished tool calls to track; above it, the oldest are printed without a summary."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""Timeout of a poll, during which the status line is not updated. Without a response, it keeps the previous reason."""
+"""Timeout of a poll. The status line is not updated during a poll, and without a response it shows the old reason."""
 
 
 class PendingReasonPoller:

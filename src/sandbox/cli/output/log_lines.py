@@ -51,7 +51,7 @@ def mark_parsed(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, An
     """Add `parsed` to the output of a text log.
 
     Lines of stdout that are JSON objects count as parsed, beginning with the line before the first conversation event.
-    A log without such events, as of a terminal, has none.
+    A log without conversation events, such as a terminal's log, has no parsed lines.
     """
     held: Mapping[str, Any] | None = None
     has_conversation = False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def check(*, deep: bool, **options: Any) -> None:
     """Check that index, journals and artifacts are consistent.
 
-    Reads the data directory directly, also while a server runs, and changes nothing. Exit code: 0 if everything is
+    Reads the data directory directly and changes nothing; a server may be running. Exit code: 0 if everything is
     consistent, else 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()

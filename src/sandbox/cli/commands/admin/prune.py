@@ -60,8 +60,8 @@ def prune(
     """Remove finished tasks and all their data.
 
     The oldest tasks are removed first. Unfinished tasks and tasks with a preserved sandbox are never removed. Without
-    these limits, the limits of [retention] in sandbox.toml apply; a server also applies those by itself. The server
-    removes the tasks; with --offline, this command does.
+    these options, the limits of [retention] in sandbox.toml apply; a running server also applies them periodically. The
+    server removes the tasks; with --offline, this command does.
     """
     if not offline and any(value is not None for value in options.values()):
         message = "--data-dir and --config require --offline; add --offline, or set a server with --server."

@@ -50,7 +50,7 @@ _Stream = Annotated[
         "conversation: the agent's messages, and inputs and results of its tool calls."
     ),
 ]
-_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="How long to wait for the task to end.")]
+_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
 _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="Number of lines, from the end.")]
 
 

@@ -51,7 +51,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="STATE",
     multiple=True,
     callback=_parse_states,
-    help=f"Only tasks in this state ({', '.join(TaskState)}). May be repeated, or a list separated by commas.",
+    help=f"Only tasks in these states ({', '.join(TaskState)}), separated by commas; may be repeated.",
 )
 @click.option(
     "--label",

@@ -40,7 +40,7 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     help="Only since this time, such as 2026-01-29T10:10:15Z, or 10m for the last 10 minutes.",
 )
 @click.option("--timestamps", "has_times", is_flag=True, help="Prefix each line with its time; implies --raw.")
-@click.option("--raw", "is_raw", is_flag=True, help="Print unformatted lines, also on a terminal.")
+@click.option("--raw", "is_raw", is_flag=True, help="Print unformatted lines, even on a terminal.")
 @server_options
 @output_options("text", "json", short=False)
 def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: Any) -> None:
@@ -78,7 +78,7 @@ def _events(client: Client, task_id: str, *, is_following: bool, **filters: Any)
 def _formatted_events(
     client: Client, task_id: str, *, stream: str, is_following: bool, **filters: Any
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield the events to format. For stdout and the conversation, which are one on a terminal, also ends of tools."""
+    """Yield the events to format. `stdout` and `conversation` are the same here, and include the ends of tool calls."""
     is_conversation = stream in {"stdout", "conversation"}
     requested = "all" if is_conversation else stream
     events = _events(client, task_id, stream=requested, is_following=is_following, **filters)

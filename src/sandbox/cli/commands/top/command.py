@@ -20,8 +20,8 @@ from sandbox.cli.output.table import print_table
 def top() -> None:
     """Watch all tasks on one screen.
 
-    Lists active tasks first, then pending ones with the reason, then the latest that ended. Arrow keys select a task,
-    enter watches it, q quits.
+    Lists active tasks first, then pending tasks with the reason, then the tasks that ended last. Arrow keys select a
+    task, enter watches it, and q quits.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):

@@ -163,7 +163,7 @@ _STATE_ORDER = {state: index for index, state in enumerate(_ACTIVE_STATES)}
 class Snapshot:
     """Health and tasks at one point in time.
 
-    tasks: active ones, then pending ones, then ended ones, the latest first.
+    tasks: active tasks, then pending tasks, then ended tasks, the latest first.
     omitted_count: number of tasks that are not included.
     """
 
