@@ -45,7 +45,7 @@ class AsyncClient:
 
     server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
     token: bearer token; None uses SANDBOX_TOKEN.
-    timeout_seconds: for each response, and for each read of a stream.
+    timeout_seconds: the timeout of each response, and of each read of a stream.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AsyncClient:
         return await self._run_operation(operations.wait(task_id, timeout_seconds))
 
     async def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
-        """Request cancellation of a task, which ends later. `force` skips the agent's grace period."""
+        """Request cancellation of a task; the task ends later. `force` skips the agent's grace period."""
         return await self._request(requests.cancel(task_id, reason, force=force))
 
     async def release(self, task_id: str) -> Release:
@@ -159,7 +159,7 @@ class AsyncClient:
         return await self._request(requests.undo_drain())
 
     async def draining(self) -> Draining:
-        """Return whether the server is draining, and its progress."""
+        """Return whether the server is draining, and the drain's progress."""
         return await self._request(requests.draining())
 
     async def logs(

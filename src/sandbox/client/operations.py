@@ -49,13 +49,13 @@ class Backoff:
 
 
 LONG_POLL_SECONDS = 60.0
-"""How long one request waits for the task's end; longer waits use several requests."""
+"""Maximum time that one request waits for the task's end; longer waits use several requests."""
 
 LONG_POLL_PAUSE_SECONDS = 0.1
 """Delay before the next long poll: a server that shuts down responds immediately."""
 
 RESUBMIT_SECONDS = 60.0
-"""How long a submission is retried if its response is lost."""
+"""Maximum time to retry a submission whose response was lost."""
 
 STREAM_IDLE_TIMEOUT_SECONDS = 45.0
 """A stream without data for this long is dead: the server sends a keep-alive every 15 s."""
