@@ -4,7 +4,7 @@ import { appendText, elementLimit, visible, visibleName } from "/assets/plain.js
 import { highlighter } from "/assets/syntax.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
-// Characters and elements for highlighting: of the files opened at first together, and of each file opened later.
+// Maximum characters and elements for highlighting: for all files open at first together, and for each file opened later.
 const CHARACTERS_MAX = 300_000;
 const ELEMENTS_MAX = 20_000;
 const LINE_CHARACTERS_MAX = 20_000;
@@ -139,7 +139,7 @@ export class Changes {
   }
 }
 
-// Count lines, of which each hunk's header is one, and characters.
+// Count characters, and lines including the headers of hunks.
 function measure({ hunks }) {
   const sum = (value) => hunks.reduce((total, hunk) => total + value(hunk), 0);
   return {

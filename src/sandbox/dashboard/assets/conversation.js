@@ -117,7 +117,7 @@ export class Conversation {
       entry.isError ||= frame.is_error;
       this.#stale.add(entry);
     } else {
-      // Its start was not recorded.
+      // The start of this tool call was not recorded.
       const { timestamp: at, tool: name, duration_ms: duration, is_error: isError } = frame;
       this.#add({ kind: "tool", at, name, summary: "", fields: [], duration, isError });
     }

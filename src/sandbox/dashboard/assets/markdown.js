@@ -11,7 +11,7 @@ const parser = new MarkdownIt({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = () => true; // linkElement decides
 parser.normalizeLinkText = (url) => url; // show escapes in addresses as they are written
-// As the original rule, but long text is neither parsed nor formatted.
+// The original rule, except that long text is neither parsed nor formatted.
 parser.core.ruler.at("inline", ({ tokens, md, env }) => {
   for (const { type, content, children } of tokens)
     if (type === "inline" && content.length <= TEXT_LENGTH_MAX) md.inline.parse(content, md, env, children);
@@ -29,7 +29,7 @@ export function markdown(text) {
 }
 
 class Renderer {
-  // How many more elements may be created; what follows is shown unformatted. Layout takes the time, not parsing.
+  // The number of elements that may still be created; later text is shown unformatted. The layout is slow, not the parser.
   #elementsLeft = ELEMENTS_MAX;
 
   constructor(root, source) {

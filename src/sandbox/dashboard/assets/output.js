@@ -40,7 +40,7 @@ export class Output {
   #isStale = true;
   #range = "";
 
-  // isTerminal: the output is not in lines, so a partial line at the end is also shown.
+  // isTerminal: the output is not divided into lines, so a partial line at the end is also shown.
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
     this.#box.addEventListener("scroll", () => {

@@ -1,4 +1,4 @@
-// Helpers of all modules. Text is added only as text nodes: output of an agent is never parsed as HTML.
+// Helpers for all modules. Text is added only as text nodes: output of an agent is never parsed as HTML.
 
 export const $ = (id) => document.getElementById(id);
 

@@ -12,7 +12,7 @@ const HIDDEN_RUNS = new RegExp(`(?:${ONE})+`, "gu");
 const HIDDEN_IN_NAMES = new RegExp(String.raw`(?:${INVISIBLE}|\p{C}|(?! )\p{Zs}|(?<=^|[ /])\p{M})\p{M}*`, "gu");
 const PIECES_MAX = 1000;
 export const TEXT_LENGTH_MAX = 5_000;
-const OUTPUT_LENGTH_MAX = 20_000; // a longer line of output is broken
+const OUTPUT_LENGTH_MAX = 20_000; // a longer line of output is split
 
 function escapeCharacter(character) {
   const code = character.codePointAt(0);
@@ -39,7 +39,7 @@ export function splitText(text, lengthMax = TEXT_LENGTH_MAX) {
   return [...parts, text];
 }
 
-// left: how many more elements may be created; the remaining text becomes a single text node.
+// left: the number of elements that may still be created; the remaining text becomes a single text node.
 function appendEscaped(parent, text, left) {
   const lines = text.replace(/\r(?=\n|$)/g, "");
   let end = 0;

@@ -182,7 +182,7 @@ for (const button of document.querySelectorAll("[data-pattern]")) {
     changed();
   });
 }
-// Keep the height of the gutter when the user resizes the text area.
+// Adjust the height of the gutter when the user resizes the text area.
 new ResizeObserver(() => (gutter.style.height = `${sheet.offsetHeight}px`)).observe(sheet);
 restoreDraft();
 show();

@@ -126,7 +126,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
-    """Encode the events of an ended task in large messages: one message takes the page as long as a hundred events."""
+    """Encode an ended task's events in large messages: for a page, one message costs as much as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:
