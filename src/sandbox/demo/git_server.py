@@ -84,7 +84,7 @@ def _parse_cgi(output: bytes) -> Response:
 def main() -> None:
     """Serve until SIGTERM or SIGINT; print the URL as one JSON line."""
     parser = argparse.ArgumentParser(description="Serve bare git repositories for reading.")
-    parser.add_argument("--directory", type=Path, required=True, help="where the repositories are")
+    parser.add_argument("--directory", type=Path, required=True, help="directory with the repositories")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")
     options = parser.parse_args()

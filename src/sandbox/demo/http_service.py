@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 KEEP_ALIVE_SECONDS = 24 * 60 * 60
-"""How long an idle connection stays open: longer than any demo, so that no request meets a connection that closes."""
+"""Idle timeout of a connection: longer than any demo, so that no request is sent while its connection closes."""
 
 
 class HttpService:
