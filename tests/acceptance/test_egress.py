@@ -330,7 +330,7 @@ def test_unresolvable_host_is_reported_as_an_error(results):
     assert results["errors"] == ["host_unreachable"]
 
 
-def test_no_other_packets_were_sent(results):
+def test_only_expected_packets_were_sent(results):
     to_host = {("tcp", HOST_ADDRESS, port) for port in (22, 80, 443, 8080, 8443, 9443)}
     assert to_host <= results["sent"]
     assert results["sent"] <= results["services"] | to_host

@@ -89,7 +89,7 @@ def server(deploy, monkeypatch):
     return deploy(bash("echo one more line >> README.md"), reply()).server.ready_message["http"]
 
 
-def test_python_client_of_openapi_python_client(server, tmp_path, monkeypatch):
+def test_generated_python_client_submits_follows_and_downloads(server, tmp_path, monkeypatch):
     package = tmp_path / "generated_client"
     completed = subprocess.run(
         [
@@ -144,7 +144,7 @@ def test_python_client_of_openapi_python_client(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not (NODE_MODULES / "openapi-fetch").exists(), reason="run script/setup --dev with an npm registry")
-def test_typescript_client_of_openapi_typescript(server, tmp_path):
+def test_generated_typescript_client_submits_follows_and_downloads(server, tmp_path):
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "program.ts").write_text(TYPESCRIPT)

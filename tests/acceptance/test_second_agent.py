@@ -176,7 +176,7 @@ def test_budget_of_the_second_agent_is_enforced(server, model):
     assert len(model.requests) == 3
 
 
-def test_first_agent_still_works(server):
+def test_first_agent_completes_its_task(server):
     server.submit("first")
     status = server.wait("first")
     assert status["state"] == "completed", server.diagnostics("first")

@@ -54,7 +54,7 @@ OUTSIDE_ASSIGNMENTS = {
 }
 """Assignments to attributes of objects of another module or of a public class, by module, and why each is needed."""
 
-_BAG_NAME = re.compile("_?([a-z]+_)*dependencies")
+_RECORD_NAME = re.compile("_?([a-z]+_)*dependencies")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -133,10 +133,10 @@ def public_methods(class_: ast.ClassDef) -> set[str]:
     }
 
 
-def bag_uses(tree: ast.Module) -> Iterator[str]:
-    """Attributes that are read through a bag of dependencies, and declarations of such a bag."""
+def record_uses(tree: ast.Module) -> Iterator[str]:
+    """Attributes that are read through a record of components, and declarations of such a record."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and _BAG_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
+        if isinstance(node, ast.Attribute) and _RECORD_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
             yield ast.unparse(node)
         elif isinstance(node, ast.ClassDef) and node.name.endswith("Dependencies"):
             yield node.name
@@ -163,13 +163,13 @@ def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
     assert {name: list(found) for name, class_ in classes(trees) if (found := [*callback_attributes(class_)])} == {}
 
 
-def test_components_are_not_reached_through_a_bag(trees: dict[Path, ast.Module]):
-    """Each object gets exactly the components that it uses; the composition roots may group them before."""
-    found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in bag_uses(tree)}
+def test_components_are_not_reached_through_a_record_of_components(trees: dict[Path, ast.Module]):
+    """Each object gets exactly the components that it uses. Only the composition roots may group components."""
+    found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in record_uses(tree)}
     assert found == set()
 
 
-def test_bag_uses_are_found():
+def test_record_uses_are_found():
     source = """
 class StepDependencies:
     clock: object
@@ -181,7 +181,7 @@ def run(attempt, dependencies):
     self.dependencies
 """
     uses = ["StepDependencies", "attempt.dependencies.clock", "dependencies.clock", "self._gc_dependencies.remove"]
-    assert sorted(bag_uses(ast.parse(source))) == sorted(uses)
+    assert sorted(record_uses(ast.parse(source))) == sorted(uses)
 
 
 def test_late_assignments_are_found():

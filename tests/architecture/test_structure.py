@@ -84,11 +84,11 @@ def test_imports_follow_the_layers(root: Path):
 HOST_DETAILS = re.compile(r"lock_fd|lock_descriptor|flock|fcntl|pidfd|/proc\b|boot_id|\.sock\b|runner_socket|run_dir")
 
 
-def test_server_knows_nothing_of_the_host_that_runs_attempts(root: Path):
-    """It reaches runners through `interfaces.placement`. Their host may be another one.
+def test_server_does_not_depend_on_the_host_that_runs_attempts(root: Path):
+    """The server reaches runners through `interfaces.placement`. They may run on another host.
 
-    Descriptors, sockets, /proc, boot ids and the run directory are known to `placements/local/` and to the components
-    that run on the same host. The server's own data directory is on the server's host.
+    Only `placements/local/` and the components of the same host use descriptors, sockets, /proc, boot ids and the run
+    directory. The server's own data directory is on the server's host.
     """
     found = {
         f"{name}: {detail[0]}"
@@ -100,8 +100,8 @@ def test_server_knows_nothing_of_the_host_that_runs_attempts(root: Path):
     assert HOST_DETAILS.search((root / "src/sandbox/placements/local/placement.py").read_text())
 
 
-def test_server_names_the_owner_of_a_journal(root: Path):
-    """Who writes is a `JournalOwner` of `server.tracked_task`, not an optional recorder."""
+def test_server_represents_the_writer_of_a_journal_as_its_owner(root: Path):
+    """The writer is a `JournalOwner` of `server.tracked_task`, not an optional recorder."""
     sources = {name: path.read_text() for name, path in module_names(root).items() if name.startswith("server.")}
     assert [
         name for name, source in sources.items() if re.search(r"recorder is (not )?None|Recorder \| None", source)
@@ -201,7 +201,7 @@ def test_no_module_has_a_meaningless_name(modules: list[Path]):
     assert names & MEANINGLESS_NAMES == set()
 
 
-def test_types_are_not_silenced(modules: list[Path]):
+def test_source_has_no_type_ignore_comments(modules: list[Path]):
     assert [str(path) for path in modules if re.search(r"#\s*type:\s*ignore", path.read_text())] == []
 
 

@@ -46,7 +46,7 @@ def _list_task_ids(deployment):
 
 
 def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
-    """Return None for a task that was never acknowledged and does not exist."""
+    """Collect the evidence of one task. Return None if the task was never acknowledged and does not exist."""
     status = deployment.status(task_id)
     if "state" not in status and task_id not in deployment.acknowledged:
         return None

@@ -131,7 +131,7 @@ class StateDriver:
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
-        """Return None if the runner has already ended."""
+        """Return the pid of the runner, or None if the runner has already ended."""
         wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
         while (pid := find_runner(self._deployment.data_dir, task_id)) is None:

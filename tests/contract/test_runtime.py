@@ -112,7 +112,7 @@ def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: P
     assert Path("/etc/passwd").stat().st_uid == 0
 
 
-def test_git_node_and_python_work(runtime: Runtime, disk: Path):
+def test_git_node_and_python_run(runtime: Runtime, disk: Path):
     script = """set -e; export HOME=/home/agent
         git init -q . && echo text > file && git add file && git commit -q -m first && git log --format=%an
         python3 -c 'import threading; t = threading.Thread(target=print, args=("thread",)); t.start(); t.join()'

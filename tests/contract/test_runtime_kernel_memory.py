@@ -356,7 +356,7 @@ report(len(if_nameindex()) > 0)
 """
 
 
-def test_ordinary_socket_options_work(runtime: Runtime, disk: Path):
+def test_ordinary_socket_options_are_accepted(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
 
 
@@ -651,7 +651,7 @@ memory.madvise(mmap.MADV_DONTNEED); memory.madvise(mmap.MADV_WILLNEED); report(l
     assert run_lines(runtime, disk, source) == ["EINVAL -1", "EINVAL done", "0"]
 
 
-def test_ordinary_memory_works(runtime: Runtime, disk: Path):
+def test_ordinary_memory_calls_succeed(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _ORDINARY_PAGES)[-1] in {"shared", "done"}
 
 

@@ -118,7 +118,7 @@ def test_lower_priorities_have_no_effect(runtime: Runtime, disk: Path):
     assert (ended.output.split(), ended.errors) == (["-1", "True"], "")
 
 
-def test_nice_ionice_and_chrt_run(runtime: Runtime, disk: Path):
+def test_nice_ionice_and_chrt_succeed(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor has no I/O priorities")
     ended = run_shell(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")

@@ -92,7 +92,7 @@ def test_queries_for_one_task_include_artifacts_and_prompt(store):
     assert caught.value.existing == known.task
 
 
-def test_unknown_task_is_none(store):
+def test_load_of_an_unknown_task_returns_none(store):
     store.insert(IndexedTask(task("a"), 1))
     assert store.load("b") is None
 

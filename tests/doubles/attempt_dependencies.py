@@ -33,7 +33,7 @@ BOOT_ID = "this-boot"
 
 @dataclass
 class Script:
-    """The course of an attempt.
+    """The scripted behavior of an attempt's agent, sandbox and gateway.
 
     runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: that signal does not end it.
     events_when_serving: the events that the gateway reports when it starts to serve.

@@ -48,16 +48,16 @@ async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",),
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses_found]
 
-    dialled = []
+    dialed = []
 
     async def connect(host, _, allowed):
-        dialled.extend(map(str, allowed))
+        dialed.extend(map(str, allowed))
         return Stream(*await asyncio.open_connection("127.0.0.1", port))
 
     monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(dialer, "_connect", connect)
     async with served_gateway(model, rules) as served:
-        served.dialled, served.table = dialled, table
+        served.dialed, served.table = dialed, table
         try:
             yield served
         finally:

@@ -1,4 +1,4 @@
-"""A second model API, in the shape of OpenAI's Responses API: other paths, another key header, other usage fields.
+"""A second model API, similar to OpenAI's Responses API: other paths, another key header, other usage fields.
 
 It shows what a dialect needs. Its prices are invented, and it is not complete enough for real use.
 """

@@ -47,7 +47,7 @@ async def respond_to_query(names: socket.socket) -> None:
 
 
 def accept_connection(transparent: socket.socket) -> None:
-    """Accept one connection on port 443; its local address must be the one that the client dialled."""
+    """Accept one connection on port 443; its local address must be the one that the client dialed."""
     connection, _ = transparent.accept()
     assert connection.getsockname() == ("198.18.3.4", 443)
     connection.close()

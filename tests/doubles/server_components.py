@@ -112,7 +112,7 @@ class FakeRunners:
 
 
 class FakeRunnerHandle:
-    """The handle of a runner that the test plays."""
+    """The handle of a runner that the test simulates."""
 
     def __init__(self, runners, task_id, attempt_id):
         self.runners, self.task_id, self.attempt_id = runners, task_id, attempt_id
@@ -134,7 +134,7 @@ class FakeRunnerHandle:
 
 
 class FakePreservedDisk(LocalPreservedDisk):
-    """A preserved disk with a real lock, and sessions that the test plays."""
+    """A preserved disk with a real lock, and with sessions that the test simulates."""
 
     def __init__(self, runners, layout):
         super().__init__(layout, Path("/none"), None)
@@ -268,7 +268,7 @@ class ServerComponents:
             await asyncio.to_thread(self.store.close)
 
     def track_new_task(self, service):
-        """Track a task that needs not be acceptable."""
+        """Track a task without checking whether it is acceptable."""
         tracked, _ = SubmissionLog(self.journals, self.store, self.clock).add(manifest(), None)
         service.track(tracked)
 

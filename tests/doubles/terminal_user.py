@@ -80,7 +80,7 @@ class TerminalUser:
         self.close()
 
     def _read(self, seconds=0.5):
-        """Return False after the other end was closed."""
+        """Read more output; return False once the other end is closed."""
         ready, _, _ = select.select([self._terminal], [], [], seconds)
         if not ready:
             return True

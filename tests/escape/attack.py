@@ -19,7 +19,7 @@ DENIED = ("EPERM", "EACCES", "ENOSYS")
 class Outcome(StrEnum):
     """The outcome of a row. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written to the table.
 
-    REQUIREMENT_MET: only for rows about the host's behaviour.
+    REQUIREMENT_MET: only for rows about the host's behavior.
     """
 
     REFUSED = "refused"

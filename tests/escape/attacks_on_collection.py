@@ -1,4 +1,4 @@
-"""Traps that an agent leaves in its workspace, each with the required behaviour of the host.
+"""Traps that an agent leaves in its workspace, each with the required behavior of the host.
 
 The code runs in the sandbox at the end of the task; escape_tests.py checks the outcome. EXECUTION_MARKER is the path of
 a host file that exists only if a host tool has executed code from the workspace.
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """requirement: the host's required behaviour; checked_text: the path or text to look for in the host's results."""
+    """requirement: the host's required behavior; checked_text: the path or text to look for in the host's results."""
 
     name: str
     requirement: str

@@ -36,7 +36,7 @@ class Process(NamedTuple):
 
 
 def read_process(pid):
-    """Return None for a process that has ended or is exiting, since an exiting process is in no control group."""
+    """Read one process; return None if it has ended or is exiting, since an exiting process is in no control group."""
     directory = Path("/proc", str(pid))
     try:
         threads = [_stat(path) for path in (directory / "task").iterdir()]

@@ -96,6 +96,6 @@ class ScriptedAgent:
 
 
 def all_agents() -> Mapping[str, Agent]:
-    """Sandbox's own agents, and this one: what the line in the registry would add."""
+    """Sandbox's own agents and this agent, as if the registry had an entry for it."""
     second = ScriptedAgent()
     return {**registered_agents(), second.kind: second}

@@ -1,4 +1,4 @@
-"""The agent's program, which runs in the sandbox: it does what the model's function calls say."""
+"""The agent's program, which runs in the sandbox and executes the model's function calls."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The demo's HTTP service sends each part of a response as it comes, and ends at once whatever its clients do."""
+"""The demo's HTTP service sends each part of a response immediately, and stops even if clients are connected."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ async def hanging(_):
 
 
 @pytest.mark.parametrize("handler", [endless, hanging])
-async def test_end_closes_connections_in_use_without_an_error_message(handler, caplog):
+async def test_stop_closes_connections_in_use_without_an_error_message(handler, caplog):
     async with httpx2.AsyncClient(trust_env=False) as client:
         async with HttpService("127.0.0.1", 0, handler) as service:
             request = asyncio.create_task(client.get(service.url))
@@ -36,7 +36,7 @@ async def test_end_closes_connections_in_use_without_an_error_message(handler, c
     assert caplog.messages == []
 
 
-async def test_parts_are_sent_as_they_come():
+async def test_parts_of_a_response_are_sent_immediately():
     received = asyncio.Event()
 
     async def handler(_):
@@ -58,7 +58,7 @@ async def test_parts_are_sent_as_they_come():
         assert await anext(parts) == b"second"
 
 
-async def test_target_is_not_decoded():
+async def test_request_target_is_not_decoded():
     async def handler(request):
         return PlainTextResponse(request_target(request))
 

@@ -1,4 +1,4 @@
-"""Who owns a task's journal. An owner whose host does not respond is never treated as dead."""
+"""Ownership of a task's journal: an owner whose host does not respond is never treated as dead."""
 
 import asyncio
 

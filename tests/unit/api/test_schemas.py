@@ -1,4 +1,4 @@
-"""The schemas of all bodies follow from their declarations, and say what the server checks."""
+"""The schemas of all bodies match their declarations and the server's validation."""
 
 import json
 from typing import Any, get_args
@@ -45,7 +45,7 @@ def test_enums_are_components(components):
     assert components["HealthBody"]["properties"]["tasks"]["propertyNames"] == {"$ref": task["state"]["$ref"]}
 
 
-def test_events_are_told_apart_by_type(components):
+def test_events_are_discriminated_by_type(components):
     event = components["Event"]
     mapping = event["discriminator"]["mapping"]
     assert mapping.keys() == event_bodies.EVENT_TYPES
@@ -74,7 +74,7 @@ def test_definition_has_the_sections_of_the_registered_agents():
 
 
 def test_fields_without_a_value_are_optional_for_generators(components):
-    """openapi-typescript takes a property with a default as required."""
+    """openapi-typescript treats a property with a default as required."""
     for name in ("Claude", "Repository", "Lifecycle"):
         assert [key for key, value in components[name]["properties"].items() if "default" in value] == []
 

@@ -100,7 +100,7 @@ COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
 @pytest.mark.parametrize(
     "arguments", [[*COMMON, "task", "probe"], ["task", *COMMON, "probe"], ["task", "probe", *COMMON]]
 )
-def test_common_options_work_before_and_after_the_command(probe_options, arguments):
+def test_common_options_are_accepted_before_and_after_the_command(probe_options, arguments):
     assert probe_options(*arguments) == options.CliOptions("http://a", "t", "json", False)
 
 

@@ -68,7 +68,7 @@ def test_partial_sequence_is_passed_on():
         (b"\x1b[?2l", rb"^\x18\x1b<"),  # VT52, which has other sequences
     ],
 )
-def test_mode_of_a_program_is_reset(enabled: bytes, reset: bytes):
+def test_terminal_mode_set_by_a_program_is_reset(enabled: bytes, reset: bytes):
     assert re.search(reset, terminal._RESET) is not None, enabled
 
 

@@ -56,7 +56,7 @@ def test_symlink_target_is_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "a.patch").is_symlink()
 
 
-def test_longest_file_name_works(tmp_path):
+def test_longest_file_name_is_saved(tmp_path):
     target = tmp_path / ("長" * 85)
     assert save(BYTES, SHA256, target) == 15
     assert target.read_bytes() == b"".join(BYTES)

@@ -38,11 +38,11 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "body"), NAMES.items())
-def test_names_of_the_client_stay(name, body):
+def test_public_type_name_is_unchanged(name, body):
     declared = getattr(event_bodies, body, None) or getattr(bodies, body)
     assert getattr(responses, name) is declared
     assert getattr(sandbox.client, name, declared) is declared
 
 
-def test_all_types_are_listed_here():
+def test_every_public_type_is_listed():
     assert {name for name, kind in vars(responses).items() if is_typeddict(kind)} == set(NAMES)

@@ -67,12 +67,12 @@ def test_invalid_definition_is_rejected(read, text):
 
 
 @pytest.mark.parametrize("name", ["my-tools", "a", "node20.1", "x" * 64])
-def test_profile_name_is_valid(name):
+def test_valid_profile_name_is_accepted(name):
     assert check_profile_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a..b", "a/b", "../x", "-x", "x-", "Upper", "host", "x" * 65, "a\n"])
-def test_profile_name_is_invalid(name):
+def test_invalid_profile_name_is_rejected(name):
     with pytest.raises(InvalidProfileError):
         check_profile_name(name)
 

@@ -22,7 +22,7 @@ from sandbox.model.formatting import format_cost, format_duration, format_size
         (4 * 86400 + 6 * 3600 + 59, "4 d 6 h"),
     ],
 )
-def test_format_duration(seconds: float, formatted: str):
+def test_duration_is_formatted_with_at_most_two_units(seconds: float, formatted: str):
     assert format_duration(seconds) == formatted
 
 
@@ -40,12 +40,12 @@ def test_format_duration(seconds: float, formatted: str):
         (5000 * 1024**4, "5000 TiB"),
     ],
 )
-def test_format_size(size_bytes: int, formatted: str):
+def test_size_is_formatted_with_a_binary_unit(size_bytes: int, formatted: str):
     assert format_size(size_bytes) == formatted
 
 
 @pytest.mark.parametrize(
     ("usd", "formatted"), [(0, "$0.00"), (0.0374, "$0.0374"), (0.99, "$0.9900"), (1, "$1.00"), (12.5, "$12.50")]
 )
-def test_format_cost(usd: float, formatted: str):
+def test_cost_is_formatted_in_dollars(usd: float, formatted: str):
     assert format_cost(usd) == formatted

@@ -647,7 +647,7 @@ def test_lost_agent_has_final_usage_and_no_current_tool():
 
 
 def test_recorded_message_of_a_change_of_state_is_kept():
-    """Journals of earlier versions have no name of the agent in their events, but in the recorded messages."""
+    """In journals of earlier versions, only the recorded messages contain the agent's name; the events do not."""
     task = final_task(*TO_RUNNING[:-1])
     transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
     started = e.Record(task.last_seq + 1, 1, START_TIME, e.AgentStarted("session"), transition)

@@ -1,4 +1,4 @@
-"""What a gateway reports is recorded; an event that cannot be recorded ends a job of the runner."""
+"""The reports of a gateway are recorded. An event that cannot be recorded ends a job of the runner."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -54,7 +54,7 @@ async def test_reports_are_recorded_at_once_and_usage_is_counted():
         (KeyRejected("It is wrong."), FailureCode.AGENT_FAILED),
     ],
 )
-async def test_end_of_the_model_access_fails_the_attempt(event, code):
+async def test_lost_model_access_fails_the_attempt(event, code):
     recording = Recording()
     recording.gateway_events.report(event)
     (failed,) = recording.events
@@ -74,7 +74,7 @@ async def test_event_that_cannot_be_recorded_is_raised_in_a_job():
         await asyncio.wait_for(job, 10)
 
 
-async def test_gateway_that_fails_is_a_lost_sandbox():
+async def test_failed_gateway_is_reported_as_a_lost_sandbox():
     recording = Recording()
     await serve_gateway(Gateway(ValueError("secret")), None, recording.record)
     (failed,) = recording.events

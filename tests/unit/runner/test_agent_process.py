@@ -58,7 +58,7 @@ async def test_forced_stop_shortens_the_grace_period():
     assert sandbox.calls == ["terminate", "kill"]
 
 
-async def test_agent_that_survives_its_kill_is_a_lost_sandbox(monkeypatch):
+async def test_agent_that_survives_its_kill_is_reported_as_a_lost_sandbox(monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.01)
     sandbox = Sandbox(exits_on_kill=False)
     killer = SandboxKiller(sandbox)

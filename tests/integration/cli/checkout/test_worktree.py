@@ -303,7 +303,7 @@ def test_apply_outside_a_checkout_is_a_usage_error(sandbox, served_patch, tmp_pa
     assert b"is not in a git checkout" in result.stderr
 
 
-def test_terminal_diff_is_coloured_escaped_and_paged(served_patch, on_terminal, terminal, environment, tmp_path):
+def test_terminal_diff_is_colored_escaped_and_paged(served_patch, on_terminal, terminal, environment, tmp_path):
     pager = f"sed 's/^/> /' | tee {tmp_path / 'paged'}"
     (tmp_path / ".gitconfig").write_text(f'[core]\n\tpager = "{pager}"\n')
     process = on_terminal("task", "diff", TASK_ID)

@@ -102,7 +102,7 @@ def test_task_name_and_error_are_escaped_on_a_terminal(api, on_terminal, termina
     assert b"\x1b]0" not in terminal.read_until(b"Error")
 
 
-def test_terminal_output_is_coloured_unless_disabled(api, on_terminal, terminal):
+def test_terminal_output_is_colored_unless_disabled(api, on_terminal, terminal):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
     on_terminal("task", "status", TASK_ID)
     assert b"\x1b[1;31mfailed" in terminal.read_until(b"Error")

@@ -33,7 +33,7 @@ def test_bytes_pass_both_ways_and_each_side_may_end_first(monkeypatch):
             client.writer.write(sent[1000:])
             client.writer.write_eof()
             assert await client.read_to_end() == sent
-            assert served.dialled == ["8.8.4.4"]
+            assert served.dialed == ["8.8.4.4"]
             assert served.events == []
 
     run(scenario)
@@ -158,7 +158,7 @@ def test_tunnel_with_another_server_name_is_closed_before_any_byte_is_forwarded(
 
 
 @pytest.mark.parametrize(
-    ("addresses", "dialled"),
+    ("addresses", "dialed"),
     [
         (("10.0.0.1", "8.8.4.4", "169.254.169.254"), ["8.8.4.4"]),
         (("::ffff:8.8.4.4",), ["8.8.4.4"]),
@@ -167,27 +167,27 @@ def test_tunnel_with_another_server_name_is_closed_before_any_byte_is_forwarded(
         (("2002:a9fe:a9fe::1",), []),
     ],
 )
-def test_only_public_addresses_are_dialled(monkeypatch, addresses, dialled):
+def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses) as served:
             client = await tunnel(served)
             status = await client.read_until(b"\r\n\r\n")
-            assert (b" 200 " in status) is bool(dialled)
-            assert (b" 403 " in status) is not bool(dialled)
-            assert served.dialled == dialled
-            assert len(served.events_of(EgressDenied)) == (0 if dialled else 1)
+            assert (b" 200 " in status) is bool(dialed)
+            assert (b" 403 " in status) is not bool(dialed)
+            assert served.dialed == dialed
+            assert len(served.events_of(EgressDenied)) == (0 if dialed else 1)
 
     run(scenario)
 
 
-def test_name_with_the_models_address_is_not_dialled(monkeypatch):
+def test_name_with_the_models_address_is_not_dialed(monkeypatch):
     async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
             assert "the model's" in served.events_of(EgressDenied)[0].reason
-            assert served.dialled == []
+            assert served.dialed == []
 
     run(scenario)
 
@@ -336,22 +336,22 @@ def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end
     run(scenario)
 
 
-def test_hosts_are_not_dialled_while_the_models_name_is_unresolved(monkeypatch):
+def test_hosts_are_not_dialed_while_the_models_name_is_unresolved(monkeypatch):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)
             assert b" 502 " in await client.read_until(b"\r\n\r\n")
             assert "model's host does not resolve" in (await client.read_to_end()).decode()
-            assert served.dialled == []
+            assert served.dialed == []
             served.table["model.example"] = ("8.8.4.6",)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialled == ["8.8.4.4"]
+            assert served.dialed == ["8.8.4.4"]
 
     run(scenario)
 
 
-def test_former_address_of_the_model_is_not_dialled(monkeypatch):
+def test_former_address_of_the_model_is_not_dialed(monkeypatch):
     monkeypatch.setattr(limits, "MODEL_LOOKUP_SECONDS", 0.0)
 
     async def scenario():
@@ -368,7 +368,7 @@ def test_former_address_of_the_model_is_not_dialled(monkeypatch):
             served.table[HOST] = ("8.8.4.8",)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialled == ["8.8.4.8", "8.8.4.8"]
+            assert served.dialed == ["8.8.4.8", "8.8.4.8"]
 
     run(scenario)
 
@@ -390,16 +390,16 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
             monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
-            assert (lookups, served.dialled) == ([HOST], ["8.8.4.4"])
+            assert (lookups, served.dialed) == ([HOST], ["8.8.4.4"])
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
-            assert served.dialled == ["8.8.4.4"]
+            assert served.dialed == ["8.8.4.4"]
 
     run(scenario)
 
 
 @pytest.mark.parametrize(
-    ("address", "is_dialled"),
+    ("address", "is_dialed"),
     [("8.8.4.4", True), ("[2606:4700::1]", True), ("[::ffff:8.8.4.4]", True)]
     + [
         (f"[{host}]" if ":" in host else host, False)
@@ -414,15 +414,15 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
         for host in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "203.0.113.9", "224.0.0.1")
     ],
 )
-def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialled):
+def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialed):
     async def scenario():
         full = GatewayRules(egress=EgressRules(is_unrestricted=True))
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, rules=full) as served:
             client = await tunnel(served, host=address, port=8443)
             response = await client.read_until(b"\r\n\r\n")
-            assert (b" 200 " in response, b" 403 " in response) == (is_dialled, not is_dialled)
-            assert len(served.dialled) == is_dialled
-            assert len(served.events_of(EgressDenied)) == (not is_dialled)
+            assert (b" 200 " in response, b" 403 " in response) == (is_dialed, not is_dialed)
+            assert len(served.dialed) == is_dialed
+            assert len(served.events_of(EgressDenied)) == (not is_dialed)
 
     run(scenario)
 

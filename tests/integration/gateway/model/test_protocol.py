@@ -120,7 +120,7 @@ def test_connections_are_reused_on_both_sides():
     run(scenario)
 
 
-def test_closed_idle_upstream_connection_is_redialled():
+def test_closed_idle_upstream_connection_is_redialed():
     async def respond_and_close(request, writer):
         await respond(request, writer)
         await writer.drain()

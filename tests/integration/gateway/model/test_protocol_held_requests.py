@@ -104,10 +104,10 @@ def test_held_request_of_a_disconnected_client_is_dropped():
 
 @pytest.mark.parametrize("stays_connected", [False, True])
 def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays_connected):
-    dialling, may_continue, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
+    dialing, may_continue, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
 
     async def dial_slowly(dialler):
-        dialling.set()
+        dialing.set()
         await may_continue.wait()
         return await dial(dialler)
 
@@ -119,7 +119,7 @@ def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays_con
             client.send_request()
             await wait_until(lambda: held_requests(served) == 1)
             served.gateway.release_model_requests()
-            await wait_until(dialling.is_set)
+            await wait_until(dialing.is_set)
             if not stays_connected:
                 client.abort()
                 await wait_until(lambda: served.gateway.requests_in_flight == 0)

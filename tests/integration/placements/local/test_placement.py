@@ -400,8 +400,8 @@ async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
     await until(lambda: liveness_now() is Liveness.FREE)
 
 
-async def test_handle_shows_and_ends_a_runner_of_an_earlier_server(run_dir):
-    """The handle of a new server, which did not start the runner, is as good as that of the old one."""
+async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
+    """A new server, which did not start the runner, gets a handle that is equivalent to the old server's."""
     journals = FileJournals(run_dir)
     writer = journals.create("task-1")
     writer.append(TaskFinished(), at=datetime.now(UTC))

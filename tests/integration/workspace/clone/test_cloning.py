@@ -259,7 +259,7 @@ def resolve(monkeypatch):
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_public_name_is_not_dialled_at_local_addresses(banner_server, resolve, follows_redirects):
+def test_public_name_is_not_dialed_at_local_addresses(banner_server, resolve, follows_redirects):
     policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
@@ -270,12 +270,12 @@ def test_public_name_is_not_dialled_at_local_addresses(banner_server, resolve, f
 
 
 @pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
-def test_only_public_addresses_of_a_mixed_host_are_dialled(monkeypatch, resolve, addresses):
-    """A private address is never dialled, because the owner of the name could add an address of this machine."""
-    dialled = []
+def test_only_public_addresses_of_a_mixed_host_are_dialed(monkeypatch, resolve, addresses):
+    """A private address is never dialed, because the owner of the name could add an address of this machine."""
+    dialed = []
 
     async def dial(addresses):
-        dialled.extend(addresses)
+        dialed.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
@@ -287,7 +287,7 @@ def test_only_public_addresses_of_a_mixed_host_are_dialled(monkeypatch, resolve,
 
     resolve(*addresses)
     assert connect(relay, "git.example", 443)[0] == REFUSED
-    assert [address.host for address in dialled] == [PUBLIC]
+    assert [address.host for address in dialed] == [PUBLIC]
 
 
 def test_name_with_only_local_addresses_is_allowed(banner_server, resolve):
@@ -303,10 +303,10 @@ def test_name_with_only_local_addresses_is_allowed(banner_server, resolve):
 
 @pytest.mark.parametrize(("requested", "is_allowed"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
 def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, requested, is_allowed):
-    dialled = []
+    dialed = []
 
     async def dial(addresses):
-        dialled.extend(addresses)
+        dialed.extend(addresses)
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
@@ -318,7 +318,7 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
 
     resolve(requested, PUBLIC)
     assert connect(relay, "git.example", 443)[0] == REFUSED
-    assert [address.host for address in dialled] == ([requested] if is_allowed else []) + [PUBLIC]
+    assert [address.host for address in dialed] == ([requested] if is_allowed else []) + [PUBLIC]
 
 
 def test_other_ports_are_reachable_only_if_redirects_are_followed(banner_server):

@@ -139,7 +139,7 @@ def conversation(name):
     return [event for event in replay(name)[0] if isinstance(event, types)]
 
 
-def test_conversation_of_a_run():
+def test_recorded_run_yields_its_conversation():
     read_id, edit_id, *_ = [event.tool_use_id for event in conversation("success_with_tools") if is_start(event)]
     events = conversation("success_with_tools")
     assert events[:4] == [

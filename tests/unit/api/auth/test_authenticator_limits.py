@@ -43,7 +43,7 @@ def caller(authenticator: Authenticator, token: str | None) -> Caller:
     return outcome
 
 
-def test_a_token_has_a_limited_number_of_concurrent_requests(authenticator: Authenticator):
+def test_concurrent_requests_of_a_token_are_limited(authenticator: Authenticator):
     with ExitStack() as stack:
         for _ in range(LIMIT):
             stack.enter_context(authenticator.count_request(caller(authenticator, "olga")))
@@ -56,7 +56,7 @@ def test_a_token_has_a_limited_number_of_concurrent_requests(authenticator: Auth
         assert isinstance(authenticate(authenticator, "vera"), Caller)
 
 
-def test_a_finished_request_makes_room_for_another(authenticator: Authenticator):
+def test_finished_request_allows_another_one(authenticator: Authenticator):
     operator = caller(authenticator, "olga")
     with authenticator.count_request(operator), authenticator.count_request(operator):
         with authenticator.count_request(operator):
@@ -75,7 +75,7 @@ def test_requests_without_a_token_are_not_counted():
         assert caller(authenticator, None).principal == LOCAL_OPERATOR
 
 
-def test_a_token_has_a_limited_number_of_streams_of_all_tasks(authenticator: Authenticator):
+def test_all_tasks_streams_of_a_token_are_limited(authenticator: Authenticator):
     operator, viewer = caller(authenticator, "olga"), caller(authenticator, "vera")
     with ExitStack() as stack:
         for _ in range(LIMIT):
@@ -87,7 +87,7 @@ def test_a_token_has_a_limited_number_of_streams_of_all_tasks(authenticator: Aut
 
 
 @pytest.mark.parametrize("token", ["olga", None])
-def test_an_ended_stream_makes_room_for_another(token: str | None):
+def test_ended_stream_allows_another_one(token: str | None):
     authenticator = make_authenticator(**({"olga": "operator"} if token else {}))
     one = caller(authenticator, token)
     with authenticator.count_all_tasks_stream(one), authenticator.count_all_tasks_stream(one):
@@ -111,7 +111,7 @@ def test_streams_of_anonymous_callers_are_counted_together():
             pass
 
 
-def test_nothing_is_kept_for_tokens_without_requests_or_streams(authenticator: Authenticator):
+def test_counters_of_idle_tokens_are_removed(authenticator: Authenticator):
     operator = caller(authenticator, "olga")
     with (
         authenticator.count_request(operator),
@@ -123,7 +123,7 @@ def test_nothing_is_kept_for_tokens_without_requests_or_streams(authenticator: A
     assert (dict(authenticator._requests_in_progress), dict(authenticator._all_tasks_streams)) == ({}, {})
 
 
-def test_each_token_has_its_own_share_of_the_event_loop(authenticator: Authenticator):
+def test_each_token_has_a_separate_share_of_the_event_loop(authenticator: Authenticator):
     operator, viewer = caller(authenticator, "olga").principal, caller(authenticator, "vera").principal
     shares = [authenticator.share_of(one) for one in (operator, viewer, None)]
     assert len({id(share) for share in shares}) == 3

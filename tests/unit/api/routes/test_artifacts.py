@@ -72,7 +72,7 @@ def test_list_has_metadata_and_urls(api, add_artifact):
 
 
 @pytest.mark.parametrize("name", ["a b#?%.md", "näïve.txt", 'quo"te\\;.md', "line\nbreak\r\n", "%2e%2e", "🦊"])
-def test_download_url_works_for_any_name(api, add_artifact, name):
+def test_download_url_returns_an_artifact_with_any_name(api, add_artifact, name):
     add_artifact(name, data=name.encode())
     url = api.get(ARTIFACTS).json()["artifacts"][1]["download_url"]
     response = api.get(url)

@@ -103,7 +103,7 @@ def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
 
 
-def test_conversation_is_a_stream_of_its_own(api, tasks):
+def test_conversation_is_a_separate_stream(api, tasks):
     conversation = (e.AgentMessage("Hello."), e.ToolCallStarted("Bash", "t"), e.ToolResult("t"), e.AgentResult("Done."))
     tasks.add("task-003", *TO_RUNNING, e.Output.from_bytes("stdout", b"{}\n", parsed=True), *conversation)
     path = "/api/v1/tasks/task-003/logs"
@@ -234,7 +234,7 @@ def test_reconnect_after_the_end_returns_204(api):
     assert (response.status_code, response.content) == (204, b"")
 
 
-def test_largest_seq_is_accepted_everywhere(api):
+def test_largest_seq_is_accepted_and_a_larger_one_rejected(api):
     largest = str(2**63 - 1)
     assert api.get(f"{LOGS}?after={largest}").status_code == 200
     assert api.get(f"{LOGS}?follow=true", headers={"last-event-id": largest}).status_code == 204

@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
         (None, "-"),
     ],
 )
-def test_format_age(timestamp, formatted):
+def test_age_is_formatted_in_one_unit(timestamp, formatted):
     assert formatting.format_age(timestamp, NOW) == formatted
 
 

@@ -1,4 +1,4 @@
-"""Coloured patches."""
+"""Colored patches."""
 
 from sandbox.cli.output.patch import colorize, patch_lines
 
@@ -16,7 +16,7 @@ LINES = [
 ]
 
 
-def test_lines_are_coloured_by_their_meaning():
+def test_lines_are_colored_by_their_meaning():
     styles = [
         line.split("m")[0].removeprefix("\x1b[") if line.startswith("\x1b[") else ""
         for line in colorize(LINES, has_color=True)
@@ -24,7 +24,7 @@ def test_lines_are_coloured_by_their_meaning():
     assert styles == ["1", "1", "1", "36", "", "31", "31", "32", "", "1"]
 
 
-def test_text_without_colour_is_escaped():
+def test_text_without_color_is_escaped():
     lines = list(colorize(LINES, has_color=False))
     assert lines[:-1] == LINES[:-1]
     assert lines[-1] == r"diff --git a/\x1b[2J b/x"

@@ -48,7 +48,7 @@ def test_label_with_empty_value_is_a_filter(pages):
     assert rows(pages.get(next_link)) == ["task-050"]
 
 
-def test_filter_links_work(pages_with_tasks):
+def test_filter_links_lead_to_pages(pages_with_tasks):
     links = {
         link.replace("&amp;", "&")
         for link in re.findall(r'href="(/\?[^"]*)"', pages_with_tasks.get("/?label.team=a%26b").text)

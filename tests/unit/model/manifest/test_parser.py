@@ -207,12 +207,12 @@ def test_aliases_are_expanded():
         "ssh://git@[::ffff:192.0.2.1]/r.git",
     ],
 )
-def test_repository_url_is_accepted(url):
+def test_valid_repository_url_is_accepted(url):
     assert parse(MINIMAL.replace("https://github.com/org/repo.git", url)).repository.url == url
 
 
 @pytest.mark.parametrize("branch", ["main", "feature/x-1", "release_2.0", "üm", "a@b", "dependabot/npm/a+b"])
-def test_branch_is_accepted(branch):
+def test_valid_branch_is_accepted(branch):
     assert parse(MINIMAL.replace('"main"', json.dumps(branch, ensure_ascii=False))).repository.branch == branch
 
 
@@ -222,7 +222,7 @@ def test_name_in_any_language_is_accepted(name):
 
 
 @pytest.mark.parametrize("task_id", ["a", "task-001", "A.b_c-9", "x" * 128, ""])
-def test_task_id_is_accepted(task_id):
+def test_valid_task_id_is_accepted(task_id):
     assert parse(MINIMAL.replace('"My Task"', f'x\n  id: "{task_id}"')).metadata.id == task_id
 
 

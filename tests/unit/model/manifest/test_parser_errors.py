@@ -334,7 +334,7 @@ def test_reserved_environment_variable_is_rejected_as_a_secret_name(name):
 @pytest.mark.parametrize(
     "name", ["GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "NPM_TOKEN", "NODE_AUTH_TOKEN", "MY_CLAUDE_KEY", "_X"]
 )
-def test_other_secret_name_is_accepted(name):
+def test_unreserved_secret_name_is_accepted(name):
     secret = {"name": name, "source": "env", "key": "X"}
     assert parse(with_value("secrets", [secret])).secrets[0].name == name
 

@@ -48,7 +48,7 @@ def decode(text):
     return msgspec.json.decode(text, type=Manifest, dec_hook=decode_manifest)
 
 
-def test_encoding_is_that_of_earlier_versions():
+def test_encoding_equals_that_of_earlier_versions():
     manifest = parse_manifest(msgspec.json.encode(SUBMITTED), is_json=True)
     assert encode_json(manifest) == ENCODED
     assert decode(ENCODED) == manifest

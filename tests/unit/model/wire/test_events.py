@@ -146,7 +146,7 @@ def wire_events():
     yield from (end_event(task()), current_state_event(task()), error_event(task(), "code", "message"))
 
 
-def test_wire_events_are_as_declared():
+def test_wire_events_match_their_declarations():
     events = [event for event in wire_events() if event is not None]
     for event in events:
         DECLARED.validate_json(msgspec.json.encode(event))

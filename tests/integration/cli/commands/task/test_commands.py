@@ -99,7 +99,7 @@ def test_failure_message_suggests_next_commands(sandbox, task, api, manifest):
     ]
 
 
-def test_follow_prints_uncoloured_events_without_a_terminal(sandbox, task, manifest):
+def test_follow_prints_uncolored_events_without_a_terminal(sandbox, task, manifest):
     result = sandbox("task", "submit", manifest, "--follow")
     assert b"running       Claude Code is working\n" in result.stderr
     assert b"\x1b" not in result.stderr

@@ -1,4 +1,4 @@
-"""`sandbox task list` does not import the store, so its sort keys are a second list."""
+"""`sandbox task list` does not import the store, so it has a separate list of sort keys."""
 
 from typing import get_args
 
@@ -7,6 +7,6 @@ from sandbox.dashboard.pages.task_list import _SORT_LABELS
 from sandbox.interfaces.store import Sort
 
 
-def test_sort_keys_are_those_of_the_store():
+def test_sort_keys_equal_those_of_the_store():
     assert get_args(Sort) == SORTS
     assert set(_SORT_LABELS) == set(SORTS)
