@@ -49,8 +49,8 @@ class SecretArtifactError(SandboxError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"The value of one of the task's secrets is in {name!r}; only a token with the role operator may "
-            "download it."
+            f"{name!r} contains the value of one of the task's secrets; downloading it requires a token with the role "
+            "operator."
         )
 
 

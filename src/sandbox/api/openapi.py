@@ -1,4 +1,4 @@
-"""Describes routes for the OpenAPI schema, and builds it."""
+"""Describes routes for the OpenAPI schema, and builds the schema."""
 
 import inspect
 import sys

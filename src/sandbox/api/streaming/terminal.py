@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
-    """The only text message that a client may send."""
+    """A new window size in characters: the only text message that a client may send."""
 
     rows: int
     columns: int
