@@ -235,7 +235,7 @@ def _find_agent(task: Task, agents: Mapping[str, Agent]) -> Agent:
 class RunnerParts(msgspec.Struct, frozen=True):
     """The components of a runner, which only this module connects.
 
-    disk_space: of the data directory; reserve: of the attempt.
+    disk_space: the data directory's free space. reserve: the attempt's disk reserve.
     confine: confines host programs; None uses the runtime.
     boot_id: the host's current boot.
     throttle: limits the CPU usage of all work that a sandbox causes in its runner.
