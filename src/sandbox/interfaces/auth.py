@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Role(StrEnum):
-    """A viewer reads; an operator also submits, cancels and releases."""
+    """A viewer may read; an operator may also submit and cancel tasks, and release sandboxes."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"

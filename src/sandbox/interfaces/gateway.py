@@ -35,9 +35,9 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the gateway of one task allows.
+    """The egress rules and the budget that the gateway of one task enforces.
 
-    hold_model_requests: model requests wait without a response until `release_model_requests`.
+    hold_model_requests: model requests wait without a response until `release_model_requests` is called.
     """
 
     egress: EgressRules = EgressRules()

@@ -138,7 +138,7 @@ class Journals(Protocol):
         ...
 
     def task_ids(self) -> Sequence[str]:
-        """The tasks whose journal has at least record 1."""
+        """Return the ids of the tasks whose journal has at least record 1."""
         ...
 
 

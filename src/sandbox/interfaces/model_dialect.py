@@ -36,7 +36,7 @@ class UsageMeter(Protocol):
     """
 
     def feed(self, data: bytes) -> None:
-        """Process the next bytes of the body, split anywhere."""
+        """Process the next bytes of the body, which may be split at any position."""
         ...
 
     def usage(self) -> Usage | None:

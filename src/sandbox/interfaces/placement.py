@@ -145,7 +145,7 @@ class RunnerHandle(Protocol):
 
     @property
     def attempt_id(self) -> str:
-        """The runner's attempt."""
+        """The id of the runner's attempt."""
         ...
 
     def liveness(self) -> Liveness:

@@ -75,7 +75,7 @@ class Confinement(Protocol):
         ...
 
     def was_oom_killed(self) -> bool:
-        """Whether the kernel killed a program in the confinement because of that limit."""
+        """Whether the kernel killed a program in the confinement because of the memory limit."""
         ...
 
     async def run(self, command: ConfinedCommand) -> int:

@@ -326,7 +326,7 @@ class Administration(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TaskServices:
-    """What the server offers to its API and dashboard."""
+    """All services that the server offers to its API and dashboard."""
 
     submissions: Submissions
     tasks: TaskQueries

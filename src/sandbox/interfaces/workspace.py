@@ -41,10 +41,10 @@ class Workspaces(Protocol):
     """
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
-        """Clone into the `workspace` of an `AttemptLayout`; keep what `patch` needs in its `repository`.
+        """Clone into the `workspace` of an `AttemptLayout`; store what `patch` needs in its `repository`.
 
-        disk_bytes: size of the attempt's disk. No file of the clone may be larger, nor may the files of one commit
-            together.
+        disk_bytes: size of the attempt's disk. It limits the size of each file of the clone, and the total size of the
+            files of one commit.
 
         Returns the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
         """
