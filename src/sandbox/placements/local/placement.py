@@ -243,7 +243,7 @@ _RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
 
 
 def kill_lock_holder(lock: Path) -> bool:
-    """Send KILL to every other runner that holds the exclusive lock of this file. Return whether there was one."""
+    """Send SIGKILL to each runner, except this process, that holds this file's lock. Return whether there was one."""
     try:
         found = lock.stat()
     except FileNotFoundError:
