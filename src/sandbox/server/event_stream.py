@@ -27,7 +27,7 @@ from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
 _DECODED_FACTOR = 5
-"""Bytes of memory per byte that is read: a line with one wide character takes four bytes for each of its characters."""
+"""Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
 
 
 _CHARACTER_BYTES = 4

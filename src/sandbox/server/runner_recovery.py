@@ -110,7 +110,7 @@ class RunnerRecovery:
             and not _is_force_cancelled(tracked.task)
             and not tracked.finishers.is_backoff_over(self._clock.monotonic())
         ):
-            tracked.status_message = "The cleanup after the task failed; it is retried after a pause."
+            tracked.status_message = "The cleanup failed; it is retried after a pause."
             return
         # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
         resolved = await self._secrets.resolve_for_attempt(tracked.task)
@@ -147,7 +147,7 @@ def _is_force_cancelled(task: Task) -> bool:
 
 
 def _finalize_lost(recorder: Recorder, tracked: TrackedTask) -> None:
-    """End a task whose finishers died too."""
+    """End a task whose finishers have all died."""
     if recorder.task.needs_only_teardown and not tracked.finishers.has_reported_leftovers:
         recorder.record(ErrorReported("teardown_failed", _CLEANUP_FAILED_MESSAGE))
         tracked.finishers.record_leftovers_report()
@@ -190,7 +190,7 @@ class RunnerWatchdog:
         if await runner.kill():
             outcome = "killed"
         elif silence.unanswered_count == RUNNER_PINGS_MAX:
-            outcome = "not killed, no runner holds its journal"
+            outcome = "not killed, because no runner holds its journal"
         else:
             return
         _log.error(

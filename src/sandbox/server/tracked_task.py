@@ -136,7 +136,7 @@ class TrackedTask:
 
     @property
     def indexed(self) -> IndexedTask:
-        """The row for the store."""
+        """The task as a row of the store."""
         return IndexedTask(self.task, self.offset)
 
     @property

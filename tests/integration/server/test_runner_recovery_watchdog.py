@@ -288,5 +288,5 @@ async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, 
     await scenario()
     messages = [record.message for record in caplog.records if record.name == "sandbox.server.runner_recovery"]
     assert messages == [
-        f"The runner of attempt {pings[0]} did not respond 5 times: not killed, no runner holds its journal"
+        f"The runner of attempt {pings[0]} did not respond 5 times: not killed, because no runner holds its journal"
     ]

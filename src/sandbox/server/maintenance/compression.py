@@ -58,7 +58,7 @@ class JournalCompressor:
             self._compressed_until = self._compressed_until if failures or is_busy else cursor
 
     def _compress(self, task: Task) -> bool:
-        """Return whether nothing is left to do. A damaged journal is read and logged once per server process."""
+        """Return False if the journal must be tried again. A damaged journal is logged once per server process."""
         if task.id in self._damaged:
             return True
         try:

@@ -85,7 +85,7 @@ class PruneSelector:
     """Decides, oldest task first, whether a finished task must be removed. Pure."""
 
     def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
-        """tasks_count, total_bytes: of all finished tasks that may be removed."""
+        """tasks_count, total_bytes: number and total size of all finished tasks that may be removed."""
         self._retention = retention
         self._now = now
         self._tasks_count = tasks_count
@@ -184,7 +184,7 @@ class Pruner:
                 skipped[task.id] = error_reason(error)
         if pruned:
             size_bytes = sum(task.size_bytes for task in pruned)
-            _log.info("Removed expired tasks: %d of %d bytes", len(pruned), size_bytes)
+            _log.info("Removed expired tasks: %d, with %d bytes in total", len(pruned), size_bytes)
         return pruned
 
     async def _select(self, retention: Retention, skipped: _Skipped) -> AsyncIterator[PrunedTask]:
@@ -305,9 +305,9 @@ class Pruner:
         self._store.save(indexed)
 
     async def _remove_detached(self) -> str:
-        """Remove the content of `pruned/`, including that from before a crash.
+        """Remove everything in `pruned/`, including what was left there before a crash.
 
-        If some of it is left, return the last reason.
+        If something could not be removed, return the last reason; otherwise return an empty string.
         """
         directory = pruned_root(self._data_dir)
         failure = ""
