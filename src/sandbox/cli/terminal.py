@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
 _CHUNK_BYTES = 4096
-_POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of them
+_POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
     b"\x18\x1b<"  # abort a partial sequence, leave VT52 mode
     b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer

@@ -80,7 +80,7 @@ class ApplyPrompt:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
-        """Whether to stage the patch. If the user has changes, it is not staged, so that both stay separate."""
+        """Whether to stage the patch. If the user has other changes, it is not staged, so that they stay separate."""
         return not (self.has_local_changes or self.checkout.count_changed())
 
     def _apply_command(self, task_id: str) -> str:

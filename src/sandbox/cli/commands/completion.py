@@ -1,4 +1,4 @@
-"""`sandbox completion`"""
+"""The command `sandbox completion`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox config`"""
+"""The commands `sandbox config …`."""
 
 from __future__ import annotations
 

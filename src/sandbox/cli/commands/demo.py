@@ -1,4 +1,4 @@
-"""`sandbox demo`"""
+"""The command `sandbox demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox doctor`"""
+"""The command `sandbox doctor`."""
 
 from __future__ import annotations
 

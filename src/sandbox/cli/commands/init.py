@@ -1,4 +1,4 @@
-"""`sandbox init`"""
+"""The command `sandbox init`."""
 
 from __future__ import annotations
 

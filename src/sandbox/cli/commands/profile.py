@@ -1,4 +1,4 @@
-"""`sandbox profile`"""
+"""The commands `sandbox profile …`."""
 
 from __future__ import annotations
 

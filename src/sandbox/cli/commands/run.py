@@ -1,4 +1,4 @@
-"""`sandbox run`"""
+"""The command `sandbox run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox serve`"""
+"""The command `sandbox serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox token`"""
+"""The commands `sandbox token …`."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class EventPrinter:
         self._on_conversation(event)
 
     def _join_line(self, data: str, *, is_continued: bool) -> str:
-        """Return the line that the data completes; empty within a line, and at the end of one that is too long."""
+        """Return the line that the data completes; empty if the line is incomplete or too long."""
         self._line_characters += len(data)
         if self._line_characters <= LINE_CHARACTERS_MAX:
             self._line_parts.append(data)

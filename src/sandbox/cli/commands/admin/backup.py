@@ -1,4 +1,4 @@
-"""`sandbox admin backup` and `restore`"""
+"""The commands `sandbox admin backup` and `sandbox admin restore`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def restore(file: Path, **options: Any) -> None:
             click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
     message = f"{escape_text(str(data_dir))} has {pluralize(result.tasks_count, 'task')}"
     if result.discrepancies:
-        fail(f"{message}; {len(result.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
+        fail(f"{message}; {pluralize(len(result.discrepancies), 'problem')} found.", ExitCode.TASK_FAILED)
     command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
     click.echo(f"{message}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
 

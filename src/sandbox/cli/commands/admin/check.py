@@ -1,4 +1,4 @@
-"""`sandbox admin check`"""
+"""The command `sandbox admin check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox admin drain`"""
+"""The command `sandbox admin drain`."""
 
 from __future__ import annotations
 

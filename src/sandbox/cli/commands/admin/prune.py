@@ -1,4 +1,4 @@
-"""`sandbox admin prune`"""
+"""The command `sandbox admin prune`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_bound(value: str, error: str | None, unlimited: str) -> str:
-    """Reject `unlimited`: to set no limit here, the option is omitted."""
+    """Reject `unlimited`: to set no limit, users omit the option."""
     if error is not None or value == unlimited:
         raise click.BadParameter((error or "omit the option for no limit").removesuffix(f", or {unlimited}"))
     return value

@@ -1,4 +1,4 @@
-"""`sandbox admin rebuild`"""
+"""The command `sandbox admin rebuild`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task apply`"""
+"""The command `sandbox task apply`."""
 
 from __future__ import annotations
 

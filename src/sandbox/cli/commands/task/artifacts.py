@@ -1,4 +1,4 @@
-"""`sandbox task artifacts`"""
+"""The command `sandbox task artifacts`."""
 
 from __future__ import annotations
 

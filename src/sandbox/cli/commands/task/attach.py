@@ -1,4 +1,4 @@
-"""`sandbox task attach`"""
+"""The command `sandbox task attach`."""
 
 from __future__ import annotations
 

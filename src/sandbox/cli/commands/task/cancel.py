@@ -1,4 +1,4 @@
-"""`sandbox task cancel`"""
+"""The command `sandbox task cancel`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task diff`"""
+"""The command `sandbox task diff`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task download`"""
+"""The command `sandbox task download`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task list`"""
+"""The command `sandbox task list`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task logs`"""
+"""The command `sandbox task logs`."""
 
 from __future__ import annotations
 

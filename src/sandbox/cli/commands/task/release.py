@@ -1,4 +1,4 @@
-"""`sandbox task release`"""
+"""The command `sandbox task release`."""
 
 from __future__ import annotations
 

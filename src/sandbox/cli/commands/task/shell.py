@@ -1,4 +1,4 @@
-"""`sandbox task shell`"""
+"""The command `sandbox task shell`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task status`"""
+"""The command `sandbox task status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task submit`"""
+"""The command `sandbox task submit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox task validate`"""
+"""The command `sandbox task validate`."""
 
 from __future__ import annotations
 

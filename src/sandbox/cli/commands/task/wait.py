@@ -1,4 +1,4 @@
-"""`sandbox task wait`"""
+"""The command `sandbox task wait`."""
 
 from __future__ import annotations
 
