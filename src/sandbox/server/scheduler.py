@@ -1,4 +1,4 @@
-"""The scheduler: starts the oldest task that fits. Smaller tasks may overtake larger ones, but not without limit."""
+"""The scheduler: starts the oldest task that fits. Smaller tasks may overtake a larger one, up to a limit."""
 
 import itertools
 import resource

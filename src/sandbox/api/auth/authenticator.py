@@ -309,7 +309,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request requires the operator role. Only requests known to be read-only do not."""
+    """Whether the request requires the operator role, as all requests do except those known to be read-only."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

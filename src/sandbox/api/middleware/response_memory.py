@@ -15,7 +15,7 @@ from sandbox.system import fair_share
 from sandbox.system.memory_share import MemoryShare
 
 PIECE_BYTES = 64 * 1024
-"""A body is sent in pieces of this size. The pieces that wait for the client to read count as used memory."""
+"""A body is sent in pieces of this size, so its memory is counted until the client has read most of it."""
 
 _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""

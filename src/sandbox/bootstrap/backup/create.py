@@ -162,7 +162,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
 
 
 def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
-    """Open the plain journal or, if compression has just removed it, the compressed one."""
+    """Open the plain journal or, if there is none, the compressed one. Compression removes the plain one last."""
     directory = layout.root / "journal"
     try:
         return "records", stack.enter_context(_open_hashing(directory / "records"))

@@ -51,9 +51,10 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
-    """Return how many files one task can have open. A closed file that is still mapped counts only towards this number.
+    """Return how many files one task can have open.
 
-    In a tier with a separate kernel, one host process holds the open files of all processes inside.
+    A closed file that is still mapped remains open, but does not count towards process limits. In a tier with a
+    separate kernel, one host process holds the open files of all processes inside.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
