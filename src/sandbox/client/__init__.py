@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import AsyncClient on first access, as most programs do not use asyncio; find deprecated names."""
+        """Import AsyncClient on first access, as most programs do not use asyncio; resolve deprecated names."""
         if name == "AsyncClient":
             from sandbox.client.async_client import AsyncClient
 
@@ -116,7 +116,7 @@ DEPRECATED_NAMES = {
     "UnexpectedAnswerError": "UnexpectedResponseError",
     "Usage": "UsageEvent",
 }
-"""Current names by former ones, which can still be imported at run time; type checkers do not accept them."""
+"""Current names by deprecated name. Deprecated names can be imported at run time, but type checkers reject them."""
 
 __all__ = [
     "AccessError",

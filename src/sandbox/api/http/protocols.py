@@ -22,10 +22,10 @@ from sandbox.api.responses import problem_response, reason_phrase
 from sandbox.system.fair_share import FairShare
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
-"""Maximum number of connections per port without an authenticated request; an additional one closes the oldest."""
+"""Maximum number of connections per port without an authenticated request; another connection closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""Such connections may use 1/N of the server's file descriptors."""
+"""The divisor of the file descriptor limit: such connections may use 1/8 of the server's descriptors per port."""
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that reads no pending data for this long is disconnected."""

@@ -17,11 +17,11 @@ REFRESHES_PER_SECOND = 8
 
 
 class TaskActivity(Protocol):
-    """What the status line shows of a task."""
+    """The properties of a task that the status line shows."""
 
     @property
     def current_activity(self) -> str:
-        """The tool call that runs, or the state."""
+        """The running tool call, or else the state."""
 
     @property
     def totals(self) -> Sequence[str]:
