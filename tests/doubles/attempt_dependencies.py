@@ -37,8 +37,8 @@ class Script:
 
     runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: that signal does not end it.
     events_when_serving: the events that the gateway reports when it starts to serve.
-    Set when the gateway is created: rules, report_to_runner, its callback for events, and redact, its redaction of
-    names. Set when it starts to serve: is_gateway_serving.
+    The gateway sets `rules`, `report_to_runner` (its callback for events) and `redact` (its redaction of names) when it
+    is created, and `is_gateway_serving` when it starts to serve.
     """
 
     stdout: bytes = b'{"type":"result"}\n'

@@ -67,7 +67,7 @@ def test_visible_ascii_keys_are_accepted(api, tasks, key):
     assert tasks.entries["task-001"].task.idempotency.key == key
 
 
-def test_two_keys_are_rejected(api, tasks):
+def test_two_idempotency_keys_are_rejected(api, tasks):
     headers = [("idempotency-key", "a"), ("idempotency-key", "b")]
     assert api.post("/api/v1/tasks", content=BODY, headers=headers).status_code == 400
     assert not tasks.entries
