@@ -485,10 +485,46 @@ fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); report("held"); time
 """
 )
 
+_INODES = """
+import signal
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+FILES = 15000
+ready, ready_inside = os.pipe()
+child = os.fork()
+if not child:
+    file = os.open("/dev/null", os.O_RDONLY)
+    while file < FILES: file = os.dup(file)
+    threading.stack_size(1 << 16)
+    for _ in range(24): threading.Thread(target=time.sleep, args=[600]).start()
+    os.write(ready_inside, b"x"); time.sleep(600)
+os.read(ready, 1)
+report("full")
+def list_files_of_threads(every):
+    for thread in os.listdir(f"/proc/{child}/task"):
+        directory = os.open(f"/proc/{child}/task/{thread}/fd", os.O_RDONLY)
+        os.listdir(directory)
+        for number in range(100, FILES, every): os.open(str(number), os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+        os.close(directory)
+    time.sleep(1.2); report("full"); time.sleep(1.2)
+    os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
+    time.sleep(2.4); report("held"); time.sleep(600)
+"""
 
-@pytest.mark.parametrize(("source", "exceeds"), [(_FEW_LEFT_OF_MANY, True), (_NONE_LEFT_OF_MANY, False)])
+_FEW_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(30)"
+_NO_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(1 << 40)"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "exceeds"),
+    [
+        (_FEW_LEFT_OF_MANY, "idle_slab_bytes", True),
+        (_NONE_LEFT_OF_MANY, "idle_slab_bytes", False),
+        (_FEW_INODES_LEFT_OF_MANY, "idle_cache_bytes", True),
+        (_NO_INODES_LEFT_OF_MANY, "idle_cache_bytes", False),
+    ],
+)
 def test_idle_slab_memory_is_attributed_to_the_sandbox(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, kind: str, exceeds: bool
 ):
     if has_own_kernel(runtime):
         pytest.skip("objects belong to the sandbox's kernel")
@@ -508,9 +544,22 @@ def test_idle_slab_memory_is_attributed_to_the_sandbox(
             await sandbox.wait()
             return usages
 
-    idle_bytes = [usage.idle_slab_bytes for usage in asyncio.run(scenario())][-1]
+    idle_bytes = [getattr(usage, kind) for usage in asyncio.run(scenario())][-1]
     assert idle_bytes is not None
     assert (idle_bytes > 128 * MEBIBYTE) == exceeds, idle_bytes
+
+
+def test_idle_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    if "memory" not in limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+
+    async def scenario() -> KernelUsage:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            return await sandbox.kernel_usage()
+
+    usage = asyncio.run(scenario())
+    assert usage.idle_slab_bytes is not None
+    assert usage.idle_cache_bytes is not None
 
 
 # Buffers of calls in progress

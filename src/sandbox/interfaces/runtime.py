@@ -218,7 +218,9 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
-    idle_slab_bytes: memory of freed kernel objects that is still allocated.
+    idle_slab_bytes: memory of freed kernel objects that is still allocated, without cached objects.
+    idle_cache_bytes: the same of cached objects, such as inodes and names of files.
+    idle_cache_bytes_max: the limit of idle_cache_bytes.
     udp_sockets_on_port: number of UDP sockets on the port that has the most.
     call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
     oom_kills: how many times a process was killed for lack of memory.
@@ -231,6 +233,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes: int | None = None
     received_bytes_max: int | None = None
     idle_slab_bytes: int | None = None
+    idle_cache_bytes: int | None = None
+    idle_cache_bytes_max: int | None = None
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
     oom_kills: int = 0
@@ -270,6 +274,12 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
                 "files and sockets that were opened together."
+            )
+        cached, cached_max = self.idle_cache_bytes, self.idle_cache_bytes_max
+        if cached is not None and cached_max is not None and cached > cached_max:
+            return (
+                f"The sandbox left {cached >> 20} MiB of kernel memory in partly used slabs of inodes and names of "
+                f"files, and the limit is {cached_max >> 20} MiB; close files that were created together."
             )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (

@@ -102,6 +102,9 @@ occupies a processor in the kernel for 0.5 s.
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
 
+IDLE_CACHE_MEMORY_DIVISOR = 8
+"""The same for inodes, names of files and other caches: 1/8 of the machine's memory, at least IDLE_SLAB_BYTES_MAX."""
+
 OOM_KILLS_MAX = 1000
 """Processes of one sandbox that the kernel killed for lack of memory.
 

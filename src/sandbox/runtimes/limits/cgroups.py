@@ -23,7 +23,7 @@ from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
-from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
+from sandbox.runtimes.limits.slab_usage import IdleSlabMeter, idle_cache_bytes_max
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -144,14 +144,14 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
         v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
-        with. socket_counter: of that network namespace. slab_meter, call_buffer_meter: None for a sandbox with its own
-        kernel.
+        with. socket_counter: of that network namespace. call_buffer_meter: None for a sandbox with its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        idle = slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
@@ -160,7 +160,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
-            idle_slab_bytes=slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None,
+            idle_slab_bytes=idle.others if idle else None,
+            idle_cache_bytes=idle.caches if idle else None,
+            idle_cache_bytes_max=idle_cache_bytes_max(),
             oom_kills=self.oom_kills(),
             call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )

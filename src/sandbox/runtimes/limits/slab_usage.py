@@ -2,14 +2,19 @@
 
 The kernel charges objects, not the slabs that contain them. A program that fills many slabs and frees all but one
 object of each gets most of the charge back but frees little memory, and can repeat this with other kinds of objects.
+The kernel reclaims some kinds, such as cached inodes and names of files, but no slab with an inode that is in use.
 The origin of idle objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
 charge, relative to what the other sandboxes are charged for.
 """
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from sandbox.model.limits import IDLE_CACHE_MEMORY_DIVISOR, IDLE_SLAB_BYTES_MAX
 
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
@@ -24,18 +29,37 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded it: the 
 """
 
 
-def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
-    """Return the bytes of free, unreclaimable objects in the machine's slabs; None if only root may read them."""
+class IdleBytes(NamedTuple):
+    """Bytes of free objects in slabs. caches: of kinds that the kernel can reclaim. others: of all other kinds."""
+
+    others: int
+    caches: int
+
+
+def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> IdleBytes | None:
+    """Count the free objects in the machine's slabs; None if only root may read them."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
         return None
-    rows = [line.split(maxsplit=4) for line in lines]
-    return sum(
-        (int(objects) - int(active)) * int(size)
-        for name, active, objects, size, _ in rows
-        if not is_reclaimable(name, flags)
-    )
+    others = caches = 0
+    for line in lines:
+        name, active, objects, size, _ = line.split(maxsplit=4)
+        idle = (int(objects) - int(active)) * int(size)
+        if is_reclaimable(name, flags):
+            caches += idle
+        else:
+            others += idle
+    return IdleBytes(others, caches)
+
+
+def idle_cache_bytes_max() -> int:
+    """Return the limit for idle objects of reclaimable kinds.
+
+    It is a share of the machine's memory, because the kernel's own reclaiming leaves idle objects in all slabs.
+    """
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(IDLE_SLAB_BYTES_MAX, machine_bytes // IDLE_CACHE_MEMORY_DIVISOR)
 
 
 @cache
@@ -47,23 +71,37 @@ def is_reclaimable(name: str, flags: Path) -> bool:
         return False
 
 
+class _Growth:
+    """Growth of one number of idle bytes since its first value, as attributed to one sandbox."""
+
+    def __init__(self, first: int) -> None:
+        self._first = self._last = first
+        self._bytes = 0.0
+
+    def update(self, idle: int, share: float) -> None:
+        self._bytes += max(0, idle - self._last) * share
+        self._bytes = min(self._bytes, max(0, idle - self._first))
+        self._last = idle
+
+    def attributed(self, peak_charge_bytes: int) -> int:
+        return round(min(self._bytes, _PEAK_CHARGE_FACTOR * peak_charge_bytes))
+
+
 class IdleSlabMeter:
     """Idle slab bytes attributed to one sandbox since the first count."""
 
     def __init__(
         self,
-        count_all: Callable[[], int | None] = count_idle_bytes,
+        count_all: Callable[[], IdleBytes | None] = count_idle_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count_all = count_all
         self._clock = clock
-        self._first: int | None = None
-        self._last = 0
+        self._growths: tuple[_Growth, _Growth] | None = None
         self._updated_at = 0.0
         self._peak_charge_bytes = 0
-        self._bytes = 0.0
 
-    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
+    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> IdleBytes | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
         charged: kernel memory of the sandbox. charged_to_all: returns the kernel memory of all sandboxes.
@@ -71,18 +109,19 @@ class IdleSlabMeter:
         if charged is None:
             return None
         self._peak_charge_bytes = max(self._peak_charge_bytes, charged)
-        if self._first is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
+        if self._growths is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
             self._update(max(0, charged_to_all() - charged))
-        return None if self._first is None else round(min(self._bytes, _PEAK_CHARGE_FACTOR * self._peak_charge_bytes))
+        if self._growths is None:
+            return None
+        return IdleBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
 
     def _update(self, charged_to_others: int) -> None:
         idle = self._count_all()
         self._updated_at = self._clock()
         if idle is None:
             return
-        if self._first is None:
-            self._first = self._last = idle
+        if self._growths is None:
+            self._growths = _Growth(idle.others), _Growth(idle.caches)
         share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
-        self._bytes += max(0, idle - self._last) * share
-        self._bytes = min(self._bytes, max(0, idle - self._first))
-        self._last = idle
+        for growth, idle_bytes in zip(self._growths, idle, strict=True):
+            growth.update(idle_bytes, share)

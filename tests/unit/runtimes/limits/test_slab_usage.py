@@ -1,10 +1,13 @@
 """Idle slab memory is attributed to the sandboxes that may have caused it."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.limits import IDLE_SLAB_BYTES_MAX
-from sandbox.runtimes.limits.slab_usage import IdleSlabMeter, count_idle_bytes
+from sandbox.runtimes.limits.slab_usage import IdleBytes, IdleSlabMeter, count_idle_bytes, idle_cache_bytes_max
 
 MEBIBYTE = 1 << 20
 SLABS = """slabinfo - version: 2.1
@@ -15,12 +18,28 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-class FakeSlabs:
-    def __init__(self, idle: int | None = 0) -> None:
-        self.idle, self.now = idle, 100.0
+class FakeMeter:
+    """Counts the idle bytes of one kind."""
 
-    def slabs(self) -> IdleSlabMeter:
-        return IdleSlabMeter(lambda: self.idle, lambda: self.now)
+    def __init__(self, machine: "FakeSlabs") -> None:
+        self._meter = IdleSlabMeter(machine.count, lambda: machine.now)
+        self._kind = machine.kind
+
+    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
+        found = self._meter.count(charged, charged_to_all)
+        assert found is None or sum(found) == getattr(found, self._kind)
+        return None if found is None else getattr(found, self._kind)
+
+
+class FakeSlabs:
+    def __init__(self, idle: int | None = 0, kind: str = "others") -> None:
+        self.idle, self.kind, self.now = idle, kind, 100.0
+
+    def count(self) -> IdleBytes | None:
+        return None if self.idle is None else IdleBytes(0, 0)._replace(**{self.kind: self.idle})
+
+    def slabs(self) -> FakeMeter:
+        return FakeMeter(self)
 
     def grow(self, added_bytes: int) -> None:
         assert self.idle is not None
@@ -28,12 +47,12 @@ class FakeSlabs:
         self.now += 1
 
 
-def test_idle_objects_are_counted_except_reclaimable_ones(tmp_path: Path):
+def test_idle_objects_and_reclaimable_ones_are_counted_separately(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
-    assert count_idle_bytes(tmp_path / "slabinfo", tmp_path) == 20 * 4096 + 21 * 192
+    assert count_idle_bytes(tmp_path / "slabinfo", tmp_path) == IdleBytes(20 * 4096 + 21 * 192, 89900 * 192)
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
@@ -42,8 +61,9 @@ def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
     assert FakeSlabs().slabs().count(None, lambda: MEBIBYTE) is None
 
 
-def test_growth_is_attributed_to_the_only_sandbox():
-    machine = FakeSlabs(700 * MEBIBYTE)
+@pytest.mark.parametrize("kind", IdleBytes._fields)
+def test_growth_is_attributed_to_the_only_sandbox(kind: str):
+    machine = FakeSlabs(700 * MEBIBYTE, kind)
     slabs = machine.slabs()
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
@@ -91,3 +111,10 @@ def test_small_sandbox_is_not_charged_for_host_growth():
 def test_excess_is_a_violation():
     assert not KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX).find_violation()
     assert "1025 MiB" in KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()
+
+
+def test_excess_of_idle_cached_objects_is_a_violation():
+    limit = idle_cache_bytes_max()
+    assert limit >= IDLE_SLAB_BYTES_MAX
+    assert not KernelUsage(idle_cache_bytes=limit, idle_cache_bytes_max=limit).find_violation()
+    assert "inodes" in KernelUsage(idle_cache_bytes=limit + 1, idle_cache_bytes_max=limit).find_violation()
