@@ -29,9 +29,10 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 order = _decode_order(await reader.readline())
-                writer.write(msgspec.json.encode(_handle_order(order, cancel, terminals)) + b"\n")
+                reply = _handle_order(order, cancel, terminals)
+                writer.write(msgspec.json.encode(reply) + b"\n")
                 await writer.drain()
-            if isinstance(order, TerminalOrder):
+            if isinstance(order, TerminalOrder) and reply.done:
                 await terminals.serve(order, reader, writer)
         except (OSError, ValueError, TimeoutError):
             pass

@@ -194,6 +194,53 @@ async def test_number_of_clients_is_bounded(tmp_path):
             await connect()
 
 
+class SandboxWithShells:
+    """A sandbox that records the terminals that are opened in it. They run until they are hung up."""
+
+    def __init__(self):
+        self.opened = []
+
+    async def open_terminal(self, _command, _size):
+        self.opened.append(RunningShell())
+        return self.opened[-1]
+
+
+class RunningShell(RecordingTerminal):
+    """A shell without output."""
+
+    def __init__(self):
+        super().__init__()
+        self.output, self.hung_up = asyncio.StreamReader(), asyncio.Event()
+
+    async def hang_up(self):
+        self.hung_up.set()
+
+    async def wait(self):
+        await self.hung_up.wait()
+        return ExitStatus(0)
+
+
+async def test_refused_terminals_start_no_shell(tmp_path):
+    """Otherwise a client that tries again and again fills the sandbox with processes."""
+    shell = TerminalOrder(24, 80)
+    async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
+        sandbox = SandboxWithShells()
+        terminals.enable(sandbox, {}, "/")
+        with pytest.raises(TerminalRefusedError, match="headless"):
+            await connect()
+        connections = [await connect(shell) for _ in range(TERMINALS_MAX)]
+        for connection in connections:
+            assert await read_frame(connection) == RoleFrame(may_write=True)
+        for _ in range(3):
+            with pytest.raises(TerminalRefusedError, match="close one"):
+                await connect(shell)
+        await connections[0].close()
+        await asyncio.wait_for(sandbox.opened[0].hung_up.wait(), 10)
+        assert len(sandbox.opened) == TERMINALS_MAX
+        assert await read_frame(await connect(shell)) == RoleFrame(may_write=True)
+        assert len(sandbox.opened) == TERMINALS_MAX + 1
+
+
 async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tmp_path):
     async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         with pytest.raises(TerminalRefusedError, match="headless"):
