@@ -14,7 +14,7 @@ from uuid import uuid4
 from sandbox.client import operations, requests
 from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
-from sandbox.client.http_settings import ERROR_BYTES_MAX, RESPONSE_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
+from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
 from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody
 from sandbox.client.responses import (
@@ -241,7 +241,7 @@ class Client:
 
     def _request(self, call: Request[ResponseT]) -> ResponseT:
         with self._stream(call) as response:
-            body = _read_body(response, RESPONSE_BYTES_MAX)
+            body = _read_body(response, call.response_bytes_max)
         return self._connection.parse_response(call, response.status_code, body)
 
     @contextmanager

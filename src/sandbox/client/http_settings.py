@@ -24,9 +24,6 @@ from sandbox.model.limits import DEFAULT_SERVER
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
-RESPONSE_BYTES_MAX = 512 * 1024 * 1024
-"""Size limit of a decompressed JSON response; the largest possible page of the task list has half this size."""
-
 TIMEOUT_SECONDS = 30.0
 
 _TOKEN_PATTERN = re.compile("[!-~]+")

@@ -26,6 +26,12 @@ ResponseT = TypeVar("ResponseT")
 Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data, as YAML or JSON text, or as the path of a file."""
 
+RESPONSE_BYTES_MAX = 16 * 1024 * 1024
+"""Size limit of a decompressed JSON response. Parsed, it takes up to 35 times as much. A status is far smaller."""
+
+LIST_BYTES_MAX = 512 * 1024 * 1024
+"""The same for a list. The largest possible page of the task list has half this size."""
+
 PAGE_TASKS_MAX = 1000
 """Page size when all tasks are listed."""
 
@@ -48,6 +54,7 @@ class Request(Generic[ResponseT]):
     response_type: the type of the response.
     required_keys: keys without which a response is invalid.
     read_seconds: read timeout, if it differs from the client's.
+    response_bytes_max: size limit of the decompressed JSON response.
     """
 
     method: str
@@ -58,6 +65,7 @@ class Request(Generic[ResponseT]):
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
     read_seconds: float | None = None
+    response_bytes_max: int = RESPONSE_BYTES_MAX
 
 
 class StreamBody:
@@ -82,7 +90,7 @@ def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **filters: st
     """List a page of tasks."""
     parameters = {"state": ",".join(states) or None, **filters}
     params = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
-    return Request("GET", "/tasks", TaskPage, ("tasks",), params)
+    return Request("GET", "/tasks", TaskPage, ("tasks",), params, response_bytes_max=LIST_BYTES_MAX)
 
 
 def status(task_id: str) -> Request[Task]:
@@ -116,7 +124,8 @@ def release(task_id: str) -> Request[Release]:
 
 def artifacts(task_id: str) -> Request[ArtifactList]:
     """List the artifacts of a task."""
-    return Request("GET", task_path(task_id, "artifacts"), ArtifactList, ("artifacts",))
+    path = task_path(task_id, "artifacts")
+    return Request("GET", path, ArtifactList, ("artifacts",), response_bytes_max=LIST_BYTES_MAX)
 
 
 def artifact(task_id: str, name: str) -> Request[StreamBody]:
@@ -152,7 +161,15 @@ def prune(
     """Remove finished tasks."""
     bounds = drop_none({"older_than_seconds": older_than_seconds, "keep": keep, "max_bytes": max_bytes})
     parameters = bounds | ({"dry_run": "true"} if dry_run else {})
-    return Request("POST", "/admin/prune", Pruned, ("tasks",), params=parameters, read_seconds=PRUNE_TIMEOUT_SECONDS)
+    return Request(
+        "POST",
+        "/admin/prune",
+        Pruned,
+        ("tasks",),
+        parameters,
+        read_seconds=PRUNE_TIMEOUT_SECONDS,
+        response_bytes_max=LIST_BYTES_MAX,
+    )
 
 
 def drain() -> Request[Draining]:

@@ -333,9 +333,20 @@ async def test_terminal_follows_no_redirect(location):
     assert paths == ["/api/v1/tasks/other/terminal"]
 
 
+def test_status_has_a_lower_size_limit_than_a_list(api, client):
+    """Parsed JSON takes up to 35 times its size."""
+    page = {"tasks": [], "next_cursor": None, "id": "other", "state": "completed"}
+    body = [b" " * 1024**2] * 17 + [json.dumps(page).encode()]
+    api.on("GET", "/tasks", ApiResponse(200, body))
+    api.on("GET", "/tasks/other", ApiResponse(200, body), ApiResponse(200, body[3:]))
+    assert client.tasks()["tasks"] == []
+    with pytest.raises(UnexpectedResponseError, match="unexpected response"):
+        client.status("other")
+    assert client.status("other")["id"] == "other"
+
+
 def test_too_large_response_is_rejected(api, client, monkeypatch):
-    for module in ("client", "async_client"):
-        monkeypatch.setattr(f"sandbox.client.{module}.RESPONSE_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.client.requests.LIST_BYTES_MAX", 1000)
     page = {"tasks": [], "next_cursor": None}
     blanks = b" " * 10_000
     api.on("GET", "/tasks", json_response(page), ApiResponse(200, [blanks] * 100 + [json.dumps(page).encode()]))
