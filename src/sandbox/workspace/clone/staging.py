@@ -25,7 +25,7 @@ from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.clone.cloning import NO_REDIRECTS, ConfinedClone
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
-from sandbox.workspace.diff.trees import BaseTreeEntry, ls_tree_arguments, new_directories, parse_ls_tree
+from sandbox.workspace.diff.trees import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
@@ -237,7 +237,7 @@ class WorkspaceStaging:
                     raise _clone_failed(f"Cannot check out {self._repository.url}: {reason}.")
 
             repository = self._layout.repository
-            listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writer)
+            listing = git.run(*ls_tree_arguments(commit, "-t"), directory=repository, stdout=writer)
             await run_with_thread(work, listing)
 
     def _write_git_directory(self, commit: str, stop: StopFlag) -> None:
@@ -269,18 +269,19 @@ class WorkspaceStaging:
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
-    """Return why the commit is too large, or None. A few small trees can nest so often that a checkout never ends."""
-    bytes_left, entries_left, path_bytes_left, previous = bytes_max, ENTRIES_MAX, PATHS_BYTES_MAX, b""
+    """Return why the commit is too large, or None. A few small trees can nest so often that a checkout never ends.
+
+    entries: with directories, because trees without a file can nest that often too.
+    """
+    bytes_left, entries_left, path_bytes_left = bytes_max, ENTRIES_MAX, PATHS_BYTES_MAX
     for entry in entries:
         if len(entry.path) > PATH_BYTES_MAX:
             return f"a path of the commit is longer than {PATH_BYTES_MAX} bytes"
         if entry.path.count(b"/") >= DEPTH_MAX:
             return "directories of the commit are nested too deeply"
-        paths = [entry.path, *new_directories(entry.path, previous)]
         bytes_left -= entry.size_bytes
-        entries_left -= len(paths)
-        path_bytes_left -= sum(map(len, paths))
-        previous = entry.path
+        entries_left -= 1
+        path_bytes_left -= len(entry.path)
         if entries_left < 0:
             return f"the commit has more than {ENTRIES_MAX} files and directories"
         if bytes_left < 0:

@@ -34,7 +34,10 @@ def canonical_mode(mode: bytes) -> bytes:
 
 
 class BaseTreeEntry(NamedTuple):
-    """A file, symbolic link or gitlink of the base commit. `size_bytes` is 0 for a gitlink."""
+    """A file, symbolic link or gitlink of the base commit, or a directory if it was listed with `-t`.
+
+    size_bytes: 0 for a gitlink and a directory.
+    """
 
     path: bytes
     mode: bytes
@@ -111,9 +114,9 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
         return await run_with_thread(read, listing)
 
 
-def ls_tree_arguments(commit: str) -> tuple[str, ...]:
+def ls_tree_arguments(commit: str, *options: str) -> tuple[str, ...]:
     """Return the arguments that list a commit's tree, in a git directory, for `parse_ls_tree`."""
-    return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+    return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", *options, commit)
 
 
 NEW_TREE_REF = "refs/sandbox/new"

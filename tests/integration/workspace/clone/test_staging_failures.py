@@ -319,6 +319,25 @@ def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypa
     assert list(harness.workspace.iterdir()) == []
 
 
+@pytest.mark.parametrize(("levels", "is_refused"), [(12, True), (2, False)])
+def test_commit_with_too_many_empty_directories_is_refused_before_checkout(harness, monkeypatch, levels, is_refused):
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 1000)  # with 12 levels the commit has a million million
+    work = harness.upstream.work
+    tree = run_git("mktree", directory=work)
+    for _level in range(levels):
+        lines = "".join(f"040000 tree {tree}\td{number}\n" for number in range(10))
+        tree = run_git("mktree", directory=work, stdin=lines.encode())
+    commit = run_git("commit-tree", "-m", "Bomb", tree, directory=work)
+    run_git("push", "--quiet", "--force", str(harness.upstream.bare), f"{commit}:refs/heads/bomb", directory=work)
+
+    if is_refused:
+        assert "more than 1000 files and directories" in clone_error(harness, branch="bomb")
+    else:
+        harness.stage(branch="bomb")
+        assert harness.patch(commit) == b""
+    assert [*harness.workspace.glob("d*")] == []
+
+
 def push_nested_tree(harness, number_of_files, depth):
     """Push a commit in which each file has its own parent directories. These share objects, so the objects are few."""
     work = harness.upstream.work
