@@ -1,4 +1,4 @@
-"""Claude Code as one of Sandbox's agents. The parts that only one process needs are imported by the methods."""
+"""Claude Code as one of Sandbox's agents. Each method imports the parts that only it needs."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class ClaudeCode:
         return rules.find_violations(section, secret_names)
 
     def is_reserved_variable(self, name: str) -> bool:
-        """Whether a secret with this name would redirect the agent or load code into it."""
+        """Return whether a secret with this name would redirect the agent or load code into it."""
         return rules.is_reserved_variable(name)
 
     def has_price(self, model: str) -> bool:
-        """Whether the price of a model is known."""
+        """Return whether the price of a model is known."""
         from sandbox.agents.claude_code.messages_api.pricing import has_price
 
         return has_price(model)

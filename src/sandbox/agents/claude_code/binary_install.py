@@ -29,7 +29,7 @@ def find_binary() -> Path:
         if binary.is_file():
             return binary
     raise BinaryMissingError(
-        "There is no claude binary; install the claude-agent-sdk wheel made for this platform (its archive has none)."
+        "There is no claude binary; install the claude-agent-sdk wheel for this platform (its sdist contains none)."
     )
 
 
@@ -46,8 +46,8 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
     """Return the path of the execute-only copy below `data_dir`; create the copy if it does not exist.
 
     The kernel makes a process non-dumpable if its user cannot read its program. Processes that the agent starts have
-    the same uid, but they can therefore neither open the agent's stdout to forge a result, nor trace the agent, nor
-    read its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
+    the same uid. Nevertheless they can neither open the agent's stdout to forge a result, nor trace the agent, nor read
+    its environment. This requires that the launcher has dropped CAP_DAC_OVERRIDE when it executes the copy.
 
     Raises BinaryMissingError, or OSError if the copy cannot be written.
     """
@@ -63,7 +63,7 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
 
 
 def _is_installed(target: Path) -> bool:
-    """Return whether the copy exists. It gets its name only when it is complete."""
+    """Return whether the complete copy exists. It is renamed to its final name only when it is complete."""
     return target.is_file() and stat.S_IMODE(target.stat().st_mode) == _EXECUTE_ONLY
 
 

@@ -217,8 +217,9 @@ class ClaudeCodeDriver:
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Build command, environment and files. `secrets` become environment variables of the agent and of all programs
-        that it starts.
+        """Build the command, the environment and the files.
+
+        secrets: become environment variables of the agent and of all programs that it starts.
 
         The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes: see
         `AgentDriver.prepare`.
@@ -266,14 +267,14 @@ class ClaudeCodeDriver:
 def encode_prompt(prompt: str) -> bytes:
     """Encode the prompt for stdin so that Claude Code does not interpret it as a command.
 
-    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. It might trim leading white
-    space, so the prefix is text. Leading `-`, `!` and `#` have no meaning on stdin.
+    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. The prefix consists of letters,
+    because Claude Code might trim leading white space. Leading `-`, `!` and `#` have no special meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
 
 def has_requirements(claude: Claude) -> bool:
-    """Whether there is something to check before the first model request, see `ClaudeReady`."""
+    """Return whether `ClaudeReady` has tools or MCP servers to check before the first model request."""
     return claude.allowed_tools is not None or claude.mcp_config is not None
 
 

@@ -109,5 +109,5 @@ MANIFEST_TEMPLATES = (
     ),
     ManifestTemplate("Security audit", "No network access; the result is a report.", _AUDIT),
     ManifestTemplate("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
-    ManifestTemplate("Within a budget", "Ends at $2.50, and preserves the sandbox if it fails.", _BUDGET),
+    ManifestTemplate("Within a budget", "Ends at $2.50; a failure preserves the sandbox.", _BUDGET),
 )

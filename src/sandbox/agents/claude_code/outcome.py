@@ -148,7 +148,7 @@ def _mcp_failure_message(name: str, status: str, server: McpServer) -> str:
 
 
 def _unknown_tools_message(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
-    more = f" and {len(unknown) - _NAMES_SHOWN_MAX} others" if len(unknown) > _NAMES_SHOWN_MAX else ""
+    more = f" and {len(unknown) - _NAMES_SHOWN_MAX} more" if len(unknown) > _NAMES_SHOWN_MAX else ""
     return (
         f"Claude Code has no tool named {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; "
         "correct claude.allowed_tools. Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write"

@@ -37,10 +37,10 @@ from sandbox.model.limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_B
 from sandbox.model.manifest.schema import Manifest
 
 OPEN_CALLS_MAX = 10_000
-"""Maximum number of unanswered tool calls that are kept. Above it, the oldest one is dropped."""
+"""Maximum number of unanswered tool calls that are tracked. Above it, the oldest one is dropped."""
 
 INIT_TOOLS_MAX = 10_000
-"""Maximum number of the agent's tools that are kept; each is compared with every pattern of `allowed_tools`."""
+"""Maximum number of the agent's tools that are checked: each is compared with every pattern of `allowed_tools`."""
 
 SUMMARY_CHARACTERS_MAX = 500
 """Maximum length of the summary of a tool call."""
@@ -49,7 +49,7 @@ CONVERTED_VALUES_MAX = 50_000
 """Maximum number of values in a recorded line that is converted: the server converts lines while clients wait."""
 
 CONVERTED_EVENTS_MAX = 100
-"""Maximum number of events of such a line. Claude Code prints a line for each block of a message."""
+"""Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""
 
 _INPUT_FIELDS_MAX = 100
 _RESULT_BLOCKS_MAX = 1000
@@ -57,7 +57,7 @@ _SYNTHETIC_MODEL = "<synthetic>"
 _SUMMARY_FIELDS = (
     *("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt", "skill"),
 )
-"""Fields of a tool's input that summarize a call, the best first. Without any of them, the first text does."""
+"""Fields of a tool's input that summarize a call, best first. If all are absent, the first text is the summary."""
 
 _EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
 """The start of the result of a Bash call that failed."""
@@ -78,7 +78,7 @@ class ClaudeOutputParser:
         self._result_line: bytes | None = None
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
-        """Return the events of one line of stdout; None if it is not an event of this session."""
+        """Return the events of one line of stdout; None if the line is not an event of this session."""
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
             self._result_line = None  # stdout ended within a line, so the last result was not the end
@@ -140,7 +140,8 @@ class ClaudeOutputParser:
 def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
     """Convert a line that an earlier version recorded; see `interfaces.agent.ConvertLine`.
 
-    A line of OUTPUT_LINE_BYTES_MAX or more may be only a part. It and a line with too many values have no events.
+    A line of OUTPUT_LINE_BYTES_MAX or more may be truncated. Such a line yields no events, nor does a line with too
+    many values.
     """
     if manifest.agent.is_interactive or not line.startswith(b"{"):
         return None
@@ -173,7 +174,7 @@ class _TextBudget:
 
 
 def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEvent]:
-    """Yield what an event shows of the conversation, whether or not it fits to earlier events."""
+    """Yield the conversation events of one stream event, without regard to earlier events."""
     match event.type:
         case "assistant":
             for block in read_blocks(read_message(event)):

@@ -52,13 +52,13 @@ class Claude:
 
     __pydantic_config__ = FORBID_EXTRA
     prompt: Annotated[str, PROMPT]
-    """What the agent has to do."""
+    """The task for the agent."""
     headless: bool = True
-    """False: an interactive session."""
+    """Whether the agent runs without a terminal; false for an interactive session."""
     skip_permissions: bool = True
-    """False: the agent may not do anything that needs permission."""
+    """Whether the agent may do everything; if false, every action that needs permission is denied."""
     output_format: Literal["stream-json", "json", "text"] = "stream-json"
-    """What stdout is: all events, the last result as JSON, or the text of the last result."""
+    """Content of stdout: all events, the last result as JSON, or the text of the last result."""
     model: Annotated[str, Len(1, 256), VISIBLE] = "claude-sonnet-4-5-20250929"
     """Model that the server's API supports."""
     allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
@@ -82,7 +82,7 @@ _RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "BUN_")
 
 
 def is_reserved_variable(name: str) -> bool:
-    """Whether an environment variable with this name would redirect Claude Code or load code into it."""
+    """Return whether an environment variable with this name would redirect Claude Code or load code into it."""
     return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES)
 
 

@@ -59,8 +59,9 @@ class Message(msgspec.Struct):
 
 
 class ContentBlock(msgspec.Struct):
-    """A block of a message: a tool_use has `id`, `name` and `input`, a tool_result `tool_use_id`, `is_error` and
-    `content`. Values of a type that varies stay encoded.
+    """A block of a message. Fields whose type varies stay encoded.
+
+    A tool_use block has `id`, `name` and `input`; a tool_result block has `tool_use_id`, `is_error` and `content`.
     """
 
     type: str = ""
@@ -153,7 +154,10 @@ def read_retry(line: bytes) -> ApiRetryEvent:
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:
-    """Decode a result event, limited in size, depth and integers, so that it can be encoded anywhere."""
+    """Decode a result event; None for any other line.
+
+    The size, the depth and the integers of the returned event are limited, so that every encoder accepts it.
+    """
     result = _decode_if_sparse(_RESULT, line)
     if result is None:
         return None
@@ -212,7 +216,7 @@ def _indent(encoded: bytes) -> bytes | None:
 
 
 def content_text(content: msgspec.Raw, blocks_max: int) -> str:
-    """Return the text of a tool_result's content; blocks of another type, such as images, are named only."""
+    """Return the text of a tool_result's content. Of other blocks, such as images, it contains only the type."""
     items = _decode_if_sparse(_ITEMS, content)
     if items is None:
         return to_text(content)

@@ -86,7 +86,7 @@ def test_message_for_many_unknown_tools_is_short():
     unknown = tuple(f"Tool{number}" for number in range(200))
     failure = check_ready(ClaudeReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
     assert "has no tool named Tool0, Tool1," in failure.message
-    assert "and 190 others; correct claude.allowed_tools" in failure.message
+    assert "and 190 more; correct claude.allowed_tools" in failure.message
     assert len(failure.message) < 400
 
 

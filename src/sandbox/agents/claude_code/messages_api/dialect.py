@@ -44,7 +44,7 @@ _API_KEY, _AUTHORIZATION = b"x-api-key", b"authorization"
 
 
 class MessagesApi:
-    """The dialect of the Messages API."""
+    """Implements `ModelDialect` for the Messages API."""
 
     base_url_setting = "ANTHROPIC_BASE_URL"
     endpoints: Mapping[bytes, bool] = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
@@ -53,7 +53,7 @@ class MessagesApi:
     repeatable_headers = frozenset({b"accept", b"anthropic-beta"})
 
     def is_forwarded(self, header_name: bytes) -> bool:
-        """Whether the request header with this lower-case name is forwarded."""
+        """Return whether the request header with this lower-case name is forwarded."""
         return header_name in _FORWARDED or header_name.startswith(_FORWARDED_PREFIXES)
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
@@ -83,7 +83,7 @@ class MessagesApi:
         return request_body.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return the start of a sentence that says which part of the request accesses external resources, or None."""
+        """Return the start of a sentence that names a part of the request with external access, or None."""
         return request_body.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -56,7 +56,7 @@ def find_price(model: str) -> Price | None:
 
 
 def has_price(model: str) -> bool:
-    """Whether the price of a model is known."""
+    """Return whether the price of a model is known."""
     return find_price(model) is not None
 
 
@@ -87,8 +87,8 @@ _VARIANT_SUFFIX = re.compile(r"(-\d{8}|-latest|-0)?(\[1m\])?\Z")
 def _price(
     input_: float, output: float, cache_read: float, long_context: Price | None = None, long_context_above: int = 0
 ) -> Price:
-    # For every model, a cache write costs 1.25 times the input price for a lifetime of five minutes, and twice the
-    # input price for an hour.
+    # For every model, a cache write costs 1.25 times the input price. With a lifetime of an hour instead of five
+    # minutes, it costs twice the input price.
     return Price(input_, output, cache_read, input_ * 1.25, input_ * 2, long_context, long_context_above)
 
 
@@ -122,7 +122,7 @@ _PRICES = {
 
 
 _INPUT_BYTES_PER_TOKEN = 3
-"""Prose, code and the surrounding JSON have at least three bytes per token."""
+"""Minimum number of bytes per input token of prose, code and the surrounding JSON."""
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
@@ -157,7 +157,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
         return _denial_text("The price of 'fallbacks' is not in Sandbox's table", "leave it out")
     for name, listed in _LIST_PRICE_VALUES.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
-            return _denial_text(f"A request with '{name}' costs more than Sandbox's table says", "leave it out")
+            return _denial_text(f"A request with '{name}' costs more than the list price", "leave it out")
     fee_reason = unknown_fee_reason(document, sanitize)
     if fee_reason is not None:
         return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")

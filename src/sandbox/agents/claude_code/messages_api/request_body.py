@@ -1,7 +1,7 @@
 """Checks a model request's body: the model's servers must not access anything outside the request.
 
-Server-side tools, and MCP servers and URLs that the model's servers access, would carry data out of a sandbox without
-egress. A checked body is re-encoded, so the model parses the same document as the gateway.
+Otherwise, an agent without egress could send data out of its sandbox: through server-side tools, MCP servers, or URLs
+that the model's servers access. A checked body is re-encoded, so the model parses the same document as the gateway.
 """
 
 import re
@@ -75,7 +75,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return the start of a sentence that says which part of the request accesses external resources, or None.
+    """Return the start of a sentence that names a part of the request with external access, or None.
 
     sanitize: makes untrusted text safe to report.
     """

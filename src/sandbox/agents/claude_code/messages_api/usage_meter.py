@@ -110,7 +110,7 @@ class StreamMeter:
         return self._tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """Same as `usage`: a stream reports it incrementally."""
+        """Return the same as `usage`: a stream reports usage incrementally."""
         return self.usage()
 
     @property
