@@ -41,29 +41,29 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def principal(self) -> Principal:
-        """The token's holder."""
+        """The principal that the token authenticates."""
         return Principal(self.id, self.name, self.role)
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether the token has not expired."""
+        """Return whether the token is not expired at `now`."""
         return self.expires_at is None or now < self.expires_at
 
 
 def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
-    """Generate a token and its record."""
+    """Generate a token. Returns its text and its record."""
     identity = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
     secret = secrets.token_hex(_SECRET_BYTES)
     return f"sbx_{identity}_{secret}", TokenRecord(identity, role, name, now, _digest(secret), expires_at)
 
 
 def parse_token_id(token: str) -> str | None:
-    """Return the id of a token, None if the text is not a token."""
+    """Return the id of a token, or None if the text is not a token."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match["id"] if match else None
 
 
 def verify_token(token: str, record: TokenRecord) -> bool:
-    """Whether the token matches the record. Compares in constant time."""
+    """Return whether the token matches the record. The comparison takes constant time."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
 
@@ -110,7 +110,7 @@ FileStamp = tuple[int, int, int]
 
 
 class TokenFile:
-    """Implements `interfaces.auth.TokenStore`, and changes the tokens.
+    """Implements `interfaces.auth.TokenStore`. Also creates and revokes tokens.
 
     Once a token has existed, the server never returns to open access by itself: the file remains when the last token is
     revoked, and while the file is unreadable, every request is rejected.
@@ -166,12 +166,12 @@ class TokenFile:
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
     def list_valid(self) -> Sequence[TokenRecord]:
-        """Return the tokens that have not expired. Raises like `list`."""
+        """Return the tokens that have not expired. Raises the errors of `list`."""
         now = self._now()
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError, or like `list`."""
+        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError, and the errors of `list`."""
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)
@@ -212,7 +212,7 @@ class TokenFile:
 
     @contextmanager
     def _change_lock(self) -> Iterator[None]:
-        """Hold the lock for changes across processes. It is not the data directory's lock, which the server holds."""
+        """Hold the lock that serializes changes by several processes. It differs from the data directory's lock."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:

@@ -8,7 +8,7 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUN
 
 
 class CpuBudget:
-    """CPU time that refills over time and that all work of the process uses up. Starts full.
+    """A token bucket of CPU time: it refills over time, and all work of the process consumes it. Starts full.
 
     Work of a higher priority may continue while the budget is in debt; all other work waits until the debt is paid.
     """
@@ -26,7 +26,7 @@ class CpuBudget:
         self._monotonic, self._cpu_seconds = monotonic, cpu_seconds
 
     def wait_seconds(self, debt_seconds: float = 0.0) -> float:
-        """Seconds until work that is allowed this much debt may continue; 0 if it may now."""
+        """Return the seconds until work that is allowed this much debt may continue; 0 if it may continue now."""
         return max(0.0, -debt_seconds - self._balance_seconds) / RUNNER_CPU_CORES
 
 
@@ -35,7 +35,7 @@ _PAUSE_SECONDS_MIN = 0.005
 
 
 class CpuThrottle:
-    """One per runner. The CPU time of all threads of the process is charged."""
+    """Throttles the work of one runner. Charges the CPU time of all threads of the process."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, cpu_seconds: Callable[[], float] = time.process_time
@@ -49,7 +49,7 @@ class CpuThrottle:
         self._budget = CpuBudget(self._monotonic(), self._cpu_seconds())
 
     def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
-        """A queue for work of one priority. Work that is allowed more debt continues while other work waits."""
+        """Create a queue for work of one priority. Work that is allowed more debt continues while other work waits."""
         return CpuQueue(self, debt_seconds)
 
     async def wait(self, debt_seconds: float) -> None:
@@ -63,7 +63,7 @@ class CpuThrottle:
 
 
 class CpuQueue:
-    """First in, first out: `async with queue:` enters once it is first and the budget allows its priority."""
+    """A FIFO queue: `async with queue:` enters once the caller is first and the budget allows the queue's priority."""
 
     def __init__(self, throttle: CpuThrottle, debt_seconds: float) -> None:
         self._throttle = throttle
@@ -87,6 +87,6 @@ class CpuQueue:
         self._turn.release()
 
     async def wait(self) -> None:
-        """Wait for a turn, and give it up at once."""
+        """Wait for a turn and release it immediately."""
         async with self:
             pass

@@ -1,4 +1,4 @@
-"""Long-running work in a thread that blocks neither the event loop nor the program's exit."""
+"""Runs blocking work in a thread that delays neither the event loop nor the program's exit."""
 
 import asyncio
 import concurrent.futures

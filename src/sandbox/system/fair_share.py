@@ -14,10 +14,10 @@ from weakref import WeakValueDictionary
 from sandbox.system.memory_share import MemoryShare
 
 MESSAGES_PER_TURN_MAX = 64
-"""Messages of up to 4 KiB that are encoded or sent for one client per iteration of the event loop."""
+"""Maximum number of messages (of up to 4 KiB) that are encoded or sent for one client per event loop iteration."""
 
 THREADS_AT_ONCE_MAX = 2
-"""Threads that read for one client at once; its other requests wait, so threads stay free for other clients."""
+"""Maximum number of threads that read for one client at once, so threads stay free for other clients."""
 
 _UNIT_BYTES = 4 * 1024
 _Result = TypeVar("_Result")
@@ -25,7 +25,7 @@ _Parameters = ParamSpec("_Parameters")
 
 
 class FairShare:
-    """The share of one client, over all of its connections. FIFO."""
+    """One client's share of the event loop, over all of its connections. Messages are admitted in FIFO order."""
 
     def __init__(self) -> None:
         self._messages_left = MESSAGES_PER_TURN_MAX
@@ -103,14 +103,14 @@ async def acquire(size_bytes: int) -> None:
 
 
 def current_memory() -> MemoryShare:
-    """Return the memory of the current share; unlimited memory without a share."""
+    """Return the `MemoryShare` of the current share; without a share, an unlimited one."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)
 
 
 @asynccontextmanager
 async def thread_slot() -> AsyncIterator[None]:
-    """Hold one of the current share's threads for several steps, which limits how many requests hold loaded data."""
+    """Reserve one of the current share's threads for several steps. This limits how many requests load data at once."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -122,7 +122,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_slot() -> AsyncIterator[None]:
-    """Let one stream of the current share at a time read a task's history; the other streams of this share wait."""
+    """Wait until no other stream of the current share reads a task's history, then reserve that right for the block."""
     share = _SHARE.get()
     if share is None:
         yield

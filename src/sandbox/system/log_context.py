@@ -9,7 +9,7 @@ ATTEMPT_ID: ContextVar[str | None] = ContextVar("attempt_id", default=None)
 
 
 def bind_task(task_id: str) -> None:
-    """Make later log lines of this asyncio task name a task of the server, not the request that started it."""
+    """Label later log lines of this asyncio task with a Sandbox task, no longer with the request that started it."""
     REQUEST_ID.set(None)
     TOKEN_ID.set(None)
     TASK_ID.set(task_id)

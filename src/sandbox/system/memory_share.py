@@ -1,4 +1,4 @@
-"""Limits the memory that the responses to one client hold, even if the client reads none of them."""
+"""Limits the memory that the responses to one client use, even if the client reads none of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 RESPONSE_BYTES_MAX = 128 * 1024 * 1024
-"""Memory of the responses to one client. Above it streams wait, and other responses are refused."""
+"""Maximum memory for the responses to one client. Above it, streams wait and other responses are refused."""
 
 STALLED_SECONDS = 10.0
-"""Once this memory is used up, connections of the client that have accepted no data for this long are closed."""
+"""Once RESPONSE_BYTES_MAX is used up, the client's connections that have accepted no data for this long are closed."""
 
 _CHECK_SECONDS = 1.0
 _ABORT_SECONDS = 0.1
-"""An aborted connection has released its memory by then."""
+"""How long an aborted connection may take to release its memory."""
 
 
 class MemoryShare:
-    """The memory of one client's responses, over all of its connections. FIFO."""
+    """The memory of one client's responses, over all of its connections. Reservations are granted in FIFO order."""
 
     def __init__(self, bytes_max: int | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.held_bytes = 0
@@ -48,7 +48,7 @@ class MemoryShare:
             self.release(size_bytes)
 
     async def try_reserve(self, size_bytes: int) -> bool:
-        """Count this memory if there is room, or if closing stalled connections makes room."""
+        """Count this memory and return True if there is room, or if closing stalled connections makes room."""
         if not self._has_room(size_bytes) and self._close_stalled():
             await asyncio.sleep(_ABORT_SECONDS)
         if not self._has_room(size_bytes):
@@ -67,7 +67,10 @@ class MemoryShare:
 
     @contextmanager
     def sending(self, close: Callable[[], None]) -> Iterator[None]:
-        """Mark a connection with data for its client. `close` closes it."""
+        """Register a connection that has data for its client, for the duration of the context.
+
+        close: closes the connection.
+        """
         key = object()
         self._sending[key] = (self._monotonic(), close)
         try:
