@@ -1,1 +1,1 @@
-"""Disks of attempts: a size-limited directory with workspace, home and /tmp."""
+"""Disks of attempts. A disk is a size-limited directory with the workspace, the home directory and /tmp."""

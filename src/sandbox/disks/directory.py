@@ -29,10 +29,10 @@ class DeletedFiles(msgspec.Struct, frozen=True):
 
 
 def measure_deleted_files(device: int) -> DeletedFiles:
-    """Measure deleted files on the device (st_dev) that descendants of this process have open, by any path.
+    """Measure the deleted files on the device (st_dev) that descendants of this process still have open.
 
-    Skips processes whose /proc entries their own user cannot read, and files that are only mapped or in transit. Raises
-    OSError if it takes longer than DISK_COMMAND_SECONDS.
+    Skips processes whose /proc entries their own user cannot read, files that are only mapped, and files in transit
+    over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_SECONDS.
     """
     deadline = time.monotonic() + DISK_COMMAND_SECONDS
     sizes: dict[int, int] = {}

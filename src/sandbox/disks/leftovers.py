@@ -1,7 +1,7 @@
 """Releases leftover disks: those that are still mounted although no process runs their attempts.
 
-A disk's mount is in its runner's mount namespace, which exists as long as a process is in it. Such a process may be one
-that the runner started outside the sandbox and that survived the runner.
+A disk is mounted in its runner's mount namespace, which exists as long as a process is in it. For example, a process
+that the runner started outside the sandbox may have survived the runner.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ class DiskLeftovers:
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Send KILL to the processes that see the mount until the kernel detaches the device.
+        """Send SIGKILL to the processes in the disk's mount namespace until the kernel detaches the device.
 
-        Raises OSError after 10 s.
+        Raises OSError after DISK_RELEASE_SECONDS.
         """
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, layout.disk_image):
@@ -59,7 +59,7 @@ def _device_numbers(image: Path) -> frozenset[str]:
 
 
 def _kill_holders(numbers: Collection[str], disk: Path) -> None:
-    """Kill the processes that see the disk at the runner's mount point: only that runner's namespace shows it there."""
+    """Kill the processes in whose mount namespace the disk is mounted at the runner's mount point."""
     mount_point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever precedes it
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     for pid in pids:
@@ -79,7 +79,7 @@ def _kill_if_mounted(pid: int, number: str, mount_point: str) -> None:
 
 
 def _has_mount(pid: str, number: str, mount_point: str) -> bool:
-    """Return whether a process sees the device mounted at a path with this suffix (proc(5), mountinfo)."""
+    """Return whether the device is mounted, in a process's namespace, at a path with this suffix (proc(5))."""
     try:
         lines = Path("/proc", pid, "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:

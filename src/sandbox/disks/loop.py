@@ -15,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Prefix of a command: an e2fsck that outlives its killed parent could modify a disk that is mounted again."""
+"""Prefix of a command that must not outlive this process: e2fsck could modify a disk that is mounted again."""
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
@@ -27,7 +27,7 @@ class CommandFailedError(Exception):
 async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
     """Run a command and return its output.
 
-    Raises CommandFailedError, also after DISK_COMMAND_SECONDS or if the command is not installed.
+    Raises CommandFailedError if the command fails, is not installed or takes longer than DISK_COMMAND_SECONDS.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -44,14 +44,14 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
         async with asyncio.timeout(DISK_COMMAND_SECONDS):
             output, stderr = await process.communicate()
     except TimeoutError:
-        raise CommandFailedError(f"{command[0]} takes too long") from None
+        raise CommandFailedError(f"{command[0]} did not finish within {DISK_COMMAND_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), KILL_SECONDS)
     if process.returncode not in ok_codes:
-        reason = " ".join(stderr.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
+        reason = " ".join(stderr.decode(errors="replace").split())[:500] or f"exit code {process.returncode}"
         raise CommandFailedError(f"{command[0]}: {reason}")
     return output
 
@@ -140,7 +140,7 @@ class LoopDisks:
     async def close(self, layout: AttemptLayout) -> None:
         """Unmount the disk once no process uses it.
 
-        After DISK_RELEASE_SECONDS, unmount it lazily; then processes that still use it only keep its blocks allocated.
+        After DISK_RELEASE_SECONDS, unmount it lazily. A process that still uses the disk then only occupies its blocks.
         """
         if self._disk_fd >= 0:
             os.close(self._disk_fd)

@@ -11,7 +11,7 @@ from sandbox.model.limits import KILL_SECONDS
 _PATH = "/usr/bin:/bin"
 
 AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
-"""Prefix of a command. It makes the command independent of the file modes, which agents choose."""
+"""Prefix that runs a command as the root of a user namespace, so the file modes that agents choose do not matter."""
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:
@@ -44,4 +44,4 @@ async def _run(command: Sequence[str]) -> str:
         raise
     if process.returncode == 0:
         return ""
-    return stderr.decode(errors="replace").strip()[-500:] or f"{command[0]} ended with {process.returncode}"
+    return stderr.decode(errors="replace").strip()[-500:] or f"{command[0]}: exit code {process.returncode}"

@@ -1,4 +1,4 @@
-"""Disk space of the host's file system: measures it and keeps a reserve."""
+"""Measures the disk space of the host's file system and reserves a part of it."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def measure_disk_space(directory: Path) -> DiskSpace:
 
 
 class ReserveFile:
-    """Implements `interfaces.disks.DiskReserve` with a file whose blocks are allocated."""
+    """Implements `interfaces.disks.DiskReserve` with a preallocated file."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
@@ -47,7 +47,7 @@ class ReserveFile:
             raise
 
     def release(self) -> bool:
-        """Remove the file. Returns whether it existed."""
+        """Remove the file. Returns whether it was removed."""
         try:
             self._path.unlink()
         except OSError:
