@@ -1,1 +1,1 @@
-"""Network gateway: a sandbox's only path out. Only the modules that the docstring of `server` lists use sockets."""
+"""The gateway: a sandbox's only network access. Only the modules that the docstring of `server` lists use sockets."""

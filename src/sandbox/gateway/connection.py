@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class ConnectionQueues:
-    """CPU queues by ascending priority: non-model traffic, new model connections, model connections in use.
+    """CPU queues by ascending priority: DNS and other non-model traffic, new model connections, those in use.
 
-    A sandbox can send any amount of data to parse. Therefore only one connection's data is parsed at a time, other work
-    of the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.
+    A sandbox can send any amount of data to parse. Therefore the CPU time is limited, and only one connection's data is
+    parsed at a time. Other work of the runner, such as stopping the sandbox, runs in between.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -202,9 +202,9 @@ class ModelConnection(ConnectionHandler):
         await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
-        """Open the upstream connection.
+        """Open the upstream connection and return the effects to apply.
 
-        Return the effects to apply: the given ones, or those of the failure to connect or of a denial.
+        These are the given effects, or those of a failure to connect or of a denial.
         """
         self._client.clear_timeout()  # the wait for a connection may be longer; `_apply` sets the next timeout
         try:

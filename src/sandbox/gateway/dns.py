@@ -12,7 +12,7 @@ from sandbox.gateway.protocol import Effects, Phase
 
 _FIRST_ADDRESS = int(IPv4Address("198.18.0.0"))
 _HOSTS_PER_BLOCK = 254
-"""Addresses used per block of 256: .0 and .255 are skipped, because some programs treat them as network addresses."""
+"""Number of addresses used of each block of 256. Some programs treat .0 and .255 as network addresses."""
 
 
 class SyntheticIps:
@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address in the spelling of the query, which redaction needs."""
+        """Return the name of an address, spelled as in the query because redaction needs that; None if unassigned."""
         return self._names.get(IPv4Address(address))
 
 

@@ -1,4 +1,4 @@
-"""Reports from the gateway to the runner. The rate of denials and errors, which a sandbox can cause, is limited."""
+"""Reports events from the gateway to the runner. A sandbox can cause denials and errors, so their rate is limited."""
 
 from collections.abc import Callable
 
@@ -43,11 +43,11 @@ class EventReporter:
         return printable_host(self._redact(text))
 
     def report_usage(self, usage: Usage) -> None:
-        """Report spent tokens."""
+        """Report the usage of a model request."""
         self._report(usage)
 
     def report_budget_exhausted(self, message: str) -> None:
-        """Report that the budget is spent and no more model requests are forwarded."""
+        """Report that the budget is spent and that no more model requests are forwarded."""
         self._report(BudgetExhausted(message))
 
     def report_key_rejected(self, message: str) -> None:

@@ -45,10 +45,10 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request, with the server's key instead of the task's, for an uncompressed response.
+    """Build the upstream request, with the server's key instead of the task's. It requests an uncompressed response.
 
-    body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
-    headers.
+    body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
+    the dropped headers.
     """
     forwarded_headers, dropped = select_headers(request, dialect, is_body_unchanged=body is None)
     headers = [
@@ -89,12 +89,12 @@ def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
 
 
 def has_body(request: h11.Request) -> bool:
-    """Whether the request announces a body."""
+    """Return whether the request announces a body."""
     return bool(_framing_headers(request.headers))
 
 
 class LocalResponse(msgspec.Struct, frozen=True):
-    """A response created by the gateway. should_close: the connection ends after it."""
+    """A response created by the gateway. should_close: the connection ends after the response."""
 
     status: int
     content_type: bytes

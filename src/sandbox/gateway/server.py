@@ -108,7 +108,7 @@ class SocketGateway:
         return self._reporter.denied_count
 
     def release_model_requests(self) -> None:
-        """Forward the held model requests, and hold no others. Idempotent."""
+        """Forward the held model requests and stop holding new ones. Idempotent."""
         self._request_gate.release()
         self._released.set()
 
@@ -255,7 +255,7 @@ async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: 
 
 
 def _is_peer_closed(accepted: socket) -> bool:
-    """Whether the peer closed the connection before it sent anything."""
+    """Return whether the peer closed the connection before it sent anything."""
     try:
         return not accepted.recv(1, MSG_PEEK)
     except BlockingIOError:

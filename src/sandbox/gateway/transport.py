@@ -128,9 +128,9 @@ def limit_buffers(connection: socket) -> None:
 
 
 class FullSizeBufferLimit:
-    """The gateway's connections with full-size buffers to one side (hosts, model or sandbox).
+    """Limits the number of connections with full-size buffers to one side (hosts, model or sandbox).
 
-    A connection beyond the limit gets small buffers permanently.
+    A connection above the limit gets reduced buffers permanently.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,10 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
 
 class EgressConnection:
-    """One egress connection. `handshake` may be an outcome that is already decided."""
+    """One egress connection.
+
+    handshake: decides whether the connection is allowed; or the decision itself, if it was already made.
+    """
 
     def __init__(
         self,

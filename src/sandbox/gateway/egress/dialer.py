@@ -55,7 +55,7 @@ def unmap_ipv4(address: Address) -> Address:
 
 
 def is_global(address: Address) -> bool:
-    """Whether this is the global unicast address of one public host, judged by its number alone."""
+    """Return whether this is a global unicast address of one public host. Only the address itself is checked."""
     address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
@@ -79,14 +79,14 @@ class HostUnreachableError(Exception):
 
 
 def is_dialable(address: Address) -> bool:
-    """Whether this is a public address of another machine. Only tests use a different policy."""
+    """Return whether this is a public address of another machine. Only tests use a different policy."""
     return is_global(address) and not _is_local_address(address)
 
 
 class PublicDialer:
     """Dials hosts by name, through the system's resolver (/etc/hosts included), but never dials the model's host.
 
-    model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to it.
+    model_addresses: all known addresses of the model; this class and `UpstreamDialer` extend the set.
     """
 
     def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
@@ -163,7 +163,7 @@ def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
 
 
 def _is_local_address(address: Address) -> bool:
-    """Whether the address belongs to this machine, that is, a socket can bind to it. True after an unexpected error."""
+    """Return whether a socket can bind to the address, so it belongs to this machine. True after other errors."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -34,11 +34,11 @@ class EgressPolicy:
         return self._rules.is_unrestricted
 
     def allows_host(self, host: str) -> bool:
-        """Whether the host may be reached at some port, so that its name resolves inside the sandbox."""
+        """Return whether the host may be reached at some port, so that its name resolves inside the sandbox."""
         return is_host_name(host) and normalize_host(host) != self._model_host and self._rules.allows_host(host)
 
     def name_deny_reason(self, host: str) -> str:
-        """Return why a name is not resolved."""
+        """Return why a name was not resolved. Call it only for such a name."""
         if self.allows_host(host):
             return "too many names were resolved."
         return self.deny_reason(host, HTTPS_PORT) or "it cannot be resolved."
@@ -100,7 +100,7 @@ class StreamFilter(Protocol):
         ...
 
     def host_data_received(self) -> None:
-        """Called when the host has sent data."""
+        """Handle the event that the host has sent data."""
         ...
 
 
@@ -127,7 +127,7 @@ class Handshake(Protocol):
 
 
 class InspectingFilter:
-    """Requires the data inside a tunnel to pass `handshake`. initial_data: the part that has already arrived."""
+    """Requires the data inside a tunnel to pass `handshake`. initial_data: the data that has already arrived."""
 
     def __init__(self, handshake: Handshake, initial_data: bytes) -> None:
         self._handshake = handshake
@@ -184,12 +184,12 @@ def denial_message(host: str, port: int, reason: str) -> str:
 
 
 def is_host_name(host: str) -> bool:
-    """Whether the name is well-formed ASCII that no resolver reads as an IP address."""
+    """Return whether the name is well-formed ASCII that no resolver reads as an IP address."""
     return len(host) <= 254 and _HOST.fullmatch(normalize_host(host)) is not None and not ends_in_number(host)
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an IP address in canonical spelling, without a zone."""
+    """Return whether this is an IP address in canonical spelling, without a zone."""
     try:
         ip_address(host)
     except ValueError:

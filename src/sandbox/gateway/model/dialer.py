@@ -89,7 +89,7 @@ class UpstreamUnreachableError(Exception):
 
 
 class UpstreamDialer:
-    """Opens connections to the upstream and records the addresses at which it was reached."""
+    """Opens connections to the upstream and records the upstream's addresses."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream

@@ -1,4 +1,4 @@
-"""One connection to the model listener: check each request, replace the key, forward both bodies.
+"""One connection to the model listener: checks each request, replaces its key and forwards both bodies.
 
 Pipelined requests get no response; the connection ends after the current response. A client that closes its side before
 its response is complete counts as gone: its upstream request is aborted too. With a budget, the response is read to its
@@ -90,7 +90,7 @@ class _PendingRequest(msgspec.Struct):
 
 
 class ModelProtocol:
-    """Sans-I/O protocol: takes the bytes of both sides, returns effects. `resume` continues a held request."""
+    """The sans-I/O protocol of a model connection: processes the bytes of both sides and returns effects."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class ModelProtocol:
         return effects
 
     def resume(self) -> Effects:
-        """Continue after the end of a hold."""
+        """Forward the held request after the hold has ended."""
         effects = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._forward_pending(effects)

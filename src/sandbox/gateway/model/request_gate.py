@@ -16,7 +16,7 @@ from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, 
 from sandbox.model.events import Usage
 
 TOKENS_MAX = 10**15
-"""Maximum of each token count of one request. Above it, the count is wrong."""
+"""Maximum plausible value of a token count of one request; a higher count is invalid."""
 
 
 def valid_usage(usage: Usage | None) -> Usage | None:
@@ -41,7 +41,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 
 
 class ModelRequestGate:
-    """Budget and hold state shared by all connections of a gateway. `release` ends `is_holding` permanently."""
+    """Decides about model requests, for all connections of a gateway. `release` ends `is_holding` permanently."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
         self._dialect = dialect
