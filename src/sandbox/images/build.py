@@ -21,8 +21,8 @@ from sandbox.images.rootfs import RootFs
 class Component:
     """Files that are copied into an image.
 
-    paths: paths in the image by host file or directory. links: targets by path. files: contents by path. versions: for
-    the image's metadata.
+    paths: paths in the image by host file or directory. links: link targets by path in the image. files: contents by
+    path in the image. versions: versions of programs by name, for the image's metadata.
     """
 
     paths: Mapping[Path, str]
@@ -75,7 +75,7 @@ def build_image(
     components: Mapping[str, Component],
     install_packages: InstallPackages = install_packages,
 ) -> ImageMetadata:
-    """Build an image and make it the profile's current one. On an error nothing changes.
+    """Build an image and make it the profile's current image. If the build fails, the current image does not change.
 
     Raises BuildFailedError, ImageRefusedError, ProfileBusyError, OSError.
     """

@@ -16,7 +16,7 @@ from sandbox.model.tier import is_strong_enough
 class ProfileEntry:
     """A profile's current state.
 
-    metadata: of its image, None if there is none. problem: why the image cannot be used.
+    metadata: the metadata of its current image, None if there is no image. problem: why the image cannot be used.
     """
 
     name: str
@@ -28,7 +28,7 @@ class ProfileEntry:
 
 
 class ProfileCatalog:
-    """Implements `interfaces.images.ProfileCatalog`. Each call reads the directory, so new images are seen."""
+    """Implements `interfaces.images.ProfileCatalog`. Each call reads the directory, so it includes new images."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
@@ -64,7 +64,7 @@ class ProfileCatalog:
         return ProfileEntry(name, definition is not None, description, tier, metadata)
 
     def entries(self) -> list[ProfileEntry]:
-        """Return all profiles, without those that are removed during the call."""
+        """Return all profiles, except those that are removed during the call."""
         entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):
@@ -86,7 +86,7 @@ class ProfileCatalog:
         if not is_strong_enough(tier, entry.minimum_tier):
             raise ImageUnusableError(
                 f"The profile {profile} requires a runtime of tier {entry.minimum_tier} or stronger; this "
-                f"server's has tier {tier}."
+                f"server's runtime has tier {tier}."
             )
         metadata = entry.metadata
         if metadata is None:

@@ -35,7 +35,7 @@ IMAGE_PACKAGES_BYTES_MAX = 2 * 1024**2
 """Maximum size of the names and versions of an image's packages, which are read with each submission of a task."""
 
 IMAGE_LINKS_MAX = 40
-"""Maximum number of links followed on the way to one entry, as in the kernel."""
+"""Maximum number of symbolic links that are followed to resolve one path, as in the kernel."""
 
 ARCHIVE_MEMBERS_MAX = 10_000
 """Maximum number of members in an OCI archive."""
@@ -59,9 +59,9 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the definition file.
 
-    date: the value of all timestamps in the image. packages: packages of the distribution, in addition to its
-    essential ones. parts: components that Sandbox provides, by name. files: text by absolute path. minimum_tier: the
-    weakest allowed tier.
+    date: the latest timestamp in the image; later ones are set to it. packages: packages of the distribution, in
+    addition to its essential ones. parts: names of components that Sandbox provides. files: contents by absolute path.
+    minimum_tier: the weakest allowed tier; empty if every tier is allowed.
     """
 
     description: str

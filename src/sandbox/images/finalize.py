@@ -29,7 +29,11 @@ _CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TreeDigest:
-    """The identity of an image. digest: of a tar of the tree, with sorted names and without owners."""
+    """Identifies the content of an image.
+
+    digest: SHA-256 of a tar of the tree, with sorted names and without owners. size_bytes: total size of all regular
+    files. entries: number of files, directories and links.
+    """
 
     digest: str
     size_bytes: int

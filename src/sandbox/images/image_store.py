@@ -26,7 +26,11 @@ from sandbox.model.failure import AttemptError, FailureCode
 
 
 class ImageMetadata(msgspec.Struct, frozen=True):
-    """Metadata of an image. digest: of the tree. source: textual. versions: of packages and components, by name."""
+    """Metadata of an image.
+
+    digest: digest of the root file system. source: describes what the image was built from. versions: versions of
+    packages and components by name.
+    """
 
     profile: str
     digest: str
@@ -53,7 +57,7 @@ def profiles_root(data_dir: Path) -> Path:
 
 
 class ImageStore:
-    """The directory of one profile, whose name must be valid."""
+    """Stores the images of one profile. The profile's name must be valid."""
 
     def __init__(self, data_dir: Path, name: str) -> None:
         self.name = name
@@ -83,7 +87,9 @@ class ImageStore:
 
     @contextmanager
     def build_directory(self) -> Iterator[Path]:
-        """Yield a private directory for building an image; it is removed at the end, like the remains of killed builds.
+        """Yield a private directory for building an image. It is removed at the end.
+
+        At the start, the remains of killed builds are removed.
 
         Also removes images that are neither current nor leased. They are not removed as soon as they are replaced,
         because a task may just have resolved one of them. Raises ProfileBusyError.
@@ -159,7 +165,7 @@ class ImageStore:
     def lease(self, digest: str) -> int:
         """Return a descriptor that prevents the image's removal while it is open. Raises ImageUnusableError.
 
-        Retries briefly, because a removal that is refused locks the image for an instant.
+        Retries briefly, because a refused removal locks the image for a moment.
         """
         image = self._image_directory(digest)
         for _ in range(_LOCK_ATTEMPTS):

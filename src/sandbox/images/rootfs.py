@@ -1,7 +1,7 @@
 """Writes an image's files without ever leaving the image's directory.
 
 The content may come from hostile archives. Paths are resolved from the image's root, link by link as in the sandbox, so
-a link to /etc means the image's own /etc. Nothing else writes to the directory at the same time.
+a link to /etc refers to the image's own /etc. No other process may write to the directory at the same time.
 """
 
 import os
@@ -27,7 +27,7 @@ _NAME_BYTES_MAX = 255  # limit of common file systems
 
 
 class RootFs:
-    """The directory to fill. Its files are readable by everybody and belong to this process's user."""
+    """A root file system under construction. Its files are readable by everybody and belong to this process's user."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -95,7 +95,7 @@ class RootFs:
             _remove(path)
 
     def apply_whiteout(self, name: str) -> None:
-        """Remove entries of earlier layers at this name. Raises ImageRefusedError."""
+        """Remove the entry of earlier layers that has this name. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class OciArchive:
-    """An open archive. Members are read only on request, and their names are never used as host paths."""
+    """An open archive. Members are read on request. Their names are never used as host paths."""
 
     def __init__(self, tar: tarfile.TarFile, file: HeaderLimitedFile) -> None:
         self._tar = tar
@@ -108,7 +108,7 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PROGRAM = "/usr/bin/zstd"
 _MEMORY_LIMIT = "--memory=128MB"
 _ADDRESS_SPACE_LIMIT = "--as=536870912"
-"""The program also reads formats to which its own limit does not apply, such as xz."""
+"""Needed because zstd also reads formats to which its own memory limit does not apply, such as xz."""
 
 _LIMITER = ("/usr/bin/prlimit", _ADDRESS_SPACE_LIMIT, "--")
 _EXIT_SECONDS = 30

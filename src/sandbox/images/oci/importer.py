@@ -55,7 +55,10 @@ class _DockerManifest(msgspec.Struct, frozen=True, rename={"config": "Config", "
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer in the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
+    """A layer in the archive.
+
+    digest: digest of its content; empty if unknown. diff_id: digest of the uncompressed tar.
+    """
 
     name: str
     digest: str
@@ -101,7 +104,7 @@ def _find_manifest(
     matching = {one.digest: one for one in index.manifests if _matches_platform(one.platform)}
     if len(matching) != 1 or depth > _INDEX_DEPTH_MAX:
         kinds = "several images" if matching else f"no image for linux/{_architecture()}"
-        raise ImageRefusedError(f"The archive holds {kinds}; save just one.")
+        raise ImageRefusedError(f"The archive contains {kinds}; save exactly one.")
     (chosen,) = matching.values()
     if chosen.media_type in _INDEXES:
         return _find_manifest(archive, _blob_path(chosen.digest), chosen.digest, depth + 1)
@@ -111,7 +114,7 @@ def _find_manifest(
 def _read_docker(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
     saved = archive.decode("manifest.json", list[_DockerManifest])
     if len(saved) != 1:
-        raise ImageRefusedError("The archive holds several images; save just one.")
+        raise ImageRefusedError("The archive contains several images; save exactly one.")
     (image,) = saved
     digest = f"sha256:{image.config.removesuffix('.json').rpartition('/')[2]}"
     if not DIGEST.fullmatch(digest):
@@ -123,7 +126,7 @@ def _read_docker(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
 def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config) -> Sequence[_Layer]:
     diff_ids = config.rootfs.diff_ids
     if config.architecture not in {"", _architecture()}:
-        raise ImageRefusedError(f"The image is for {config.architecture[:50]}, this machine is {_architecture()}.")
+        raise ImageRefusedError(f"The image is for {config.architecture[:50]}, but this machine is {_architecture()}.")
     if not 0 < len(names) <= IMAGE_LAYERS_MAX or len(names) != len(diff_ids):
         raise ImageRefusedError(f"An image must have 1 to {IMAGE_LAYERS_MAX} layers, all listed in its configuration.")
     return [_Layer(*one) for one in zip(names, digests, diff_ids, strict=True)]

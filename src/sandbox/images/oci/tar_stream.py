@@ -31,20 +31,20 @@ class ByteBudget:
 
 
 class HeaderLimit:
-    """Limits to IMAGE_METADATA_BYTES_MAX what `tarfile` reads of an entry before it returns the entry.
+    """Limits how much `tarfile` reads of an entry before it returns the entry: IMAGE_METADATA_BYTES_MAX.
 
-    The size of a header, and of a sparse file's map, is declared in the tar itself.
+    Without this limit, the untrusted tar determines the size of a header and of a sparse file's map.
     """
 
     def __init__(self) -> None:
         self._bytes_left: int | None = IMAGE_METADATA_BYTES_MAX
 
     def end_header(self) -> None:
-        """From now on, reads belong to an entry's content and are not counted."""
+        """Stop counting: the following reads belong to an entry's content."""
         self._bytes_left = None
 
     def start_header(self) -> None:
-        """From now on, reads belong to the next header."""
+        """Start counting: the following reads belong to the next header."""
         self._bytes_left = IMAGE_METADATA_BYTES_MAX
 
     def _count(self, size: int) -> None:
@@ -112,7 +112,7 @@ class HeaderLimitedFile(HeaderLimit):
         self.tell, self.seek = file.tell, file.seek
 
     def seekable(self) -> bool:
-        """Return True."""
+        """Return True: the file is a regular file."""
         return True
 
     def read(self, size: int) -> bytes:

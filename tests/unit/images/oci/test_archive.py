@@ -143,7 +143,7 @@ def test_archive_with_several_images_is_rejected(unpack, tmp_path):
     first, second = oci_members([BASE]), oci_members([UPPER_LAYER])
     descriptors = [*(json.loads(image["index.json"])["manifests"][0] for image in (first, second))]
     members = {**first, **second, "index.json": json.dumps({"manifests": descriptors}).encode()}
-    with pytest.raises(ImageRefusedError, match="just one"):
+    with pytest.raises(ImageRefusedError, match="exactly one"):
         unpack(save(tmp_path / "image.tar", members))
 
 
