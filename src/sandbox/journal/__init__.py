@@ -1,1 +1,1 @@
-"""The journal of a task, an append-only file."""
+"""The journal of a task: an append-only file."""

@@ -1,7 +1,7 @@
 """Compressed journals of finished tasks: gzip files with random access.
 
 A file is a series of gzip members, each with whole records of about MEMBER_BYTES. The extra field of a member's header
-contains its first record number and its compressed and uncompressed size, so a reader skips from header to header and
+contains its first record number and its compressed and uncompressed size. A reader skips from header to header and
 decompresses only one member. `zcat` and `zgrep` ignore the extra field.
 """
 
@@ -68,9 +68,9 @@ class CompressedJournal:
         return self._members[-1].offset + self._members[-1].size_bytes if self._members else 0
 
     def lines(self, offset: int, bytes_max: int) -> list[bytes]:
-        """Return the lines from `offset` that end within `bytes_max`, or the first one if it is longer.
+        """Return the lines from `offset` that end within `bytes_max`, or only the first line if it is longer.
 
-        Never returns lines of more than one member.
+        All returned lines are in one member.
         """
         if offset == self.size_bytes:
             return []

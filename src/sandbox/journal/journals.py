@@ -1,7 +1,7 @@
 """All journals of one data directory.
 
-A finished task's journal may be compressed: then it has `records.gz` instead of `records`. If a crash left both, the
-plain file is used. Readers try it first: it is removed only after the compressed file is complete and in place.
+The journal of a finished task may be compressed: then it has `records.gz` instead of `records`. If a crash left both,
+the plain file is used. Readers try the plain file first, because it is removed only after `records.gz` is complete.
 """
 
 import errno
@@ -112,7 +112,7 @@ class FileJournals:
 
     @contextmanager
     def try_lock(self, task_id: str) -> Iterator[bool]:
-        """Hold only the lock; see `Journals.try_lock`."""
+        """Hold the lock without opening the journal; see `Journals.try_lock`."""
         try:
             lock_fd = lock.acquire(self._directory(task_id) / "lock")
         except (JournalBusyError, FileNotFoundError):
@@ -124,20 +124,20 @@ class FileJournals:
             os.close(lock_fd)
 
     def lock_descriptor(self, writer: JournalWriter) -> int:
-        """Return the descriptor of the lock of a writer of these journals. A process that inherits it also holds it."""
+        """Return the descriptor of the writer's lock. A process that inherits the descriptor also holds the lock."""
         assert isinstance(writer, FileJournalWriter)
         return writer.lock_fd
 
     def lock_path(self, task_id: str) -> Path:
-        """Return the path of the lock."""
+        """Return the path of the lock file."""
         return self._directory(task_id) / "lock"
 
     def liveness(self, task_id: str) -> Liveness:
-        """Whether a process holds the lock now, HELD or FREE: the kernel of this host always knows. Raises OSError."""
+        """Return HELD if a process of this host holds the lock now, otherwise FREE. Raises OSError."""
         return Liveness.HELD if lock.is_locked(self._directory(task_id) / "lock") else Liveness.FREE
 
     def task_ids(self) -> Sequence[str]:
-        """The tasks that have record 1, ordered by id."""
+        """Return the ids of the tasks that have record 1, sorted."""
         try:
             names = sorted(path.name for path in tasks_root(self._data_dir).iterdir())
         except FileNotFoundError:
@@ -183,7 +183,7 @@ def _check_no_records(directory: Path) -> None:
 
 
 def _create_directories(directory: Path) -> int:
-    """Create the directories and the lock; acquire the lock and return it.
+    """Create the directories and the lock file. Acquires the lock and returns its descriptor.
 
     Raises OSError, or FileExistsError if another process holds the lock.
     """

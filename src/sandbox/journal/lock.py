@@ -29,7 +29,7 @@ def acquire(path: Path, *, create: bool = False) -> int:
 
 
 def adopt(path: Path, lock_fd: int) -> None:
-    """Check that an inherited descriptor is the lock of this journal, and do not pass it on to child processes.
+    """Check that an inherited descriptor is the lock of this journal, and make it non-inheritable.
 
     Raises OSError (EBADF) if it is another file, JournalBusyError if another process holds the lock.
     """
@@ -40,12 +40,12 @@ def adopt(path: Path, lock_fd: int) -> None:
 
 
 def is_lock_of(lock_fd: int, path: Path) -> bool:
-    """Whether a descriptor refers to the current file, not to one that was removed. Raises FileNotFoundError."""
+    """Return whether a descriptor refers to the current file, not to one that was removed. Raises FileNotFoundError."""
     return os.path.samestat(os.fstat(lock_fd), path.stat())
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock now."""
+    """Return whether a process holds the lock now."""
     try:
         lock_fd = _open(path)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """Try a few times, because `is_locked` in another process may hold the lock briefly."""
+    """Lock the file. Tries a few times, because `is_locked` in another process may hold the lock briefly."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return

@@ -1,4 +1,7 @@
-"""Reads a journal file, possibly while it is being written: its records, its end, and their offsets. Bounded memory."""
+"""Reads the records of a journal file and their offsets, and finds its end.
+
+The file may be written at the same time. Memory is bounded.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -22,7 +25,7 @@ class JournalEnd(msgspec.Struct, frozen=True):
 
 
 def measure_extent(records: Path) -> JournalEnd:
-    """Check every line of a journal.
+    """Check every line of a journal and return its end.
 
     Raises FileNotFoundError, or JournalDamagedError if anything before the last record is invalid.
     """
@@ -131,10 +134,10 @@ def decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBa
 
 
 def has_first_record(records: Path) -> bool:
-    """Whether record 1 exists, which means that the task was accepted.
+    """Return whether record 1 exists, which means that the task was accepted.
 
     A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; the
-    error is reported when it is read.
+    error is reported when the journal is read.
     """
     try:
         with records.open("rb") as file:

@@ -30,13 +30,13 @@ def encode(record: Record) -> bytes:
 
 
 def is_complete(line: bytes) -> bool:
-    """Whether the line ends with its newline and matches its checksum."""
+    """Return whether the line ends with its newline and matches its checksum."""
     payload = memoryview(line)[_CHECKSUM_BYTES:-1]
     return line.endswith(b"\n") and line.startswith(b"%08x " % crc32(payload))
 
 
 def has_embedded_record(line: bytes) -> bool:
-    """Whether an invalid line ends with a valid record, because the newline before it was lost.
+    """Return whether an invalid line ends with a valid record, because the newline before it was lost.
 
     The pattern cannot occur inside a record, because JSON escapes quotes in strings.
     """
@@ -44,14 +44,14 @@ def has_embedded_record(line: bytes) -> bool:
 
 
 def has_seq(line: bytes, seq: int) -> bool:
-    """Whether a valid line has this number. Checks only its start, because it is called for every line of a journal."""
+    """Return whether a valid line has this sequence number. Reads only its start: it is called for every line."""
     return line.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
 
 
 def seq_of(line: bytes) -> int:
-    """Return the number of a valid line, read from its start.
+    """Return the sequence number at the start of a valid line.
 
-    Raises JournalDamagedError if it has none.
+    Raises JournalDamagedError if the line has none.
     """
     found = _SEQ.match(line, _CHECKSUM_BYTES)
     if found is None:

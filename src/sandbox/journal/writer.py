@@ -1,4 +1,4 @@
-"""The writer of a journal."""
+"""Appends records to a journal and flushes them to disk."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 class FileJournalWriter:
-    """Appends records to a journal whose lock it holds. Used by one thread; only `sync` may run in another."""
+    """Appends records to a journal whose lock it holds. Not thread-safe, but `sync` may run in another thread."""
 
     def __init__(self, records: Path, lock_fd: int, extent: JournalEnd) -> None:
         """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
@@ -45,7 +45,7 @@ class FileJournalWriter:
 
     @property
     def lock_fd(self) -> int:
-        """File descriptor of the lock; inherited only by a child process that it is explicitly passed to."""
+        """File descriptor of the lock. A child process inherits it only if it is passed explicitly."""
         return self._lock_fd
 
     def append(

@@ -19,7 +19,7 @@ SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
 def is_disk_full(error: sqlite3.Error | UnicodeDecodeError | OSError, database: Path) -> bool:
-    """Whether the error was caused by a full disk."""
+    """Return whether the error was caused by a full disk."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
@@ -32,10 +32,10 @@ def is_disk_full(error: sqlite3.Error | UnicodeDecodeError | OSError, database: 
 
 
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for one of another process before it fails with StoreError."""
+"""How long a transaction waits for a transaction of another process before it fails with StoreError."""
 
 IDLE_READERS_MAX = 4
-"""Idle reader connections that are kept open."""
+"""Maximum number of idle reader connections."""
 
 
 class Connections:
@@ -68,13 +68,13 @@ class Connections:
 
     @contextmanager
     def write_transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is committed to disk at the end of the block, and rolled back if the block raises."""
+        """Open a transaction. It is committed to disk at the end of the block, or rolled back if the block raises."""
         with _translate_errors(self._path), self._writer_lock, _transaction(self._writer, "IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
     def read_transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees one consistent state of the database."""
+        """Open a transaction that reads one consistent state of the database."""
         with _translate_errors(self._path):
             connection = self._acquire_reader()
             try:
@@ -86,7 +86,7 @@ class Connections:
             self._release_reader(connection)
 
     def close(self) -> None:
-        """Close all connections; an active reader closes its own at the end."""
+        """Close all connections. The connection of an active reader is closed when its transaction ends."""
         with self._idle_lock:
             self._closed = True
             while self._idle:
@@ -117,7 +117,7 @@ class Connections:
             isolation_level=None,
             check_same_thread=False,
         )
-        # Damaged text must not stop the reading of other rows.
+        # Damaged text in one row must not prevent reading other rows.
         connection.text_factory = lambda encoded: encoded.decode(errors="replace")
         return connection
 

@@ -1,4 +1,4 @@
-"""Reads a page of tasks, either along the sort order or starting from a rare label."""
+"""Reads a page of tasks: in sort order, or by sorting all matches of a rare label or state."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sandbox.model.limits import LABELS_MAX
 from sandbox.model.task import Task
 
 PagePosition = tuple[int | str | None, str]
-"""The value of the sort field (times in microseconds since 1970, UTC) and the id."""
+"""The value of the sort field (times in microseconds since 1970, UTC) and the task's id."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -34,7 +34,7 @@ def to_cursor(position: PagePosition) -> Cursor:
 
 
 def cursor_position(query: TaskQuery) -> PagePosition | None:
-    """Return the position after which a query starts, None for the beginning. Raises InvalidCursorError."""
+    """Return the position after which a query starts, or None for the beginning. Raises InvalidCursorError."""
     cursor = query.cursor
     if cursor is None:
         return None
@@ -52,12 +52,12 @@ def cursor_position(query: TaskQuery) -> PagePosition | None:
 
 
 def to_microseconds(at: datetime) -> int:
-    """Convert to an integer, which sorts like the time and keeps its precision."""
+    """Convert a time to microseconds since 1970 (UTC), without loss of precision."""
     return (at - _EPOCH) // _MICROSECOND
 
 
 def _is_valid_text(text: str) -> bool:
-    """Whether the text has no lone surrogate, which a database rejects."""
+    """Return whether the text has no lone surrogate, which SQLite would reject."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -74,7 +74,7 @@ class ListedRow(NamedTuple):
 
 
 class PageReader:
-    """Reads the page of one query. Creating it raises InvalidCursorError."""
+    """Reads the page of one query. The constructor raises InvalidCursorError."""
 
     def __init__(self, sql: Mapping[str, str], query: TaskQuery) -> None:
         self._sql = sql

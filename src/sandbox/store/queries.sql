@@ -141,7 +141,7 @@ true
 +state IN (SELECT value FROM json_each(:states))
 
 -- name: filter_label
--- Tasks with a label. {number}: of the label. {task_id}: the column with the task's id.
+-- Tasks with a label. {number}: the label's number. {task_id}: the column with the task's id.
 EXISTS (
     SELECT 1 FROM labels AS other
     WHERE other.task_id = {task_id} AND other.key = :key_{number} AND other.value = :value_{number}

@@ -56,12 +56,12 @@ def check_current(connection: sqlite3.Connection) -> None:
     present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
-            f"The index has version {present}, this Sandbox supports {newest}: start the server to upgrade it."
+            f"The index has version {present}, but this Sandbox requires {newest}; start the server to upgrade it."
         )
 
 
 def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
-    """Copy the database under a temporary name and rename it. A leftover of a crash is overwritten."""
+    """Copy the database to a temporary file and rename that file. A leftover of a crash is overwritten."""
     temporary = copy.with_name(f"{copy.name}.new")
     temporary.unlink(missing_ok=True)
     kept = sqlite3.connect(temporary)

@@ -1,4 +1,4 @@
-"""The store in one SQLite file."""
+"""Implements the store with one SQLite file."""
 
 import logging
 import re
@@ -35,7 +35,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def load_queries() -> dict[str, str]:
-    """Return every query of `queries.sql`, without comments and final semicolon."""
+    """Return every query of `queries.sql` by name, without comments and without the final semicolon."""
     _, *parts = _NAME.split((files(__package__) / "queries.sql").read_text(encoding="utf-8"))
     return {name: _without_comments(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -53,7 +53,7 @@ _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 
 class SqliteStore:
-    """Implements `Store`, thread-safe. Changes are on disk on return."""
+    """Implements `Store`. Thread-safe. Changes are on disk when a method returns."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open or create the file and migrate an older one. Raises StoreTooNewError, StoreUnusableError.
@@ -103,12 +103,12 @@ class SqliteStore:
             ]
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """Return a task, None if it is unknown."""
+        """Return a task, or None if it is unknown."""
         rows = self._fetch_all("load_task", {"id": task_id})
         return _to_indexed(rows[0]) if rows else None
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not final, oldest first, without those whose row is damaged."""
+        """Return all tasks in a state that is not final, oldest first. Tasks whose row is damaged are omitted."""
         found: list[IndexedTask] = []
         for row in self._fetch_all("unfinished_tasks", {"states": _UNFINISHED_STATES}):
             try:
@@ -148,11 +148,11 @@ class SqliteStore:
         return counts
 
     def task_ids(self) -> frozenset[str]:
-        """The ids of all indexed tasks."""
+        """Return the ids of all indexed tasks."""
         return frozenset(task_id for (task_id,) in self._fetch_all("task_ids") if isinstance(task_id, str))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close all connections to the database."""
         self._connections.close()
 
     def _log_once(self, task_id: str, error: IndexDamagedError) -> None:
@@ -218,7 +218,7 @@ def _texts(task: Task) -> dict[str, object]:
 def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     """Decode a row.
 
-    Rows of earlier versions include the texts. Cleanup by age relies on the order, so check the time.
+    Rows of earlier versions include the texts. Cleanup by age relies on the order, so the time is checked.
     """
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
@@ -227,7 +227,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
-    """Return the cursor that continues after a row, None if the row is too damaged for one."""
+    """Return the cursor that continues after a row, or None if the row is too damaged for one."""
     try:
         cursor = to_cursor((row.value, row.id))
         cursor_position(replace(query, cursor=cursor))
