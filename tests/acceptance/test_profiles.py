@@ -54,7 +54,7 @@ def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_pat
     assert b"+bare" not in deployment.artifact("on-the-host.patch", "on-the-host")
     build(deployment, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
     message = rejection_message(deployment, "basic")
-    assert "tier vm or stronger; this server's has tier namespaces" in message
+    assert "tier vm or stronger; this server's runtime has tier namespaces" in message
     assert deployment.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
 
 

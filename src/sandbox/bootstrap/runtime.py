@@ -147,7 +147,7 @@ def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]
         return {
             name: ""
             if is_strong_enough(tier, minimum)
-            else f"requires a runtime of tier {minimum} or stronger; this server's has tier {tier}"
+            else f"requires a runtime of tier {minimum} or stronger; this server's runtime has tier {tier}"
             for name, minimum in profiles.list_profiles().items()
         }
 

@@ -1,1 +1,1 @@
-"""The domain model: pure values and functions. No I/O, no clock, no event loop."""
+"""The domain model: immutable values and pure functions, without I/O, clock and event loop."""

@@ -25,7 +25,7 @@ class DiskSpace(msgspec.Struct, frozen=True):
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """A share of the file system, capped in bytes: little on a small disk, no more than needed on a large one.
+    """A minimum of free space: `percent` of the file system, but at most `bytes_max`.
 
     The same percentage applies to the number of files, without a cap.
     """
@@ -38,7 +38,10 @@ class Watermark(msgspec.Struct, frozen=True):
         return min(int(space.total_bytes * self.percent / 100), self.bytes_max)
 
     def is_low(self, space: DiskSpace, *, was_low: bool) -> bool:
-        """Whether too little is free. Recovery needs clearly more than the threshold, to avoid flapping."""
+        """Return whether less than the threshold is free.
+
+        was_low: apply hysteresis. Recovery requires WATERMARK_HYSTERESIS_FACTOR times the threshold.
+        """
         factor = WATERMARK_HYSTERESIS_FACTOR if was_low else 1.0
         files_min = space.files_total * self.percent / 100
         return space.free_bytes < factor * self.threshold_bytes(space) or space.files_free < factor * files_min

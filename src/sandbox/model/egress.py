@@ -12,28 +12,28 @@ from sandbox.model.manifest.schema import Vm
 
 DEFAULT_PORTS = (443, 80)
 TRANSPARENT_PORTS_MAX = 64
-"""Maximum number of ports at which programs without proxy support reach hosts. Additional ports need the proxy."""
+"""Maximum number of ports at which programs without proxy support can reach hosts; other ports require the proxy."""
 
 _SSH_PORT = 22
 _GATEWAY_PORTS = frozenset({53, 3128, 8123})
-"""Ports that the gateway itself uses: DNS, its proxy, the model."""
+"""Ports that the gateway itself uses: DNS, its HTTP proxy and the model API."""
 
 _NON_PUBLIC_DOMAINS = ("alt", "home.arpa", "internal", "invalid", "local", "localhost", "onion", "test")
 """Top-level and special-use domains that are not public (RFC 6761, 6762, 7686, 8375, 9476; ICANN for `internal`)."""
 
 
 class EgressRule(msgspec.Struct, frozen=True):
-    """One allowed host. `name` is lower case; `*.` and a domain match every subdomain but not the domain itself."""
+    """One allowed host. `name` is in lower case. `*.` before a domain matches every subdomain but not the domain."""
 
     name: str
     ports: tuple[int, ...] = DEFAULT_PORTS
 
     def allows(self, host: str, port: int) -> bool:
-        """Whether `host` (any case, with or without a final dot) may be reached at `port`."""
+        """Return whether `host` (any case, with or without a final dot) may be reached at `port`."""
         return port in self.ports and self.matches_host(host)
 
     def matches_host(self, host: str) -> bool:
-        """Whether the rule covers this host at some port."""
+        """Return whether the rule covers this host at some port."""
         normalized = host.removesuffix(".").lower()
         if self.name.startswith("*."):
             return normalized.endswith(self.name[1:]) and len(normalized) > len(self.name) - 1
@@ -41,7 +41,7 @@ class EgressRule(msgspec.Struct, frozen=True):
 
 
 class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All egress rules of a task. Without rules nothing is allowed.
+    """All egress rules of a task. Without rules, only the model can be reached.
 
     is_unrestricted: every public name is allowed, at every port.
     is_outbound: the manifest has `network_mode: outbound`, even if it lists no hosts.
@@ -57,13 +57,13 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
         return not (self.rules or self.is_unrestricted)
 
     def allows(self, host: str, port: int) -> bool:
-        """Whether any rule allows this host and port."""
+        """Return whether any rule allows this host and port."""
         if self.is_unrestricted:
             return is_public_name(host)
         return any(rule.allows(host, port) for rule in self.rules)
 
     def allows_host(self, host: str) -> bool:
-        """Whether any rule allows the host at some port. Other names do not resolve."""
+        """Return whether any rule allows the host at some port. Other names do not resolve."""
         if self.is_unrestricted:
             return is_public_name(host)
         return any(rule.matches_host(host) for rule in self.rules)
@@ -86,14 +86,17 @@ def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
 
 
 def is_public_name(host: str) -> bool:
-    """Whether a name can be public: at least two labels, no number as the last label, not in a special-use domain."""
+    """Return whether a name can be public.
+
+    A public name has at least two labels, the last one is not a number, and the name is not in a special-use domain.
+    """
     name = host.removesuffix(".").lower()
     is_local = any(name == domain or name.endswith(f".{domain}") for domain in _NON_PUBLIC_DOMAINS)
     return "." in name and not is_local and not ends_in_number(name)
 
 
 def ends_in_number(host: str) -> bool:
-    """Whether a resolver may parse this as an IP address, in any spelling (`127.1`, `0x7f000001`)."""
+    """Return whether a resolver may parse this as an IP address, in any spelling (`127.1`, `0x7f000001`)."""
     last = host.removesuffix(".").rpartition(".")[2]
     return re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
 
@@ -131,7 +134,10 @@ def clone_endpoint(url: str) -> CloneEndpoint | None:
 
 
 def is_clone_allowed(url: str, allowed: Collection[str]) -> bool:
-    """Whether an entry allows the URL's endpoint. An entry without a port allows only the scheme's default port."""
+    """Return whether an entry of `allowed` matches the URL's endpoint.
+
+    An entry without a port allows only the default port of the URL's scheme.
+    """
     endpoint = clone_endpoint(url)
     return endpoint is not None and any(_entry_allows(entry, endpoint) for entry in allowed)
 

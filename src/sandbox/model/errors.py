@@ -6,7 +6,7 @@ import msgspec
 class SandboxError(Exception):
     """Base class of errors with a stable code. `message` is one human-readable sentence.
 
-    `retryable` says whether the same request may succeed later.
+    retryable: whether the same request may succeed later.
     """
 
     code: str = "internal_error"

@@ -24,11 +24,11 @@ METADATA_NAME = "metadata.json"
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """A file kept after the sandbox is gone.
+    """A file that is kept after its sandbox was removed.
 
     name: unique in the task, without `/`.
     path: relative to the workspace root, or `.sandbox/<name>` if Sandbox generated it.
-    size_bytes, checksum: of the stored bytes; checksum is `sha256:<64 hex digits>`.
+    size_bytes, checksum: size and SHA-256 of the stored bytes; `checksum` is `sha256:<64 hex digits>`.
     """
 
     name: ArtifactName
@@ -40,7 +40,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
     @property
     def is_generated(self) -> bool:
-        """Whether Sandbox generated it."""
+        """Whether Sandbox generated the file."""
         return self.path.startswith(f"{GENERATED_DIRECTORY}/")
 
 
@@ -58,7 +58,7 @@ class Artifacts(tuple[Artifact, ...]):
         return self._name_index().get(name)
 
     def with_artifact(self, artifact: Artifact) -> Self:
-        """Return these artifacts and this one as the last. An earlier artifact with the same name is replaced."""
+        """Return a copy with this artifact appended. It replaces an earlier artifact with the same name."""
         by_name = self._name_index()
         del self._by_name
         by_name.pop(artifact.name, None)
@@ -74,7 +74,7 @@ class Artifacts(tuple[Artifact, ...]):
 
 
 Stream = Literal["stdout", "stderr", "transcript"]
-"""`transcript` holds the agent's raw events if `stdout` is rendered from them; clients see it only in the artifact."""
+"""`transcript` contains the agent's raw events if `stdout` is rendered from them. Clients see only its artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
@@ -92,7 +92,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
-    """Record 1 of every journal."""
+    """The task was submitted. This event is in record 1 of every journal."""
 
     task_id: str
     manifest: Manifest
@@ -188,11 +188,11 @@ class Output(_EventBase, frozen=True, tag="output"):
 
 
 class AgentMessage(_EventBase, frozen=True, tag="agent_message"):
-    """A text of the conversation. It is untrusted, and may contain any character.
+    """A text of the conversation. It is untrusted and may contain any character.
 
-    kind: `text` and `thinking` are the agent's; `prompt` is what a subagent was started with; `notice` is about the
-        agent itself, such as its version.
-    parent_tool_use_id: the tool call whose subagent wrote it; null in the main conversation.
+    kind: `text` and `thinking` come from the agent; `prompt` starts a subagent; `notice` describes the agent itself,
+        such as its version.
+    parent_tool_use_id: the tool call whose subagent wrote the text; null in the main conversation.
     omitted_characters: number of characters that were cut from the end of the text.
     """
 
@@ -236,7 +236,7 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
     """What a tool call returned to the agent. `ToolCall` follows, with the duration.
 
     output: untrusted text.
-    exit_code: of the shell command; null if the tool ran none or its exit code is unknown.
+    exit_code: exit code of the shell command; null if there was no command or its exit code is unknown.
     omitted_characters: number of characters that were cut from the end of the output.
     """
 
@@ -248,11 +248,14 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
 
 
 class AgentResult(_EventBase, frozen=True, tag="agent_result"):
-    """The agent ended a round of work. The last one of a task is its result; a background command may start a round.
+    """The agent ended a round of work. The last round of a task has its result.
+
+    The end of a background command may start another round.
+
 
     text: the final message.
     reason: why the round ended, as a word of the agent's protocol; empty for a success.
-    cost_usd: as counted by the agent; null if it did not report it.
+    cost_usd: cost in USD as counted by the agent; null if the agent did not report it.
     omitted_characters: number of characters that were cut from the end of the text.
     """
 
@@ -293,7 +296,7 @@ class Usage(_EventBase, frozen=True, tag="usage"):
 
 
 class Progress(_EventBase, frozen=True, tag="progress"):
-    """A snapshot of a task's counters, made by the runner. Readers use the latest one.
+    """A snapshot of a task's counters, recorded by the runner. Readers use the latest one.
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
     refusals of the gateway, including those without an event. `conversation_bytes` is the size of the task's
@@ -315,7 +318,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 class Metrics(_EventBase, frozen=True, tag="metrics"):
     """Resource usage of the sandbox at one moment. A value that the host does not report is null.
 
-    load_avg: of the host, over one minute.
+    load_avg: load average of the host over one minute.
     """
 
     cpu_percent: float | None = None
@@ -365,7 +368,8 @@ class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
 class FollowUp(StrEnum):
     """The kind of a follow-up attempt; the first applicable kind is used.
 
-    again: the agent had not started. resume: a lost agent continues its session on its disk. retry: a new start.
+    again: the attempt is run again, because the agent had not started. resume: a lost agent continues its session on
+    its disk. retry: a failed agent starts again in a fresh workspace.
     """
 
     AGAIN = "again"
@@ -374,11 +378,14 @@ class FollowUp(StrEnum):
 
 
 class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
-    """A failed attempt was torn down completely; another one may start."""
+    """A failed attempt was torn down completely; another attempt may start."""
 
 
 class FollowUpSkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
-    """A possible follow-up of a failed attempt does not happen. `reason`: human-readable."""
+    """A possible follow-up of a failed attempt is skipped.
+
+    reason: human-readable.
+    """
 
     follow_up: FollowUp
     reason: str

@@ -1,4 +1,4 @@
-"""Why a task failed: a stable code and a message."""
+"""Failures of tasks: a stable code and a message."""
 
 import re
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class FailureCode(StrEnum):
 
 
 def missing_secrets_message(names: Iterable[str]) -> str:
-    """Return the public message about missing secrets. Only operators may see where the values come from."""
+    """Return the public message about missing secrets. It omits their sources, which only operators may see."""
     listed = ", ".join(dict.fromkeys(names))
     return (
         f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
@@ -57,7 +57,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The reason a task failed, as shown to users.
 
     is_transient: the cause is temporary, so the attempt is retried.
-    detail: the message for operators, if they may see more.
+    detail: the message for operators, if it differs from `message`.
     """
 
     code: FailureCode

@@ -1,4 +1,4 @@
-"""Formats human-readable sizes, durations and costs, the same on the command line and in the dashboard."""
+"""Formats sizes, durations and costs for people. The command line and the dashboard use the same formats."""
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024

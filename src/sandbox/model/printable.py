@@ -1,4 +1,4 @@
-"""Makes untrusted text safe for one line: nothing is invisible, breaks the line or controls a terminal."""
+"""Makes untrusted text safe for display: no character is invisible, breaks the line or controls a terminal."""
 
 import re
 import unicodedata
@@ -32,7 +32,7 @@ INVISIBLE = re.compile("[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, 
 
 
 _VARIATION_SELECTORS = "\ufe0e\ufe0f"
-"""Select the text or the emoji presentation of a symbol."""
+"""Characters that select the text or the emoji presentation of a symbol."""
 
 _SYMBOL_CATEGORIES = frozenset({"So", "Sm", "Po", "Pd"})
 _LETTERLIKE_SYMBOLS = "\N{INFORMATION SOURCE}"
@@ -44,8 +44,9 @@ _NON_BASE_CHARACTERS = frozenset({"", " ", "/"})
 def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     """Return `text` with `replace(c)` in place of every character `c` that is not printable.
 
-    These are invisible characters, spaces other than U+0020, private-use and unassigned characters, and a combining
-    mark at the start of the text or of a path component, where it would change the preceding character.
+    Not printable are invisible characters, spaces other than U+0020, and private-use and unassigned characters. A
+    combining mark at the start of the text or of a path component is not printable either, because it would change the
+    preceding character.
     """
     if is_printable(text):
         return text
@@ -63,7 +64,7 @@ def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `replace_unprintable` leaves the text unchanged."""
+    """Return whether `replace_unprintable` leaves the text unchanged."""
     if not text.isprintable():
         return False
     return text.isascii() or not (
@@ -73,7 +74,7 @@ def is_printable(text: str) -> bool:
 
 
 def _is_lone_combining_mark(character: str, before: str) -> bool:
-    """Whether this is a combining mark without a base character."""
+    """Return whether this is a combining mark without a base character."""
     return before in _NON_BASE_CHARACTERS and unicodedata.category(character) in {"Mn", "Mc", "Me"}
 
 
@@ -93,7 +94,7 @@ def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "
 
 
 def _selects_symbol(text: str, at: int) -> bool:
-    """Whether the variation selector at this index belongs to a visible symbol."""
+    """Return whether the variation selector at this index belongs to a visible symbol."""
     before = text[at - 1 : at]
     if text[at + 1 : at + 2] == _KEYCAP:
         return before in _KEYCAP_BASES

@@ -25,12 +25,11 @@ RETRYABLE_CODES = LOST_CODES | {
 
 
 def next_follow_up(task: Task) -> FollowUp | None:
-    """Return the follow-up of the current attempt, judged by the events so far. None while it runs, or if it is the
-    last.
+    """Return the follow-up of the current attempt, judged by the events so far.
 
-    If the agent had not started, the attempt is run again if it was lost (LOST_CODES) or the clone failed temporarily.
-    If the agent had started, it is resumed if it was lost and the manifest allows resuming, else retried if the
-    manifest allows retries.
+    Returns None while the attempt runs, and if no other attempt follows. If the agent had not started, the attempt is
+    run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is resumed if
+    the manifest allows it. Otherwise the agent is retried if the manifest allows retries.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
@@ -49,9 +48,10 @@ def next_follow_up(task: Task) -> FollowUp | None:
 
 
 def backoff_seconds(task: Task) -> float:
-    """Return the pause between an ended attempt and the next one.
+    """Return the pause between an ended attempt and the next one, in seconds.
 
-    After a lost machine the next attempt starts at once. After a failure that may repeat, the pause doubles each time.
+    After a lost machine, the next attempt starts immediately. After a failure that may repeat, the pause doubles each
+    time.
     """
     attempt = task.attempt
     if attempt is None or attempt.follow_up is None or attempt.failure is None:
@@ -72,7 +72,7 @@ def _is_within_limit(task: Task, kind: FollowUp) -> bool:
 
 
 def _count_follow_ups(task: Task, kind: FollowUp) -> int:
-    """Count how often this follow-up came after an earlier attempt."""
+    """Count the earlier attempts that had this follow-up."""
     return sum(attempt.follow_up is kind for attempt in task.past_attempts)
 
 

@@ -17,19 +17,19 @@ from sandbox.model.task_state import ALLOWED_TRANSITIONS, STATE_ORDER, TaskState
 
 
 class IllegalEventError(SandboxError):
-    """The event cannot happen to a task in this state."""
+    """The event is not allowed in the current state of the task."""
 
     code = "illegal_event"
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
-    """Effect: stop the running attempt. `force` skips the grace period between TERM and KILL."""
+    """Effect: stop the running attempt. `force` skips the grace period between SIGTERM and SIGKILL."""
 
     force: bool = False
 
 
 Effect = StopAttempt
-"""What the runner of the attempt does once the event is on disk.
+"""An action of the attempt's runner, performed once the event is on disk.
 
 A task without an attempt has no effects: the process that records its end also records `TaskFinished`.
 """
@@ -66,7 +66,7 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
 def replay(task: Task | None, record: e.Record) -> Task:
     """Apply a record that was read from a journal. Raises IllegalEventError.
 
-    The message of a change of state is the recorded one: an earlier version may have recorded less in its events.
+    A change of state has the recorded message, because an earlier version may have used a different one.
     """
     after, transition = advance(task, record.event, seq=record.seq, at=record.at).task, record.transition
     if transition is None or transition.new_state is not after.state or transition.message == after.state_message:
@@ -112,7 +112,7 @@ def _apply_transition(
 
 
 def _completing_target(task: Task) -> tuple[TaskState, str] | None:
-    """Return COMPLETING and its message once no agent runs and none will follow; then only collecting is left."""
+    """Return COMPLETING and its message once no agent runs and no other attempt follows, otherwise None."""
     is_ending = task.cancel is not None or task.failure is not None
     is_over = task.agent_has_exited or (is_ending and task.attempt_state is not TaskState.RUNNING)
     if task.state is TaskState.RUNNING and is_over and next_follow_up(task) is None:
@@ -173,9 +173,9 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
 
 
 def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
-    """Record the request, unless the outcome is already decided.
+    """Record the request, unless the outcome is already final.
 
-    As long as another attempt follows, there is no outcome.
+    The outcome is not final as long as another attempt follows.
     """
     if task.agent_has_exited and next_follow_up(task) is None:
         return {}, None, ()
@@ -221,7 +221,7 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
 
 
 def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:
-    """Whether another attempt would follow this exit of the agent. Raises IllegalEventError."""
+    """Return whether another attempt would follow this exit of the agent. Raises IllegalEventError."""
     return next_follow_up(advance(task, event, seq=task.last_seq + 1, at=task.state_changed_at).task) is not None
 
 

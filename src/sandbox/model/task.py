@@ -13,11 +13,11 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
 PROJECTION_VERSION = 4
-"""Incremented with every change that makes an old journal yield a different `Task`; older indexes are then rebuilt."""
+"""Increment it with every change after which an old journal yields a different `Task`. Older rows are indexed again."""
 
 
 class StateHistoryEntry(msgspec.Struct, frozen=True):
-    """When a state was entered."""
+    """The time at which a state was entered."""
 
     state: TaskState
     at: datetime
@@ -26,10 +26,10 @@ class StateHistoryEntry(msgspec.Struct, frozen=True):
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt of a task; its id names the sandbox, the directory and the cgroup.
 
-    boot_id: of the host at the start; empty in journals of versions that did not record it.
+    boot_id: id of the host's boot at the start; empty in journals of versions that did not record it.
     resumes: the attempt continues with the previous attempt's disk.
     failure, exit_code, ended_at, follow_up: set once the attempt was torn down for the next one. For the last attempt,
-        the task itself holds them.
+        the task's own fields apply.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     follow_up: FollowUp | None = None
 
     def transfers_disk(self, kind: FollowUp) -> bool:
-        """Whether the attempt that follows continues with this one's disk."""
+        """Return whether the attempt that follows continues with this one's disk."""
         return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
 
 
@@ -75,11 +75,12 @@ class Task(
     omit_defaults=True,
     rename={"attempt_count": "attempts", "skipped_follow_ups": "forgone", "agent_start_time": "beginning"},
 ):
-    """The fold of a task's events. `last_seq`: number of the last record; `attempt_count`: of started attempts.
+    """The state of a task: the result of applying its events in order.
 
-    agent_name: for messages; `The agent` until it has started.
-    failure, agent_has_exited, exit_code, result: of the current attempt.
-    skipped_follow_ups: of the current attempt.
+    last_seq: number of the last record.
+    attempt_count: number of started attempts.
+    agent_name: the agent's name for messages; `The agent` until it has started.
+    failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
     """
 
     id: str
@@ -175,12 +176,12 @@ class Task(
 
     @property
     def needs_only_teardown(self) -> bool:
-        """Whether only teardown is left, which changes no outcome: the agent exited, and collecting is over."""
+        """Whether only the teardown is left: the agent has exited, and collecting has ended. The outcome is final."""
         return self.agent_has_exited and self.is_collected
 
     @property
     def is_preserved_on_failure(self) -> bool:
-        """Whether a failure keeps the sandbox's files: the manifest requests it, and a sandbox left files."""
+        """Whether a failure preserves the sandbox's files: the manifest requests it, and a sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

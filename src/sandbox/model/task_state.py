@@ -24,7 +24,7 @@ class TaskState(StrEnum):
 
 
 STATE_ORDER = tuple(TaskState)
-"""A state never changes to an earlier one, however many attempts there are."""
+"""All states in order. A task never changes to an earlier state, however many attempts it has."""
 
 FINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
 
@@ -39,4 +39,4 @@ ALLOWED_TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.COMPLETING: FINAL_STATES,
     **{state: frozenset() for state in FINAL_STATES},
 }
-"""All allowed transitions."""
+"""The states that may follow each state."""

@@ -1,7 +1,7 @@
 """Isolation tiers of runtimes."""
 
 TIERS = ("namespaces", "gvisor", "vm")
-"""Weakest first."""
+"""All tiers, weakest first."""
 
 TIER_DESCRIPTIONS = {
     "namespaces": "namespaces and a system call filter, on the host's kernel",
@@ -12,7 +12,10 @@ TIER_DESCRIPTIONS = {
 
 
 def is_strong_enough(tier: str, minimum: str) -> bool:
-    """Whether a runtime of this tier satisfies a minimum. An empty minimum accepts any; an unknown one accepts none."""
+    """Return whether a runtime of this tier satisfies a minimum tier.
+
+    An empty minimum accepts every tier; an unknown one accepts no tier.
+    """
     if not minimum:
         return True
     return tier in TIERS and minimum in TIERS and TIERS.index(tier) >= TIERS.index(minimum)

@@ -30,7 +30,10 @@ TOO_LARGE = InvalidValue("range", "is not a supported number; put text that look
 
 
 class Pair(NamedTuple):
-    """A key and its value. `key_error` says why the key is rejected."""
+    """A key and its value.
+
+    key_error: why the key is rejected; None if it is valid.
+    """
 
     key: str
     value: Any
@@ -52,7 +55,10 @@ class Node:
 
 @dataclass(slots=True)
 class Document:
-    """Plain data. `invalid_paths` are the paths of rejected values, which are None in the data."""
+    """A manifest as plain data with source locations.
+
+    invalid_paths: paths of rejected values, which are None in `data`.
+    """
 
     data: Any = None
     key_locations: dict[FieldPath, SourceLocation] = field(default_factory=dict)
@@ -84,7 +90,7 @@ def reject_depth(location: SourceLocation | None = None) -> NoReturn:
 
 
 def reject_count(location: SourceLocation | None = None) -> NoReturn:
-    """Raise InvalidManifestError about too many values."""
+    """Raise InvalidManifestError because there are too many values."""
     reject(f"has more than {limits.MANIFEST_VALUES_MAX} values", rule="range", location=location)
 
 
@@ -204,7 +210,7 @@ def write_json(data: Any) -> bytes:
 
 
 def _check_bounds(text: str) -> None:
-    """Check limits before parsing, because the parser is recursive and has none."""
+    """Check the limits before parsing, because the parser is recursive and has no limits."""
     depth = opened = commas = 0
     for token in _STRING_OR_PUNCTUATION.finditer(text):
         character = token[0]

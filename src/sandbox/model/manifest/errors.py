@@ -26,10 +26,10 @@ class SourceLocation(msgspec.Struct, frozen=True):
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One error that the author has to fix.
+    """One error that the author of the manifest has to fix.
 
     field: the path, such as `secrets[0].name`; empty for the document as a whole.
-    line, column: counted from 1; null if lines are not useful (JSON).
+    line, column: counted from 1; null for JSON.
     """
 
     field: str
@@ -46,7 +46,10 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class InvalidManifestError(SandboxError):
-    """The manifest is invalid. `errors` holds the listed errors, in the order of the text if it is YAML."""
+    """The manifest is invalid.
+
+    errors: the listed errors; for YAML, in the order of the text.
+    """
 
     code = "invalid_manifest"
 

@@ -94,7 +94,7 @@ _TASK_ID = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?"
 
 
 def is_task_id(text: str) -> bool:
-    """Whether the text has the format of a task id, which is also a safe path component."""
+    """Return whether the text has the format of a task id, which is also a safe path component."""
     return re.fullmatch(_TASK_ID, text) is not None and ".." not in text
 
 

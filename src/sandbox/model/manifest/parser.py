@@ -28,7 +28,7 @@ _SUGGESTION_NAME_LENGTH_MAX = 64
 
 
 def _without_nulls(data: Any, kind: Any) -> Any:
-    """Remove the null fields of records; null means absent."""
+    """Remove the fields of records whose value is null, because null means absent."""
     if _is_dataclass_type(kind) and isinstance(data, dict):
         kinds = _field_types(kind)
         return {
@@ -63,14 +63,17 @@ def _strip_optional(kind: Any) -> Any:
 
 
 def _item_type(kind: Any) -> Any:
-    """Return the item type of a list or mapping, None for any other type."""
+    """Return the item type of a list or mapping, or None for any other type."""
     if get_origin(kind) is tuple:
         return get_args(kind)[0]
     return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
 class _Validator:
-    """Validates plain data against a manifest with the sections of these agents, types by key, each one required."""
+    """Validates plain data against a manifest type.
+
+    sections: types of the agent sections by key. Each section is required.
+    """
 
     def __init__(self, sections: Mapping[str, Any]) -> None:
         self.manifest_type = declare_manifest(sections)
@@ -182,7 +185,7 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
 __all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document"]
 
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
-"""The built-in profiles, all of which are usable."""
+"""The built-in profiles. The empty values mean that each of them is usable."""
 
 WRAPPED_MANIFEST = "manifest"
 WRAPPED_TEXT = "manifest_yaml"
@@ -199,12 +202,12 @@ def parse_manifest(
 ) -> Manifest:
     """Parse a manifest from a request body and fill in all defaults.
 
-    agents: the sections that a manifest can have, by key, at least one. A manifest has exactly one of them.
+    agents: the agents whose section a manifest can have, by key; at least one. A manifest has exactly one section.
     profiles: profile names and why each one is unusable (empty if it is usable); None accepts any name.
     clone_hosts: hosts that repositories may be cloned from; None allows any.
 
     JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`. Raises InvalidManifestError with all
-    errors; a body that cannot be parsed has just one.
+    errors; a body that cannot be parsed has one error.
     """
     document = read_document(body, agents=agents, is_json=is_json)
     kinds = [
@@ -232,7 +235,7 @@ def parse_manifest(
 
 
 def _to_plain_data(record: Any) -> Any:
-    """Convert a record to the data that a reader of its JSON gets."""
+    """Convert a record to plain data by encoding it as JSON and decoding the JSON."""
     return msgspec.json.decode(msgspec.json.encode(record))
 
 
@@ -300,7 +303,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
 def _to_field_errors(
     document: Document, schema_violations: list[RuleViolation], rule_violations: list[RuleViolation]
 ) -> list[FieldError]:
-    """Add source locations. Errors that the document already contains are left out."""
+    """Add source locations. Errors that the document already contains are omitted."""
     remaining = [violation for violation in schema_violations if violation.path not in document.invalid_paths]
     return [_to_field_error(document, found_violation) for found_violation in [*remaining, *rule_violations]]
 

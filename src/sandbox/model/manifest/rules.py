@@ -37,26 +37,26 @@ class AgentSchema(Protocol):
 
     @property
     def section(self) -> Any:
-        """The type of the section: a dataclass with `FORBID_EXTRA` that has the fields of `AgentSection`'s contract.
+        """The type of the section: a dataclass with `FORBID_EXTRA` and the fields that `AgentSection` reads.
 
-        `prompt` is text and required. `model` is text and has a default. `headless` (default true) and `output_format`
+        `prompt` is a required string. `model` is a string with a default. `headless` (default true) and `output_format`
         are optional.
         """
         ...
 
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-        """Yield the violations of rules across the fields of the section, with paths relative to it.
+        """Yield the violations of rules across the fields of the section, with paths relative to the section.
 
-        The types of the data may be wrong; the schema reports that. secret_names: the names of the task's secrets.
+        Values may have wrong types; the schema reports them. secret_names: the names of the task's secrets.
         """
         ...
 
     def is_reserved_variable(self, name: str) -> bool:
-        """Whether a secret with this name would redirect the agent or load code into it."""
+        """Return whether a secret with this name would redirect the agent or load code into it."""
         ...
 
     def has_price(self, model: str) -> bool:
-        """Whether the price of a model is known, which `lifecycle.budget_usd` requires."""
+        """Return whether the price of a model is known, which `lifecycle.budget_usd` requires."""
         ...
 
 
@@ -66,7 +66,7 @@ def find_violations(
     profiles: Mapping[str, str] | None,
     clone_hosts: Collection[str] | None = None,
 ) -> Iterator[RuleViolation]:
-    """Yield every violation. The types of the data may be wrong; the schema reports that."""
+    """Yield every violation. Values may have wrong types; the schema reports them."""
     section = as_mapping(data.get(agent.kind))
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
@@ -120,7 +120,7 @@ def _duplicate_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _reserved_secrets(data: dict[str, Any], agent: AgentSchema) -> Iterator[RuleViolation]:
-    """Secrets become environment variables of the agent; none may redirect it or load code into it."""
+    """Yield the secrets that would redirect the agent or load code into it: it gets them as environment variables."""
     for index, secret in enumerate(as_list(data.get("secrets"))):
         name = as_text(as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIX) or agent.is_reserved_variable(name):

@@ -1,7 +1,8 @@
 """The manifest schema: records of a validated manifest.
 
 `manifest.parser` reads types, bounds and `Format` annotations from these records. The string below a field describes it
-in `openapi.json`. An agent's package declares the record of the agent's own section; here that is an `AgentSection`.
+in `openapi.json`. Each agent's package declares the record of its section, which this module represents as
+`AgentSection`.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class Metadata:
     name: Annotated[str, Len(1, 256), VISIBLE]
     """Name, shown in lists."""
     id: Annotated[str, TASK_ID] = ""
-    """Id of the task. Empty: the server generates one. `stream` is reserved; `..` is not allowed."""
+    """Id of the task; if empty, the server generates one. `stream` is reserved; `..` is not allowed."""
     labels: Annotated[
         dict[Annotated[str, Len(1, 256), LABEL_KEY], Annotated[str, MaxLen(1024), VISIBLE]], MaxLen(LABELS_MAX)
     ] = field(default_factory=dict)
-    """Labels to select tasks by."""
+    """Labels by which tasks can be selected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,9 @@ class _CommonSettings(msgspec.Struct, frozen=True):
 class AgentSection:
     """The section of the agent: the kind is its key in the manifest and selects the agent's driver.
 
-    settings: the validated section with its defaults, as plain data. The properties below are the fields that every
-    agent's section has, or may have; only the driver reads the others. Raises msgspec.ValidationError if one of them
-    has a wrong type.
+    settings: the validated section with its defaults, as plain data. The properties are the fields that Sandbox itself
+    reads; only the driver reads the others. The constructor raises msgspec.ValidationError if one of these fields has a
+    wrong type.
     """
 
     kind: str
@@ -98,7 +99,7 @@ class AgentSection:
 
     @property
     def prompt(self) -> str:
-        """What the agent does; empty in the rows of the index, which keep it elsewhere."""
+        """The agent's prompt; empty in the rows of the index, which stores prompts separately."""
         return str(self.settings["prompt"])
 
     @property
@@ -170,7 +171,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class Lifecycle:
-    """Timeouts, budgets, retries, and what to keep."""
+    """Timeouts, budgets, retries and artifacts."""
 
     __pydantic_config__ = FORBID_EXTRA
     timeout: Annotated[str, DURATION] = "24h"
@@ -192,7 +193,7 @@ class Lifecycle:
     budget_tokens: Annotated[int, Ge(1), Le(10**15)] | None = None
     """Maximum number of tokens of all attempts together."""
     retries: Annotated[int, Ge(0), Le(100)] = 0
-    """How many times a failed agent is run again from a fresh workspace."""
+    """Maximum number of times that a failed agent is run again from a fresh workspace."""
     resume: bool = False
     """Whether an agent that was lost with its machine continues its session."""
 
@@ -240,7 +241,7 @@ class CommonFields:
     secrets: Annotated[tuple[Secret, ...], MaxLen(64)] = ()
     """Environment variables of the agent with secret values."""
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    """Timeouts, budgets, retries, and what to keep."""
+    """Timeouts, budgets, retries and artifacts."""
 
 
 _AGENT_POSITION = 4
@@ -250,8 +251,8 @@ _COMMON_NAMES = tuple(each.name for each in fields(CommonFields))
 class Manifest:
     """One task as submitted, with the defaults filled in.
 
-    It is encoded as one mapping. The key of its agent section is the agent's kind, so msgspec needs `encode_manifest`
-    and `decode_manifest` as hooks wherever a manifest is part of the data.
+    It is encoded as one mapping. The key of its agent section is the agent's kind. Wherever a manifest is part of the
+    data, msgspec therefore needs `encode_manifest` and `decode_manifest` as hooks.
     """
 
     __slots__ = ("agent", "lifecycle", "metadata", "repository", "secrets", "vm")
@@ -279,7 +280,7 @@ class Manifest:
         return cls(agent=agent, **{name: getattr(common, name) for name in cls.__slots__ if name != "agent"})
 
     def replace(self, **changes: Any) -> Manifest:
-        """Return a copy with other values."""
+        """Return a copy with these fields replaced."""
         return Manifest(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
     def __eq__(self, other: object) -> bool:

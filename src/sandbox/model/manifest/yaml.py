@@ -48,7 +48,7 @@ _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plai
 
 
 def read_yaml(text: str) -> Node | None:
-    """Return the root of a YAML text, None for an empty one. Raises InvalidManifestError if it is not valid."""
+    """Return the root of a YAML text, or None for an empty one. Raises InvalidManifestError if it is not valid."""
     invalid = _NON_YAML_CHARACTER.search(text)
     if invalid is not None:
         reject(f"contains the control character U+{ord(invalid[0]):04X}", location=_location_at(text, invalid.start()))
@@ -202,7 +202,7 @@ class _NodeBuilder:
             reject("has a field whose name is not text", location=_location(event.start_mark))
 
     def _register_anchor(self, anchor: str | None, node: Node) -> None:
-        """Register an anchor at the end of its value, so that no value can contain itself."""
+        """Register an anchor once its value has ended, so no value can contain itself."""
         if anchor is None:
             return
         self._anchor_count += 1
@@ -250,9 +250,10 @@ def write_yaml(data: dict[str, Any]) -> str:
 def manifest_yaml(
     manifest: Manifest, agents: Mapping[str, AgentSchema], *, with_id: bool = False, with_sources: bool = True
 ) -> str:
-    """Write a manifest as YAML, without default values and, for a new task, without the id.
+    """Write a manifest as YAML, without default values.
 
-    with_sources: include the sources of secrets, which only operators may see; otherwise only names.
+    with_id: include the task's id; omit it to submit the manifest again. with_sources: include the sources of secrets,
+    which only operators may see; otherwise include only their names.
     """
     agent = agents.get(manifest.agent.kind)
     section: Any = manifest.agent.settings if agent is None else msgspec.convert(manifest.agent.settings, agent.section)

@@ -3,7 +3,7 @@
 Routes build them, `api/schemas.py` turns them into OpenAPI, and the Python client returns them. The string below a
 property describes it in the schema; it is read from this file only when the schema is built.
 
-Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send further properties.
+Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send additional properties.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args
@@ -49,9 +49,9 @@ class LinksBody(TypedDict):
     self: str
     """Path of the task."""
     logs: str
-    """Path of its logs."""
+    """Path of the task's logs."""
     artifacts: str
-    """Path of its artifacts."""
+    """Path of the task's artifacts."""
 
 
 class SubmittedBody(TypedDict):
@@ -139,7 +139,7 @@ class ProgressBody(TypedDict):
     """Counters of the work so far. Tokens, cost and denied connections are counted by the gateway."""
 
     output_bytes: int
-    """Bytes of output of the agent."""
+    """Size of the agent's output, in bytes."""
     tool_calls: int
     """Number of tool calls."""
     current_tool: str | None
@@ -291,9 +291,9 @@ class PrunedBody(TypedDict):
     dry_run: bool
     """Whether nothing was removed."""
     tasks: list[PrunedTaskBody]
-    """The tasks."""
+    """The removed tasks; with `dry_run`, those that would be removed."""
     total_count: int
-    """Number of the tasks."""
+    """Number of tasks in `tasks`."""
     total_size_bytes: int
     """Their disk usage together, in bytes."""
 
@@ -316,7 +316,7 @@ class ArtifactBody(TypedDict):
     download_url: str
     """Path of its content."""
     contains_secret: bool
-    """Whether it contains a secret's value; its download then requires the role operator."""
+    """Whether the file contains a secret's value; then its download requires the role operator."""
 
 
 class ArtifactListBody(TypedDict):
@@ -327,7 +327,7 @@ class ArtifactListBody(TypedDict):
     artifacts: list[ArtifactBody]
     """The artifacts, in the order in which they were stored."""
     total_count: int
-    """Number of the artifacts."""
+    """Number of artifacts in `artifacts`."""
     total_size_bytes: int
     """Their sizes together, in bytes."""
 
@@ -354,13 +354,13 @@ class RuntimeBody(TypedDict):
     name: str
     """Name of the runtime."""
     works: bool
-    """Whether it works on this host."""
+    """Whether the runtime works on this host."""
     tier: str
     """Isolation tier: `namespaces`, `gvisor` or `vm`."""
     isolates: list[str]
-    """What it isolates."""
+    """What the runtime isolates."""
     gaps: list[str]
-    """What it does not isolate."""
+    """What the runtime does not isolate."""
     limits: list[str]
     """The limits that are enforced: `memory`, `cpus`, `processes`, `sockets`."""
     mend: str
@@ -378,17 +378,17 @@ class OccupancyBody(TypedDict):
     """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
 
     cpus: int
-    """CPUs for tasks."""
+    """Number of CPUs for tasks."""
     cpus_promised: int
-    """CPUs that are reserved."""
+    """Number of CPUs that are reserved."""
     memory_bytes: int
-    """Memory for tasks."""
+    """Memory for tasks, in bytes."""
     memory_promised_bytes: int
-    """Memory that is reserved."""
+    """Memory that is reserved, in bytes."""
     disk_bytes: int
-    """Disk space for tasks."""
+    """Disk space for tasks, in bytes."""
     disk_promised_bytes: int
-    """Disk space that is reserved."""
+    """Disk space that is reserved, in bytes."""
     waiting: int
     """Number of tasks that wait for resources."""
 
@@ -397,9 +397,9 @@ class DiskBody(TypedDict):
     """The file system of the data directory."""
 
     free_bytes: int
-    """Free space."""
+    """Free space, in bytes."""
     total_bytes: int
-    """Size."""
+    """Total size, in bytes."""
 
 
 class HealthBody(TypedDict):
@@ -410,11 +410,11 @@ class HealthBody(TypedDict):
     ready: bool
     """Whether the server accepts and runs tasks."""
     reasons: list[str]
-    """Why it does not; human-readable."""
+    """Why the server does not accept or run tasks; human-readable."""
     version: str
     """Version of the server."""
     uptime_seconds: float
-    """Time since the server started."""
+    """Time since the server started, in seconds."""
     tasks: dict[_StateKey, int]
     """Number of tasks in each state."""
     runtimes: list[RuntimeBody]
@@ -426,7 +426,7 @@ class HealthBody(TypedDict):
     disk: DiskBody
     """The file system of the data directory."""
     draining_since: Timestamp | None
-    """Since when the server is draining; null if it is not."""
+    """When the drain started; null if the server is not draining."""
     occupancy: OccupancyBody | None
     """Capacity and reserved resources; null until they are known."""
 
@@ -437,7 +437,7 @@ class DrainBody(TypedDict):
     draining: bool
     """Whether the server is draining."""
     since: Timestamp | None
-    """Since when; null if it is not draining."""
+    """When the drain started; null if the server is not draining."""
     running: int
     """Number of tasks that still run."""
     waiting: int

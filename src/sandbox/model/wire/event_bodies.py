@@ -1,7 +1,7 @@
 """The events that clients receive: the only declaration of each, as `bodies.py` declares the other JSON bodies.
 
-`events.py` makes them from records of the journal. They are lines of NDJSON, data of server-sent events and messages of
-a WebSocket. A newer server may send further types and properties.
+`events.py` converts records of the journal to these events. They are sent as lines of NDJSON, as data of server-sent
+events and as messages of a WebSocket. A newer server may send additional types and properties.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict, get_args
@@ -15,7 +15,7 @@ class BaseEvent(TypedDict):
     task_id: str
     """Id of the task."""
     seq: int
-    """Position among the events of the task; it only grows."""
+    """Position among the events of the task. It increases, with gaps."""
     timestamp: Timestamp
     """When the event was recorded."""
 
@@ -54,9 +54,9 @@ class AgentMessageItem(TypedDict):
     text: str
     """The text."""
     kind: Literal["text", "thinking", "prompt", "notice"]
-    """`text` and `thinking` are the agent's; a subagent starts with `prompt`; `notice` is about the agent itself."""
+    """`text` and `thinking` come from the agent; `prompt` starts a subagent; `notice` describes the agent itself."""
     parent_tool_use_id: str | None
-    """The tool call whose subagent wrote it; null in the main conversation."""
+    """The tool call whose subagent wrote the text; null in the main conversation."""
     omitted_characters: int
     """Number of characters that were cut from the end of the text."""
 
@@ -80,7 +80,7 @@ class ToolCallStartedItem(TypedDict):
     tool: str
     """Name of the tool."""
     tool_use_id: str
-    """Id of the call; its result and its end have the same one."""
+    """Id of the call; the events of its result and its end have the same id."""
     summary: str
     """What the call is about, on one printable line: a command, a path, a pattern."""
     command: str | None
@@ -124,7 +124,7 @@ class AgentResultItem(TypedDict):
     is_error: bool
     """Whether the round failed."""
     reason: str
-    """Why the round ended, as a word of the agent; empty for a success."""
+    """Why the round ended, as a word of the agent's protocol; empty for a success."""
     turns: int | None
     """Number of the model's turns, as counted by the agent."""
     duration_ms: int | None
@@ -136,7 +136,7 @@ class AgentResultItem(TypedDict):
 
 
 ConversationItem = AgentMessageItem | ToolCallStartedItem | ToolResultItem | AgentResultItem
-"""Represents the agent's own event stream, whatever its format. As an event, it has the common properties too."""
+"""An item of the agent's own event stream, independent of its format. As an event, it has the common properties too."""
 
 
 class AgentMessageEvent(BaseEvent, AgentMessageItem):
@@ -170,7 +170,7 @@ class OutputEvent(BaseEvent):
     type: Literal["output"]
     """Always `output`."""
     stream: Literal["stdout", "stderr"]
-    """Where the agent process wrote it."""
+    """Stream to which the agent process wrote the output."""
     data: str
     """The text, with U+FFFD in place of invalid UTF-8."""
     bytes: int
@@ -178,9 +178,12 @@ class OutputEvent(BaseEvent):
     continued: bool
     """Whether the next event continues this line."""
     parsed: bool
-    """Whether events of the conversation represent the line that ends here, so that a readable view omits it."""
+    """Whether conversation events represent the line that ends here, so a readable view omits the line."""
     conversation: NotRequired[list[ConversationItem]]
-    """These events, without `task_id`, `seq` and `timestamp`, if an earlier version of Sandbox ran the task."""
+    """The conversation events of the line, without `task_id`, `seq` and `timestamp`.
+
+    Only present if an earlier version of Sandbox ran the task.
+    """
 
 
 class ProgressEvent(BaseEvent):
@@ -215,7 +218,7 @@ class MetricsEvent(BaseEvent):
     type: Literal["metrics"]
     """Always `metrics`."""
     metrics: MetricsBody
-    """The sample."""
+    """The measured values."""
 
 
 class ToolCallEvent(BaseEvent):
@@ -260,7 +263,7 @@ class EgressDeniedEvent(BaseEvent):
     host: str
     """Host that a program in the sandbox tried to reach."""
     port: int
-    """Its port."""
+    """Port of that host."""
     reason: str
     """Human-readable reason."""
 
@@ -279,7 +282,7 @@ class ErrorEvent(BaseEvent):
 
 
 class GapEvent(BaseEvent):
-    """Events are missing. Both numbers are 0 for what never had one, such as output past its limit."""
+    """Events are missing. Both numbers are 0 if the missing data never had a number, such as output over its limit."""
 
     type: Literal["gap"]
     """Always `gap`."""

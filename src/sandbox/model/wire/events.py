@@ -1,4 +1,4 @@
-"""Makes the events that clients receive from records of the journal. `event_bodies.py` declares them."""
+"""Converts records of the journal to the events that clients receive. `event_bodies.py` declares these events."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def to_wire_event(
     """Return the wire event of a record, or None if clients do not see it.
 
     conversation: events converted from an output record without conversation events. They become a part of its wire
-        event, because they have no seq; a transcript record, which clients do not see otherwise, consists of them only.
+        event, because they have no seq. The wire event of a transcript record contains nothing else.
     """
     base: b.BaseEvent = {"task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at)}
     if record.transition is not None:
@@ -202,7 +202,7 @@ def _metrics_body(metrics: e.Metrics) -> b.MetricsBody:
 
 
 def _unchanged_event(base: b.BaseEvent, event: e.ToolCall | e.Usage | e.EgressDenied | e.Gap) -> WireEvent:
-    """Return the wire event of an event whose fields clients see as they are."""
+    """Return the wire event of an event whose fields are copied unchanged."""
     match event:
         case e.ToolCall():
             return {
@@ -237,7 +237,7 @@ def _unchanged_event(base: b.BaseEvent, event: e.ToolCall | e.Usage | e.EgressDe
 
 
 def end_event(task: Task) -> b.EndEvent:
-    """Return the last event of a finished task. Its number is that of the last record plus one."""
+    """Return the last event of a finished task. Its `seq` is one above that of the last record."""
     return {
         "type": "end",
         "task_id": task.id,
@@ -250,7 +250,7 @@ def end_event(task: Task) -> b.EndEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
-    """Return an error that ends the event stream early. It has the number of the last record, which is not sent."""
+    """Return an error that ends the event stream early. Its `seq` is that of the last record, which is not sent."""
     return {
         "type": "error",
         "task_id": task.id,
@@ -276,7 +276,7 @@ def current_state_event(task: Task) -> b.StateChangeEvent:
 
 
 def error_fields(task: Task, *, is_operator: bool = False) -> FailureBody | None:
-    """Return why a task failed, None unless it did."""
+    """Return why a task failed, or None if it did not fail."""
     return None if task.cancel is not None else _failure_body(task.failure, is_operator=is_operator)
 
 

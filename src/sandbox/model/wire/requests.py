@@ -16,4 +16,4 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, MaxLen(REASON_LENGTH_MAX), VISIBLE] = ""
     """Why the task is cancelled; stored with the task. One line."""
     force: bool = False
-    """Do not wait for the agent to exit on its own."""
+    """Whether to kill the agent without a grace period."""

@@ -7,7 +7,7 @@ import pytest
 from doubles.manifests import parse_manifest
 from sandbox.model.manifest.parser import InvalidManifestError
 
-WEAK = "requires a runtime of tier vm or stronger; this server's has tier namespaces"
+WEAK = "requires a runtime of tier vm or stronger; this server's runtime has tier namespaces"
 
 
 def parse(vm, **parts):
