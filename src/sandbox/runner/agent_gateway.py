@@ -1,4 +1,4 @@
-"""The gateway of one agent: its rules, its lifetime, and the record of what it reports."""
+"""Creates and serves the gateway of one agent, and records the gateway's events."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from sandbox.runner.steps.provision import ProvisionedSandbox
 
 
 class GatewayEvents:
-    """Records what a gateway reports.
+    """Records the events that a gateway reports.
 
-    The gateway cannot handle an error of its report, so `raise_error` raises it in a job of the runner.
+    The gateway cannot handle a recording error, so `raise_error` raises it in a job of the runner.
     """
 
     def __init__(self, record: Callable[[Event], object], progress: ProgressTracker) -> None:
@@ -75,7 +75,7 @@ def create_gateway(
 
 
 def _gateway_rules(task: Task, *, is_checked_when_ready: bool) -> GatewayRules:
-    """Hold model requests only if there is something to check before the first one."""
+    """Return the gateway's rules. Model requests are held only if the agent must be checked before the first one."""
     return GatewayRules(
         egress=egress_rules(task.manifest.vm),
         budget=remaining_budget(task),
@@ -84,9 +84,9 @@ def _gateway_rules(task: Task, *, is_checked_when_ready: bool) -> GatewayRules:
 
 
 async def serve_gateway(gateway: Gateway, listeners: Listeners, record: Callable[[Event], object]) -> None:
-    """Serve until cancelled. Record the failure of a gateway that stops."""
+    """Serve the gateway until cancelled. If the gateway fails, record the failure."""
     try:
         await gateway.serve(listeners)
     except Exception as error:
-        message = f"The sandbox's gateway failed ({type(error).__name__}); submit again."
+        message = f"The sandbox's gateway failed ({type(error).__name__}); submit the task again."
         record(AttemptFailed(Failure(FailureCode.SANDBOX_LOST, message)))

@@ -21,7 +21,7 @@ from sandbox.model.task import Task
 from sandbox.system.cpu_throttle import CpuQueue
 
 _RECORD_OVERHEAD_BYTES = 128
-"""Size of a record in the journal without its text. It is counted, so a flood of empty lines uses quota too."""
+"""Size of a record in the journal without its text. This size is counted, so a flood of empty lines uses quota too."""
 
 
 def earlier_output_bytes(task: Task) -> int:
@@ -47,7 +47,7 @@ class OutputQuota:
         self._refilled_at = clock.monotonic()
 
     async def acquire(self, size_bytes: int) -> bool:
-        """Wait until a piece may be recorded. Return False if the total is used up."""
+        """Wait until a piece of output may be recorded. Returns False if the total is used up."""
         cost_bytes = size_bytes + _RECORD_OVERHEAD_BYTES
         if self._used_bytes + cost_bytes > OUTPUT_BYTES_MAX:
             self.dropped_bytes += size_bytes
@@ -149,12 +149,12 @@ class StdoutProcessing(NamedTuple):
 
 
 class AgentOutput:
-    """Processes stdout and stderr; everything downstream sees only redacted lines.
+    """Processes stdout and stderr. Lines are redacted first, so all later processing uses redacted lines.
 
     record: records an event.
     on_chunk: called with the size of every chunk.
-    queue: where output waits for the runner's CPU budget.
-    processed_bytes: grows while anything is read or recorded.
+    queue: the queue in which output waits for the runner's CPU budget.
+    processed_bytes: counts output when it is read and again when it is recorded, to detect progress.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class AgentOutput:
 
 
 async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
-    """Return a chunk, empty at the end; None if output is held back and nothing arrived for a while."""
+    """Return a chunk, empty at the end; None if output is held back and none arrives in REDACTION_HOLD_SECONDS."""
     if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:

@@ -1,4 +1,4 @@
-"""The agent's process in its sandbox: how it starts, stops and exits, and the end of its output."""
+"""Starts and stops the agent's process in its sandbox, waits for its exit and drains its output."""
 
 import asyncio
 import contextlib
@@ -36,12 +36,12 @@ class Agent(Protocol):
         ...
 
     async def terminate(self) -> None:
-        """Send the signal after which the agent may still finish its work."""
+        """Ask the agent to exit. It may finish its work first."""
         ...
 
 
 class HeadlessAgent(msgspec.Struct, frozen=True):
-    """An agent without a terminal: the command of its sandbox."""
+    """An agent without a terminal. It is the command of its sandbox."""
 
     sandbox: Sandbox
 
@@ -50,7 +50,7 @@ class HeadlessAgent(msgspec.Struct, frozen=True):
         return await self.sandbox.wait()
 
     async def terminate(self) -> None:
-        """Send TERM."""
+        """Send SIGTERM."""
         await self.sandbox.signal(signal.SIGTERM)
 
 
@@ -63,7 +63,7 @@ async def start_headless_agent(
 
 
 class TerminalAgent(msgspec.Struct, frozen=True):
-    """An agent on a terminal, next to the command of its sandbox, which only waits."""
+    """An agent on a terminal. The command of its sandbox is PAUSE_COMMAND."""
 
     sandbox: Sandbox
     terminal: Terminal
@@ -81,7 +81,7 @@ class TerminalAgent(msgspec.Struct, frozen=True):
             await asyncio.gather(agent, sandbox, return_exceptions=True)
 
     async def terminate(self) -> None:
-        """Hang up the terminal, the equivalent of TERM for an agent on a terminal."""
+        """Hang up the terminal, the equivalent of SIGTERM for an agent on a terminal."""
         await self.terminal.hang_up()
 
 
@@ -92,7 +92,7 @@ async def start_terminal_agent(sandbox: Sandbox, command: Command) -> TerminalAg
 
 
 class SandboxKiller:
-    """Kills the processes of one sandbox, and limits how long their end is awaited."""
+    """Kills the processes of one sandbox and waits for their end for a limited time."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox

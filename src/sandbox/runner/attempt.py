@@ -42,9 +42,9 @@ _log = logging.getLogger(__name__)
 
 
 class AttemptEnding:
-    """Ends an attempt: another attempt follows, or the results are collected and the task ends.
+    """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
-    agent: renders its last result, and decides whether its session can be resumed.
+    agent: renders the last result, and determines whether the session can be resumed.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class AttemptEnding:
             _log.error("The metadata could not be stored: %s", error_reason(error))
 
     async def _collect_with_retries(self) -> None:
-        """Retry while the disk rejects writes: finished work is worth the wait."""
+        """Collect, and retry while the disk rejects writes, so finished work is not lost."""
         try:
             await self._teardown.verify_disk()
         except AttemptError as error:
@@ -247,7 +247,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
             _record_failure(self.attempt.recorder, _to_failure(error))
 
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
-        """Run a step until it finishes, the attempt is asked to stop, or the timeout is over."""
+        """Run a step until it finishes, the attempt is asked to stop, or the timeout expires."""
         stop_requested = self.attempt.recorder.stop_signal.requested
         work = asyncio.ensure_future(step)
         stop = asyncio.ensure_future(stop_requested.wait())
@@ -265,7 +265,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
 
 
 class AttemptFinisher(msgspec.Struct, frozen=True):
-    """Ends an attempt whose runner died. boot_id: the host's current boot."""
+    """Ends an attempt whose runner died. boot_id: the id of the host's current boot."""
 
     attempt: AttemptContext
     runtime: Runtime

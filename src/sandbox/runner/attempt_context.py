@@ -1,4 +1,4 @@
-"""The current attempt: what it is, what earlier attempts left for it, and whether it may start."""
+"""The context of the current attempt, the files of earlier attempts, and the check that an order is not stale."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ from sandbox.system.files import fsync_path
 
 
 class AttemptContext(msgspec.Struct, frozen=True):
-    """The current attempt: its id, files and recorder. It has no components; each step has its own.
+    """The current attempt: its id, files and recorder, but not the components that only some steps use.
 
     secrets: values by name.
     redaction: removes those values from all output; None without secrets.
-    upstream: the model API, which only an attempt that runs an agent has.
-    image: becomes the sandbox's /; None for the host's own /usr.
-    records_conversation: the server reads conversation events.
+    upstream: the model API; None if the attempt will not run an agent.
+    image: the root file system of the sandbox; None for the host's own /usr.
+    records_conversation: whether the server reads conversation events, so they are recorded.
     """
 
     id: str
@@ -57,7 +57,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
 
     @property
     def task_layout(self) -> TaskLayout:
-        """The task's directory."""
+        """The layout of the task's directory."""
         return TaskLayout(self.data_dir, self.recorder.task.id)
 
     @property
@@ -80,7 +80,7 @@ def files_for_resume(layout: AttemptLayout) -> list[Path]:
 def take_over_files(attempt: AttemptContext) -> None:
     """Move the preserved files of an earlier attempt into this one's directory.
 
-    Files that a dead runner of this attempt moved are already there. Raises OSError.
+    Files that a dead runner of this attempt has already moved are not moved again. Raises OSError.
     """
     for files in attempt.earlier_layouts:
         for old, new in zip(files_for_resume(files), files_for_resume(attempt.layout), strict=True):
@@ -96,7 +96,9 @@ class StaleOrderError(SandboxError):
 
 
 def check_fencing(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> Task:
-    """Return the task. Check, while holding the journal's lock and before the first step, that the order is valid.
+    """Check that the order is not stale, and return its task.
+
+    Call it while holding the journal's lock, before the first step.
 
     An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
     unfinished task. last_record: the newest record. Raises StaleOrderError.

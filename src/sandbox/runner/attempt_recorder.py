@@ -29,7 +29,7 @@ _DROPPED_MESSAGE = "Output is dropped: the disk of the server's data directory i
 _log = logging.getLogger(__name__)
 _RECORD_OVERHEAD_BYTES = 256
 _OUTPUT_EVENTS = (e.Output, *get_args(e.ConversationEvent))
-"""Events with text of the agent: they are dropped first."""
+"""Events with text of the agent. They are dropped first if disk space is low."""
 
 _DROPPABLE_EVENTS = (*_OUTPUT_EVENTS, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.ErrorReported)
 
@@ -58,7 +58,7 @@ class RetryingWriter:
 
     @property
     def has_pending(self) -> bool:
-        """Whether records are not written yet."""
+        """Whether there are buffered records."""
         return bool(self._pending)
 
     @property
@@ -119,7 +119,7 @@ class RetryingWriter:
 
 
 def is_droppable(event: e.Event) -> bool:
-    """Whether an event may be dropped without changing the task's state or cost."""
+    """Return whether an event may be dropped without changing the task's state or cost."""
     return isinstance(event, _DROPPABLE_EVENTS)
 
 
@@ -131,7 +131,7 @@ def _size_bytes(event: e.Event) -> int:
 
 
 class HostDiskSpace:
-    """Measures free space on demand, at most every DISK_SPACE_CHECK_SECONDS. On failure the last result stays."""
+    """Measures free space on demand, at most every DISK_SPACE_CHECK_SECONDS. If that fails, the last result is used."""
 
     def __init__(self, measure: MeasureDiskSpace, watermark: Watermark, clock: Clock) -> None:
         self._measure = measure
@@ -141,7 +141,7 @@ class HostDiskSpace:
         self._next_check_at = float("-inf")
 
     def is_short(self) -> bool:
-        """Whether less than the watermark is free, or was before and has not clearly recovered yet."""
+        """Return whether free space is below the watermark, with hysteresis (see `Watermark.is_low`)."""
         now = self._clock.monotonic()
         if now >= self._next_check_at:
             self._next_check_at = now + DISK_SPACE_CHECK_SECONDS
@@ -150,7 +150,7 @@ class HostDiskSpace:
         return self._is_short
 
     def has_space_for(self, size_bytes: int) -> bool:
-        """Whether this much is free now, or cannot be measured. Thread-safe."""
+        """Return whether this much is free now, or cannot be measured. Thread-safe."""
         try:
             return self._measure().free_bytes >= size_bytes
         except OSError:
@@ -166,7 +166,7 @@ class StopSignal:
 
     @property
     def is_forced(self) -> bool:
-        """Whether to skip the grace period between TERM and KILL."""
+        """Whether to skip the grace period between SIGTERM and SIGKILL."""
         return self.forced.is_set()
 
     def apply_effect(self, effect: Effect) -> None:
@@ -185,8 +185,8 @@ class AttemptRecorder:
     help, records are buffered in order.
 
     writer, task, now, transform: see `Recorder`.
-    stop_signal: set once a recorded event, also of an earlier attempt, requires the attempt to stop, such as a cancel
-    request.
+    stop_signal: set once a recorded event, such as a cancel request, requires the attempt to stop. The event may have
+    been recorded during an earlier attempt.
     """
 
     def __init__(
@@ -219,8 +219,8 @@ class AttemptRecorder:
     def record(self, event: e.Event) -> None:
         """Record an event, now or once the disk accepts it.
 
-        Raises IllegalEventError if the event is not allowed now, and OSError for a record that is too long or a cancel
-        request that cannot be written now.
+        Raises IllegalEventError if the event is not allowed now. Raises OSError for a record that is too long, and for
+        a cancel request that cannot be written now.
         """
         self._record_or_drop(event)
 
@@ -241,16 +241,16 @@ class AttemptRecorder:
         return True
 
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
-        """Like `record`, but only the first time for equal events: a retry finds the same problems again.
+        """Record an event unless an equal one was recorded before, because a retry finds the same problems again.
 
-        subject: what the event is about, if the event itself does not say so.
+        subject: what the event is about, if its fields do not include that.
         """
         key = hash((event, subject))
         if key not in self._recorded_hashes and self._record_or_drop(event):
             self._recorded_hashes.add(key)
 
     def allocate_reserve(self) -> None:
-        """If available, reserve disk space for the end of the task, until `stop_keeping_reserve` is called."""
+        """Reserve disk space, if available, for the end of the task, until `stop_keeping_reserve` is called."""
         self._should_keep_reserve = True
         self._allocate_reserve()
 

@@ -54,7 +54,7 @@ def _decode_order(line: bytes) -> CancelOrder | TerminalOrder | Reply:
     try:
         return _decoder.decode(line)
     except DECODE_ERRORS as error:
-        return Reply(done=False, message=f"Not an order: {error}")
+        return Reply(done=False, message=f"Invalid order: {error}")
 
 
 def _handle_order(

@@ -31,7 +31,10 @@ ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class DebugSessionRunner(msgspec.Struct, frozen=True):
-    """A preserved disk and what its sandbox needs. launch_spec: the agent's launch spec; shells get its variables."""
+    """Runs a sandbox for shells on a preserved disk.
+
+    launch_spec: the agent's launch spec, whose environment variables the shells get, except secrets.
+    """
 
     attempt_id: str
     layout: AttemptLayout
@@ -44,7 +47,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     clock: Clock
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:
-        """Run until the last client has left. The disk stays preserved, including changes made in the session.
+        """Run until the last client has left. The disk remains preserved, including changes made in the session.
 
         serve_clients: accepts clients. Raises AttemptError (provision_failed, sandbox_lost).
         """
@@ -103,7 +106,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
                 await disks.open(self.layout, size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
-        """Wait until there has been no client for a moment, the sandbox ends, a limit is exceeded, or time is up."""
+        """Wait until all clients have left, the sandbox ends, a limit is exceeded or the maximum lifetime is over."""
         detector = ExhaustionDetector(self.vm, self.disks, self.layout, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))

@@ -1,4 +1,4 @@
-"""Counters and conversation of a running task, and when they are recorded."""
+"""Records the counters and the conversation of a running task, and computes its remaining time and budget."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -41,7 +41,7 @@ class ProgressTracker:
     A change of tool, turn or usage is recorded at most ten times as often as output bytes alone.
 
     baseline: the counters of earlier attempts, from which counting continues.
-    records_conversation: record conversation events too.
+    records_conversation: whether to record conversation events too.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ProgressTracker:
     def set_denied_count(self, count: int) -> None:
         """Set the number of connections that this attempt has been denied.
 
-        It is recorded as rarely as output bytes, because a sandbox can cause any number of denials.
+        The count is recorded no more often than output bytes, because a sandbox can cause any number of denials.
         """
         count += self._baseline_denied
         if count != self._counters.egress_denied:
@@ -123,7 +123,7 @@ class ProgressTracker:
         self._record_snapshot(float("inf"))
 
     def _record_bounded(self, event: Event) -> None:
-        """Record an event, up to a limit: the agent can invent any number of them, even while output is dropped."""
+        """Record an event, up to a limit: the agent can cause any number of events, even while output is dropped."""
         self._bounded_event_count += 1
         if self._bounded_event_count <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
@@ -131,7 +131,7 @@ class ProgressTracker:
             self._record(Gap(0, 0, f"Tool calls and retries beyond {TOOL_CALL_EVENTS_MAX} are counted but not listed."))
 
     def _record_conversation(self, event: ConversationEvent) -> None:
-        """Record an event, up to a total size that is independent of the limit of output, which has the same texts."""
+        """Record an event, up to a total size. Output contains the same texts, but has a separate limit."""
         if not self._records_conversation:
             return
         size_bytes = _RECORD_OVERHEAD_BYTES + len(msgspec.json.encode(event))
@@ -157,9 +157,9 @@ class ProgressTracker:
 
 
 def remaining_seconds(task: Task, clock: Clock) -> float:
-    """Return what is left of `lifecycle.timeout`, which counts from the first agent's start by the monotonic clock.
+    """Return the seconds left of `lifecycle.timeout`, which counts from the first agent's start.
 
-    A reboot resets that clock; then only the wall clock is available.
+    The time is measured by the monotonic clock, or by the wall clock after a reboot.
     """
     timeout, agent_start_time, attempt = task.manifest.lifecycle.timeout_seconds, task.agent_start_time, task.attempt
     if agent_start_time is None or attempt is None or task.started_at is None:

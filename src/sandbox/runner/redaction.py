@@ -37,7 +37,7 @@ def redact_event(event: Event, redaction: Redactor) -> Event:
 
 
 def _redact_value(value: Any, redaction: Redactor) -> Any:
-    """Redact exactly `str`: subclasses such as enums are values that Sandbox defines."""
+    """Redact `str` but none of its subclasses, such as enums: their values are defined by Sandbox."""
     if type(value) is str:
         return redaction.redact_text(value)
     if isinstance(value, dict):
@@ -55,9 +55,9 @@ def _redact_value(value: Any, redaction: Redactor) -> Any:
 
 
 class DeadlineRedactor:
-    """Implements `interfaces.secrets.Redactor`; data that it has no time to scan counts as containing a secret.
+    """Implements `interfaces.secrets.Redactor`. Data that is not scanned in time counts as containing a secret.
 
-    seconds: for all scans together, without the time spent waiting for chunks.
+    seconds: time limit for all scans together, without the time spent waiting for chunks.
     monotonic: returns seconds.
     """
 
@@ -84,7 +84,7 @@ class DeadlineRedactor:
         return self._redaction.redact_json(value)
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Whether the chunks contain a secret value, or there was no time to scan all of them."""
+        """Return whether the chunks contain a secret value or were not all scanned in time."""
         deadline = self._monotonic() + self._seconds_left
         is_cut = False
 

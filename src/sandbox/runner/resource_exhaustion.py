@@ -29,7 +29,7 @@ _PAUSE_FACTOR = 10
 class TimeLimit:
     """Watches `lifecycle.timeout` and `lifecycle.hang_timeout` by the monotonic clock.
 
-    A hang is silence: no output, and nothing that `is_busy` reports.
+    The agent hangs if it produces no output while `is_busy` returns False.
     """
 
     def __init__(self, lifecycle: Lifecycle, clock: Clock, is_busy: Callable[[], bool]) -> None:
@@ -39,11 +39,11 @@ class TimeLimit:
         self._last_active_at = clock.monotonic()
 
     def count_activity(self) -> None:
-        """Start the hang timeout again."""
+        """Restart the hang timeout."""
         self._last_active_at = self._clock.monotonic()
 
     async def watch(self, remaining_seconds: float) -> Failure:
-        """Return the failure once a limit is exceeded. remaining_seconds: what is left of `lifecycle.timeout`."""
+        """Return the failure once a limit is exceeded. remaining_seconds: seconds left of `lifecycle.timeout`."""
         lifecycle, deadline = self._lifecycle, self._clock.monotonic() + remaining_seconds
         while True:
             now = self._clock.monotonic()
@@ -103,7 +103,7 @@ class ExhaustionDetector:
         return Failure(FailureCode.OUT_OF_MEMORY, violation)
 
     async def check_disk(self) -> str:
-        """Measure the disk. On failure keep the last values and return the reason."""
+        """Measure the disk. Returns why that failed, or an empty string; after a failure, the last values remain."""
         try:
             self.disk_usage = await self._disks.usage(self._layout)
         except OSError as error:
@@ -119,10 +119,10 @@ class ExhaustionDetector:
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
     def explain_failure(self, outcome: AgentOutcome, agent_name: str) -> Failure | None:
-        """Attribute a failure that the agent does not explain to an exhausted resource.
+        """Attribute the agent's failure to an exhausted resource if that is the likely cause.
 
-        A disk counts only if it is still full. If the agent explains its failure, the explanation must name the
-        resource's error, because the shortage may have been over by then. agent_name: for the message.
+        A disk counts only if it is still full. If the agent reported an error, its message must name the resource's
+        error, because the shortage may have ended before the failure. agent_name: for the message.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

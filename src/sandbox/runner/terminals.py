@@ -54,7 +54,7 @@ class _InputTimer:
         self._ended_at = time.monotonic()
 
     async def write(self, terminal: Terminal, data: bytes) -> None:
-        """Write the data, and drop what is not accepted in time. Time without waiting and accepted data add time."""
+        """Write the data; drop what the terminal does not accept in time. Idle time and accepted data add time."""
         begun_at = time.monotonic()
         seconds = min(self._seconds_left + begun_at - self._ended_at, TERMINAL_INPUT_SECONDS)
         accepted_bytes = 0
@@ -68,7 +68,7 @@ class _InputTimer:
 
 
 class TerminalClient:
-    """One client on the control socket."""
+    """A client of a terminal, connected through the control socket."""
 
     def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.size = TerminalSize(order.rows, order.columns)
@@ -91,7 +91,7 @@ class TerminalClient:
         await self._writer.drain()
 
     async def serve(self, terminal: Terminal, may_write: "asyncio.Event") -> None:
-        """Handle the client's frames until it leaves."""
+        """Handle the client's frames until it disconnects."""
         with contextlib.suppress(OSError, ValueError):
             while (message := await read_frame(self._reader, _decoder)) is not None:
                 if isinstance(message, ResizeFrame):
@@ -157,7 +157,7 @@ class SharedTerminal:
 class TerminalServer:
     """The terminals of an attempt, opened through the control socket between `enable` and `disable`.
 
-    queue: where the output of shells waits for the runner's CPU budget.
+    queue: the queue in which the output of shells waits for the runner's CPU budget.
     """
 
     def __init__(self, redaction: Redactor | None, queue: CpuQueue) -> None:
@@ -177,7 +177,7 @@ class TerminalServer:
         return self._agent_terminal is not None and self._agent_terminal.has_clients
 
     def share_agent_terminal(self, terminal: Terminal) -> SharedTerminal:
-        """Offer the agent's terminal to clients. The caller broadcasts its output."""
+        """Offer the agent's terminal to clients. The caller must broadcast the terminal's output."""
         self._agent_terminal = SharedTerminal(terminal)
         return self._agent_terminal
 
@@ -187,7 +187,7 @@ class TerminalServer:
             self._agent_terminal.close(exit_)
 
     def enable(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
-        """Allow shells, with these variables; does nothing after `disable`."""
+        """Allow terminals; shells start with these variables in this directory. Does nothing after `disable`."""
         if not self._is_closed:
             self._command = Command(SHELL, environment, directory)
             self._sandbox = sandbox
@@ -307,4 +307,4 @@ async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 
 PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)
-"""The sandbox's own command, which only keeps it open until the agent ends."""
+"""The command of a sandbox whose agent runs in a terminal. It only waits, so the sandbox does not end."""

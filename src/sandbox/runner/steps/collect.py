@@ -40,7 +40,10 @@ from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 
 
 class CollectStep(msgspec.Struct, frozen=True):
-    """Stores the artifacts of an attempt. confine: confines git; disk_space: of the data directory."""
+    """Stores the artifacts of an attempt.
+
+    confine: confines git. disk_space: free space of the data directory.
+    """
 
     attempt: AttemptContext
     journals: Journals
@@ -50,11 +53,11 @@ class CollectStep(msgspec.Struct, frozen=True):
     clock: Clock
 
     async def run(self) -> None:
-        """Store patch, transcript, files that match the patterns, and the metadata.
+        """Store the patch, the transcript, the files that match the patterns, and the metadata.
 
         Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the
-        failure. If the current secret values are not those that the agent had, files on its disk may contain unknown
-        values: then all of them are flagged, and their names are replaced.
+        failure. If the secret values have changed since the agent started, files on its disk may contain unknown
+        values: then all files are flagged, and their names are replaced.
 
         Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
         workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk
@@ -104,7 +107,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
-    """Whether the secret values are those that this disk's agent had. True for a disk that is gone or never existed."""
+    """Return whether this disk's agent had the same secret values. True if the disk does not exist."""
     return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
 
 
@@ -188,7 +191,7 @@ def _tar_name(attempt: AttemptContext) -> str:
 
 
 def _is_unredactable(attempt: AttemptContext) -> bool:
-    """Whether the task's secrets may occur anywhere and cannot be detected."""
+    """Return whether the task's secrets may occur anywhere and cannot be detected."""
     return attempt.redaction is None and bool(attempt.task.manifest.secrets)
 
 
@@ -207,7 +210,7 @@ def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Art
 
 
 def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Whether the name contains a secret value, or the end of one that starts in the path; true if that is unknown.
+    """Return whether the name contains a secret value, or the end of one that starts in the path. True if unknown.
 
     Names may be cut, and a value may contain slashes.
     """
@@ -293,13 +296,13 @@ def _record_artifact(attempt: AttemptContext, artifact: Artifact) -> None:
 
 
 def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:
-    """Find an artifact that this or an earlier try collected."""
+    """Return the artifact with this name that this or an earlier try collected, or None."""
     collected = attempt.task.artifacts
     return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
 
 
 async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Artifact) -> Artifact:
-    """Flag an artifact that contains a secret value, or that there was no time to scan."""
+    """Flag an artifact that contains a secret value or was not scanned in time."""
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
@@ -323,7 +326,7 @@ async def _store_transcript(
 ) -> None:
     """Store the transcript, or reuse the one that an earlier try stored.
 
-    That one is complete, because the agent had ended, and there may be no space for a second one.
+    The stored transcript is complete, because the agent had ended, and the disk may have no space for another one.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():
@@ -352,7 +355,7 @@ def _read_agent_output(task: Task, journals: Journals) -> Iterator[bytes]:
 
 
 def _has_space_for_transcript(task: Task, journals: Journals, disk_space: HostDiskSpace) -> bool:
-    """Whether the transcript fits: a large one must not use the last space and then fail.
+    """Return whether the disk has space for the transcript: a large one must not fill the disk and then fail.
 
     The transcript is no longer than the journal, so reading the journal is rarely necessary.
     """
@@ -390,7 +393,7 @@ def _read_egress_denials(journals: Journals, task_id: str) -> tuple[list[dict[st
 _TRANSCRIPT = "transcript.ndjson"
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
-"""Shares of collect_timeout for the patch, the tar and the secret scan; the other work needs some time too."""
+"""Shares of collect_timeout for the patch, the tar of changed files, and the secret scan."""
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_TRANSCRIPT_BYTES = 4 * 1024**2

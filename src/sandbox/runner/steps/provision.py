@@ -68,7 +68,7 @@ def _replace_file(directory_fd: int, name: str, content: bytes) -> None:
 
 
 def _remove_entry(directory_fd: int, name: str) -> None:
-    """Remove an entry. A directory is moved aside, because emptying one that an agent filled may take forever."""
+    """Remove an entry. A directory is renamed instead, because removing one that an agent filled may take too long."""
     try:
         os.unlink(name, dir_fd=directory_fd)
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def write_handle(path: Path, handle: SandboxHandle) -> None:
 
 
 def read_handle(path: Path) -> SandboxHandle | None:
-    """Read an attempt's handle, None if it stored none. Raises HandleTooNewError."""
+    """Return the handle that an attempt stored, or None if it stored none. Raises HandleTooNewError."""
     try:
         handle = msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except FileNotFoundError:

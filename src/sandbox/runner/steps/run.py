@@ -108,7 +108,7 @@ class GuardedJobs:
 
 
 class RunStep(msgspec.Struct, frozen=True):
-    """Runs the agent of an attempt. terminals: of the attempt, for its clients."""
+    """Runs the agent of an attempt. terminals: serves the attempt's terminals to clients."""
 
     attempt: AttemptContext
     driver: AgentDriver
@@ -240,7 +240,7 @@ class _AgentRun:
         return agent, [partial(self._output.read_terminal, chunks, shared.broadcast)]
 
     def _is_busy(self) -> bool:
-        """Whether a silent agent waits for the model, or has viewers."""
+        """Return whether a silent agent waits for the model, or has viewers."""
         return bool(self._gateway.requests_in_flight) or self._terminals.has_agent_clients
 
     def _on_output(self, byte_count: int) -> None:

@@ -41,8 +41,7 @@ class StageStep(msgspec.Struct, frozen=True):
             )
         await destroy_earlier_sandboxes(attempt, self.runtime)
         if attempt.resumes:
-            # Not in a thread: it cannot be cancelled, so it might still move files while the stopped attempt is being
-            # finalized.
+            # A thread could not be cancelled, so it might still move files while the attempt is being finalized.
             take_over_files(attempt)
             await require_same_secrets(attempt)
         elif attempt.secrets:
@@ -79,7 +78,7 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
 async def _write_fingerprint(attempt: AttemptContext) -> None:
     path = attempt.layout.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
-    # Not in a thread: it cannot be cancelled, so it might still write while the stopped attempt is being finalized.
+    # A thread could not be cancelled, so it might still write while the attempt is being finalized.
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
     replace_durably(part, path)

@@ -38,7 +38,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
             )
 
     async def run_for_follow_up(self, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-        """Like `run`, but before a follow-up attempt. Raises on failure.
+        """Like `run`, but before a follow-up attempt, and raises on failure.
 
         The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must
         be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
@@ -48,9 +48,9 @@ class TeardownStep(msgspec.Struct, frozen=True):
             await self._destroy_and_remove(handle, preserved, keeps_disk=keeps_disk)
 
     async def verify_disk(self) -> None:
-        """Require that the disk lost no written data. Raises AttemptError (disk_full).
+        """Require that the disk lost no written data, because a patch of incomplete files would be wrong.
 
-        A patch of incomplete files would be wrong.
+        Raises AttemptError (disk_full).
         """
         try:
             await self.disks.verify(self.attempt.layout)
@@ -89,7 +89,7 @@ async def destroy_earlier_sandboxes(attempt: AttemptContext, runtime: Runtime) -
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:
-    """Return the file systems of a preserved sandbox, which are removed by its release."""
+    """Return the files that a preserved sandbox keeps until it is released; empty if it is not preserved."""
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
         return attempt.layout.disk, attempt.layout.disk_image, attempt.layout.secret_fingerprint
     return ()
