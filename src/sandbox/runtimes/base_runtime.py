@@ -1,6 +1,6 @@
 """Shared implementation of the runtimes that start sandboxes through the launcher.
 
-A runtime adds a `RuntimeDriver`, which starts the program that the sandbox consists of.
+A runtime adds a `RuntimeDriver`, which implements the operations that differ between runtimes.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class ClosableSandbox(Sandbox, Protocol):
     """A sandbox that its runtime can close."""
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
         ...
 
 
@@ -109,9 +109,9 @@ class RuntimeDriver(Protocol):
 class BaseRuntime:
     """Creates and destroys the sandboxes of one runtime. Implements `Runtime` except for `probe`.
 
-    uid_range: kernel uids reserved for sandboxes. As root each sandbox gets its own uid; as an ordinary user all
-    sandboxes run under that user's uid. A sandbox dies with the thread that created it, so create sandboxes from a
-    thread that lives as long as the process.
+    uid_range: kernel uids reserved for sandboxes. As root, each sandbox gets its own uid; as an ordinary user, all
+    sandboxes run under that user's uid. The kernel kills a sandbox when the thread that created it ends, so create
+    sandboxes from a thread that lives as long as the process.
     """
 
     def __init__(self, driver: RuntimeDriver, uid_range: range = SANDBOX_UIDS) -> None:
@@ -164,7 +164,7 @@ class BaseRuntime:
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
-        """Run confined programs as children of a launcher that keeps running. Only the proxy's listener stays open."""
+        """Run confined programs as children of a launcher. Of the launcher's listeners, only the proxy's stays open."""
         self._require_prepared(handle)
         program = require_bwrap()
         launcher: LauncherProcess | None = None
@@ -202,7 +202,7 @@ class BaseRuntime:
     ) -> None:
         """Stop the launcher and the confined programs.
 
-        remaining: processes that existed before and do not end on KILL. `destroy` reports them.
+        remaining: processes that existed before the confinement and do not end on SIGKILL. `destroy` reports them.
         """
         if launcher is not None:
             launcher.kill()
@@ -256,10 +256,10 @@ class BaseRuntime:
             await _run_uncancellable(partial(restore_disk_ownership, disk))
 
     async def _kill_all(self, handle: SandboxHandle, ignored: Set[int] = frozenset()) -> None:
-        """Send KILL until no process is left, then remove the control group.
+        """Send SIGKILL until no process is left, then remove the control group.
 
-        ignored: processes that are not waited for; the control group is kept while there are any. Raises AttemptError
-        (sandbox_lost) after 10 s.
+        ignored: processes that are not waited for; if there are any, the control group remains. Raises AttemptError
+        (sandbox_lost) after KILL_SECONDS.
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
@@ -279,7 +279,7 @@ class BaseRuntime:
         return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
 
     def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """Send KILL to the sandbox's processes. Returns their ids."""
+        """Send SIGKILL to the sandbox's processes. Returns their ids."""
         if pids := group.process_ids():
             group.kill()
             return pids
@@ -291,7 +291,7 @@ class BaseRuntime:
     def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
         """Kill by uid only while the uid is this attempt's.
 
-        The uid may belong to another attempt by now. In that case this attempt had no process left when the other one
+        The uid may meanwhile belong to another attempt. Then this attempt had no process left when the other attempt
         claimed the uid.
         """
         if self._uids is None or uid not in self._uids:
@@ -345,7 +345,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
 
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
-    """Kill confined programs when the kernel holds too much memory for them, or when that cannot be measured."""
+    """Kill confined programs when the kernel uses too much memory for them, or when that cannot be measured."""
     buffers = SyscallBufferMeter()
     try:
         await wait_for_violation(

@@ -108,15 +108,15 @@ class BaseSandbox(ABC):
         )
 
     async def file_counts(self) -> FileUsage:
-        """Return no counts: only on a shared kernel can `detailed_file_usage` block on locks of programs inside."""
+        """Return no counts. They are needed only if `detailed_file_usage` can block on locks of programs inside."""
         return FileUsage()
 
     @abstractmethod
     async def detailed_file_usage(self) -> FileUsage:
-        """Return open files that the host's kernel holds for the sandbox."""
+        """Return the files that are open on the host for the sandbox."""
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):

@@ -12,7 +12,10 @@ from sandbox.runtimes.programs import launcher
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
 DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts")
-"""Mounts the launcher's devpts over bubblewrap's, which has no limit. /dev/ptmx links to its ptmx."""
+"""Mounts the launcher's devpts over bubblewrap's, whose number of terminals is not limited.
+
+Then /dev/ptmx links to the ptmx of the launcher's devpts.
+"""
 
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
 PROC_ARGUMENTS = (
@@ -21,14 +24,14 @@ PROC_ARGUMENTS = (
 )
 """/proc without a usable /proc/locks: while a process reads that file, no process on the machine can lock a file.
 
-/proc/bus, /proc/driver and /proc/fs are empty. They describe devices and file systems of the host, and to list
-statistics of an ext4 file system the kernel walks all its cached inodes with a spinlock held.
+/proc/bus, /proc/driver and /proc/fs are empty, because they describe devices and file systems of the host. To list
+statistics of an ext4 file system, the kernel even walks all its cached inodes with a spinlock held.
 
 /proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount below it.
 """
 
 READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
-"""A process could otherwise lower its oom_score_adj, which the launcher raised."""
+"""Prevents a process from lowering its oom_score_adj, which the launcher raised."""
 
 
 def seccomp_arguments(program_spec: ProgramSpec, *, allows_filters: bool = False) -> Iterator[str]:

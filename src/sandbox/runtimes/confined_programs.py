@@ -1,4 +1,4 @@
-"""Runs host programs in confinement. The launcher keeps running, and starts bubblewrap for each program.
+"""Runs host programs in confinement. The launcher starts bubblewrap for each program.
 
 The programs have a sandbox's kernel uid and control group but run in no sandbox. Each gets its own namespaces, the
 host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.
@@ -17,7 +17,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
 
 _ATTEMPT_ROOT = PurePosixPath("/attempt")
-"""Directory in the confinement that holds the attempt's directories by name, which hides their host paths."""
+"""Directory in the confinement that contains the attempt's directories by name, so their host paths are hidden."""
 
 _HOST_PATHS = dict.fromkeys((*rootfs.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
 _TMPFS_BYTES_MAX = 64 * 1024 * 1024

@@ -221,7 +221,7 @@ class ExecProcess:
         os.close(self._pidfd)
 
     async def kill(self) -> None:
-        """Kill the process before it has handed over its command. The command dies too and is reaped here."""
+        """Kill a process that has not handed over its command. The command is killed with it and reaped here."""
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS

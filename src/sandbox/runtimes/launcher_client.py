@@ -23,11 +23,11 @@ from sandbox.runtimes.programs import launcher
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
-"""Less than the kernel's limit for one message (SCM_MAX_FD)."""
+"""Maximum number of descriptors per message, below the kernel's limit (SCM_MAX_FD)."""
 _FIXED_LISTENERS_COUNT = 4
-"""Number of listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
+"""Number of listeners other than the transparent ones. The counter's socket, if any, follows all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
-"""Run by import, because Python caches bytecode only for imported modules."""
+"""Imports the launcher instead of running its file, because Python caches the bytecode of imported modules only."""
 
 
 def attempt_marker(attempt_id: str) -> str:
@@ -36,7 +36,7 @@ def attempt_marker(attempt_id: str) -> str:
 
 
 class LauncherProcess:
-    """A launcher process. After its exec, the process of the program that it became."""
+    """A launcher process. Its exec replaces the launcher with the sandbox's program."""
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class LauncherProcess:
         first_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
         as in `exec_program`.
 
-        On cancellation the program is killed before CancelledError propagates, if it ends on KILL within 10 s. Raises
-        OSError, ConfinementLostError.
+        On cancellation the program is killed. CancelledError propagates once the program has ended, after KILL_SECONDS
+        at the latest. Raises OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = _write_argv(argv)
@@ -138,9 +138,9 @@ class LauncherProcess:
         return int(code)
 
     async def raise_if_killed(self) -> None:
-        """Raise AttemptError (sandbox_lost) if the process was ended by a signal and not by an error.
+        """Raise AttemptError (sandbox_lost) if a signal ended the process.
 
-        Call it after the process has closed its descriptors: by then it has ended or will end soon.
+        Call it after the process has closed its descriptors: then the process has ended or will end soon.
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
@@ -151,11 +151,11 @@ class LauncherProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, -n after signal n; None until the process has been seen to end."""
+        """The exit status, -n after signal n; None until `wait` has returned."""
         return self._process.returncode
 
     def kill(self) -> None:
-        """Send KILL to the process."""
+        """Send SIGKILL to the process."""
         self._process.kill()
 
     async def wait(self) -> None:
@@ -204,7 +204,7 @@ def start_launcher(
     """Start a launcher. The launcher and the sandbox die with the calling thread. Raises OSError.
 
     paths: host paths, by their names below STAGING_DIRECTORY. files_uid: kernel uid that uid 1000 inside is mapped to,
-    for sandboxes with their own user namespace. entries: what else to stage, see `launcher.stage_entries`.
+    for sandboxes with their own user namespace. entries: additional entries to stage; see `launcher.stage_entries`.
     seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
     files are not limited.
     """

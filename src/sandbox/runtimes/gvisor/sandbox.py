@@ -76,7 +76,7 @@ _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 _MEMORY_CHECK_SECONDS = 0.5
 _DESCRIPTORS_PER_DIRECTORY = 2
-"""For each directory that is open inside: one descriptor to look entries up, one to list them."""
+"""Number of host descriptors for each directory that is open inside: one to look up entries, one to list them."""
 
 _RUNSC_FAILED = 128
 """Exit code of a failed runsc. A command can end with it too, but then the log contains no error."""
@@ -88,7 +88,7 @@ _PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FI
 
 
 class GvisorSandbox(BaseSandbox):
-    """Created by `GvisorRuntime.create`."""
+    """A sandbox on gVisor's kernel. Implements `Sandbox`; created by `GvisorRuntime.create`."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
@@ -161,7 +161,10 @@ class GvisorSandbox(BaseSandbox):
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
     async def detailed_file_usage(self) -> FileUsage:
-        """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
+        """Count only the directories that gVisor has open on the host.
+
+        The memory of other open files is charged to the control group.
+        """
         return await asyncio.to_thread(
             self._group.directory_usage, descriptors_per_directory=_DESCRIPTORS_PER_DIRECTORY
         )
@@ -208,7 +211,7 @@ class GvisorSandbox(BaseSandbox):
 
 
 async def _run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
-    """Run runsc to its end, within 10 s. Returns whether it succeeded. Raises OSError."""
+    """Run runsc until it exits, for at most 10 s. Returns whether it succeeded. Raises OSError."""
     process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
     ended_fd = os.pidfd_open(process.pid)
     try:

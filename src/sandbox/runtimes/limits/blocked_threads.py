@@ -1,11 +1,12 @@
-"""What the kernel holds for threads that wait in a system call, and the interruption of such threads.
+"""Interrupts threads that wait in a system call, and measures the buffers of their calls.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor meanwhile. Such a file is
 in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them with the
 same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 
-A call may also keep a buffer that no control group is charged for. A read of a setting in /proc/sys and a netlink
-request have one of the size that the program passes. A page fault in the program's own memory can make the call wait.
+A call may also use a buffer that no control group is charged for. For a read of a setting in /proc/sys and for a
+netlink request, the program determines the buffer's size. A page fault in the program's own memory can make the call
+wait.
 """
 
 import ctypes
@@ -175,9 +176,9 @@ def _read_netlink_sockets(path: Path) -> frozenset[str]:
 
 
 class SyscallBufferMeter:
-    """Buffers of calls in progress of one sandbox's threads.
+    """Measures the buffers of system calls in progress of one sandbox's threads.
 
-    Threads are inspected while the machine's kernel memory has grown by more than the limit.
+    Threads are inspected only while the machine's kernel memory has grown by more than the limit.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class SyscallBufferMeter:
         self._lowest = count_all()
 
     def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
-        """Return the bytes; 0 while the machine's growth does not exceed the limit, None if that is unknown."""
+        """Return the bytes; 0 while the machine's growth does not exceed the limit, or None if that is unknown."""
         total = self._count_all()
         if total is None:
             return None

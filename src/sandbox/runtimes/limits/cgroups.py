@@ -44,7 +44,7 @@ _DEFAULT_TCP_MEMORY_DIVISOR = 16
 """TCP may use 1/16 of the machine's memory before there is pressure, unless tcp_mem was changed."""
 
 _SOCKET_MEMORY_DIVISOR = 8
-"""Socket buffers may hold 1/8 of the sandbox's memory (vm.memory)."""
+"""Socket buffers may use 1/8 of the sandbox's memory (vm.memory)."""
 _FEW_SOCKETS = 64
 """The receive queues of up to this many sockets are not measured.
 
@@ -79,7 +79,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         self._write("cpu.cfs_quota_us", cpus * _PERIOD_MICROSECONDS)
 
     def add(self, pid: int) -> None:
-        """Move a process into the group, which its later children inherit. Raises OSError."""
+        """Move a process into the group. Its later children inherit the group. Raises OSError."""
         for directory in self.directories:
             _write(directory / "cgroup.procs", str(pid))
 
@@ -98,7 +98,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return frozenset(int(pid) for listing in listings for pid in listing.split())
 
     def kill(self) -> None:
-        """Send KILL to every process once. Without `cgroup.kill`, a process that is being forked may be missed."""
+        """Send SIGKILL to every process once. Without `cgroup.kill`, a process that is being forked may be missed."""
         if self._write("cgroup.kill", 1):
             return
         for pid in self.process_ids():
@@ -144,7 +144,8 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
         v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
-        with. socket_counter: of that network namespace. call_buffer_meter: None for a sandbox with its own kernel.
+        with. socket_counter: counts the sockets of that network namespace. call_buffer_meter: None for a sandbox with
+        its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -174,7 +175,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
         """Return the open files of the group's processes; unknown without a cgroup. Reads many files of /proc.
 
-        epoll_counter: of this group; None to leave epoll entries out.
+        epoll_counter: counts this group's epoll entries; None to omit them.
         """
         if not self.directories:
             return FileUsage()
@@ -190,7 +191,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             one.interrupt_if_grown(self.process_ids())
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
-        """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
+        """Count the open directories, and no other files, of a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _kernel_bytes_of_all(self) -> int:
@@ -212,7 +213,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return any((directory / "memory.max").exists() for directory in self.directories)
 
     def remove(self) -> bool:
-        """Remove the group's directories. Returns False while the kernel still keeps one."""
+        """Remove the group's directories. Returns False if one cannot be removed yet."""
         for directory in self.directories:
             try:
                 directory.rmdir()
@@ -287,7 +288,7 @@ def _is_writable(directory: Path) -> bool:
 
 
 def socket_buffer_bytes(memory_bytes: int) -> int:
-    """Return the bytes that socket buffers may hold in a sandbox with `memory_bytes` of memory."""
+    """Return the maximum total size of socket buffers in a sandbox with `memory_bytes` of memory, in bytes."""
     return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
@@ -362,7 +363,7 @@ def parse_control_group(text: str) -> ControlGroup:
 
 
 def format_control_group(group: ControlGroup) -> str:
-    """Format the group for a handle."""
+    """Return the text that represents the group in a handle."""
     return "\n".join(map(str, group.directories))
 
 

@@ -35,7 +35,7 @@ An epoll instance that is in transit in a Unix socket cannot be inspected. Ordin
 receive such descriptors quickly, so repeated counts rarely find any.
 """
 _COMPARED_FILES_MAX = 8
-"""Number of instances that each instance is compared with. Beyond it, shared instances may be counted repeatedly."""
+"""Maximum number of instances that each one is compared with. Beyond it, shared ones may be counted repeatedly."""
 
 _KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0

@@ -20,8 +20,8 @@ LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
 """Uids that nothing else uses.
 
-They are above the subordinate uids of login.defs (up to 600,100,000), which containers of the machine's users run with,
-and above those of systemd's containers (up to 1,879,048,191).
+They are above the subordinate uids of login.defs (up to 600,100,000), which containers of the machine's users have.
+They are also above the uids of systemd's containers (up to 1,879,048,191).
 """
 
 FILES_UIDS_OFFSET = 100_000
@@ -32,7 +32,7 @@ _HASH_MULTIPLIER = 2_654_435_761
 
 
 class KernelUidPool:
-    """A range of uids. For root only: an ordinary user has a single uid."""
+    """Allocates uids from a range. For root only: an ordinary user has a single uid."""
 
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
@@ -84,7 +84,7 @@ class KernelUidPool:
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
     def find_uid(self, attempt_id: str) -> int | None:
-        """Return the uid whose latest claim, by any process, names the attempt; None if there is none."""
+        """Return the uid whose latest claim, by any process, names the attempt, or None if there is none."""
         name = attempt_id.encode()
         try:
             claim_files = [path for path in self._directory.iterdir() if path.name.isdigit()]
@@ -178,7 +178,7 @@ except OSError as error:
 
 
 def _has_files_in_transit(uid: int) -> bool:
-    """Return whether the kernel still holds files that an earlier owner sent and nobody received.
+    """Return whether files that an earlier owner sent over a socket have not been received.
 
     They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, whose
     processes can then send no files. If the test does not finish in time, the uid counts as one with such files.

@@ -31,7 +31,7 @@ _MACHINE_LOCKS_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because listing many takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
-"""Number of open files to inspect; a larger set is sampled at random each time."""
+"""Maximum number of open files to inspect; a larger set is sampled at random each time."""
 
 _LOCK_COUNT_SECONDS = 2.0
 """Maximum CPU time of one count of locks. Usually it takes 0.2 s.
@@ -39,7 +39,7 @@ _LOCK_COUNT_SECONDS = 2.0
 For an epoll or inotify instance, the kernel also lists all that it watches: 0.5 s for a million entries.
 """
 _LOCK_BYTES_MAX = 1 << 20
-"""Bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
+"""Maximum number of bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
 
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _LOCK_KIND = re.compile(r"^lock:\s+\d+: (\w+)", re.MULTILINE)
@@ -50,7 +50,7 @@ _OWN_FILES = (
 """Prefixes of the paths of files that have a separate inode in each sandbox."""
 
 _HOST_SETTINGS = "/proc/sys/"
-"""Bind-mounted from the host's /proc if the server runs as an ordinary user."""
+"""Prefix of the settings that are bind-mounted from the host's /proc if the server runs as an ordinary user."""
 
 
 def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> FileUsage:
@@ -84,10 +84,10 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
 
 
 class FileLockCounts(msgspec.Struct):
-    """Locks taken through a number of open files.
+    """Numbers of locks taken through a set of open files.
 
-    posix: POSIX locks. shared: locks of any kind on files that the host uses too. was_cut_short: whether counting took
-    too long.
+    posix: number of POSIX locks. shared: number of locks of any kind on files that the host uses too. was_cut_short:
+    whether counting stopped early because it took too long.
     """
 
     posix: int = 0
@@ -113,7 +113,7 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     """Count the open directories of a sandbox whose kernel is a host program. One of its processes opens all of them.
 
     Other processes may share that process's table of files, so the numbers are not added up. Descriptors opened with
-    O_PATH hold nothing. descriptors_per_directory: number of descriptors that the program opens for a directory.
+    O_PATH do not count. descriptors_per_directory: number of descriptors that the program opens for a directory.
     """
     tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
     table = max(tables, key=lambda one: tables[one], default="")
@@ -173,7 +173,10 @@ def is_o_path_descriptor(file: str) -> bool:
 
 
 def list_locks(file: str) -> list[str]:
-    """Return the kind of each lock taken through this open file. Of kinds other than POSIX, a file has at most one."""
+    """Return the kind of each lock taken through this open file; empty if the file was closed.
+
+    There can be many POSIX locks, but at most one lock of each other kind.
+    """
     with suppress(OSError), Path(file.format("fdinfo")).open() as info:
         return _LOCK_KIND.findall(info.read(_LOCK_BYTES_MAX))
     return []
@@ -226,15 +229,16 @@ _MEMORY = 7
 """INET_DIAG_SKMEMINFO: an attribute of several numbers. The first is the memory of the receive and error queues."""
 
 _COUNTED_SOCKETS_MAX = 65536
-"""Number of sockets to inspect. A larger number exceeds every limit."""
+"""Maximum number of sockets to inspect. A larger number exceeds every limit."""
 _RESPONSE_SECONDS = 2.0
 
 
 class SocketUsage(msgspec.Struct, frozen=True):
     """Received data that no program has read.
 
-    received_bytes: bytes in receive queues. half_open: connections in SYN_RECV, which only the listener holds.
-    udp_sockets_on_port: UDP sockets of the port that has the most. One broadcast is copied to each of them at once.
+    received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
+    udp_sockets_on_port: number of UDP sockets of the port that has the most. One broadcast is copied to each of them at
+    once.
     """
 
     received_bytes: int = 0
@@ -252,7 +256,7 @@ class SocketCounter:
         self._sequence = 0
 
     def count(self) -> SocketUsage | None:
-        """Count waiting data; None if this kernel does not report it or did not respond in time."""
+        """Return the current usage, or None if this kernel does not report it or did not respond in time."""
         with self._lock:
             try:
                 ports: Counter[int] = Counter()
@@ -305,7 +309,7 @@ def raise_netlink_error(messages: bytes, at: int, length: int) -> None:
 
 
 def read_port(messages: bytes, at: int) -> int:
-    """The local port of the socket that a reply describes."""
+    """Return the local port of the socket that a reply describes."""
     return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 

@@ -20,7 +20,7 @@ ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
 """The type's default, TCP and UDP. For any other protocol the kernel tries to load a module of the host."""
 
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
-"""Flags that hold a datagram back: up to 64 KiB in each socket, which nothing counts. TCP_CORK does so for streams."""
+"""Flags that hold back a datagram: up to 64 KiB per socket, charged to no control group. TCP_CORK is for streams."""
 
 _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
@@ -67,10 +67,13 @@ ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
 }  # fmt: skip
 """Allowed options by level.
 
-Not allowed, among others: filters (SO_ATTACH_FILTER and similar), UDP_CORK, memberships of IPv6 and of sources (no
-limit per socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP,
-TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: received data is then in pages that TCP_ZEROCOPY_RECEIVE can map. IP_MINTTL,
-IPV6_MINHOPCOUNT: a socket that drops replies unseen keeps the peer's connection half-open for hours.
+Among those that are not allowed:
+- filters (SO_ATTACH_FILTER and similar), UDP_CORK, flow labels, SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP, TCP_MD5SIG and
+  TCP_REPAIR
+- memberships of IPv6 and of sources, which have no limit per socket
+- SO_TIMESTAMPING, which queues sent data
+- SO_ZEROCOPY, after which received data is in pages that TCP_ZEROCOPY_RECEIVE can map
+- IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
 """
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
@@ -89,7 +92,7 @@ _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
 _SIGN_BIT = 0x80000000
 _SYSCALL_NUMBER_MAX = 462
-"""The last system call known when this was written (mseal). Newer ones fail with ENOSYS."""
+"""The highest system call number that the filter allows (mseal). Higher ones fail with ENOSYS."""
 
 _DENIED_IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
@@ -139,9 +142,9 @@ FIOASYNC succeeds without effect, because nginx requires it.
 _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, also with SCHED_RESET_ON_FORK.
 
-A program of low priority that holds a lock of the kernel keeps it as long as other programs of the sandbox are busy,
-and the whole machine waits. So no priority is lowered. sched_setattr is denied, because its policy is in memory, which
-a filter cannot read.
+A program of low priority does not run while other programs of the sandbox are busy. If it holds a lock of the kernel
+then, the whole machine waits. So no priority is lowered. sched_setattr is denied, because its policy is in memory,
+which a filter cannot read.
 """
 
 _CLOSE_RANGE_UNSHARE = 0x2
@@ -165,10 +168,10 @@ The kernel keeps a file's access control lists in memory that no control group i
 """
 
 _POLLED_FILES_MAX = 4096
-"""Maximum files in one call of poll or select. The kernel holds 72 bytes for each, which no control group counts."""
+"""Maximum number of files in one call of poll or select. Each uses 72 bytes of kernel memory, charged to no group."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
-"""Maximum operations in one semop. One call retries those of all waiting threads at once: 80 ms for 500 each."""
+"""Maximum number of operations in one semop. A call retries those of all waiting threads: 80 ms for 500 each."""
 
 _MERGEABLE = 12
 """MADV_MERGEABLE: a kernel thread searches for equal pages. It needs 64 bytes per page, which no control group is
@@ -192,8 +195,8 @@ class Architecture(msgspec.Struct, frozen=True):
     """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
-    sendfile: refused. The pages that they put into a pipe or socket are charged to no control group or belong to the
-    host, and a socket counts only the used bytes of a page. Programs fall back to copying.
+    sendfile: refused, because they put pages into a pipe or socket that belong to the host or are charged to no control
+    group. A socket counts only the used bytes of a page. Programs fall back to copying.
     """
 
     audit: int
@@ -454,7 +457,7 @@ def _restrict_internet_sockets() -> list[bytes]:
 
 
 def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
-    """Refuse uses that make the kernel hold memory that the control group does not count."""
+    """Refuse uses for which the kernel allocates memory that the control group does not count."""
     return [
         *_restrict_socket_options(architecture.setsockopt),
         *_refuse_zerocopy_receive(architecture.getsockopt),
@@ -488,7 +491,7 @@ def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:
 
 
 def _skip_unless_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
-    """Run `body` only if the accumulator is one of `values`. Afterwards the accumulator is what `body` left."""
+    """Run `body` only if the accumulator is one of `values`. Afterwards the accumulator has the value from `body`."""
     last = len(values) - 1
     checks = [
         _instruction(_JUMP_EQUAL, one, last - index, len(body) if index == last else 0)

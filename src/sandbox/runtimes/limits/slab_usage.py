@@ -1,8 +1,8 @@
 """Measures kernel memory that no control group is charged for because most of it is idle.
 
-The kernel charges objects, not the slabs that contain them. A program that fills many slabs and frees all but one
-object of each gets most of the charge back but frees little memory, and can repeat this with other kinds of objects.
-The kernel reclaims some kinds, such as cached inodes and names of files, but no slab with an inode that is in use.
+The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
+of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
+objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
 The origin of idle objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
 charge, relative to what the other sandboxes are charged for.
 """
@@ -88,7 +88,7 @@ class _Growth:
 
 
 class IdleSlabMeter:
-    """Idle slab bytes attributed to one sandbox since the first count."""
+    """Measures the idle slab bytes that are attributed to one sandbox since the first count."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Runs an additional command in a sandbox of namespaces. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's init through a pidfd, so it depends on no path and no process id that a
+It enters the namespaces of the sandbox's init through a pidfd. So it depends on no path and no process id that a
 process inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the
 sandbox's devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so
 processes inside do not see it and cannot read its memory.

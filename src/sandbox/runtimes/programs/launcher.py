@@ -1,18 +1,25 @@
 """The process that becomes a sandbox. A separate program, run without importing the package.
 
-It creates the network namespace, opens the gateway's listeners in it, stages the host files for the sandbox below one
-path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the listeners. Then it
-waits for one message with the command and execs it. It is generic: the message determines what to exec (bubblewrap,
-runsc, QEMU). For each `run` message it instead starts a program as a child and continues to wait.
+It works in these steps:
+1. Create the network namespace and open the gateway's listeners in it.
+2. Stage the host files for the sandbox below one path of a private mount namespace.
+3. Switch to the sandbox's kernel uid and report `ready` with the listeners.
+4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
+   each `run` message, start a program as a child instead and continue to wait.
 
-Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
-before the kernel uid changes, because that uid may not be able to read this interpreter's files.
+Only built-in and C modules are imported, because `socket`, `signal` and `json` would double the start time. They are
+imported before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
-Arguments: control descriptor; parent's pid; kernel uid (`-` as an ordinary user); kernel uid of the agent's files if it
-is a different one (else `-`); descriptor of a file with a system call filter for a process that makes the system calls
-of all programs inside (else `-`; only then open files are limited); transparent ports, separated by commas; then
-triples of KIND, NAME and VALUE to stage at STAGING_DIRECTORY/NAME, see `stage_entries`. The last argument is a marker
-for finding the process and is otherwise ignored.
+Arguments, in this order:
+- Control descriptor.
+- Parent's pid.
+- Kernel uid, or `-` if an ordinary user runs the server.
+- Kernel uid of the agent's files if it is a different one, or `-`.
+- Descriptor of a file with a system call filter, for a process that makes the system calls of all programs inside. For
+  other processes this is `-`, and open files are limited.
+- Transparent ports, separated by commas.
+- Triples of KIND, NAME and VALUE to stage at STAGING_DIRECTORY/NAME, see `stage_entries`.
+- A marker for finding the process. It is otherwise ignored.
 """
 
 import _socket
@@ -42,7 +49,7 @@ NETWORK_SETTINGS = {
 }
 """Settings of the sandbox's network namespace: bytes, except for connections in TIME_WAIT and memberships of a socket.
 
-A connection that nobody has accepted holds about the second number of tcp_rmem. tstamp_allow_data: sent data is not
+A connection that no program has accepted uses about the second number of tcp_rmem. tstamp_allow_data: sent data is not
 queued with its timestamp.
 """
 
@@ -74,7 +81,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def set_parent_death_signal(parent: int) -> None:
-    """Die when the thread that started this process ends. Each change of uid clears this: call it again then."""
+    """Make the kernel kill this process when the thread that started it ends. Call it again after each uid change."""
     check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)
@@ -97,8 +104,8 @@ def enter_namespaces(as_root: bool) -> None:
 def mount_unmasked_proc() -> None:
     """Mount a complete /proc over the host's.
 
-    In a container, some files of /proc are covered, and the kernel lets a user namespace mount its own /proc only where
-    an uncovered one is visible (mount_namespaces(7), "locked" mounts).
+    In a container, some files of the host's /proc are covered. A user namespace may mount its own /proc only if an
+    uncovered one is visible (mount_namespaces(7), "locked" mounts).
     """
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 

@@ -27,7 +27,7 @@ _LIMITS = (
 
 
 def apply_process_limits(*, limits_open_files: bool) -> None:
-    """Apply what the command inherits: limits, default signals, no core dumps, and preference by the OOM killer.
+    """Apply the settings that the command inherits: limits, default signal handling, no core dumps, its OOM score.
 
     The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
     """
@@ -43,7 +43,7 @@ def apply_process_limits(*, limits_open_files: bool) -> None:
 
 
 def limit_open_files() -> None:
-    """Limit open files for this process and its descendants. A lower hard limit stays."""
+    """Limit open files for this process and its descendants. A lower hard limit is not raised."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, OPEN_FILES_SOFT_MAX), limit))
@@ -56,7 +56,7 @@ def lower_limits() -> None:
 
 
 def lower_limit(kind: int, value_max: int) -> None:
-    """Set the soft and hard limit to `value_max`. A lower hard limit stays."""
+    """Set the soft and hard limit to `value_max`. A lower hard limit is not raised."""
     _, hard = resource.getrlimit(kind)
     bound = value_max if hard == resource.RLIM_INFINITY else min(hard, value_max)
     resource.setrlimit(kind, (bound, bound))

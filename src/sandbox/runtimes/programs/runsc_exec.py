@@ -4,9 +4,9 @@ It enters the namespaces of the sandbox's own runsc through a pidfd and becomes 
 sandbox's kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
-finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd, and for a
-terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two empty ones,
-for runsc's log messages and for the started command's pid inside the sandbox.
+finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd. For a
+terminal, it passes three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on. The first one contains
+the command. The others are empty: runsc writes its log messages and the started command's pid into them.
 """
 
 import _socket

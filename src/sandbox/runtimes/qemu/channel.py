@@ -9,19 +9,19 @@ from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
 REPLIES_MAX = 4
-"""Frames without output that a guest may send for each frame of the host.
+"""Maximum number of frames without output that a guest may send for each frame of the host.
 
 The guest needs this many when a command starts and ends and both of its streams end.
 """
 
 UNSOLICITED_FRAMES_MAX = 8
-"""Additional frames that a guest may send without a frame from the host."""
+"""Maximum number of additional frames that a guest may send without a frame from the host."""
 
 READ_COST = 20
 """Cost of a read, in frames."""
 
 COST_PER_SECOND_MAX = 100_000
-"""Frames that are handled per second; each read counts as READ_COST frames. The rest waits in the guest."""
+"""Maximum number of frames handled per second; each read counts as READ_COST frames. The rest waits in the guest."""
 
 CONSOLE_BYTES_MAX = 64 * 1024
 CONSOLE_PAUSE_SECONDS = 0.1
@@ -48,7 +48,7 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
-        """Take ownership of the socket."""
+        """Read from a connected socket, and take ownership of it."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
 
     def send(self, kind: bytes, number: int, body: bytes = b"") -> None:
@@ -120,7 +120,7 @@ class GuestStream(asyncio.ReadTransport):
         self.reader.set_transport(self)
 
     def feed(self, data: bytes) -> bool:
-        """Add data of the guest. Returns whether there was any and the stream accepts it.
+        """Add data of the guest. Returns whether the stream accepted any data.
 
         Aborts the channel if the guest keeps sending after a PAUSE frame.
         """
@@ -170,7 +170,7 @@ class OutputTail(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
-        """Take ownership of the socket."""
+        """Read from a connected socket, and take ownership of it."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

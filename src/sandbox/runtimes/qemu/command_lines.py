@@ -14,7 +14,7 @@ from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes.qemu.components import QEMU
 
 KERNEL = "/boot/vmlinuz"
-"""Path in the jail."""
+"""Path of the guest's kernel in the jail."""
 
 _MEBIBYTE = 1024 * 1024
 GUEST_OVERHEAD_BYTES = 160 * _MEBIBYTE
@@ -24,7 +24,7 @@ JAIL_OVERHEAD_BYTES = GUEST_OVERHEAD_BYTES + 384 * _MEBIBYTE
 """Memory of the host in addition to the command's: GUEST_OVERHEAD_BYTES, QEMU with its translation cache, virtiofsd."""
 
 JAIL_THREADS = 160
-"""Threads of QEMU and virtiofsd."""
+"""Maximum number of threads of QEMU and virtiofsd together."""
 
 _TB_CACHE_MEBIBYTES = 128
 _CACHED_FILES_MAX = 500_000
@@ -134,7 +134,7 @@ def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptor
 
 
 def _kernel_command_line(accelerator: Accelerator) -> str:
-    """Return the kernel's parameters. An emulated kernel gets the TSC's frequency: measuring it often hangs."""
+    """Return the kernel's parameters, with the TSC's frequency for an emulated kernel: measuring it often hangs."""
 
     if accelerator is Accelerator.KVM:
         return _KERNEL_PARAMETERS

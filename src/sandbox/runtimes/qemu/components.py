@@ -18,7 +18,7 @@ _KERNEL_MODULES = (
     "drivers/net/virtio_net.ko",
     "fs/overlayfs/overlay.ko",
 )
-"""In the order of their dependencies."""
+"""Modules that the guest loads, in the order of their dependencies."""
 
 INSTALL_HINT = (
     "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"

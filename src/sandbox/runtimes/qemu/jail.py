@@ -25,10 +25,10 @@ from sandbox.runtimes.qemu.components import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
 _MODULES = ("frames", "machine", "commands", "streams", "agent")
-"""Each module comes after those that it imports."""
+"""Modules of the guest agent. Each one comes after those that it imports."""
 
 GUEST_AGENT_PATH = "/agent"
-"""Path in the guest."""
+"""Path of the agent's code in the guest."""
 
 _START_SCRIPT = f"""#!{{interpreter}} -ISE
 import marshal, sys
@@ -77,7 +77,7 @@ _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/s
 
 
 class GuestSpec(msgspec.Struct, frozen=True):
-    """One guest.
+    """Describes one guest.
 
     execute_only_programs: programs that may be executed but not read. run_dir: a private directory.
     """

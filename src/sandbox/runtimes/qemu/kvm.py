@@ -17,7 +17,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class KvmStatus:
-    """Stored failure of KVM, shared by all processes with this run directory until a reboot or the next probe."""
+    """Stores whether KVM failed, for all processes with this run directory, until a reboot or the next probe."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _FAILURE_FILE

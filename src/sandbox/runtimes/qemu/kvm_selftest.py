@@ -14,7 +14,7 @@ import struct
 import sys
 
 SELFTEST_CPU_SECONDS = 0.5
-"""Thirty times the duration on a CPU that executes the loop directly."""
+"""Limit of CPU time: thirty times the duration on a CPU that executes the loop directly."""
 
 _COUNTDOWN_CODE = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
 _MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000
@@ -53,7 +53,7 @@ def main(instructions: bytes) -> int:
 
 
 def _set_protected_mode(system: bytearray) -> None:
-    """Enter protected mode with all memory in each segment, which every KVM executes on the CPU itself."""
+    """Enter protected mode with all memory in each segment. Every KVM executes such code on the CPU itself."""
     for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _DATA_SEGMENTS)]:
         _SEGMENT.pack_into(system, index * _SEGMENT.size, 0, 0xFFFFFFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)
     (control,) = struct.unpack_from("Q", system, _CONTROL)

@@ -39,9 +39,9 @@ _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class BootError(Exception):
-    """The guest did not reach its agent. The message describes how far the boot got.
+    """The guest's agent did not start. The message describes how far the boot got.
 
-    has_timed_out: the guest may still have been booting.
+    has_timed_out: the time limit was exceeded, so the guest may still have been booting.
     """
 
     def __init__(self, message: str, *, has_timed_out: bool = False) -> None:
@@ -50,7 +50,7 @@ class BootError(Exception):
 
 
 class QemuSandbox:
-    """Created by `QemuRuntime.create`. The guest's frames are untrusted."""
+    """A sandbox in a guest. Implements `Sandbox`; created by `QemuRuntime.create`. The guest's frames are untrusted."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class QemuSandbox:
         return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):

@@ -51,9 +51,13 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
 def prepare(settings: list[str]) -> None:
     """Prepare everything that does not need the command's pid namespace. Raises OSError.
 
-    settings: host name, bytes of memory, number of processes, bytes of /dev/shm, ports of the gateway separated by
-    commas, number of files to cache, soft and hard limit of open files per process, and the path of each execute-only
-    program.
+    `settings` contains, in this order:
+    - Host name.
+    - Limits: bytes of memory, number of processes, bytes of /dev/shm.
+    - Ports of the gateway, separated by commas.
+    - Number of files to cache, which this function ignores.
+    - Soft and hard limit of open files per process.
+    - Path of each execute-only program.
     """
     host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *execute_only_paths = settings
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
@@ -181,7 +185,7 @@ _ATTRIBUTES_BYTES = 120
 
 
 def _redirect_to_gateway(group: str, ports: Sequence[int], target: str) -> None:
-    """Make connections of the group's processes to `ports` of 127.0.0.1 reach `target`, where the gateway listens.
+    """Redirect connections of the group's processes to `ports` of 127.0.0.1 to `target`, where the gateway listens.
 
     A small BPF program in the guest's kernel changes the address when a process connects. Raises OSError.
     """
