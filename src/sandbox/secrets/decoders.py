@@ -26,7 +26,7 @@ FindTokens = Callable[[bytes], Iterator[EscapeToken]]
 
 
 class DecodedLayer:
-    """The original bytes (layer 0), or those of the layer below with its escape tokens decoded."""
+    """The original bytes (layer 0), or the bytes of the layer below with their escape tokens decoded."""
 
     def __init__(self, data: bytes, source: DecodedLayer | None = None) -> None:
         self.data = data
@@ -35,7 +35,7 @@ class DecodedLayer:
         self._decoded_starts, self._decoded_ends = array("L"), array("L")  # of their decoded text, in this layer
 
     def decode(self, find_tokens: FindTokens) -> DecodedLayer | None:
-        """Decode the tokens of this layer into the next one; None if there are none."""
+        """Decode the tokens of this layer and return the next layer, or None if there are no tokens."""
         layer = DecodedLayer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
@@ -236,4 +236,4 @@ ENCODED_NORMALIZER = Normalizer(
 """Base64 and hex: drops line breaks and blanks, and unifies both base64 alphabets."""
 
 EXACT_NORMALIZER = Normalizer({}, (b"", b""), b"")
-"""Keep every byte. For values that consist of bytes that the other normalizers drop."""
+"""Keeps every byte, for values that consist of bytes that the other normalizers drop."""

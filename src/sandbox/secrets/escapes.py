@@ -1,4 +1,4 @@
-"""Escapes and invisible sequences: finds and decodes them, including incomplete ones. None contains a line feed."""
+"""Finds and decodes escapes and invisible characters, including incomplete ones. None contains a line feed."""
 
 import re
 from codecs import utf_8_decode
@@ -100,7 +100,7 @@ _BACKSLASHES_MAX = 64
 _LEADING_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
-"""Without tabs, line feeds, and the characters that start, end or abort terminal escapes."""
+"""Control characters except tabs, line feeds, and those that start, end or abort terminal escapes."""
 
 _ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
 
@@ -183,7 +183,7 @@ _LATIN1_ESCAPES = [
     if re.match(_LATIN1_CONTROLS, bytes([first]))
 ]
 _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE)
-"""For bytes that are not UTF-8."""
+"""Matches escapes in bytes that are not UTF-8."""
 
 
 @cache

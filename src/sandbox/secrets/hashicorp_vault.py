@@ -11,9 +11,9 @@ from sandbox.secrets.sources import unavailable_error
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 _STATUS_MESSAGES = {
-    "Forbidden": "Vault denies access to the server (403); give the server's token a policy that reads this path.",
+    "Forbidden": "Vault denies the server access (403); give the server's token a policy that may read this path.",
     "Unauthorized": "Vault rejects the server's token (401); set a valid one.",
-    "InvalidPath": "Vault has nothing at this path (404) in the engine mounted at {mount}; check path and mount.",
+    "InvalidPath": "Vault has no secret at this path (404) in the engine mounted at {mount}; check path and mount.",
     "RateLimitExceeded": "Vault's rate limit is exceeded (429); submit the task again later.",
     "VaultDown": "Vault is sealed or down (503); unseal it and submit the task again.",
     "VaultNotInitialized": "Vault is not initialized (501).",
@@ -22,7 +22,11 @@ _STATUS_MESSAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class VaultSettings:
-    """The server's access to Vault. `mount`: where the engine is mounted; `ca_file`: CA of Vault's certificate."""
+    """The server's access to Vault.
+
+    mount: path at which the key-value engine is mounted. ca_file: file with the certificates of the authority that
+    signed Vault's certificate; None for the default authorities.
+    """
 
     address: str
     token: str = field(repr=False)
@@ -58,7 +62,10 @@ class VaultSource:
         return value
 
     def _read_field(self, secret: Secret, path: str, name: str) -> Any:
-        """Read a field. hvac is slow to import and only needed by servers whose users have secrets in Vault."""
+        """Read a field of a Vault secret.
+
+        hvac is imported here, because it is slow to import and only needed if users have secrets in Vault.
+        """
         import hvac
         import requests
         from hvac.exceptions import VaultError
@@ -98,5 +105,5 @@ class VaultSource:
         except (AttributeError, KeyError, TypeError):
             raise unavailable_error(
                 secret,
-                f"{settings.address} is not a key-value engine of version 2; check the address.",
+                f"{settings.address} does not serve a key-value engine of version 2; check the address.",
             ) from None

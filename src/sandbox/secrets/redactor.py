@@ -27,7 +27,7 @@ class SecretStreamRedactor:
         self._unscanned = bytearray()
         self._emitted = 0
         self._started_value: int | None = None
-        """Where in the pending data a value has probably started. None if unknown."""
+        """Position in the pending data at which a value has probably started. None if not searched yet."""
         self.has_redacted = False
 
     @property

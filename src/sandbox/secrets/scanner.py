@@ -154,7 +154,7 @@ class Scanner:
         return align_cut(layers, safe_end)
 
     def find_started_value(self, layers: list[DecodedLayer]) -> int:
-        """Return the first position in layer 0 from which the data is likely the start of a value; its end if none."""
+        """Return the first position in layer 0 at which a value has likely started; the end of the data if none has."""
         length = len(layers[0].data)
         starts = (self._first_partial_match(*cut, length, _STARTED_VALUE_BYTES) for cut in _layer_cuts(layers))
         return min(starts, default=length)
@@ -216,7 +216,7 @@ def replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int |
 
 
 def _placeholder(matched: bytes, name: str) -> bytes:
-    """Return the placeholder of a value. It keeps JSON valid: outer quotes stay, an object or list becomes a string."""
+    """Return the placeholder of a value. JSON remains valid: outer quotes are kept, and objects become strings."""
     placeholder = f"[REDACTED:{name}]".encode()
     quote = _QUOTE.search(matched)
     if quote and matched[:1] + matched[-1:] in (b"{}", b"[]"):

@@ -1,4 +1,4 @@
-"""Sources of secrets on the server: files below a directory, and environment variables; and their resolver."""
+"""Sources of secrets on the server (files below a directory, environment variables), and the resolver of secrets."""
 
 import asyncio
 import errno
@@ -14,7 +14,10 @@ from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
 
 
 def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """Build the error. `reason`: the problem and its fix, for operators; never a value."""
+    """Build the error.
+
+    reason: the problem and its fix, for operators. It must not contain the value.
+    """
     detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
     return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 
@@ -124,7 +127,7 @@ _SOURCE_REMEDIES = {
 
 
 class SecretResolver:
-    """Resolves secrets from their sources. `sources`: by the source names of manifests."""
+    """Resolves secrets from their sources. sources: the sources, by the names that manifests use."""
 
     def __init__(self, sources: Mapping[str, SecretSource]) -> None:
         self._sources = sources
@@ -148,7 +151,7 @@ class SecretResolver:
             raise SecretUnavailableError(missing_secrets_message(missing), " ".join(missing.values()))
         if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:
             raise SecretUnavailableError(
-                f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB together; use fewer."
+                f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB in total; use fewer."
             )
         return values
 

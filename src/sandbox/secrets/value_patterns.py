@@ -93,7 +93,7 @@ A pattern that omitted more of the value would match other values.
 _WINDOWS_1252_CODES = {
     ord(character): number for number in range(0x80, 0xA0) for character in bytes([number]).decode("cp1252", "ignore")
 }
-"""In HTML `&#128;` is a euro sign. In XML it is a control, which is how the layers decode it."""
+"""In HTML, `&#128;` is a euro sign. In XML, it is a control character; the layers decode it as in XML."""
 
 
 def _text_variants(value: str) -> Iterator[bytes]:

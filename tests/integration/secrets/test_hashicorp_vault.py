@@ -87,11 +87,11 @@ def test_mount_and_namespace_come_from_the_settings(vault: FakeVault):
 
 def test_denied_secret_is_reported(vault: FakeVault):
     vault.denied.add("team/app")
-    assert "denies access to the server (403)" in resolve_error(vault)
+    assert "denies the server access (403)" in resolve_error(vault)
 
 
 def test_missing_path_or_field_is_reported(vault: FakeVault):
-    assert "nothing at this path (404) in the engine mounted at secret" in resolve_error(vault, "team/other#password")
+    assert "no secret at this path (404) in the engine mounted at secret" in resolve_error(vault, "team/other#password")
     assert "has no field user" in resolve_error(vault, "team/app#user")
     assert "not a string" in resolve_error(vault, "team/app#port")
 
@@ -132,14 +132,14 @@ def test_vault_errors_are_reported(vault: FakeVault, status: int, message: str):
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": {"keys": []}}', b'{"data": null}', b"", b'"text"'])
 def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
     vault.body = body
-    assert "not a key-value engine of version 2" in resolve_error(vault)
+    assert "does not serve a key-value engine of version 2" in resolve_error(vault)
 
 
 def test_token_does_not_follow_a_redirect(vault: FakeVault):
     with serving(FakeVault()) as redirect_target:
         redirect_target.secrets["team/app"] = {"password": "of the redirect target"}
         vault.status, vault.location = 307, f"{redirect_target.address}/v1/secret/data/team/app"
-        assert "not a key-value engine" in resolve_error(vault)
+        assert "does not serve a key-value engine" in resolve_error(vault)
         assert redirect_target.requests == []
 
 

@@ -86,7 +86,7 @@ def test_each_secret_is_named_once_and_other_messages_are_kept():
     failure = Failure(FailureCode.SECRET_UNAVAILABLE, old)
     assert (failure.message, failure.detail) == (missing_secrets_message(["TOKEN", "OTHER"]), old)
     for code, message in (
-        (FailureCode.SECRET_UNAVAILABLE, "The secrets of the task are larger than 256 KiB together; use fewer."),
+        (FailureCode.SECRET_UNAVAILABLE, "The secrets of the task are larger than 256 KiB in total; use fewer."),
         (FailureCode.AGENT_FAILED, DETAIL),
     ):
         assert Failure(code, message) == Failure(code, message, detail="")

@@ -128,7 +128,7 @@ async def test_value_with_a_nul_is_unavailable():
 def test_total_size_of_values_is_limited():
     source = SecretResolver({"vault": ScriptedSource("x" * 65536)})
     assert len(asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(4)]))) == 4
-    with pytest.raises(SecretUnavailableError, match="larger than 256 KiB together"):
+    with pytest.raises(SecretUnavailableError, match="larger than 256 KiB in total"):
         asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(5)]))
 
 
