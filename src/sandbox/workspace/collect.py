@@ -1,6 +1,6 @@
 """Collects artifacts: matches patterns, names files and copies them.
 
-Names are unique in the task and contain no slash and only visible characters.
+Names are unique in the task. They contain only visible characters and no slash.
 """
 
 import fnmatch
@@ -55,7 +55,7 @@ class ArtifactNames:
 
 
 def _truncate(name: str) -> str:
-    """Cut long names at the start, which keeps the last part and the suffix."""
+    """Cut long names at the start, so the last part and the suffix remain."""
     return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the new start may be a combining mark
 
 
@@ -118,7 +118,7 @@ GlobState = frozenset[tuple[int, int]]
 
 
 class GlobSet:
-    """Several glob patterns, matched segment by segment down a path.
+    """Several glob patterns, matched against a path segment by segment.
 
     Matching takes bounded time: each segment's regular expression never backtracks (fnmatch uses atomic groups), and
     `**` is handled by tracking the set of positions in each pattern.
@@ -183,7 +183,7 @@ The paths are in the journal, in the index and in every list of the artifacts.
 """
 
 _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
-"""Excluded at the top of the workspace."""
+"""Directories that are excluded at the root of the workspace."""
 
 
 async def collect(
@@ -221,7 +221,9 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
     if len(result) > count:
         limit = f"{ARTIFACTS_MAX} files" if count == ARTIFACTS_MAX else f"{ARTIFACT_PATHS_BYTES_MAX} bytes of paths"
         more = len(result) - count - 1
-        search.skipped.append(SkippedFile(printable_path(result[count]), f"and {more} more: over {limit}"))
+        search.skipped.append(
+            SkippedFile(printable_path(result[count]), f"this and {more} more exceed the limit of {limit}")
+        )
     return result[:count], search.skipped
 
 

@@ -18,10 +18,10 @@ from sandbox.system.files import open_granting_access
 from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500
-"""Longer paths are skipped. The kernel accepts 4095 bytes in one call, and so does git."""
+"""Maximum length of a path; longer paths are skipped. The kernel and git accept 4095 bytes in one call."""
 
 DEPTH_MAX = 256
-"""Directories nested deeper are skipped."""
+"""Maximum depth of directories; deeper ones are skipped."""
 
 ENTRIES_MAX = 1_000_000
 """Maximum number of files and directories that are read from one workspace."""
@@ -35,7 +35,7 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_C
 
 
 class TooManyEntriesError(Exception):
-    """The workspace has too many entries or too long paths. The message says which."""
+    """The workspace has too many entries or too long paths. The message names the exceeded limit."""
 
 
 class UnreadableError(OSError):
@@ -55,27 +55,27 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is a directory and not a link to one."""
+        """Whether the entry is a directory and not a link to one."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a regular file."""
+        """Whether the entry is a regular file."""
         return stat.S_ISREG(self.mode)
 
     @property
     def is_link(self) -> bool:
-        """Whether it is a symbolic link."""
+        """Whether the entry is a symbolic link."""
         return stat.S_ISLNK(self.mode)
 
     @property
     def is_reachable(self) -> bool:
-        """Whether path length and depth are within the limits."""
+        """Whether the path's length and depth are within the limits."""
         return len(self.path) <= PATH_BYTES_MAX and self.path.count(b"/") < DEPTH_MAX
 
 
 class RootedFiles:
-    """Files below one root. A context manager that keeps the root open. Methods raise OSError."""
+    """Accesses the files below one root. A context manager, during which the root is open. Methods raise OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = open_granting_access(root, _DIRECTORY_FLAGS)

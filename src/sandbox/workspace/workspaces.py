@@ -26,7 +26,8 @@ _DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_red
 class GitWorkspaces:
     """Implements `interfaces.workspace.Workspaces`.
 
-    environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are used.
+    environment: variables of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are
+        used.
     dial_policy: which addresses clones may connect to.
     """
 

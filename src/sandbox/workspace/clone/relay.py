@@ -14,10 +14,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 CLONE_CONNECT_SECONDS = 30.0
-"""Time for the remote's name to resolve and one of its addresses to respond. After that the clone fails."""
+"""Time limit for resolving the remote's name and connecting to one of its addresses. After that, the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
-"""Maximum number of concurrent connections; git needs a few. Each takes two descriptors of the runner; others wait."""
+"""Maximum number of concurrent connections of a clone; additional ones wait. Each uses two file descriptors."""
 
 _ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024

@@ -44,8 +44,8 @@ _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
 class CloneRemote(msgspec.Struct, frozen=True):
     """The remote of a clone.
 
-    url: after the user's `insteadOf`. address: what to dial; None if the URL is not HTTP or HTTPS. upstream_proxy: the
-    proxy of the server's user. settings, files: for git in the confinement.
+    url: the URL after the user's `insteadOf` rules. address: the host and port to dial; None if the URL is not HTTP or
+    HTTPS. upstream_proxy: the proxy of the server's user. settings, files: passed to git in the confinement.
     """
 
     url: str
@@ -143,7 +143,7 @@ def _read_setting_file(name: str, value: str, home: Path) -> bytes | None:
 def _route_through_proxy(
     proxy: str, settings: list[GitSetting], files: dict[str, bytes]
 ) -> tuple[HostPort, list[GitSetting], dict[str, bytes]]:
-    """Route git through the user's proxy, which the confinement reaches at its own name on the proxy listener."""
+    """Route git through the user's proxy. In the confinement, the proxy's name refers to the proxy listener."""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     host = parts.hostname or ""
     proxy_address = HostPort(host, parts.port or (443 if parts.scheme == "https" else 1080))
@@ -157,7 +157,7 @@ def _route_through_proxy(
 
 
 def _applies_to_host(url: str | None, host: str) -> bool:
-    """Return whether settings of this URL may apply to the host. As in git, an invalid address applies to none."""
+    """Return whether settings of this URL may apply to the host. As in git, settings with an invalid URL never do."""
     try:
         return url is None or fnmatchcase(host, canonical_host(urlsplit(url).hostname or ""))
     except ValueError:

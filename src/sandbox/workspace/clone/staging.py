@@ -1,8 +1,8 @@
 """Stages a repository as a workspace.
 
-The host clones into a bare repository, which no sandbox ever sees, and checks the base commit out into the workspace,
-whose `.git` is a copy. Without a commit in the manifest the clone has depth 1. With a commit it has the full history of
-the branch, because only that shows whether the commit is on the branch.
+The host clones into a bare repository, which no sandbox ever sees. Then it checks the base commit out into the
+workspace, whose `.git` is a copy. Without a commit in the manifest, the clone has depth 1. With a commit, it has the
+full history of the branch, because only that shows whether the commit is on the branch.
 """
 
 import asyncio
@@ -226,7 +226,7 @@ class WorkspaceStaging:
                 raise
             if "ambiguous" in error.stderr:
                 problem = f"Commit {commit_prefix} is ambiguous in {self._repository.url}"
-        raise _clone_failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
+        raise _clone_failed(f"{problem}; set repository.commit to the full name of a commit on the branch.")
 
     async def _check_size(self, git: Git, commit: str) -> None:
         with pipe() as (reader, writer):

@@ -1,8 +1,8 @@
 """Evaluates ignore rules: the base commit's `.gitignore` files, interpreted by git itself.
 
-git runs in a directory of the host that contains those files and nothing else from the agent or the repository, so
-neither a `.gitignore` of the agent, nor `info/exclude`, nor a user's excludes count. A file that the agent newly
-ignores is therefore in the patch, and one that it un-ignores is not; the edited `.gitignore` is.
+git runs in a directory of the host that contains those files and nothing else from the agent or the repository.
+Therefore no `.gitignore` of the agent, no `info/exclude` and no excludes of a user apply. The patch contains a file
+that the agent newly ignores, but not one that it un-ignores. It contains the edited `.gitignore`.
 """
 
 import os
@@ -20,20 +20,20 @@ from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run
 
 _BATCH_BYTES = 4096
 _SET_ASIDE_DIRECTORY = b".git"
-"""No path with this name is ever queried."""
+"""Directory for directories that are moved aside. No path with this name is queried."""
 
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
 _FIELD_BYTES_MAX = 1024 * 1024
 
 IGNORE_FILE_BYTES_MAX = 100 * 1024**2
-"""A larger `.gitignore` is ignored, as in git."""
+"""Maximum size of a `.gitignore`. A larger one is ignored, as in git."""
 
 IGNORE_FILES_BYTES_MAX = 1024**3
 """Maximum total size of a commit's `.gitignore` files. Beyond it, the task fails with `collect_failed`."""
 
 IGNORE_ENTRIES_MAX = 100_000
-"""Maximum number of these files and of the directories that contain them.
+"""Maximum number of a commit's `.gitignore` files and of the directories that contain them.
 
 A small repository can name millions of directories, all of which are created on the server's disk.
 """
@@ -43,11 +43,13 @@ class GitIgnoreMatcher:
     """Queries a `git check-ignore` at the other ends of two pipes. A context manager.
 
     At most one batch is sent before its responses are read. A batch always fits into a pipe, so neither side can block
-    the other. git checks whether a path is a directory, so queried directories are created for the duration of their
-    batch (not longer, because the agent may have created a million). A directory in place of a `.gitignore` is not
-    created: that path is a file here. Parent directories stay until entries of another directory are queried. A
-    directory of the base commit that the agent replaced by something else is moved aside while that path is queried. On
-    exit, the directory contains what it contained before.
+    the other.
+
+    git checks whether a path is a directory, so queried directories are created for the duration of their batch. They
+    are removed after it, because the agent may have created a million. A directory in place of a `.gitignore` is not
+    created, because that path is a file here. Parent directories remain until entries of another directory are queried.
+    A directory of the base commit that the agent replaced is moved aside while its path is queried. On exit, the
+    directory of the rules has its original content.
     """
 
     def __init__(self, directory: Path, requests: IO[bytes], responses: IO[bytes]) -> None:
@@ -92,7 +94,7 @@ class GitIgnoreMatcher:
 
 
 class EmptyIgnoreMatcher:
-    """Used if the base commit has no `.gitignore`: git reads no other ignore rules and is not started."""
+    """Matches nothing. Used if the base commit has no `.gitignore`: there are no other rules, so git is not started."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """Return an empty set."""

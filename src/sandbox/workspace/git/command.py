@@ -7,8 +7,8 @@ Decisions:
   of the first request only, no submodules, and no filters (no configuration names one).
 - `prlimit` limits files and memory: a pack of 16 KB can contain an object of many gigabytes, and comparing lines takes
   forty times the bytes of the lines.
-- Nothing is flushed to disk: git's output is no more valuable than the workspace, which is not flushed either, and
-  flushing takes a third of the time of a small clone. The writer of the patch flushes the patch.
+- git flushes nothing to disk, because the workspace is not flushed either. Flushing would take a third of the time of a
+  small clone. The writer of the patch flushes the patch.
 """
 
 import asyncio
@@ -113,13 +113,13 @@ _NEUTRAL_SETTINGS: Sequence[GitSetting] = (
     ("maintenance.auto", "false"),
 )
 MEMORY_BYTES_MAX = 3 * 1024**3
-"""Private memory of one git process; mapped packs do not count. Beyond it git fails.
+"""Maximum private memory of one git process; mapped packs do not count. Beyond it, git fails.
 
 The limit is lower if the confinement has less memory (`Git.memory_bytes_max`).
 """
 
 _MEMORY_SHARE = 0.75
-"""Share of the confinement's memory. git then fails with a message before the kernel kills it without one."""
+"""Share of the confinement's memory that git may use. So git fails with a message before the kernel kills it."""
 
 _NOT_FOUND_EXIT_CODE, _SIGNAL_EXIT_BASE = 127, 128
 _DISK_FULL_PHRASES = ("no space left on device", "disk quota exceeded")
@@ -143,7 +143,7 @@ class GitError(Exception):
 
     @property
     def is_possibly_killed(self) -> bool:
-        """Whether git or a program that it started ended without a reason, as if killed."""
+        """Whether git or a program that it started ended without giving a reason, as if killed."""
         return (
             self.returncode > _SIGNAL_EXIT_BASE
             or _KILLED_MESSAGE.decode() in self.stderr
@@ -195,7 +195,7 @@ class Git:
         file_bytes_max: int | None = None,
         ok_exit_codes: Collection[int] = (0,),
     ) -> bytes:
-        """Run git in `directory` to its end. Returns its output (the last MiB) if no `stdout` is given.
+        """Run git in `directory` until it exits. Returns its output (the last MiB) if no `stdout` is given.
 
         Given files are closed as soon as git has ended. No file that git writes grows beyond `file_bytes_max`. Raises
         GitError, and OSError if the machine lacks resources. On cancellation git and its children are killed.
@@ -251,7 +251,7 @@ def _prlimit_arguments(memory_bytes_max: int, file_bytes_max: int | None) -> Seq
 async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
     """Yield the file for a program's output, and a function that returns the output after the block.
 
-    With a given `target` the function returns nothing.
+    If `target` is given, it is used as the file, and the function returns empty bytes.
     """
     if target is not None:
         yield target, bytes

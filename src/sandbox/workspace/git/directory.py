@@ -1,13 +1,12 @@
 """Writes git directories without git, which is faster and puts nothing unexpected into them.
 
-The workspace has its own `.git`: the agent can commit, branch, diff and log, and none of it reaches the host. The
-host's repository may have been written by a git process that the remote had compromised, so it is read and written only
-without following links. Objects are copied, not linked: a hard link would let the agent write into the host's
-repository.
+The workspace has its own `.git`: the agent can commit, branch, diff and log, and none of this affects the host. A
+remote may have compromised the git process that wrote the host's repository, so links in the repository are never
+followed. Objects are copied, not linked: a hard link would let the agent write into the host's repository.
 
 Attributes are neutral in both git directories: `info/attributes` outranks every `.gitattributes` and disables text
-conversion, `eol`, `ident`, filters and encodings. Then the bytes in the workspace are the bytes of the blobs, no
-program runs at checkout, LFS pointers stay pointers, and the patch can be made from bytes alone.
+conversion, `eol`, `ident`, filters and encodings. As a result, the files in the workspace have exactly the bytes of the
+blobs, and the patch can be computed from bytes alone. No program runs at checkout, and LFS pointers remain pointers.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Runs programs with this process's privileges: those that need the server user's files; without confinement, all.
+"""Runs programs with this process's privileges.
+
+These are programs that need the server user's files and, on machines without confinement, all programs.
 
 - `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's children
   (transport, index-pack, ssh) read and write pipes of git and exit at the next byte after these close; a transport
@@ -54,7 +56,7 @@ class NoConfinement:
 
 @asynccontextmanager
 async def no_confinement(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[NoConfinement]:
-    """A `Confine` for machines that cannot confine programs."""
+    """Yield a confinement without restrictions. Implements `Confine` for machines that cannot confine programs."""
     yield NoConfinement()
 
 

@@ -1,4 +1,4 @@
-"""Reads the settings of the server user's git configuration that are needed to reach repositories."""
+"""Reads those settings of the server user's git configuration that are needed to access repositories."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def parse_settings(listed: bytes) -> Sequence[GitSetting]:
 
 
 def find_secrets(settings: Sequence[GitSetting]) -> frozenset[str]:
-    """Return values that no message may show, and the words in them (`Authorization: Basic …`)."""
+    """Return the values that no message may show, and the words in these values (`Authorization: Basic …`)."""
     values = [value for key, value in settings if key.startswith(("credential.", "http."))]
     words = [word for value in values for word in (value, *value.split())]
     return frozenset(word for word in words if len(word) >= _SECRET_CHARACTERS_MIN)
