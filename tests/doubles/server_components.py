@@ -17,7 +17,7 @@ from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import Host, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.interfaces.tasks import Retention
+from sandbox.interfaces.tasks import Retention, TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import (
@@ -30,7 +30,12 @@ from sandbox.model.events import (
 )
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
+from sandbox.server.cancellation import Canceller
+from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.drain import Drain
+from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.health import HealthCheck
+from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
@@ -39,9 +44,9 @@ from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
-from sandbox.server.submissions import SubmissionLog
+from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import ServerParts, TaskServer
+from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
@@ -165,14 +170,43 @@ class AdjustableClock(SystemClock):
 
 
 class RunningServer:
-    """The methods of all services of one server, and the parts that it was composed of."""
+    """The methods of all services of one server, and the objects that tests use directly."""
 
-    def __init__(self, server, parts):
-        self.parts = parts
-        self.services = server.services
-        self.tracked_tasks = server.tracker.tracked_tasks
-        self.track = server.tracker.track
-        services = server.services
+    def __init__(self, components, runners):
+        data_dir, clock, tracked_tasks = components.data_dir, components.clock, {}
+        journals, store, remove = components.journals, components.store, components.remove_files
+        probes = [RuntimeProbe("bubblewrap", components.runtime_failure is None, "namespaces", 1)]
+        probe_result = ProbeResult(probes, "bubblewrap", "namespaces", components.runtime_failure)
+        self.prober = prober = RuntimeProber(probe_result, components.probe, clock)
+        self.preserved_sandboxes = preserved = PreservedSandboxes(data_dir, runners, remove)
+        secrets, find_image = TaskSecrets(components.resolve), components.find_image
+        self.debug_sessions = DebugSessions(preserved, secrets, find_image, prober)
+        self.pruner = Pruner(data_dir, journals, store, preserved, clock, remove)
+        disk_monitor = DiskMonitor(data_dir, lambda: components.space, Watermark(5, 4 * GIB), components.reserve)
+        drain, broadcast = Drain(data_dir), Broadcast()
+        upstreams = dict.fromkeys(components.agent_kinds, components.upstream)
+        launcher = RunnerLauncher(runners, secrets, find_image, prober, upstreams, lambda: False)
+        scheduler = Scheduler(components.capacity)
+        dispatcher = Dispatcher(
+            tracked_tasks, scheduler, launcher, drain, prober, disk_monitor, lambda: components.memory_available_bytes
+        )
+        recovery = RunnerRecovery(journals, runners, launcher, secrets, prober, clock)
+        tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
+        self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
+        health_check = HealthCheck(store, clock, disk_monitor, drain, prober, components.permanent_reasons)
+        log, queries = SubmissionLog(journals, store, clock), TaskQueries(tracked_tasks, store, clock)
+        services = TaskServices(
+            Submissions(log, queries, self.tracker, dispatcher, drain, health_check),
+            queries,
+            TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
+            EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line),
+            TaskArtifacts(data_dir, queries),
+            TaskSandboxes(tracked_tasks, queries, preserved, self.debug_sessions),
+            Administration(tracked_tasks, dispatcher, clock, drain, self.pruner, Retention(), health_check),
+        )
+        self.services = services
+        self.tracked_tasks = tracked_tasks
+        self.track = self.tracker.track
         self.find_submission = services.submissions.find_submission
         self.submit = services.submissions.submit
         self.check_acceptance = services.submissions.check_acceptance
@@ -232,37 +266,10 @@ class ServerComponents:
 
     @asynccontextmanager
     async def server(self):
-        clock, runners = self.clock, self.runners
-        probes = [RuntimeProbe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
-        probe_result = ProbeResult(probes, "bubblewrap", "namespaces", self.runtime_failure)
-        prober = RuntimeProber(probe_result, self.probe, clock)
-        preserved = PreservedSandboxes(self.data_dir, runners, self.remove_files)
-        secrets = TaskSecrets(self.resolve)
-        upstreams = dict.fromkeys(self.agent_kinds, self.upstream)
-        launcher = RunnerLauncher(runners, secrets, self.find_image, prober, upstreams, lambda: False)
-        parts = ServerParts(
-            data_dir=self.data_dir,
-            journals=self.journals,
-            store=self.store,
-            clock=clock,
-            scheduler=Scheduler(self.capacity),
-            runner_launcher=launcher,
-            runner_recovery=RunnerRecovery(self.journals, runners, launcher, secrets, prober, clock),
-            prober=prober,
-            disk_monitor=DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve),
-            drain=Drain(self.data_dir),
-            preserved_sandboxes=preserved,
-            debug_sessions=DebugSessions(preserved, secrets, self.find_image, prober),
-            pruner=Pruner(self.data_dir, self.journals, self.store, preserved, clock, self.remove_files),
-            convert_line=convert_recorded_line,
-            retention=Retention(),
-            permanent_reasons=self.permanent_reasons,
-            read_memory_available_bytes=lambda: self.memory_available_bytes,
-        )
-        server = TaskServer.compose(parts)
-        server.tracker.track(*recover(self.journals, self.store, runners, clock))
+        server = RunningServer(self, self.runners)
+        server.track(*recover(self.journals, self.store, self.runners, self.clock))
         try:
-            yield RunningServer(server, parts)
+            yield server
         finally:
             await server.tracker.close()
             await asyncio.to_thread(self.store.close)

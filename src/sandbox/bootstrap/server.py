@@ -8,10 +8,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from socket import gethostname, socket
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -37,10 +35,7 @@ from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_log
 from sandbox.bootstrap.machine import (
     choose_run_dir,
     host_name,
-    measure_capacity,
-    read_memory_available_bytes,
 )
-from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import (
     AUTO,
@@ -50,39 +45,22 @@ from sandbox.bootstrap.runtime import (
     make_offered_profiles,
     make_runtime,
 )
-from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
 from sandbox.bootstrap.settings.schema import LogSection, ServerSettings
+from sandbox.bootstrap.task_server import ServerDirectories, TaskServer
 from sandbox.dashboard.routes import add_dashboard
 from sandbox.disks.loop import loop_unavailable_reason
-from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
-from sandbox.interfaces.auth import TokenStore
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import FindImage
-from sandbox.interfaces.placement import Host, Placement
+from sandbox.interfaces.placement import Host
 from sandbox.journal.journals import FileJournals
-from sandbox.model.events import ConversationEvent
 from sandbox.model.limits import SERVER_RESERVE_BYTES
-from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import probe_lock_async
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.server.drain import Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.janitor import Janitor
-from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.recovery import recover
-from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.server.scheduler import Scheduler
-from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import ServerParts, TaskServer
-from sandbox.store.sqlite import SqliteStore
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
@@ -113,14 +91,6 @@ _RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
     "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ServerDirectories:
-    """The directories of one server."""
-
-    data_dir: Path
-    run_dir: Path
 
 
 class AgentSupport(NamedTuple):
@@ -173,9 +143,8 @@ async def _serve(
         profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
         placement = _make_placement(directories, settings.log, host_probe.host_settings, support.runner_command)
-        async with _running_server(
-            directories, prober, placement, token_store, disk_monitor, settings, support
-        ) as server:
+        server = TaskServer(directories, settings, support.agents, prober, placement, token_store, disk_monitor)
+        async with server.running():
             context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
             app = create_app(context)
             add_dashboard(app, context)
@@ -278,90 +247,6 @@ async def _probe_host(
     return probe, RuntimeProber(await probe.run(), probe.run, SystemClock())
 
 
-def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
-    """Convert a recorded line with the task's agent. Implements `ConvertLine`."""
-    agent = agents.get(manifest.agent.kind)
-    return None if agent is None else agent.convert_recorded_line(manifest, line)
-
-
-@asynccontextmanager
-async def _running_server(
-    directories: ServerDirectories,
-    prober: RuntimeProber,
-    placement: Placement,
-    token_store: TokenStore,
-    disk_monitor: DiskMonitor,
-    settings: ServerSettings,
-    support: AgentSupport,
-) -> AsyncIterator[TaskServer]:
-    """Continue the unfinished tasks and run the background jobs while the context is active."""
-    parts = _make_parts(directories, prober, placement, token_store, disk_monitor, settings, support)
-    server = TaskServer.compose(parts)
-    parts.pruner.prepare()
-    server.tracker.track(*await asyncio.to_thread(recover, parts.journals, parts.store, placement, parts.clock))
-    janitor = Janitor(create_maintenance_jobs(parts, directories.run_dir, settings.preserve.time_to_live_seconds))
-    tasks = [
-        asyncio.create_task(janitor.run(), name="janitor"),
-        asyncio.create_task(disk_monitor.run(server.tracker.dispatch), name="space"),
-        asyncio.create_task(prober.run(), name="prober"),
-    ]
-    try:
-        yield server
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.tracker.close()
-        await asyncio.to_thread(parts.store.close)
-        _log_shutdown(len(server.tracker.tracked_tasks))
-
-
-def _make_parts(
-    directories: ServerDirectories,
-    prober: RuntimeProber,
-    placement: Placement,
-    token_store: TokenStore,
-    disk_monitor: DiskMonitor,
-    settings: ServerSettings,
-    support: AgentSupport,
-) -> ServerParts:
-    data_dir, clock = directories.data_dir, SystemClock()
-    journals, store = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite")
-    preserved = PreservedSandboxes(data_dir, placement, remove_trees)
-    find_image = _image_finder(directories, prober)
-    upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in support.agents.items()}
-    resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, support.agents.values())
-    secrets = TaskSecrets(resolver.resolve)
-    launcher = RunnerLauncher(
-        placement,
-        secrets,
-        find_image,
-        prober,
-        upstreams,
-        # Called at each launch, because tokens may be created while the server runs.
-        may_follow_redirects=lambda: not token_store.has_tokens,
-    )
-    return ServerParts(
-        data_dir=data_dir,
-        journals=journals,
-        store=store,
-        clock=clock,
-        scheduler=Scheduler(measure_capacity(data_dir, settings.capacity)),
-        runner_launcher=launcher,
-        runner_recovery=RunnerRecovery(journals, placement, launcher, secrets, prober, clock),
-        prober=prober,
-        disk_monitor=disk_monitor,
-        drain=Drain(data_dir),
-        preserved_sandboxes=preserved,
-        debug_sessions=DebugSessions(preserved, secrets, find_image, prober),
-        pruner=Pruner(data_dir, journals, store, preserved, clock, remove_trees),
-        convert_line=partial(_convert_line, support.agents),
-        retention=settings.retention.retention,
-        permanent_reasons=_permanent_blocked_reasons(support.agents, upstreams),
-        read_memory_available_bytes=read_memory_available_bytes,
-    )
-
-
 def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories) -> DiskMonitor:
     """Create the monitor and check the disk before any file is opened: on a full disk, this releases the reserve."""
     reserve = ReserveFile(directories.data_dir / "reserve", SERVER_RESERVE_BYTES)
@@ -370,18 +255,6 @@ def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories)
     )
     disk_monitor.check()
     return disk_monitor
-
-
-def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> FindImage:
-    return lambda profile: ProfileCatalog(directories.data_dir).find_image(profile, prober.result.tier)
-
-
-def _permanent_blocked_reasons(agents: Mapping[str, Agent], upstreams: Mapping[str, ModelUpstream | None]) -> list[str]:
-    """Return the reasons why no task can run until the server restarts."""
-    if any(upstream is not None for upstream in upstreams.values()):
-        return []
-    settings = " or ".join(agent.key_setting for agent in agents.values())
-    return [f"No model key is set: set {settings} and start the server again."]
 
 
 def _make_placement(
@@ -416,16 +289,6 @@ def _announce(
     )
     for reason in blocked_reasons:
         _log.warning("The server does not accept tasks. %s", reason)
-
-
-def _log_shutdown(count: int) -> None:
-    """Warn that running tasks continue (and keep costing money) after the server stops."""
-    if not count:
-        _log.info("Stopped. No task is unfinished.")
-        return
-    tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-    running_tasks = "running tasks continue, and the next server on this data directory takes over"
-    _log.warning("Stopped. %s the server; %s.", tasks, running_tasks)
 
 
 def _raise_descriptor_limit() -> None:

@@ -38,7 +38,6 @@ class Dispatcher:
         tracked_tasks: TrackedTasks,
         scheduler: Scheduler,
         runner_launcher: RunnerLauncher,
-        *,
         drain: Drain,
         prober: RuntimeProber,
         disk_monitor: DiskMonitor,

@@ -111,7 +111,6 @@ class Submissions:
         queries: TaskQueries,
         tracker: TaskTracker,
         dispatcher: Dispatcher,
-        *,
         drain: Drain,
         health_check: HealthCheck,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The services that the server offers to its API and dashboard, and the composition of the server's own parts.
+"""The services that the server offers to its API and dashboard.
 
 One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `server.submissions`, `EventStream` in
 `server.event_stream`.
@@ -7,15 +7,12 @@ One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `s
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.placement import CancelOrder, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
@@ -28,7 +25,6 @@ from sandbox.interfaces.tasks import (
     StoredArtifact,
     TaskFinishedError,
     TaskNotFoundError,
-    TaskServices,
     UnavailableError,
 )
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
@@ -39,18 +35,10 @@ from sandbox.model.task_state import TaskState
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.drain import Drain
-from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
-from sandbox.server.journal_tailer import JournalTailer, TaskTracker
-from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runner_recovery import RunnerRecovery
-from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Scheduler
-from sandbox.server.submissions import SubmissionLog, Submissions
-from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
+from sandbox.server.tracked_task import RunnerOwned, TrackedTasks
 from sandbox.system import fair_share
 
 
@@ -201,7 +189,6 @@ class Administration:
         tracked_tasks: TrackedTasks,
         dispatcher: Dispatcher,
         clock: Clock,
-        *,
         drain: Drain,
         pruner: Pruner,
         retention: Retention,
@@ -245,98 +232,3 @@ class Administration:
         """See `interfaces.tasks.Administration.health`."""
         health = await fair_share.to_thread(self._health_check.run)
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerParts:
-    """The parts from which `TaskServer.compose` builds a server. Only the composition root reads them.
-
-    convert_line: see `EventStream`.
-    retention: the default retention of finished tasks.
-    permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
-    read_memory_available_bytes: memory that the host has available for new processes, None if unknown.
-    """
-
-    data_dir: Path
-    journals: Journals
-    store: Store
-    clock: Clock
-    scheduler: Scheduler
-    runner_launcher: RunnerLauncher
-    runner_recovery: RunnerRecovery
-    prober: RuntimeProber
-    disk_monitor: DiskMonitor
-    drain: Drain
-    preserved_sandboxes: PreservedSandboxes
-    debug_sessions: DebugSessions
-    pruner: Pruner
-    convert_line: ConvertLine
-    retention: Retention
-    permanent_reasons: Sequence[str]
-    read_memory_available_bytes: Callable[[], int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskServer:
-    """A server: its services, and the tracker of its unfinished tasks."""
-
-    services: TaskServices
-    tracker: TaskTracker
-    health_check: HealthCheck
-
-    @classmethod
-    def compose(cls, parts: ServerParts) -> "TaskServer":
-        """Connect the parts. Nothing runs before the first call of `tracker.track`."""
-        broadcast = Broadcast()
-        tracked_tasks: dict[str, TrackedTask] = {}
-        dispatcher = Dispatcher(
-            tracked_tasks,
-            parts.scheduler,
-            parts.runner_launcher,
-            drain=parts.drain,
-            prober=parts.prober,
-            disk_monitor=parts.disk_monitor,
-            read_memory_available_bytes=parts.read_memory_available_bytes,
-        )
-        tailer = JournalTailer(
-            tracked_tasks, parts.journals, parts.store, parts.clock, broadcast, dispatcher, parts.runner_recovery
-        )
-        tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
-        health_check = HealthCheck(
-            parts.store, parts.clock, parts.disk_monitor, parts.drain, parts.prober, parts.permanent_reasons
-        )
-        events = EventStream(tracked_tasks, parts.journals, parts.store, broadcast, parts.convert_line)
-        services = _create_services(parts, tracker, dispatcher, health_check, events)
-        return cls(services, tracker, health_check)
-
-
-def _create_services(
-    parts: ServerParts, tracker: TaskTracker, dispatcher: Dispatcher, health_check: HealthCheck, events: EventStream
-) -> TaskServices:
-    clock, tracked_tasks = parts.clock, tracker.tracked_tasks
-    queries = TaskQueries(tracked_tasks, parts.store, clock)
-    canceller = Canceller(parts.journals, clock)
-    return TaskServices(
-        submissions=Submissions(
-            SubmissionLog(parts.journals, parts.store, clock),
-            queries,
-            tracker,
-            dispatcher,
-            drain=parts.drain,
-            health_check=health_check,
-        ),
-        tasks=queries,
-        cancellation=TaskCancellation(tracked_tasks, queries, canceller, clock),
-        events=events,
-        artifacts=TaskArtifacts(parts.data_dir, queries),
-        sandboxes=TaskSandboxes(tracked_tasks, queries, parts.preserved_sandboxes, parts.debug_sessions),
-        administration=Administration(
-            tracked_tasks,
-            dispatcher,
-            clock,
-            drain=parts.drain,
-            pruner=parts.pruner,
-            retention=parts.retention,
-            health_check=health_check,
-        ),
-    )

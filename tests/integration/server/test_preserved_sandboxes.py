@@ -97,9 +97,13 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
-            parts = service.parts
             await GarbageCollector(
-                components.data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees, ()
+                components.data_dir,
+                components.journals,
+                components.store,
+                service.preserved_sandboxes,
+                remove_trees,
+                (),
             ).sweep()
             assert preserved.workspace.exists()
             monkeypatch.setattr(components.runners, "start_session", start_session)
@@ -173,7 +177,7 @@ async def test_sandbox_cannot_be_locked_during_its_release(components):
 
             async def remove_while_locking(paths):
                 await remove(paths)
-                with service.parts.preserved_sandboxes.try_lock(task) as (liveness, _):
+                with service.preserved_sandboxes.try_lock(task) as (liveness, _):
                     found.append(liveness)
 
             components.remove = remove_while_locking
@@ -189,7 +193,7 @@ async def test_release_waits_for_the_end_of_a_debug_session(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            with service.parts.preserved_sandboxes.try_lock(await service.status("task-1")):
+            with service.preserved_sandboxes.try_lock(await service.status("task-1")):
                 release = asyncio.create_task(service.release("task-1"))
                 done, _ = await asyncio.wait([release], timeout=0.5)
                 assert not done
@@ -205,7 +209,7 @@ async def test_release_during_a_debug_session_is_rejected(components, monkeypatc
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            lock = service.parts.preserved_sandboxes.try_lock(await service.status("task-1"))
+            lock = service.preserved_sandboxes.try_lock(await service.status("task-1"))
             with lock, pytest.raises(UnavailableError, match="has an open shell"):
                 await service.release("task-1")
             return preserved.handle.exists()
@@ -244,7 +248,7 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
 async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(components):
     async with components.server() as service:
         await fail(components, service, "task-1")
-        preserved, task = service.parts.preserved_sandboxes, await service.status("task-1")
+        preserved, task = service.preserved_sandboxes, await service.status("task-1")
         for liveness, is_exclusive in ((Liveness.UNKNOWN, False), (Liveness.HELD, False), (None, True)):
             components.runners.disk_liveness = liveness
             async with preserved.exclusive(task) as exclusive:
@@ -256,7 +260,7 @@ async def test_many_releases_during_a_debug_session_do_not_add_up(components, mo
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")
-        task, preserved_sandboxes = await service.status("task-1"), service.parts.preserved_sandboxes
+        task, preserved_sandboxes = await service.status("task-1"), service.preserved_sandboxes
         with preserved_sandboxes.try_lock(task):
             releases = [asyncio.create_task(service.release("task-1")) for _ in range(50)]
             await asyncio.sleep(0)
@@ -280,7 +284,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
         monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
-        with service.parts.preserved_sandboxes.try_lock(await service.status("task-1")):
+        with service.preserved_sandboxes.try_lock(await service.status("task-1")):
             clients = [asyncio.create_task(service.open_terminal("task-1", TerminalOrder(24, 80))) for _ in range(200)]
             await asyncio.sleep(1)
             assert 1 <= len(connects) <= 25
@@ -294,9 +298,9 @@ async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypa
             preserved = await fail(components, service, "task-1")
             await service.release("task-1")
             results = iter([True, False])  # preserved at the check, released before the lock
-            monkeypatch.setattr(service.parts.preserved_sandboxes, "is_preserved", lambda _: next(results))
+            monkeypatch.setattr(service.preserved_sandboxes, "is_preserved", lambda _: next(results))
             task = await service.status("task-1")
-            with pytest.raises(SandboxNotPreservedError), service.parts.preserved_sandboxes.try_lock(task):
+            with pytest.raises(SandboxNotPreservedError), service.preserved_sandboxes.try_lock(task):
                 pass
             return [file.name for file in preserved.root.iterdir()]
 
@@ -346,7 +350,7 @@ def test_shell_in_an_unreadable_preserved_sandbox_is_rejected(components, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     def obstruct(service, _):
-        monkeypatch.setattr(service.parts.preserved_sandboxes, "is_preserved", raise_error)
+        monkeypatch.setattr(service.preserved_sandboxes, "is_preserved", raise_error)
 
     assert_shell_is_rejected(components, obstruct, "Input/output error; try again")
 
@@ -375,7 +379,7 @@ async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(compo
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            monkeypatch.setattr(service.parts.debug_sessions, "_secrets", TaskSecrets(raise_error))
+            monkeypatch.setattr(service.debug_sessions, "_secrets", TaskSecrets(raise_error))
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value
@@ -405,8 +409,7 @@ async def test_release_without_a_preserved_sandbox_is_rejected(components):
 async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
     async def scenario():
         async with components.server() as service:
-            parts = service.parts
-            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
+            expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
             components.clock.set_back_by = timedelta(hours=25)
             old = await fail(components, service, "old")
             components.clock.set_back_by = timedelta(hours=23)
@@ -424,16 +427,15 @@ async def test_expired_sandboxes_are_removed_and_younger_ones_kept(components):
 async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
-            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, f"task-{number}") for number in range(150)]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
+            expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
             await expiry.sweep()
             remaining = [each for each in preserved if each.disk.exists()]
             queries = []
-            query = parts.store.query
-            monkeypatch.setattr(parts.store, "query", lambda request: queries.append(request) or query(request))
+            query = components.store.query
+            monkeypatch.setattr(components.store, "query", lambda request: queries.append(request) or query(request))
             await expiry.sweep()
             return remaining, [request.cursor is None for request in queries]
 
@@ -443,12 +445,11 @@ async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
 async def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
-            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
-            is_preserved = parts.preserved_sandboxes.is_preserved
+            expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
+            is_preserved = service.preserved_sandboxes.is_preserved
 
             def raise_error(task):
                 if task.id == "a":
@@ -456,7 +457,7 @@ async def test_unreadable_sandbox_is_retried_and_does_not_block_others(component
                 return is_preserved(task)
 
             with monkeypatch.context() as patch:
-                patch.setattr(parts.preserved_sandboxes, "is_preserved", raise_error)
+                patch.setattr(service.preserved_sandboxes, "is_preserved", raise_error)
                 assert await service.has_preserved_sandbox(await service.status("a"))
                 with pytest.raises(UnavailableError, match="release it again"):
                     await service.release("a")
@@ -471,11 +472,10 @@ async def test_unreadable_sandbox_is_retried_and_does_not_block_others(component
 async def test_failing_removal_is_retried_and_does_not_block_others(components):
     async def scenario():
         async with components.server() as service:
-            parts = service.parts
             components.clock.set_back_by = timedelta(hours=25)
             preserved = [await fail(components, service, name) for name in ("a", "b")]
             components.clock.set_back_by = timedelta()
-            expiry = PreservationExpiry(parts.store, parts.preserved_sandboxes, parts.clock, DAY)
+            expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
             remove = components.remove
 
             async def raise_error(paths):

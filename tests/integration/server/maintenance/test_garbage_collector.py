@@ -53,9 +53,8 @@ def components(tmp_path):
 
 
 def garbage_collector(components, service, *kinds):
-    parts = service.parts
     return GarbageCollector(
-        components.data_dir, parts.journals, parts.store, parts.preserved_sandboxes, remove_trees, kinds
+        components.data_dir, components.journals, components.store, service.preserved_sandboxes, remove_trees, kinds
     )
 
 
@@ -140,7 +139,7 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
             components.data_dir,
             journals,
             components.store,
-            service.parts.preserved_sandboxes,
+            service.preserved_sandboxes,
             remove_trees,
             [leftovers],
         )
@@ -159,11 +158,10 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         for event in TO_END:
             components.runners.recorders["task-1"].record(event)
         components.runners.kill("task-1")
-        parts = service.parts
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
             await GarbageCollector(
-                components.data_dir, parts.journals, store, parts.preserved_sandboxes, remove_trees, [leftovers]
+                components.data_dir, components.journals, store, service.preserved_sandboxes, remove_trees, [leftovers]
             ).sweep()
         return names(files), leftovers.attempts
 
@@ -251,7 +249,7 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
             await end(components, service, "task-1", *FAILED)
             leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
-            with service.parts.preserved_sandboxes.try_lock(task):
+            with service.preserved_sandboxes.try_lock(task):
                 await garbage_collector(components, service, leftovers).sweep()
                 during_session = len(leftovers.attempts)
             await garbage_collector(components, service, leftovers).sweep()

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
+from sandbox.bootstrap.task_server import ServerDirectories, create_maintenance_jobs
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
@@ -56,8 +56,21 @@ def run_janitor(components, retention, *steps, time_to_live_seconds=86_400):
 
     async def scenario():
         async with components.server() as service:
-            parts, results = replace(service.parts, retention=retention), []
-            janitor = Janitor(create_maintenance_jobs(parts, components.data_dir.parent / "run", time_to_live_seconds))
+            directories = ServerDirectories(components.data_dir, components.data_dir.parent / "run")
+            settings = SimpleNamespace(
+                retention=SimpleNamespace(retention=retention),
+                preserve=SimpleNamespace(time_to_live_seconds=time_to_live_seconds),
+            )
+            jobs = create_maintenance_jobs(
+                directories,
+                settings,
+                components.journals,
+                components.store,
+                components.clock,
+                service.preserved_sandboxes,
+                service.pruner,
+            )
+            janitor, results = Janitor(jobs), []
             for step in (lambda: None, *steps):
                 step()
                 await janitor.run_once()

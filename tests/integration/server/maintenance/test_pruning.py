@@ -197,12 +197,12 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
 async def test_directory_for_pruned_tasks_is_created_early(stored, components):
     """On a full file system, the directory could not be created later."""
     async with components.server() as service:
-        service.parts.pruner.prepare()
-        service.parts.pruner.prepare()
+        service.pruner.prepare()
+        service.pruner.prepare()
         assert list((stored.data_dir / "pruned").iterdir()) == []
         (stored.data_dir / "pruned").rmdir()
         (stored.data_dir / "pruned").write_text("no directory")
-        service.parts.pruner.prepare()
+        service.pruner.prepare()
 
 
 def test_task_that_cannot_be_moved_is_indexed_again(stored, components, monkeypatch, caplog):

@@ -1,0 +1,221 @@
+"""Constructs the objects of a server and runs them. Each object gets what it uses in its constructor."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from sandbox.bootstrap.clock import SystemClock
+from sandbox.bootstrap.machine import measure_capacity, read_memory_available_bytes
+from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
+from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.disks.leftovers import DiskLeftovers
+from sandbox.disks.removal import remove_trees
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.agent import Agent
+from sandbox.interfaces.auth import TokenStore
+from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.gateway import ModelUpstream
+from sandbox.interfaces.images import FindImage
+from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.placement import LeftoverSource, Placement
+from sandbox.interfaces.store import Store
+from sandbox.interfaces.tasks import TaskServices
+from sandbox.journal.journals import FileJournals
+from sandbox.model.events import ConversationEvent
+from sandbox.model.manifest.schema import Manifest
+from sandbox.placements.local.leftovers import ProbeCleanup, SocketLeftovers
+from sandbox.runtimes.processes import SandboxLeftovers
+from sandbox.server.cancellation import Canceller
+from sandbox.server.dispatcher import Dispatcher
+from sandbox.server.drain import Drain
+from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.health import HealthCheck
+from sandbox.server.journal_tailer import JournalTailer, TaskTracker
+from sandbox.server.maintenance.compression import JournalCompressor
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.maintenance.garbage_collector import GarbageCollector
+from sandbox.server.maintenance.janitor import ClockCheck, Janitor, PeriodicJob
+from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.recovery import recover
+from sandbox.server.runner_launcher import RunnerLauncher
+from sandbox.server.runner_recovery import RunnerRecovery
+from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.scheduler import Scheduler
+from sandbox.server.submissions import SubmissionLog, Submissions
+from sandbox.server.task_secrets import TaskSecrets
+from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
+from sandbox.server.tracked_task import TrackedTask
+from sandbox.store.sqlite import SqliteStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDirectories:
+    """The directories of one server."""
+
+    data_dir: Path
+    run_dir: Path
+
+
+class TaskServer:
+    """A server without its API: the services that it offers, and the background work in `running`.
+
+    agents: by the key of their manifest section.
+    """
+
+    def __init__(
+        self,
+        directories: ServerDirectories,
+        settings: ServerSettings,
+        agents: Mapping[str, Agent],
+        prober: RuntimeProber,
+        placement: Placement,
+        token_store: TokenStore,
+        disk_monitor: DiskMonitor,
+    ) -> None:
+        """Construct the objects; nothing runs before `running`. Raises StoreError, OSError."""
+        data_dir, clock, tracked_tasks = directories.data_dir, SystemClock(), dict[str, TrackedTask]()
+        journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)
+        upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in agents.items()}
+        resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values())
+        secrets, find_image = TaskSecrets(resolver.resolve), _image_finder(data_dir, prober)
+        # Called at each launch, because tokens may be created while the server runs.
+        launcher = RunnerLauncher(
+            placement, secrets, find_image, prober, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
+        )
+        scheduler = Scheduler(measure_capacity(data_dir, settings.capacity))
+        dispatcher = Dispatcher(
+            tracked_tasks, scheduler, launcher, drain, prober, disk_monitor, read_memory_available_bytes
+        )
+        broadcast, recovery = Broadcast(), RunnerRecovery(journals, placement, launcher, secrets, prober, clock)
+        tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
+        tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
+        permanent_reasons = _permanent_blocked_reasons(agents, upstreams)
+        health_check = HealthCheck(store, clock, disk_monitor, drain, prober, permanent_reasons)
+        preserved = PreservedSandboxes(data_dir, placement, remove_trees)
+        pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
+        queries = TaskQueries(tracked_tasks, store, clock)
+        self.services = TaskServices(
+            Submissions(SubmissionLog(journals, store, clock), queries, tracker, dispatcher, drain, health_check),
+            queries,
+            TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
+            EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents)),
+            TaskArtifacts(data_dir, queries),
+            TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, find_image, prober)),
+            Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
+        )
+        self.health_check = health_check
+        self._tracker, self._store, self._pruner = tracker, store, pruner
+        self._recover = partial(recover, journals, store, placement, clock)
+        self._janitor = Janitor(
+            create_maintenance_jobs(directories, settings, journals, store, clock, preserved, pruner)
+        )
+        self._disk_monitor, self._prober = disk_monitor, prober
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Continue the unfinished tasks and run the background jobs while the context is active."""
+        self._pruner.prepare()
+        self._tracker.track(*await asyncio.to_thread(self._recover))
+        tasks = [
+            asyncio.create_task(self._janitor.run(), name="janitor"),
+            asyncio.create_task(self._disk_monitor.run(self._tracker.dispatch), name="space"),
+            asyncio.create_task(self._prober.run(), name="prober"),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tracker.close()
+            await asyncio.to_thread(self._store.close)
+            _log_shutdown(len(self._tracker.tracked_tasks))
+
+
+def _image_finder(data_dir: Path, prober: RuntimeProber) -> FindImage:
+    return lambda profile: ProfileCatalog(data_dir).find_image(profile, prober.result.tier)
+
+
+def _permanent_blocked_reasons(agents: Mapping[str, Agent], upstreams: Mapping[str, ModelUpstream | None]) -> list[str]:
+    """Return the reasons why no task can run until the server restarts."""
+    if any(upstream is not None for upstream in upstreams.values()):
+        return []
+    settings = " or ".join(agent.key_setting for agent in agents.values())
+    return [f"No model key is set: set {settings} and start the server again."]
+
+
+def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
+    """Convert a recorded line with the task's agent. Implements `ConvertLine`."""
+    agent = agents.get(manifest.agent.kind)
+    return None if agent is None else agent.convert_recorded_line(manifest, line)
+
+
+def create_maintenance_jobs(
+    directories: ServerDirectories,
+    settings: ServerSettings,
+    journals: Journals,
+    store: Store,
+    clock: Clock,
+    preserved: PreservedSandboxes,
+    pruner: Pruner,
+) -> Sequence[PeriodicJob]:
+    """Create the janitor's jobs in the order of their execution."""
+    data_dir, run_dir = directories.data_dir, directories.run_dir
+    time_to_live_seconds = settings.preserve.time_to_live_seconds
+    leftover_sources: Sequence[LeftoverSource] = (
+        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
+        SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
+        DiskLeftovers(data_dir),
+        SocketLeftovers(run_dir),
+    )
+    clock_check = ClockCheck(clock)
+    expiry = PreservationExpiry(store, preserved, clock, time_to_live_seconds)
+    garbage_collector = GarbageCollector(data_dir, journals, store, preserved, remove_trees, leftover_sources)
+    probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
+
+    compressor = JournalCompressor(journals, store, clock)
+
+    async def expire() -> None:
+        if clock_check.is_trusted(time_to_live_seconds):
+            await expiry.sweep()
+
+    async def prune() -> None:
+        bounds = settings.retention.retention
+        if not clock_check.is_trusted(bounds.older_than_seconds or 0):
+            bounds = replace(bounds, older_than_seconds=None)
+        await pruner.prune(bounds)
+
+    async def clear_profiles() -> None:
+        await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)
+
+    return (
+        PeriodicJob("preserved sandboxes", expire, "Check the index and the disk of the data directory."),
+        PeriodicJob(
+            "leftovers of crashed attempts",
+            garbage_collector.sweep,
+            "docs/operations.md describes how to remove them by hand.",
+        ),
+        PeriodicJob("journals of finished tasks", compressor.sweep, "Free space on the disk of the data directory."),
+        PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),
+        PeriodicJob("leftovers of probes", probes.sweep, f"Check {run_dir}."),
+        PeriodicJob("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),
+    )
+
+
+def _log_shutdown(count: int) -> None:
+    """Warn that running tasks continue (and keep costing money) after the server stops."""
+    if not count:
+        _log.info("Stopped. No task is unfinished.")
+        return
+    tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
+    running_tasks = "running tasks continue, and the next server on this data directory takes over"
+    _log.warning("Stopped. %s the server; %s.", tasks, running_tasks)
