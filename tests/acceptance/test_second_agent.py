@@ -3,6 +3,8 @@
 import contextlib
 import http.server
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply
+from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply, wait_until
+from doubles.runners import runner_pid
+from doubles.terminal_user import TerminalUser
 
 RESPONSES_KEY = "the-key-of-the-responses-api"
 SERVER = Path(__file__).parents[1] / "doubles" / "scripted_agent" / "server.py"
@@ -38,6 +42,8 @@ class ResponsesModel:
     def __init__(self):
         self.requests = []
         self.always_calls = False
+        self.may_continue = threading.Event()
+        self.may_continue.set()
         model = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,6 +53,7 @@ class ResponsesModel:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 model.requests.append((self.path, dict(self.headers), body))
                 is_first = len(body["input"]) == 1
+                assert is_first or model.may_continue.wait(60)
                 output = CALL if is_first or model.always_calls else {"type": "message", "text": "It is written."}
                 usage = {"input_tokens": 1000, "output_tokens": 1000}
                 content = json.dumps({"model": body["model"], "output": [output], "usage": usage}).encode()
@@ -251,3 +258,26 @@ def test_server_without_the_agent_fails_its_waiting_task_and_shows_ended_ones(tm
         logs = server.sandbox("task", "logs", "ended")
         assert (logs.returncode, logs.stderr) == (0, "")
         assert "It is written." in logs.stdout
+
+
+def test_work_of_a_dead_runner_is_collected_without_the_agent_and_can_be_inspected(tmp_path, model):
+    with deployment_with(tmp_path, model) as server:
+        model.requests = []
+        model.may_continue.clear()
+        manifest = MANIFEST.replace("id: second", "id: lost").replace("{budget_usd: 1}", "{failure_action: preserve}")
+        server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+        wait_until(lambda: len(model.requests) == 2, description="the request after the tool call")
+        server.server.stop()
+        os.kill(runner_pid(server, "lost"), signal.SIGKILL)
+        model.may_continue.set()
+        server.start_server()
+        status = server.wait("lost")
+        ended_as = (status["state"], status["error"]["code"])
+        assert ended_as == ("failed_preserved", "runner_lost"), server.diagnostics("lost")
+        assert b"+made by the second agent\n" in server.artifact("lost.patch", "lost")
+        terminal = TerminalUser("task", "shell", "lost", server=server.server.ready_message["http"])
+        terminal.expect(r"\$ ")
+        terminal.type("cat made.txt; exit 3\n")
+        terminal.expect("made by the second agent\r\n")
+        assert terminal.exit_code() == 3
+        terminal.close()

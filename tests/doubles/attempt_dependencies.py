@@ -308,14 +308,13 @@ class AttemptHarness:
             images=ScriptedImages(script),
             journals=self.journals,
             runtime=ScriptedRuntime(script),
-            gateways=ScriptedGateway(script),
-            agent=ScriptedAgent(script),
             workspaces=ScriptedWorkspaces(script),
             disk_space=HostDiskSpace(lambda: self.space, Watermark(10, 1000), clock),
             reserve=self.reserve,
             clock=clock,
             boot_id=BOOT_ID,
         )
+        self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
@@ -336,11 +335,12 @@ class AttemptHarness:
 
     async def run(self, attempt=None):
         """Run the attempt to its end."""
-        await connect_runner(attempt or self.attempt, self.parts, self.terminals).run()
+        runner = connect_runner(attempt or self.attempt, self.parts, self.agent, self.gateways, self.terminals)
+        await runner.run()
 
     async def finish(self, attempt=None):
         """End the attempt as a finisher does."""
-        await connect_finisher(attempt or self.attempt, self.parts).finish()
+        await connect_finisher(attempt or self.attempt, self.parts, self.agent).finish()
 
     def cancel(self, order):
         return record_cancel(self.recorder, order)

@@ -55,7 +55,7 @@ from sandbox.runner.attempt import AttemptEnding, AttemptFinisher, AttemptRunner
 from sandbox.runner.attempt_context import AttemptContext, check_fencing
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import record_cancel, serve_control_socket
-from sandbox.runner.debug_session import DebugSessionRunner
+from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
@@ -124,8 +124,11 @@ async def _run_attempt(
     order: RunAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, host, lock_fd)
-    agent = _find_agent(task, agents)
-    parts = _create_parts(order, host, agent, follow_redirects=order.follow_redirects)
+    agent = agents.get(task.manifest.agent.kind)
+    if agent is None:
+        raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
+    parts = _create_parts(order, host, follow_redirects=order.follow_redirects)
+    gateways = SocketGateways(agent.create_dialect(), throttle=parts.throttle)
     recorder = create_recorder(parts, writer, task, redaction)
     attempt = AttemptContext(
         order.attempt_id,
@@ -138,7 +141,7 @@ async def _run_attempt(
         order.records_conversation,
     )
     terminals = TerminalServer(redaction, parts.throttle.queue())
-    runner = connect_runner(attempt, parts, terminals)
+    runner = connect_runner(attempt, parts, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
     async with _control_socket(host, attempt, terminals):
         _log.info("The attempt starts")
@@ -151,10 +154,11 @@ async def _finish_attempt(
     order: FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, host, lock_fd)
-    parts = _create_parts(order, host, _find_agent(task, agents))
+    agent = agents.get(task.manifest.agent.kind)
+    parts = _create_parts(order, host)
     recorder = create_recorder(parts, writer, task, redaction)
     attempt = AttemptContext(order.attempt_id, parts.data_dir, recorder, order.secrets, redaction)
-    finisher = connect_finisher(attempt, parts)
+    finisher = connect_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -192,13 +196,16 @@ async def _run_debug_session(
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
-    parts = _create_parts(order, host, _find_agent(task, agents))
+    agent = agents.get(task.manifest.agent.kind)
+    parts = _create_parts(order, host)
     terminals = TerminalServer(redaction, parts.throttle.queue())
     session = DebugSessionRunner(
         order.attempt_id,
         TaskLayout(parts.data_dir, order.task_id).attempt(order.attempt_id),
         task.manifest.vm,
-        parts.agent.prepare(task.manifest, session_id="", task_key="", secrets={}),
+        launch_spec_without_agent(task.manifest)
+        if agent is None
+        else _create_driver(agent, host).prepare(task.manifest, session_id="", task_key="", secrets={}),
         order.image,
         parts.runtime,
         parts.disks,
@@ -224,12 +231,8 @@ def _take_over_journal(
     return writer, check_fencing(order, task, last_record)
 
 
-def _find_agent(task: Task, agents: Mapping[str, Agent]) -> Agent:
-    """Return the agent that the task's manifest names. Raises ValueError if this version does not have it."""
-    kind = task.manifest.agent.kind
-    if kind not in agents:
-        raise ValueError(f"there is no agent {kind!r}")
-    return agents[kind]
+def _create_driver(agent: Agent, host: HostSettings) -> AgentDriver:
+    return agent.create_driver(Path(host.agent_program(agent.kind)))
 
 
 class RunnerParts(msgspec.Struct, frozen=True):
@@ -247,8 +250,6 @@ class RunnerParts(msgspec.Struct, frozen=True):
     remove: RemovePaths
     images: ImageLeases
     runtime: Runtime
-    gateways: GatewayFactory
-    agent: AgentDriver
     workspaces: Workspaces
     disk_space: HostDiskSpace
     reserve: DiskReserve
@@ -258,7 +259,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
 
 
-def _create_parts(order: Order, host: HostSettings, agent: Agent, *, follow_redirects: bool = False) -> RunnerParts:
+def _create_parts(order: Order, host: HostSettings, *, follow_redirects: bool = False) -> RunnerParts:
     """Create the components. follow_redirects: of the git host; only a clone needs it."""
     data_dir, throttle, clock = Path(host.data_dir), CpuThrottle(), SystemClock()
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
@@ -275,8 +276,6 @@ def _create_parts(order: Order, host: HostSettings, agent: Agent, *, follow_redi
         remove=remove_trees,
         images=HostImageLeases(data_dir),
         runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
-        gateways=SocketGateways(agent.create_dialect(), throttle=throttle),
-        agent=agent.create_driver(Path(host.agent_program(agent.kind))),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
         disk_space=HostDiskSpace(measure, host.output_watermark, clock),
         reserve=reserve,
@@ -298,28 +297,36 @@ def create_recorder(
     return AttemptRecorder(writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
 
 
-def connect_runner(attempt: AttemptContext, parts: RunnerParts, terminals: TerminalServer) -> AttemptRunner:
+def connect_runner(
+    attempt: AttemptContext,
+    parts: RunnerParts,
+    agent: AgentDriver,
+    gateways: GatewayFactory,
+    terminals: TerminalServer,
+) -> AttemptRunner:
     """Connect the steps of an attempt with their components."""
     confine = parts.confine or make_confine(attempt, parts.runtime)
     return AttemptRunner(
         attempt,
         StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
-        ProvisionStep(attempt, parts.agent, parts.runtime, parts.images),
-        RunStep(attempt, parts.agent, parts.gateways, terminals, parts.disks, parts.clock, parts.throttle),
-        _connect_ending(attempt, parts, confine),
+        ProvisionStep(attempt, agent, parts.runtime, parts.images),
+        RunStep(attempt, agent, gateways, terminals, parts.disks, parts.clock, parts.throttle),
+        _connect_ending(attempt, parts, agent, confine),
     )
 
 
-def connect_finisher(attempt: AttemptContext, parts: RunnerParts) -> AttemptFinisher:
-    """Connect the finisher of an attempt with its components."""
+def connect_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
+    """Connect the finisher of an attempt with its components. agent: None if this version does not have it."""
     confine = parts.confine or make_confine(attempt, parts.runtime)
-    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _connect_ending(attempt, parts, confine))
+    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _connect_ending(attempt, parts, agent, confine))
 
 
-def _connect_ending(attempt: AttemptContext, parts: RunnerParts, confine: Confine) -> AttemptEnding:
+def _connect_ending(
+    attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
+) -> AttemptEnding:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock)
     teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
-    return AttemptEnding(attempt, collect, teardown, parts.disks, parts.journals, parts.agent)
+    return AttemptEnding(attempt, collect, teardown, parts.disks, parts.journals, agent)
 
 
 def choose_disks(order: Order, host: HostSettings) -> Disks:

@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 class AttemptEnding:
     """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
-    agent: renders the last result, and determines whether the session can be resumed.
+    agent: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
+        does not have the task's agent, so no other attempt follows.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class AttemptEnding:
         teardown: TeardownStep,
         disks: Disks,
         journals: Journals,
-        agent: AgentDriver,
+        agent: AgentDriver | None,
     ) -> None:
         self._attempt = attempt
         self._collect = collect
@@ -92,8 +93,11 @@ class AttemptEnding:
         """Tear the attempt down for the next one. If that fails, skip the next one and return False."""
         attempt = self._attempt
         try:
+            if self._agent is None:
+                kind = attempt.task.manifest.agent.kind
+                raise AttemptError(FailureCode.AGENT_NOT_OFFERED, f"This server does not have the agent {kind}.")
             if follow_up is FollowUp.RESUME:
-                await self._require_resumable()
+                await self._require_resumable(self._agent)
             present = attempt.task.attempt
             keeps_disk = present is not None and present.transfers_disk(follow_up)
             await self._teardown.run_for_follow_up(read_handle(attempt.layout.handle), keeps_disk=keeps_disk)
@@ -107,16 +111,16 @@ class AttemptEnding:
         attempt.recorder.record(AttemptEnded())
         return True
 
-    async def _require_resumable(self) -> None:
+    async def _require_resumable(self, agent: AgentDriver) -> None:
         """Raise AttemptError if the agent cannot resume; a retry may still follow."""
-        if not await asyncio.to_thread(self._has_session):
+        if not await asyncio.to_thread(self._has_session, agent):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
         await require_same_secrets(self._attempt)
 
-    def _has_session(self) -> bool:
+    def _has_session(self, agent: AgentDriver) -> bool:
         present = self._attempt.task.attempt
         session_id = present.session_id if present is not None else None
-        return session_id is not None and self._agent.has_session(self._attempt.layout.home, session_id)
+        return session_id is not None and agent.has_session(self._attempt.layout.home, session_id)
 
     async def _collect_with_timeout(self) -> None:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
@@ -165,10 +169,10 @@ class AttemptEnding:
     async def _record_last_result(self) -> None:
         """Render the agent's last result and record it as stdout, unless stdout is recorded already or not rendered.
 
-        Raises OSError.
+        Only the agent can render it. Raises OSError.
         """
         manifest = self._attempt.task.manifest
-        if not manifest.agent.has_rendered_stdout:
+        if self._agent is None or not manifest.agent.has_rendered_stdout:
             return
         exited = await asyncio.to_thread(self._find_unrecorded_result)
         if exited is None:

@@ -5,27 +5,56 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.file_layout import (
+    NODE_DIRECTORY,
+    SANDBOX_HOME,
+    SANDBOX_USER,
+    SANDBOX_WORKSPACE,
+    AttemptLayout,
+)
 from sandbox.interfaces.images import Image, ImageLeases
-from sandbox.interfaces.runtime import Runtime, Sandbox, SandboxSpec
+from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import FailureCode
 from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
-from sandbox.model.manifest.schema import Vm
+from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
-from sandbox.runner.terminals import PAUSE_COMMAND, TerminalServer, without_secrets
+from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, TerminalServer, without_secrets
 
 _log = logging.getLogger(__name__)
 
 _OUT_OF_SPACE_MESSAGE = "The disk of this shell is full; open another shell, or release the sandbox."
+
+_PROGRAM_PATH = (
+    f"{SANDBOX_HOME}/.local/bin",
+    f"{NODE_DIRECTORY}/bin",
+    *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
+)
+_SHELL_VARIABLES = {
+    "PATH": ":".join(_PROGRAM_PATH),
+    "HOME": SANDBOX_HOME,
+    "USER": SANDBOX_USER,
+    "LOGNAME": SANDBOX_USER,
+    "SHELL": SHELL[0],
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a separate /tmp)
+}
+
+
+def launch_spec_without_agent(manifest: Manifest) -> AgentLaunchSpec:
+    """Return what shells need of a launch spec, for a task whose agent this version of Sandbox does not have."""
+    directory = str(PurePosixPath(SANDBOX_WORKSPACE, manifest.repository.subpath or "."))
+    command = Command(SHELL, _SHELL_VARIABLES, directory)
+    return AgentLaunchSpec(command, session_id="", programs={}, git_author=DEFAULT_GIT_AUTHOR)
+
 
 ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 

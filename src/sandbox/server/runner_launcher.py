@@ -98,12 +98,9 @@ class RunnerLauncher:
     ) -> JournalOwner:
         """Start a finisher for an attempt whose runner died. Return the next owner. Raises OSError.
 
-        A finisher gets no model access. It gets the secrets only to redact the collected files. If the server does not
-        offer the task's agent, no finisher can start: the task ends, and the janitor removes the leftovers.
+        A finisher gets no model access. It gets the secrets only to redact the collected files. It does not need the
+        task's agent.
         """
-        if (failure := self._missing_agent(recorder.task)) is not None:
-            await asyncio.to_thread(finalize, recorder, failure)
-            return Orphaned()
         secrets = {} if isinstance(resolved, Failure) else dict(resolved)
         order = FinishAttempt(recorder.task.id, attempt.id, secrets)
         return RunnerOwned(await self._placement.launch(order, recorder.writer))
@@ -111,7 +108,7 @@ class RunnerLauncher:
     async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
         is_first = recorder.task.attempt is None
         if (missing := self._missing_agent(recorder.task)) is not None:
-            await asyncio.to_thread(finalize, recorder, missing)
+            await asyncio.to_thread(_fail_start, recorder, missing, is_first)
             return Orphaned()
         try:
             image = await asyncio.to_thread(self._find_image, recorder.task.manifest.vm.profile)

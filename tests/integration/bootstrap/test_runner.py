@@ -15,6 +15,8 @@ from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.manifest.schema import AgentSection
+from sandbox.model.task_state import TaskState
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 
 SHORT_LAUNCH_TIMEOUT = """
@@ -194,3 +196,21 @@ def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
     recorder.writer.close()
     assert result.returncode == 0, result.stderr
     assert replay_task(journals, "task-1").task.failure.code is FailureCode.RUNNER_LOST
+
+
+def test_finisher_needs_no_agent(tmp_path):
+    """A later version may no longer have the agent of a task whose runner died."""
+    journals = FileJournals(tmp_path)
+    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    section = AgentSection("retired", {"prompt": "Do it.", "model": "m"})
+    for event in (TaskSubmitted("task-1", manifest("task-1").replace(agent=section)), *STARTED[1:]):
+        recorder.record(event)
+    lock_fd = recorder.writer.lock_fd
+    result = subprocess.run(
+        [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={lock_fd}"],
+        input=launch_message(ORDERS[True], tmp_path, tmp_path / "run"),
+        pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    recorder.writer.close()
+    task = replay_task(journals, "task-1").task
+    assert (result.returncode, task.state, task.failure.code) == (0, TaskState.FAILED, FailureCode.RUNNER_LOST), result

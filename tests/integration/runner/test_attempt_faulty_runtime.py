@@ -26,8 +26,8 @@ def run_attempt(tmp_path):
         harness = AttemptHarness(tmp_path, Script(), **parts)
         harnesses.append(harness)
         runtime: Runtime = FaultyRuntime(faults)
-        agent = ClaudeCodeDriver(Path("/usr/bin/true"))
-        harness.parts = replace(harness.parts, runtime=runtime, agent=agent)
+        harness.agent = ClaudeCodeDriver(Path("/usr/bin/true"))
+        harness.parts = replace(harness.parts, runtime=runtime)
 
         async def scenario():
             work = asyncio.create_task(harness.run())

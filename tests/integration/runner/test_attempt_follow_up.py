@@ -339,7 +339,7 @@ async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
         served.append(bool(harness.events(AgentStarted)))
         await asyncio.Event().wait()
 
-    harness.parts.gateways.serve = serve
+    harness.gateways.serve = serve
     harness.script.runs_until_signal = True
 
     async def scenario():
@@ -360,7 +360,7 @@ async def test_invalid_model_url_fails_provisioning_with_its_message(make_harnes
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
-    harness.parts.gateways.create = refuse
+    harness.gateways.create = refuse
     await harness.run()
     outcome = (harness.task.state, harness.task.failure.code, harness.task.failure.message)
     assert outcome == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
@@ -373,7 +373,7 @@ async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up
     async def serve(listeners):
         raise OSError("a listener is gone")
 
-    harness.parts.gateways.serve = serve
+    harness.gateways.serve = serve
     await harness.run()
     failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
@@ -439,3 +439,17 @@ async def test_cancel_during_disk_release_preserves_the_work(make_harness):
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
     assert remaining_files(harness) <= {"disk", "disk.img"}
+
+
+@pytest.mark.parametrize("events", [TO_RUNNING, TO_RUNNING[:1]], ids=["the agent ran", "the agent had not started"])
+async def test_finisher_without_the_agent_collects_the_workspace_instead_of_preparing_an_attempt(make_harness, events):
+    harness = make_harness(Script(), lifecycle={"retries": 1, "resume": True})
+    harness.agent = None
+    kill_after(harness, *events)
+    await harness.finish()
+    task = harness.task
+    assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.RUNNER_LOST)
+    assert "task-1.patch" in harness.artifacts
+    reasons = {event.reason for event in harness.events(FollowUpSkipped)}
+    assert reasons == {"This server does not have the agent claude."}
+    assert remaining_files(harness) == set()

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, KernelUsage
 from sandbox.interfaces.terminals import EndFrame, RoleFrame
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.debug_session import DebugSessionRunner
+from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
@@ -114,6 +115,13 @@ async def open_session(tmp_path, disk, sockets=None):
         finally:
             await connection.close()
             await running
+
+
+def test_shell_without_the_agent_starts_in_the_directory_of_the_task():
+    task = manifest()
+    spec = launch_spec_without_agent(task.replace(repository=replace(task.repository, subpath="tools")))
+    assert (spec.command.directory, spec.command.environment["HOME"]) == ("/workspace/tools", "/home/agent")
+    assert "/usr/bin" in spec.command.environment["PATH"].split(":")
 
 
 async def test_full_disk_ends_the_session_with_a_reason(tmp_path):

@@ -1,11 +1,12 @@
-"""A task whose agent the server does not have ends without a new runner; it stays readable."""
+"""A task whose agent the server does not have ends without another attempt; its work is collected."""
 
 import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.events import AgentExited, AttemptEnded, Output
+from sandbox.model.events import AgentExited, AttemptEnded, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
 from sandbox.model.task_state import TaskState
@@ -28,37 +29,51 @@ def no_backoff(monkeypatch):
     monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 0.0)
 
 
-async def end_on_a_server_without_the_agent(components):
-    """Return the task at its end, and the types of its events."""
-    components.agent_kinds = ["claude"]
-    async with components.server() as service:
-        task = await service.wait("task-1", 10)
-        (listed,) = (await service.query(TaskQuery())).tasks
-        assert (listed.id, listed.manifest.agent.kind) == ("task-1", "other")
-        types = [event["type"] async for event in service.replay("task-1")]
-    assert task.manifest.agent == OTHER
-    components.journals.open("task-1").close()
-    return task, types
-
-
 async def test_waiting_task_fails_without_a_runner(components):
     async with components.server() as service:
         await service.submit(task_of_other_agent())
         task = await service.wait("task-1", 10)
+        (listed,) = (await service.query(TaskQuery())).tasks
     assert (task.state, task.failure) == (TaskState.FAILED, MISSING)
+    assert (listed.id, listed.manifest.agent.kind) == ("task-1", "other")
     assert components.runners.orders == []
-    assert (await end_on_a_server_without_the_agent(components))[0] == task
+    components.journals.open("task-1").close()
 
 
-@pytest.mark.parametrize("events", [(FAILED, AttemptEnded()), ()], ids=["retry", "finisher"])
-async def test_started_task_ends_without_another_runner(components, events):
+async def start_on_a_server_with_the_agent(components, *events):
+    """Start a task of the other agent. Its runner records these events and dies; then the server ends."""
     components.agent_kinds = ["claude", "other"]
     async with components.server() as service:
         await service.submit(task_of_other_agent(lifecycle={"retries": 1}))
         await components.wait_for_launch("task-1")
     components.runners.record("task-1", *TO_RUNNING, Output("stdout", "from the agent\n"), *events)
     components.runners.kill("task-1")
-    task, types = await end_on_a_server_without_the_agent(components)
+
+
+async def finish_on_a_server_without_the_agent(components, *events):
+    """Return the task and the types of its events after its finisher has recorded these events."""
+    components.agent_kinds = ["claude"]
+    async with components.server() as service:
+        await components.wait_for_launch("task-1", 2)
+        components.runners.record("task-1", *events)
+        task = await service.wait("task-1", 10)
+        types = [event["type"] async for event in service.replay("task-1")]
+    assert isinstance(components.runners.orders[-1], FinishAttempt)
+    assert task.manifest.agent == OTHER
+    return task, types
+
+
+async def test_dead_runner_is_followed_by_a_finisher_that_collects_its_work(components):
+    await start_on_a_server_with_the_agent(components)
+    lost = Failure(FailureCode.RUNNER_LOST, "lost")
+    ended = (AgentExited(None, None, lost), FollowUpSkipped(FollowUp.RETRY, "no agent"), TaskFinished())
+    task, types = await finish_on_a_server_without_the_agent(components, *ended)
+    assert (task.state, task.failure, task.attempt_count) == (TaskState.FAILED, lost, 1)
+    assert "output" in types
+
+
+async def test_task_that_waits_for_another_attempt_fails_and_a_finisher_collects_its_work(components):
+    await start_on_a_server_with_the_agent(components, FAILED, AttemptEnded())
+    task, types = await finish_on_a_server_without_the_agent(components, TaskFinished())
     assert (task.state, task.failure, task.attempt_count) == (TaskState.FAILED, MISSING, 1)
-    assert len(components.runners.orders) == 1
     assert "output" in types
