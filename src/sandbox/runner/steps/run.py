@@ -8,7 +8,7 @@ from types import TracebackType
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentDriver, AgentEvent, AgentOutcome, AgentReady
+from sandbox.interfaces.agent import AgentDriver, AgentEvent, AgentOutcome, AgentReady, OutputParser
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, DiskUsage
 from sandbox.interfaces.gateway import Gateway, GatewayFactory
@@ -38,7 +38,7 @@ from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, re
 from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import TerminalServer, without_secrets
-from sandbox.system.cpu_throttle import CpuThrottle
+from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
 
 class MetricsSampler:
@@ -132,7 +132,7 @@ class RunStep(msgspec.Struct, frozen=True):
         gateway = create_gateway(
             attempt, provisioned, self.gateways, self.driver.agent.key_setting, gateway_events.report
         )
-        agent_run = _AgentRun(self, provisioned, gateway, progress)
+        agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
         async with GuardedJobs(killer) as jobs:
@@ -143,154 +143,182 @@ class RunStep(msgspec.Struct, frozen=True):
                 self.terminals.close_agent_terminal(ended)
         await agent_run.record_exit(ended)
 
+    def _create_agent_run(
+        self, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressTracker
+    ) -> "_AgentRun":
+        attempt, manifest, terminals = self.attempt, self.attempt.task.manifest, self.terminals
+        record, queue = attempt.recorder.record, self.throttle.queue()
+        parser = self.driver.create_parser(provisioned.launch_spec.session_id)
 
-class _AgentRun:
-    """One run of an agent, from its start to the record of its exit."""
+        def is_busy() -> bool:
+            """Whether a silent agent waits for the model, or has viewers."""
+            return bool(gateway.requests_in_flight) or terminals.has_agent_clients
 
-    def __init__(
-        self, step: RunStep, provisioned: ProvisionedSandbox, gateway: Gateway, progress: ProgressTracker
-    ) -> None:
-        attempt, manifest = step.attempt, step.attempt.task.manifest
-        self._attempt = attempt
-        self._driver = step.driver
-        self._clock = step.clock
-        self._record = attempt.recorder.record
-        self._sandbox = provisioned.sandbox
-        self._launch_spec = provisioned.launch_spec
-        self._terminals = step.terminals
-        self._gateway = gateway
-        self._progress = progress
-        self._output_parser = step.driver.create_parser(provisioned.launch_spec.session_id)
-        self._time_limit = TimeLimit(manifest.lifecycle, step.clock, self._is_busy)
-        self._exhaustion = ExhaustionDetector(manifest.vm, step.disks, attempt.layout, self._record)
-        self._output_queue = step.throttle.queue()
+        time_limit = TimeLimit(manifest.lifecycle, self.clock, is_busy)
+        handler = _OutputHandler(attempt, gateway, progress, time_limit, self.clock)
         stdout = StdoutProcessing(
             "transcript" if manifest.agent.has_rendered_stdout else "stdout",
-            self._output_parser.parse_line,
-            self._on_agent_event,
+            parser.parse_line,
+            handler.handle_event,
             marks_parsed=attempt.records_conversation,
         )
-        self._output = AgentOutput(
-            self._record,
-            self._on_output,
-            stdout,
-            redaction=attempt.redaction,
-            quota=OutputQuota(step.clock, earlier_output_bytes(attempt.task)),
-            queue=self._output_queue,
+        quota = OutputQuota(self.clock, earlier_output_bytes(attempt.task))
+        return _AgentRun(
+            attempt,
+            self.driver,
+            provisioned,
+            gateway,
+            terminals,
+            self.clock,
+            progress,
+            time_limit,
+            ExhaustionDetector(manifest.vm, self.disks, attempt.layout, record),
+            parser,
+            AgentOutput(record, handler.count_output, stdout, redaction=attempt.redaction, quota=quota, queue=queue),
+            queue,
         )
+
+
+class _OutputHandler(msgspec.Struct, frozen=True):
+    """Handles the agent's output and its events."""
+
+    attempt: AttemptContext
+    gateway: Gateway
+    progress: ProgressTracker
+    time_limit: TimeLimit
+    clock: Clock
+
+    def count_output(self, byte_count: int) -> None:
+        """Count output as activity and as progress."""
+        self.time_limit.count_activity()
+        self.progress.add_output(byte_count)
+
+    def handle_event(self, event: AgentEvent) -> None:
+        """Record what an event of the agent means."""
+        if isinstance(event, AgentReady):
+            self._check_ready(event)
+        else:
+            self.progress.handle_agent_event(event, self.clock.monotonic())
+
+    def _check_ready(self, ready: AgentReady) -> None:
+        """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
+        redaction = self.attempt.redaction
+        redact = redaction.redact_text if redaction is not None else str
+        failure = ready.find_failure(self.attempt.task.manifest, redact)
+        if failure is not None:
+            self.attempt.recorder.record(AttemptFailed(failure))
+        else:
+            self.gateway.release_model_requests()
+
+
+class _AgentRun(msgspec.Struct, frozen=True):
+    """One run of an agent, from its start to the record of its exit. output_queue: of the work that output causes."""
+
+    attempt: AttemptContext
+    driver: AgentDriver
+    provisioned: ProvisionedSandbox
+    gateway: Gateway
+    terminals: TerminalServer
+    clock: Clock
+    progress: ProgressTracker
+    time_limit: TimeLimit
+    exhaustion: ExhaustionDetector
+    output_parser: OutputParser
+    output: AgentOutput
+    output_queue: CpuQueue
 
     async def supervise(self, jobs: GuardedJobs, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
             agent, readers = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
-            agent_name = self._driver.agent.display_name
-            self._record(AgentStarted(self._launch_spec.session_id, self._clock.monotonic(), agent_name))
+            agent_name = self.driver.agent.display_name
+            self.attempt.recorder.record(
+                AgentStarted(self.provisioned.launch_spec.session_id, self.clock.monotonic(), agent_name)
+            )
             for job in (
                 self._open_gateway,
                 self._record_progress,
                 self._record_metrics,
                 self._enforce_time_limits,
-                partial(self._kill_on, partial(self._exhaustion.watch_disk, self._clock), killer),
-                partial(self._kill_on, partial(self._exhaustion.watch_kernel_usage, self._sandbox), killer),
-                partial(killer.stop_on, self._attempt.recorder.stop_signal, agent),
+                partial(self._kill_on, partial(self.exhaustion.watch_disk, self.clock), killer),
+                partial(self._kill_on, partial(self.exhaustion.watch_kernel_usage, self.provisioned.sandbox), killer),
+                partial(killer.stop_on, self.attempt.recorder.stop_signal, agent),
             ):
                 jobs.start(job)
             ended = await killer.wait_for_exit(agent)
         finally:
-            self._terminals.disable()
+            self.terminals.disable()
             await killer.kill()
-        await drain_output(reading, self._output, self._output_queue, self._record)
+        await drain_output(reading, self.output, self.output_queue, self.attempt.recorder.record)
         return ended
 
     async def record_exit(self, exit_: ExitStatus) -> None:
         """Record the agent's outcome, after everything else that it caused."""
-        self._progress.set_denied_count(self._gateway.denied_count)
-        self._progress.close()
-        self._exhaustion.update(await self._sandbox.stats())
-        await self._exhaustion.check_disk()
-        manifest = self._attempt.task.manifest
+        self.progress.set_denied_count(self.gateway.denied_count)
+        self.progress.close()
+        self.exhaustion.update(await self.provisioned.sandbox.stats())
+        await self.exhaustion.check_disk()
+        manifest = self.attempt.task.manifest
         if manifest.agent.is_interactive:
-            outcome = AgentOutcome(None, self._driver.check_interactive_exit(exit_))
+            outcome = AgentOutcome(None, self.driver.check_interactive_exit(exit_))
         else:
-            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
-        failure = self._exhaustion.explain_failure(outcome, self._driver.agent.display_name)
+            outcome = self.output_parser.outcome(exit_, self.output.stderr_tail)
+        failure = self.exhaustion.explain_failure(outcome, self.driver.agent.display_name)
         exited = AgentExited(exit_.code, outcome.result, failure)
-        if not manifest.agent.is_interactive and not will_be_followed_up(self._attempt.task, exited):
-            await self._output.record_rendered_stdout(self._driver.render_output(manifest, outcome.result))
-        self._output.close()
-        self._record(exited)
+        if not manifest.agent.is_interactive and not will_be_followed_up(self.attempt.task, exited):
+            await self.output.record_rendered_stdout(self.driver.render_output(manifest, outcome.result))
+        self.output.close()
+        self.attempt.recorder.record(exited)
 
     async def _start_agent(self) -> tuple[Agent, Sequence[OutputReader]]:
         """Start the agent; return the jobs that read its output.
 
         Runtimes limit their start time themselves; this timeout covers runtimes that do not.
         """
-        command = self._launch_spec.command
+        command = self.provisioned.launch_spec.command
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
-                if not self._attempt.task.manifest.agent.is_interactive:
-                    return await start_headless_agent(self._sandbox, command, self._output)
-                agent = await start_terminal_agent(self._sandbox, command)
+                if not self.attempt.task.manifest.agent.is_interactive:
+                    return await start_headless_agent(self.provisioned.sandbox, command, self.output)
+                agent = await start_terminal_agent(self.provisioned.sandbox, command)
         except TimeoutError:
             message = "The agent did not start in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
-        chunks = redacted_chunks(agent.terminal.output, self._attempt.redaction, self._output_queue)
-        shared = self._terminals.share_agent_terminal(agent.terminal)
-        return agent, [partial(self._output.read_terminal, chunks, shared.broadcast)]
-
-    def _is_busy(self) -> bool:
-        """Return whether a silent agent waits for the model, or has viewers."""
-        return bool(self._gateway.requests_in_flight) or self._terminals.has_agent_clients
-
-    def _on_output(self, byte_count: int) -> None:
-        self._time_limit.count_activity()
-        self._progress.add_output(byte_count)
-
-    def _on_agent_event(self, event: AgentEvent) -> None:
-        if isinstance(event, AgentReady):
-            self._check_ready(event)
-        else:
-            self._progress.handle_agent_event(event, self._clock.monotonic())
-
-    def _check_ready(self, ready: AgentReady) -> None:
-        """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
-        redaction = self._attempt.redaction
-        redact = redaction.redact_text if redaction is not None else str
-        failure = ready.find_failure(self._attempt.task.manifest, redact)
-        if failure is not None:
-            self._record(AttemptFailed(failure))
-        else:
-            self._gateway.release_model_requests()
+        chunks = redacted_chunks(agent.terminal.output, self.attempt.redaction, self.output_queue)
+        shared = self.terminals.share_agent_terminal(agent.terminal)
+        return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)]
 
     async def _open_gateway(self) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
-        await self._attempt.recorder.wait_until_written()
-        command = self._launch_spec.command
-        variables = without_secrets(command.environment, {*self._attempt.secrets, *self._launch_spec.model_variables})
-        self._terminals.enable(self._sandbox, variables, command.directory)
-        await serve_gateway(self._gateway, self._sandbox.listeners, self._record)
+        await self.attempt.recorder.wait_until_written()
+        command = self.provisioned.launch_spec.command
+        variables = without_secrets(
+            command.environment, {*self.attempt.secrets, *self.provisioned.launch_spec.model_variables}
+        )
+        self.terminals.enable(self.provisioned.sandbox, variables, command.directory)
+        await serve_gateway(self.gateway, self.provisioned.sandbox.listeners, self.attempt.recorder.record)
 
     async def _record_progress(self) -> None:
         while True:
             await asyncio.sleep(URGENT_INTERVAL_SECONDS)
-            self._progress.set_denied_count(self._gateway.denied_count)
-            self._progress.record_if_due(self._clock.monotonic())
+            self.progress.set_denied_count(self.gateway.denied_count)
+            self.progress.record_if_due(self.clock.monotonic())
 
     async def _record_metrics(self) -> None:
-        sampler = MetricsSampler(self._attempt.task.manifest.vm.memory_bytes)
+        sampler = MetricsSampler(self.attempt.task.manifest.vm.memory_bytes)
         while True:
-            stats = await self._sandbox.stats()
-            self._exhaustion.update(stats)
-            self._record(sampler.sample(stats, self._exhaustion.disk_usage, self._clock.monotonic()))
+            stats = await self.provisioned.sandbox.stats()
+            self.exhaustion.update(stats)
+            self.attempt.recorder.record(sampler.sample(stats, self.exhaustion.disk_usage, self.clock.monotonic()))
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _enforce_time_limits(self) -> None:
         """Record the failure; the effect of the record stops the agent with a grace period."""
-        failure = await self._time_limit.watch(remaining_seconds(self._attempt.task, self._clock))
-        self._record(AttemptFailed(failure))
+        failure = await self.time_limit.watch(remaining_seconds(self.attempt.task, self.clock))
+        self.attempt.recorder.record(AttemptFailed(failure))
 
     async def _kill_on(self, watch: Callable[[], Awaitable[Failure]], killer: SandboxKiller) -> None:
         """Kill the agent, without a grace period, once a limit on the disk or on kernel objects is exceeded."""
-        self._record(AttemptFailed(await watch()))
+        self.attempt.recorder.record(AttemptFailed(await watch()))
         await killer.kill()
