@@ -148,33 +148,30 @@ while True:
 """
 
 
-def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path = runner_socket(tmp_path, "abcdefghijkl")
-    runner_client = RunnerSocket(path)
-    runner = process(LISTENER_PROGRAM, str(path))
-    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
-    os.kill(runner.pid, signal.SIGSTOP)
-    wait_until(lambda: not asyncio.run(runner_client.is_responsive()), description="no response")
-    os.kill(runner.pid, signal.SIGCONT)
-    wait_until(lambda: asyncio.run(runner_client.is_responsive()), description="a response")
-
-
-def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
-    """If the backlog is full, asyncio reports the connection as established, but writes to it fail."""
-    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path = runner_socket(tmp_path, "abcdefghijkl")
-    runner_client = RunnerSocket(path)
-    runner = process(LISTENER_PROGRAM, str(path))
-    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
-    os.kill(runner.pid, signal.SIGSTOP)
+@contextlib.contextmanager
+def filled_backlog(path):
+    """Clients that fill the backlog. asyncio then reports a connection as established, but writes to it fail."""
     with contextlib.ExitStack() as waiting:
         while True:
             client = waiting.enter_context(socket.socket(socket.AF_UNIX))
             client.setblocking(False)
             if client.connect_ex(str(path)) == errno.EAGAIN:
                 break
-        assert not asyncio.run(runner_client.is_responsive())
+        yield
+
+
+@pytest.mark.parametrize("clients", [lambda _: contextlib.nullcontext(), filled_backlog], ids=["none", "many"])
+def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch, clients):
+    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
+    path = runner_socket(tmp_path, "abcdefghijkl")
+    runner_client = RunnerSocket(path)
+    runner = process(LISTENER_PROGRAM, str(path))
+    wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
+    os.kill(runner.pid, signal.SIGSTOP)
+    with clients(path):
+        wait_until(lambda: not asyncio.run(runner_client.is_responsive()), description="no response")
+    os.kill(runner.pid, signal.SIGCONT)
+    wait_until(lambda: asyncio.run(runner_client.is_responsive()), description="a response")
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -186,14 +183,13 @@ async def test_server_without_free_descriptors_does_not_consider_the_runner_unre
     assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
 
 
-async def test_runner_that_refuses_connections_is_not_unresponsive(tmp_path):
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
-    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
-
-
-async def test_runner_without_a_socket_is_not_unresponsive(tmp_path):
-    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
+@pytest.mark.parametrize("has_socket", [True, False], ids=["refuses connections", "has no socket"])
+async def test_runner_that_cannot_be_reached_is_not_unresponsive(tmp_path, has_socket):
+    path = runner_socket(tmp_path, "abcdefghijkl")
+    if has_socket:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    assert await RunnerSocket(path).is_responsive()
 
 
 @pytest.fixture
@@ -206,19 +202,20 @@ def components(tmp_path, monkeypatch):
         instance.runners.kill(task_id)
 
 
-def count_pings_before_kill(components, is_responsive, *, pings_min):
-    """Return a list of the number of pings before each kill. It is empty if the runner was not killed.
+def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
+    """Return a list of the number of pings before each kill: of the runner, then of its finisher. It may be empty.
 
     is_responsive: receives the number of a ping and returns whether the runner responds.
+    pings_min, kills: the observation ends after this many pings, or after this many kills.
     """
-    pings, pings_before_kill = [], []
+    pings, pings_before_kills = [], []
 
     async def ping(attempt_id):
         pings.append(attempt_id)
         return is_responsive(len(pings))
 
     def kill_lock_holder(task_id):
-        pings_before_kill.append(len(pings))
+        pings_before_kills.append(len(pings))
         components.runners.kill(task_id)
         return True
 
@@ -228,45 +225,24 @@ def count_pings_before_kill(components, is_responsive, *, pings_min):
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")
             deadline = time.monotonic() + 20
-            while len(pings) < pings_min and not pings_before_kill and time.monotonic() < deadline:
+            while len(pings) < pings_min and len(pings_before_kills) < kills and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
-            if pings_before_kill:
+            if pings_before_kills:
                 await components.wait_for_launch("task-1", 2)
-            return pings_before_kill
+            return pings_before_kills
 
     return asyncio.run(scenario())
 
 
-def test_runner_is_killed_after_five_unanswered_pings(components):
-    assert count_pings_before_kill(components, lambda _: False, pings_min=20) == [5]
-
-
-def test_finisher_after_a_killed_runner_has_its_own_pings(components):
-    pings, pings_before_kill = [], []
-
-    async def ping(attempt_id):
-        pings.append(attempt_id)
-        return False
-
-    def kill_lock_holder(task_id):
-        pings_before_kill.append(len(pings))
-        components.runners.kill(task_id)
-        return True
-
-    async def scenario():
-        components.runners.is_responsive, components.runners.kill_lock_holder = ping, kill_lock_holder
-        async with components.server() as service:
-            await service.submit(manifest("task-1"))
-            async with asyncio.timeout(20):
-                while len(pings_before_kill) < 2:
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(scenario())
-    assert pings_before_kill[:2] == [5, 10]
+@pytest.mark.parametrize("pings_before_kills", [[5], [5, 10]], ids=["runner", "finisher after a killed runner"])
+def test_process_is_killed_after_five_unanswered_pings(components, pings_before_kills):
+    kills = len(pings_before_kills)
+    found = count_pings_before_kills(components, lambda _: False, pings_min=20, kills=kills)
+    assert found[:kills] == pings_before_kills
 
 
 def test_runner_that_responds_occasionally_is_not_killed(components):
-    assert count_pings_before_kill(components, lambda number: number % 5 == 0, pings_min=23) == []
+    assert count_pings_before_kills(components, lambda number: number % 5 == 0, pings_min=23) == []
 
 
 async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):

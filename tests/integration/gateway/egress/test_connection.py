@@ -63,40 +63,23 @@ def test_host_that_sends_faster_than_the_client_reads_is_paused(monkeypatch):
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    ("sent", "ending"),
-    [(b" GET  *\r\nHost: evil.example", "reset"), (b"get key\r\nset other value", "end of the stream")],
-)
-def test_host_receives_no_end_of_stream_after_a_denied_request(monkeypatch, sent, ending):
-    """Some servers handle a request whose last line ends with the stream."""
-    endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
-
-    async def record_ending(reader, _):
-        try:
-            await reader.read()
-            endings.append("end of the stream")
-        except ConnectionResetError:
-            endings.append("reset")
-
-    async def scenario():
-        async with gateway_with_remote_host(record_ending, monkeypatch, rules=rules) as served:
-            client = await tunnel(served, sent, port=8080)
-            await client.read_until(b"\r\n\r\n")
-            await asyncio.sleep(0.2)
-            client.writer.write_eof()
-            await wait_until(lambda: endings)
-            assert endings == [ending]
-
-    run(scenario)
+SMUGGLED = b" GET  *\r\nHost: evil.example"
 
 
 @pytest.mark.parametrize(
-    ("sent", "ending"),
-    [(b" GET  *\r\nHost: evil.example", "reset"), (client_hello(HOST) + b"\x17\3\3", "end of the stream")],
+    ("ends_by", "sent", "ending"),
+    [
+        # Some servers handle a request whose last line ends with the stream.
+        ("client", SMUGGLED, "reset"),
+        ("client", b"get key\r\nset other value", "end of the stream"),
+        # The last line may be incomplete until the client's stream has ended. A tunnel without a search ends as usual.
+        ("timeout", SMUGGLED, "reset"),
+        ("timeout", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
+        ("end of the gateway", SMUGGLED, "reset"),
+        ("end of the gateway", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
+    ],
 )
-@pytest.mark.parametrize("ends_by", ["timeout", "end of the gateway"])
-def test_host_receives_no_end_of_stream_before_the_data_was_searched(monkeypatch, sent, ending, ends_by):
-    """The last line may be incomplete until the client's stream has ended. A tunnel without a search ends as usual."""
+def test_host_receives_no_end_of_stream_after_data_that_is_denied_or_not_searched(monkeypatch, ends_by, sent, ending):
     endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
     if ends_by == "timeout":
         monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.5)
@@ -114,7 +97,13 @@ def test_host_receives_no_end_of_stream_before_the_data_was_searched(monkeypatch
             client = await tunnel(served, sent, port=8080)
             await client.read_until(b"\r\n\r\n")
             await asyncio.sleep(0.2)
-            await (client.read_to_end() if ends_by == "timeout" else served.stop())
+            match ends_by:
+                case "client":
+                    client.writer.write_eof()
+                case "timeout":
+                    await client.read_to_end()
+                case _:
+                    await served.stop()
             await wait_until(lambda: endings)
             assert endings == [ending]
 
