@@ -15,8 +15,9 @@ from doubles.sandbox_lifecycle import (
     run_in,
     run_python,
 )
-from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
+from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)

@@ -14,7 +14,7 @@ from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records, replay_task
-from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, KernelUsage, SandboxHandle, Stats
+from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
@@ -63,7 +63,7 @@ class Script:
     redact: Callable[[str], str] = str
     start_check_failure: Failure | None = None
     has_session: bool = True
-    kernel_usage: KernelUsage = field(default_factory=KernelUsage)
+    violation: str = ""
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     destroyed_disks: list = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -110,14 +110,10 @@ class ScriptedSandbox:
     async def stats(self):
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
-    async def kernel_usage(self):
-        return self._script.kernel_usage
-
-    async def file_counts(self):
-        return FileUsage()
-
-    async def detailed_file_usage(self):
-        return FileUsage()
+    async def wait_for_violation(self):
+        while not self._script.violation:
+            await asyncio.sleep(0.005)
+        return self._script.violation
 
 
 class ScriptedTerminal:

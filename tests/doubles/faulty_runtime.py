@@ -13,8 +13,6 @@ from sandbox.interfaces.runtime import (
     Command,
     ConfinementSpec,
     ExitStatus,
-    FileUsage,
-    KernelUsage,
     Listeners,
     RuntimeProbe,
     SandboxHandle,
@@ -87,14 +85,8 @@ class FaultySandbox:
     async def stats(self) -> Stats:
         return Stats(None, None, None)
 
-    async def kernel_usage(self) -> KernelUsage:
-        return KernelUsage()
-
-    async def file_counts(self) -> FileUsage:
-        return FileUsage()
-
-    async def detailed_file_usage(self) -> FileUsage:
-        return FileUsage()
+    async def wait_for_violation(self) -> str:
+        return await asyncio.get_running_loop().create_future()
 
     def _end(self, code: int | None) -> None:
         if not self._exit.done():

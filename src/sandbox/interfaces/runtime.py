@@ -9,20 +9,6 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.model.limits import (
-    CALL_BUFFER_BYTES_MAX,
-    EPOLL_ENTRIES_MAX,
-    FILE_LOCKS_MAX,
-    IDLE_SLAB_BYTES_MAX,
-    NETLINK_BYTES_MAX,
-    OOM_KILLS_MAX,
-    OPEN_DIRECTORIES_MAX,
-    OPEN_FILES_OF_SANDBOX_MAX,
-    SHARED_FILE_LOCKS_MAX,
-    SOCKETS_MAX,
-    UDP_SOCKETS_ON_PORT_MAX,
-)
-
 
 class ConfinedCommand(msgspec.Struct, frozen=True):
     """A program to run to completion in a confinement.
@@ -209,133 +195,6 @@ class Stats(msgspec.Struct, frozen=True):
     fork_failures: int = 0
 
 
-class KernelUsage(msgspec.Struct, frozen=True):
-    """What the host's kernel holds for a sandbox in addition to its memory; None if the host does not count it.
-
-    sockets: of all kinds and states.
-    buffer_bytes: in TCP and UDP sockets.
-    buffer_bytes_max: the limit of buffer_bytes if the kernel does not enforce one.
-    netlink_bytes: unread data in netlink sockets.
-    received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
-    received_bytes_max: the limit of received_bytes.
-    idle_slab_bytes: memory of freed kernel objects that is still allocated, without cached objects.
-    idle_cache_bytes: the same of cached objects, such as inodes and names of files.
-    idle_cache_bytes_max: the limit of idle_cache_bytes.
-    udp_sockets_on_port: number of UDP sockets on the port that has the most.
-    call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
-    oom_kills: how many times a process was killed for lack of memory.
-    """
-
-    sockets: int | None = None
-    buffer_bytes: int | None = None
-    buffer_bytes_max: int | None = None
-    netlink_bytes: int | None = None
-    received_bytes: int | None = None
-    received_bytes_max: int | None = None
-    idle_slab_bytes: int | None = None
-    idle_cache_bytes: int | None = None
-    idle_cache_bytes_max: int | None = None
-    udp_sockets_on_port: int | None = None
-    call_buffer_bytes: int | None = None
-    oom_kills: int = 0
-
-    def find_violation(self) -> str:
-        """Return why the sandbox must end (human-readable); empty while everything is within limits."""
-        return self._find_socket_violation() or self._find_memory_violation()
-
-    def _find_socket_violation(self) -> str:
-        if self.sockets is not None and self.sockets > SOCKETS_MAX:
-            return (
-                f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close unused "
-                "connections, and accept incoming ones."
-            )
-        if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
-            return (
-                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and the limit for its "
-                f"vm.memory is {self.buffer_bytes_max >> 20} MiB; read received data, or raise vm.memory."
-            )
-        if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
-            return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
-        received, received_max = self.received_bytes, self.received_bytes_max
-        if received is not None and received_max is not None and received > received_max:
-            return (
-                f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, including errors and time "
-                f"stamps of sent data, and the limit is {received_max >> 20} MiB; read or close them."
-            )
-        if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
-            return (
-                f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
-                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to different ports."
-            )
-        return ""
-
-    def _find_memory_violation(self) -> str:
-        if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
-            return (
-                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
-                "files and sockets that were opened together."
-            )
-        cached, cached_max = self.idle_cache_bytes, self.idle_cache_bytes_max
-        if cached is not None and cached_max is not None and cached > cached_max:
-            return (
-                f"The sandbox left {cached >> 20} MiB of kernel memory in partly used slabs of inodes and names of "
-                f"files, and the limit is {cached_max >> 20} MiB; close files that were created together."
-            )
-        if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
-            return (
-                f"The kernel held {self.call_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys or "
-                "sent netlink requests; use smaller buffers, or fewer threads."
-            )
-        if self.oom_kills > OOM_KILLS_MAX:
-            return (
-                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory, and the limit is "
-                f"{OOM_KILLS_MAX}; raise vm.memory."
-            )
-        return ""
-
-
-class FileUsage(msgspec.Struct, frozen=True):
-    """The open files of a sandbox; None if the host does not count them.
-
-    open_files: descriptors of all its processes.
-    directories, locks: open directories, and POSIX file locks. Both are 0 while they cannot exceed their limits.
-    shared_locks: locks of any kind on files that the host uses too.
-    epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
-    was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
-    """
-
-    open_files: int | None = None
-    directories: int = 0
-    locks: int = 0
-    shared_locks: int = 0
-    epoll_entries: int = 0
-    was_cut_short: bool = False
-
-    def find_violation(self) -> str:
-        """Return why the sandbox must end (human-readable); empty while everything is within limits."""
-        if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
-            return (
-                f"The sandbox's processes had {self.open_files} open files, and the limit is "
-                f"{OPEN_FILES_OF_SANDBOX_MAX}; close unused ones."
-            )
-        if self.directories > OPEN_DIRECTORIES_MAX:
-            return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
-        if self.locks > FILE_LOCKS_MAX:
-            return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
-        if self.shared_locks > SHARED_FILE_LOCKS_MAX:
-            return (
-                f"The sandbox had more than {SHARED_FILE_LOCKS_MAX} locks on devices or system files; "
-                "lock files in the workspace instead."
-            )
-        if self.was_cut_short:
-            return "The sandbox's open files took too long to count; watch fewer files with epoll and inotify."
-        if self.epoll_entries > EPOLL_ENTRIES_MAX:
-            return (
-                f"The sandbox had more than {EPOLL_ENTRIES_MAX} epoll entries; watch each file with one epoll instance."
-            )
-        return ""
-
-
 class Listeners(msgspec.Struct, frozen=True):
     """Listening sockets in the sandbox's own network namespace; nothing else listens there.
 
@@ -440,18 +299,11 @@ class Sandbox(Protocol):
         """Return the current resource usage."""
         ...
 
-    async def kernel_usage(self) -> KernelUsage:
-        """Return what the host's kernel holds for the sandbox. Cheap enough to call ten times a second."""
-        ...
+    async def wait_for_violation(self) -> str:
+        """Wait until the sandbox exceeds a limit that the kernel does not enforce; return why it must end.
 
-    async def file_counts(self) -> FileUsage:
-        """Return the number of open files and directories. Takes no lock that programs inside can hold for long."""
-        ...
-
-    async def detailed_file_usage(self) -> FileUsage:
-        """Return the open files; for a sandbox with a separate kernel, only directories that the host opened for it.
-
-        Slow if many files are open.
+        The reason is human-readable: too many sockets, open files or locks, or too much memory of the host's kernel, or
+        that these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
         """
         ...
 

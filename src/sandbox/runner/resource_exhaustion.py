@@ -7,7 +7,6 @@ from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.kernel_watch import wait_for_violation
 from sandbox.interfaces.runtime import Sandbox, Stats
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
@@ -98,9 +97,8 @@ class ExhaustionDetector:
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
-        """Poll until the sandbox exceeds a limit that the kernel does not enforce; return the failure."""
-        violation = await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
-        return Failure(FailureCode.OUT_OF_MEMORY, violation)
+        """Wait until the sandbox exceeds a limit that the kernel does not enforce; return the failure."""
+        return Failure(FailureCode.OUT_OF_MEMORY, await sandbox.wait_for_violation())
 
     async def check_disk(self) -> str:
         """Measure the disk. Returns why that failed, or an empty string; after a failure, the last values remain."""

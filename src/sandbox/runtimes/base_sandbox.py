@@ -8,21 +8,14 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.interfaces.runtime import (
-    Command,
-    ExitStatus,
-    FileUsage,
-    KernelUsage,
-    Listeners,
-    SandboxHandle,
-    SandboxSpec,
-)
+from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
@@ -95,8 +88,15 @@ class BaseSandbox(ABC):
         """Return the command's exit status once nothing is left inside."""
         return await asyncio.shield(self._watch_exit())
 
+    async def wait_for_violation(self) -> str:
+        """Poll the usage of the sandbox; see `Sandbox.wait_for_violation`."""
+        return await wait_for_violation(self.kernel_usage, self.file_counts, self.detailed_file_usage)
+
     async def kernel_usage(self) -> KernelUsage:
-        """Return the kernel usage of the control group and of the launcher's network namespace."""
+        """Return the kernel usage of the control group and of the launcher's network namespace.
+
+        Cheap enough to call ten times a second.
+        """
         launch, memory_bytes = self._launcher, self._spec.memory_bytes
         return await asyncio.to_thread(
             self._group.kernel_usage,
@@ -108,12 +108,18 @@ class BaseSandbox(ABC):
         )
 
     async def file_counts(self) -> FileUsage:
-        """Return no counts. They are needed only if `detailed_file_usage` can block on locks of programs inside."""
+        """Return the number of open files and directories. Takes no lock that programs inside can hold for long.
+
+        This one counts nothing: only on a shared kernel can `detailed_file_usage` block on locks of programs inside.
+        """
         return FileUsage()
 
     @abstractmethod
     async def detailed_file_usage(self) -> FileUsage:
-        """Return the files that are open on the host for the sandbox."""
+        """Return the open files; for a sandbox with a separate kernel, only directories that the host opened for it.
+
+        Slow if many files are open.
+        """
 
     async def close(self) -> None:
         """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""

@@ -13,7 +13,7 @@ from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
 from sandbox.interfaces.placement import Reply, TerminalOrder
-from sandbox.interfaces.runtime import Command, ExitStatus, KernelUsage
+from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.interfaces.terminals import EndFrame, RoleFrame
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.control_socket import serve_control_socket
@@ -59,15 +59,17 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """sockets: the script that sets the reported number of sockets."""
+    """shared: the script that reports a violation."""
 
-    def __init__(self, handle, script, sockets):
+    def __init__(self, handle, script, shared):
         super().__init__(handle, script)
         self.listeners = self
-        self._sockets = sockets
+        self._shared = shared
 
-    async def kernel_usage(self):
-        return self._sockets.kernel_usage
+    async def wait_for_violation(self):
+        while not self._shared.violation:
+            await asyncio.sleep(0.005)
+        return self._shared.violation
 
     def close(self):
         pass
@@ -89,11 +91,11 @@ def _short_intervals(monkeypatch):
 
 
 @asynccontextmanager
-async def open_session(tmp_path, disk, sockets=None):
+async def open_session(tmp_path, disk, script=None):
     """A debug session with one open shell. Yields the connection and the task that runs the session."""
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
-    runtime = ShellRuntime(sockets or Script())
+    runtime = ShellRuntime(script or Script())
     start = AgentLaunchSpec(Command(("claude",), {}, SANDBOX_HOME), session_id="", programs={}, git_author="Author")
     vm, images = manifest(vm={"disk": "1G"}).vm, ScriptedImages(Script())
     session = DebugSessionRunner(ATTEMPT_ID, files, vm, start, None, runtime, disk, images, SystemClock())
@@ -173,8 +175,8 @@ async def test_session_ends_when_its_full_disk_grows_further(tmp_path):
 
 
 async def test_too_many_sockets_end_the_session(tmp_path):
-    sockets = Script(kernel_usage=KernelUsage(10))
-    async with open_session(tmp_path, FillingDisk(), sockets) as (connection, running):
-        sockets.kernel_usage = KernelUsage(9000)
+    script = Script()
+    async with open_session(tmp_path, FillingDisk(), script) as (connection, running):
+        script.violation = "The sandbox had 9000 sockets."
         assert "9000 sockets" in (await connection.read()).message
         await running

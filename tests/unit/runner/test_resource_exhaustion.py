@@ -8,7 +8,7 @@ import pytest
 from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
+from sandbox.interfaces.runtime import Stats
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Lifecycle, Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
@@ -137,113 +137,6 @@ def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
     scenario.check_disk()
     assert scenario.codes == ["internal_error"]
     assert scenario.detector.disk_usage.used_bytes == 50
-
-
-class ScriptedSandbox:
-    """A sandbox with scripted kernel usage; the last values repeat."""
-
-    def __init__(self, *usages, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
-        self.usages = list(usages)
-        self.files, self.open_files = files, open_files
-        self.delay_seconds = delay_seconds
-        self.detailed_counts = 0
-
-    async def kernel_usage(self):
-        return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
-
-    async def file_counts(self):
-        return self.open_files
-
-    async def detailed_file_usage(self):
-        self.detailed_counts += 1
-        await asyncio.sleep(self.delay_seconds)
-        return self.files
-
-
-def watch_until_exceeded(scenario, monkeypatch, *usages):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
-
-    async def run():
-        async with asyncio.timeout(10):
-            return await scenario.detector.watch_kernel_usage(ScriptedSandbox(*usages))
-
-    return asyncio.run(run())
-
-
-def test_socket_count_over_the_limit_is_a_failure(scenario, monkeypatch):
-    failure = watch_until_exceeded(scenario, monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
-    assert (failure.code, failure.message.partition(";")[0]) == (
-        "out_of_memory", "The sandbox had 8193 sockets, and the limit is 8192",
-    )  # fmt: skip
-
-
-def test_socket_buffers_over_the_limit_are_a_failure(scenario, monkeypatch):
-    at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
-    failure = watch_until_exceeded(scenario, monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
-    assert failure.code == "out_of_memory"
-    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in failure.message
-
-
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        (FileUsage(131_073), "had 131073 open files, and the limit is 131072"),
-        (FileUsage(9000, directories=8193), "more than 8192 open directories"),
-        (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
-    ],
-)
-async def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, files, reason):
-    async def run():
-        async with asyncio.timeout(10):
-            return await scenario.detector.watch_kernel_usage(ScriptedSandbox(KernelUsage(), files=files))
-
-    failure = await run()
-    assert failure.code == "out_of_memory"
-    assert reason in failure.message
-
-
-def watch_files(scenario, sandbox, seconds=10):
-    async def run():
-        async with asyncio.timeout(seconds):
-            return await scenario.detector.watch_kernel_usage(sandbox)
-
-    return asyncio.run(run())
-
-
-def test_hanging_count_does_not_delay_the_count_of_open_files(scenario):
-    hanging = ScriptedSandbox(KernelUsage(), open_files=FileUsage(9000, directories=8193), delay_seconds=60)
-    assert "more than 8192 open directories" in watch_files(scenario, hanging).message
-
-
-def test_hanging_count_is_a_failure(scenario, monkeypatch):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch._WAIT_SECONDS", 0.01)
-    failure = watch_files(scenario, ScriptedSandbox(KernelUsage(), delay_seconds=60))
-    assert (failure.code, "could not be counted within 5 s" in failure.message) == ("out_of_memory", True)
-
-
-def test_slow_count_is_repeated_soon(scenario, monkeypatch):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch._PAUSE_SECONDS_MAX", 0.1)
-    slow = ScriptedSandbox(KernelUsage(), delay_seconds=0.6)
-    with pytest.raises(TimeoutError):
-        watch_files(scenario, slow, seconds=3)
-    assert slow.detailed_counts >= 2
-
-
-def test_file_usage_within_the_limits_is_not_a_violation(scenario):
-    for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
-        assert files.find_violation() == ""
-
-
-def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_failure(scenario, monkeypatch):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
-
-    async def run(usage):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await scenario.detector.watch_kernel_usage(ScriptedSandbox(usage))
-
-    for usage in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
-        asyncio.run(run(usage))
 
 
 class SteppedClock:

@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.interfaces.runtime import FileUsage, KernelUsage
 from sandbox.model.limits import SOCKETS_MAX
 from sandbox.runtimes import base_runtime
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 
 
 class FakeLaunch:
@@ -74,5 +74,5 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
 async def test_confined_programs_are_killed_on_excess_or_error(
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
     assert (await is_killed_after(FakeGroup(*usages), check_count=3)) is expected

@@ -10,16 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
-from sandbox.interfaces.runtime import (
-    Command,
-    ExitStatus,
-    FileUsage,
-    KernelUsage,
-    SandboxSpec,
-    Stats,
-    Terminal,
-    TerminalSize,
-)
+from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import bwrap, launcher_client, processes
@@ -28,6 +19,7 @@ from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, Stats, Terminal, TerminalSize
+from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
@@ -19,6 +19,7 @@ from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_progra
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
+from sandbox.runtimes.limits.kernel_watch import FileUsage
 from sandbox.runtimes.programs import launcher
 
 _LOST_PEER_ERRORS = ("input/output error", "eof", "broken pipe", "connection reset by peer")

@@ -16,13 +16,14 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
+from sandbox.interfaces.runtime import Stats
 from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter, idle_cache_bytes_max
 
 PARENT_GROUP = "sandbox"

@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
-from sandbox.interfaces.runtime import FileUsage
 from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
+from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024

@@ -13,8 +13,6 @@ import msgspec
 from sandbox.interfaces.runtime import (
     Command,
     ExitStatus,
-    FileUsage,
-    KernelUsage,
     Listeners,
     SandboxHandle,
     SandboxSpec,
@@ -27,6 +25,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
@@ -149,6 +148,10 @@ class QemuSandbox:
     async def wait(self) -> ExitStatus:
         """Return the command's exit status once nothing is left of the guest."""
         return await asyncio.shield(self._watch_exit())
+
+    async def wait_for_violation(self) -> str:
+        """Poll the usage of the sandbox; see `Sandbox.wait_for_violation`."""
+        return await wait_for_violation(self.kernel_usage, self.file_counts, self.detailed_file_usage)
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""

@@ -12,7 +12,6 @@ import pytest
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import CancelOrder, Reply
-from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.events import (
     AgentStarted,
     ArtifactCollected,
@@ -37,17 +36,11 @@ SECRET = {"WORD": "open sesame"}
 
 
 async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
-    harness = make_harness(Script(runs_until_signal=True, kernel_usage=KernelUsage(9000)))
+    harness = make_harness(Script(runs_until_signal=True, violation="The sandbox had 9000 sockets."))
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"
     assert "9000 sockets" in harness.task.failure.message
-
-
-async def test_agent_at_socket_limit_completes(make_harness):
-    harness = make_harness(Script(kernel_usage=KernelUsage(8192)))
-    await asyncio.wait_for(harness.run(), 10)
-    assert harness.task.state is TaskState.COMPLETED
 
 
 async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):

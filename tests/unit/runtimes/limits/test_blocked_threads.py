@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.limits import CALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.blocked_threads import (
     BlockedThreadInterrupter,
@@ -18,6 +17,7 @@ from sandbox.runtimes.limits.blocked_threads import (
     count_machine_kernel_bytes,
     sum_call_buffers,
 )
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 MEBIBYTE = 1 << 20
 

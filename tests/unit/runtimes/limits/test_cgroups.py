@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import KernelUsage, Stats
+from sandbox.interfaces.runtime import Stats
 from sandbox.model.limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {

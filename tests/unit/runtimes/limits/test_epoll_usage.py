@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import FileUsage
 from sandbox.model.limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits import epoll_usage
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 MANY = EPOLL_ENTRIES_MAX + 1
 SLABS = """slabinfo - version: 2.1

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import FileUsage
 from sandbox.runtimes.limits import kernel_usage
+from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _OPEN_COUNT = 30
 _HOLDER = """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.limits import IDLE_SLAB_BYTES_MAX
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import IdleBytes, IdleSlabMeter, count_idle_bytes, idle_cache_bytes_max
 
 MEBIBYTE = 1 << 20

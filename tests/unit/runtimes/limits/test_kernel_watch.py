@@ -1,0 +1,109 @@
+"""A sandbox must end once the host's kernel holds too much for it, or once that cannot be measured."""
+
+import asyncio
+
+import pytest
+
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+
+
+async def watch(sandbox):
+    return await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
+
+
+class ScriptedSandbox:
+    """A sandbox with scripted kernel usage; the last values repeat."""
+
+    def __init__(self, *usages, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
+        self.usages = list(usages)
+        self.files, self.open_files = files, open_files
+        self.delay_seconds = delay_seconds
+        self.detailed_counts = 0
+
+    async def kernel_usage(self):
+        return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
+
+    async def file_counts(self):
+        return self.open_files
+
+    async def detailed_file_usage(self):
+        self.detailed_counts += 1
+        await asyncio.sleep(self.delay_seconds)
+        return self.files
+
+
+def watch_until_exceeded(monkeypatch, *usages):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
+
+    async def run():
+        async with asyncio.timeout(10):
+            return await watch(ScriptedSandbox(*usages))
+
+    return asyncio.run(run())
+
+
+def test_socket_count_over_the_limit_is_a_violation(monkeypatch):
+    violation = watch_until_exceeded(monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
+    assert violation.partition(";")[0] == "The sandbox had 8193 sockets, and the limit is 8192"
+
+
+def test_socket_buffers_over_the_limit_are_a_violation(monkeypatch):
+    at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
+    violation = watch_until_exceeded(monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
+    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in violation
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (FileUsage(131_073), "had 131073 open files, and the limit is 131072"),
+        (FileUsage(9000, directories=8193), "more than 8192 open directories"),
+        (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
+    ],
+)
+async def test_open_files_directories_or_locks_over_the_limit_are_a_violation(files, reason):
+    async with asyncio.timeout(10):
+        assert reason in await watch(ScriptedSandbox(KernelUsage(), files=files))
+
+
+def watch_files(sandbox, seconds=10):
+    async def run():
+        async with asyncio.timeout(seconds):
+            return await watch(sandbox)
+
+    return asyncio.run(run())
+
+
+def test_hanging_count_does_not_delay_the_count_of_open_files():
+    hanging = ScriptedSandbox(KernelUsage(), open_files=FileUsage(9000, directories=8193), delay_seconds=60)
+    assert "more than 8192 open directories" in watch_files(hanging)
+
+
+def test_hanging_count_is_a_violation(monkeypatch):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._WAIT_SECONDS", 0.01)
+    assert "could not be counted within 5 s" in watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=60))
+
+
+def test_slow_count_is_repeated_soon(monkeypatch):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._PAUSE_SECONDS_MAX", 0.1)
+    slow = ScriptedSandbox(KernelUsage(), delay_seconds=0.6)
+    with pytest.raises(TimeoutError):
+        watch_files(slow, seconds=3)
+    assert slow.detailed_counts >= 2
+
+
+def test_file_usage_within_the_limits_is_not_a_violation():
+    for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
+        assert files.find_violation() == ""
+
+
+def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_violation(monkeypatch):
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
+
+    async def run(usage):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await watch(ScriptedSandbox(usage))
+
+    for usage in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
+        asyncio.run(run(usage))
