@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import claude, encode_json
-from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery, without_large_fields
+from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
@@ -22,7 +22,7 @@ from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
-from sandbox.store.sqlite import SqliteStore
+from sandbox.store.sqlite import SqliteStore, without_large_fields
 
 INSERT_FOREVER = """
 import sys
@@ -32,7 +32,7 @@ import msgspec
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.manifest.schema import decode_manifest
 from sandbox.model.task import Task
-from sandbox.store.sqlite import SqliteStore
+from sandbox.store.sqlite import without_large_fields, SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
 task = msgspec.json.decode(sys.argv[2], type=Task, dec_hook=decode_manifest)

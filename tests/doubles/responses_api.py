@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 

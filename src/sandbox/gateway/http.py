@@ -9,7 +9,7 @@ import msgspec
 from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
 from sandbox.gateway.model.request_policy import Headers, connection_header_names, select_headers
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import ModelDialect
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}

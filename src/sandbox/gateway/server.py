@@ -30,8 +30,7 @@ from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_gate import ModelRequestGate
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullSizeBufferLimit, Stream
-from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 

@@ -1,7 +1,7 @@
-"""The gateway: a sandbox's only network access, served by its runner."""
+"""The gateway, a sandbox's only network access, and the dialect of the model API that it forwards requests to."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
@@ -101,4 +101,131 @@ class GatewayFactory(Protocol):
 
         redact: removes secret values from names that come from the sandbox, before they are truncated for a report.
         """
+        ...
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """A request is rejected with this HTTP status. `message` is for users."""
+
+    status: int
+    message: str
+
+
+class CostBound(msgspec.Struct, frozen=True):
+    """Upper bound of a request's tokens.
+
+    input_tokens: estimated from the request's length.
+    output_tokens_max: the limit in the request, which is untrusted; the gateway rejects a negative limit.
+    """
+
+    model: str
+    input_tokens: int
+    output_tokens_max: int
+    is_streamed: bool
+
+
+class UsageMeter(Protocol):
+    """Reads usage from a response body. Never raises on upstream data; ignores data that it cannot parse.
+
+    The gateway treats usage with a negative or excessive number as missing.
+    """
+
+    def feed(self, data: bytes) -> None:
+        """Process the next bytes of the body, which may be split at any position."""
+        ...
+
+    def usage(self) -> Usage | None:
+        """Return the usage in the bytes so far, or None if they contain no model response."""
+        ...
+
+    def partial_usage(self) -> Usage | None:
+        """Return the usage so far if that is cheap while the body is incomplete, else None."""
+        ...
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a model has started to respond."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `usage` covers the complete response."""
+        ...
+
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
+        """Return an upper bound of the usage of a response that broke off. Call no other method afterwards.
+
+        is_fully_received: all output that the model has produced so far was received.
+        """
+        ...
+
+
+class ModelDialect(Protocol):
+    """One model API. All requests come from a sandbox and are untrusted.
+
+    `sanitize` makes untrusted text safe to report.
+    """
+
+    @property
+    def base_url_setting(self) -> str:
+        """The server's environment variable that contains the address of the API, for messages."""
+        ...
+
+    @property
+    def endpoints(self) -> Mapping[bytes, bool]:
+        """The paths of POST requests to forward, each with whether its response spends tokens."""
+        ...
+
+    @property
+    def queries(self) -> frozenset[bytes]:
+        """The query strings to forward, usually only the empty one."""
+        ...
+
+    @property
+    def credential_headers(self) -> frozenset[bytes]:
+        """Lower-case names of the headers in which clients send a key."""
+        ...
+
+    @property
+    def repeatable_headers(self) -> frozenset[bytes]:
+        """Lower-case names of the forwarded headers that may occur several times."""
+        ...
+
+    def is_forwarded(self, header_name: bytes) -> bool:
+        """Whether the request header with this lower-case name is forwarded.
+
+        Headers that describe the body are always forwarded.
+        """
+        ...
+
+    def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
+        """Return the header with the server's key. Raises ValueError, with a message that never contains the key."""
+        ...
+
+    def presented_key(self, header_name: bytes, value: bytes) -> bytes:
+        """Return the key from one of the `credential_headers`, or an empty string if there is none."""
+        ...
+
+    def encode_error(self, status: int, message: str) -> bytes:
+        """Return the body of an error response, as JSON."""
+        ...
+
+    def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
+        """Decode the body, or reject it. Never uses much memory relative to the body's length."""
+        ...
+
+    def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        """Return which part of the request accesses external resources, as the start of a sentence, or None."""
+        ...
+
+    def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
+        """Return why the cost of the request cannot be bounded and what to do instead, or None."""
+        ...
+
+    def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
+        """Estimate the upper bound of the cost from a decoded request and the length of its body."""
+        ...
+
+    def create_meter(self, content_type: bytes) -> UsageMeter:
+        """Create a meter for a response body of this content type."""
         ...

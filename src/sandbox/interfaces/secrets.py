@@ -1,11 +1,6 @@
-"""Redaction, fingerprints and sources of secrets."""
+"""Redaction and sources of secrets."""
 
-import hashlib
-import hmac
-import json
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from sandbox.model.errors import SandboxError
@@ -60,32 +55,6 @@ class Redactor(Protocol):
     def stream(self) -> StreamRedactor:
         """Create a redactor for one stream."""
         ...
-
-
-_SALT_BYTES = 16
-_SCRYPT_COST = 2**14
-"""scrypt cost: 16 MiB and about 50 ms per guess."""
-
-
-def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
-    """Create a fingerprint of the values, to be stored next to the disk before an agent gets the values."""
-    salt = os.urandom(_SALT_BYTES)
-    return salt + _digest(secrets, salt)
-
-
-def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
-    """Whether the fingerprint was made from these values. Raises OSError."""
-    try:
-        stored = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    salt, digest = stored[:_SALT_BYTES], stored[_SALT_BYTES:]
-    return hmac.compare_digest(digest, _digest(secrets, salt))
-
-
-def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
-    values = json.dumps(secrets, sort_keys=True).encode()
-    return hashlib.scrypt(values, salt=salt, n=_SCRYPT_COST, r=8, p=1)
 
 
 class SecretUnavailableError(SandboxError):

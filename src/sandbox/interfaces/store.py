@@ -1,11 +1,9 @@
 """The index of tasks, which serves the server's queries. It can be rebuilt from the journals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
-
-import msgspec
 
 from sandbox.model.errors import SandboxError
 from sandbox.model.task import Task
@@ -91,8 +89,9 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks (`without_large_fields`) and the total number; `next_cursor` is set if more follow.
+    """A page of tasks and the total number; `next_cursor` is set if more follow.
 
+    tasks: without artifacts, prompt and patch, which no list shows.
     damaged: task ids of unreadable rows of the page, with the reason. They are not in `tasks`.
     """
 
@@ -100,13 +99,6 @@ class TaskPage:
     total_count: int
     next_cursor: Cursor | None = None
     damaged: Mapping[str, str] = field(default_factory=dict)
-
-
-def without_large_fields(task: Task) -> Task:
-    """Return the task without large fields that no list shows: artifacts, prompt and patch."""
-    agent, repository = task.manifest.agent.with_prompt(""), replace(task.manifest.repository, patch=None)
-    manifest = task.manifest.replace(agent=agent, repository=repository)
-    return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
 
 
 class Store(Protocol):
@@ -150,7 +142,7 @@ class Store(Protocol):
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
+        """Return a page of tasks. Raises InvalidCursorError."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

@@ -10,7 +10,7 @@ from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.images import FindImage, ImageUnusableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import DebugSession, Placement, PreservedDisk, RunnerUnreachableError, TerminalOrder
-from sandbox.interfaces.secrets import SecretUnavailableError, matches_fingerprint
+from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
@@ -20,6 +20,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import KeyedLock
+from sandbox.system.fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.1
 _UNKNOWN_DISK = "the host of its preserved sandbox does not respond"

@@ -20,7 +20,6 @@ from sandbox.interfaces.store import (
     InvalidCursorError,
     TaskPage,
     TaskQuery,
-    without_large_fields,
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
@@ -50,6 +49,13 @@ _UNFINISHED_STATES = msgspec.json.encode([state for state in TaskState if not st
 _encoder = msgspec.json.Encoder(enc_hook=encode_manifest)
 _decoder = msgspec.json.Decoder(Task, dec_hook=decode_manifest)
 _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
+
+
+def without_large_fields(task: Task) -> Task:
+    """Return the task without large fields that no list shows: artifacts, prompt and patch."""
+    agent, repository = task.manifest.agent.with_prompt(""), replace(task.manifest.repository, patch=None)
+    manifest = task.manifest.replace(agent=agent, repository=repository)
+    return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
 
 
 class SqliteStore:

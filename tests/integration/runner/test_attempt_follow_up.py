@@ -11,7 +11,6 @@ from sandbox.disks import removal
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.events import (
     AgentStarted,
     AttemptEnded,
@@ -28,6 +27,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import SecretRedactor
+from sandbox.system.fingerprint import make_fingerprint
 
 TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
 SECOND_ID = "bcdefghijklm"

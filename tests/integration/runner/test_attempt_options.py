@@ -10,7 +10,6 @@ import pytest
 from doubles.attempt_dependencies import Script
 from sandbox.interfaces.gateway import BudgetExhausted
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.egress import EgressRule
 from sandbox.model.events import (
     AgentStarted,
@@ -25,6 +24,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import _flag_secrets
+from sandbox.system.fingerprint import make_fingerprint
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}

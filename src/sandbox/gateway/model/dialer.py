@@ -11,8 +11,7 @@ import msgspec
 from sandbox.gateway import limits
 from sandbox.gateway.egress.dialer import Address, unmap_ipv4
 from sandbox.gateway.transport import ConnectionRateLimiter, FullSizeBufferLimit, Stream, limit_buffers
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import ModelDialect
+from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 
 if TYPE_CHECKING:
     from ssl import SSLContext

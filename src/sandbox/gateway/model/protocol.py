@@ -18,7 +18,7 @@ from sandbox.gateway.model.dialer import KeyRedactor, Upstream
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
-from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 

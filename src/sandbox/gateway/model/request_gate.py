@@ -11,8 +11,7 @@ import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.interfaces.gateway import Budget, GatewayRules
-from sandbox.interfaces.model_dialect import CostBound, ModelDialect, Rejected, UsageMeter
+from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
 TOKENS_MAX = 10**15

@@ -14,7 +14,6 @@ import msgspec
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals, read_records
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.secrets import matches_fingerprint
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import (
@@ -37,6 +36,7 @@ from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
+from sandbox.system.fingerprint import matches_fingerprint
 
 
 class CollectStep(msgspec.Struct, frozen=True):

@@ -7,7 +7,6 @@ import msgspec
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, RemovePaths
 from sandbox.interfaces.runtime import Confine, Runtime
-from sandbox.interfaces.secrets import make_fingerprint, matches_fingerprint
 from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
@@ -15,6 +14,7 @@ from sandbox.runner.attempt_context import AttemptContext, earlier_attempt_files
 from sandbox.runner.progress import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes
 from sandbox.system.files import replace_durably
+from sandbox.system.fingerprint import make_fingerprint, matches_fingerprint
 
 
 class StageStep(msgspec.Struct, frozen=True):

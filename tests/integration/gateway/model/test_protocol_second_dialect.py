@@ -13,8 +13,7 @@ from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
 from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.server import SocketGateways
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules, ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, UsageMeter
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream, UsageMeter
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 BODY = json.dumps({"model": "scripted-1", "input": "Say hello."}).encode()

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from sandbox.agents.claude_code.messages_api import pricing, request_body, usage_meter
-from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.model_dialect import CostBound, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
 
 _FORWARDED = frozenset(
     {

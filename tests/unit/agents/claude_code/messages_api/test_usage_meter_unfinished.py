@@ -10,7 +10,7 @@ from sandbox.agents.claude_code.messages_api.usage_meter import (
     StreamMeter,
     create_meter,
 )
-from sandbox.interfaces.model_dialect import CostBound
+from sandbox.interfaces.gateway import CostBound
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
