@@ -18,11 +18,12 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _format_ndjson
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, read_records, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.wire.events import WireEvent, to_wire_event
+from sandbox.runner.attempt_context import read_records
 from sandbox.server.event_stream import Broadcast, EventStream
 
 ROUNDS = 15
@@ -38,13 +39,13 @@ class LongTask:
 
     def __init__(self, data_dir: Path, records: int) -> None:
         self.journals = FileJournals(data_dir)
-        recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
+        recorder = JournalRecorder(self.journals.create("task-1"), None, SystemClock().now)
         recorder.record(e.TaskSubmitted("task-1", manifest()))
         for number in range(records - 1):
             recorder.record(e.Output.from_bytes("stdout", (TEXT % number).encode()))
         recorder.writer.close()
         store = MemoryStore()
-        replay_state = replay_task(self.journals, "task-1")
+        replay_state = self.journals.replay("task-1")
         self.task = replay_state.task
         store.save(IndexedTask(replay_state.task, replay_state.offset))
         self.stream = EventStream({}, self.journals, store, Broadcast(), lambda _manifest, _line: None)

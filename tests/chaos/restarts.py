@@ -10,7 +10,6 @@ from chaos.chaos_deployment import ChaosDeployment
 from chaos.oracle import check_received_events
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
 from doubles.live_server import wait_until
-from sandbox.interfaces.journal import replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.wire.events import end_event, to_wire_event
 
@@ -97,4 +96,4 @@ def _expected_events(deployment, task_id, is_delivered):
             event for record in batch.records if (event := to_wire_event(task_id, record)) and is_delivered(event)
         ]
         offset = batch.next_offset
-    return [*events, end_event(replay_task(journals, task_id).task)]
+    return [*events, end_event(journals.replay(task_id).task)]

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.interfaces.journal import Recorder
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
@@ -27,7 +27,7 @@ ARTIFACT = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
 @pytest.fixture
 def recorder_of_running_task(tmp_path):
     writer = FileJournals(tmp_path).create("task-1")
-    recorder = Recorder(writer, None, lambda: TIMESTAMP)
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
     for event in TO_RUNNING:
         recorder.record(event)
     yield recorder
@@ -38,7 +38,7 @@ def test_state_changes_are_flushed(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     writer = FileJournals(tmp_path).create("task-1")
-    recorder = Recorder(writer, None, lambda: TIMESTAMP)
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
     for count, event in enumerate((*TO_RUNNING, e.AgentExited(0, {"is_error": False}), e.TaskFinished()), 1):
         recorder.record(event)
         assert len(flushed) == count
@@ -73,7 +73,7 @@ def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before, effects = recorder_of_running_task.task, []
-    recorder = Recorder(recorder_of_running_task.writer, before, lambda: TIMESTAMP, on_effect=effects.append)
+    recorder = JournalRecorder(recorder_of_running_task.writer, before, lambda: TIMESTAMP, on_effect=effects.append)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", fail)
         with pytest.raises(OSError, match="No space"):
@@ -87,7 +87,7 @@ def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
 
 def test_events_are_transformed_before_they_are_applied_and_written(recorder_of_running_task):
     task = recorder_of_running_task.task
-    recorder = Recorder(
+    recorder = JournalRecorder(
         recorder_of_running_task.writer, task, lambda: TIMESTAMP, transform=lambda _: e.CancelRequested("changed")
     )
     assert recorder.record(e.CancelRequested("original")).event == e.CancelRequested("changed")

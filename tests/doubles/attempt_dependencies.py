@@ -13,14 +13,13 @@ from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.control_socket import record_cancel
 from sandbox.runner.terminals import TerminalServer
@@ -343,7 +342,7 @@ class AttemptHarness:
 
     @property
     def task(self):
-        return replay_task(self.journals, "task-1").task
+        return self.journals.replay("task-1").task
 
     @property
     def states(self):

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import gt, itemgetter, lt
 
-from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery, without_large_fields
+from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PagePosition, cursor_position, position_of, to_cursor
+from sandbox.store.sqlite import without_large_fields
 
 
 class MemoryStore:

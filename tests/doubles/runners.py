@@ -6,8 +6,9 @@ from pathlib import Path
 
 from doubles.live_server import wait_until
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import JournalBusyError, Recorder, replay_task
+from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
@@ -68,7 +69,7 @@ def finalize_journal(data_dir, task_id):
     """Finalize the journal as a server does after a runner has failed; leftovers remain."""
     journals = FileJournals(data_dir)
     writer = wait_until(lambda: _open_or_none(journals, task_id), description="the journal's lock")
-    recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
+    recorder = JournalRecorder(writer, journals.replay(task_id).task, SystemClock().now)
     failure = Failure(FailureCode.RUNNER_LOST, "The runner is lost.")
     is_running = recorder.task.state is TaskState.RUNNING
     recorder.record(AgentExited(None, None, failure) if is_running else AttemptFailed(failure))

@@ -13,12 +13,12 @@ from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import Host, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import Retention, TaskServices
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import (
     AgentExited,
@@ -72,8 +72,8 @@ class FakeRunners:
             raise self.launch_error
         self.orders.append(order)
         adopted = self.journals.adopt(order.task_id, os.dup(self.journals.lock_descriptor(writer)))
-        self.recorders[order.task_id] = Recorder(
-            adopted, replay_task(self.journals, order.task_id).task, self.clock.now
+        self.recorders[order.task_id] = JournalRecorder(
+            adopted, self.journals.replay(order.task_id).task, self.clock.now
         )
         return self.find_runner(order.task_id, order.attempt_id)
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentExited,
     Artifact,
@@ -52,7 +52,7 @@ class StoredTasks:
     def begin(self, task_id, *events, **parts):
         """Submit a task and record events; return the recorder with its open writer."""
         self.current_time += timedelta(minutes=1)
-        recorder = Recorder(self.journals.create(task_id), None, self._now)
+        recorder = JournalRecorder(self.journals.create(task_id), None, self._now)
         for event in (TaskSubmitted(task_id, manifest(task_id, **parts)), *events):
             recorder.record(event)
         return recorder
@@ -101,7 +101,7 @@ class StoredTasks:
         """Add these tasks, or all, to the index."""
         store = self.store()
         for task_id in task_ids or self.journals.task_ids():
-            replay = replay_task(self.journals, task_id)
+            replay = self.journals.replay(task_id)
             store.save(IndexedTask(replay.task, replay.offset))
         store.close()
 

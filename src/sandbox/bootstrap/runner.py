@@ -40,7 +40,7 @@ from sandbox.interfaces.disks import DiskReserve, Disks, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.images import ImageLeases
-from sandbox.interfaces.journal import Journals, JournalWriter, read_records, replay_task
+from sandbox.interfaces.journal import Journals, JournalWriter
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
@@ -192,7 +192,7 @@ async def _run_debug_session(
     order: DebugSession, host: HostSettings, redaction: Redactor | None, agents: Mapping[str, Agent]
 ) -> None:
     """Run a debug session. The inherited descriptor holds the session's lock until this process ends."""
-    task = replay_task(FileJournals(Path(host.data_dir)), order.task_id).task
+    task = FileJournals(Path(host.data_dir)).replay(order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
@@ -225,9 +225,9 @@ def _take_over_journal(
     """Take over the journal's lock; return the writer and the recorded task. Raises StaleOrderError."""
     journals = FileJournals(Path(host.data_dir))
     writer = journals.adopt(order.task_id, lock_fd)
-    task = replay_task(journals, order.task_id).task
+    task = journals.replay(order.task_id).task
     newest = journals.find_offset(order.task_id, writer.last_seq)
-    last_record = next(read_records(journals, order.task_id, newest), None)
+    last_record = next(iter(journals.read(order.task_id, newest).records), None)
     return writer, check_fencing(order, task, last_record)
 
 
@@ -294,7 +294,7 @@ def create_recorder(
     def redact(event: Event) -> Event:
         return event if redaction is None else redact_event(event, redaction)
 
-    return AttemptRecorder(writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
+    return AttemptRecorder(parts.journals, writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
 
 
 def connect_runner(

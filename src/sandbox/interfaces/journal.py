@@ -1,6 +1,6 @@
 """The journal of a task: append-only, one writer at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum, auto
@@ -8,10 +8,9 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Event, Record, Transition
-from sandbox.model.state_machine import Effect, IllegalEventError, advance, replay
+from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
 
 
@@ -77,6 +76,34 @@ class JournalWriter(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Records the events of one task: applies `advance`, then writes."""
+
+    @property
+    def writer(self) -> JournalWriter:
+        """The writer of the task's journal."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """The current task. Raises IllegalEventError before record 1."""
+        ...
+
+    def record(self, event: Event) -> Record:
+        """Write one event. It is on disk on return if it changes the state or must be durable.
+
+        Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written; then nothing changes.
+        """
+        ...
+
+
+class ReplayState(msgspec.Struct, frozen=True):
+    """The task folded from a journal up to a byte offset."""
+
+    task: Task | None
+    offset: int
+
+
 class Journals(Protocol):
     """All journals of one data directory."""
 
@@ -103,6 +130,31 @@ class Journals(Protocol):
 
         An incomplete tail ends the batch without an error. Raises JournalOffsetError if no record ends at `offset`,
         JournalDamagedError, FileNotFoundError.
+        """
+        ...
+
+    def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
+        """Fold a journal from `state` (None: its start) to its current end.
+
+        Raises JournalDamagedError, FileNotFoundError.
+        """
+        ...
+
+    def recorder(
+        self,
+        writer: JournalWriter,
+        task: Task | None,
+        now: Callable[[], datetime],
+        *,
+        on_effect: Callable[[Effect], None] = lambda _: None,
+        transform: Callable[[Event], Event] = lambda event: event,
+    ) -> Recorder:
+        """Create a recorder.
+
+        task: the task of the records so far; None before record 1.
+        now: returns the UTC wall clock time, with time zone.
+        on_effect: called with each effect of a written record.
+        transform: changes each event before it is applied and written, for example to redact it.
         """
         ...
 
@@ -140,80 +192,3 @@ class Journals(Protocol):
     def task_ids(self) -> Sequence[str]:
         """Return the ids of the tasks whose journal has at least record 1."""
         ...
-
-
-_DURABLE_EVENTS = (
-    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.FollowUpSkipped),
-    *(e.CancelRequested, e.ArtifactCollected, e.Usage),
-)
-"""Events that are flushed before `record` returns although they change no state."""
-
-
-class ReplayState(msgspec.Struct, frozen=True):
-    """The task folded from a journal up to a byte offset."""
-
-    task: Task | None
-    offset: int
-
-
-def read_records(journals: Journals, task_id: str, offset: int = 0) -> Iterator[e.Record]:
-    """Yield every record from a byte offset to the current end. Raises JournalDamagedError, FileNotFoundError."""
-    while (batch := journals.read(task_id, offset)).records:
-        yield from batch.records
-        offset = batch.next_offset
-
-
-def replay_task(journals: Journals, task_id: str, state: ReplayState | None = None) -> ReplayState:
-    """Fold a journal from `state` to its current end. Raises JournalDamagedError, FileNotFoundError."""
-    replay_state = state or ReplayState(None, 0)
-    while (batch := journals.read(task_id, replay_state.offset)).records:
-        task = replay_state.task
-        for record in batch.records:
-            task = replay(task, record)
-        replay_state = ReplayState(task, batch.next_offset)
-    return replay_state
-
-
-class Recorder:
-    """Records the events of one task: applies `advance`, then writes.
-
-    task: the task of the records so far; None before record 1.
-    on_effect: called with each effect of a written record.
-    transform: changes each event before it is applied and written, for example to redact it.
-    """
-
-    def __init__(
-        self,
-        writer: JournalWriter,
-        task: Task | None,
-        now: Callable[[], datetime],
-        *,
-        on_effect: Callable[[Effect], None] = lambda _: None,
-        transform: Callable[[e.Event], e.Event] = lambda event: event,
-    ) -> None:
-        self.writer = writer
-        self._on_effect = on_effect
-        self._transform = transform
-        self._task = task
-        self._now = now
-
-    @property
-    def task(self) -> Task:
-        """The current task."""
-        if self._task is None:
-            raise IllegalEventError("The journal has no record yet.")
-        return self._task
-
-    def record(self, event: e.Event) -> e.Record:
-        """Write one event, after `transform`. It is on disk on return if it changes the state or must be durable.
-
-        Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written; then nothing changes.
-        """
-        event, at = self._transform(event), self._now()
-        result = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
-        durable = result.transition is not None or isinstance(event, _DURABLE_EVENTS)
-        record = self.writer.append(event, result.transition, at=at, durable=durable)
-        self._task = result.task
-        for effect in result.effects:
-            self._on_effect(effect)
-        return record

@@ -6,12 +6,20 @@ the plain file is used. Readers try the plain file first, because it is removed 
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalWriter, Liveness, RecordBatch
+from sandbox.interfaces.journal import (
+    JournalBusyError,
+    JournalDamagedError,
+    JournalWriter,
+    Liveness,
+    RecordBatch,
+    ReplayState,
+)
 from sandbox.journal import lock
 from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.reader import (
@@ -22,8 +30,11 @@ from sandbox.journal.reader import (
     measure_extent,
     read_batch,
 )
-from sandbox.journal.writer import FileJournalWriter
+from sandbox.journal.writer import FileJournalWriter, JournalRecorder
+from sandbox.model.events import Event
 from sandbox.model.manifest.field_formats import is_task_id
+from sandbox.model.state_machine import Effect, replay
+from sandbox.model.task import Task
 from sandbox.system.files import fsync_path
 
 
@@ -82,6 +93,28 @@ class FileJournals:
         except FileNotFoundError:
             with CompressedJournal(_compressed_path(records)) as packed:
                 return decode_batch(records, offset, packed.lines(offset, bytes_max))
+
+    def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
+        """Fold a journal to its current end; see `Journals.replay`."""
+        replay_state = state or ReplayState(None, 0)
+        while (batch := self.read(task_id, replay_state.offset)).records:
+            task = replay_state.task
+            for record in batch.records:
+                task = replay(task, record)
+            replay_state = ReplayState(task, batch.next_offset)
+        return replay_state
+
+    def recorder(
+        self,
+        writer: JournalWriter,
+        task: Task | None,
+        now: Callable[[], datetime],
+        *,
+        on_effect: Callable[[Effect], None] = lambda _: None,
+        transform: Callable[[Event], Event] = lambda event: event,
+    ) -> JournalRecorder:
+        """Create a recorder; see `Journals.recorder`."""
+        return JournalRecorder(writer, task, now, on_effect=on_effect, transform=transform)
 
     def find_offset(self, task_id: str, seq: int) -> int:
         """Return the offset of record `seq`; see `Journals.find_offset`."""

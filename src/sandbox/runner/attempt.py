@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.disks import Disks
-from sandbox.interfaces.journal import Journals, read_records
+from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
 from sandbox.model.errors import error_reason
@@ -28,7 +28,7 @@ from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
-from sandbox.runner.attempt_context import AttemptContext, take_over_files
+from sandbox.runner.attempt_context import AttemptContext, read_records, take_over_files
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, read_handle

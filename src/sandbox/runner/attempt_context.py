@@ -8,6 +8,7 @@ import msgspec
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
+from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.interfaces.secrets import Redactor
 from sandbox.model.errors import SandboxError
@@ -65,6 +66,14 @@ class AttemptContext(msgspec.Struct, frozen=True):
         """The directories of the task's other attempts, which are all earlier."""
         own_root = self.layout.root
         return (files for files in self.task_layout.attempts() if files.root != own_root)
+
+
+def read_records(journals: Journals, task_id: str) -> Iterator[Record]:
+    """Yield every record of a task up to the current end. Raises JournalDamagedError, FileNotFoundError."""
+    offset = 0
+    while (batch := journals.read(task_id, offset)).records:
+        yield from batch.records
+        offset = batch.next_offset
 
 
 def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:

@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
-from sandbox.interfaces.journal import JournalWriter, Recorder
+from sandbox.interfaces.journal import Journals, JournalWriter
 from sandbox.model import events as e
 from sandbox.model.disk_space import Watermark
 from sandbox.model.limits import (
@@ -184,13 +184,14 @@ class AttemptRecorder:
     later one reports how much was dropped. If the disk rejects a record, the reserve is released; if that does not
     help, records are buffered in order.
 
-    writer, task, now, transform: see `Recorder`.
+    writer, task, now, transform: see `Journals.recorder`.
     stop_signal: set once a recorded event, such as a cancel request, requires the attempt to stop. The event may have
     been recorded during an earlier attempt.
     """
 
     def __init__(
         self,
+        journals: Journals,
         writer: JournalWriter,
         task: Task | None,
         now: Callable[[], datetime],
@@ -203,7 +204,9 @@ class AttemptRecorder:
         self._writer = RetryingWriter(writer, reserve.release)
         if task is not None and task.cancel is not None:
             self.stop_signal.apply_effect(StopAttempt(force=task.cancel.force))
-        self._recorder = Recorder(self._writer, task, now, on_effect=self.stop_signal.apply_effect, transform=transform)
+        self._recorder = journals.recorder(
+            self._writer, task, now, on_effect=self.stop_signal.apply_effect, transform=transform
+        )
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
         """Hashes use less memory than thousands of events with long paths."""

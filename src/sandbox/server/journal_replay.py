@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 
-from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState, replay_task
+from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState
 from sandbox.model.limits import JOURNAL_REPLAYS_MAX
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
@@ -83,17 +83,17 @@ class JournalReplayer:
         writer = await self.open(task_id, slot)
         try:
             replay_state = await self.read_from(task_id, start, slot)
-            yield Recorder(writer, replay_state.task, now)
+            yield self._journals.recorder(writer, replay_state.task, now)
         finally:
             writer.close()
 
     async def read_from(self, task_id: str, start: ReplayState, slot: ReplaySlot) -> ReplayState:
-        """Continue a replay; see `replay_task`."""
+        """Continue a replay; see `Journals.replay`."""
         slot.acquire()
-        return await run_in_daemon_thread(partial(replay_task, self._journals, task_id, start), slot.release)
+        return await run_in_daemon_thread(partial(self._journals.replay, task_id, start), slot.release)
 
     async def read_task(self, task_id: str) -> ReplayState:
-        """Replay from the beginning, in a new slot; see `replay_task`."""
+        """Replay from the beginning, in a new slot; see `Journals.replay`."""
         async with self.slot() as slot:
             return await self.read_from(task_id, ReplayState(None, 0), slot)
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection, Iterable
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import Journals, Recorder, ReplayState, replay_task
+from sandbox.interfaces.journal import Journals, ReplayState
 from sandbox.interfaces.placement import Placement
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
@@ -45,7 +45,7 @@ def index_journals(
 
 
 def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list[IndexedTask]:
-    replay_state = replay_task(journals, task_id)
+    replay_state = journals.replay(task_id)
     if replay_state.task is None:
         if is_indexed:
             raise OSError(f"The journal of {task_id} contains no task; restore it from a backup.")
@@ -98,13 +98,13 @@ def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedT
     except (SandboxError, OSError):
         return TrackedTask(indexed, Orphaned())
     try:
-        replay_state = replay_task(journals, indexed.task.id)
+        replay_state = journals.replay(indexed.task.id)
     except (SandboxError, OSError):
         replay_state = ReplayState(None, 0)
     if replay_state.task is None or replay_state.task.state is not TaskState.PENDING:
         writer.close()
         return TrackedTask(indexed, Orphaned())
-    recorder = Recorder(writer, replay_state.task, clock.now)
+    recorder = journals.recorder(writer, replay_state.task, clock.now)
     if replay_state.task.cancel is not None or replay_state.task.failure is not None:
         # If this fails, the launch tries again.
         with contextlib.suppress(OSError):

@@ -45,6 +45,7 @@ class RunnerRecovery:
         prober: RuntimeProber,
         clock: Clock,
     ) -> None:
+        self._journals = journals
         self._replayer = JournalReplayer(journals)
         self._placement = placement
         self._watchdog = RunnerWatchdog(clock)
@@ -87,7 +88,7 @@ class RunnerRecovery:
             try:
                 task = (await self._replayer.read_from(tracked.task.id, tracked.replay_state, slot)).task
                 if task is not None and task.is_waiting_to_start:
-                    tracked.transfer(ServerOwned(Recorder(writer, task, self._clock.now)))
+                    tracked.transfer(ServerOwned(self._journals.recorder(writer, task, self._clock.now)))
                     is_acquired = True
             finally:
                 if not is_acquired:

@@ -8,7 +8,7 @@ import uuid
 from datetime import timedelta
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Recorder, replay_task
+from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
 from sandbox.interfaces.tasks import (
     IdempotencyKeyReusedError,
@@ -74,7 +74,7 @@ class SubmissionLog:
             writer = self._journals.create(task_id)
         except FileExistsError:
             raise self._duplicate_error(task_id) from None
-        recorder = Recorder(writer, None, self._clock.now)
+        recorder = self._journals.recorder(writer, None, self._clock.now)
         try:
             submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency))
         except BaseException:
@@ -86,7 +86,7 @@ class SubmissionLog:
         """Index a task. It is accepted already, so a failure is only logged, and the index is updated later."""
         indexed = IndexedTask(task, 0)
         try:
-            indexed = IndexedTask(task, replay_task(self._journals, task.id).offset)
+            indexed = IndexedTask(task, self._journals.replay(task.id).offset)
             self._store.insert(indexed)
         except (OSError, StoreError) as error:
             _log.error("Task %s is not in the index yet: %s", task.id, error, extra={"task_id": task.id})
@@ -94,7 +94,7 @@ class SubmissionLog:
 
     def _duplicate_error(self, task_id: str) -> Exception:
         try:
-            existing = replay_task(self._journals, task_id).task
+            existing = self._journals.replay(task_id).task
         except FileNotFoundError:
             existing = None
         except (JournalDamagedError, IllegalEventError) as error:

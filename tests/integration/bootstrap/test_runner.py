@@ -10,9 +10,10 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Liveness, Recorder, replay_task
+from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
@@ -65,13 +66,14 @@ import time
 import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
 sandbox.model.limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
-import sandbox.bootstrap.runner as runner
-read_task = runner.replay_task
-def read_slowly(*arguments):
+from sandbox.bootstrap.runner import main
+from sandbox.journal.journals import FileJournals
+replay = FileJournals.replay
+def replay_slowly(*arguments):
     time.sleep(3)
-    return read_task(*arguments)
-runner.replay_task = read_slowly
-runner.main()
+    return replay(*arguments)
+FileJournals.replay = replay_slowly
+main()
 """
 
 
@@ -81,7 +83,7 @@ runner.main()
 def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_second, exit_code):
     """After a reboot, many finishers run at once. A timeout while reading a long journal would lose the workspace."""
     journals = FileJournals(tmp_path)
-    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in ENDED:
         recorder.record(event)
     message = launch_message(FinishAttempt("task-1", "abcdefghijkl"), tmp_path, tmp_path / "run")
@@ -117,7 +119,7 @@ def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_s
 def test_stale_or_duplicate_order_is_rejected_without_writes(tmp_path, events, finish):
     """A free lock is not sufficient: the order must match the journal."""
     journals, run_dir = FileJournals(tmp_path / "data"), tmp_path / "run"
-    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in events:
         recorder.record(event)
     recorder.writer.close()
@@ -160,7 +162,7 @@ def test_truncated_order_exits_with_an_info_message(tmp_path, order):
 @pytest.mark.parametrize("run_dir_kind", ["file", "link"])
 def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_kind):
     journals = FileJournals(tmp_path)
-    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in STARTED:
         recorder.record(event)
     if run_dir_kind == "file":
@@ -174,14 +176,14 @@ def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_k
         input=message, pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
-    task = replay_task(journals, "task-1").task
+    task = journals.replay("task-1").task
     assert (result.returncode == 0, task.state.is_final) == (finish, finish), result.stderr
 
 
 def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
     """A server of an earlier version starts this runner if the installation is upgraded while the server runs."""
     journals = FileJournals(tmp_path)
-    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in STARTED:
         recorder.record(event)
     message = (
@@ -195,13 +197,13 @@ def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
     )  # fmt: skip
     recorder.writer.close()
     assert result.returncode == 0, result.stderr
-    assert replay_task(journals, "task-1").task.failure.code is FailureCode.RUNNER_LOST
+    assert journals.replay("task-1").task.failure.code is FailureCode.RUNNER_LOST
 
 
 def test_finisher_needs_no_agent(tmp_path):
     """A later version may no longer have the agent of a task whose runner died."""
     journals = FileJournals(tmp_path)
-    recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     section = AgentSection("retired", {"prompt": "Do it.", "model": "m"})
     for event in (TaskSubmitted("task-1", manifest("task-1").replace(agent=section)), *STARTED[1:]):
         recorder.record(event)
@@ -212,5 +214,5 @@ def test_finisher_needs_no_agent(tmp_path):
         pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
-    task = replay_task(journals, "task-1").task
+    task = journals.replay("task-1").task
     assert (result.returncode, task.state, task.failure.code) == (0, TaskState.FAILED, FailureCode.RUNNER_LOST), result

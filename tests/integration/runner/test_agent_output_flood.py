@@ -4,8 +4,8 @@ import asyncio
 from collections import Counter
 
 from doubles.attempt_dependencies import AttemptHarness, Script
-from sandbox.interfaces.journal import read_records
 from sandbox.model.events import Gap, Output, ToolCall
+from sandbox.runner.attempt_context import read_records
 
 LINES = 5000
 LINES_PER_LOOP_ITERATION_MAX = 250

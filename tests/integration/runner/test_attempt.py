@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, BOOT_ID, Script
-from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (
@@ -23,6 +22,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt_context import read_records
 from sandbox.runner.steps.provision import write_handle
 
 AGENT_FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")

@@ -7,8 +7,8 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END
-from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.tasks import UnavailableError
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import AgentExited, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
@@ -51,7 +51,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
 async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
 
-    busy = Recorder(components.journals.create("task-1"), None, components.clock.now)
+    busy = JournalRecorder(components.journals.create("task-1"), None, components.clock.now)
     busy.record(TaskSubmitted("task-1", manifest()))
 
     async def scenario():

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.journal import Liveness, replay_task
+from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
@@ -132,7 +132,7 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
         try:
             cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
             assert cancelled.message == "The task is being stopped; its results so far are stored."
-            assert replay_task(components.journals, "short").task.cancel.reason == "no need"
+            assert components.journals.replay("short").task.cancel.reason == "no need"
         finally:
             slow_journals.release_opens.set()
         await components.wait_for_launch("short", 2)

@@ -13,7 +13,6 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (
@@ -30,6 +29,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt_context import read_records
 
 LOST = AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone"))
 UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")

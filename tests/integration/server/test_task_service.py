@@ -9,7 +9,6 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
-from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
@@ -186,7 +185,7 @@ async def test_cancel_is_durable_and_sent_to_the_runner(components):
         async with components.server() as service:
             await components.start_running_task(service)
             await service.cancel("task-1", reason="why not", force=False)
-            assert replay_task(components.journals, "task-1").task.cancel.reason == "why not"
+            assert components.journals.replay("task-1").task.cancel.reason == "why not"
             components.runners.record(
                 "task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished()
             )

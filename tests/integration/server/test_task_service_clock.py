@@ -12,8 +12,8 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt_context import read_records
 from sandbox.server.scheduler import Resources
 
 
@@ -63,4 +63,4 @@ async def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
     assert [order.task_id for order in components.runners.orders] == [f"task-{number}" for number in range(6)]
     for number in range(6):
         indexed = components.store.load(f"task-{number}").task
-        assert indexed == replay_task(components.journals, indexed.id).task
+        assert indexed == components.journals.replay(indexed.id).task

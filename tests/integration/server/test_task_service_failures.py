@@ -13,11 +13,10 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
-from sandbox.journal.writer import FileJournalWriter
+from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
@@ -196,7 +195,7 @@ async def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
 
 async def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, disk):
     writer = components.journals.create("task-1")
-    recorder = Recorder(writer, None, components.clock.now)
+    recorder = JournalRecorder(writer, None, components.clock.now)
     recorder.record(TaskSubmitted("task-1", manifest()))
     recorder.record(CancelRequested("", force=False))
     writer.close()
@@ -368,7 +367,7 @@ async def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
 
 @pytest.mark.parametrize("damage_kind", ["damaged", "inconsistent"])
 async def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(components, damage_kind):
-    recorder = Recorder(components.journals.create("task-1"), None, SystemClock().now)
+    recorder = JournalRecorder(components.journals.create("task-1"), None, SystemClock().now)
     recorder.record(TaskSubmitted("task-1", manifest()))
     recorder.writer.append(TaskSubmitted("task-1", manifest()), at=components.clock.now())
     recorder.writer.close()
@@ -529,7 +528,7 @@ async def test_temporary_launch_failure_is_followed_by_a_finisher(components):
 async def test_task_with_a_recorded_failure_ends_after_a_restart(components):
     async def scenario():
         writer = components.journals.create("task-1")
-        recorder = Recorder(writer, None, SystemClock().now)
+        recorder = JournalRecorder(writer, None, SystemClock().now)
         recorder.record(TaskSubmitted("task-1", manifest()))
         recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "The vault was unavailable.")))
         writer.close()
@@ -542,7 +541,7 @@ async def test_task_with_a_recorded_failure_ends_after_a_restart(components):
 
 async def test_failed_task_ends_on_a_full_disk(components):
     async def scenario():
-        recorder = Recorder(components.journals.create("task-1"), None, SystemClock().now)
+        recorder = JournalRecorder(components.journals.create("task-1"), None, SystemClock().now)
         recorder.record(TaskSubmitted("task-1", manifest()))
         recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "The vault was unavailable.")))
         recorder.writer.close()
@@ -606,7 +605,7 @@ async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(comp
 
     task = await scenario()
     assert failed == ["flush", "truncate"]
-    assert task == replay_task(components.journals, "task-1").task
+    assert task == components.journals.replay("task-1").task
     assert components.store.load("task-1").task == task
 
 
@@ -633,7 +632,7 @@ async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(compone
 
     task = await scenario()
     assert len(failures) == 3
-    assert task == replay_task(components.journals, "task-1").task
+    assert task == components.journals.replay("task-1").task
     assert components.store.load("task-1").task == task
 
 
@@ -646,4 +645,4 @@ async def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components,
             await service.cancel("task-1", reason="", force=False)
         disk.is_full = False
         await service.cancel("task-1", reason="", force=False)
-        assert replay_task(components.journals, "task-1").task.cancel is not None
+        assert components.journals.replay("task-1").task.cancel is not None

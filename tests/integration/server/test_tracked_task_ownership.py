@@ -7,7 +7,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.interfaces.journal import JournalBusyError, Liveness, replay_task
+from sandbox.interfaces.journal import JournalBusyError, Liveness
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
@@ -113,10 +113,10 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
         await components.start_running_task(service)
         set_unknown(components)
         components.runners.kill("task-1")
-        seq = replay_task(components.journals, "task-1").task.last_seq
+        seq = components.journals.replay("task-1").task.last_seq
         with pytest.raises(UnavailableError, match="The runner of task task-1 does not respond; try again"):
             await service.cancel("task-1", reason="", force=False)
-        assert replay_task(components.journals, "task-1").task.last_seq == seq
+        assert components.journals.replay("task-1").task.last_seq == seq
         set_known(components)
         cancelled = await service.cancel("task-1", reason="", force=False)
         assert cancelled.message == "The task is being stopped; its results so far are stored."

@@ -14,9 +14,9 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
@@ -68,14 +68,14 @@ class StreamedJournal:
 
     def __init__(self, data_dir, **parts):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()
-        self.recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
+        self.recorder = JournalRecorder(self.journals.create("task-1"), None, SystemClock().now)
         self.tracked_tasks = []
         self.record(e.TaskSubmitted("task-1", manifest(**parts)), *TO_RUNNING)
         self.start_server()
 
     def start_server(self):
         """Start a server that has read the journal up to its current end."""
-        replayed = replay_task(self.journals, "task-1")
+        replayed = self.journals.replay("task-1")
         self.tracked_tasks.append(TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned()))
         self.stream = EventStream(
             {"task-1": self.tracked_tasks[-1]}, self.journals, self.store, Broadcast(), convert_recorded_line
@@ -87,7 +87,7 @@ class StreamedJournal:
 
     def update_index(self):
         for tracked_task in self.tracked_tasks:
-            replayed = replay_task(self.journals, "task-1", tracked_task.replay_state)
+            replayed = self.journals.replay("task-1", tracked_task.replay_state)
             tracked_task.update(replayed.task, replayed.offset)
 
     async def replay(self, after):

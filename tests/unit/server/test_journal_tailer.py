@@ -8,9 +8,9 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
@@ -46,10 +46,10 @@ class TailedTask:
 
     def __init__(self, data_dir):
         self.journals, self.store = FileJournals(data_dir), CountingStore()
-        self.recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
+        self.recorder = JournalRecorder(self.journals.create("task-1"), None, SystemClock().now)
         for event in (e.TaskSubmitted("task-1", manifest()), *BEGIN):
             self.recorder.record(event)
-        reading = replay_task(self.journals, "task-1")
+        reading = self.journals.replay("task-1")
         self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), Mock())
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
 

@@ -23,7 +23,6 @@ import msgspec
 from sandbox import __version__
 from sandbox.bootstrap.private_directory import try_link
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
@@ -176,7 +175,7 @@ def _inspect_journal(
     """Return how many bytes of the journal's file belong in the backup, and the artifacts that the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
-        replay_state = replay_task(journals, layout.task_id)
+        replay_state = journals.replay(layout.task_id)
     except SandboxError as error:
         backup.remarks.append(f"Task {layout.task_id}: {error.message}")
         return size_bytes, ()

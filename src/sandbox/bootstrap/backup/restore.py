@@ -22,7 +22,6 @@ from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKEN
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.private_directory import private_umask
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
-from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.failure import Failure, FailureCode
@@ -211,7 +210,7 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
     for task_id in journals.task_ids():
         (TaskLayout(data_dir, task_id).root / "journal" / "lock").touch(0o600)
         try:
-            task = replay_task(journals, task_id).task
+            task = journals.replay(task_id).task
         except SandboxError:
             continue
         # Trust the directory's name, not the journal, which may name any task.
@@ -238,7 +237,7 @@ def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError)
 
 
 def _end_task(journals: FileJournals, task: Task) -> None:
-    recorder = Recorder(journals.open(task.id), task, SystemClock().now)
+    recorder = journals.recorder(journals.open(task.id), task, SystemClock().now)
     try:
         finalize(recorder, Failure(FailureCode.HOST_LOST, _HOST_LOST_MESSAGE))
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import Journals, read_records
+from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_space import transient_disk_error
@@ -32,7 +32,7 @@ from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
-from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, tasks_root
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState, replay_task
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, ReplayState
 from sandbox.interfaces.placement import LeftoverSource
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
@@ -109,7 +109,7 @@ class GarbageCollector:
         if indexed.task.state.is_final or self._journals.liveness(task_id) is not Liveness.FREE:
             return indexed.task
         try:
-            return replay_task(self._journals, task_id, ReplayState(indexed.task, indexed.offset)).task
+            return self._journals.replay(task_id, ReplayState(indexed.task, indexed.offset)).task
         except (JournalDamagedError, FileNotFoundError):
             return None  # the tailer reports it
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
-from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import CancelOrder, Reply
+from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,
     ArtifactCollected,
@@ -180,7 +180,7 @@ async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monk
     harness = make_harness(Script())
     artifacts = harness.attempt.task_layout.artifacts
     on_disk, recorded = set(), {}
-    fsync, record = os.fsync, Recorder.record
+    fsync, record = os.fsync, JournalRecorder.record
 
     def watched_fsync(descriptor):
         fsync(descriptor)
@@ -193,7 +193,7 @@ async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monk
         return record(recorder, event)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Recorder, "record", watched_record)
+    monkeypatch.setattr(JournalRecorder, "record", watched_record)
     await harness.run()
     assert recorded == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 

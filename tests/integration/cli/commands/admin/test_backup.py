@@ -18,7 +18,7 @@ from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeErr
 from sandbox.bootstrap.backup.restore import BackupUnusableError, RestoreTargetUnusableError
 from sandbox.bootstrap.backup.restore import restore as restore_here
 from sandbox.interfaces.auth import Role
-from sandbox.interfaces.journal import JournalDamagedError, replay_task
+from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.interfaces.tasks import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
@@ -86,13 +86,13 @@ def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, t
     assert new.stat().st_mode & 0o777 == 0o700
     assert sandbox("admin", "check", "--deep", "--data-dir", str(new)).returncode == 0
     journals = FileJournals(new)
-    tasks = {task_id: replay_task(journals, task_id).task for task_id in journals.task_ids()}
+    tasks = {task_id: journals.replay(task_id).task for task_id in journals.task_ids()}
     assert {task_id: task.state for task_id, task in tasks.items()} == {
         "done": "completed", "packed": "completed", "exited": "completed", "running": "failed", "waiting": "pending",
     }  # fmt: skip
     assert tasks["running"].failure.code == "host_lost"
     assert [artifact.name for artifact in tasks["running"].artifacts] == ["notes.txt"]
-    assert tasks["done"] == replay_task(stored.journals, "done").task
+    assert tasks["done"] == stored.journals.replay("done").task
     assert [token.name for token in TokenFile(new).list()] == ["wall"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in new.rglob("*"))
 
@@ -376,7 +376,7 @@ def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
     assert [(each.task_id, each.kind) for each in restored.discrepancies] == [("evil", "journal_damaged")]
     assert restored.tasks_count == 1
     with pytest.raises(JournalDamagedError):
-        replay_task(FileJournals(tmp_path / "new"), task.id)
+        FileJournals(tmp_path / "new").replay(task.id)
 
 
 def artifact_event(name):
