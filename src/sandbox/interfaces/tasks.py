@@ -124,9 +124,9 @@ class SandboxNotPreservedError(SandboxError):
     code = "not_found"
 
     def __init__(self, task: Task) -> None:
-        reason = "set failure_action: preserve to keep it for a while"
-        if task.state is TaskState.FAILED_PRESERVED:
-            reason = "it was released, or has expired"
+        was_preserved = task.state is TaskState.FAILED_PRESERVED
+        hint = "set failure_action: preserve to keep it for a while"
+        reason = "it was released, or has expired" if was_preserved else hint
         super().__init__(f"Task {task.id} has no preserved sandbox; {reason}.")
 
 

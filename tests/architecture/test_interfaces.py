@@ -1,0 +1,138 @@
+"""`interfaces/` declares Protocols and the records that they exchange. Logic is in the packages that own it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+FUNCTIONS = {
+    "file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
+    "runtime.Listeners.close": "closes the fields of the record",
+    "terminals.encode_frame": "a runner and its clients, which are different packages, must use the same format",
+    "terminals.read_frame": "a runner and its clients, which are different packages, must use the same format",
+}
+"""Functions with logic, and why each is declared here."""
+
+IMPORTS = {
+    "file_layout: base64": "the ids that name an attempt's files are created where their format is defined",
+    "file_layout: os": "the ids that name an attempt's files are created where their format is defined",
+    "terminals: struct": "the format of the frames",
+}
+"""Imports of the standard library that only logic needs, and why."""
+
+DECLARATION_MODULES = {
+    "__future__", "asyncio", "collections.abc", "contextlib", "dataclasses", "datetime", "enum", "pathlib", "socket",
+    "typing",
+}  # fmt: skip
+"""Modules of the standard library whose types and decorators a declaration needs."""
+
+_EXPRESSIONS = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    """The body without its docstring."""
+    return function.body[1:] if ast.get_docstring(function) is not None else function.body
+
+
+def is_declaration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether the function has no logic: a Protocol's `...`, one expression that is returned, or assigned fields.
+
+    An expression may choose between two values and call one of the language's or the record's functions, but it
+    contains no loop and waits for nothing. Only a constructor may have several statements: the assignments of its
+    fields, and the call of the base class with its message.
+    """
+    body = statements(function)
+    if any(isinstance(node, (*_EXPRESSIONS, *_COMPREHENSIONS)) for each in body for node in ast.walk(each)):
+        return False
+    if function.name == "__init__":
+        return all(isinstance(each, ast.Assign | ast.Expr) for each in body)
+    return len(body) == 1 and (isinstance(body[0], ast.Return) or ast.unparse(body[0]) == "...")
+
+
+def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Functions by qualified name."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, _FUNCTIONS):
+            yield f"{prefix}.{node.name}", node
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            yield from functions(node, f"{prefix}.{node.name}")
+
+
+def imported_modules(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def interface_trees(trees: dict[Path, ast.Module]) -> dict[str, ast.Module]:
+    return {path.stem: tree for path, tree in trees.items() if path.parent.name == "interfaces"}
+
+
+def test_interfaces_have_no_logic(trees: dict[Path, ast.Module]):
+    found = {
+        name
+        for module, tree in interface_trees(trees).items()
+        for name, function in functions(tree, module)
+        if not is_declaration(function)
+    }
+    assert found == set(FUNCTIONS)
+
+
+def test_interfaces_import_what_declarations_need(trees: dict[Path, ast.Module]):
+    found = {
+        f"{module}: {name}"
+        for module, tree in interface_trees(trees).items()
+        for name in imported_modules(tree)
+        if name not in DECLARATION_MODULES and not name.startswith(("sandbox.", "msgspec"))
+    }
+    assert found == set(IMPORTS)
+
+
+def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):
+    """They exchange records of the model. What runs is injected."""
+    used = {name for tree in interface_trees(trees).values() for name in imported_modules(tree)}
+    assert {
+        name for name in used if name.startswith("sandbox.") and name.split(".")[1] not in {"interfaces", "model"}
+    } == set()
+
+
+def test_logic_is_found():
+    source = '''
+class Journals(Protocol):
+    def read(self, task_id):
+        """Read."""
+        ...
+
+class TaskNotFoundError(Exception):
+    def __init__(self, task_id):
+        super().__init__(f"There is no task {task_id}.")
+        self.task_id = task_id
+
+class Usage:
+    def find_violation(self):
+        if self.sockets > 10:
+            return "too many"
+        return ""
+
+    def __repr__(self):
+        return f"Usage({self.sockets})"
+
+    def names(self):
+        return [each.name for each in self.sockets]
+
+def poll(measure):
+    while True:
+        measure()
+
+def record(self, event):
+    result = advance(event)
+    return self.append(result)
+
+async def wait(event):
+    return await event
+'''
+    found = {name for name, function in functions(ast.parse(source), "m") if not is_declaration(function)}
+    assert found == {"m.Usage.find_violation", "m.Usage.names", "m.poll", "m.record", "m.wait"}
