@@ -87,7 +87,7 @@ class TaskServer:
         upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in agents.items()}
         resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values())
         secrets, find_image = TaskSecrets(resolver.resolve), _image_finder(data_dir, prober)
-        # Called at each launch, because tokens may be created while the server runs.
+        # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
         launcher = RunnerLauncher(
             placement, secrets, find_image, prober, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
         )
