@@ -1,7 +1,6 @@
 """A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
 import pytest
-from sandbox.interfaces.model_dialect import CostBound
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
@@ -9,7 +8,7 @@ from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Rejected
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 
