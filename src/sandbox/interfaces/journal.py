@@ -1,6 +1,6 @@
 """The journal of a task: append-only, one writer at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum, auto
@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Event, Record, Transition
+from sandbox.model.events import Artifact, Event, Record, Transition
 from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
 
@@ -191,4 +191,39 @@ class Journals(Protocol):
 
     def task_ids(self) -> Sequence[str]:
         """Return the ids of the tasks whose journal has at least record 1."""
+        ...
+
+
+class TaskReplicas(Protocol):
+    """Copies of journals and artifacts whose writers have another data directory.
+
+    A placement whose runners run on other hosts fills the server's data directory with it, and the data directories of
+    these hosts with the records that precede an attempt. Repeating a call has no effect. Methods block.
+    """
+
+    def end_offset(self, task_id: str) -> int:
+        """Return the byte offset after the last record of the copy; 0 if there is none. Raises JournalDamagedError."""
+        ...
+
+    def read(self, task_id: str, offset: int, bytes_max: int) -> bytes:
+        """Return the bytes of whole records from `offset`, where a record begins. Raises FileNotFoundError, OSError.
+
+        At most `bytes_max` bytes, so `Journals.read` determines the range to read.
+        """
+        ...
+
+    def receive(self, task_id: str, offset: int, data: bytes) -> int:
+        """Append the bytes of whole records that the original has at `offset`; return the offset after them.
+
+        They are on disk on return. Raises JournalOffsetError if the copy is shorter than `offset`, or has other bytes
+        there: then another writer has continued the journal. Raises JournalDamagedError if a record is invalid,
+        JournalBusyError if this host has a writer; OSError.
+        """
+        ...
+
+    def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
+        """Store an artifact of a task with a copy. Called before the record that names it is received.
+
+        One artifact of a task at a time. Raises OSError, also if the content does not match the size and checksum.
+        """
         ...

@@ -51,7 +51,7 @@ class FileJournals:
         after a failure.
         """
         directory = self._directory(task_id)
-        lock_fd = _create_directories(directory)
+        lock_fd = create_directories(directory)
         try:
             _check_no_records(directory)
             return _create_records(directory, lock_fd)
@@ -215,7 +215,7 @@ def _check_no_records(directory: Path) -> None:
     raise FileExistsError(errno.EEXIST, "The task already has a journal", str(records))
 
 
-def _create_directories(directory: Path) -> int:
+def create_directories(directory: Path) -> int:
     """Create the directories and the lock file. Acquires the lock and returns its descriptor.
 
     Raises OSError, or FileExistsError if another process holds the lock.

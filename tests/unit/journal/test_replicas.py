@@ -1,0 +1,160 @@
+"""Copies of journals and artifacts: byte for byte, repeatable, and closed to a writer that was replaced."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError, replay_task
+from sandbox.journal.journals import FileJournals
+from sandbox.journal.replicas import FileTaskReplicas
+from sandbox.model.events import Artifact, Output
+
+NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
+
+
+def records(data_dir):
+    return data_dir / "tasks" / "task-1" / "journal" / "records"
+
+
+def append(writer, *texts):
+    for text in texts:
+        writer.append(Output.from_bytes("stdout", text), at=NOW)
+
+
+@pytest.fixture
+def original(tmp_path):
+    """The journal of three records; its copy is in `tmp_path / "copy"`."""
+    writer = FileJournals(tmp_path / "original").create("task-1")
+    append(writer, b"one\n", b"two\n", b"three\n")
+    writer.close()
+    return records(tmp_path / "original").read_bytes()
+
+
+@pytest.fixture
+def replicas(tmp_path):
+    return FileTaskReplicas(tmp_path / "copy")
+
+
+def test_copy_grows_by_whole_records_and_ignores_repetitions(tmp_path, original, replicas):
+    first, second, third = original.splitlines(keepends=True)
+    assert replicas.end_offset("task-1") == 0
+    assert replicas.receive("task-1", 0, first) == len(first)
+    assert replicas.receive("task-1", 0, first + second) == len(first + second)
+    assert replicas.receive("task-1", 0, first) == len(first + second)
+    assert replicas.receive("task-1", len(first), b"") == len(first + second)
+    assert replicas.receive("task-1", len(first), second + third) == len(original) == replicas.end_offset("task-1")
+    assert records(tmp_path / "copy").read_bytes() == original
+
+
+def test_whole_records_are_read_in_the_given_range(tmp_path, original):
+    first, second, _ = original.splitlines(keepends=True)
+    source = FileTaskReplicas(tmp_path / "original")
+    assert source.read("task-1", 0, 10**6) == original
+    assert source.read("task-1", len(first), len(second)) == second
+    assert source.read("task-1", len(first), len(second) + 5) == second
+    assert source.read("task-1", len(original), 10**6) == b""
+
+
+def test_copy_continues_after_an_incomplete_record_of_a_crash(tmp_path, original, replicas):
+    first = original.splitlines(keepends=True)[0]
+    replicas.receive("task-1", 0, first)
+    with records(tmp_path / "copy").open("ab") as copy:
+        copy.write(original[len(first) : len(first) + 5])
+    assert replicas.end_offset("task-1") == len(first)
+    replicas.receive("task-1", len(first), original[len(first) :])
+    assert records(tmp_path / "copy").read_bytes() == original
+
+
+def test_writer_of_the_copy_continues_it(tmp_path, original, replicas):
+    replicas.receive("task-1", 0, original)
+    writer = FileJournals(tmp_path / "copy").open("task-1")
+    append(writer, b"four\n")
+    assert writer.last_seq == 4
+    with pytest.raises(JournalBusyError):
+        replicas.receive("task-1", 0, original)
+    writer.close()
+    replicas.receive("task-1", 0, original)
+
+
+def test_records_of_a_replaced_writer_are_rejected(tmp_path, original, replicas):
+    """The server has recorded an event of its own, in the next epoch, before the old writer's last one arrived."""
+    *begin, last = original.splitlines(keepends=True)
+    offset = replicas.receive("task-1", 0, b"".join(begin))
+    writer = FileJournals(tmp_path / "copy").open("task-1")
+    append(writer, b"three\n")
+    writer.close()
+    before = records(tmp_path / "copy").read_bytes()
+    with pytest.raises(JournalOffsetError, match="Another writer has continued"):
+        replicas.receive("task-1", offset, last)
+    assert records(tmp_path / "copy").read_bytes() == before
+
+
+@pytest.mark.parametrize("bytes_left", [1, 5, 30])
+def test_part_of_a_record_is_rejected(original, replicas, bytes_left):
+    with pytest.raises(JournalDamagedError):
+        replicas.receive("task-1", 0, original[:-bytes_left])
+    assert replicas.end_offset("task-1") == 0
+
+
+def test_missing_records_are_rejected(original, replicas):
+    first, second, third = original.splitlines(keepends=True)
+    with pytest.raises(JournalOffsetError, match="ends at byte 0"):
+        replicas.receive("task-1", len(first), second)
+    for offset, data in ((0, second), (0, first + third)):
+        with pytest.raises(JournalDamagedError, match="missing"):
+            replicas.receive("task-1", offset, data)
+    replicas.receive("task-1", 0, first)
+    with pytest.raises(JournalDamagedError, match="missing"):
+        replicas.receive("task-1", len(first), third)
+    assert replicas.end_offset("task-1") == len(first)
+
+
+@pytest.mark.parametrize("task_id", ["", "..", "a/b"])
+def test_invalid_task_id_is_rejected(original, replicas, task_id):
+    with pytest.raises(FileNotFoundError):
+        replicas.receive(task_id, 0, original)
+
+
+def artifact_of(content, name="report.txt"):
+    return Artifact(name, name, len(content), "text/plain", f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+def artifact_files(data_dir):
+    root = TaskLayout(data_dir, "task-1").root
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "journal" not in path.parts}
+
+
+def test_artifact_is_stored_completely_or_not_at_all(tmp_path, original, replicas):
+    replicas.receive("task-1", 0, original)
+    artifact = artifact_of(b"a report")
+    for content in ([b"a rep"], [b"a rep", b"Ort"], [b"a report", b"!"]):
+        with pytest.raises(OSError, match="differs from its record"):
+            replicas.receive_artifact("task-1", artifact, content)
+    assert artifact_files(tmp_path / "copy") == set()
+    for _ in range(2):
+        replicas.receive_artifact("task-1", artifact, [b"a ", b"report"])
+    stored = TaskLayout(tmp_path / "copy", "task-1").artifacts / "report.txt"
+    assert (stored.read_bytes(), stored.stat().st_mode & 0o777) == (b"a report", 0o600)
+    assert artifact_files(tmp_path / "copy") == {"artifacts/report.txt"}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd"])
+def test_artifact_outside_the_directory_is_rejected(tmp_path, original, replicas, name):
+    replicas.receive("task-1", 0, original)
+    with pytest.raises(OSError, match="not a file name"):
+        replicas.receive_artifact("task-1", artifact_of(b"a report", name), [b"a report"])
+    assert artifact_files(tmp_path / "copy") == set()
+
+
+def test_copied_task_is_replayed(tmp_path, replicas):
+    from doubles.stored_tasks import StoredTasks
+
+    stored = StoredTasks(tmp_path / "original")
+    stored.finish("task-1")
+    data = Path(records(tmp_path / "original")).read_bytes()
+    replicas.receive("task-1", 0, data)
+    copy, original = (replay_task(FileJournals(tmp_path / name), "task-1") for name in ("copy", "original"))
+    assert copy == original
