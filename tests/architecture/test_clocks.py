@@ -12,7 +12,7 @@ WALL_CLOCK_READERS = {
     "images/build.py": "an image has a build date",
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
     "server/task_service.py": "an artifact has a creation date",
-    "server/drain.py": "a drain has a start date",
+    "server/dispatcher.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
     "bootstrap/log.py": "log lines have a timestamp",
 }

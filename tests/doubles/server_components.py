@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.placement import Host, Reply, RunnerUnreachableError
+from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, Resources, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import Retention, TaskServices
@@ -29,21 +29,22 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
+from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.drain import Drain
+from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
-from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.scheduler import Scheduler
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
@@ -57,9 +58,8 @@ TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 class FakeRunners:
     """A placement; the test acts as the runners."""
 
-    host = Host("here", "b")
-
-    def __init__(self, data_dir, journals, clock):
+    def __init__(self, host, data_dir, journals, clock, files):
+        self.host, self.files = host, files
         self.data_dir, self.journals, self.clock = data_dir, journals, clock
         self.liveness, self.disk_liveness = journals.liveness, None
         self.orders = []
@@ -75,13 +75,13 @@ class FakeRunners:
         self.recorders[order.task_id] = JournalRecorder(
             adopted, self.journals.replay(order.task_id).task, self.clock.now
         )
-        return self.find_runner(order.task_id, order.attempt_id)
+        return FakeRunnerHandle(self, order.task_id, order.attempt_id)
 
-    def find_runner(self, task_id, attempt_id):
-        return FakeRunnerHandle(self, task_id, attempt_id)
+    def find_runner(self, location):
+        return FakeRunnerHandle(self, location.task_id, location.attempt_id)
 
-    def preserved_disk(self, task_id, attempt_id):
-        layout = TaskLayout(self.data_dir, task_id).attempt(attempt_id)
+    def preserved_disk(self, location):
+        layout = TaskLayout(self.data_dir, location.task_id).attempt(location.attempt_id)
         return FakePreservedDisk(self, layout)
 
     async def start_session(self, order):
@@ -142,15 +142,15 @@ class FakePreservedDisk(LocalPreservedDisk):
     """A preserved disk with a real lock, and with sessions that the test simulates."""
 
     def __init__(self, runners, layout):
-        super().__init__(layout, Path("/none"), None)
+        super().__init__(layout, Path("/none"), None, runners.files)
         self.runners, self.attempt_id = runners, layout.root.name
 
-    @contextmanager
-    def try_lock(self):
+    @asynccontextmanager
+    async def try_lock(self):
         if self.runners.disk_liveness is not None:
             yield self.runners.disk_liveness
             return
-        with super().try_lock() as liveness:
+        async with super().try_lock() as liveness:
             yield liveness
 
     async def start_session(self, order):
@@ -172,25 +172,27 @@ class AdjustableClock(SystemClock):
 class RunningServer:
     """The methods of all services of one server, and the objects that tests use directly."""
 
-    def __init__(self, components, runners):
+    def __init__(self, components):
         data_dir, clock, tracked_tasks = components.data_dir, components.clock, {}
         journals, store, remove = components.journals, components.store, components.remove_files
         probes = [RuntimeProbe("bubblewrap", components.runtime_failure is None, "namespaces", 1)]
         probe_result = ProbeResult(probes, "bubblewrap", "namespaces", components.runtime_failure)
-        self.prober = prober = RuntimeProber(probe_result, components.probe, clock)
-        self.preserved_sandboxes = preserved = PreservedSandboxes(data_dir, runners, remove)
-        secrets, find_image = TaskSecrets(components.resolve), components.find_image
-        self.debug_sessions = DebugSessions(preserved, secrets, find_image, prober)
+        self.prober = prober = RuntimeProber(probe_result, components, clock)
+        runners, names = components.runners, components.placement_names
+        self.placements = placements = Placements(
+            dict.fromkeys(names, runners), dict.fromkeys(names, prober), names[-1]
+        )
+        self.preserved_sandboxes = preserved = PreservedSandboxes(placements)
+        secrets = TaskSecrets(components.resolve)
+        self.debug_sessions = DebugSessions(preserved, secrets, placements)
         self.pruner = Pruner(data_dir, journals, store, preserved, clock, remove)
         disk_monitor = DiskMonitor(data_dir, lambda: components.space, Watermark(5, 4 * GIB), components.reserve)
         drain, broadcast = Drain(data_dir), Broadcast()
         upstreams = dict.fromkeys(components.agent_kinds, components.upstream)
-        launcher = RunnerLauncher(runners, secrets, find_image, prober, upstreams, lambda: False)
+        launcher = RunnerLauncher(placements, secrets, upstreams, lambda: False)
         scheduler = Scheduler(components.capacity)
-        dispatcher = Dispatcher(
-            tracked_tasks, scheduler, launcher, drain, prober, disk_monitor, lambda: components.memory_available_bytes
-        )
-        recovery = RunnerRecovery(journals, runners, launcher, secrets, prober, clock)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, drain, prober, disk_monitor)
+        recovery = RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, disk_monitor, drain, prober, components.permanent_reasons)
@@ -230,32 +232,48 @@ class RunningServer:
 
 
 class ServerComponents:
-    """A server's components with one data directory. Each `server()` starts a new server; the runners continue."""
+    """A server's components with one data directory. Each `server()` starts a new server; the runners continue.
+
+    Implements `Host`, and the `ProfileCatalog` of its images.
+    """
 
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
         self.upstream, self.agent_kinds = upstream, ["claude"]
         self.data_dir, self.store, self.capacity, self.permanent_reasons = data_dir, store, capacity, permanent_reasons
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
-        self.runners = FakeRunners(data_dir, self.journals, self.clock)
-        self.memory_available_bytes = 100 * GIB
+        files = LocalAttemptFiles(data_dir, (), self.remove_files)
+        self.runners = FakeRunners(self, data_dir, self.journals, self.clock, files)
+        self.identity, self.host_problem = HostIdentity("here", "b"), None
+        self.placement_names = [""]
+        self.available_memory_bytes = 100 * GIB
         self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
         self.reserve.allocate()
         self.secrets, self.requested_secrets = {}, []
-        self.images, self.image_error = {}, ""
+        self.profile_images, self.image_error = {}, ""
         self.remove = remove_trees
         self.runtime_failure = self.next_probe_result = None
+
+    @property
+    def images(self):
+        return self
+
+    def find_image(self, profile, tier):
+        if self.image_error:
+            raise ImageUnusableError(self.image_error)
+        return self.profile_images.get(profile)
+
+    def blocked_reason(self):
+        return self.host_problem
+
+    def memory_available_bytes(self):
+        return self.available_memory_bytes
 
     async def probe(self):
         return self.next_probe_result
 
     async def remove_files(self, paths):
         await self.remove(paths)
-
-    def find_image(self, profile):
-        if self.image_error:
-            raise ImageUnusableError(self.image_error)
-        return self.images.get(profile)
 
     async def resolve(self, secrets):
         self.requested_secrets += [secret.name for secret in secrets]
@@ -266,8 +284,8 @@ class ServerComponents:
 
     @asynccontextmanager
     async def server(self):
-        server = RunningServer(self, self.runners)
-        server.track(*recover(self.journals, self.store, self.runners, self.clock))
+        server = RunningServer(self)
+        server.track(*recover(self.journals, self.store, server.placements, self.clock))
         try:
             yield server
         finally:

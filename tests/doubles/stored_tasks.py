@@ -58,10 +58,18 @@ class StoredTasks:
         return recorder
 
     def run(
-        self, task_id, *, lines=3, line_bytes=0, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts
+        self,
+        task_id,
+        *,
+        lines=3,
+        line_bytes=0,
+        attempt_id="a" * 12,
+        host="here",
+        artifacts=(("notes.txt", b"kept\n"),),
+        **parts,
     ):
         """Create a running task; return its recorder. line_bytes: minimum size of each output line."""
-        recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
+        recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", host, "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
             recorder.record(
                 Output.from_bytes("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n")

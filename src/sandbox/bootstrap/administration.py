@@ -13,14 +13,16 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.private_directory import private_umask, try_link
 from sandbox.disks.removal import remove_trees
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.store import StoreError
 from sandbox.interfaces.tasks import PrunedTask, Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
+from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.preserved_sandboxes import PreservedFiles
+from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles
 from sandbox.server.recovery import index_journals, update_index
 from sandbox.store.connections import checkpoint_wal
 from sandbox.store.schema import StoreUnusableError
@@ -122,11 +124,23 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         journals, clock, store = FileJournals(data_dir), SystemClock(), SqliteStore(index_file(data_dir))
         try:
             update_index(journals, store)
-            preserved_files = PreservedFiles(data_dir)
+            preserved_files = PreservedFiles(_make_file_finder(data_dir))
             pruner = Pruner(data_dir, journals, store, preserved_files, clock, remove_trees)
             return asyncio.run(pruner.prune(retention, dry_run=dry_run))
         finally:
             store.close()
+
+
+def _make_file_finder(data_dir: Path) -> FindFiles:
+    """Return a function that finds the files of attempts on this host. Only a server reaches other hosts."""
+    local = LocalAttemptFiles(data_dir, (), remove_trees)
+
+    def find_files(location: AttemptLocation) -> LocalAttemptFiles:
+        if location.placement:
+            raise HostUnreachableError(location.host)
+        return local
+
+    return find_files
 
 
 def _replace_index(index: Path, new: Path) -> None:

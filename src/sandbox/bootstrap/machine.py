@@ -1,14 +1,40 @@
-"""Properties of the host that only the server needs: capacity, name, run directory."""
+"""The host of this process: its capacity, its directories, and the placement that starts runners on it."""
 
+import asyncio
 import hashlib
+import logging
 import os
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from sandbox.bootstrap.clock import read_boot_id
+from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
-from sandbox.bootstrap.settings.schema import CapacitySection
-from sandbox.server.scheduler import Resources
+from sandbox.bootstrap.runtime import AUTO, RuntimeChoice, choose_runtime, describe_failure, make_runtime
+from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
+from sandbox.disks.leftovers import DiskLeftovers
+from sandbox.disks.loop import loop_unavailable_reason
+from sandbox.disks.removal import remove_trees
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.agent import Agent
+from sandbox.interfaces.journal import TaskReplicas
+from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult, Resources
+from sandbox.journal.journals import FileJournals
+from sandbox.placements.local.launch_message import HostSettings
+from sandbox.placements.local.leftovers import LocalAttemptFiles, SocketLeftovers, probe_lock_async
+from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement
+from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
+from sandbox.runtimes.processes import SandboxLeftovers
+
+RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
+_RUNNER_VARIABLES = (
+    "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
+    "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 
 _USER_RUNTIME_ROOT = Path("/run/user")
 """Parent of the runtime directories of logged-in users (pam_systemd(8))."""
@@ -35,11 +61,6 @@ def read_memory_available_bytes() -> int | None:
     return None
 
 
-def host_name() -> str:
-    """Return the host name."""
-    return socket.gethostname()
-
-
 def choose_run_dir(data_dir: Path) -> Path:
     """Return a short, private directory for sockets, one per data directory.
 
@@ -62,3 +83,119 @@ def _run_dir_candidates() -> Sequence[Path]:
         return (Path("/run/sandbox"),)
     runtime_dir, usual = os.environ.get("XDG_RUNTIME_DIR"), _USER_RUNTIME_ROOT / str(user)
     return (*((Path(runtime_dir) / "sandbox",) if runtime_dir else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108
+
+
+class AgentSupport(NamedTuple):
+    """The agents by the key of their manifest section, and the command of a runner that has the same agents.
+
+    One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
+    """
+
+    agents: Mapping[str, Agent]
+    runner_command: Sequence[str] = RUNNER_COMMAND
+
+
+class PlacementContext(NamedTuple):
+    """What a placement gets of its server.
+
+    data_dir, run_dir: of this process, which has the locks of both.
+    replicas: fills `data_dir` with what runners on other hosts write.
+    """
+
+    data_dir: Path
+    run_dir: Path
+    settings: ServerSettings
+    support: AgentSupport
+    replicas: TaskReplicas
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """The agents by the key of their manifest section."""
+        return self.support.agents
+
+
+async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
+    """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's privileges.
+
+    Returns True if the host is too busy to determine it: at worst, an attempt ends because its confinement fails. This
+    is probed even if no sandbox can be created, because the finisher of an earlier attempt still reads its workspace.
+    """
+    try:
+        reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
+    except MachineBusyError as busy:
+        _log.warning("git runs confined, although two tests of the confinement failed: %s", busy)
+        return True
+    if reason is not None:
+        _log.warning("git runs with the server's privileges, because it cannot be confined: %s", reason)
+    return reason is None
+
+
+class LocalHost:
+    """Implements `interfaces.placement.Host`, and stores the settings of the host's runners.
+
+    agent_programs: path of each agent's executable, by the key of its manifest section.
+    """
+
+    def __init__(self, context: PlacementContext, agent_programs: Mapping[str, str]) -> None:
+        # A colon would select another placement.
+        self.identity = HostIdentity(socket.gethostname().replace(":", "-"), read_boot_id())
+        self.capacity = measure_capacity(context.data_dir, context.settings.capacity)
+        self.images = ProfileCatalog(context.data_dir)
+        self._context = context
+        self._agent_programs = dict(agent_programs)
+        self._host_settings: HostSettings | None = None
+
+    def blocked_reason(self) -> None:
+        """Return None: runners share this host and the data directory's disk, which the server checks itself."""
+
+    def memory_available_bytes(self) -> int | None:
+        """Implements `Host.memory_available_bytes`."""
+        return read_memory_available_bytes()
+
+    async def probe(self) -> ProbeResult:
+        """Probe the host. Raises OSError, TimeoutError."""
+        run_dir, settings = self._context.run_dir, self._context.settings
+        async with probe_lock_async(run_dir):
+            choice = await choose_runtime(settings.server.runtime, run_dir)
+            no_loop_reason = await loop_unavailable_reason(run_dir)
+            confines = await can_confine_git(choice, run_dir)
+        self._host_settings = HostSettings(
+            data_dir=str(self._context.data_dir),
+            run_dir=str(run_dir),
+            runtime=choice.chosen.runtime,
+            excludes_emulation=settings.server.runtime == AUTO,
+            agent_programs=self._agent_programs,
+            disk_kind="plain" if no_loop_reason else "loop",
+            can_confine=confines,
+            output_watermark=settings.disk.output,
+        )
+        is_final = all(probe.is_final for probe in choice.probes)
+        return ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
+
+    def runner_settings(self) -> HostSettings:
+        """Return the settings of the last probe. Call it after `probe`."""
+        assert self._host_settings is not None
+        return self._host_settings
+
+
+def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
+    """Create the sources in the order of their removal."""
+    return (
+        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
+        SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
+        DiskLeftovers(data_dir),
+        SocketLeftovers(run_dir),
+    )
+
+
+async def create_local_placement(context: PlacementContext) -> LocalPlacement:
+    """Install the agents, and create the placement of this host. It starts no runner before `host.probe`."""
+    data_dir, log = context.data_dir, context.settings.log
+    programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
+    environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
+    environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
+    host = LocalHost(context, programs)
+    files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, context.run_dir), remove_trees)
+    return LocalPlacement(
+        context.support.runner_command, environment, host, host.runner_settings, FileJournals(data_dir), files
+    )

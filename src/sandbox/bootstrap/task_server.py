@@ -5,35 +5,27 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.machine import measure_capacity, read_memory_available_bytes
-from sandbox.bootstrap.runtime import make_runtime
+from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources
 from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
-from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import FindImage
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.placement import LeftoverSource, Placement
 from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
 from sandbox.model.manifest.schema import Manifest
-from sandbox.placements.local.leftovers import ProbeCleanup, SocketLeftovers
-from sandbox.runtimes.processes import SandboxLeftovers
+from sandbox.placements.local.leftovers import ProbeCleanup
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.drain import Drain
+from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
@@ -42,6 +34,7 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.janitor import ClockCheck, Janitor, PeriodicJob
 from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
+from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
@@ -57,50 +50,39 @@ from sandbox.store.sqlite import SqliteStore
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerDirectories:
-    """The directories of one server."""
-
-    data_dir: Path
-    run_dir: Path
-
-
 class TaskServer:
     """A server without its API: the services that it offers, and the background work in `running`.
 
-    agents: by the key of their manifest section.
+    probers: one for each placement's host.
     """
 
     def __init__(
         self,
-        directories: ServerDirectories,
-        settings: ServerSettings,
-        agents: Mapping[str, Agent],
-        prober: RuntimeProber,
-        placement: Placement,
+        context: PlacementContext,
+        placements: Placements,
+        probers: Sequence[RuntimeProber],
         token_store: TokenStore,
         disk_monitor: DiskMonitor,
     ) -> None:
         """Construct the objects; nothing runs before `running`. Raises StoreError, OSError."""
-        data_dir, clock, tracked_tasks = directories.data_dir, SystemClock(), dict[str, TrackedTask]()
+        data_dir, settings, agents, clock = context.data_dir, context.settings, context.agents, SystemClock()
+        tracked_tasks = dict[str, TrackedTask]()
         journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)
         upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in agents.items()}
         resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values())
-        secrets, find_image = TaskSecrets(resolver.resolve), _image_finder(data_dir, prober)
+        secrets = TaskSecrets(resolver.resolve)
         # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
         launcher = RunnerLauncher(
-            placement, secrets, find_image, prober, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
+            placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
         )
-        scheduler = Scheduler(measure_capacity(data_dir, settings.capacity))
-        dispatcher = Dispatcher(
-            tracked_tasks, scheduler, launcher, drain, prober, disk_monitor, read_memory_available_bytes
-        )
-        broadcast, recovery = Broadcast(), RunnerRecovery(journals, placement, launcher, secrets, prober, clock)
+        prober = placements.selected_prober
+        dispatcher = Dispatcher(tracked_tasks, Scheduler(prober.host.capacity), launcher, drain, prober, disk_monitor)
+        broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         permanent_reasons = _permanent_blocked_reasons(agents, upstreams)
         health_check = HealthCheck(store, clock, disk_monitor, drain, prober, permanent_reasons)
-        preserved = PreservedSandboxes(data_dir, placement, remove_trees)
+        preserved = PreservedSandboxes(placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         queries = TaskQueries(tracked_tasks, store, clock)
         self.services = TaskServices(
@@ -109,16 +91,14 @@ class TaskServer:
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents)),
             TaskArtifacts(data_dir, queries),
-            TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, find_image, prober)),
+            TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
         )
         self.health_check = health_check
         self._tracker, self._store, self._pruner = tracker, store, pruner
-        self._recover = partial(recover, journals, store, placement, clock)
-        self._janitor = Janitor(
-            create_maintenance_jobs(directories, settings, journals, store, clock, preserved, pruner)
-        )
-        self._disk_monitor, self._prober = disk_monitor, prober
+        self._recover = partial(recover, journals, store, placements, clock)
+        self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
+        self._disk_monitor, self._probers, self._placements = disk_monitor, probers, placements
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -128,7 +108,8 @@ class TaskServer:
         tasks = [
             asyncio.create_task(self._janitor.run(), name="janitor"),
             asyncio.create_task(self._disk_monitor.run(self._tracker.dispatch), name="space"),
-            asyncio.create_task(self._prober.run(), name="prober"),
+            *(asyncio.create_task(prober.run(), name="prober") for prober in self._probers),
+            *(asyncio.create_task(placement.run(), name="placement") for placement in self._placements),
         ]
         try:
             yield
@@ -139,10 +120,6 @@ class TaskServer:
             await self._tracker.close()
             await asyncio.to_thread(self._store.close)
             _log_shutdown(len(self._tracker.tracked_tasks))
-
-
-def _image_finder(data_dir: Path, prober: RuntimeProber) -> FindImage:
-    return lambda profile: ProfileCatalog(data_dir).find_image(profile, prober.result.tier)
 
 
 def _permanent_blocked_reasons(agents: Mapping[str, Agent], upstreams: Mapping[str, ModelUpstream | None]) -> list[str]:
@@ -160,8 +137,8 @@ def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) 
 
 
 def create_maintenance_jobs(
-    directories: ServerDirectories,
-    settings: ServerSettings,
+    context: PlacementContext,
+    placements: Placements,
     journals: Journals,
     store: Store,
     clock: Clock,
@@ -169,19 +146,13 @@ def create_maintenance_jobs(
     pruner: Pruner,
 ) -> Sequence[PeriodicJob]:
     """Create the janitor's jobs in the order of their execution."""
-    data_dir, run_dir = directories.data_dir, directories.run_dir
+    data_dir, run_dir, settings = context.data_dir, context.run_dir, context.settings
     time_to_live_seconds = settings.preserve.time_to_live_seconds
-    leftover_sources: Sequence[LeftoverSource] = (
-        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
-        SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
-        DiskLeftovers(data_dir),
-        SocketLeftovers(run_dir),
-    )
     clock_check = ClockCheck(clock)
     expiry = PreservationExpiry(store, preserved, clock, time_to_live_seconds)
-    garbage_collector = GarbageCollector(data_dir, journals, store, preserved, remove_trees, leftover_sources)
-    probes = ProbeCleanup(run_dir, leftover_sources, remove_trees)
-
+    all_files = [placement.files for placement in placements]
+    garbage_collector = GarbageCollector(journals, store, preserved, all_files)
+    probes = ProbeCleanup(run_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     compressor = JournalCompressor(journals, store, clock)
 
     async def expire() -> None:

@@ -1,6 +1,6 @@
 """Images, the read-only root file systems that profiles resolve to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -48,12 +48,8 @@ class ImageUnusableError(SandboxError):
     code = "image_unusable"
 
 
-FindImage = Callable[[str], Image | None]
-"""Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
-
-
 class ProfileCatalog(Protocol):
-    """The profiles that a server offers."""
+    """The profiles of a host."""
 
     def list_profiles(self) -> Mapping[str, str]:
         """Return each profile's name and minimum tier (empty for any). Reads the current profiles at each call."""

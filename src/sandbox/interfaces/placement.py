@@ -1,18 +1,20 @@
 """Starts runners and communicates with them."""
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import Image
+from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
+from sandbox.model.manifest.schema import Vm
 
 
 class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
@@ -97,6 +99,13 @@ class RunnerNotStartedError(OSError):
     """
 
 
+class HostUnreachableError(OSError):
+    """A host does not respond, or no placement of this server has it. What exists on the host is unknown."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"the host {host} does not respond")
+
+
 CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
 """The response to a cancel request that came after the agent's exit, whichever process recorded that exit."""
 
@@ -149,7 +158,10 @@ class RunnerHandle(Protocol):
         ...
 
     def liveness(self) -> Liveness:
-        """Whether a process holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError."""
+        """Whether a process holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError.
+
+        FREE only after the server's data directory has every record that the process wrote.
+        """
         ...
 
     async def is_responsive(self) -> bool:
@@ -178,7 +190,7 @@ class RunnerHandle(Protocol):
 class PreservedDisk(Protocol):
     """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
 
-    def try_lock(self) -> AbstractContextManager[Liveness]:
+    def try_lock(self) -> AbstractAsyncContextManager[Liveness]:
         """Hold the lock for the duration of the context if it is FREE. Yields its state before. Raises OSError."""
         ...
 
@@ -190,8 +202,97 @@ class PreservedDisk(Protocol):
         """Open a terminal in the running session, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 
+    async def remove(self) -> None:
+        """Remove everything except the runner's log. Call it inside `try_lock` that yielded FREE. Raises OSError.
 
-class Host(NamedTuple):
+        If it is interrupted, `AttemptFiles.is_preserved` stays true.
+        """
+        ...
+
+
+class AttemptLocation(NamedTuple):
+    """An attempt, and the host that `AttemptStarted` records. A host without a colon is the server's own.
+
+    A data directory may be moved, and a host may be renamed: the name of the server's own host selects nothing. The
+    hosts of every other placement are named `<placement>:<host>`.
+    """
+
+    task_id: str
+    attempt_id: str
+    host: str
+
+    @property
+    def placement(self) -> str:
+        """The name of the placement; empty for the server's own host."""
+        name, separator, _ = self.host.partition(":")
+        return name if separator else ""
+
+
+class Leftover(NamedTuple):
+    """An attempt that has files besides its log, or anything else on its host.
+
+    kinds: of the sources that have something of the attempt (`LeftoverSource.kind`).
+    has_handle: a part of its sandbox may exist.
+    """
+
+    location: AttemptLocation
+    kinds: Sequence[str]
+    has_handle: bool
+
+
+class LeftoverScan(NamedTuple):
+    """The attempts with leftovers, whether or not they are over.
+
+    unowned: attempts without a directory, in locations that only this server uses, by kind.
+    failures: what could not be read (human-readable). Nothing is unowned then.
+    """
+
+    leftovers: Sequence[Leftover]
+    unowned: Mapping[str, Collection[str]]
+    failures: Sequence[str] = ()
+
+
+class AttemptFiles(Protocol):
+    """What attempts have on the hosts of one placement: their files, and leftovers of killed processes.
+
+    Every method raises OSError, HostUnreachableError if the host does not respond within 5 s. Those that are not
+    coroutines block.
+    """
+
+    def has_disk(self, location: AttemptLocation) -> bool:
+        """Whether the attempt's disk exists."""
+        ...
+
+    def is_preserved(self, location: AttemptLocation) -> bool:
+        """Whether the attempt has a disk or a handle."""
+        ...
+
+    def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
+        """Whether the agent that wrote the attempt's files had exactly these secret values."""
+        ...
+
+    def has_handle(self, task_id: str) -> bool:
+        """Whether a part of any sandbox of the task may exist. Only a handle identifies its owner."""
+        ...
+
+    async def scan(self) -> LeftoverScan:
+        """Find all attempts with leftovers."""
+        ...
+
+    async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
+        """Remove leftovers of an attempt that no process runs anymore, and its files unless `keeps_disk`. Idempotent.
+
+        The runner's log stays. The caller holds the task's lock and determines that the attempt is over. Does nothing
+        if a runner on another host still holds the lock there. Raises AttemptError.
+        """
+        ...
+
+    async def clean_up_unowned(self, kind: str, attempt_id: str) -> None:
+        """Remove what `scan` found without a directory. Raises AttemptError."""
+        ...
+
+
+class HostIdentity(NamedTuple):
     """A host that runners are started on, and its current boot id (proc(5), random/boot_id)."""
 
     name: str
@@ -202,40 +303,150 @@ class Host(NamedTuple):
         return AttemptStarted(attempt_id, runtime, self.name, self.boot_id, number=number, resumes=resumes)
 
 
+class Resources(msgspec.Struct, frozen=True):
+    """CPUs, memory and disk, in total or of one task."""
+
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPUs, {format_gib(self.memory_bytes)} of memory and {format_gib(self.disk_bytes)} of disk"
+
+    @classmethod
+    def requested_by(cls, vm: Vm) -> "Resources":
+        """Return the resources that a manifest requests."""
+        return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
+
+    def fits_in(self, available: "Resources") -> bool:
+        """Whether all resources are available."""
+        return (
+            self.cpus <= available.cpus
+            and self.memory_bytes <= available.memory_bytes
+            and self.disk_bytes <= available.disk_bytes
+        )
+
+    def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
+        """Return the missing resources (human-readable); empty if all are available."""
+        shortfall = []
+        if self.cpus > available.cpus:
+            shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
+        for name, required, available_bytes in (
+            ("memory", self.memory_bytes, available.memory_bytes),
+            ("disk", self.disk_bytes, available.disk_bytes),
+        ):
+            if required > available_bytes:
+                shortfall.append(
+                    f"{format_gib(required)} of {name} ({format_gib(max(available_bytes, 0))} {qualifier})"
+                )
+        return shortfall
+
+
+def format_gib(byte_count: int) -> str:
+    """Return a size with three digits, such as `1.5 GiB`."""
+    gibibytes = byte_count / 1024**3
+    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
+
+
+class ProbeResult(msgspec.Struct, frozen=True):
+    """The result of probing all runtimes of a host.
+
+    probes: of all runtimes that were tried.
+    runtime: name of the runtime that attempts use.
+    tier: of the sandboxes.
+    failure: why no sandbox can be created, and what to do; None if one can.
+    is_final: no later probe of this process can have a different result.
+    """
+
+    probes: Sequence[RuntimeProbe]
+    runtime: str
+    tier: str
+    failure: str | None = None
+    is_final: bool = False
+
+
+class Host(Protocol):
+    """The host of the next attempts of a placement: what it is, what it has, and what it can run."""
+
+    @property
+    def identity(self) -> HostIdentity:
+        """What `AttemptStarted` records."""
+        ...
+
+    @property
+    def capacity(self) -> Resources:
+        """What all tasks together may reserve. Constant while the server runs."""
+        ...
+
+    @property
+    def images(self) -> ProfileCatalog:
+        """The profiles whose images the host has."""
+        ...
+
+    def blocked_reason(self) -> str | None:
+        """Return why no attempt can start now (human-readable), for example because the host does not respond.
+
+        Does not include the free memory, the runtimes, and the disk of the server's data directory. Does not block.
+        """
+        ...
+
+    def memory_available_bytes(self) -> int | None:
+        """Return the memory available for new processes; None if it is unknown. Does not block."""
+        ...
+
+    async def probe(self) -> ProbeResult:
+        """Probe the runtimes. Raises OSError, TimeoutError."""
+        ...
+
+
 class Placement(Protocol):
-    """Starts runners on a host, and finds those that it or an earlier server started."""
+    """Starts runners on its hosts, and finds those that it or an earlier server started.
+
+    The server reads journals and artifacts in its own data directory. A placement whose runners write elsewhere copies
+    them there with `interfaces.journal.TaskReplicas`: an artifact before the record that names it.
+    """
 
     @property
     def host(self) -> Host:
         """The host of the next attempt."""
         ...
 
+    @property
+    def files(self) -> AttemptFiles:
+        """The files of attempts."""
+        ...
+
+    async def run(self) -> None:
+        """Copy what runners on other hosts write, until it is cancelled. Returns if all runners are on this host."""
+        ...
+
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RunnerHandle:
         """Start a runner, detached from this process, that takes over the journal.
 
-        The runner also holds the lock of `writer` from now on; the caller still closes `writer`. Raises OSError if no
+        A finisher, and an attempt that resumes another one, run on the host of the task's last attempt. On this host,
+        the runner also holds the lock of `writer` from now on; the caller still closes `writer`. Raises OSError if no
         runner was started or the runner did not read its order: RunnerNotStartedError if a later launch may succeed.
         """
         ...
 
-    def find_runner(self, task_id: str, attempt_id: str) -> RunnerHandle:
+    def find_runner(self, location: AttemptLocation) -> RunnerHandle:
         """Return the runner of an attempt, whether or not it is alive."""
         ...
 
-    def preserved_disk(self, task_id: str, attempt_id: str) -> PreservedDisk:
+    def preserved_disk(self, location: AttemptLocation) -> PreservedDisk:
         """Return the preserved disk of an attempt."""
         ...
 
 
 class LeftoverSource(Protocol):
-    """Finds and removes the leftovers of one kind.
+    """Finds and removes the leftovers of one kind on the host that runs this process. `placements/local` uses it.
 
     The caller holds the task's lock and determines whether the attempt belongs to this server and is over.
     """
 
     @property
     def kind(self) -> str:
-        """A short name of the kind, for operators."""
+        """A short name of the kind, for operators. Unique on a host."""
         ...
 
     @property

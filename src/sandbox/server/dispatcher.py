@@ -1,12 +1,16 @@
-"""The dispatcher: queues unfinished tasks, and launches those that fit."""
+"""The dispatcher: queues unfinished tasks, and launches those that fit, unless the server is being drained."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
+from datetime import UTC, datetime
+from pathlib import Path
 
-from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy
+from sandbox.interfaces.placement import Resources
+from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.limits import (
     LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
@@ -15,13 +19,59 @@ from sandbox.model.limits import (
 )
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
-from sandbox.server.drain import DRAINING_REASON, Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Resources, Scheduler, UnfinishedTaskLimit
+from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
+from sandbox.system.files import fsync_path, replace_durably
 from sandbox.system.log_context import bind_task
+
+DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
+
+
+class Drain:
+    """Drain mode, stored in a file, so it survives restarts. since: None if the server is not draining."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / "draining"
+        self._lock = threading.Lock()
+        self.since = self._read()
+
+    def start(self, now: datetime) -> None:
+        """Start draining. Idempotent: the first start time is kept. Raises UnavailableError."""
+        with self._lock:
+            if self.since is None:
+                self._write(now)
+                self.since = now
+
+    def undo(self) -> None:
+        """Stop draining. Idempotent. Raises UnavailableError."""
+        with self._lock:
+            try:
+                self._file.unlink(missing_ok=True)
+                fsync_path(self._file.parent)
+            except OSError as error:
+                raise UnavailableError(f"The drain could not be undone: {error}; try again.") from error
+            self.since = None
+
+    def _write(self, now: datetime) -> None:
+        part = self._file.with_suffix(".part")
+        try:
+            part.write_text(now.astimezone(UTC).isoformat())
+            replace_durably(part, self._file)
+        except OSError as error:
+            raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
+
+    def _read(self) -> datetime | None:
+        """Return the start of the drain. An unreadable file counts as a drain."""
+        try:
+            return datetime.fromisoformat(self._file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return datetime.fromtimestamp(0, UTC)
+
 
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
@@ -30,7 +80,7 @@ class Dispatcher:
     """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
 
     tracked_tasks: must contain every added task at the next `dispatch`.
-    read_memory_available_bytes: returns the host's available memory for new processes; None if unknown.
+    prober: of the host that runs new attempts.
     """
 
     def __init__(
@@ -41,7 +91,6 @@ class Dispatcher:
         drain: Drain,
         prober: RuntimeProber,
         disk_monitor: DiskMonitor,
-        read_memory_available_bytes: Callable[[], int | None],
     ) -> None:
         self._tracked_tasks = tracked_tasks
         self._scheduler = scheduler
@@ -49,7 +98,6 @@ class Dispatcher:
         self._drain = drain
         self._prober = prober
         self._disk_monitor = disk_monitor
-        self._read_memory_available_bytes = read_memory_available_bytes
         self._unfinished_task_limit = UnfinishedTaskLimit()
         self._launches: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.TimerHandle | None = None
@@ -163,7 +211,7 @@ class Dispatcher:
 
     def _memory_available_bytes(self) -> int | None:
         """Return the available memory minus what starting tasks will soon use."""
-        available_bytes = self._read_memory_available_bytes()
+        available_bytes = self._prober.host.memory_available_bytes()
         if available_bytes is None:
             return None
         starting = [

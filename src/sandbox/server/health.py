@@ -7,7 +7,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
-from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.dispatcher import DRAINING_REASON, Drain
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import RuntimeProber
 

@@ -1,15 +1,19 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 
-from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout
-from sandbox.interfaces.images import FindImage, ImageUnusableError
+from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import DebugSession, Placement, PreservedDisk, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import (
+    AttemptFiles,
+    AttemptLocation,
+    DebugSession,
+    PreservedDisk,
+    RunnerUnreachableError,
+    TerminalOrder,
+)
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
@@ -17,10 +21,9 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.placements import Placements, locate
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import KeyedLock
-from sandbox.system.fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.1
 _UNKNOWN_DISK = "the host of its preserved sandbox does not respond"
@@ -30,51 +33,53 @@ _RELEASE_REFUSALS = {
 }
 
 
-def _has_disk(layout: AttemptLayout) -> bool:
-    return layout.disk.exists() or layout.disk_image.exists()
+FindFiles = Callable[[AttemptLocation], AttemptFiles]
+"""Returns the files of an attempt's placement. Raises HostUnreachableError."""
 
 
 class PreservedFiles:
-    """Finds the files of preserved sandboxes."""
+    """Finds the files of preserved sandboxes. Methods block on the host that has the files, and raise OSError."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
+    def __init__(self, find_files: FindFiles) -> None:
+        self._find_files = find_files
 
     def is_preserved(self, task: Task) -> bool:
         """Whether files of the task's sandbox are still preserved."""
-        files = self.layout(task)
-        return files is not None and (files.handle.exists() or _has_disk(files))
+        location = self.locate_disk(task)
+        return location is not None and self._find_files(location).is_preserved(location)
 
-    def disk_attempt_id(self, task: Task) -> str | None:
-        """Return the id of the attempt whose directory contains the files.
+    def locate_disk(self, task: Task) -> AttemptLocation | None:
+        """Return the attempt whose directory contains the files; None if the task does not preserve any.
 
         This is an earlier attempt if the last one did not take over the disk.
         """
         last = task.attempt
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
             return None
-        attempts = (last, *reversed(task.past_attempts)) if last.resumes else (last,)
-        layout = TaskLayout(self._data_dir, task.id)
-        return next((attempt.id for attempt in attempts if _has_disk(layout.attempt(attempt.id))), last.id)
+        attempts = (last, *reversed(task.past_attempts)) if last.resumes else ()
+        locations = (locate(task, attempt) for attempt in attempts)
+        return next(
+            (location for location in locations if self._find_files(location).has_disk(location)), locate(task, last)
+        )
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
         """Whether the agent that wrote the preserved files had exactly these secret values. True without secrets."""
-        files = self.layout(task)
-        return not secrets or (files is not None and matches_fingerprint(files.secret_fingerprint, secrets))
+        location = self.locate_disk(task)
+        return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 
-    def layout(self, task: Task) -> AttemptLayout | None:
-        """Return the directory with the files; None if the task does not preserve any."""
-        attempt_id = self.disk_attempt_id(task)
-        return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
+    def has_handle(self, task: Task) -> bool:
+        """Whether a part of any of the task's sandboxes may exist on a host, which only its handle identifies."""
+        attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
+        locations = {one.placement: one for one in (locate(task, attempt) for attempt in attempts)}
+        return any(self._find_files(one).has_handle(task.id) for one in locations.values())
 
 
 class PreservedSandboxes(PreservedFiles):
     """Finds and releases preserved sandboxes."""
 
-    def __init__(self, data_dir: Path, placement: Placement, remove: RemovePaths) -> None:
-        super().__init__(data_dir)
-        self._placement = placement
-        self._remove = remove
+    def __init__(self, placements: Placements) -> None:
+        super().__init__(placements.files)
+        self._placements = placements
         self._locks = KeyedLock()
 
     async def release(self, task: Task) -> None:
@@ -96,71 +101,66 @@ class PreservedSandboxes(PreservedFiles):
             lock.release()
 
     async def _release_locked(self, task: Task, deadline: float) -> None:
-        files = self.layout(task)
         try:
-            if files is None or not await asyncio.to_thread(self.is_preserved, task):
-                raise SandboxNotPreservedError(task)
-            async with self._lock_when_idle(task, deadline):
+            async with self._lock_when_idle(task, deadline) as disk:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await self._remove_files(files)
+                    await disk.remove()
         except (OSError, TimeoutError) as error:
             reason = error_reason(error)
             raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
 
     @asynccontextmanager
-    async def _lock_when_idle(self, task: Task, deadline: float) -> AsyncIterator[None]:
+    async def _lock_when_idle(self, task: Task, deadline: float) -> AsyncIterator[PreservedDisk]:
         """Hold the lock, after waiting for a debug session that was just closed.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
         while True:
-            with self.try_lock(task) as (liveness, _):
+            async with self.try_lock(task) as (liveness, disk):
                 if liveness is Liveness.FREE:
-                    yield
+                    yield disk
                     return
             if asyncio.get_running_loop().time() > deadline:
                 raise UnavailableError(_RELEASE_REFUSALS[liveness])
             await asyncio.sleep(_POLL_SECONDS)
 
-    @contextmanager
-    def try_lock(self, task: Task) -> Iterator[tuple[Liveness, PreservedDisk]]:
+    @asynccontextmanager
+    async def try_lock(self, task: Task) -> AsyncIterator[tuple[Liveness, PreservedDisk]]:
         """Hold the lock on the preserved files if it is FREE; yield the lock's state before, and the disk.
 
         Raises SandboxNotPreservedError, OSError.
         """
-        files = self.layout(task)
-        if files is None or not self.is_preserved(task):
-            raise SandboxNotPreservedError(task)
-        disk = self.disk(task)
-        with disk.try_lock() as liveness:
-            if liveness is Liveness.FREE and not self.is_preserved(task):  # released in the meantime
-                files.debug_session_lock.unlink(missing_ok=True)
-                raise SandboxNotPreservedError(task)
+        await self._check_preserved(task)
+        disk = await self.find_disk(task)
+        async with disk.try_lock() as liveness:
+            if liveness is Liveness.FREE:  # the files may have been released in the meantime
+                await self._check_preserved(task)
             yield liveness, disk
 
-    def disk(self, task: Task) -> PreservedDisk:
-        """Return the disk with the preserved files."""
-        return self._placement.preserved_disk(task.id, self.disk_attempt_id(task) or "")
+    async def _check_preserved(self, task: Task) -> None:
+        if not await asyncio.to_thread(self.is_preserved, task):
+            raise SandboxNotPreservedError(task)
+
+    async def find_disk(self, task: Task) -> PreservedDisk:
+        """Return the disk with the preserved files. Raises SandboxNotPreservedError, OSError."""
+        return self._placements.preserved_disk(await self.locate(task))
+
+    async def locate(self, task: Task) -> AttemptLocation:
+        """Return the attempt that has the preserved files. Raises SandboxNotPreservedError, OSError."""
+        location = await asyncio.to_thread(self.locate_disk, task)
+        if location is None:
+            raise SandboxNotPreservedError(task)
+        return location
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
         """Yield whether the files are preserved and unused. If so, nothing else can use them during the context."""
         async with self._locks.lock_for(task.id):
             try:
-                with self.try_lock(task) as (liveness, _):
+                async with self.try_lock(task) as (liveness, _):
                     yield liveness is Liveness.FREE
             except SandboxNotPreservedError:
                 yield False
-
-    async def _remove_files(self, layout: AttemptLayout) -> None:
-        """Remove the handle and then the lock last; without the lock a session could start on half-removed files."""
-        removed_last = (layout.handle, layout.debug_session_lock, layout.runner_log)
-        paths = [
-            path for path in await asyncio.to_thread(lambda: list(layout.root.iterdir())) if path not in removed_last
-        ]
-        await self._remove(paths)
-        layout.handle.unlink(missing_ok=True)
-        layout.debug_session_lock.unlink(missing_ok=True)
 
 
 _SHELL_POLL_SECONDS = 0.05
@@ -177,13 +177,11 @@ class DebugSessions:
         self,
         preserved_sandboxes: PreservedSandboxes,
         secrets: TaskSecrets,
-        find_image: FindImage,
-        prober: RuntimeProber,
+        placements: Placements,
     ) -> None:
         self._preserved_sandboxes = preserved_sandboxes
         self._secrets = secrets
-        self._find_image = find_image
-        self._prober = prober
+        self._placements = placements
         self._start_locks = KeyedLock()
 
     async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
@@ -198,7 +196,7 @@ class DebugSessions:
 
     async def _open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
         """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
-        if not self._preserved_sandboxes.is_preserved(task):
+        if not await asyncio.to_thread(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
         if order.is_agent_terminal:
             raise TerminalRefusedError(
@@ -223,8 +221,9 @@ class DebugSessions:
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
-                return await self._preserved_sandboxes.disk(task).open_terminal(order)
-            with self._preserved_sandboxes.try_lock(task) as (liveness, disk):
+                disk = await self._preserved_sandboxes.find_disk(task)
+                return await disk.open_terminal(order)
+            async with self._preserved_sandboxes.try_lock(task) as (liveness, disk):
                 is_unknown = liveness is Liveness.UNKNOWN
                 if liveness is Liveness.FREE and has_launched:
                     break
@@ -239,17 +238,18 @@ class DebugSessions:
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
-        if (blocked_reason := self._prober.blocked_reason) is not None:
+        location = await self._preserved_sandboxes.locate(task)
+        prober = self._placements.prober_of(location)
+        if (blocked_reason := prober.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
-            raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
+            raise UnavailableError(problem, retry_after_seconds=prober.retry_after_seconds)
         secrets = await self._resolve_secrets(task)
         try:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "its secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            attempt_id = self._preserved_sandboxes.disk_attempt_id(task) or ""
-            image = await asyncio.to_thread(self._find_image, task.manifest.vm.profile)
-            await disk.start_session(DebugSession(task.id, attempt_id, image, secrets))
+            image = await asyncio.to_thread(prober.find_image, task.manifest.vm.profile)
+            await disk.start_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals, ReplayState
-from sandbox.interfaces.placement import Placement
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.task_state import TaskState
+from sandbox.server.placements import Placements, locate
 from sandbox.server.tracked_task import Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
 _BATCH_SIZE = 200
@@ -60,7 +60,7 @@ def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list
 _log = logging.getLogger(__name__)
 
 
-def recover(journals: Journals, store: Store, placement: Placement, clock: Clock) -> list[TrackedTask]:
+def recover(journals: Journals, store: Store, placements: Placements, clock: Clock) -> list[TrackedTask]:
     """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
     The server acquires the journal of a pending task to launch it; if another process may hold it, the task is
@@ -71,7 +71,7 @@ def recover(journals: Journals, store: Store, placement: Placement, clock: Clock
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
-    tracked_tasks = [_track(journals, placement, clock, indexed) for indexed in store.unfinished()]
+    tracked_tasks = [_track(journals, placements, clock, indexed) for indexed in store.unfinished()]
     return sorted(tracked_tasks, key=lambda tracked: isinstance(tracked.owner, ServerOwned))
 
 
@@ -84,10 +84,10 @@ def _drop_damaged(store: Store, task_id: str) -> None:
         _log.error("Task %s was removed from the index: its row is damaged", task_id, extra={"task_id": task_id})
 
 
-def _track(journals: Journals, placement: Placement, clock: Clock, indexed: IndexedTask) -> TrackedTask:
+def _track(journals: Journals, placements: Placements, clock: Clock, indexed: IndexedTask) -> TrackedTask:
     task = indexed.task
     if task.attempt is not None:
-        return TrackedTask(indexed, RunnerOwned(placement.find_runner(task.id, task.attempt.id)))
+        return TrackedTask(indexed, RunnerOwned(placements.find_runner(locate(task, task.attempt))))
     return _acquire(journals, clock, indexed)
 
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.images import FindImage, ImageUnusableError
+from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import FinishAttempt, Placement, RunAttempt, RunnerNotStartedError
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt, RunnerNotStartedError
 from sandbox.model.events import AgentExited, AttemptFailed, AttemptStarted, FollowUpSkipped, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
+from sandbox.server.placements import Placements, resumes_disk
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
@@ -30,17 +31,13 @@ class RunnerLauncher:
 
     def __init__(
         self,
-        placement: Placement,
+        placements: Placements,
         secrets: TaskSecrets,
-        find_image: FindImage,
-        prober: RuntimeProber,
         upstreams: Mapping[str, ModelUpstream | None],
         may_follow_redirects: Callable[[], bool],
     ) -> None:
-        self._placement = placement
+        self._placements = placements
         self._secrets = secrets
-        self._find_image = find_image
-        self._prober = prober
         self._upstreams = upstreams
         self._may_follow_redirects = may_follow_redirects
 
@@ -103,20 +100,21 @@ class RunnerLauncher:
         """
         secrets = {} if isinstance(resolved, Failure) else dict(resolved)
         order = FinishAttempt(recorder.task.id, attempt.id, secrets)
-        return RunnerOwned(await self._placement.launch(order, recorder.writer))
+        return RunnerOwned(await self._placements.launch(order, attempt.host, recorder.writer))
 
     async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
         is_first = recorder.task.attempt is None
         if (missing := self._missing_agent(recorder.task)) is not None:
             await asyncio.to_thread(_fail_start, recorder, missing, is_first)
             return Orphaned()
+        prober = self._placements.prober_of_next(recorder.task)
         try:
-            image = await asyncio.to_thread(self._find_image, recorder.task.manifest.vm.profile)
+            image = await asyncio.to_thread(prober.find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)
             await asyncio.to_thread(_fail_start, recorder, failure, is_first)
             return Orphaned()
-        started = self._next_attempt(recorder.task)
+        started = _next_attempt(recorder.task, prober)
         await asyncio.to_thread(recorder.record, started)
         order = RunAttempt(
             recorder.task.id,
@@ -128,7 +126,7 @@ class RunnerLauncher:
             follow_redirects=self._may_follow_redirects(),
         )
         try:
-            return RunnerOwned(await self._placement.launch(order, recorder.writer))
+            return RunnerOwned(await self._placements.launch(order, started.host, recorder.writer))
         except RunnerNotStartedError as error:
             # The lock is free now. As soon as a finisher can be started, it ends this attempt; another attempt may
             # follow.
@@ -151,14 +149,10 @@ class RunnerLauncher:
         )
         return Failure(FailureCode.AGENT_NOT_OFFERED, message)
 
-    def _next_attempt(self, task: Task) -> AttemptStarted:
-        previous = task.attempt
-        resumes = (
-            previous is not None and previous.follow_up is not None and previous.transfers_disk(previous.follow_up)
-        )
-        return self._placement.host.attempt_started(
-            new_attempt_id(), self._prober.result.runtime, number=task.attempt_count + 1, resumes=resumes
-        )
+
+def _next_attempt(task: Task, prober: RuntimeProber) -> AttemptStarted:
+    number, resumes = task.attempt_count + 1, resumes_disk(task)
+    return prober.host.identity.attempt_started(new_attempt_id(), prober.result.runtime, number=number, resumes=resumes)
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:

@@ -9,15 +9,14 @@ from weakref import WeakKeyDictionary
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, Journals, Recorder
-from sandbox.interfaces.placement import Placement
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.journal_replay import JournalReplayer
+from sandbox.server.placements import Placements, locate
 from sandbox.server.runner_launcher import RunnerLauncher, finalize
-from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -39,19 +38,17 @@ class RunnerRecovery:
     def __init__(
         self,
         journals: Journals,
-        placement: Placement,
+        placements: Placements,
         launcher: RunnerLauncher,
         secrets: TaskSecrets,
-        prober: RuntimeProber,
         clock: Clock,
     ) -> None:
         self._journals = journals
         self._replayer = JournalReplayer(journals)
-        self._placement = placement
+        self._placements = placements
         self._watchdog = RunnerWatchdog(clock)
         self._launcher = launcher
         self._secrets = secrets
-        self._prober = prober
         self._clock = clock
 
     def find_runner(self, tracked: TrackedTask) -> None:
@@ -60,7 +57,7 @@ class RunnerRecovery:
         if attempt is None or isinstance(owner, ServerOwned):
             return
         if isinstance(owner, Orphaned) or owner.runner.attempt_id != attempt.id:
-            tracked.transfer(RunnerOwned(self._placement.find_runner(tracked.task.id, attempt.id)))
+            tracked.transfer(RunnerOwned(self._placements.find_runner(locate(tracked.task, attempt))))
 
     async def check_silent(self, tracked: TrackedTask) -> None:
         """Check the runner of a task whose journal is held but has had no new record for a while."""
@@ -103,9 +100,11 @@ class RunnerRecovery:
         """
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
-        if _can_continue(tracked.task) and (reason := self._prober.blocked_reason) is not None:
-            tracked.status_message = f"Waiting: {reason}"
-            return
+        if _can_continue(tracked.task):
+            reason = self._placements.prober_of_next(tracked.task).blocked_reason
+            if reason is not None:
+                tracked.status_message = f"Waiting: {reason}"
+                return
         if (
             not _can_continue(tracked.task)
             and not _is_force_cancelled(tracked.task)

@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import SystemRandom
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.interfaces.images import Image
+from sandbox.interfaces.placement import Host, ProbeResult
 from sandbox.model.errors import error_reason
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.model.wire.events import format_timestamp
@@ -18,34 +17,16 @@ _log = logging.getLogger(__name__)
 _RANDOM = SystemRandom()
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """The result of probing all runtimes of this host.
-
-    probes: of all runtimes that were tried.
-    runtime: name of the runtime that attempts use.
-    tier: of the sandboxes.
-    failure: why no sandbox can be created, and what to do; None if one can.
-    is_final: no later probe of this process can have a different result.
-    """
-
-    probes: Sequence[RuntimeProbe]
-    runtime: str
-    tier: str
-    failure: str | None = None
-    is_final: bool = False
-
-
 class RuntimeProber:
-    """Stores the last result. A working runtime is used until the server ends, so a task's tier never changes.
+    """Stores a host's last result. A working runtime is used until the server ends, so a task's tier never changes.
 
     The pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX, and is shortened at random
     by up to PROBE_JITTER.
     """
 
-    def __init__(self, initial_result: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
+    def __init__(self, initial_result: ProbeResult, host: Host, clock: Clock) -> None:
         self.result = initial_result
-        self._probe = probe
+        self.host = host
         self._clock = clock
         self._pause_seconds = PROBE_BACKOFF_SECONDS
         self._due_at: float | None = None
@@ -54,6 +35,10 @@ class RuntimeProber:
     @property
     def blocked_reason(self) -> str | None:
         """Why no task can start, and when the next probe is (human-readable); None if tasks can start."""
+        return self._failure_reason or self.host.blocked_reason()
+
+    @property
+    def _failure_reason(self) -> str | None:
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
@@ -72,13 +57,17 @@ class RuntimeProber:
         due_at = self._due_at
         return None if due_at is None else max(1, math.ceil(due_at - self._clock.monotonic()))
 
+    def find_image(self, profile: str) -> Image | None:
+        """Return the host's image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
+        return self.host.images.find_image(profile, self.result.tier)
+
     async def run(self) -> None:
         """Probe until a runtime works or none ever can. Never raises for a failed probe."""
         while self._due_at is not None:
             await asyncio.sleep(self._due_at - self._clock.monotonic())
             self._due_at = None
             try:
-                self.result = await self._probe()
+                self.result = await self.host.probe()
             except Exception as error:
                 _log.warning("The runtimes could not be probed: %s", error_reason(error))
             self._schedule_next()
@@ -95,4 +84,4 @@ class RuntimeProber:
         if self.result.failure is None:
             _log.info("The runtime %s works now, and the server accepts tasks.", self.result.runtime)
         else:
-            _log.warning("The server does not accept tasks. %s", self.blocked_reason)
+            _log.warning("The server does not accept tasks. %s", self._failure_reason)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sandbox.interfaces.placement import Resources, format_gib
 from sandbox.interfaces.tasks import Occupancy, UnavailableError
 from sandbox.model import limits
 from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
-from sandbox.model.manifest.schema import Manifest, Vm, encode_manifest
+from sandbox.model.manifest.schema import Manifest, encode_manifest
 
 _DESCRIPTORS_SHARE = 4
 """At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
@@ -63,48 +64,6 @@ class UnfinishedTaskLimit:
 
 def _size_bytes(manifest: Manifest) -> int:
     return len(msgspec.json.encode(manifest, enc_hook=encode_manifest))
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """CPUs, memory and disk, in total or of one task."""
-
-    cpus: int
-    memory_bytes: int
-    disk_bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.cpus} CPUs, {_format_gib(self.memory_bytes)} of memory and {_format_gib(self.disk_bytes)} of disk"
-        )
-
-    @classmethod
-    def requested_by(cls, vm: Vm) -> "Resources":
-        """Return the resources that a manifest requests."""
-        return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
-
-    def fits_in(self, available: "Resources") -> bool:
-        """Whether all resources are available."""
-        return (
-            self.cpus <= available.cpus
-            and self.memory_bytes <= available.memory_bytes
-            and self.disk_bytes <= available.disk_bytes
-        )
-
-    def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
-        """Return the missing resources (human-readable); empty if all are available."""
-        shortfall = []
-        if self.cpus > available.cpus:
-            shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
-        for name, required, available_bytes in (
-            ("memory", self.memory_bytes, available.memory_bytes),
-            ("disk", self.disk_bytes, available.disk_bytes),
-        ):
-            if required > available_bytes:
-                shortfall.append(
-                    f"{_format_gib(required)} of {name} ({_format_gib(max(available_bytes, 0))} {qualifier})"
-                )
-        return shortfall
 
 
 @dataclass(slots=True)
@@ -245,10 +204,5 @@ def _describe_memory_shortfall(requested: Resources, available_bytes: int | None
     required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or required_bytes <= available_bytes:
         return []
-    required, available = _format_gib(required_bytes), _format_gib(max(available_bytes, 0))
+    required, available = format_gib(required_bytes), format_gib(max(available_bytes, 0))
     return [f"{required} of free memory (the machine has {available})"]
-
-
-def _format_gib(byte_count: int) -> str:
-    gibibytes = byte_count / 1024**3
-    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"

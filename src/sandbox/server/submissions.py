@@ -22,8 +22,7 @@ from sandbox.model.limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
-from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.dispatcher import DRAINING_REASON, Dispatcher, Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import TaskTracker
 from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask

@@ -33,8 +33,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher
-from sandbox.server.drain import Drain
+from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
@@ -105,7 +104,10 @@ class TaskCancellation:
 
 
 class TaskArtifacts:
-    """Implements `interfaces.tasks.TaskArtifacts`. File names come from the journal, never from a request."""
+    """Implements `interfaces.tasks.TaskArtifacts`. File names come from the journal, never from a request.
+
+    An artifact is in the server's data directory before the record that names it, wherever the attempt runs.
+    """
 
     def __init__(self, data_dir: Path, queries: TaskQueries) -> None:
         self._data_dir = data_dir

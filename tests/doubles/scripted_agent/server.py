@@ -8,7 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doubles.scripted_agent import all_agents
-from sandbox.bootstrap.server import AgentSupport, run
+from sandbox.bootstrap.machine import AgentSupport
+from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load
 
 RUNNER_COMMAND = (sys.executable, "-I", str(Path(__file__).with_name("runner.py")), "sandbox.bootstrap.runner")

@@ -9,7 +9,6 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
-from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
@@ -97,14 +96,8 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
-            await GarbageCollector(
-                components.data_dir,
-                components.journals,
-                components.store,
-                service.preserved_sandboxes,
-                remove_trees,
-                (),
-            ).sweep()
+            files = [components.runners.files]
+            await GarbageCollector(components.journals, components.store, service.preserved_sandboxes, files).sweep()
             assert preserved.workspace.exists()
             monkeypatch.setattr(components.runners, "start_session", start_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
@@ -177,7 +170,7 @@ async def test_sandbox_cannot_be_locked_during_its_release(components):
 
             async def remove_while_locking(paths):
                 await remove(paths)
-                with service.preserved_sandboxes.try_lock(task) as (liveness, _):
+                async with service.preserved_sandboxes.try_lock(task) as (liveness, _):
                     found.append(liveness)
 
             components.remove = remove_while_locking
@@ -193,7 +186,7 @@ async def test_release_waits_for_the_end_of_a_debug_session(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
-            with service.preserved_sandboxes.try_lock(await service.status("task-1")):
+            async with service.preserved_sandboxes.try_lock(await service.status("task-1")):
                 release = asyncio.create_task(service.release("task-1"))
                 done, _ = await asyncio.wait([release], timeout=0.5)
                 assert not done
@@ -210,8 +203,9 @@ async def test_release_during_a_debug_session_is_rejected(components, monkeypatc
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
             lock = service.preserved_sandboxes.try_lock(await service.status("task-1"))
-            with lock, pytest.raises(UnavailableError, match="has an open shell"):
-                await service.release("task-1")
+            async with lock:
+                with pytest.raises(UnavailableError, match="has an open shell"):
+                    await service.release("task-1")
             return preserved.handle.exists()
 
     assert await scenario()
@@ -261,7 +255,7 @@ async def test_many_releases_during_a_debug_session_do_not_add_up(components, mo
     async with components.server() as service:
         await fail(components, service, "task-1")
         task, preserved_sandboxes = await service.status("task-1"), service.preserved_sandboxes
-        with preserved_sandboxes.try_lock(task):
+        async with preserved_sandboxes.try_lock(task):
             releases = [asyncio.create_task(service.release("task-1")) for _ in range(50)]
             await asyncio.sleep(0)
             async with asyncio.timeout(5), preserved_sandboxes.exclusive(task) as is_exclusive:
@@ -284,7 +278,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
         monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
-        with service.preserved_sandboxes.try_lock(await service.status("task-1")):
+        async with service.preserved_sandboxes.try_lock(await service.status("task-1")):
             clients = [asyncio.create_task(service.open_terminal("task-1", TerminalOrder(24, 80))) for _ in range(200)]
             await asyncio.sleep(1)
             assert 1 <= len(connects) <= 25
@@ -300,8 +294,9 @@ async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypa
             results = iter([True, False])  # preserved at the check, released before the lock
             monkeypatch.setattr(service.preserved_sandboxes, "is_preserved", lambda _: next(results))
             task = await service.status("task-1")
-            with pytest.raises(SandboxNotPreservedError), service.preserved_sandboxes.try_lock(task):
-                pass
+            with pytest.raises(SandboxNotPreservedError):
+                async with service.preserved_sandboxes.try_lock(task):
+                    pass
             return [file.name for file in preserved.root.iterdir()]
 
     assert (await scenario()) == ["runner.log"]

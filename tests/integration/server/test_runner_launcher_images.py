@@ -18,7 +18,7 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
-    instance.images = {"my-tools": IMAGE}
+    instance.profile_images = {"my-tools": IMAGE}
     yield instance
     for task_id in list(instance.runners.recorders):
         instance.runners.kill(task_id)

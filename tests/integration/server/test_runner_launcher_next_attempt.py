@@ -1,9 +1,9 @@
 """The server launches the next attempt after the retry backoff, unless the task was cancelled."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
@@ -189,7 +189,7 @@ async def test_next_attempt_waits_for_a_working_runtime(components):
             assert "The runtime does not work here." in message
             assert len(components.runners.orders) == 1
             probe_result = service.prober.result
-            service.prober.result = replace(probe_result, failure=None)
+            service.prober.result = structs.replace(probe_result, failure=None)
             await components.wait_for_launch("task-1", 2)
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)

@@ -7,12 +7,11 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
-from sandbox.interfaces.placement import FinishAttempt
+from sandbox.interfaces.placement import FinishAttempt, Resources
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import read_records
-from sandbox.server.scheduler import Resources
 from sandbox.store.sqlite import SqliteStore
 
 VALUE = "t0p-secret-value-of-a-test"

@@ -176,7 +176,7 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 async def test_server_without_free_descriptors_does_not_consider_the_runner_unresponsive(tmp_path, monkeypatch, number):
-    async def raise_error(*_):
+    async def raise_error(*_, **__):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", raise_error)

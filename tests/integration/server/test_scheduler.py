@@ -7,13 +7,14 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from sandbox.interfaces.placement import Resources
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.scheduler import Scheduler
 from sandbox.server.tracked_task import TrackedTask
 
 MIB = 1024**2
@@ -33,21 +34,21 @@ async def message(service, task_id):
 
 
 async def test_task_waits_for_available_memory(components):
-    components.memory_available_bytes = 300 * MIB
+    components.available_memory_bytes = 300 * MIB
     async with components.server() as service:
         await service.submit(manifest())
         assert await message(service, "task-1") == ("Waiting for 0.5 GiB of free memory (the machine has 0.293 GiB)")
         assert components.runners.orders == []
         tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
         assert [task.state_message for task in tasks] == [await message(service, "task-1")]
-        components.memory_available_bytes = GIB
+        components.available_memory_bytes = GIB
         await components.wait_for_launch("task-1")
         tasks = (await service.query(TaskQuery())).tasks
         assert [task.state_message for task in tasks if "memory" in task.state_message] == []
 
 
 async def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
-    components.memory_available_bytes = GIB + 1
+    components.available_memory_bytes = GIB + 1
     async with components.server() as service:
         for number in range(4):
             await service.submit(manifest(f"task-{number}"))
@@ -162,7 +163,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     errors = [OSError(5, "Input/output error")]
 
-    def find_image(_):
+    def find_image(_, tier):
         if errors:
             raise errors[0]
 

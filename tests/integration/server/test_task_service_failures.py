@@ -13,7 +13,7 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
+from sandbox.interfaces.placement import FinishAttempt, Resources, RunnerNotStartedError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
@@ -22,7 +22,7 @@ from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested,
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.scheduler import Scheduler
 from sandbox.store.sqlite import SqliteStore
 
 
@@ -237,7 +237,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
             components.track_new_task(service)
 
     async def after():
-        components.capacity, components.memory_available_bytes = Resources(4, 100 * GIB, 100 * GIB), 0
+        components.capacity, components.available_memory_bytes = Resources(4, 100 * GIB, 100 * GIB), 0
         busy = components.journals.open("task-1")
         async with components.server() as service:
             busy.close()
@@ -246,7 +246,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
                     await asyncio.sleep(0.01)
             occupancy = (await service.health()).occupancy
             assert (occupancy.waiting, occupancy.cpus_reserved) == (1, 0)
-            components.memory_available_bytes = 100 * GIB
+            components.available_memory_bytes = 100 * GIB
             await components.wait_for_launch("task-1")
 
     asyncio.run(before())

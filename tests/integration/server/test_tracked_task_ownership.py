@@ -8,7 +8,7 @@ from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.journal import JournalBusyError, Liveness
-from sandbox.interfaces.placement import FinishAttempt, RunAttempt
+from sandbox.interfaces.placement import FinishAttempt, HostIdentity, RunAttempt
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
@@ -45,12 +45,12 @@ async def wait_for_message(service, message):
 
 async def submit_waiting(components, service):
     """Submit a task that waits for memory."""
-    components.memory_available_bytes = 0
+    components.available_memory_bytes = 0
     await service.submit(manifest())
 
 
 async def let_start(components, service):
-    components.memory_available_bytes = 100 * GIB
+    components.available_memory_bytes = 100 * GIB
     await service.undo_drain()  # schedules
     await components.wait_for_launch("task-1")
 
@@ -127,7 +127,7 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
 async def test_pending_task_waits_until_its_journal_is_known_to_be_free(components):
     async with components.server() as service:
         await submit_waiting(components, service)
-    components.memory_available_bytes = 100 * GIB
+    components.available_memory_bytes = 100 * GIB
     journals = components.journals = UnreachableJournals(components.data_dir)
     async with components.server() as service:
         assert isinstance(owner(service), Orphaned)
@@ -159,3 +159,36 @@ async def test_cancel_reaches_a_runner_whose_attempt_the_index_lacks(components)
         await service.cancel("task-1", reason="enough", force=False)
         assert components.runners.recorders["task-1"].task.cancel.reason == "enough"
         components.runners.record("task-1", TaskFinished())
+
+
+async def test_runner_of_a_placement_that_the_server_lacks_is_unknown(components, monkeypatch):
+    """The journal's lock on this host is free, but the runner's host holds another one."""
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.2)
+    components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
+    async with components.server() as service:
+        await components.start_running_task(service)
+    components.runners.kill("task-1")
+    components.placement_names = [""]
+    async with components.server() as service:
+        await wait_for_message(service, UNKNOWN_MESSAGE)
+        with pytest.raises(UnavailableError, match="does not respond"):
+            await service.cancel("task-1", reason="", force=True)
+        assert owner(service).runner.liveness() is Liveness.UNKNOWN
+        assert not await owner(service).runner.kill()
+        assert len(components.runners.orders) == 1
+    components.placement_names = ["far", ""]
+    async with components.server() as service:
+        await components.wait_for_launch("task-1", 2)
+        assert isinstance(components.runners.orders[-1], FinishAttempt)
+        components.runners.record("task-1", *LOST)
+        assert (await service.wait("task-1", 10)).failure.code is FailureCode.RUNNER_LOST
+
+
+async def test_renamed_host_has_the_runners_of_its_data_directory(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+    components.identity = HostIdentity("renamed", "b")
+    async with components.server() as service:
+        assert owner(service).runner.liveness() is Liveness.HELD
+        components.runners.record("task-1", *TO_END)
+        assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED

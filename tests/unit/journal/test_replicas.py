@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError, replay_task
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replicas import FileTaskReplicas
 from sandbox.model.events import Artifact, Output
@@ -156,5 +156,5 @@ def test_copied_task_is_replayed(tmp_path, replicas):
     stored.finish("task-1")
     data = Path(records(tmp_path / "original")).read_bytes()
     replicas.receive("task-1", 0, data)
-    copy, original = (replay_task(FileJournals(tmp_path / name), "task-1") for name in ("copy", "original"))
+    copy, original = (FileJournals(tmp_path / name).replay("task-1") for name in ("copy", "original"))
     assert copy == original

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
@@ -9,13 +10,14 @@ from msgspec import structs
 from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.space import ReserveFile
+from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_space import DiskSpace, Watermark
-from sandbox.server.drain import Drain
+from sandbox.server.dispatcher import Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
+from sandbox.server.runtime_prober import RuntimeProber
 
 GIB = 1024**3
 AMPLE_SPACE = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
@@ -29,8 +31,9 @@ class SimulatedHealthCheck:
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
         self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
+        host = SimpleNamespace(blocked_reason=lambda: None)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
-        prober = RuntimeProber(ProbeResult(probes, "bubblewrap", "namespaces"), None, SystemClock())
+        prober = RuntimeProber(ProbeResult(probes, "bubblewrap", "namespaces"), host, SystemClock())
         self.health_check = HealthCheck(MemoryStore(), SystemClock(), self.disk_monitor, self.drain, prober, ())
 
     def measure(self):

@@ -1,14 +1,16 @@
 """Failed runtimes are probed again after increasing pauses."""
 
 import asyncio
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from sandbox.bootstrap.clock import SystemClock
+from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
-from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
+from sandbox.server.runtime_prober import RuntimeProber
 
 UNAVAILABLE = ProbeResult(
     [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
@@ -16,7 +18,7 @@ UNAVAILABLE = ProbeResult(
     "namespaces",
     "It does not work.",
 )
-AVAILABLE = replace(UNAVAILABLE, failure=None)
+AVAILABLE = structs.replace(UNAVAILABLE, failure=None)
 
 
 class SleepClock(SystemClock):
@@ -41,6 +43,10 @@ def clock(monkeypatch):
     return sleep_clock
 
 
+def host_with(probe, problem=None):
+    return SimpleNamespace(probe=probe, blocked_reason=lambda: problem)
+
+
 def run(clock, first, *later):
     results = iter(later)
 
@@ -50,7 +56,7 @@ def run(clock, first, *later):
             raise result
         return result
 
-    prober = RuntimeProber(first, probe, clock)
+    prober = RuntimeProber(first, host_with(probe), clock)
     asyncio.run(prober.run())
     assert next(results, None) is None
     return prober
@@ -62,7 +68,7 @@ def test_working_runtime_is_not_probed_again(clock):
 
 
 def test_final_failure_is_not_probed_again(clock):
-    prober = run(clock, replace(UNAVAILABLE, is_final=True))
+    prober = run(clock, structs.replace(UNAVAILABLE, is_final=True))
     assert (prober.blocked_reason, prober.next_probe_at, prober.retry_after_seconds) == (
         "It does not work.",
         None,
@@ -91,8 +97,13 @@ async def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
         reports.append((prober.blocked_reason, prober.retry_after_seconds))
         return AVAILABLE
 
-    prober = RuntimeProber(UNAVAILABLE, probe, clock)
+    prober = RuntimeProber(UNAVAILABLE, host_with(probe), clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
     await prober.run()
     assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]
+
+
+def test_host_that_does_not_respond_blocks_a_working_runtime(clock):
+    host = host_with(None, "The host far does not respond.")
+    assert RuntimeProber(AVAILABLE, host, clock).blocked_reason == "The host far does not respond."

@@ -2,8 +2,9 @@
 
 import pytest
 
+from sandbox.interfaces.placement import Resources
 from sandbox.model.limits import QUEUE_OVERTAKES_MAX
-from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.scheduler import Scheduler
 
 GIB = 1024**3
 TOTAL = Resources(cpus=8, memory_bytes=16 * GIB, disk_bytes=100 * GIB)

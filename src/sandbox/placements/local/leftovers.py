@@ -1,4 +1,4 @@
-"""Removes what killed processes leave in the run directory: sockets of runners, and probes.
+"""The files of attempts on this machine, and what killed processes leave: sandboxes, disks, sockets, probes.
 
 A probe is a sandbox without a task that tests what the host supports.
 """
@@ -9,15 +9,22 @@ import os
 import re
 import stat
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sandbox.interfaces.disks import RemovePaths
-from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN, AttemptLayout, probe_directory
-from sandbox.interfaces.placement import LeftoverSource
+from sandbox.interfaces.file_layout import (
+    ATTEMPT_ID_PATTERN,
+    AttemptLayout,
+    TaskLayout,
+    probe_directory,
+    tasks_root,
+)
+from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.system.fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.05
 
@@ -153,3 +160,116 @@ def _is_socket(path: Path) -> bool:
         return stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
         return False
+
+
+class LocalAttemptFiles:
+    """Implements `interfaces.placement.AttemptFiles` for one data directory.
+
+    leftover_sources: in the order of their removal; files are removed last.
+    """
+
+    def __init__(self, data_dir: Path, leftover_sources: Sequence[LeftoverSource], remove: RemovePaths) -> None:
+        self._data_dir = data_dir
+        self._leftover_sources = leftover_sources
+        self._remove = remove
+
+    def has_disk(self, location: AttemptLocation) -> bool:
+        """Whether the disk exists, as a directory or as an image. Implements `AttemptFiles.has_disk`."""
+        return has_disk(self._layout(location))
+
+    def is_preserved(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.is_preserved`."""
+        return has_preserved_files(self._layout(location))
+
+    def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
+        """Compare with the fingerprint next to the disk. Implements `AttemptFiles.has_same_secrets`."""
+        return matches_fingerprint(self._layout(location).secret_fingerprint, secrets)
+
+    def has_handle(self, task_id: str) -> bool:
+        """Whether any attempt has a handle. Implements `AttemptFiles.has_handle`."""
+        return any(layout.handle.exists() for layout in TaskLayout(self._data_dir, task_id).attempts())
+
+    async def scan(self) -> LeftoverScan:
+        """Scan the host, then the directories. Implements `AttemptFiles.scan`.
+
+        The directory of an attempt is older than its leftovers.
+        """
+        found = {
+            source.kind: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources
+        }
+        return await asyncio.to_thread(self._scan_directories, found)
+
+    def _scan_directories(self, found: Mapping[str, Collection[str]]) -> LeftoverScan:
+        failures: list[str] = []
+        attempts = dict(_list_attempts(self._data_dir, failures))
+        leftovers = []
+        for attempt_id, (task_id, has_files) in attempts.items():
+            kinds = [kind for kind, attempt_ids in found.items() if attempt_id in attempt_ids]
+            if has_files or kinds:
+                location = AttemptLocation(task_id, attempt_id, "")
+                leftovers.append(Leftover(location, kinds, self._layout(location).handle.exists()))
+        exclusive = [source.kind for source in self._leftover_sources if source.is_exclusive and not failures]
+        return LeftoverScan(leftovers, {kind: found[kind] - attempts.keys() for kind in exclusive}, failures)
+
+    async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
+        """Clean up leftovers of every kind, whatever was found. Implements `AttemptFiles.clean_up`.
+
+        A handle alone may be enough to end a sandbox.
+        """
+        layout = self._layout(leftover.location)
+        for source in self._leftover_sources:
+            await source.clean_up(leftover.location.attempt_id, layout)
+        if not keeps_disk:
+            kept = (layout.runner_log, layout.handle)
+            await self._remove([path for path in layout.root.iterdir() if path not in kept])
+        layout.handle.unlink(missing_ok=True)
+
+    async def clean_up_unowned(self, kind: str, attempt_id: str) -> None:
+        """Implements `AttemptFiles.clean_up_unowned`."""
+        layout = TaskLayout(self._data_dir, attempt_id).attempt(attempt_id)
+        for source in self._leftover_sources:
+            if source.kind == kind:
+                await source.clean_up(attempt_id, layout)
+
+    async def remove_preserved(self, layout: AttemptLayout) -> None:
+        """Remove the handle and then the lock last; without the lock a session could start on half-removed files."""
+        removed_last = (layout.handle, layout.debug_session_lock, layout.runner_log)
+        paths = await asyncio.to_thread(lambda: list(layout.root.iterdir()))
+        await self._remove([path for path in paths if path not in removed_last])
+        layout.handle.unlink(missing_ok=True)
+        layout.debug_session_lock.unlink(missing_ok=True)
+
+    def _layout(self, location: AttemptLocation) -> AttemptLayout:
+        return TaskLayout(self._data_dir, location.task_id).attempt(location.attempt_id)
+
+
+def has_disk(layout: AttemptLayout) -> bool:
+    """Whether an attempt has a disk, as a directory or as an image."""
+    return layout.disk.exists() or layout.disk_image.exists()
+
+
+def has_preserved_files(layout: AttemptLayout) -> bool:
+    """Whether an attempt has a disk or a handle."""
+    return layout.handle.exists() or has_disk(layout)
+
+
+def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Yield every attempt's id with its task id and whether it has files besides its log. Read errors are collected.
+
+    Uses strings instead of paths for speed: most attempts ended long ago and left nothing.
+    """
+    layout = TaskLayout(data_dir, "")
+    root, attempts, log = str(tasks_root(data_dir)), layout.attempts_root.name, layout.attempt("").runner_log.name
+    for task_id in _list_names(root):
+        try:
+            for attempt_id in _list_names(f"{root}/{task_id}/{attempts}"):
+                yield attempt_id, (task_id, _list_names(f"{root}/{task_id}/{attempts}/{attempt_id}") not in ([], [log]))
+        except OSError as error:
+            failures.append(f"the attempts of task {task_id}: {error}")
+
+
+def _list_names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208  (a hot path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

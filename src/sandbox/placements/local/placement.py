@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +17,18 @@ import msgspec
 
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, runner_socket
 from sandbox.interfaces.journal import JournalWriter, Liveness
-from sandbox.interfaces.placement import DebugSession, FinishAttempt, Host, Order, RunAttempt, RunnerNotStartedError
+from sandbox.interfaces.placement import (
+    AttemptLocation,
+    DebugSession,
+    FinishAttempt,
+    Host,
+    Order,
+    RunAttempt,
+    RunnerNotStartedError,
+)
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
+from sandbox.placements.local.leftovers import LocalAttemptFiles, has_preserved_files
 from sandbox.placements.local.runner_client import RunnerSocket
 
 RUNNER_MODULE = "sandbox.bootstrap.runner"
@@ -80,13 +89,18 @@ class LocalPlacement:
         host: Host,
         host_settings: Callable[[], HostSettings],
         locks: JournalLocks,
+        files: LocalAttemptFiles,
     ) -> None:
         """environment: the runner's complete environment. host_settings: returns the current settings of runners."""
         self.host = host
+        self.files = files
         self._command = tuple(command)
         self._environment = dict(environment)
         self._host_settings = host_settings
         self._locks = locks
+
+    async def run(self) -> None:
+        """Return: runners write to the server's data directory. Implements `Placement.run`."""
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
@@ -96,16 +110,17 @@ class LocalPlacement:
             if transient_disk_error(error) is None and error.errno not in _TRANSIENT_ERRNOS:
                 raise
             raise RunnerNotStartedError(error.errno, error.strerror, error.filename) from error
-        return self.find_runner(order.task_id, order.attempt_id)
+        return LocalRunnerHandle(order.task_id, order.attempt_id, self._socket(order.attempt_id), self._locks)
 
-    def find_runner(self, task_id: str, attempt_id: str) -> LocalRunnerHandle:
+    def find_runner(self, location: AttemptLocation) -> LocalRunnerHandle:
         """Return the runner's handle; its socket may not exist. Implements `Placement.find_runner`."""
+        task_id, attempt_id, _ = location
         return LocalRunnerHandle(task_id, attempt_id, self._socket(attempt_id), self._locks)
 
-    def preserved_disk(self, task_id: str, attempt_id: str) -> "LocalPreservedDisk":
+    def preserved_disk(self, location: AttemptLocation) -> "LocalPreservedDisk":
         """Return the disk. Implements `Placement.preserved_disk`."""
-        layout = TaskLayout(Path(self._host_settings().data_dir), task_id).attempt(attempt_id)
-        return LocalPreservedDisk(layout, self._socket(attempt_id), self.start_runner)
+        layout = TaskLayout(Path(self._host_settings().data_dir), location.task_id).attempt(location.attempt_id)
+        return LocalPreservedDisk(layout, self._socket(location.attempt_id), self.start_runner, self.files)
 
     def _socket(self, attempt_id: str) -> Path:
         return runner_socket(Path(self._host_settings().run_dir), attempt_id)
@@ -207,16 +222,21 @@ class LocalPreservedDisk(RunnerSocket):
     """Implements `interfaces.placement.PreservedDisk`: a session's runner inherits the disk's lock."""
 
     def __init__(
-        self, layout: AttemptLayout, path: Path, start_runner: Callable[[Order, int], Awaitable[None]]
+        self,
+        layout: AttemptLayout,
+        path: Path,
+        start_runner: Callable[[Order, int], Awaitable[None]],
+        files: LocalAttemptFiles,
     ) -> None:
         super().__init__(path)
         self._layout = layout
         self._start_runner = start_runner
+        self._files = files
         self._lock_fd: int | None = None
 
-    @contextlib.contextmanager
-    def try_lock(self) -> Iterator[Liveness]:
-        """Hold the lock, HELD or FREE. Implements `PreservedDisk.try_lock`."""
+    @contextlib.asynccontextmanager
+    async def try_lock(self) -> AsyncIterator[Liveness]:
+        """Hold the lock, HELD or FREE. Implements `PreservedDisk.try_lock`. A released disk has no lock afterwards."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock_fd = os.open(self._layout.debug_session_lock, flags, 0o600)
         try:
@@ -230,12 +250,21 @@ class LocalPreservedDisk(RunnerSocket):
             yield Liveness.FREE
         finally:
             self._lock_fd = None
-            os.close(lock_fd)
+            try:
+                if not has_preserved_files(self._layout):
+                    self._layout.debug_session_lock.unlink(missing_ok=True)
+            finally:
+                os.close(lock_fd)
 
     async def start_session(self, order: DebugSession) -> None:
         """Start a runner that inherits the lock. Implements `PreservedDisk.start_session`."""
         assert self._lock_fd is not None
         await self._start_runner(order, self._lock_fd)
+
+    async def remove(self) -> None:
+        """Remove the files. Implements `PreservedDisk.remove`."""
+        assert self._lock_fd is not None
+        await self._files.remove_preserved(self._layout)
 
 
 _RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})

@@ -1,8 +1,10 @@
-"""Client of a runner's control socket."""
+"""Client of a runner's control socket, over any stream that leads to it."""
 
 import asyncio
 import errno
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -50,11 +52,15 @@ class UnixTerminalConnection:
             await self._writer.wait_closed()
 
 
-async def open_terminal_connection(path: Path, order: TerminalOrder) -> UnixTerminalConnection:
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""Opens a stream to a runner's control socket; its reader has a limit of FRAME_BYTES_MAX. Raises OSError."""
+
+
+async def _open_terminal(connect: Connect, order: TerminalOrder) -> UnixTerminalConnection:
     """Connect to a runner and open a terminal. Raises RunnerUnreachableError, TerminalRefusedError."""
     try:
         async with asyncio.timeout(CONTROL_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(path, limit=FRAME_BYTES_MAX)
+            reader, writer = await connect()
             try:
                 return await _request_terminal(reader, writer, order)
             except BaseException:
@@ -85,11 +91,11 @@ listens but does not accept: for example, a connection beyond its backlog is res
 """
 
 
-class RunnerSocket:
-    """The control socket of a runner on this host, whether or not it exists."""
+class RunnerClient:
+    """Client of a runner's control socket, whether or not it exists."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
 
     async def is_responsive(self) -> bool:
         """Return whether the runner responds; see `RunnerHandle.is_responsive`.
@@ -98,7 +104,7 @@ class RunnerSocket:
         """
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                await _exchange(self._path, b"{}")
+                await _exchange(self._connect, b"{}")
         except OSError as error:
             return error.errno in _INCONCLUSIVE_ERRNOS
         return True
@@ -107,18 +113,25 @@ class RunnerSocket:
         """Request cancellation; see `RunnerHandle.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                response = await _exchange(self._path, msgspec.json.encode(order))
+                response = await _exchange(self._connect, msgspec.json.encode(order))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
-            raise RunnerUnreachableError(f"The runner of attempt {self._path.stem} does not respond.") from error
+            raise RunnerUnreachableError("The task's runner does not respond.") from error
 
     async def open_terminal(self, order: TerminalOrder) -> UnixTerminalConnection:
         """Open a terminal; see `RunnerHandle.open_terminal`."""
-        return await open_terminal_connection(self._path, order)
+        return await _open_terminal(self._connect, order)
 
 
-async def _exchange(path: Path, line: bytes) -> bytes:
-    reader, writer = await asyncio.open_unix_connection(path)
+class RunnerSocket(RunnerClient):
+    """Client of a control socket on this host."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(partial(asyncio.open_unix_connection, path, limit=FRAME_BYTES_MAX))
+
+
+async def _exchange(connect: Connect, line: bytes) -> bytes:
+    reader, writer = await connect()
     try:
         writer.write(line + b"\n")
         await writer.drain()

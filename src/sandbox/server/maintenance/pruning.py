@@ -274,8 +274,7 @@ class Pruner:
             indexed = self._store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
-            if any(files.handle.exists() for files in TaskLayout(self._data_dir, task_id).attempts()):
-                # Part of a sandbox is still on the host, and only the handle identifies its owner.
+            if self._preserved_files.has_handle(indexed.task):
                 return False
             self._store.delete(task_id)
             try:

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
+    AttemptLocation,
     CancelOrder,
     DebugSession,
-    Host,
     RunAttempt,
     RunnerNotStartedError,
     RunnerUnreachableError,
@@ -32,6 +33,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.launch_message import HostSettings
+from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPlacement
 
 SECONDS = 20
@@ -55,7 +57,7 @@ while not (run_dir / "go").exists() and time.monotonic() < deadline:
 SERVER = """
 import asyncio, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
-from sandbox.interfaces.placement import Host, RunAttempt
+from sandbox.interfaces.placement import RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement
 
@@ -65,7 +67,7 @@ fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
 settings = HostSettings(str(directory), str(directory), "bubblewrap")
 locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
-placement = LocalPlacement(command, {}, Host("here", "b"), lambda: settings, locks)
+placement = LocalPlacement(command, {}, None, lambda: settings, locks, None)
 order = RunAttempt("task-1", "a" * 12)
 
 async def serve():
@@ -107,7 +109,11 @@ def make_placement(run_dir, command, environment=None):
     """A placement whose writers are descriptors."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
-    return LocalPlacement(command, environment or {}, Host("here", "b"), lambda: settings, locks)
+    return LocalPlacement(command, environment or {}, None, lambda: settings, locks, files_of(run_dir))
+
+
+def files_of(run_dir):
+    return LocalAttemptFiles(run_dir, (), remove_trees)
 
 
 def placement_of(run_dir, code=None, environment=None):
@@ -368,36 +374,37 @@ async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, mon
 
 
 def preserved_disk(run_dir):
-    disk = placement_of(run_dir).preserved_disk("task-1", "a" * 12)
-    log_of(run_dir).parent.mkdir(parents=True, exist_ok=True)
+    disk = placement_of(run_dir).preserved_disk(AttemptLocation("task-1", "a" * 12, "renamed"))
+    (log_of(run_dir).parent / "disk").mkdir(parents=True, exist_ok=True)
     return disk
 
 
 async def test_preserved_disk_has_one_user_at_a_time(run_dir):
     first, second = preserved_disk(run_dir), preserved_disk(run_dir)
-    with first.try_lock() as liveness:
+    async with first.try_lock() as liveness:
         assert liveness is Liveness.FREE
-        with second.try_lock() as other:
+        async with second.try_lock() as other:
             assert other is Liveness.HELD
-    with second.try_lock() as liveness:
+    async with second.try_lock() as liveness:
         assert liveness is Liveness.FREE
 
 
 async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
     disk, other = preserved_disk(run_dir), preserved_disk(run_dir)
-    with disk.try_lock() as liveness:
+    async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
         await disk.start_session(DebugSession("task-1", "a" * 12))
     report = await wait_for_report(run_dir)
     assert json.loads(report["order"])["order"]["type"] == "debug_session"
 
-    def liveness_now():
-        with other.try_lock() as found:
+    async def liveness_now():
+        async with other.try_lock() as found:
             return found
 
-    assert liveness_now() is Liveness.HELD
+    assert await liveness_now() is Liveness.HELD
     (run_dir / "go").touch()
-    await until(lambda: liveness_now() is Liveness.FREE)
+    while await liveness_now() is not Liveness.FREE:
+        await asyncio.sleep(0.005)
 
 
 async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
@@ -409,12 +416,12 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     command = [sys.executable, "-I", str(run_dir / "runner.py"), "sandbox.bootstrap.runner"]
 
     def make():
-        return LocalPlacement(command, {}, Host("here", "b"), lambda: settings, FileJournals(run_dir))
+        return LocalPlacement(command, {}, None, lambda: settings, FileJournals(run_dir), files_of(run_dir))
 
     launched = await make().launch(order_for(run_dir), writer)
     writer.close()
     await wait_for_report(run_dir)
-    found = make().find_runner("task-1", "a" * 12)
+    found = make().find_runner(AttemptLocation("task-1", "a" * 12, "renamed"))
     assert (launched.attempt_id, found.attempt_id) == ("a" * 12, "a" * 12)
     assert launched.liveness() is found.liveness() is Liveness.HELD
     with pytest.raises(RunnerUnreachableError):

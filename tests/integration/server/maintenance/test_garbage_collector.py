@@ -13,10 +13,11 @@ from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.leftovers import ProbeCleanup, probe_lock
+from sandbox.placements.local.leftovers import LocalAttemptFiles, ProbeCleanup, probe_lock
 from sandbox.server.maintenance.garbage_collector import (
     GarbageCollectionError,
     GarbageCollector,
@@ -29,10 +30,8 @@ FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")),
 class FakeLeftovers:
     """Leftover sandboxes by attempt id; those in `stuck` cannot be removed."""
 
-    kind = "sandbox"
-
     def __init__(self, *, is_exclusive=False):
-        self.is_exclusive = is_exclusive
+        self.is_exclusive, self.kind = is_exclusive, "socket" if is_exclusive else "sandbox"
         self.attempts, self.stuck = set(), set()
 
     def attempt_ids(self):
@@ -53,9 +52,13 @@ def components(tmp_path):
 
 
 def garbage_collector(components, service, *kinds):
-    return GarbageCollector(
-        components.data_dir, components.journals, components.store, service.preserved_sandboxes, remove_trees, kinds
-    )
+    return collector_with(components, service, kinds)
+
+
+def collector_with(components, service, kinds, **changes):
+    found = LocalAttemptFiles(components.data_dir, kinds, remove_trees)
+    arguments = {"journals": components.journals, "store": components.store, **changes}
+    return GarbageCollector(**arguments, preserved_sandboxes=service.preserved_sandboxes, all_files=[found])
 
 
 async def start(components, service, task_id, **sections):
@@ -135,14 +138,7 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
         if not is_indexed:
             components.store.save(row)
         before, journals = names(files), UnreachableJournals(components.data_dir)
-        collector = GarbageCollector(
-            components.data_dir,
-            journals,
-            components.store,
-            service.preserved_sandboxes,
-            remove_trees,
-            [leftovers],
-        )
+        collector = collector_with(components, service, [leftovers], journals=journals)
         await collector.sweep()
         assert (names(files), len(leftovers.attempts)) == (before, 1)
         journals.is_unknown = False
@@ -160,12 +156,29 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         components.runners.kill("task-1")
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
-            await GarbageCollector(
-                components.data_dir, components.journals, store, service.preserved_sandboxes, remove_trees, [leftovers]
-            ).sweep()
+            await collector_with(components, service, [leftovers], store=store).sweep()
         return names(files), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
+
+
+async def test_host_that_does_not_respond_does_not_block_other_hosts(components):
+    class UnreachableFiles:
+        async def scan(self):
+            raise HostUnreachableError("far:one")
+
+    async with components.server() as service:
+        files = await start(components, service, "task-1")
+        await end(components, service, "task-1", *TO_END)
+        collector = GarbageCollector(
+            components.journals,
+            components.store,
+            service.preserved_sandboxes,
+            [UnreachableFiles(), components.runners.files],
+        )
+        with pytest.raises(GarbageCollectionError, match="the host far:one does not respond"):
+            await collector.sweep()
+        assert names(files) == ["runner.log"]
 
 
 async def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
@@ -179,8 +192,12 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
     async def scenario():
         async with components.server() as service:
             await start(components, service, "task-1")
-            files, leftovers, sockets = await start(components, service, "task-2"), FakeLeftovers(), FakeLeftovers()
-            sockets.is_exclusive, sockets.attempts = True, {"of-task-1"}
+            files, leftovers, sockets = (
+                await start(components, service, "task-2"),
+                FakeLeftovers(),
+                FakeLeftovers(is_exclusive=True),
+            )
+            sockets.attempts = {"of-task-1"}
             leftovers.attempts.add(files.root.name)
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
@@ -249,7 +266,7 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
             await end(components, service, "task-1", *FAILED)
             leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
-            with service.preserved_sandboxes.try_lock(task):
+            async with service.preserved_sandboxes.try_lock(task):
                 await garbage_collector(components, service, leftovers).sweep()
                 during_session = len(leftovers.attempts)
             await garbage_collector(components, service, leftovers).sweep()

@@ -9,7 +9,7 @@ import pytest
 
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.task_server import ServerDirectories, create_maintenance_jobs
+from sandbox.bootstrap.task_server import create_maintenance_jobs
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
@@ -56,14 +56,17 @@ def run_janitor(components, retention, *steps, time_to_live_seconds=86_400):
 
     async def scenario():
         async with components.server() as service:
-            directories = ServerDirectories(components.data_dir, components.data_dir.parent / "run")
-            settings = SimpleNamespace(
-                retention=SimpleNamespace(retention=retention),
-                preserve=SimpleNamespace(time_to_live_seconds=time_to_live_seconds),
+            context = SimpleNamespace(
+                data_dir=components.data_dir,
+                run_dir=components.data_dir.parent / "run",
+                settings=SimpleNamespace(
+                    retention=SimpleNamespace(retention=retention),
+                    preserve=SimpleNamespace(time_to_live_seconds=time_to_live_seconds),
+                ),
             )
             jobs = create_maintenance_jobs(
-                directories,
-                settings,
+                context,
+                service.placements,
                 components.journals,
                 components.store,
                 components.clock,

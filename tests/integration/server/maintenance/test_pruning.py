@@ -12,6 +12,7 @@ from doubles.manifests import encode_json
 from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
+from sandbox.bootstrap.administration import prune_data_dir
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
@@ -313,6 +314,22 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*preserved: .*Input/output error"):
         prune(components, Retention(**retention_limits))
     assert directories(stored) == ["preserved"]
+
+
+@pytest.mark.parametrize("retention_limits", PRUNE_ALL)
+def test_task_of_an_unreachable_host_is_kept_and_does_not_block_others(stored, components, retention_limits):
+    """A part of its sandbox may exist there."""
+    stored.finish("elsewhere", attempt_id="c" * 12, host="gone:far")
+    stored.index("elsewhere")
+    with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*elsewhere: the host gone:far does not"):
+        prune(components, Retention(**retention_limits))
+    assert directories(stored) == ["elsewhere"]
+    with pytest.raises(UnavailableError, match="elsewhere: the host gone:far does not"):
+        prune_data_dir(stored.data_dir, Retention(**retention_limits), dry_run=False)
+    assert directories(stored) == ["elsewhere"]
+    components.placement_names = ["gone", ""]
+    prune(components, Retention(**retention_limits))
+    assert directories(stored) == []
 
 
 def test_removal_stops_after_the_first_timeout(stored, components, monkeypatch):

@@ -1,0 +1,153 @@
+"""The placements of a server. The host of an attempt selects its placement."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+from sandbox.interfaces.journal import JournalWriter, Liveness
+from sandbox.interfaces.placement import (
+    AttemptFiles,
+    AttemptLocation,
+    CancelOrder,
+    DebugSession,
+    FinishAttempt,
+    HostUnreachableError,
+    Placement,
+    PreservedDisk,
+    Reply,
+    RunAttempt,
+    RunnerHandle,
+    RunnerNotStartedError,
+    RunnerUnreachableError,
+    TerminalOrder,
+)
+from sandbox.interfaces.terminals import TerminalConnection
+from sandbox.model.task import Attempt, Task
+from sandbox.server.runtime_prober import RuntimeProber
+
+
+def resumes_disk(task: Task) -> bool:
+    """Whether the task's next attempt takes over the disk of its last one."""
+    previous = task.attempt
+    return previous is not None and previous.follow_up is not None and previous.transfers_disk(previous.follow_up)
+
+
+def locate(task: Task, attempt: Attempt) -> AttemptLocation:
+    """Return the location of one of the task's attempts."""
+    return AttemptLocation(task.id, attempt.id, attempt.host)
+
+
+class Placements:
+    """The placement of the server's own host, and others by name. Attempts of any other placement are unreachable.
+
+    by_name: the server's own has the name "".
+    probers: of the placements' hosts, by the same names.
+    selected: name of the placement that runs new attempts.
+    """
+
+    def __init__(
+        self, by_name: Mapping[str, Placement], probers: Mapping[str, RuntimeProber], selected: str = ""
+    ) -> None:
+        self._by_name = by_name
+        self._probers = probers
+        self._selected = selected
+
+    def __iter__(self) -> Iterator[Placement]:
+        return iter(self._by_name.values())
+
+    @property
+    def selected_prober(self) -> RuntimeProber:
+        """The host of new attempts, and what it can run."""
+        return self._probers[self._selected]
+
+    def prober_of_next(self, task: Task) -> RuntimeProber:
+        """Return the host of the task's next attempt, and what it can run. Raises HostUnreachableError.
+
+        A disk does not move: an attempt that takes it over runs where the last attempt ran.
+        """
+        if task.attempt is None or not resumes_disk(task):
+            return self.selected_prober
+        return self.prober_of(locate(task, task.attempt))
+
+    def prober_of(self, location: AttemptLocation) -> RuntimeProber:
+        """Return the host of an attempt, and what it can run. Raises HostUnreachableError."""
+        self._find(location)
+        return self._probers[location.placement]
+
+    async def launch(self, order: RunAttempt | FinishAttempt, host: str, writer: JournalWriter) -> RunnerHandle:
+        """Start a runner on the placement of an attempt's host; see `Placement.launch`."""
+        try:
+            placement = self._find(AttemptLocation(order.task_id, order.attempt_id, host))
+        except HostUnreachableError as error:
+            raise RunnerNotStartedError(*error.args) from error
+        return await placement.launch(order, writer)
+
+    def find_runner(self, location: AttemptLocation) -> RunnerHandle:
+        """Return the runner of an attempt; its liveness is UNKNOWN if this server does not have its placement."""
+        placement = self._by_name.get(location.placement)
+        return UnreachableRunner(location.attempt_id) if placement is None else placement.find_runner(location)
+
+    def preserved_disk(self, location: AttemptLocation) -> PreservedDisk:
+        """Return the preserved disk of an attempt; its liveness may be UNKNOWN, as that of a runner."""
+        placement = self._by_name.get(location.placement)
+        return UnreachableDisk(location.host) if placement is None else placement.preserved_disk(location)
+
+    def files(self, location: AttemptLocation) -> AttemptFiles:
+        """Return the files of an attempt's placement. Raises HostUnreachableError."""
+        return self._find(location).files
+
+    def _find(self, location: AttemptLocation) -> Placement:
+        placement = self._by_name.get(location.placement)
+        if placement is None:
+            raise HostUnreachableError(location.host)
+        return placement
+
+
+class UnreachableRunner:
+    """Implements `RunnerHandle` for a runner on a host that this server cannot reach."""
+
+    def __init__(self, attempt_id: str) -> None:
+        self.attempt_id = attempt_id
+
+    def liveness(self) -> Liveness:
+        """Return UNKNOWN."""
+        return Liveness.UNKNOWN
+
+    async def is_responsive(self) -> bool:
+        """Return True: it cannot be determined."""
+        return True
+
+    async def cancel(self, order: CancelOrder) -> Reply:
+        """Raise RunnerUnreachableError."""
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
+
+    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+        """Raise RunnerUnreachableError."""
+        raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
+
+    async def kill(self) -> bool:
+        """Return False: no runner was killed."""
+        return False
+
+
+class UnreachableDisk:
+    """Implements `PreservedDisk` for a disk on a host that this server cannot reach."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    @asynccontextmanager
+    async def try_lock(self) -> AsyncIterator[Liveness]:
+        """Yield UNKNOWN."""
+        yield Liveness.UNKNOWN
+
+    async def start_session(self, order: DebugSession) -> None:
+        """Raise HostUnreachableError."""
+        raise HostUnreachableError(self._host)
+
+    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+        """Raise RunnerUnreachableError."""
+        raise RunnerUnreachableError(f"The host {self._host} does not respond.")
+
+    async def remove(self) -> None:
+        """Raise HostUnreachableError."""
+        raise HostUnreachableError(self._host)

@@ -1,0 +1,100 @@
+"""The host of an attempt selects its placement; a host that no placement has is unknown, never free."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import (
+    AttemptLocation,
+    CancelOrder,
+    DebugSession,
+    FinishAttempt,
+    HostUnreachableError,
+    RunnerNotStartedError,
+    RunnerUnreachableError,
+    TerminalOrder,
+)
+from sandbox.server.placements import Placements
+
+ORDER = FinishAttempt("task-1", "a" * 12)
+
+
+class NamedPlacement:
+    """A placement that returns its name."""
+
+    def __init__(self, name):
+        self.name, self.files = name, f"files of {name}"
+
+    async def launch(self, order, writer):
+        return self.name
+
+    def find_runner(self, location):
+        return self.name
+
+    def preserved_disk(self, location):
+        return self.name
+
+
+@pytest.fixture
+def placements():
+    names = {"": "local", "far": "remote"}
+    by_name = {key: NamedPlacement(name) for key, name in names.items()}
+    return Placements(by_name, names, "far")
+
+
+def location(host):
+    return AttemptLocation(ORDER.task_id, ORDER.attempt_id, host)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("here", "local"), ("an-old-name.example.org", "local"), ("", "local"), ("far:one", "remote"), ("far:", "remote")],
+)
+async def test_host_selects_the_placement(placements, host, name):
+    assert placements.find_runner(location(host)) == name
+    assert placements.preserved_disk(location(host)) == name
+    assert placements.files(location(host)) == f"files of {name}"
+    assert placements.prober_of(location(host)) == name
+    assert await placements.launch(ORDER, host, None) == name
+
+
+@pytest.mark.parametrize("host", ["gone:one", "Far:one"])
+async def test_host_of_no_placement_is_unknown(placements, host):
+    runner, disk = placements.find_runner(location(host)), placements.preserved_disk(location(host))
+    assert runner.liveness() is Liveness.UNKNOWN
+    assert await runner.is_responsive()
+    assert not await runner.kill()
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.UNKNOWN
+    for action in (
+        runner.cancel(CancelOrder()),
+        runner.open_terminal(TerminalOrder(24, 80)),
+        disk.open_terminal(TerminalOrder(24, 80)),
+    ):
+        with pytest.raises(RunnerUnreachableError, match="does not respond"):
+            await action
+    for action in (disk.remove(), disk.start_session(DebugSession("task-1", ORDER.attempt_id))):
+        with pytest.raises(HostUnreachableError, match=host):
+            await action
+    for find in (placements.files, placements.prober_of):
+        with pytest.raises(HostUnreachableError, match=host):
+            find(location(host))
+    with pytest.raises(RunnerNotStartedError, match="does not respond"):
+        await placements.launch(ORDER, host, None)
+
+
+@pytest.mark.parametrize(
+    ("follow_up", "takes_disk", "name"), [(None, True, "remote"), ("retry", False, "remote"), ("resume", True, "local")]
+)
+def test_next_attempt_runs_where_its_disk_is(placements, follow_up, takes_disk, name):
+    attempt = SimpleNamespace(
+        id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
+    )
+    assert placements.prober_of_next(SimpleNamespace(id="task-1", attempt=attempt)) == name
+
+
+def test_first_attempt_runs_at_the_selected_placement(placements):
+    assert placements.prober_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
+    assert placements.selected_prober == "remote"
+    assert [placement.name for placement in placements] == ["local", "remote"]
