@@ -1,0 +1,261 @@
+"""A second placement, as its package below `sandbox/placements/` would be: one host, reached through a worker's socket.
+
+The worker (`worker.py`) has a data and a run directory of its own and starts runners with the local placement.
+`server.py` composes a server that runs all attempts there. A worker that was stopped is a host that does not respond.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from doubles.worker_placement.messages import Report, Response
+from sandbox.interfaces.images import Image, ImageUnusableError
+from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.placement import (
+    HostIdentity,
+    HostUnreachableError,
+    LeftoverScan,
+    ProbeResult,
+    Resources,
+    RunnerNotStartedError,
+)
+from sandbox.interfaces.terminals import FRAME_BYTES_MAX
+from sandbox.model.events import Artifact
+from sandbox.placements.local.runner_client import RunnerClient
+
+NAME = "worker"
+POLL_SECONDS = 0.1
+SILENCE_SECONDS = 2.0
+_ERRORS = {"ImageUnusableError": ImageUnusableError, "RunnerNotStartedError": RunnerNotStartedError}
+
+
+class Worker:
+    """Client of the worker's socket: one connection for each call."""
+
+    def __init__(self, path, host=NAME):
+        self.path, self.host = str(path), host
+
+    def call(self, method, *arguments, result=None, timeout=5.0):
+        """Call a method of `worker.Methods`. Blocks. Raises HostUnreachableError, or what the method raised."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(timeout)
+                connection.connect(self.path)
+                connection.sendall(msgspec.json.encode((method, arguments)) + b"\n")
+                with connection.makefile("rb") as reader:
+                    line = reader.readline()
+        except OSError as error:
+            raise HostUnreachableError(self.host) from error
+        if not line:
+            raise HostUnreachableError(self.host)
+        return decode_response(line, result)
+
+    async def open(self, method, *arguments):
+        """Open a stream. Raises OSError."""
+        reader, writer = await asyncio.open_unix_connection(self.path, limit=FRAME_BYTES_MAX)
+        writer.write(msgspec.json.encode((method, arguments)) + b"\n")
+        return reader, writer
+
+
+def decode_response(line, result):
+    response = msgspec.json.decode(line, type=Response)
+    if response.error:
+        raise _ERRORS.get(response.error, OSError)(response.message)
+    return msgspec.json.decode(response.result, type=result)
+
+
+class WorkerHost:
+    """Implements `Host` and the `ProfileCatalog` of its images."""
+
+    def __init__(self, worker):
+        self._worker = worker
+        name, boot_id = worker.call("identity", result=tuple[str, str])
+        self.identity = HostIdentity(f"{NAME}:{name}", boot_id)
+        self.capacity = worker.call("capacity", result=Resources)
+        self._profiles = worker.call("profiles", result=dict[str, str])
+        self.report, self.seen_at = None, float("-inf")
+
+    @property
+    def images(self):
+        return self
+
+    @property
+    def responds(self):
+        return time.monotonic() - self.seen_at < SILENCE_SECONDS
+
+    def list_profiles(self):
+        return self._profiles
+
+    def find_image(self, profile, tier):
+        return self._worker.call("find_image", profile, tier, result=Image | None)
+
+    def blocked_reason(self):
+        return None if self.responds else f"The host {self.identity.name} does not respond."
+
+    def memory_available_bytes(self):
+        return None if self.report is None else self.report.memory_available_bytes
+
+    async def probe(self):
+        return await asyncio.to_thread(self._worker.call, "probe", result=ProbeResult, timeout=60)
+
+
+class WorkerFiles:
+    """Implements `AttemptFiles`."""
+
+    def __init__(self, worker):
+        self._worker = worker
+
+    def has_disk(self, location):
+        return self._worker.call("has_disk", location, result=bool)
+
+    def is_preserved(self, location):
+        return self._worker.call("is_preserved", location, result=bool)
+
+    def has_same_secrets(self, location, secrets):
+        return self._worker.call("has_same_secrets", location, secrets, result=bool)
+
+    def has_handle(self, task_id):
+        return self._worker.call("has_handle", task_id, result=bool)
+
+    async def scan(self):
+        return await asyncio.to_thread(self._worker.call, "scan", result=LeftoverScan)
+
+    async def clean_up(self, leftover, *, keeps_disk):
+        await asyncio.to_thread(self._worker.call, "clean_up", leftover, keeps_disk, timeout=30)
+
+    async def clean_up_unowned(self, kind, attempt_id):
+        await asyncio.to_thread(self._worker.call, "clean_up_unowned", kind, attempt_id, timeout=30)
+
+
+class WorkerPlacement:
+    """Implements `Placement`."""
+
+    def __init__(self, worker, data_dir, replicas):
+        self._worker, self._data_dir, self._replicas = worker, data_dir, replicas
+        self.host, self.files = WorkerHost(worker), WorkerFiles(worker)
+        worker.host = self.host.identity.name
+        self._liveness, self._launches = {}, Counter()
+
+    async def run(self):
+        while True:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._copy_all)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _copy_all(self):
+        """Copy what the worker reports, and only then publish who holds the locks."""
+        launches = self._launches.copy()
+        report = self._worker.call("report", result=Report, timeout=1)
+        for task_id, task in report.tasks.items():
+            try:
+                self._copy(task_id, task)
+            except JournalBusyError:  # the server is writing
+                continue
+            if self._launches[task_id] == launches[task_id]:
+                self._liveness[task_id] = Liveness[task.liveness]
+        self.host.report, self.host.seen_at = report, time.monotonic()
+
+    def _copy(self, task_id, task):
+        while (offset := self._replicas.end_offset(task_id)) < task.end_offset:
+            data, artifacts = self._worker.call("read", task_id, offset, result=tuple[bytes, list[Artifact]])
+            for artifact in artifacts:
+                self._replicas.receive_artifact(task_id, artifact, self._fetch(task_id, artifact))
+            self._replicas.receive(task_id, offset, data)
+
+    def _fetch(self, task_id, artifact):
+        offset = 0
+        while chunk := self._worker.call("fetch", task_id, artifact.name, offset, result=bytes):
+            yield chunk
+            offset += len(chunk)
+
+    async def launch(self, order, writer):
+        await asyncio.to_thread(writer.sync)
+        self._launches[order.task_id] += 1
+        self._liveness.pop(order.task_id, None)
+        try:
+            offset = await asyncio.to_thread(self._worker.call, "end_offset", order.task_id, result=int)
+        except HostUnreachableError as error:
+            raise RunnerNotStartedError(*error.args) from error
+        data = await asyncio.to_thread(self._replicas.read, order.task_id, offset, 2**26)
+        with contextlib.suppress(HostUnreachableError):  # the runner may have been started: its liveness is unknown
+            await asyncio.to_thread(self._worker.call, "launch", order, offset, data, timeout=40)
+        self._launches[order.task_id] += 1
+        return WorkerRunnerHandle(self, order.task_id, order.attempt_id)
+
+    def find_runner(self, location):
+        return WorkerRunnerHandle(self, location.task_id, location.attempt_id)
+
+    def preserved_disk(self, location):
+        return WorkerPreservedDisk(self._worker, location)
+
+    def liveness(self, task_id):
+        return self._liveness.get(task_id, Liveness.UNKNOWN) if self.host.responds else Liveness.UNKNOWN
+
+
+class WorkerRunnerHandle(RunnerClient):
+    """Implements `RunnerHandle`: the worker connects each stream with the runner's socket."""
+
+    def __init__(self, placement, task_id, attempt_id):
+        super().__init__(lambda: placement._worker.open("relay", attempt_id))
+        self._placement, self._task_id, self.attempt_id = placement, task_id, attempt_id
+
+    def liveness(self):
+        return self._placement.liveness(self._task_id)
+
+    async def kill(self):
+        return await asyncio.to_thread(
+            self._placement._worker.call, "kill", self._task_id, self.attempt_id, result=bool
+        )
+
+
+class WorkerPreservedDisk(RunnerClient):
+    """Implements `PreservedDisk`: the worker holds the lock as long as the connection is open."""
+
+    def __init__(self, worker, location):
+        super().__init__(lambda: worker.open("relay", location.attempt_id))
+        self._worker, self._location, self._stream = worker, location, None
+
+    @contextlib.asynccontextmanager
+    async def try_lock(self):
+        reader, writer = await self._worker.open("lock_disk", self._location)
+        self._stream = reader, writer
+        try:
+            try:
+                liveness = Liveness[await self._receive(str)]
+            except HostUnreachableError:
+                liveness = Liveness.UNKNOWN
+            yield liveness
+        finally:
+            self._stream = None
+            writer.close()
+
+    async def start_session(self, order):
+        await self._send("start_session", order)
+
+    async def remove(self):
+        await self._send("remove")
+
+    async def _send(self, method, *arguments):
+        self._stream[1].write(msgspec.json.encode((method, arguments)) + b"\n")
+        await self._receive(None)
+
+    async def _receive(self, result):
+        try:
+            async with asyncio.timeout(30 if result is None else 5):
+                return decode_response(await self._stream[0].readline(), result)
+        except (TimeoutError, msgspec.DecodeError) as error:
+            raise HostUnreachableError(self._worker.host) from error
+
+
+def create_placement_with(path: Path):
+    """Return what the registry would contain. path: of the worker's socket."""
+
+    async def create_placement(context):
+        return await asyncio.to_thread(WorkerPlacement, Worker(path), context.data_dir, context.replicas)
+
+    return create_placement
