@@ -226,6 +226,19 @@ def test_symbolic_links_are_not_followed(tokens, tmp_path, name):
     assert not tokens.has_tokens
 
 
+def test_lock_is_opened_for_writing(tokens, monkeypatch):
+    """NFS refuses an exclusive lock on a file that is open for reading only."""
+    access_modes, flock = [], fcntl.flock
+
+    def record_access_mode(descriptor: int, operation: int) -> None:
+        access_modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", record_access_mode)
+    tokens.create(Role.VIEWER)
+    assert access_modes == [os.O_RDWR]
+
+
 def test_changes_leak_no_descriptors(tokens):
     tokens.create(Role.VIEWER)
     before = sorted(Path("/proc/self/fd").iterdir())

@@ -126,6 +126,13 @@ def test_iterations_do_not_reduce_the_cost():
     assert json_usage("claude-opus-4-1", part, input_tokens=0).cost_usd == pytest.approx((600 * 1 + 10 * 5) / 1e6)
 
 
+@pytest.mark.parametrize("model", ["", "claude-opus-4-1"])
+def test_iteration_without_a_model_has_the_model_of_the_response(model):
+    usage = json_usage(model, {"type": "message", "output_tokens": 9}, output_tokens=9)
+    assert (usage.model, usage.output_tokens) == (model, 9)
+    assert usage.cost_usd == (pytest.approx(9 * 75 / 1e6) if model else None)
+
+
 @pytest.mark.parametrize(("geo", "factor"), [("us", 1.1), ("global", 1), ("not_available", 1), (None, 1), (["us"], 1)])
 def test_inference_geo_us_raises_the_token_price(geo, factor):
     usage = {"input_tokens": 1000, "inference_geo": geo, "server_tool_use": {"web_search_requests": 1}}
