@@ -1,0 +1,17 @@
+"""A runner is found by its lock while it closes files; otherwise a round continues before the runner has ended."""
+
+import pytest
+
+from doubles import runners
+
+
+@pytest.mark.parametrize(("target", "is_open"), [("lock", True), ("other", False)])
+def test_closed_descriptors_do_not_hide_an_open_lock(tmp_path, target, is_open):
+    """A descriptor that was closed after it was listed is like a dangling link."""
+    for name in ("lock", "other"):
+        (tmp_path / name).touch()
+    descriptors = tmp_path / "fd"
+    descriptors.mkdir()
+    for number in range(40):
+        (descriptors / str(number)).symlink_to(tmp_path / "closed" if number != 20 else tmp_path / target)
+    assert any(runners._has_open(tmp_path, (tmp_path / "lock").stat())) is is_open
