@@ -155,10 +155,12 @@ def test_only_regular_files_are_collected_and_links_are_not_followed(harness, tm
 
 
 def test_unprintable_names_are_percent_encoded(harness):
-    for name in ("line\nbreak", "\udcff", "right\u202eto-left", "ünï"):
+    for name in ("line\nbreak", "\udcff", "right\u202eto-left", "ünï", "a\u3164", "b\u2800", "c\ufe0f", "报告"):
         harness.file(name).touch()
 
-    assert harness.paths("*") == ["line%0Abreak", "right%E2%80%AEto-left", "ünï", "%FF"]
+    assert harness.paths("*") == [
+        *("a%E3%85%A4", "b%E2%A0%80", "c%EF%B8%8F", "line%0Abreak", "right%E2%80%AEto-left", "ünï", "报告", "%FF"),
+    ]
 
 
 def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
