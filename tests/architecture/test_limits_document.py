@@ -73,6 +73,11 @@ ROWS = [
     ("Retries and waiting", "First pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS"),
     ("Retries and waiting", "Longest pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS_MAX"),
     ("Retries and waiting", "Silent runner before the server checks it", "model.limits.RUNNER_SILENCE_SECONDS"),
+    (
+        "Retries and waiting",
+        "Cancellation while the runner starts or its journal is read",
+        "model.limits.CANCEL_SECONDS",
+    ),
     ("Retries and waiting", "Younger tasks that may overtake a waiting one", "model.limits.QUEUE_OVERTAKES_MAX"),
     ("Retries and waiting", "Unfinished tasks", "model.limits.UNFINISHED_TASKS_MAX"),
     ("Retries and waiting", "Manifests of unfinished tasks", "model.limits.UNFINISHED_MANIFEST_BYTES_MAX"),
