@@ -173,7 +173,7 @@ def create_maintenance_jobs(
         PeriodicJob(
             "leftovers of crashed attempts",
             garbage_collector.sweep,
-            "docs/operations.md describes how to remove them by hand.",
+            "See 'What crashes leave' in docs/operations.md.",
         ),
         PeriodicJob("journals of finished tasks", compressor.sweep, "Free space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),

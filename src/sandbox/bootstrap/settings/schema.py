@@ -82,7 +82,7 @@ class _NotEmpty:
     """Rejects empty text, for example from an unset shell variable: as a path it would mean the current directory."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Run the check in pydantic, which is imported only when a configuration is validated."""
+        """Make pydantic run the check. It is imported here because only validation needs it."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: Any) -> Any:
@@ -284,7 +284,10 @@ class AccessSection:
         int,
         Ge(0),
         Le(10_000_000),
-        Description("Requests per minute and token, or per address without a token; 0 for no limit."),
+        Description(
+            "Maximum requests per minute for each token, or for each client address if the request has no valid token; "
+            "0 for no limit."
+        ),
     ] = 6000
 
 
