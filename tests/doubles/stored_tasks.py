@@ -79,18 +79,18 @@ class StoredTasks:
         return recorder
 
     def finish(self, task_id, **options):
-        """Create a completed task with a closed writer; return it."""
+        """Create a completed task with a closed writer; return the task."""
         return self.end(self.run(task_id, **options))
 
     def end(self, recorder):
-        """Complete a running task and close its writer."""
+        """Complete a running task and close its writer; return the task."""
         for event in TO_END:
             recorder.record(event)
         recorder.writer.close()
         return recorder.task
 
     def fail(self, task_id, failure, **options):
-        """Create a failed task with a closed writer; return it."""
+        """Create a failed task with a closed writer; return the task."""
         recorder = self.run(task_id, **options)
         for event in (AgentExited(1, None, failure), TaskFinished()):
             recorder.record(event)

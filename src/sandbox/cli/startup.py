@@ -63,7 +63,7 @@ class _Stderr(io.BufferedWriter):
 
 
 def set_up_streams() -> None:
-    """Open closed streams, and configure the handling of encoding errors and write errors."""
+    """Reopen closed standard streams, and configure the handling of encoding errors and write errors."""
     _open_closed_streams()
     sys.stdout = _wrap_stream(sys.stdout, _Stdout)
     sys.stderr = _wrap_stream(sys.stderr, _Stderr)

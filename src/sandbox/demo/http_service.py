@@ -56,7 +56,7 @@ class HttpService:
                 lambda: H11Protocol(config, self._state, {}), self._host, self._port
             )
         except OSError as error:
-            # asyncio's message repeats the reason around the address.
+            # asyncio's message contains the errno twice and the address as a tuple.
             raise OSError(error.errno, f"{self._host}:{self._port}: {os.strerror(error.errno or 0)}") from None
         self.url = f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self

@@ -21,7 +21,7 @@ from sandbox.images.rootfs import RootFs
 class Component:
     """Files that are copied into an image.
 
-    paths: paths in the image by host file or directory. links: link targets by path in the image. files: contents by
+    paths: paths in the image, by host file or directory. links: link targets, by path in the image. files: contents, by
     path in the image. versions: versions of programs by name, for the image's metadata.
     """
 

@@ -21,7 +21,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
 
     programs: as in SandboxSpec.
     git_author: name of the author of commits in the sandbox.
-    home_files: contents by path relative to the home directory; written before the agent starts.
+    home_files: contents, by path relative to the home directory; written before the agent starts.
     is_checked_when_ready: model requests wait until the agent's `AgentReady` has found no failure.
     model_variables: names of environment variables for access to the model; users' shells do not get these variables.
     """

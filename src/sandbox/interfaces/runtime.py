@@ -16,7 +16,7 @@ class ConfinedCommand(msgspec.Struct, frozen=True):
     directory: working directory; a host path in one of the confinement's directories.
     stdin, stdout, stderr: file descriptors; the caller closes them.
     descriptors: additional file descriptors, passed with numbers from FIRST_EXTRA_DESCRIPTOR on.
-    files: contents by path, read-only.
+    files: contents, by path; read-only.
     """
 
     argv: Sequence[str]
@@ -132,7 +132,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
     disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
         /tmp. The runtime makes the sandbox's kernel uid its owner; `destroy` makes the caller its owner again.
-    programs: absolute paths inside by host file; executable, and not readable if the runtime supports that.
+    programs: absolute paths in the sandbox, by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.

@@ -122,7 +122,7 @@ class LauncherProcess:
                     passed = [status_inside.fileno(), words, *first_fds, *descriptors]
                     socket.send_fds(self._control, [b"run %d" % len(first_fds)], passed)
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise ConfinementLostError("the program's confinement is gone") from error
+                raise ConfinementLostError("the confinement was killed from outside") from error
             finally:
                 os.close(words)
             try:
@@ -134,7 +134,7 @@ class LauncherProcess:
                 raise
             code = status.recv(16)
         if not code:
-            raise ConfinementLostError("the program's confinement is gone")
+            raise ConfinementLostError("the confined program was killed from outside")
         return int(code)
 
     async def raise_if_killed(self) -> None:

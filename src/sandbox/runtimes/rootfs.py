@@ -29,10 +29,10 @@ class RootFsSpec(msgspec.Struct, frozen=True):
         `IMAGE_FILES` of interfaces/images.py). None: / starts empty, and paths are created as needed.
     tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, for creating files in it.
     directories: directories to create, readable by everybody.
-    links: link targets by path.
+    links: link targets, by path.
     host_paths: host paths that are mounted at the same path if they exist.
-    files: contents by path, readable by everybody.
-    mounts: paths inside by host path.
+    files: contents, by path; readable by everybody.
+    mounts: paths in the sandbox, by host path.
     """
 
     image: Path | None

@@ -16,7 +16,7 @@ _STATUS_MESSAGES = {
     "InvalidPath": "Vault has no secret at this path (404) in the engine mounted at {mount}; check path and mount.",
     "RateLimitExceeded": "Vault's rate limit is exceeded (429); submit the task again later.",
     "VaultDown": "Vault is sealed or down (503); unseal it and submit the task again.",
-    "VaultNotInitialized": "Vault is not initialized (501).",
+    "VaultNotInitialized": "Vault is not initialized (501); initialize it and submit the task again.",
 }
 
 

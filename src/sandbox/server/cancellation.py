@@ -93,7 +93,7 @@ class Canceller:
 
     @asynccontextmanager
     async def _slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
-        """Wait for a replay slot. Raises UnavailableError if none becomes free within this time."""
+        """Wait for a replay slot. Raises UnavailableError if none becomes free within `within_seconds`."""
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(within_seconds):

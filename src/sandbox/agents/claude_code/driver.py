@@ -290,7 +290,7 @@ def _instruction_directories(directory: str) -> Iterator[str]:
 
 
 def _headless_options(claude: Claude) -> tuple[str, ...]:
-    """Return options that only headless runs accept."""
+    """Return the options for headless runs, in addition to the common ones."""
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return ("--output-format", "stream-json", "--verbose", *turns)
 

@@ -96,7 +96,7 @@ class RequestFraming:
         while (line := self._consume_head_line()) is not None:
             if not self._head_lines:
                 if _REQUEST_LINE.fullmatch(line) is None:
-                    raise _FramingError("The request line is not METHOD TARGET HTTP/1.1, with one space between them.")
+                    raise _FramingError("The request line must be METHOD TARGET HTTP/1.1, with one space between them.")
             elif line:
                 self._add_field(line)
             else:
@@ -307,10 +307,10 @@ def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
         if is_http_1_0:
             raise _FramingError("HTTP/1.0 has no Transfer-Encoding.")
         if [coding.lower() for coding in codings] != [b"chunked"]:
-            raise _FramingError("Transfer-Encoding is not exactly chunked, or is repeated.")
+            raise _FramingError("Transfer-Encoding must be 'chunked' and occur only once.")
         return 0, True
     if not lengths:
         return 0, False
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise _FramingError("Content-Length is not one decimal number, or is repeated.")
+        raise _FramingError("Content-Length must be one decimal number and occur only once.")
     return int(lengths[0]), False

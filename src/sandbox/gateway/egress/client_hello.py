@@ -209,7 +209,7 @@ class ClientHelloSearch:
         if server_names.names and normalize_host(server_names.names[0]) != normalize_host(self._name):
             return f"the connection is to {self._name}, but its TLS names another server."
         if server_names.has_encrypted_name and not self._policy.allows_encrypted_hello:
-            return "its TLS has a second, encrypted server name (ECH); disable ECH in the program."
+            return "the TLS ClientHello contains a second, encrypted server name (ECH); disable ECH in the program."
         return None
 
 

@@ -50,7 +50,7 @@ class TlsHandshake:
         if requested is not None and normalize_host(requested) != normalize_host(self._name):
             return f"the connection is to {self._name}, but its TLS names another server."
         if hello.has_encrypted_name and not self._policy.allows_encrypted_hello:
-            return "its TLS has a second, encrypted server name (ECH); disable ECH in the program."
+            return "the TLS ClientHello contains a second, encrypted server name (ECH); disable ECH in the program."
         return None
 
 

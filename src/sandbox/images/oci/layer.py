@@ -39,7 +39,10 @@ def check_global_headers(tar: tarfile.TarFile) -> None:
     """Check the global headers, which accumulate over all entries. Raises ImageRefusedError."""
     words = tar.pax_headers
     if len(words) > _GLOBAL_HEADERS_MAX or sum(map(len, words.values())) > IMAGE_METADATA_BYTES_MAX:
-        raise ImageRefusedError("The image has too many global headers.")
+        raise ImageRefusedError(
+            f"The image has more than {_GLOBAL_HEADERS_MAX} pax global headers, or they are larger than "
+            f"{IMAGE_METADATA_BYTES_MAX // 1024**2} MiB."
+        )
 
 
 @contextmanager

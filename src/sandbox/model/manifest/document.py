@@ -155,7 +155,7 @@ class _DocumentBuilder:
             self._count(characters=len(pair.key))
             message = pair.key_error
             if message is None and pair.key in plain:
-                message = "appears more than once; keep one of them"
+                message = "appears more than once; keep only one"
             if message is None and _INVALID_TEXT.search(pair.key):
                 message = "has a name that is not valid text"
             if message is not None:

@@ -38,7 +38,7 @@ class Format:
     json_schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Run the check in pydantic, which is imported only where manifests are parsed."""
+        """Make pydantic run the check. It is imported here because only validation needs it."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:

@@ -89,7 +89,7 @@ class BubblewrapDriver:
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Stage the disk's directories, the programs and the system files for bubblewrap to bind."""
+        """Start the launcher, which stages the disk's directories, the programs and the system files for bubblewrap."""
         return start_launcher(
             spec.attempt_id,
             kernel_uid,

@@ -93,7 +93,7 @@ class GvisorDriver:
         return processes_max * _THREADS_PER_PROCESS + _GVISOR_KERNEL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Stage the sandbox's complete file system."""
+        """Start the launcher, which stages the sandbox's complete file system. Raises OSError, AttemptError."""
         if kernel_uid is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor needs root; run the server as root.")
         paths_by_name = {name: spec.disk / name for name in DISK_DIRECTORIES}

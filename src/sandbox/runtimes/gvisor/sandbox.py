@@ -134,7 +134,7 @@ class GvisorSandbox(BaseSandbox):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
         numbers = (_PROCESS_FD, _LOG_FD, _STARTED_FD)
         words = bundle.exec_arguments(self._program, self.handle.attempt_id, *numbers)
-        # Duplicate it: the original is closed as soon as the sandbox ends.
+        # Duplicate the pidfd: the original is closed as soon as the sandbox ends.
         runsc_fd = os.dup(self._runsc_pidfd)
         try:
             opened = await _start_runsc_on_pty(

@@ -59,13 +59,13 @@ class KernelUsage(msgspec.Struct, frozen=True):
     def _find_socket_violation(self) -> str:
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
-                f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close unused "
+                f"The sandbox had {self.sockets} sockets; the limit is {SOCKETS_MAX}. Close unused "
                 "connections, and accept incoming ones."
             )
         if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
             return (
-                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and the limit for its "
-                f"vm.memory is {self.buffer_bytes_max >> 20} MiB; read received data, or raise vm.memory."
+                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers; the limit for its "
+                f"vm.memory is {self.buffer_bytes_max >> 20} MiB. Read received data, or raise vm.memory."
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
@@ -73,12 +73,12 @@ class KernelUsage(msgspec.Struct, frozen=True):
         if received is not None and received_max is not None and received > received_max:
             return (
                 f"The sandbox left {received >> 20} MiB unread in TCP and UDP sockets, including errors and time "
-                f"stamps of sent data, and the limit is {received_max >> 20} MiB; read or close them."
+                f"stamps of sent data; the limit is {received_max >> 20} MiB. Read or close these sockets."
             )
         if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
             return (
-                f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
-                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to different ports."
+                f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port; the limit is "
+                f"{UDP_SOCKETS_ON_PORT_MAX}. Bind them to different ports."
             )
         return ""
 
@@ -92,7 +92,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
         if cached is not None and cached_max is not None and cached > cached_max:
             return (
                 f"The sandbox left {cached >> 20} MiB of kernel memory in partly used slabs of inodes and names of "
-                f"files, and the limit is {cached_max >> 20} MiB; close files that were created together."
+                f"files; the limit is {cached_max >> 20} MiB. Close files that were created together."
             )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (
@@ -101,8 +101,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
             )
         if self.oom_kills > OOM_KILLS_MAX:
             return (
-                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory, and the limit is "
-                f"{OOM_KILLS_MAX}; raise vm.memory."
+                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory; the limit is "
+                f"{OOM_KILLS_MAX}. Raise vm.memory."
             )
         return ""
 
@@ -128,8 +128,8 @@ class FileUsage(msgspec.Struct, frozen=True):
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
-                f"The sandbox's processes had {self.open_files} open files, and the limit is "
-                f"{OPEN_FILES_OF_SANDBOX_MAX}; close unused ones."
+                f"The sandbox's processes had {self.open_files} open files; the limit is "
+                f"{OPEN_FILES_OF_SANDBOX_MAX}. Close unused ones."
             )
         if self.directories > OPEN_DIRECTORIES_MAX:
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."

@@ -147,7 +147,8 @@ def build_program_spec(
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
-    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters.
+    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters, so
+    # additional filters are allowed.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from (

@@ -128,7 +128,7 @@ class QemuDriver:
         return command_lines.JAIL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Stage everything for bubblewrap to bind."""
+        """Start the launcher, which stages the disk, the image, the programs and the guest's kernel for bubblewrap."""
         plan = self.plans[spec.attempt_id]
         return start_launcher(
             spec.attempt_id,

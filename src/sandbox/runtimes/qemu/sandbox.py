@@ -249,7 +249,8 @@ class QemuSandbox:
             is_over = await wait_for_exit(self._init_pidfd)
             os.close(self._init_pidfd)
             self._init_pidfd = None
-        # Output sent before the end is still read.
+        # Abort only if the guest never booted or the jail did not exit: otherwise the channel still holds output that
+        # the guest sent before it ended.
         if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended

@@ -339,7 +339,10 @@ def test_commit_with_too_many_empty_directories_is_refused_before_checkout(harne
 
 
 def push_nested_tree(harness, number_of_files, depth):
-    """Push a commit in which each file has its own parent directories. These share objects, so the objects are few."""
+    """Push a commit in which each file has its own chain of parent directories.
+
+    The chains are identical, so git stores each tree object only once.
+    """
     work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"*.pyc\n")
     tree = run_git("mktree", directory=work, stdin=f"100644 blob {blob}\t.gitignore\n".encode())

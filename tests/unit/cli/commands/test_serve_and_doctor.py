@@ -83,7 +83,7 @@ def test_invalid_settings_are_rejected_before_the_start(bootstrap, tmp_path):
         (PermissionError(13, "Permission denied", "/data"), "/data: Permission denied"),
     ],
 )
-def test_start_failure_is_a_short_message(bootstrap, error, message):
+def test_start_failure_prints_a_short_message(bootstrap, error, message):
     def run(settings, *, announce):
         raise error
 

@@ -89,7 +89,7 @@ def test_ambiguous_hello_is_denied(data: bytes):
 
 def test_encrypted_name_is_denied_unless_the_policy_allows_it():
     data = hello(HOST, extensions=ENCRYPTED_NAME)
-    expected = "its TLS has a second, encrypted server name (ECH); disable ECH in the program."
+    expected = "the TLS ClientHello contains a second, encrypted server name (ECH); disable ECH in the program."
     assert deny_reason(data) == expected
     assert deny_reason(data, policy=UNRESTRICTED_POLICY) is None
 

@@ -44,19 +44,19 @@ def watch_until_exceeded(monkeypatch, *usages):
 
 def test_socket_count_over_the_limit_is_a_violation(monkeypatch):
     violation = watch_until_exceeded(monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
-    assert violation.partition(";")[0] == "The sandbox had 8193 sockets, and the limit is 8192"
+    assert violation.partition(". ")[0] == "The sandbox had 8193 sockets; the limit is 8192"
 
 
 def test_socket_buffers_over_the_limit_are_a_violation(monkeypatch):
     at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
     violation = watch_until_exceeded(monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
-    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in violation
+    assert "held 65 MiB in their buffers; the limit for its vm.memory is 64 MiB" in violation
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        (FileUsage(131_073), "had 131073 open files, and the limit is 131072"),
+        (FileUsage(131_073), "had 131073 open files; the limit is 131072"),
         (FileUsage(9000, directories=8193), "more than 8192 open directories"),
         (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],

@@ -168,7 +168,8 @@ both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(
 @pytest.mark.parametrize(
     ("level", "option"),
     # SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_REUSEPORT, SO_RCVTIMEO, SO_RCVTIMEO_NEW; IP_TTL,
-    # IP_MTU_DISCOVER; TCP_NODELAY, TCP_CORK, TCP_USER_TIMEOUT; UDP_SEGMENT; IPV6_V6ONLY, IPV6_RECVPKTINFO
+    # IP_MTU_DISCOVER, IP_ADD_MEMBERSHIP; TCP_NODELAY, TCP_CORK, TCP_USER_TIMEOUT; UDP_SEGMENT; IPV6_V6ONLY,
+    # IPV6_RECVPKTINFO; NETLINK_EXT_ACK
     [(1, 2), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (0, 35), (6, 1), (6, 3), (6, 18),
      (17, 103), (41, 26), (41, 49), (270, 11)],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ages are computed from the wall clock only after it has run steadily for an hour."""
+"""Data is removed by an age of an hour or more only after the wall clock has run for an hour without a jump."""
 
 from datetime import UTC, datetime, timedelta
 
