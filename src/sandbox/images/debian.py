@@ -59,7 +59,7 @@ def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
     sources = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
     if not sources:
-        raise BuildFailedError("This machine's apt has no package sources.")
+        raise BuildFailedError("This machine's apt has no package sources; add one to /etc/apt/sources.list.d.")
     return sources
 
 

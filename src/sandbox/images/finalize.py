@@ -73,7 +73,9 @@ def read_packages(rootfs: RootFs) -> dict[str, str]:
         paragraphs = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
         packages = {one["Package"]: one["Version"] for one in paragraphs if _is_installed(one)}
     if sum(len(name) + len(version) for name, version in packages.items()) > IMAGE_PACKAGES_BYTES_MAX:
-        raise ImageRefusedError("The image has too many packages.")
+        raise ImageRefusedError(
+            f"The names and versions of the packages exceed {IMAGE_PACKAGES_BYTES_MAX // 1024**2} MiB; install fewer."
+        )
     return packages
 
 

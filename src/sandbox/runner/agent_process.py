@@ -169,4 +169,4 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
             return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
-    return f"it did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
+    return f"the output did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"

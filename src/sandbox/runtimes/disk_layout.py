@@ -44,7 +44,8 @@ def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
         assert process.stderr is not None
         errors = process.stderr.read(_ERROR_BYTES_MAX)  # there may be one for every file
     if process.returncode != 0:
-        raise OSError(" ".join(errors.decode(errors="replace").split()) or "the owner of its files cannot be changed")
+        reason = " ".join(errors.decode(errors="replace").split())
+        raise OSError(reason or "the owner of the disk's files cannot be changed")
 
 
 def _walk(path: str, uid: int, gid: int) -> None:

@@ -86,7 +86,9 @@ class LauncherProcess:
         if message == expected:
             return [socket.socket(fileno=descriptor) for descriptor in descriptors]
         await self.raise_if_killed()
-        reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without an error message"
+        reason = (
+            message.removeprefix(b"error ") or self._read_errors() or b"the launcher ended without an error message"
+        )
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
             f"The sandbox could not be created: {reason.decode(errors='replace')}. Run 'sandbox doctor' for help.",

@@ -86,7 +86,7 @@ class VaultSource:
             )
             return response["data"]["data"].get(name)
         except VaultError as error:
-            reason = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check its log.")
+            reason = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check Vault's log.")
             raise unavailable_error(secret, reason.format(mount=settings.mount)) from None
         except requests.exceptions.SSLError:
             raise unavailable_error(

@@ -68,10 +68,11 @@ class FileSource:
             try:
                 if not _real_path(node).is_relative_to(_real_path(directory)):
                     raise unavailable_error(
-                        secret, "this is a symbolic link to a target outside of the secrets directory."
+                        secret,
+                        "this is a symbolic link to a target outside of the secrets directory; replace it with a copy.",
                     )
                 if not stat.S_ISREG(os.fstat(node).st_mode):
-                    raise unavailable_error(secret, "this is not a regular file.")
+                    raise unavailable_error(secret, "this is not a regular file; replace it with one.")
                 with Path(f"/proc/self/fd/{node}").open("rb") as file:
                     content = file.read(SECRET_BYTES_MAX + 2)
             finally:
@@ -79,7 +80,7 @@ class FileSource:
         finally:
             os.close(directory)
         if len(content.removesuffix(b"\n")) > SECRET_BYTES_MAX:
-            raise unavailable_error(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+            raise unavailable_error(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB; shorten it.")
         return content
 
 
@@ -167,11 +168,13 @@ class SecretResolver:
 def _validated(secret: Secret, value: str) -> str:
     """Return the value if it can be an environment variable and be redacted; else raise SecretUnavailableError."""
     if not value:
-        raise unavailable_error(secret, "the value is empty.")
+        raise unavailable_error(secret, "the value is empty; set one.")
     if "\0" in value:
-        raise unavailable_error(secret, "the value contains a NUL, which is not allowed in environment variables.")
+        raise unavailable_error(
+            secret, "the value contains a NUL, which is not allowed in environment variables; remove it."
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise unavailable_error(secret, "the value is not UTF-8 text; encode it, for example in base64.")
     if len(value.encode()) > SECRET_BYTES_MAX:
-        raise unavailable_error(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+        raise unavailable_error(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB; shorten it.")
     return value

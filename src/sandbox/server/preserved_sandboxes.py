@@ -26,7 +26,7 @@ from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1
-_UNKNOWN_DISK = "the host of its preserved sandbox does not respond"
+_UNKNOWN_DISK = "the host of the preserved sandbox does not respond"
 _RELEASE_REFUSALS = {
     Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
     Liveness.UNKNOWN: "The host of this sandbox does not respond; release it again later.",
@@ -209,7 +209,7 @@ class DebugSessions:
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
-            problem = "too many clients wait for its session; try again."
+            problem = "too many clients wait for the debug session; try again."
             raise UnavailableError(f"No shell can be opened for task {task.id}: {problem}") from None
         try:
             return await self._open_when_started(task, order, deadline)
@@ -234,7 +234,7 @@ class DebugSessions:
         if is_unknown:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
         problem = f"The preserved sandbox of task {task.id} could not be started"
-        raise UnavailableError(f"{problem}; the log of its runner, on the server's host, has the reason.")
+        raise UnavailableError(f"{problem}; the runner's log, on the server's host, has the reason.")
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
@@ -246,7 +246,7 @@ class DebugSessions:
         secrets = await self._resolve_secrets(task)
         try:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
-                reason = "its secrets have changed since the agent ran, so the old values could not be redacted"
+                reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
             image = await asyncio.to_thread(prober.find_image, task.manifest.vm.profile)
             await disk.start_session(DebugSession(task.id, location.attempt_id, image, secrets))
@@ -261,5 +261,5 @@ class DebugSessions:
             return await self._secrets.resolve(task)
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
-        problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"
+        problem = f"No shell can be opened for task {task.id}. The shell's output could not be redacted: {reason}"
         raise UnavailableError(problem)

@@ -97,7 +97,7 @@ class SubmissionLog:
         except FileNotFoundError:
             existing = None
         except (JournalDamagedError, IllegalEventError) as error:
-            return UnavailableError(f"The task {task_id} already exists, and cannot be read: {error.message}")
+            return UnavailableError(f"Task {task_id} already exists, but cannot be read: {error.message}")
         return DuplicateTaskError(existing) if existing else UnavailableError(f"Task {task_id} is being submitted.")
 
 

@@ -272,7 +272,7 @@ class _MatchSearch:
 
     def _add(self, entry: Entry) -> None:
         if not entry.is_reachable:
-            self._skip(entry.path, "its path is too long")
+            self._skip(entry.path, "the path is too long")
         elif not entry.is_file:
             self._skip(entry.path, "it is not a regular file")
         else:

@@ -234,7 +234,7 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
     async with components.server() as service:
         await fail(components, service, "task-1")
         components.runners.disk_liveness, components.runners.start_session = Liveness.UNKNOWN, start_session
-        with pytest.raises(UnavailableError, match="the host of its preserved sandbox does not respond"):
+        with pytest.raises(UnavailableError, match="the host of the preserved sandbox does not respond"):
             await service.open_terminal("task-1", TerminalOrder(24, 80))
     assert sessions == []
 

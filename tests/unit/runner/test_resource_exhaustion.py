@@ -93,9 +93,7 @@ def explained_code(scenario, message, result):
     ).code
 
 
-@pytest.mark.parametrize(
-    "message", ["Claude Code did not finish within its turns; raise claude.max_turns.", "API Error: 401"]
-)
+@pytest.mark.parametrize("message", ["Claude Code did not finish in time; raise claude.max_turns.", "API Error: 401"])
 def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, message):
     scenario.disks.is_full = True
     scenario.check_disk()

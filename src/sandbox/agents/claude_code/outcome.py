@@ -54,7 +54,7 @@ def _describe_error_result(result: dict[str, Any]) -> str:
     text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
-            return f"Claude Code did not finish within its turns ({text}); raise claude.max_turns."
+            return f"Claude Code did not finish within the maximum number of turns ({text}); raise claude.max_turns."
         case "aborted_tools" | "aborted_streaming", _:
             return "Claude Code was interrupted before it had finished; submit the task again."
         case _, "refusal":

@@ -103,7 +103,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
         return None
     parsed = _parse_origin(origin, names)
     if parsed is None or parsed[1] not in ports:
-        return "The Origin header names a different site."
+        return "The Origin header names a different site; send the request from this server's pages."
     return None
 
 
@@ -114,7 +114,7 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
     if method == "GET" and is_link:
         return None
-    return "The Sec-Fetch-Site header names a different site."
+    return "The Sec-Fetch-Site header names a different site; send the request from this server's pages."
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:

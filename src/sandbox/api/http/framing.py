@@ -144,7 +144,7 @@ class RequestFraming:
         match = _CHUNK_LINE.fullmatch(line)
         if match is None:
             raise _FramingError(
-                "The size of a chunk is not a hexadecimal number, or its extension has control characters."
+                "The size of a chunk is not a hexadecimal number, or the chunk's extension has control characters."
             )
         self._extension_bytes_left -= len(match[2])
         if self._extension_bytes_left < 0:
@@ -277,7 +277,7 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     match = _FIELD.fullmatch(line)
     if match is None:
         raise _FramingError(
-            "A header field is not NAME: VALUE on one line, has a space before its colon, or has control characters."
+            "A header field must be NAME: VALUE on one line, without a space before the colon or control characters."
         )
     name, value = match[1].lower(), match[2]
     if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_WHITESPACE) != value.removeprefix(b" "):
@@ -305,7 +305,7 @@ def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")
     if codings:
         if is_http_1_0:
-            raise _FramingError("HTTP/1.0 has no Transfer-Encoding.")
+            raise _FramingError("HTTP/1.0 has no Transfer-Encoding; use HTTP/1.1.")
         if [coding.lower() for coding in codings] != [b"chunked"]:
             raise _FramingError("Transfer-Encoding must be 'chunked' and occur only once.")
         return 0, True

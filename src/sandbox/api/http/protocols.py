@@ -46,7 +46,7 @@ _FRAGMENTS_MAX = 64
 """Maximum number of unjoined fragments of a WebSocket message, because even an empty fragment uses memory."""
 
 _BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
-_BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or there is not exactly one Host header."
+_BAD_REQUEST_CAUSE = "The first line, a header field or the body is malformed, or Host is missing or repeated."
 _BAD_HANDSHAKE_CAUSE = "The WebSocket handshake has too many header fields, or one that is too long."
 _BAD_REQUEST_HEADERS = {
     "connection": "close",

@@ -229,10 +229,10 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
 
 def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError) -> str:
     if isinstance(error, SandboxError):
-        return f"It was running and cannot be ended: {error.message}"
+        return f"The task was running and cannot be ended: {error.message}"
     return (
-        "Its journal was compressed before the task ended. Before you start the server, run in the data directory: "
-        f"gunzip tasks/{task_id}/journal/records.gz"
+        "The task's journal was compressed before the task ended. Before you start the server, run in the data "
+        f"directory: gunzip tasks/{task_id}/journal/records.gz"
     )
 
 

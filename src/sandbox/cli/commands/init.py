@@ -160,7 +160,7 @@ def _validator(form: Format) -> Callable[[str], str]:
 
 def _parse_network_mode(value: str) -> str:
     if value not in NETWORK_MODES:
-        raise click.UsageError(f"It must be one of {', '.join(NETWORK_MODES)}.")
+        raise click.UsageError(f"The network mode must be one of {', '.join(NETWORK_MODES)}.")
     return value
 
 

@@ -181,7 +181,7 @@ class ClientHelloSearch:
         """Return why a hello in the bytes received so far is denied, or None."""
         self._find_offsets(received)
         if len(self._offsets) > PARTIAL_HELLOS_MAX:
-            return "it contains too many possible starts of TLS."
+            return "the connection contains too many possible starts of TLS."
         for offset in tuple(self._offsets):
             partial_hello = _read_partial_hello(received, offset)
             reason = None

@@ -36,7 +36,7 @@ class HttpHandshake:
     def _check(self, request: h11.Request) -> Tunnel | Denial:
         requested = self._requested_authority(request)
         if requested is None:
-            reason = "the request does not name exactly one host."
+            reason = "the request must have one Host header, with a valid host."
             return self._deny(self._name or self._address, self._port, reason, request.method, status=400)
         deny_reason = self._policy.deny_reason(self._name or requested.host, self._port) or self._mismatch(
             requested, request

@@ -72,9 +72,9 @@ class HttpRequestSearch:
             self._has_first_line = True
             self.is_possible_request = _TWO_WORDS.match(line) is not None
             if _PROXY_LINE.match(line):
-                return "it starts with a PROXY protocol header."
+                return "the connection starts with a PROXY protocol header."
             if any(pattern.match(line) for pattern in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
-                return "its first line is HTTP that servers may interpret differently."
+                return "the connection's first line is HTTP that servers may interpret differently."
         elif self.is_possible_request:
             reason = self._header_deny_reason(line)
             if reason is not None:
@@ -82,11 +82,12 @@ class HttpRequestSearch:
         else:
             self.is_possible_request = _VERSION_START.search(line) is not None
         version = max((match.start() for match in _VERSION.finditer(line)), default=0)
-        return "it contains an HTTP request after other bytes." if _TARGET.search(line, 0, version) else None
+        has_request = _TARGET.search(line, 0, version) is not None
+        return "the connection contains an HTTP request after other bytes." if has_request else None
 
     def _header_deny_reason(self, line: bytes) -> str | None:
         if _ABSOLUTE_LINE.match(line) or _CONNECTION_LINE.match(line):
-            return "it is HTTP that servers may interpret differently."
+            return "the connection contains HTTP that servers may interpret differently."
         host = _HOST_LINE.match(line)
         if host is None:
             return None
@@ -162,9 +163,9 @@ class UnknownProtocolFilter:
 
     def _http_deny_reason(self, *, is_eof: bool) -> str | None:
         if _PROXY_V2_SIGNATURE in self._received:
-            return "it starts with a PROXY protocol header."
+            return "the connection starts with a PROXY protocol header."
         if _NONSTANDARD_TLS.match(self._received):
-            return "its TLS does not start with a ClientHello that names its server (SNI)."
+            return "the TLS connection does not start with a ClientHello that names the server (SNI)."
         is_last = is_eof or len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
         deny_reasons = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
         return next((reason for reason in deny_reasons if reason is not None), None)
@@ -208,7 +209,7 @@ class SniffingHandshake:
             return None
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
-            return self._deny("its first line is too long.") if too_long else None
+            return self._deny("the connection's first line is too long.") if too_long else None
         stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
@@ -224,7 +225,7 @@ class SniffingHandshake:
 def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
     """Open a transparent connection to `name` before the client has sent data, and inspect the data as it arrives."""
     if name is None:
-        return Denial(address, port, policy.deny_reason(address, port) or "it is not assigned to a host name.")
+        return Denial(address, port, policy.deny_reason(address, port) or "the address is not assigned to a host name.")
     reason = policy.deny_reason(name, port)
     if reason is not None:
         return Denial(name, port, reason)

@@ -60,7 +60,9 @@ class OciArchive:
     def decode(self, name: str, kind: type[_T], digest: str = "") -> _T:
         """Decode a JSON member. Raises ImageRefusedError."""
         if self._find(name).size > IMAGE_METADATA_BYTES_MAX:
-            raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
+            raise ImageRefusedError(
+                f"{name[:200]} in the archive is larger than {IMAGE_METADATA_BYTES_MAX // 1024**2} MiB."
+            )
         try:
             return msgspec.json.decode(self.open(name, digest).read(), type=kind)
         except DECODE_ERRORS as error:

@@ -283,7 +283,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
                     return await start_headless_agent(self.provisioned.sandbox, command, self.output)
                 agent = await start_terminal_agent(self.provisioned.sandbox, command)
         except TimeoutError:
-            message = "The agent did not start in its sandbox in time; submit the task again."
+            message = "The agent did not start in the sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
         chunks = redacted_chunks(agent.terminal.output, self.attempt.redaction, self.output_queue)
         shared = self.terminals.share_agent_terminal(agent.terminal)

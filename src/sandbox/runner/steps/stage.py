@@ -57,7 +57,8 @@ class StageStep(msgspec.Struct, frozen=True):
         attempt, manifest = self.attempt, self.attempt.task.manifest
         if attempt.resumes:
             if (base_commit := attempt.task.base_commit) is None:
-                raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the previous attempt has no workspace.")
+                message = "The disk of the previous attempt has no workspace; submit the task again."
+                raise AttemptError(FailureCode.SANDBOX_LOST, message)
             return base_commit
         disk_bytes = manifest.vm.disk_bytes
         return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes)

@@ -69,5 +69,5 @@ class JournalCompressor:
             return True
         except JournalDamagedError as error:
             self._damaged.add(task.id)
-            _log.error("Task %s: its journal is left uncompressed: %s", task.id, error, extra={"task_id": task.id})
+            _log.error("The journal of task %s is left uncompressed: %s", task.id, error, extra={"task_id": task.id})
         return True

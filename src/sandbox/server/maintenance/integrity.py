@@ -80,10 +80,10 @@ class IntegrityCheck:
             except JournalDamagedError as error:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:
-                message = f"Its records are inconsistent ({error.message}); restore it from a backup."
+                message = f"The journal's records are inconsistent ({error.message}); restore it from a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, message)
             except OSError as error:
-                message = f"Its journal cannot be read ({error}); check the data directory's disk, or restore a backup."
+                message = f"The journal cannot be read ({error}); check the data directory's disk, or restore a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, message)
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
@@ -91,13 +91,13 @@ class IntegrityCheck:
         at_index = self._replay(task_id, ReplayState(None, 0), indexed.offset if indexed else 0)
         at_end = self._replay(task_id, at_index, None)
         if at_end.task is None:
-            raise JournalDamagedError("Its journal does not begin with an intact record; restore it from a backup.")
+            raise JournalDamagedError("The journal does not begin with an intact record; restore it from a backup.")
         if indexed is not None:
             yield from _compare_with_index(indexed, at_index, at_end)
         elif is_in_index:
             return  # pruned in the meantime
         else:
-            message = "Its journal is not in the index; start a server, or run: sandbox admin rebuild"
+            message = "The journal is not in the index; start a server, or run: sandbox admin rebuild"
             yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, message)
         yield from self._check_torn_tail(task_id, at_end)
         for artifact in at_end.task.artifacts if at_end.task else ():
@@ -124,7 +124,7 @@ class IntegrityCheck:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, replay_state, None).offset
         if torn_bytes > 0:
-            message = f"Its journal ends with {torn_bytes} bytes of an incomplete record; the next writer removes them."
+            message = f"The journal ends with {torn_bytes} bytes of an incomplete record; the next writer removes them."
             yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, message)
 
     def _check_artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:

@@ -103,7 +103,7 @@ class TreeComparison:
         if is_forbidden_path(entry.path, is_link=entry.is_link):
             self.skipped[entry.path] = "git does not support this path"
         elif not entry.is_reachable:
-            self.skipped[entry.path] = "its path is too long or too deep"
+            self.skipped[entry.path] = "the path is too long or too deep"
         return entry.path not in self.skipped
 
     def _is_tracked(self, entry: Entry) -> bool:

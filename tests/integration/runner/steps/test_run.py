@@ -156,7 +156,7 @@ async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkey
     harness = make_harness(Script())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
-    assert gap.reason == "The end of the output is missing: it did not end within 0.6 s after the agent's end."
+    assert gap.reason == "The end of the output is missing: the output did not end within 0.6 s after the agent's end."
     assert harness.states[-1] == "completed"
 
 

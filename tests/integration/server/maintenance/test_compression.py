@@ -88,7 +88,7 @@ def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, com
         asyncio.run(compressor.sweep())
     assert compressed_task_ids(stored) == ["old-2"]
     assert stored.records("old-1").read_bytes() == data
-    assert caplog.text.count("old-1: its journal is left uncompressed") == 1
+    assert caplog.text.count("The journal of task old-1 is left uncompressed") == 1
 
 
 async def test_restored_older_journal_is_not_compressed(stored, components, caplog):

@@ -183,7 +183,7 @@ def test_deeply_nested_directories_are_excluded(staged):
     patch = staged.patch(staged.base)
 
     subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest cannot remove directories of this depth
-    assert patch.startswith(b"# skipped, its path is too long or too deep: deep/deep/")
+    assert patch.startswith(b"# skipped, the path is too long or too deep: deep/deep/")
     clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
 

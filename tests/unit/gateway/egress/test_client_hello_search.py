@@ -138,7 +138,8 @@ def test_incomplete_hello_is_denied_at_the_size_limit():
 @pytest.mark.parametrize(("count", "is_denied"), [(PARTIAL_HELLOS_MAX, False), (PARTIAL_HELLOS_MAX + 1, True)])
 def test_partial_hellos_are_limited(count: int, is_denied: bool):
     start = b"\x16\3\1\x30\0\1\0\x20\0\3"
-    assert deny_reason(start * count) == ("it contains too many possible starts of TLS." if is_denied else None)
+    expected = "the connection contains too many possible starts of TLS." if is_denied else None
+    assert deny_reason(start * count) == expected
     assert deny_reason(*bytewise(start * count)) == deny_reason(start * count)
 
 

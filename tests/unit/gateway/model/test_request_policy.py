@@ -452,7 +452,7 @@ def test_fallbacks_of_unknown_cost_are_rejected_with_a_usd_budget(fallbacks):
     )
     status, reason, _ = usd_gateway.send(request(fallbacks=fallbacks))
     assert status == 403
-    assert "lifecycle.budget_usd cannot bound it" in reason
+    assert "lifecycle.budget_usd cannot bound the cost" in reason
     assert "endless" not in reason
     assert token_gateway.send(request(fallbacks=fallbacks))[0] is None
 
@@ -487,7 +487,7 @@ def test_server_tool_of_unknown_fee_is_rejected_with_a_usd_budget(name, tool):
     body = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
     status, reason, _ = usd_gateway.send(body)
     assert status == 403
-    assert "lifecycle.budget_usd cannot bound it" in reason
+    assert "lifecycle.budget_usd cannot bound the cost" in reason
     assert usd_gateway.send(body, target="/v1/messages/count_tokens")[0] is None
     assert token_gateway.send(body)[0] is None
     assert usd_gateway.send(request(message(tool_addition({"type": tool, "name": "x"}), role="system")))[0] == 403

@@ -169,4 +169,4 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
 
 
 def _denial_text(reason: str, advice: str) -> str:
-    return f"{reason}, so lifecycle.budget_usd cannot bound it; {advice}, or set lifecycle.budget_tokens instead."
+    return f"{reason}, so lifecycle.budget_usd cannot bound the cost; {advice}, or set lifecycle.budget_tokens instead."

@@ -105,7 +105,7 @@ async def cancel(client: AsyncClient, task_id: str, reason: str | None, *, force
 
 async def _artifact_text(client: AsyncClient, task_id: str, entry: Artifact, offset: int) -> str:
     if entry["contains_secret"]:
-        message = "artifact_contains_secret: It contains the value of a secret and is not sent to a model."
+        message = "artifact_contains_secret: The artifact contains the value of a secret and is not sent to a model."
         raise ToolFailedError(message)
     data = await client.read(task_id, entry["name"], bytes_max=READ_BYTES_MAX)
     if b"\0" in data[:8000]:
