@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.runner import RunnerParts, connect_finisher, connect_runner, create_recorder
+from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
@@ -330,12 +330,12 @@ class AttemptHarness:
 
     async def run(self, attempt=None):
         """Run the attempt to its end."""
-        runner = connect_runner(attempt or self.attempt, self.parts, self.agent, self.gateways, self.terminals)
+        runner = build_runner(attempt or self.attempt, self.parts, self.agent, self.gateways, self.terminals)
         await runner.run()
 
     async def finish(self, attempt=None):
         """End the attempt as a finisher does."""
-        await connect_finisher(attempt or self.attempt, self.parts, self.agent).finish()
+        await build_finisher(attempt or self.attempt, self.parts, self.agent).finish()
 
     def cancel(self, order):
         return record_cancel(self.recorder, order)

@@ -51,7 +51,7 @@ from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.runner.attempt import AttemptEnding, AttemptFinisher, AttemptRunner
+from sandbox.runner.attempt import AttemptCloser, AttemptFinisher, AttemptRunner
 from sandbox.runner.attempt_context import AttemptContext, check_fencing
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import record_cancel, serve_control_socket
@@ -141,7 +141,7 @@ async def _run_attempt(
         order.records_conversation,
     )
     terminals = TerminalServer(redaction, parts.throttle.queue())
-    runner = connect_runner(attempt, parts, _create_driver(agent, host), gateways, terminals)
+    runner = build_runner(attempt, parts, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
     async with _control_socket(host, attempt, terminals):
         _log.info("The attempt starts")
@@ -158,7 +158,7 @@ async def _finish_attempt(
     parts = _create_parts(order, host)
     recorder = create_recorder(parts, writer, task, redaction)
     attempt = AttemptContext(order.attempt_id, parts.data_dir, recorder, order.secrets, redaction)
-    finisher = connect_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
+    finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -297,7 +297,7 @@ def create_recorder(
     return AttemptRecorder(parts.journals, writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
 
 
-def connect_runner(
+def build_runner(
     attempt: AttemptContext,
     parts: RunnerParts,
     agent: AgentDriver,
@@ -311,22 +311,22 @@ def connect_runner(
         StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
         ProvisionStep(attempt, agent, parts.runtime, parts.images),
         RunStep(attempt, agent, gateways, terminals, parts.disks, parts.clock, parts.throttle),
-        _connect_ending(attempt, parts, agent, confine),
+        _build_closer(attempt, parts, agent, confine),
     )
 
 
-def connect_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
+def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
     """Connect the finisher of an attempt with its components. agent: None if this version does not have it."""
     confine = parts.confine or make_confine(attempt, parts.runtime)
-    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _connect_ending(attempt, parts, agent, confine))
+    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _build_closer(attempt, parts, agent, confine))
 
 
-def _connect_ending(
+def _build_closer(
     attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
-) -> AttemptEnding:
+) -> AttemptCloser:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock)
     teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
-    return AttemptEnding(attempt, collect, teardown, parts.disks, parts.journals, agent)
+    return AttemptCloser(attempt, collect, teardown, parts.disks, parts.journals, agent)
 
 
 def choose_disks(order: Order, host: HostSettings) -> Disks:

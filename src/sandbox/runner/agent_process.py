@@ -28,7 +28,7 @@ _INITIAL_SIZE = TerminalSize(rows=24, columns=80)
 """Size of a terminal until a client connects."""
 
 
-class Agent(Protocol):
+class AgentProcess(Protocol):
     """An agent that was started."""
 
     async def wait(self) -> ExitStatus:
@@ -46,7 +46,7 @@ class HeadlessAgent(msgspec.Struct, frozen=True):
     sandbox: Sandbox
 
     async def wait(self) -> ExitStatus:
-        """See `Agent.wait`."""
+        """See `AgentProcess.wait`."""
         return await self.sandbox.wait()
 
     async def terminate(self) -> None:
@@ -69,7 +69,7 @@ class TerminalAgent(msgspec.Struct, frozen=True):
     terminal: Terminal
 
     async def wait(self) -> ExitStatus:
-        """See `Agent.wait`."""
+        """See `AgentProcess.wait`."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:
@@ -106,7 +106,7 @@ class SandboxKiller:
         finally:
             self._killed.set()
 
-    async def stop_on(self, stop_signal: StopSignal, agent: Agent) -> None:
+    async def stop_on(self, stop_signal: StopSignal, agent: AgentProcess) -> None:
         """Wait for the signal, then terminate the agent. Kill it after TERM_GRACE_SECONDS, or at once if forced."""
         await stop_signal.requested.wait()
         if not stop_signal.is_forced:
@@ -115,7 +115,7 @@ class SandboxKiller:
                 await asyncio.wait_for(stop_signal.forced.wait(), TERM_GRACE_SECONDS)
         await self.kill()
 
-    async def wait_for_exit(self, agent: Agent) -> ExitStatus:
+    async def wait_for_exit(self, agent: AgentProcess) -> ExitStatus:
         """Wait for the agent's exit.
 
         Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after `kill`.

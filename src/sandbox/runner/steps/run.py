@@ -26,7 +26,7 @@ from sandbox.runner.agent_output import (
     redacted_chunks,
 )
 from sandbox.runner.agent_process import (
-    Agent,
+    AgentProcess,
     OutputReader,
     SandboxKiller,
     drain_output,
@@ -69,7 +69,7 @@ class MetricsSampler:
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
 
 
-class GuardedJobs:
+class RequiredJobs:
     """Background jobs of a sandbox. A failed job kills the sandbox: no agent continues without its limits.
 
     At the end of the context, all jobs are cancelled, and the first error among them is raised.
@@ -92,7 +92,7 @@ class GuardedJobs:
             await self._killer.kill()
             raise
 
-    async def __aenter__(self) -> "GuardedJobs":
+    async def __aenter__(self) -> "RequiredJobs":
         return self
 
     async def __aexit__(
@@ -135,7 +135,7 @@ class RunStep(msgspec.Struct, frozen=True):
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
-        async with GuardedJobs(killer) as jobs:
+        async with RequiredJobs(killer) as jobs:
             jobs.start(gateway_events.raise_error)
             try:
                 ended = await agent_run.supervise(jobs, killer)
@@ -227,7 +227,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
     output: AgentOutput
     output_queue: CpuQueue
 
-    async def supervise(self, jobs: GuardedJobs, killer: SandboxKiller) -> ExitStatus:
+    async def supervise(self, jobs: RequiredJobs, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
             agent, readers = await self._start_agent()
@@ -271,7 +271,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.output.close()
         self.attempt.recorder.record(exited)
 
-    async def _start_agent(self) -> tuple[Agent, Sequence[OutputReader]]:
+    async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader]]:
         """Start the agent; return the jobs that read its output.
 
         Runtimes limit their start time themselves; this timeout covers runtimes that do not.
