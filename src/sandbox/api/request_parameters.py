@@ -141,7 +141,7 @@ async def body_memory(request: Request) -> AsyncIterator[None]:
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX
-    async with fair_share.current_memory().reserved(_BODY_COPIES * size_bytes):
+    async with fair_share.current_memory().reservation(_BODY_COPIES * size_bytes):
         yield
 
 

@@ -35,7 +35,7 @@ class FairShare:
         self.history_reads = asyncio.Semaphore()
         self.memory = MemoryShare()
 
-    async def acquire(self, size_bytes: int) -> None:
+    async def wait_for_turn(self, size_bytes: int) -> None:
         """Wait until a message of this size may be encoded or sent."""
         units = 1 + size_bytes // _UNIT_BYTES
         if self._messages_left > 0 and not self._waiting:
@@ -87,7 +87,7 @@ def set_current_share(share: FairShare) -> None:
 
 
 @contextmanager
-def shared_work() -> Iterator[None]:
+def uncharged_work() -> Iterator[None]:
     """Work in this context serves several clients, so it is not charged to any share: one client must not delay it."""
     token = _SHARE.set(None)
     try:
@@ -96,10 +96,10 @@ def shared_work() -> Iterator[None]:
         _SHARE.reset(token)
 
 
-async def acquire(size_bytes: int) -> None:
+async def wait_for_turn(size_bytes: int) -> None:
     """Wait until the current share allows a message of this size; return immediately without a share."""
     if (share := _SHARE.get()) is not None:
-        await share.acquire(size_bytes)
+        await share.wait_for_turn(size_bytes)
 
 
 def current_memory() -> MemoryShare:
@@ -116,7 +116,7 @@ async def thread_slot() -> AsyncIterator[None]:
         yield
         return
     async with share.threads:
-        with shared_work():
+        with uncharged_work():
             yield
 
 

@@ -23,24 +23,24 @@ class MemoryShare:
     """The memory of one client's responses, over all of its connections. Reservations are granted in FIFO order."""
 
     def __init__(self, bytes_max: int | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.held_bytes = 0
+        self.reserved_bytes = 0
         self._bytes_max = RESPONSE_BYTES_MAX if bytes_max is None else bytes_max
         self._monotonic = monotonic
         self._sending: dict[object, tuple[float, Callable[[], None]]] = {}
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     @contextmanager
-    def holding(self, size_bytes: int) -> Iterator[None]:
-        """Count memory that is already in use for the duration of the context, even above the maximum."""
-        self.hold(size_bytes)
+    def forced_reservation(self, size_bytes: int) -> Iterator[None]:
+        """Reserve memory that is already in use for the duration of the context, even above the maximum."""
+        self.force_reserve(size_bytes)
         try:
             yield
         finally:
             self.release(size_bytes)
 
     @asynccontextmanager
-    async def reserved(self, size_bytes: int) -> AsyncIterator[None]:
-        """Wait for room, then count memory for the duration of the context."""
+    async def reservation(self, size_bytes: int) -> AsyncIterator[None]:
+        """Wait for room, then reserve memory for the duration of the context."""
         await self._wait_for_room(size_bytes)
         try:
             yield
@@ -48,21 +48,21 @@ class MemoryShare:
             self.release(size_bytes)
 
     async def try_reserve(self, size_bytes: int) -> bool:
-        """Count this memory and return True if there is room, or if closing stalled connections makes room."""
+        """Reserve this memory and return True if there is room, or if closing stalled connections makes room."""
         if not self._has_room(size_bytes) and self._close_stalled():
             await asyncio.sleep(_ABORT_SECONDS)
         if not self._has_room(size_bytes):
             return False
-        self.held_bytes += size_bytes
+        self.reserved_bytes += size_bytes
         return True
 
-    def hold(self, size_bytes: int) -> None:
-        """Count memory that is already in use, until `release`."""
-        self.held_bytes += size_bytes
+    def force_reserve(self, size_bytes: int) -> None:
+        """Reserve memory that is already in use until `release`, even above the maximum."""
+        self.reserved_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
-        """Stop counting this memory."""
-        self.held_bytes -= size_bytes
+        """Release this reservation."""
+        self.reserved_bytes -= size_bytes
         self._admit_waiting()
 
     @contextmanager
@@ -79,7 +79,7 @@ class MemoryShare:
             del self._sending[key]
 
     def _has_room(self, size_bytes: int) -> bool:
-        return self.held_bytes == 0 or self.held_bytes + size_bytes <= self._bytes_max
+        return self.reserved_bytes == 0 or self.reserved_bytes + size_bytes <= self._bytes_max
 
     async def _wait_for_room(self, size_bytes: int) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,7 +98,7 @@ class MemoryShare:
         while self._waiting and (self._waiting[0][0].cancelled() or self._has_room(self._waiting[0][1])):
             waiter, size_bytes = self._waiting.popleft()
             if not waiter.cancelled():
-                self.held_bytes += size_bytes
+                self.reserved_bytes += size_bytes
                 waiter.set_result(None)
 
     def _close_stalled(self) -> bool:

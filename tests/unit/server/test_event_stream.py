@@ -293,12 +293,12 @@ async def test_memory_of_converted_output_is_counted():
     fair_share.set_current_share(share)
     line = json.dumps({"type": "result", "result": "\U0001f600" * 90_000}, ensure_ascii=False).encode() + b"\n"
 
-    async def held_bytes(*, is_parsed):
+    async def reserved_bytes(*, is_parsed):
         with streamed_journal() as streamed:
             streamed.record(e.Output.from_bytes("stdout", line, parsed=is_parsed))
             streamed.update_index()
-            held = [share.memory.held_bytes async for event in streamed.stream.replay("task-1") if "data" in event]
-        assert share.memory.held_bytes == 0
+            held = [share.memory.reserved_bytes async for event in streamed.stream.replay("task-1") if "data" in event]
+        assert share.memory.reserved_bytes == 0
         return held[-1]
 
-    assert await held_bytes(is_parsed=False) - await held_bytes(is_parsed=True) > 4 * 80_000
+    assert await reserved_bytes(is_parsed=False) - await reserved_bytes(is_parsed=True) > 4 * 80_000

@@ -13,7 +13,7 @@ from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):
     for _ in range(count):
-        await share.acquire(size_bytes)
+        await share.wait_for_turn(size_bytes)
         taken.append(share)
 
 
@@ -82,9 +82,9 @@ async def test_shared_work_is_charged_to_no_client():
     fair_share.set_current_share(share)
     streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
     await asyncio.sleep(0)
-    with fair_share.shared_work():
+    with fair_share.uncharged_work():
         reader = asyncio.create_task(acquire_from_current_share(100, taken))
-        await fair_share.acquire(1024 * 1024)
+        await fair_share.wait_for_turn(1024 * 1024)
     await asyncio.sleep(0)
     assert len(taken) == 100
     charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
@@ -97,7 +97,7 @@ async def test_shared_work_is_charged_to_no_client():
 
 async def acquire_from_current_share(count, taken):
     for _ in range(count):
-        await fair_share.acquire(100)
+        await fair_share.wait_for_turn(100)
         taken.append(count)
 
 

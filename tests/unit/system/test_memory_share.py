@@ -16,8 +16,8 @@ class Clock:
         return self.now
 
 
-async def hold(memory, size_bytes, done):
-    async with memory.reserved(size_bytes):
+async def reserve_until(memory, size_bytes, done):
+    async with memory.reservation(size_bytes):
         await done.wait()
 
 
@@ -33,7 +33,7 @@ async def test_reservation_over_the_limit_fails_until_memory_is_released():
     assert await memory.try_reserve(40)
     memory.release(60)
     assert await memory.try_reserve(41)
-    assert memory.held_bytes == 81
+    assert memory.reserved_bytes == 81
 
 
 async def test_reservation_over_the_limit_succeeds_if_no_other_exists():
@@ -44,43 +44,45 @@ async def test_reservation_over_the_limit_succeeds_if_no_other_exists():
 
 async def test_waiters_are_admitted_in_order():
     memory, done = MemoryShare(100), [asyncio.Event() for _ in range(3)]
-    waiting = [asyncio.create_task(hold(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)]
+    waiting = [
+        asyncio.create_task(reserve_until(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)
+    ]
     await turns()
-    assert memory.held_bytes == 80
+    assert memory.reserved_bytes == 80
     done[0].set()
     await turns()
-    assert memory.held_bytes == 80
+    assert memory.reserved_bytes == 80
     for end in done:
         end.set()
     await asyncio.gather(*waiting)
-    assert memory.held_bytes == 0
+    assert memory.reserved_bytes == 0
 
 
 @pytest.mark.parametrize("was_admitted", [False, True])
 async def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted):
     memory = MemoryShare(100)
     assert await memory.try_reserve(80)
-    first = asyncio.create_task(hold(memory, 50, asyncio.Event()))
-    second = asyncio.create_task(hold(memory, 40, done := asyncio.Event()))
+    first = asyncio.create_task(reserve_until(memory, 50, asyncio.Event()))
+    second = asyncio.create_task(reserve_until(memory, 40, done := asyncio.Event()))
     await turns()
     if was_admitted:
         memory.release(80)
-        memory.hold(80)
+        memory.force_reserve(80)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     memory.release(80)
     await turns()
-    assert memory.held_bytes == 40
+    assert memory.reserved_bytes == 40
     done.set()
     await second
-    assert memory.held_bytes == 0
+    assert memory.reserved_bytes == 0
 
 
 @pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
 async def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
     clock = Clock()
     memory = MemoryShare(100, clock)
-    memory.hold(100)
+    memory.force_reserve(100)
     with memory.sending(lambda: memory.release(100)):
         clock.now += seconds
         assert await memory.try_reserve(50) is is_closed
@@ -98,11 +100,11 @@ async def test_stalled_connection_is_kept_while_memory_is_free():
 async def test_waiter_closes_stalled_connections():
     clock = Clock()
     memory = MemoryShare(100, clock)
-    memory.hold(100)
+    memory.force_reserve(100)
     with memory.sending(lambda: memory.release(100)):
         clock.now += STALLED_SECONDS
-        async with asyncio.timeout(5), memory.reserved(50):
-            assert memory.held_bytes == 50
+        async with asyncio.timeout(5), memory.reservation(50):
+            assert memory.reserved_bytes == 50
 
 
 async def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():

@@ -191,7 +191,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     async def _read_body(self) -> None:
         while self.conn.is_paused and not self.transport.is_closing():
-            await _share_of(self.scope).acquire(_PARTS_BYTES)
+            await _share_of(self.scope).wait_for_turn(_PARTS_BYTES)
             self.flow.is_held = False
             if self.cycle.response_complete or len(self.cycle.body) <= HIGH_WATER_LIMIT:
                 self.flow.resume_reading()
@@ -249,7 +249,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._rejection = self.loop.create_task(self._reject())
 
     async def _reject(self) -> None:
-        await self._rejection_share.acquire(_REJECTION_BYTES)
+        await self._rejection_share.wait_for_turn(_REJECTION_BYTES)
         if self.transport.is_closing():
             return
         response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
@@ -298,7 +298,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         """Parse the buffered frames, a few at a time, once the handshake is complete."""
         await self._wait_until(lambda: self.handshake_complete)
         while self._unparsed and not self.transport.is_closing():
-            await _share_of(self.scope).acquire(_PARTS_BYTES)
+            await _share_of(self.scope).wait_for_turn(_PARTS_BYTES)
             frames, self._unparsed = self._unparsed[:_FRAMES_BYTES], self._unparsed[_FRAMES_BYTES:]
             super().data_received(bytes(frames))
             await self._wait_until(lambda: self.queue.empty() or self.close_sent)

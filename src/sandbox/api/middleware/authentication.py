@@ -64,7 +64,7 @@ class AuthenticationMiddleware:
         share = self._authenticator.share_of(result.principal)
         fair_share.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
-        await share.acquire(_REQUEST_BYTES)
+        await share.wait_for_turn(_REQUEST_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return

@@ -72,7 +72,7 @@ class _CountedResponse:
         size_bytes = _size_bytes(message)
         head, self._head = self._head, None
         if head is None or size_bytes <= _SMALL_BYTES:
-            self._memory.hold(size_bytes)
+            self._memory.force_reserve(size_bytes)
         elif not await self._memory.try_reserve(size_bytes):
             await self.refuse()
             raise ResponseRefusedError
@@ -94,8 +94,8 @@ class _CountedResponse:
             await self._send_in_turn({**message, "body": piece, "more_body": has_more or not is_last}, len(piece))
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
-        await fair_share.acquire(size_bytes)
-        with self._memory.holding(_SOCKET_BYTES), self._memory.sending(self._close):
+        await fair_share.wait_for_turn(size_bytes)
+        with self._memory.forced_reservation(_SOCKET_BYTES), self._memory.sending(self._close):
             await self._send(message)
 
 

@@ -216,7 +216,7 @@ async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, en
 
 async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
     async for event in events.replay(task.id, after=after):
-        await fair_share.acquire(wire_size_bytes(event))
+        await fair_share.wait_for_turn(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]
 

@@ -123,8 +123,8 @@ class Prefetcher:
         try:
             async for messages in self._source:
                 size_bytes = sum(map(len, messages))
-                with self._memory.holding(size_bytes):
-                    await fair_share.acquire(size_bytes)
+                with self._memory.forced_reservation(size_bytes):
+                    await fair_share.wait_for_turn(size_bytes)
                 skipped += not messages
                 if messages:
                     await self._enqueue(messages)
@@ -138,7 +138,7 @@ class Prefetcher:
         self._pending.extend(messages)
         size_bytes = sum(map(len, messages))
         self._pending_bytes += size_bytes
-        self._memory.hold(size_bytes)
+        self._memory.force_reserve(size_bytes)
         self._changed.set()
         if self._pending_bytes > PREFETCH_BYTES_MAX:
             self._has_capacity.clear()

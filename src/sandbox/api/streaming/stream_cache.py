@@ -71,7 +71,7 @@ class HistoryCache:
         """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
-        with fair_share.shared_work():
+        with fair_share.uncharged_work():
             try:
                 async for event in events:
                     result.append(event)
@@ -110,7 +110,7 @@ class StreamBuffer:
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        with fair_share.shared_work():
+        with fair_share.uncharged_work():
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
@@ -219,7 +219,7 @@ class StreamCache:
                         await close_iterator(events)
                     continue
                 for batch in batches:
-                    async with fair_share.current_memory().reserved(batch.size_bytes):
+                    async with fair_share.current_memory().reservation(batch.size_bytes):
                         yield batch.encode(encoder, position)
                     position = batch.last_seq
                     if batch.is_end:

@@ -61,8 +61,8 @@ def api_with_two_tokens(running_api):
     return running_api(FakeAccess(vera="viewer", otto="operator"))
 
 
-def held_bytes(api, token="vera"):
-    return api.context.authenticator._shares.of(token).memory.held_bytes
+def reserved_bytes(api, token="vera"):
+    return api.context.authenticator._shares.of(token).memory.reserved_bytes
 
 
 @pytest.mark.parametrize("path", [LIST, f"{LIST}/large"])
@@ -73,13 +73,13 @@ async def test_unread_responses_are_limited(running_api, until, tmp_path, path):
             clients = [opened.enter_context(connect_without_reading(api.port, path)) for _ in range(60)]
             status_lines = [await first_bytes(each) for each in clients]
             assert {status_line[9:12] for status_line in status_lines} == {b"200", b"429"}
-            assert held_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
+            assert reserved_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
             refused = await client.get(LIST, headers=VIEWER_HEADERS)
             assert (refused.status_code, refused.json()["error"]) == (429, "response_memory_exceeded")
             assert int(refused.headers["retry-after"]) > 0
             assert (await client.get(LIST, headers=OPERATOR_HEADERS)).status_code == 200
             assert (await client.get("/api/health")).status_code == 200
-        await until(lambda: held_bytes(api) == 0)
+        await until(lambda: reserved_bytes(api) == 0)
         assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
 
 
@@ -116,7 +116,7 @@ async def test_parallel_downloads_are_complete(running_api, tmp_path):
         content = store_many_artifacts(api, tmp_path / "file")
         responses = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
         assert [response.content == content for response in responses] == [True] * 20
-        assert held_bytes(api) == 0
+        assert reserved_bytes(api) == 0
 
 
 @pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
@@ -126,11 +126,11 @@ async def test_unread_streams_use_response_memory_until_they_end(running_api, un
         with ExitStack() as opened:
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.port, path))
-            await until(lambda: held_bytes(api) > LIMIT_BYTES)
+            await until(lambda: reserved_bytes(api) > LIMIT_BYTES)
             assert (await client.get(LOGS, headers=VIEWER_HEADERS)).status_code == 429
             whole = await client.get(LOGS, headers=OPERATOR_HEADERS)
             assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
-        await until(lambda: held_bytes(api) == 0)
+        await until(lambda: reserved_bytes(api) == 0)
         whole = await client.get(LOGS, headers=VIEWER_HEADERS)
         assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
 
@@ -142,15 +142,15 @@ async def test_unread_websocket_uses_response_memory(running_api, until):
         async with connect(api.ws(query), additional_headers=VIEWER_HEADERS) as reading:
             received = [message async for message in reading]
         assert sum('"type":"output"' in message for message in received) == len(LARGE_OUTPUT)
-        await until(lambda: held_bytes(api) == 0)
+        await until(lambda: reserved_bytes(api) == 0)
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         with ExitStack() as opened:
             path = f"{STREAM}?task_id=task-001&after=0"
             headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.stream_port, path, headers=headers))
-            await until(lambda: held_bytes(api) > LIMIT_BYTES)
-        await until(lambda: held_bytes(api) == 0)
+            await until(lambda: reserved_bytes(api) > LIMIT_BYTES)
+        await until(lambda: reserved_bytes(api) == 0)
 
 
 async def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, until):
@@ -161,11 +161,11 @@ async def test_unfinished_request_bodies_use_memory_of_their_token_only(running_
                 client = opened.enter_context(socket.create_connection(("127.0.0.1", api.port)))
                 head = f"POST {submission[1]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
                 client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
-            await until(lambda: held_bytes(api, "olga") > 0)
-            assert held_bytes(api, "olga") <= LIMIT_BYTES
+            await until(lambda: reserved_bytes(api, "olga") > 0)
+            assert reserved_bytes(api, "olga") <= LIMIT_BYTES
             async with httpx2.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as other_client:
                 assert (await other_client.post(submission[1], content=submission[0])).status_code == 400
-        await until(lambda: held_bytes(api, "olga") == 0)
+        await until(lambda: reserved_bytes(api, "olga") == 0)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer olga"}) as operator_client:
             assert (await operator_client.post(submission[1], content=submission[0])).status_code == 400
 
@@ -190,7 +190,7 @@ async def test_submission_that_took_effect_is_never_answered_with_429(running_ap
     async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
         is_last_byte_due = asyncio.Event()
         submissions = [asyncio.create_task(submit(api.port, is_last_byte_due)) for _ in range(20)]
-        await until(lambda: held_bytes(api, "olga") == LIMIT_BYTES)
+        await until(lambda: reserved_bytes(api, "olga") == LIMIT_BYTES)
         is_last_byte_due.set()
         statuses = await asyncio.gather(*submissions)
         assert statuses.count(b"202") == len(api.tasks.entries) > 0
