@@ -7,7 +7,7 @@ from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, Sandbox
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
-from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_paths, staged_views
+from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_entries, staged_paths
 from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
@@ -94,7 +94,7 @@ class BubblewrapDriver:
             spec.attempt_id,
             kernel_uid,
             staged_paths(spec),
-            entries=staged_views(spec),
+            entries=staged_entries(spec),
             transparent_ports=spec.transparent_ports,
         )
 

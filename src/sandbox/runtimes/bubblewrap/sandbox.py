@@ -29,7 +29,7 @@ def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     return {name: spec.disk / name for name in DISK_DIRECTORIES}
 
 
-def staged_views(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
+def staged_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
     """Yield entries for the launcher to stage: the host's files that are read-only inside."""
     root = describe_rootfs(spec)
     if root.image is not None:

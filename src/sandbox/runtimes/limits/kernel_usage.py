@@ -104,7 +104,7 @@ def sum_locks(files: Collection[str]) -> FileLockCounts:
             break
         kinds = list_locks(file)
         found.posix += kinds.count("POSIX")
-        if kinds and is_shared(file):
+        if kinds and is_shared_with_host(file):
             found.shared += len(kinds)
     return found
 
@@ -182,7 +182,7 @@ def list_locks(file: str) -> list[str]:
     return []
 
 
-def is_shared(file: str) -> bool:
+def is_shared_with_host(file: str) -> bool:
     """Return whether the host uses this file too: a device, a file of /usr or of an image, an eventfd or similar."""
     with suppress(OSError):
         path = str(Path(file.format("fd")).readlink())

@@ -119,11 +119,14 @@ def locate_argv() -> tuple[int, int]:
 
 
 def start_command(
-    init_pidfd: int, files: list[int], uid: int, size: tuple[int, int], directory: str
+    init_pidfd: int, descriptors: list[int], uid: int, size: tuple[int, int], directory: str
 ) -> tuple[int, int]:
-    """Enter the sandbox and start the command. Returns its pid and the pty's master."""
-    words, variables = (read_file(file).split(b"\0")[:-1] for file in files[:2])
-    filter_ = read_file(files[2])
+    """Enter the sandbox and start the command. Returns its pid and the pty's master.
+
+    descriptors: files with the argv, the environment and the seccomp filter.
+    """
+    words, variables = (read_file(descriptor).split(b"\0")[:-1] for descriptor in descriptors[:2])
+    filter_ = read_file(descriptors[2])
     parent, argv_location = os.getppid(), locate_argv()
     enter_sandbox(init_pidfd, uid)
     launcher.set_parent_death_signal(parent)
@@ -155,8 +158,8 @@ def main(arguments: list[str]) -> None:
         launcher.set_parent_death_signal(int(parent))
         process_limits.apply_process_limits(limits_open_files=True)
         launcher.check_errno(_prctl(PR_SET_DUMPABLE, 0), "prctl")
-        first_process, *files = receive_descriptors(control)
-        child, terminal = start_command(first_process, files, int(uid), (int(rows), int(columns)), directory)
+        first_process, *descriptors = receive_descriptors(control)
+        child, terminal = start_command(first_process, descriptors, int(uid), (int(rows), int(columns)), directory)
         numbers = struct.pack("ii", terminal, os.pidfd_open(child))
         control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
         os.close(terminal)

@@ -191,7 +191,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
                 readable = f"{STAGING_DIRECTORY}/readable/{name}"
                 source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
-            if kind == "overlay" and stage_view(value, source, parent_fds[value], name):
+            if kind == "overlay" and stage_overlay(value, source, parent_fds[value], name):
                 continue
             _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
@@ -208,17 +208,17 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
         os.close(descriptor)
 
 
-def stage_view(path: str, source: str, parent: int, name: str) -> bool:
+def stage_overlay(path: str, source: str, parent: int, name: str) -> bool:
     """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, from a view of its directory.
 
     source: another path of the same file. parent: descriptor of its directory. Returns False if a view is not possible.
     """
     target = f"{STAGING_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
-        return not _has_mounts_below(path) and _mount_view(source, target)
+        return not _has_mounts_below(path) and _mount_overlay(source, target)
     # An ordinary user's overlay opens files as that user, who may be allowed to execute but not to read them.
-    view = f"{STAGING_DIRECTORY}/views/{name}"
-    if not os.access(source, os.R_OK) or not _mount_view(f"/proc/self/fd/{parent}", view):
+    view = f"{STAGING_DIRECTORY}/overlays/{name}"
+    if not os.access(source, os.R_OK) or not _mount_overlay(f"/proc/self/fd/{parent}", view):
         return False
     file = f"{view}/{os.path.basename(path)}"  # noqa: PTH119
     if not _is_same_inode(file, source):
@@ -239,7 +239,7 @@ def _has_mounts_below(directory: str) -> bool:
         return any(line.split(" ", 5)[4].startswith(prefix) for line in mounts)
 
 
-def _mount_view(directory: str, target: str) -> bool:
+def _mount_overlay(directory: str, target: str) -> bool:
     """Mount a read-only view with separate inodes, so file locks and inotify watches are separate too.
 
     Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
@@ -339,7 +339,7 @@ def _pointer(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
-def open_counter() -> list[_socket.socket]:
+def open_sock_diag() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
 
     See `SocketCounter` in limits/kernel_usage.py. The socket keeps time stamps of packets enabled (SO_TIMESTAMP): the
@@ -447,7 +447,7 @@ def main(arguments: list[str]) -> None:
         enter_namespaces(as_root)
         limit_network_buffers()
         configure_loopback()
-        sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_counter()
+        sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_sock_diag()
         stage_entries(
             list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None
         )

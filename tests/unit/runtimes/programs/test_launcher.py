@@ -8,7 +8,7 @@ from sandbox.runtimes.programs import launcher
 
 
 def test_counter_keeps_packet_timestamps_enabled():
-    counters = launcher.open_counter()
+    counters = launcher.open_sock_diag()
     if not counters:
         pytest.skip("this kernel has no SOCK_DIAG")
     try:
