@@ -243,7 +243,7 @@ class ClaudeCodeDriver:
             programs={self._binary: PROGRAM},
             git_author=f"{self.agent.display_name} (Sandbox)",
             home_files=files,
-            is_checked_when_ready=claude.headless and has_requirements(claude),
+            is_checked_when_ready=claude.headless and needs_ready_check(claude),
             model_variables=frozenset({"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}),
         )
 
@@ -273,7 +273,7 @@ def encode_prompt(prompt: str) -> bytes:
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
 
-def has_requirements(claude: Claude) -> bool:
+def needs_ready_check(claude: Claude) -> bool:
     """Return whether `ClaudeReady` has tools or MCP servers to check before the first model request."""
     return claude.allowed_tools is not None or claude.mcp_config is not None
 
