@@ -12,10 +12,10 @@ from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
     find_escapes,
-    find_escapes_without_joined,
+    find_escapes_without_adjacent,
     find_terminal_escapes,
     find_variable_length_escapes,
-    may_hold_joined_escapes,
+    may_hold_adjacent_escapes,
     may_hold_nested_escapes,
     may_hold_variable_length_escapes,
 )
@@ -114,7 +114,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
         *first,
         *_terminal_escape_layers(layers[1:] or layers, find_escapes, REDACTED_LAYERS_MAX),
         *_forked_layers(layers, may_hold_variable_length_escapes, find_variable_length_escapes),
-        *_forked_layers(layers, may_hold_joined_escapes, find_escapes_without_joined),
+        *_forked_layers(layers, may_hold_adjacent_escapes, find_escapes_without_adjacent),
     ]
 
 

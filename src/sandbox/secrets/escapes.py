@@ -162,7 +162,7 @@ _OPEN_ESCAPES = tuple(
 
 _ESCAPE_STARTS = (b"\\", b"%", b"&")
 
-_HAS_JOINED_ESCAPE = re.compile(
+_HAS_ADJACENT_ESCAPE = re.compile(
     rb"""
     (?: \\[0-7]{1,2} (?!\\[0-7]{1,2}(?![0-7]))
       | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\u)
@@ -270,23 +270,23 @@ def may_hold_variable_length_escapes(data: bytes) -> bool:
     return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 
-def find_escapes_without_joined(data: bytes) -> Iterator[EscapeToken]:
+def find_escapes_without_adjacent(data: bytes) -> Iterator[EscapeToken]:
     r"""Yield escapes and invisible characters, but no escape whose next character is escaped too: `&#10\u0034;`."""
     tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
     token = next(tokens, None)
     while token is not None:
         following = next(tokens, None)
-        if not _is_joined(data, token, following):
+        if not _is_adjacent(data, token, following):
             yield token
         token = following
 
 
-def may_hold_joined_escapes(data: bytes) -> bool:
-    """Return whether the results of `find_escapes_without_joined` may differ from those of `find_escapes`."""
-    return _HAS_JOINED_ESCAPE.search(data) is not None
+def may_hold_adjacent_escapes(data: bytes) -> bool:
+    """Return whether the results of `find_escapes_without_adjacent` may differ from those of `find_escapes`."""
+    return _HAS_ADJACENT_ESCAPE.search(data) is not None
 
 
-def _is_joined(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
+def _is_adjacent(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
     r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
 
     Two open escapes of one kind are a sequence: `\67\67` are two letters.
