@@ -209,7 +209,7 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
     applied = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
     if sum(entry.size_bytes for entry in applied) > IGNORE_FILES_BYTES_MAX:
         raise GitError(0, b"fatal: the .gitignore files are too large together")
-    if count_created(applied) > IGNORE_ENTRIES_MAX:
+    if count_created_entries(applied) > IGNORE_ENTRIES_MAX:
         raise GitError(0, b"fatal: there are too many .gitignore files")
     if not applied:
         return
@@ -231,7 +231,7 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
         await run_with_thread(write, contents)
 
 
-def count_created(entries: Sequence[BaseTreeEntry]) -> int:
+def count_created_entries(entries: Sequence[BaseTreeEntry]) -> int:
     """Return the number of files and directories that `write_ignore_files` creates. Unsorted entries count as more."""
     paths = (b"", *(entry.path for entry in entries))
     return sum(1 + len([*new_directories(path, previous)]) for previous, path in pairwise(paths))

@@ -63,4 +63,4 @@ def test_ignore_files_below_shared_directories_are_within_the_bound():
     shared = b"a/" * 100
     paths = [b".gitignore", *(shared + b"%03d/.gitignore" % number for number in range(300)), b"b/.gitignore"]
 
-    assert ignore_rules.count_created(listing(*paths)) == 302 + 100 + 300 + 1
+    assert ignore_rules.count_created_entries(listing(*paths)) == 302 + 100 + 300 + 1
