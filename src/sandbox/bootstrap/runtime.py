@@ -136,7 +136,7 @@ def image_components() -> Mapping[str, Component]:
     }
 
 
-def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
+def make_profile_check(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
     """Return a function that maps each profile to the reason why it is unusable (empty if none).
 
     Manifests are checked against its result.

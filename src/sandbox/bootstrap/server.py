@@ -38,7 +38,7 @@ from sandbox.bootstrap.machine import (
     create_local_placement,
 )
 from sandbox.bootstrap.private_directory import make_data_dir
-from sandbox.bootstrap.runtime import make_offered_profiles
+from sandbox.bootstrap.runtime import make_profile_check
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.bootstrap.task_server import TaskServer
 from sandbox.dashboard.routes import add_dashboard
@@ -117,7 +117,7 @@ async def _serve(
             return
         placements, probers = probed
         prober = placements.selected_prober
-        profiles = make_offered_profiles(prober.host.images, lambda: prober.result.tier)
+        profiles = make_profile_check(prober.host.images, lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
         server = TaskServer(placement_context, placements, probers, token_store, disk_monitor)
         async with server.running():
