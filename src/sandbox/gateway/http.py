@@ -64,7 +64,7 @@ def forwarded_request(
     return h11.Request(method=request.method, target=upstream.path_prefix + target, headers=headers + framing), dropped
 
 
-def single_request(request: h11.Request, target: bytes) -> h11.Request:
+def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request:
     """Build the request to a host other than the model; it is the only one on its connection."""
     dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
     headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]

@@ -129,7 +129,7 @@ def open_single_request_tunnel(
     return Tunnel(
         authority.host,
         authority.port,
-        SingleRequestFilter(client_side, http.single_request(request, target), authority),
+        SingleRequestFilter(client_side, http.forwarded_single_request(request, target), authority),
         unreachable_response=unreachable_response,
     )
 
