@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chaos.oracle import STATES
 from chaos.restarts import run_restarts
-from chaos.rounds import cells, run_round
+from chaos.rounds import run_round, target_state_pairs
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "chaos.md"
 KILL_TARGETS = ("server", "runner", "sandbox", "gateway", "all")
@@ -86,7 +86,7 @@ def main():
 def run_one(score, runtime, target, seed):
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         try:
-            result = run_round(directory, runtime, cells(target), seed)
+            result = run_round(directory, runtime, target_state_pairs(target), seed)
         except AssertionError as error:
             # Raised for a task that does not end, or a server that does not start.
             score.messages.append(f"{runtime}, {target}, seed {seed}: {str(error)[:2000]}")

@@ -1,6 +1,6 @@
 """One round: bring tasks into states, kill processes, and let the oracle check the outcome.
 
-A cell is a pair (kill target, state).
+A pair consists of a kill target and a state.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class RoundResult:
 
     @property
     def covered(self):
-        """The tested cells of target and state.
+        """The tested pairs of target and state.
 
         If the recorded end shows that the sandbox or the agent died before the runner, the kill counts for `running`,
         regardless of the state at the kill.
@@ -46,15 +46,15 @@ class RoundResult:
         return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}
 
 
-def run_round(directory, runtime, chosen_cells, seed):
-    """Test the cells with one deployment: first the targets of single tasks, then each shared one."""
+def run_round(directory, runtime, chosen_pairs, seed):
+    """Test the pairs with one deployment: first the targets of single tasks, then each shared one."""
     with ChaosDeployment(directory, runtime) as deployment:
         kills = {}
-        if own := [cell for cell in chosen_cells if cell[0] not in SHARED]:
+        if own := [pair for pair in chosen_pairs if pair[0] not in SHARED]:
             with _held_tasks() as held:
                 kills |= _kill_each(deployment, own, seed, held)
         for target in SHARED:
-            if states := sorted(state for cell_target, state in chosen_cells if cell_target == target):
+            if states := sorted(state for pair_target, state in chosen_pairs if pair_target == target):
                 deployment.wait_for_all()
                 with _held_tasks() as held:
                     kills |= _kill_together(deployment, target, states, seed, held)
@@ -63,8 +63,8 @@ def run_round(directory, runtime, chosen_cells, seed):
     return RoundResult(ends, evaluate(evidence))
 
 
-def cells(*targets):
-    """All cells of these targets; `each` means all targets of a single task."""
+def target_state_pairs(*targets):
+    """All pairs of these targets and their states; `each` means all targets of a single task."""
     own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
     named = [one for target in targets for one in (own if target == "each" else (target,))]
     return {
@@ -72,10 +72,10 @@ def cells(*targets):
     }
 
 
-def pick_cells(rng, *targets):
-    """One random cell of these targets per state."""
+def pick_pairs(rng, *targets):
+    """One random pair of these targets per state."""
     by_state = {}
-    for target, state in sorted(cells(*targets)):
+    for target, state in sorted(target_state_pairs(*targets)):
         by_state.setdefault(state, []).append(target)
     return [(rng.choice(candidates), state) for state, candidates in by_state.items()]
 
@@ -181,9 +181,9 @@ def _kill_everything(deployment, held, rng):
             time.sleep(0.001)
 
 
-def _kill_each(deployment, chosen_cells, seed, held):
-    requested = [(*cell, 0) for cell in sorted(chosen_cells)]
-    requested += [(target, "running", 1) for target in ("runner", "sandbox") if (target, "running") in chosen_cells]
+def _kill_each(deployment, chosen_pairs, seed, held):
+    requested = [(*pair, 0) for pair in sorted(chosen_pairs)]
+    requested += [(target, "running", 1) for target in ("runner", "sandbox") if (target, "running") in chosen_pairs]
     with ThreadPoolExecutor(6) as pool:
         return dict(pool.map(lambda each: _kill_one(deployment, *each, seed, held), requested))
 

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from chaos.rounds import cells, pick_cells, run_round
+from chaos.rounds import pick_pairs, run_round, target_state_pairs
 from doubles.random_seed import seed
 from doubles.runtimes import require_runtime
 
@@ -21,20 +21,20 @@ pytestmark = [
 
 def one_target_per_state(rng):
     """One kill target per state, and in addition a kill of everything while an agent runs."""
-    return {*pick_cells(rng, "server", "each", "all"), ("all", "running")}
+    return {*pick_pairs(rng, "server", "each", "all"), ("all", "running")}
 
 
-def gvisor_cells(rng):
+def gvisor_pairs(rng):
     """Kills whose outcome depends on gVisor: of a sandbox, and of a runner whose sandbox another process must end."""
-    return {rng.choice(sorted(cells("sandbox"))), ("runner", "running")}
+    return {rng.choice(sorted(target_state_pairs("sandbox"))), ("runner", "running")}
 
 
-@pytest.mark.parametrize(("runtime", "choose_cells"), [("bubblewrap", one_target_per_state), ("gvisor", gvisor_cells)])
-def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_cells):
+@pytest.mark.parametrize(("runtime", "choose_pairs"), [("bubblewrap", one_target_per_state), ("gvisor", gvisor_pairs)])
+def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_pairs):
     require_runtime(runtime, tmp_path / "probe")
     (tmp_path / "deployment").mkdir()
     number = seed()
-    chosen_cells = choose_cells(random.Random(number))
-    result = run_round(tmp_path / "deployment", runtime, chosen_cells, number)
+    chosen_pairs = choose_pairs(random.Random(number))
+    result = run_round(tmp_path / "deployment", runtime, chosen_pairs, number)
     assert [str(violation) for violation in result.violations] == []
-    assert result.covered >= chosen_cells
+    assert result.covered >= chosen_pairs
