@@ -27,7 +27,7 @@ MODEL_ADDRESS = "127.0.0.9"
 
 async def main() -> None:
     model_port, host_port = map(int, sys.argv[1:3])
-    throttle = spent_throttle(*map(float, sys.argv[3:]))
+    throttle = throttle_with_debt(*map(float, sys.argv[3:]))
     dialer._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
@@ -60,7 +60,7 @@ def peak_memory_bytes() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def spent_throttle(spent_seconds: float, factor: float) -> CpuThrottle:
+def throttle_with_debt(spent_seconds: float, factor: float) -> CpuThrottle:
     reads = count()
     return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(reads) else 0.0))
 

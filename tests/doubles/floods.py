@@ -94,7 +94,7 @@ def tunnel(initial: bytes) -> bytes:
     return f"CONNECT {HOST}:{PORTS['host']} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + initial
 
 
-def chunked(key: str) -> bytes:
+def chunked_request_head(key: str) -> bytes:
     head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{PORTS['model']}\r\nX-Api-Key: {key}\r\n"
     return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
 
@@ -134,7 +134,7 @@ def floods() -> dict:
         "the body of a rejected request": lambda: stream("model", request("wrong", b"", 1 << 40), bytes(65536)),
         "a body that is too large": lambda: stream("model", request(TASK_KEY, b"", 1 << 26), bytes(65536)),
         "large bodies": lambda: stream("model", request(TASK_KEY, b"", 1 << 21), bytes(65536)),
-        "a body in one-byte chunks": lambda: stream("model", chunked(TASK_KEY), b"1\r\nx\r\n" * 10_000),
+        "a body in one-byte chunks": lambda: stream("model", chunked_request_head(TASK_KEY), b"1\r\nx\r\n" * 10_000),
         "a body byte by byte": lambda: stream("model", request(TASK_KEY, b"", 1 << 24), b"x"),
         "forwarded requests": lambda: sequential_requests(request(TASK_KEY, b'{"model":"m","messages":[]}')),
         "allowed tunnels": lambda: connections("proxy", tunnel(b"\1"), reads_responses=False),

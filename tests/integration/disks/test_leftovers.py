@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def files(tmp_path):
+def layout(tmp_path):
     reason = asyncio.run(loop_unavailable_reason(tmp_path))
     if reason is not None:
         pytest.skip(f"no file system can be mounted here: {reason}")
@@ -31,19 +31,19 @@ def files(tmp_path):
     return layout
 
 
-def run_runner(files, queue):
+def run_runner(layout, queue):
     """Simulate a runner that is killed and leaves a process in its mount namespace."""
     unshare_mounts()
-    asyncio.run(LoopDisks().open(files, 16 * MIB))
+    asyncio.run(LoopDisks().open(layout, 16 * MIB))
     queue.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
     queue.close()
     queue.join_thread()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start_leftover(files):
+def start_leftover(layout):
     queue = FORKSERVER.Queue()
-    runner = FORKSERVER.Process(target=run_runner, args=(files, queue))
+    runner = FORKSERVER.Process(target=run_runner, args=(layout, queue))
     runner.start()
     pid = queue.get(timeout=60)
     runner.join(60)
@@ -57,22 +57,22 @@ def is_alive(pid):
         return False
 
 
-async def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_path):
-    pid = start_leftover(files)
-    with subprocess.Popen(["sleep", "600"], cwd=files.root) as unrelated_process:
+async def test_process_that_holds_the_disk_is_killed_and_the_disk_released(layout, tmp_path):
+    pid = start_leftover(layout)
+    with subprocess.Popen(["sleep", "600"], cwd=layout.root) as unrelated_process:
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
-            await DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files)
+            await DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, layout)
             wait_until(lambda: not is_alive(pid), description="the end of the holder")
-            assert not find_devices(files.disk_image)
+            assert not find_devices(layout.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
             assert unrelated_process.poll() is None
         finally:
             unrelated_process.kill()
 
 
-def test_disk_of_another_data_directory_is_not_listed(files, tmp_path):
-    pid = start_leftover(files)
+def test_disk_of_another_data_directory_is_not_listed(layout, tmp_path):
+    pid = start_leftover(layout)
     other = tmp_path / "other"
     other.mkdir()
     try:
@@ -82,32 +82,32 @@ def test_disk_of_another_data_directory_is_not_listed(files, tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-def mount_and_clean_up(files, data_dir, queue):
+def mount_and_clean_up(layout, data_dir, queue):
     """Simulate an operator who mounts the disk in this process's namespace."""
     unshare_mounts()
-    asyncio.run(LoopDisks().open(files, 16 * MIB))
+    asyncio.run(LoopDisks().open(layout, 16 * MIB))
     with subprocess.Popen(["sleep", "600"]) as unrelated_process:
-        asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, files))
+        asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, layout))
         queue.put(unrelated_process.poll())
         unrelated_process.kill()
 
 
-def test_cleanup_kills_no_process_if_the_servers_namespace_mounts_the_disk(files, tmp_path):
+def test_cleanup_kills_no_process_if_the_servers_namespace_mounts_the_disk(layout, tmp_path):
     queue = FORKSERVER.Queue()
-    child = FORKSERVER.Process(target=mount_and_clean_up, args=(files, tmp_path, queue))
+    child = FORKSERVER.Process(target=mount_and_clean_up, args=(layout, tmp_path, queue))
     child.start()
     assert queue.get(timeout=60) is None
     child.join(60)
     assert child.exitcode == 0
 
 
-def test_devices_are_found_by_any_path_of_the_image(files, tmp_path):
-    pid = start_leftover(files)
+def test_devices_are_found_by_any_path_of_the_image(layout, tmp_path):
+    pid = start_leftover(layout)
     try:
-        (tmp_path / "link").symlink_to(files.root)
+        (tmp_path / "link").symlink_to(layout.root)
         hard = tmp_path / "hard-link.img"
-        hard.hardlink_to(files.disk_image)
-        devices = find_devices(files.disk_image)
+        hard.hardlink_to(layout.disk_image)
+        devices = find_devices(layout.disk_image)
         assert len(devices) == 1
         assert find_devices(tmp_path / "link" / "disk.img") == find_devices(hard) == devices
     finally:

@@ -22,7 +22,7 @@ CHILD_SECONDS = 60
 
 
 @pytest.fixture
-def files(tmp_path):
+def layout(tmp_path):
     layout = AttemptLayout(tmp_path / "attempt")
     layout.root.mkdir()
     return layout
@@ -65,45 +65,45 @@ def loop_files():
     return backing_files
 
 
-async def fills_up(disks, files):
-    await disks.open(files, 32 * MIB)
-    usage = await disks.usage(files)
+async def fills_up(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    usage = await disks.usage(layout)
     assert not usage.is_full
     assert usage.total_bytes <= 32 * MIB
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        (files.disk / "large").write_bytes(b"x" * 33 * MIB)
-    assert (await disks.usage(files)).is_full
-    (files.disk / "large").unlink()
-    assert not (await disks.usage(files)).is_full
-    (files.disk / "small").write_bytes(b"kept")
-    await disks.close(files)
-    await disks.close(files)
-    assert not list(files.disk.iterdir())
+        (layout.disk / "large").write_bytes(b"x" * 33 * MIB)
+    assert (await disks.usage(layout)).is_full
+    (layout.disk / "large").unlink()
+    assert not (await disks.usage(layout)).is_full
+    (layout.disk / "small").write_bytes(b"kept")
+    await disks.close(layout)
+    await disks.close(layout)
+    assert not list(layout.disk.iterdir())
 
 
-async def finds_the_stored_file(disks, files):
-    await disks.open(files, 32 * MIB)
-    assert (files.disk / "small").read_bytes() == b"kept"
-    await disks.close(files)
+async def finds_the_stored_file(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    assert (layout.disk / "small").read_bytes() == b"kept"
+    await disks.close(layout)
 
 
-def test_disk_enforces_its_size_and_persists_files(loop_works, files):
-    run_in_child(fills_up, files)
-    run_in_child(finds_the_stored_file, files)
-    assert str(files.disk_image) not in loop_files()
+def test_disk_enforces_its_size_and_persists_files(loop_works, layout):
+    run_in_child(fills_up, layout)
+    run_in_child(finds_the_stored_file, layout)
+    assert str(layout.disk_image) not in loop_files()
 
 
-async def starts_with_space(disks, files):
-    await disks.open(files, MIB)
-    assert not (await disks.usage(files)).is_full
-    (files.disk / "small").write_bytes(b"x" * (MIB // 4))
-    assert not (await disks.usage(files)).is_full
-    (files.disk / "large").write_bytes(b"x" * (MIB // 4))
-    assert (await disks.usage(files)).is_full
+async def starts_with_space(disks, layout):
+    await disks.open(layout, MIB)
+    assert not (await disks.usage(layout)).is_full
+    (layout.disk / "small").write_bytes(b"x" * (MIB // 4))
+    assert not (await disks.usage(layout)).is_full
+    (layout.disk / "large").write_bytes(b"x" * (MIB // 4))
+    assert (await disks.usage(layout)).is_full
 
 
-def test_smallest_disk_initially_has_free_space(loop_works, files):
-    run_in_child(starts_with_space, files)
+def test_smallest_disk_initially_has_free_space(loop_works, layout):
+    run_in_child(starts_with_space, layout)
 
 
 def make_files(directory, count):
@@ -111,70 +111,70 @@ def make_files(directory, count):
         (directory / f"file-{number}").touch()
 
 
-async def runs_out_of_inodes(disks, files):
-    await disks.open(files, 4 * MIB)
+async def runs_out_of_inodes(disks, layout):
+    await disks.open(layout, 4 * MIB)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        make_files(files.disk, 100_000)
-    assert (await disks.usage(files)).is_full
+        make_files(layout.disk, 100_000)
+    assert (await disks.usage(layout)).is_full
 
 
-def test_disk_without_free_inodes_is_full(loop_works, files):
-    run_in_child(runs_out_of_inodes, files)
+def test_disk_without_free_inodes_is_full(loop_works, layout):
+    run_in_child(runs_out_of_inodes, layout)
 
 
-async def dies_with_an_open_file(disks, files):
-    await disks.open(files, 32 * MIB)
-    (files.disk / "small").write_bytes(b"kept")
-    with (files.disk / "held").open("wb"):
+async def dies_with_an_open_file(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    (layout.disk / "small").write_bytes(b"kept")
+    with (layout.disk / "held").open("wb"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_disk_of_a_killed_process_can_be_reopened(loop_works, files):
-    run_in_child(dies_with_an_open_file, files, exit_code=-signal.SIGKILL)
-    assert str(files.disk) not in mount_points()
-    run_in_child(finds_the_stored_file, files)
+def test_disk_of_a_killed_process_can_be_reopened(loop_works, layout):
+    run_in_child(dies_with_an_open_file, layout, exit_code=-signal.SIGKILL)
+    assert str(layout.disk) not in mount_points()
+    run_in_child(finds_the_stored_file, layout)
 
 
-async def stays_hidden_from_the_host(disks, files):
-    await disks.open(files, 32 * MIB)
+async def stays_hidden_from_the_host(disks, layout):
+    await disks.open(layout, 32 * MIB)
     host = Path(f"/proc/{os.getppid()}/mountinfo").read_text()
-    assert str(files.disk) not in host
-    assert str(files.disk) in Path("/proc/self/mountinfo").read_text()
+    assert str(layout.disk) not in host
+    assert str(layout.disk) in Path("/proc/self/mountinfo").read_text()
 
 
-def test_mount_is_invisible_outside_the_process(loop_works, files):
-    run_in_child(stays_hidden_from_the_host, files)
+def test_mount_is_invisible_outside_the_process(loop_works, layout):
+    run_in_child(stays_hidden_from_the_host, layout)
 
 
-async def refuses_a_corrupt_image(disks, files):
+async def refuses_a_corrupt_image(disks, layout):
     with pytest.raises(AttemptError, match="disk could not be created"):
-        await disks.open(files, 32 * MIB)
+        await disks.open(layout, 32 * MIB)
 
 
-def test_corrupt_disk_is_an_error_and_not_reformatted(loop_works, files):
-    files.disk_image.write_bytes(b"no file system" * MIB)
-    run_in_child(refuses_a_corrupt_image, files)
+def test_corrupt_disk_is_an_error_and_not_reformatted(loop_works, layout):
+    layout.disk_image.write_bytes(b"no file system" * MIB)
+    run_in_child(refuses_a_corrupt_image, layout)
 
 
-async def writes_below_a_directory(disks, files):
-    await disks.open(files, 32 * MIB)
-    (files.disk / "workspace").mkdir()
-    (files.disk / "workspace" / "small").write_bytes(b"kept")
-    await disks.close(files)
+async def writes_below_a_directory(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    (layout.disk / "workspace").mkdir()
+    (layout.disk / "workspace" / "small").write_bytes(b"kept")
+    await disks.close(layout)
 
 
-async def finds_the_orphaned_file(disks, files):
-    await disks.open(files, 32 * MIB)
-    assert [path.read_bytes() for path in files.disk.rglob("*") if path.is_file()] == [b"kept"]
-    await disks.close(files)
+async def finds_the_orphaned_file(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    assert [path.read_bytes() for path in layout.disk.rglob("*") if path.is_file()] == [b"kept"]
+    await disks.close(layout)
 
 
-def test_damage_by_a_power_loss_is_repaired(loop_works, files):
+def test_damage_by_a_power_loss_is_repaired(loop_works, layout):
     """The control is `test_corrupt_disk_is_an_error_and_not_reformatted`."""
-    run_in_child(writes_below_a_directory, files)
+    run_in_child(writes_below_a_directory, layout)
     for damage in ("clri /workspace", "set_super_value state 0"):
-        subprocess.run(["debugfs", "-w", "-R", damage, str(files.disk_image)], check=True, capture_output=True)
-    run_in_child(finds_the_orphaned_file, files)
+        subprocess.run(["debugfs", "-w", "-R", damage, str(layout.disk_image)], check=True, capture_output=True)
+    run_in_child(finds_the_orphaned_file, layout)
 
 
 async def dies_during_a_command(_, started):
@@ -207,28 +207,28 @@ def test_commands_of_a_killed_process_are_killed(loop_works, tmp_path):
     assert not survived
 
 
-async def holds_until_released(disks, files, opened, release):
-    await disks.open(files, 32 * MIB)
+async def holds_until_released(disks, layout, opened, release):
+    await disks.open(layout, 32 * MIB)
     opened.set()
     release.wait(CHILD_SECONDS)
 
 
-async def fails_to_open(disks, files):
+async def fails_to_open(disks, layout):
     with pytest.raises(AttemptError, match="still uses it"):
-        await disks.open(files, 32 * MIB)
+        await disks.open(layout, 32 * MIB)
 
 
-async def fails_to_open_quickly(disks, files):
+async def fails_to_open_quickly(disks, layout):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
-        await fails_to_open(disks, files)
+        await fails_to_open(disks, layout)
 
 
-def test_disk_is_not_opened_twice_by_another_path(loop_works, files, tmp_path):
+def test_disk_is_not_opened_twice_by_another_path(loop_works, layout, tmp_path):
     context = FORKSERVER
     opened, release = context.Event(), context.Event()
-    (tmp_path / "elsewhere").symlink_to(files.root)
-    child = context.Process(target=_run_with_private_mounts, args=(holds_until_released, files, opened, release))
+    (tmp_path / "elsewhere").symlink_to(layout.root)
+    child = context.Process(target=_run_with_private_mounts, args=(holds_until_released, layout, opened, release))
     child.start()
     try:
         assert opened.wait(CHILD_SECONDS)
@@ -239,58 +239,58 @@ def test_disk_is_not_opened_twice_by_another_path(loop_works, files, tmp_path):
     assert child.exitcode == 0
 
 
-async def closes_a_busy_disk(disks, files):
-    await disks.open(files, 32 * MIB)
-    with (files.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
+async def closes_a_busy_disk(disks, layout):
+    await disks.open(layout, 32 * MIB)
+    with (layout.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
-        await disks.close(files)
-        files.disk.rmdir()
-        files.disk_image.unlink()
+        await disks.close(layout)
+        layout.disk.rmdir()
+        layout.disk_image.unlink()
 
 
-def test_closing_a_busy_disk_leaves_nothing_on_the_host(loop_works, files):
-    run_in_child(closes_a_busy_disk, files)
-    assert not list(files.root.iterdir())
-    assert not [backing for backing in loop_files() if str(files.disk_image) in backing]
+def test_closing_a_busy_disk_leaves_nothing_on_the_host(loop_works, layout):
+    run_in_child(closes_a_busy_disk, layout)
+    assert not list(layout.root.iterdir())
+    assert not [backing for backing in loop_files() if str(layout.disk_image) in backing]
 
 
-def test_partially_created_file_system_is_recreated(loop_works, files):
-    files.disk_image.with_suffix(".part").write_bytes(b"half")
-    run_in_child(fills_up, files)
+def test_partially_created_file_system_is_recreated(loop_works, layout):
+    layout.disk_image.with_suffix(".part").write_bytes(b"half")
+    run_in_child(fills_up, layout)
 
 
-async def test_directory_disk_is_measured_recursively(files):
+async def test_directory_disk_is_measured_recursively(layout):
     disks = DirectoryDisks()
-    await disks.open(files, 2 * MIB)
-    deep = files.disk / "workspace" / "a" / "b"
+    await disks.open(layout, 2 * MIB)
+    deep = layout.disk / "workspace" / "a" / "b"
     deep.mkdir(parents=True)
-    assert not (await disks.usage(files)).is_full
+    assert not (await disks.usage(layout)).is_full
     (deep / "large").write_bytes(b"x" * 3 * MIB)
-    usage = await disks.usage(files)
+    usage = await disks.usage(layout)
     assert usage.is_full
     assert usage.used_bytes >= 3 * MIB
     assert usage.total_bytes == 2 * MIB
-    await disks.close(files)
+    await disks.close(layout)
     assert (deep / "large").exists()
 
 
-async def test_directory_disk_limits_the_number_of_empty_files(files):
+async def test_directory_disk_limits_the_number_of_empty_files(layout):
     disks = DirectoryDisks()
-    await disks.open(files, 2 * MIB)
-    make_files(files.disk, 100)
-    assert not (await disks.usage(files)).is_full
-    make_files(files.disk, 600)
-    usage = await disks.usage(files)
+    await disks.open(layout, 2 * MIB)
+    make_files(layout.disk, 100)
+    assert not (await disks.usage(layout)).is_full
+    make_files(layout.disk, 600)
+    usage = await disks.usage(layout)
     assert usage.used_bytes < usage.total_bytes
     assert usage.is_full
 
 
-async def test_missing_directory_disk_is_an_error(files):
+async def test_missing_directory_disk_is_an_error(layout):
     async def scenario():
         disks = DirectoryDisks()
-        await disks.open(files, 2 * MIB)
-        files.disk.rmdir()
-        await disks.usage(files)
+        await disks.open(layout, 2 * MIB)
+        layout.disk.rmdir()
+        await disks.usage(layout)
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):
         await scenario()

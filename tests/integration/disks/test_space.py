@@ -56,21 +56,21 @@ def _write(host, written_bytes, is_lost):
 
 
 async def _write_and_verify(host, written_bytes, is_lost):
-    files, disks = AttemptLayout(host / "attempt"), LoopDisks()
-    files.root.mkdir()
-    await disks.open(files, 1024 * MIB)
-    with suppress(OSError) if is_lost else nullcontext(), (files.disk / "large").open("wb") as file:
+    layout, disks = AttemptLayout(host / "attempt"), LoopDisks()
+    layout.root.mkdir()
+    await disks.open(layout, 1024 * MIB)
+    with suppress(OSError) if is_lost else nullcontext(), (layout.disk / "large").open("wb") as file:
         for _ in range(written_bytes // MIB):
             file.write(os.urandom(MIB))
     for _ in range(2):
-        await verify(disks, files, is_lost)
-    await disks.close(files)
-    await verify(disks, files, is_lost)
+        await verify(disks, layout, is_lost)
+    await disks.close(layout)
+    await verify(disks, layout, is_lost)
 
 
-async def verify(disks, files, is_lost):
+async def verify(disks, layout, is_lost):
     if not is_lost:
-        await disks.verify(files)
+        await disks.verify(layout)
         return
     with pytest.raises(OSError, match=r"Input/output error|No space left|Read-only"):
-        await disks.verify(files)
+        await disks.verify(layout)

@@ -207,7 +207,7 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
     directory = harness.attempt.task_layout.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
-    assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
+    assert artifacts_without_secret(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert VALUE not in repr(harness.events(object))
     assert VALUE not in repr(harness.task.artifacts)
 
@@ -221,7 +221,7 @@ async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
     harness.recorder.record(ArtifactCollected(report))
     await harness.finish()
-    assert unflagged(harness) == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
+    assert artifacts_without_secret(harness) == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in directory.iterdir()}
     assert harness.artifacts == {"report.md", "redacted-1"} | ARTIFACTS_FROM_THE_JOURNAL
 
@@ -239,12 +239,12 @@ async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_h
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
     await harness.finish()
     assert VALUE not in repr(harness.task.artifacts)
-    assert unflagged(harness) == ARTIFACTS_FROM_THE_JOURNAL
+    assert artifacts_without_secret(harness) == ARTIFACTS_FROM_THE_JOURNAL
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
     assert harness.artifacts == {"report.md"} | ARTIFACTS_FROM_THE_JOURNAL
 
 
-def unflagged(harness):
+def artifacts_without_secret(harness):
     return {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
 
 

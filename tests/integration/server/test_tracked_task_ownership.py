@@ -25,11 +25,11 @@ def components(components, monkeypatch):
     return components
 
 
-def set_unknown(components):
+def make_liveness_unknown(components):
     components.runners.liveness = lambda _: Liveness.UNKNOWN
 
 
-def set_known(components):
+def restore_liveness(components):
     components.runners.liveness = components.journals.liveness
 
 
@@ -82,13 +82,13 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
     components.runners.is_responsive = ping
     async with components.server() as service:
         await components.start_running_task(service)
-        set_unknown(components)
+        make_liveness_unknown(components)
         components.runners.kill("task-1")
         await wait_for_message(service, UNKNOWN_MESSAGE)
         await asyncio.sleep(0.3)
         assert [type(order) for order in components.runners.orders] == [RunAttempt]
         assert pings == []
-        set_known(components)
+        restore_liveness(components)
         await components.wait_for_launch("task-1", 2)
         assert isinstance(components.runners.orders[1], FinishAttempt)
         components.runners.record("task-1", *LOST)
@@ -98,9 +98,9 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
 async def test_runner_that_responds_again_continues(components):
     async with components.server() as service:
         await components.start_running_task(service)
-        set_unknown(components)
+        make_liveness_unknown(components)
         await wait_for_message(service, UNKNOWN_MESSAGE)
-        set_known(components)
+        restore_liveness(components)
         await wait_for_message(service, "The agent is working")
         components.runners.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
@@ -111,13 +111,13 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS_MIN", 0.1)
     async with components.server() as service:
         await components.start_running_task(service)
-        set_unknown(components)
+        make_liveness_unknown(components)
         components.runners.kill("task-1")
         seq = components.journals.replay("task-1").task.last_seq
         with pytest.raises(UnavailableError, match="The runner of task task-1 does not respond; try again"):
             await service.cancel("task-1", reason="", force=False)
         assert components.journals.replay("task-1").task.last_seq == seq
-        set_known(components)
+        restore_liveness(components)
         cancelled = await service.cancel("task-1", reason="", force=False)
         assert cancelled.message == "The task is being stopped; its results so far are stored."
         await components.wait_for_launch("task-1", 2)

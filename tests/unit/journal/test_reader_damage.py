@@ -28,14 +28,14 @@ def records(journals, tmp_path):
     return tmp_path / "tasks" / "t" / "journal" / "records"
 
 
-def ends(data):
+def line_ends(data):
     return [0] + [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
 
 
 def test_truncated_journal_continues_after_its_last_whole_record(journals, records):
     data, expected = records.read_bytes(), list(journals.read("t").records)
     for length in range(len(data) + 1):
-        whole = sum(end <= length for end in ends(data)) - 1
+        whole = sum(end <= length for end in line_ends(data)) - 1
         records.write_bytes(data[:length])
         assert list(journals.read("t").records) == expected[:whole]
         if not whole:  # the first record was flushed before anything else was written
@@ -54,9 +54,9 @@ def test_truncated_journal_continues_after_its_last_whole_record(journals, recor
 
 def test_bit_flips_are_detected(journals, records):
     data, expected = records.read_bytes(), list(journals.read("t").records)
-    last_begin = ends(data)[-2]
+    last_begin = line_ends(data)[-2]
     for position in range(len(data)):
-        whole = sum(end <= position for end in ends(data)) - 1
+        whole = sum(end <= position for end in line_ends(data)) - 1
         for bit in range(8):
             records.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
             if position < last_begin:
@@ -74,7 +74,7 @@ def test_bit_flips_are_detected(journals, records):
 
 def test_records_before_the_damage_are_readable(journals, records):
     data, expected = records.read_bytes(), journals.read("t").records
-    first_end = ends(data)[1]
+    first_end = line_ends(data)[1]
     records.write_bytes(data[: first_end + 20] + b"?" + data[first_end + 21 :])
 
     assert list(journals.read("t", bytes_max=first_end).records) == [expected[0]]
@@ -127,7 +127,7 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
     records.write_bytes(data[:20] + b"?" + data[21:])
     assert journals.task_ids() == ["t"]
 
-    records.write_bytes(data[: ends(data)[1] - 5])
+    records.write_bytes(data[: line_ends(data)[1] - 5])
     assert journals.task_ids() == []
 
 

@@ -79,11 +79,13 @@ def with_escapes(value: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def large() -> SecretRedactor:
+def large_secret_redactor() -> SecretRedactor:
     return SecretRedactor({"LARGE": LARGE})
 
 
-def test_pending_data_is_not_rescanned_repeatedly(large: SecretRedactor, monkeypatch: pytest.MonkeyPatch):
+def test_pending_data_is_not_rescanned_repeatedly(
+    large_secret_redactor: SecretRedactor, monkeypatch: pytest.MonkeyPatch
+):
     scanned_bytes, find = 0, Scanner.find
 
     def counting_find(scanner: Scanner, layers: list[DecodedLayer]) -> list[Span]:
@@ -93,7 +95,7 @@ def test_pending_data_is_not_rescanned_repeatedly(large: SecretRedactor, monkeyp
 
     monkeypatch.setattr(Scanner, "find", counting_find)
     data = with_escapes(LARGE[:8_000])
-    stream = large.stream()
+    stream = large_secret_redactor.stream()
     assert b"".join(stream.feed(data[at : at + 400]) for at in range(0, len(data), 400)) == b""
     assert stream.pending_bytes == len(data)
     assert scanned_bytes < 16 * len(data)
@@ -102,15 +104,17 @@ def test_pending_data_is_not_rescanned_repeatedly(large: SecretRedactor, monkeyp
 
 @pytest.mark.parametrize("step", [1000, 4096, 300_000])
 @pytest.mark.parametrize("encode", [str.encode, with_escapes, lambda value: base64.b64encode(value.encode())])
-def test_large_value_is_found_for_any_chunk_size(large: SecretRedactor, step: int, encode: Callable[[str], bytes]):
+def test_large_value_is_found_for_any_chunk_size(
+    large_secret_redactor: SecretRedactor, step: int, encode: Callable[[str], bytes]
+):
     data = b"<" + encode(LARGE) + b"> and\nsome more " + encode(LARGE[:16_000]) + b" an incomplete one\n"
-    whole = large.redact(data)
+    whole = large_secret_redactor.redact(data)
     assert whole.startswith(b"<[REDACTED:LARGE]")
-    assert redact_chunked(large, data, list(range(0, len(data), step))) == whole
+    assert redact_chunked(large_secret_redactor, data, list(range(0, len(data), step))) == whole
 
 
-def test_text_after_a_large_prefix_is_emitted_on_flush_lines(large: SecretRedactor):
-    stream = large.stream()
+def test_text_after_a_large_prefix_is_emitted_on_flush_lines(large_secret_redactor: SecretRedactor):
+    stream = large_secret_redactor.stream()
     assert stream.feed(LARGE[:22_000].encode()) == b""
     assert stream.feed(b"!\n$ ") + stream.flush_lines() == LARGE[:22_000].encode() + b"!\n$ "
     assert stream.feed(b".") + stream.flush_lines() == b"."

@@ -87,7 +87,7 @@ def make_hostile(workspace: Path, base_url="http://127.0.0.1:9"):
         path.write_text(text)
 
 
-def markers(directory):
+def programs_that_ran(directory):
     return {name for name in ("HOOK", "HELPER", "MCP", "SKILL") if (directory / name).exists()}
 
 
@@ -140,7 +140,7 @@ def test_line_of_300_kb_is_not_split(run):
 
 def test_hostile_repository_has_no_effect(run):
     directory, _, model, _ = run
-    assert markers(directory) == set()
+    assert programs_that_ran(directory) == set()
     messages = json.dumps(model.messages)
     assert "EVIL" not in messages
     assert "evil-model" not in messages
@@ -164,7 +164,7 @@ def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
         without=("--setting-sources", "", "--strict-mcp-config"),
         prompt="\u2028 \ufeff\u00a0/compact",
     )
-    assert {"HOOK", "HELPER", "MCP"} <= markers(tmp_path)
+    assert {"HOOK", "HELPER", "MCP"} <= programs_that_ran(tmp_path)
     assert model.requests[0].headers["authorization"] == "Bearer evil-key"
     assert "EVIL-SKILL" in json.dumps(model.messages)
     assert completed.exit_code == 0

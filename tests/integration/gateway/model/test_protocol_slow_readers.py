@@ -37,7 +37,7 @@ async def stream(_, writer):
     writer.write(sse(DELTA) + b"0\r\n\r\n")
 
 
-async def document(_, writer):
+async def respond_with_json(_, writer):
     usage = {"input_tokens": 1000, "output_tokens": 1000}
     body = json.dumps({"model": "claude-haiku-4-5", "content": "x" * 3 * MEBIBYTE, "usage": usage}).encode()
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -57,7 +57,7 @@ async def client_with_request(served: ServedGateway) -> socket.socket:
     return client
 
 
-@pytest.mark.parametrize("script", [stream, document])
+@pytest.mark.parametrize("script", [stream, respond_with_json])
 def test_unread_response_is_metered_to_its_end(monkeypatch, script):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.2)
 

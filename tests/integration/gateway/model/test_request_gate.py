@@ -35,8 +35,8 @@ def respond_with(**usage):
     return script
 
 
-def usd(budget):
-    return GatewayRules(budget=Budget(usd=budget))
+def rules_with_budget(usd):
+    return GatewayRules(budget=Budget(usd=usd))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
 
         async with (
             scripted_upstream(respond_while_another_request_waits) as upstream,
-            served_gateway(upstream.base_url, usd(budget)) as served,
+            served_gateway(upstream.base_url, rules_with_budget(budget)) as served,
         ):
             first, waiting = await served.connect(), await served.connect()
             first.send_request(REQUEST)
@@ -99,7 +99,7 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
     run(scenario)
 
 
-@pytest.mark.parametrize("rules", [GatewayRules(), usd(100)])
+@pytest.mark.parametrize("rules", [GatewayRules(), rules_with_budget(100)])
 def test_request_may_wait_longer_for_a_connection_than_for_its_head(monkeypatch, rules):
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
@@ -133,7 +133,10 @@ def test_request_that_waits_for_a_connection_at_shutdown_costs_nothing(monkeypat
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 0.01)
 
     async def scenario():
-        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(100)) as served:
+        async with (
+            scripted_upstream(respond_with()) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(100)) as served,
+        ):
             first, waiting = await served.connect(), await served.connect()
             first.send_request(REQUEST)
             assert (await first.read_response())[0] == 200
@@ -161,7 +164,7 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
 
         async with (
             scripted_upstream(respond_in_two_parts) as upstream,
-            served_gateway(upstream.base_url, usd(0.006)) as served,
+            served_gateway(upstream.base_url, rules_with_budget(0.006)) as served,
         ):
             client = await served.connect()
             client.send_request(REQUEST)
@@ -186,7 +189,10 @@ def test_disconnected_client_is_charged_for_the_full_response(disconnects):
             head = HEAD + chunk(start) if disconnects == "before the response" else b""
             writer.write(head + chunk(delta) + chunk(stop) + b"0\r\n\r\n")
 
-        async with scripted_upstream(slow) as upstream, served_gateway(upstream.base_url, usd(0.006)) as served:
+        async with (
+            scripted_upstream(slow) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(0.006)) as served,
+        ):
             client = await served.connect()
             client.send_request(REQUEST)
             await wait_until(lambda: bool(upstream.requests))
@@ -226,7 +232,7 @@ def test_model_without_a_price_is_refused_only_with_a_usd_budget():
     async def scenario():
         request = b'{"model":"unknown-model","messages":[]}'
         async with scripted_upstream(respond_with(model="unknown-model")) as upstream:
-            async with served_gateway(upstream.base_url, usd(1.0)) as served:
+            async with served_gateway(upstream.base_url, rules_with_budget(1.0)) as served:
                 client = await served.connect()
                 client.send_request(request)
                 status, kind, message = await client.read_error()
@@ -247,7 +253,10 @@ def test_model_without_a_price_is_refused_only_with_a_usd_budget():
 def test_response_of_a_model_without_a_price_exhausts_the_budget():
     async def scenario():
         script = respond_with(model="another")
-        async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
+        async with (
+            scripted_upstream(script) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(1.0)) as served,
+        ):
             client = await served.connect()
             client.send_request(REQUEST)
             assert (await client.read_response())[0] == 200
@@ -265,7 +274,10 @@ def test_count_tokens_is_free_and_needs_no_price():
         )
 
     async def scenario():
-        async with scripted_upstream(count) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
+        async with (
+            scripted_upstream(count) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(1.0)) as served,
+        ):
             client = await served.connect()
             client.send_request(b'{"model":"unknown-model"}', target="/v1/messages/count_tokens")
             assert (await client.read_response())[0] == 200
@@ -277,7 +289,10 @@ def test_count_tokens_is_free_and_needs_no_price():
 def test_buffered_body_is_forwarded_byte_identical():
     async def scenario():
         body = b'{"model":"claude-haiku-4-5","padding":"' + b"x" * 3_000_000 + b'"}'
-        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
+        async with (
+            scripted_upstream(respond_with()) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(1.0)) as served,
+        ):
             client = await served.connect()
             client.send_request(body)
             assert (await client.read_response())[0] == 200
@@ -290,7 +305,10 @@ def test_buffered_bodies_are_limited_in_total_and_released(monkeypatch):
     monkeypatch.setattr(request_gate, "BUFFERED_BYTES_MAX", 100_000)
 
     async def scenario():
-        async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
+        async with (
+            scripted_upstream(respond_with()) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(1.0)) as served,
+        ):
             slow = await served.connect()
             head = (
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"

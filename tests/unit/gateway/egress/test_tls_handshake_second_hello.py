@@ -174,7 +174,7 @@ def test_real_handshake_passes_with_or_without_a_hello_retry_request(curve):
     server = server_context.wrap_bio(to_server, from_server, server_side=True)
     handshake, stream_filter, hellos = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None, 0
     for _ in range(6):
-        step(client)
+        continue_handshake(client)
         data = from_client.read()
         hellos += data[:1] == b"\x16" or b"\x14\3\3\0\1\1\x16" in data
         if stream_filter is None and data:
@@ -185,7 +185,7 @@ def test_real_handshake_passes_with_or_without_a_hello_retry_request(curve):
             data = stream_filter.client_data_received(data)
         assert isinstance(data, bytes)
         to_server.write(data)
-        step(server)
+        continue_handshake(server)
         to_client.write(from_server.read())
     assert client.version() == server.version() == "TLSv1.3"
     assert hellos == (1 if curve is None else 2)
@@ -194,6 +194,6 @@ def test_real_handshake_passes_with_or_without_a_hello_retry_request(curve):
     assert server.read(10) == b"hello"
 
 
-def step(side):
+def continue_handshake(side):
     with suppress(ssl.SSLWantReadError):
         side.do_handshake()
