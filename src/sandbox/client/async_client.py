@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -158,9 +159,14 @@ class AsyncClient:
         """Accept and start tasks again."""
         return await self._request(requests.undo_drain())
 
-    async def draining(self) -> Draining:
+    async def drain_status(self) -> Draining:
         """Return whether the server is draining, and the drain's progress."""
-        return await self._request(requests.draining())
+        return await self._request(requests.drain_status())
+
+    async def draining(self) -> Draining:
+        """Deprecated: use `drain_status`."""
+        warnings.warn("AsyncClient.draining is deprecated; use drain_status.", DeprecationWarning, stacklevel=2)
+        return await self.drain_status()
 
     async def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,9 +157,14 @@ class Client:
         """Accept and start tasks again."""
         return self._request(requests.undo_drain())
 
-    def draining(self) -> Draining:
+    def drain_status(self) -> Draining:
         """Return whether the server is draining, and the drain's progress."""
-        return self._request(requests.draining())
+        return self._request(requests.drain_status())
+
+    def draining(self) -> Draining:
+        """Deprecated: use `drain_status`."""
+        warnings.warn("Client.draining is deprecated; use drain_status.", DeprecationWarning, stacklevel=2)
+        return self.drain_status()
 
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None

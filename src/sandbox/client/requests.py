@@ -182,7 +182,7 @@ def undo_drain() -> Request[Draining]:
     return Request("DELETE", "/admin/drain", Draining, ("draining",))
 
 
-def draining() -> Request[Draining]:
+def drain_status() -> Request[Draining]:
     """Read the progress of a drain."""
     return Request("GET", "/admin/drain", Draining, ("draining",))
 

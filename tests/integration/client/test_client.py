@@ -406,3 +406,11 @@ def test_rate_limit_error_has_retry_after_seconds(api, client):
     with pytest.raises(RateLimitError) as raised:
         client.tasks()
     assert raised.value.retry_after_seconds == 7
+
+
+def test_deprecated_method_returns_the_drain_status_and_warns(api, client):
+    body = {"draining": True, "since": "2026-01-29T00:00:00.000Z", "running": 1, "waiting": 2}
+    api.on("GET", "/admin/drain", json_response(body), json_response(body))
+    assert client.drain_status() == body
+    with pytest.warns(DeprecationWarning, match=r"Client\.draining is deprecated; use drain_status\."):
+        assert client.draining() == body

@@ -73,7 +73,7 @@ def _wait_until_drained(client: Client, status: Draining, timeout_seconds: int |
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while status["running"] and (deadline is None or time.monotonic() < deadline):
         time.sleep(_POLL_SECONDS)
-        status = client.draining()
+        status = client.drain_status()
     return status
 
 
