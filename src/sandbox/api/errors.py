@@ -26,7 +26,7 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.errors import InvalidManifestError
-from sandbox.model.wire.bodies import DetailBody, ProblemExtensions
+from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
 from sandbox.model.wire.events import format_timestamp
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
@@ -131,7 +131,7 @@ def retry_after_header(seconds: int | None) -> dict[str, str]:
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 
-def _details(error: SandboxError) -> list[DetailBody] | None:
+def _details(error: SandboxError) -> list[FieldErrorBody] | None:
     match error:
         case InvalidManifestError():
             return [_detail(each.field, each.rule, each.message, each.line, each.column) for each in error.errors]
@@ -206,13 +206,13 @@ async def _invalid_parameters(connection: HTTPConnection, error: RequestValidati
     return problem_response(connection, 400, "invalid_parameter", message, details=details)
 
 
-def _parameter_detail(error: dict[str, Any]) -> DetailBody:
+def _parameter_detail(error: dict[str, Any]) -> FieldErrorBody:
     kind: str = error["type"]
     rule = _RULE_BY_ERROR_TYPE.get(kind) or ("range" if any(mark in kind for mark in _RANGE_ERROR_TYPES) else "type")
     return _detail(".".join(str(part) for part in error["loc"][1:]), rule, error["msg"])
 
 
-def _detail(field: str, rule: str, message: str, line: int | None = None, column: int | None = None) -> DetailBody:
+def _detail(field: str, rule: str, message: str, line: int | None = None, column: int | None = None) -> FieldErrorBody:
     return {"field": field, "rule": rule, "message": message, "line": line, "column": column}
 
 

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from sandbox.api.middleware.response_headers import get_request_id
-from sandbox.model.wire.bodies import DetailBody, ProblemBody, ProblemExtensions
+from sandbox.model.wire.bodies import FieldErrorBody, ProblemBody, ProblemExtensions
 
 BodyT = TypeVar("BodyT")
 
@@ -60,7 +60,7 @@ def problem_response(
     code: str,
     message: str,
     *,
-    details: list[DetailBody] | None = None,
+    details: list[FieldErrorBody] | None = None,
     extensions: ProblemExtensions | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:

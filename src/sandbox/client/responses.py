@@ -34,7 +34,7 @@ Draining = bodies.DrainBody
 Pruned = bodies.PrunedBody
 PrunedTask = bodies.PrunedTaskBody
 
-FieldError = bodies.DetailBody
+FieldError = bodies.FieldErrorBody
 ExistingTask = bodies.ExistingTaskBody
 
 FileEdit = event_bodies.FileEditBody

@@ -18,7 +18,7 @@ NAMES = {
     "Draining": "DrainBody",
     "ExistingTask": "ExistingTaskBody",
     "Failure": "FailureBody",
-    "FieldError": "DetailBody",
+    "FieldError": "FieldErrorBody",
     "FileEdit": "FileEditBody",
     "Health": "HealthBody",
     "Links": "LinksBody",

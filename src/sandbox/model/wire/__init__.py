@@ -1,1 +1,1 @@
-"""Events in the form that clients receive."""
+"""Bodies of requests and responses, and events, as clients send and receive them."""

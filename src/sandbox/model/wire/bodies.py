@@ -444,7 +444,7 @@ class DrainBody(TypedDict):
     """Number of tasks that start once the drain is undone."""
 
 
-class DetailBody(TypedDict):
+class FieldErrorBody(TypedDict):
     """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
 
     field: str
@@ -496,7 +496,7 @@ class ProblemBody(ProblemExtensions):
     """A code of docs/errors.md, for programs."""
     message: str
     """Human-readable cause and remedy."""
-    details: list[DetailBody] | None
+    details: list[FieldErrorBody] | None
     """Every error in the request, for `invalid_manifest` and `invalid_parameter`."""
     request_id: str
     """Id of the request in the server's log."""
