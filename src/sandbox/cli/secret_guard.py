@@ -11,7 +11,7 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.text import escape_name
 
 if TYPE_CHECKING:
-    from sandbox.client.responses import Artifact
+    from sandbox.client.response_types import Artifact
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 

@@ -19,7 +19,7 @@ from sandbox.cli.overrides import Override, OverrideError
 
 if TYPE_CHECKING:
     from sandbox.client import Client, DuplicateTaskIdError
-    from sandbox.client.responses import Submitted, Task
+    from sandbox.client.response_types import Submitted, Task
 
 
 def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:

@@ -36,7 +36,7 @@ from sandbox.client.errors import (
     UnexpectedResponseError,
     UnreachableError,
 )
-from sandbox.client.responses import (
+from sandbox.client.response_types import (
     Artifact,
     ArtifactList,
     Cancellation,

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sandbox.client.responses import ExistingTask, FieldError
+from sandbox.client.response_types import ExistingTask, FieldError
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DEFAULT_SERVER
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sandbox.client.responses import (
+from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
     Checked,

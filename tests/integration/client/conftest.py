@@ -7,7 +7,7 @@ import pytest
 
 from doubles.fake_api import FakeApi
 from doubles.sample_task import TASK_ID, task_status
-from sandbox.client import AsyncClient, Client, operations
+from sandbox.client import AsyncClient, Client, retried_operations
 
 
 class BlockingAsyncClient:
@@ -52,7 +52,7 @@ def api():
 @pytest.fixture(params=[Client, BlockingAsyncClient], ids=["Client", "AsyncClient"])
 def client_class(request, monkeypatch):
     """The class of the synchronous or the asynchronous client."""
-    monkeypatch.setattr(operations, "DELAYS_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr(retried_operations, "DELAYS_SECONDS", (0.01,) * 5)
     return request.param
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.client import Client
-    from sandbox.client.responses import Artifact
+    from sandbox.client.response_types import Artifact
 
 
 def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sandbox.client import Client
-    from sandbox.client.responses import Draining
+    from sandbox.client.response_types import Draining
 
 _POLL_SECONDS = 0.5
 

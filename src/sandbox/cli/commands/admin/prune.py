@@ -16,7 +16,7 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandbox.client.responses import Pruned, PrunedTask
+    from sandbox.client.response_types import Pruned, PrunedTask
 
 
 def _parse_age_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from sandbox.client import Artifact, AsyncClient
-from sandbox.client.responses import TaskSummary
+from sandbox.client.response_types import TaskSummary
 from sandbox.model.task_state import FINAL_STATES
 
 RESPONSE_CHARACTERS_MAX = 40_000

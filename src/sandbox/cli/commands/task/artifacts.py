@@ -15,7 +15,7 @@ from sandbox.model.formatting import format_size
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sandbox.client.responses import Artifact
+    from sandbox.client.response_types import Artifact
 
 
 @click.command()

@@ -14,7 +14,7 @@ from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-    from sandbox.client.responses import Task
+    from sandbox.client.response_types import Task
 
 
 @click.command()

@@ -22,7 +22,7 @@ from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
-    from sandbox.client.responses import Artifact
+    from sandbox.client.response_types import Artifact
 
 
 @click.command(epilog="Every file is verified by its SHA-256 and written atomically.")

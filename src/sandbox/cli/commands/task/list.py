@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from sandbox.client import Client
-    from sandbox.client.responses import TaskPage, TaskSummary
+    from sandbox.client.response_types import TaskPage, TaskSummary
 
 PAGE_TASKS_MAX = 1000
 SORTS = ("created_at", "started_at", "state_changed_at", "name")

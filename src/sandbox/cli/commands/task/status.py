@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.client import Client
-    from sandbox.client.responses import Task
+    from sandbox.client.response_types import Task
 
 
 _STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Created"})

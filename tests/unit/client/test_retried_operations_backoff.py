@@ -3,7 +3,7 @@
 import pytest
 
 from sandbox.client import NotFoundError, RateLimitError, UnreachableError
-from sandbox.client.operations import DELAYS_SECONDS, RETRY_AFTER_SECONDS_MAX, Backoff
+from sandbox.client.retried_operations import DELAYS_SECONDS, RETRY_AFTER_SECONDS_MAX, Backoff
 
 UNREACHABLE = UnreachableError("The connection broke.")
 

@@ -1,4 +1,4 @@
-"""Operations that take more than one request: submit with retries, wait for the end, follow a stream.
+"""Operations that are retried over several requests: submit, wait for the end, follow a stream.
 
 Nothing here performs I/O or sleeps. An operation yields the next step and receives its response or its exception;
 `client.py` and `async_client.py` execute the steps.
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from sandbox.client import requests
 from sandbox.client.errors import ClientError, UnreachableError
 from sandbox.client.requests import Request
-from sandbox.client.responses import Submitted, Task
+from sandbox.client.response_types import Submitted, Task
 from sandbox.client.sse import SseParser
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import Event

@@ -5,7 +5,7 @@ from typing import is_typeddict
 import pytest
 
 import sandbox.client
-from sandbox.client import responses
+from sandbox.client import response_types
 from sandbox.model.wire import bodies, event_bodies
 
 NAMES = {
@@ -40,9 +40,9 @@ NAMES = {
 @pytest.mark.parametrize(("name", "body"), NAMES.items())
 def test_public_type_name_is_unchanged(name, body):
     declared = getattr(event_bodies, body, None) or getattr(bodies, body)
-    assert getattr(responses, name) is declared
+    assert getattr(response_types, name) is declared
     assert getattr(sandbox.client, name, declared) is declared
 
 
 def test_every_public_type_is_listed():
-    assert {name for name, kind in vars(responses).items() if is_typeddict(kind)} == set(NAMES)
+    assert {name for name, kind in vars(response_types).items() if is_typeddict(kind)} == set(NAMES)
