@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
-from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import stderr_console
-from sandbox.cli.output.formatting import pluralize
-from sandbox.cli.output.patch import (
+from sandbox.cli.checkout.patch import (
     applied_message,
     colorize,
     fetch_patch,
@@ -25,6 +20,11 @@ from sandbox.cli.output.patch import (
     print_changed_files,
     print_omissions,
 )
+from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.options import CliOptions
+from sandbox.cli.output.console import stderr_console
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.checkout.patch import applied_message, fetch_patch, print_changed_files, print_omissions
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch import applied_message, fetch_patch, print_changed_files, print_omissions
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from sandbox.cli.checkout.patch import colorize, fetch_patch, patch_lines
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch import colorize, fetch_patch, patch_lines
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 

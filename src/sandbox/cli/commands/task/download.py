@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.checkout.patch import patch_lines
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch import patch_lines
 from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.cli.secret_guard import allow_secrets_option, reject_secrets
 from sandbox.model.formatting import format_size

@@ -13,7 +13,7 @@ from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_lines import parse_log_events
+from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
 from sandbox.model.formatting import format_cost
 from sandbox.model.task_state import FINAL_STATES
