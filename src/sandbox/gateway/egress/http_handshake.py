@@ -4,9 +4,9 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http
+from sandbox.gateway import http_messages
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel, denial_message, normalize_host
-from sandbox.gateway.http import HostPort, parse_authority
+from sandbox.gateway.http_messages import HostPort, parse_authority
 from sandbox.gateway.model.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
@@ -20,7 +20,7 @@ class HttpHandshake:
         self._name = name
         self._address = address
         self._port = port
-        self._client_side = http.client_side()
+        self._client_side = http_messages.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -61,7 +61,9 @@ class HttpHandshake:
         return None
 
     def _deny(self, host: str, port: int, reason: str, method: bytes = b"", status: int = 403) -> Denial:
-        response = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
+        response = http_messages.plain_text_error(status, denial_message(host, port, reason)).encode(
+            self._client_side, method
+        )
         return Denial(host, port, reason, response)
 
 
@@ -74,7 +76,7 @@ class SingleRequestFilter:
     def __init__(self, client_side: h11.Connection, request: h11.Request, authority: HostPort) -> None:
         self._client_side = client_side
         self._authority = authority
-        self._upstream_side = http.upstream_side()
+        self._upstream_side = http_messages.upstream_side()
         self._head = self._upstream_side.send(request) or b""
         self.is_done = False
 
@@ -118,18 +120,18 @@ def open_single_request_tunnel(
     """Return a tunnel to `authority` for a request that the policy allows, or a denial if the request is ambiguous."""
     reason = _ambiguity(request)
     if reason is not None:
-        response = http.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
+        response = http_messages.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
             client_side, request.method
         )
         return Denial(authority.host, authority.port, reason, response)
 
     def unreachable_response(status: int, message: str) -> bytes:
-        return http.plain_text_error(status, message).encode(client_side, request.method)
+        return http_messages.plain_text_error(status, message).encode(client_side, request.method)
 
     return Tunnel(
         authority.host,
         authority.port,
-        SingleRequestFilter(client_side, http.forwarded_single_request(request, target), authority),
+        SingleRequestFilter(client_side, http_messages.forwarded_single_request(request, target), authority),
         unreachable_response=unreachable_response,
     )
 

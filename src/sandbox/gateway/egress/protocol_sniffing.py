@@ -13,7 +13,7 @@ from sandbox.gateway.egress.client_hello import ClientHelloSearch
 from sandbox.gateway.egress.http_handshake import HttpHandshake
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Handshake, InspectingFilter, Tunnel, normalize_host
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
-from sandbox.gateway.http import parse_authority
+from sandbox.gateway.http_messages import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"

@@ -4,7 +4,7 @@ from typing import Any
 
 import h11
 
-from sandbox.gateway import http
+from sandbox.gateway import http_messages
 from sandbox.gateway.egress.http_handshake import HttpHandshake, open_single_request_tunnel
 from sandbox.gateway.egress.policy import (
     HTTP_PORT,
@@ -19,7 +19,7 @@ from sandbox.gateway.egress.policy import (
 )
 from sandbox.gateway.egress.protocol_sniffing import SniffingHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
-from sandbox.gateway.http import HostPort, parse_absolute_form, parse_authority
+from sandbox.gateway.http_messages import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -30,7 +30,7 @@ class ProxyHandshake:
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
         self._target = HostPort("proxy", port)
-        self._client_side = http.client_side()
+        self._client_side = http_messages.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a complete request head and check it."""
@@ -45,7 +45,7 @@ class ProxyHandshake:
 
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         target = parse_authority(request.target, default_port=HTTPS_PORT)
-        if target is None or http.has_body(request):
+        if target is None or http_messages.has_body(request):
             return self._deny("A CONNECT request must have a host and a port, and must not have a body.", status=400)
         self._target = target
         reason = self._policy.deny_reason(target.host, target.port)
@@ -57,7 +57,7 @@ class ProxyHandshake:
             target.port,
             InspectingFilter(inner_handshake, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
-            unreachable_response=lambda status, message: http.plain_text_error(status, message).encode(
+            unreachable_response=lambda status, message: http_messages.plain_text_error(status, message).encode(
                 self._client_side
             ),
         )
@@ -90,5 +90,7 @@ class ProxyHandshake:
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port
-        response = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
+        response = http_messages.plain_text_error(status, denial_message(host, port, reason)).encode(
+            self._client_side, method
+        )
         return Denial(host, port, reason, response)

@@ -11,7 +11,7 @@ from typing import Any
 import h11
 import msgspec
 
-from sandbox.gateway import http
+from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model.dialer import KeyRedactor, Upstream
@@ -107,7 +107,7 @@ class ModelProtocol:
         self._upstream = upstream
         self._reporter = reporter
         self._port = port
-        self._client_side = http.client_side()
+        self._client_side = http_messages.client_side()
         self._upstream_side: h11.Connection | None = None
         self._pending: _PendingRequest | None = None
         self._inflight: InflightRequest | None = None
@@ -273,11 +273,13 @@ class ModelProtocol:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, KeyRedactor(self._upstream.key), cost_bound)
         if self._upstream_side is None:
-            self._upstream_side = http.upstream_side()
+            self._upstream_side = http_messages.upstream_side()
             effects.dial = True
         else:
             self._mark_sent()
-        forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, self._dialect, body)
+        forwarded, dropped = http_messages.forwarded_request(
+            request, allowed.target, self._upstream, self._dialect, body
+        )
         self._reporter.report_dropped_headers(dropped)
         self._send_to_upstream(effects, forwarded)
 
@@ -343,7 +345,7 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # Close after a malformed or too large request, to read no more of it than necessary.
         is_last = rejected.status in (400, 413)
-        response = http.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
+        response = http_messages.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
@@ -353,7 +355,7 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = http.model_error(self._dialect, error.error_status_hint, message, should_close=True)
+            response = http_messages.model_error(self._dialect, error.error_status_hint, message, should_close=True)
             effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
@@ -391,8 +393,8 @@ class ModelProtocol:
             return
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
-            inflight.meter = inflight.dialect.create_meter(http.header(response.headers, b"content-type"))
-        self._send_to_client(effects, http.forwarded_response(response, inflight.redactor))
+            inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
+        self._send_to_client(effects, http_messages.forwarded_response(response, inflight.redactor))
 
     def _finish_response(self, effects: Effects) -> None:
         self._send_to_client(effects, h11.EndOfMessage())
@@ -423,7 +425,7 @@ class ModelProtocol:
             return
         self._charge_usage()
         self._close_upstream(effects)
-        effects.to_client += http.model_error(self._dialect, rejected.status, rejected.message).encode(
+        effects.to_client += http_messages.model_error(self._dialect, rejected.status, rejected.message).encode(
             self._client_side
         )
         self._has_responded = True
