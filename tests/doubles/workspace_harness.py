@@ -15,7 +15,7 @@ from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
 from sandbox.interfaces.workspace import FindSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
-from sandbox.runtimes import disk_layout
+from sandbox.runtimes import disk_ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.git.host_process import NoConfinement
@@ -181,7 +181,7 @@ class WorkspaceHarness:
         repository = Repository(url=url, branch=branch, **repository_fields)
         base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
-            disk_layout.restore_ownership(str(self.workspace))
+            disk_ownership.restore_ownership(str(self.workspace))
         return base
 
     def patch(self, base_commit: str) -> bytes:

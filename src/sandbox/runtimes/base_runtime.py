@@ -17,10 +17,10 @@ from typing import Protocol
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import disk_layout, processes
+from sandbox.runtimes import disk_ownership, processes
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
-from sandbox.runtimes.disk_layout import chown_disk, create_disk_directories, restore_disk_ownership
+from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
@@ -341,7 +341,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
         group.add(launcher_pid)
     if uid is not None:
         for directory in directories:
-            disk_layout.chown_tree(str(directory), uid)
+            disk_ownership.chown_tree(str(directory), uid)
 
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:

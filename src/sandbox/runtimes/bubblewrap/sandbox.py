@@ -15,7 +15,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes import bwrap, launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
-from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter

@@ -14,7 +14,7 @@ import msgspec
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
-from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs

@@ -8,7 +8,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
-from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.gvisor.bundle import staged_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher

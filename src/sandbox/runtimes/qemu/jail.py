@@ -16,7 +16,7 @@ import msgspec
 from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
-from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits

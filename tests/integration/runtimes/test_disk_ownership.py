@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes import disk_layout
+from sandbox.runtimes import disk_ownership
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root changes owners")
 
@@ -20,7 +20,7 @@ def disk(tmp_path):
     """An empty disk."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    disk_layout.create_disk_directories(directory)
+    disk_ownership.create_disk_directories(directory)
     return directory
 
 
@@ -44,12 +44,12 @@ def peak_bytes(work):
 def test_owner_change_of_a_wide_directory_uses_little_memory():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # on a disk the removal may take a minute
         disk = Path(name)
-        disk_layout.create_disk_directories(disk)
+        disk_ownership.create_disk_directories(disk)
         fill_with_wide_directory(disk / "home")
 
-        assert peak_bytes(lambda: disk_layout.chown_disk(disk, UID, was_used=True)) < 2_000_000
+        assert peak_bytes(lambda: disk_ownership.chown_disk(disk, UID, was_used=True)) < 2_000_000
         assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {UID}
-        assert peak_bytes(lambda: disk_layout.restore_disk_ownership(disk)) < 2_000_000
+        assert peak_bytes(lambda: disk_ownership.restore_disk_ownership(disk)) < 2_000_000
         assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {0}
 
 
@@ -65,10 +65,10 @@ def test_owner_change_affects_every_file_and_follows_no_link(disk, tmp_path, was
     (disk / "tmp" / "dangling").symlink_to("nowhere")
     inside = [inner, inner.parent, *inner.iterdir(), *(disk / name for name in ("home", "tmp", "tmp/dangling"))]
 
-    disk_layout.chown_disk(disk, UID, was_used=was_used)
+    disk_ownership.chown_disk(disk, UID, was_used=was_used)
     assert {path.lstat().st_uid for path in inside} == {UID}
 
-    disk_layout.restore_disk_ownership(disk)
+    disk_ownership.restore_disk_ownership(disk)
     assert {path.lstat().st_uid for path in inside} == {0}
     assert {path.stat().st_uid for path in (outside, outside / "file")} == {0}
 
@@ -78,14 +78,14 @@ def test_hard_links_are_refused_until_a_sandbox_has_used_the_disk(disk):
     (disk / "workspace" / "same").hardlink_to(disk / "workspace" / "file")
 
     with pytest.raises(AttemptError, match="hard link"):
-        disk_layout.chown_disk(disk, UID)
-    disk_layout.chown_disk(disk, UID, was_used=True)
+        disk_ownership.chown_disk(disk, UID)
+    disk_ownership.chown_disk(disk, UID, was_used=True)
 
     assert (disk / "workspace" / "file").stat().st_uid == UID
 
 
 def test_disk_without_directories_is_left_unchanged(tmp_path):
-    disk_layout.restore_disk_ownership(tmp_path)
+    disk_ownership.restore_disk_ownership(tmp_path)
 
 
 def test_link_in_place_of_a_directory_is_refused(disk, tmp_path):
@@ -93,4 +93,4 @@ def test_link_in_place_of_a_directory_is_refused(disk, tmp_path):
     (disk / "home").symlink_to(tmp_path)
 
     with pytest.raises(OSError, match="Not a directory"):
-        disk_layout.restore_disk_ownership(disk)
+        disk_ownership.restore_disk_ownership(disk)

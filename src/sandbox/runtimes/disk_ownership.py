@@ -1,4 +1,4 @@
-"""The directories of an attempt's disk: creates them, chowns them to the sandbox's uid and restores ownership."""
+"""Creates the directories of an attempt's disk, changes their owner to the sandbox's uid and restores it."""
 
 import os
 import stat
