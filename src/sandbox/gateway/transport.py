@@ -5,6 +5,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
 
 from sandbox.gateway.limits import (
@@ -13,6 +14,8 @@ from sandbox.gateway.limits import (
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
 )
+
+Address = IPv4Address | IPv6Address
 
 READ_BYTES = 16 * 1024
 """Read size. Even data that is costly to parse, such as a thousand one-byte chunks, is then parsed quickly."""
@@ -27,6 +30,12 @@ _READ_AHEAD_BYTES = 1
 """No read-ahead: the kernel merges small segments, and a waiting connection uses no user-space buffer."""
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+
+
+def unmap_ipv4(address: Address) -> Address:
+    """Return the IPv4 address of an IPv4-mapped IPv6 address; return any other address unchanged."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 class Stream:

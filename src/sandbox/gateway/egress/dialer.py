@@ -6,13 +6,11 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 from sandbox.gateway import limits
-from sandbox.gateway.transport import ConnectionRateLimiter, FullSizeBufferLimit, Stream
+from sandbox.gateway.transport import Address, ConnectionRateLimiter, FullSizeBufferLimit, Stream, unmap_ipv4
 from sandbox.system.daemon_thread import run_in_daemon_thread
-
-Address = IPv4Address | IPv6Address
 
 _NOT_GLOBAL_V4 = [
     IPv4Network(block)
@@ -46,12 +44,6 @@ _NOT_GLOBAL_V6 = [
         "3fff::/20",  # documentation
     )
 ]
-
-
-def unmap_ipv4(address: Address) -> Address:
-    """Return the IPv4 address of an IPv4-mapped IPv6 address; return any other address unchanged."""
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
 
 
 def is_global(address: Address) -> bool:

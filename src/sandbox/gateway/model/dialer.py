@@ -9,8 +9,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
-from sandbox.gateway.egress.dialer import Address, unmap_ipv4
-from sandbox.gateway.transport import ConnectionRateLimiter, FullSizeBufferLimit, Stream, limit_buffers
+from sandbox.gateway.transport import (
+    Address,
+    ConnectionRateLimiter,
+    FullSizeBufferLimit,
+    Stream,
+    limit_buffers,
+    unmap_ipv4,
+)
 from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 
 if TYPE_CHECKING:

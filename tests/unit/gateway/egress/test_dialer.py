@@ -4,7 +4,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from sandbox.gateway.egress.dialer import is_global, unmap_ipv4
+from sandbox.gateway.egress.dialer import is_global
+from sandbox.gateway.transport import unmap_ipv4
 
 
 @pytest.mark.parametrize(
