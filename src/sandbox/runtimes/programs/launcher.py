@@ -209,18 +209,18 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 
 
 def stage_overlay(path: str, source: str, parent: int, name: str) -> bool:
-    """Stage a read-only view of the path at STAGING_DIRECTORY/NAME; for a file, from a view of its directory.
+    """Stage a read-only overlay of the path at STAGING_DIRECTORY/NAME; for a file, from an overlay of its directory.
 
-    source: another path of the same file. parent: descriptor of its directory. Returns False if a view is not possible.
+    source: another path of the same file. parent: descriptor of its directory. Returns False if that is impossible.
     """
     target = f"{STAGING_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
         return not _has_mounts_below(path) and _mount_overlay(source, target)
     # An ordinary user's overlay opens files as that user, who may be allowed to execute but not to read them.
-    view = f"{STAGING_DIRECTORY}/overlays/{name}"
-    if not os.access(source, os.R_OK) or not _mount_overlay(f"/proc/self/fd/{parent}", view):
+    overlay = f"{STAGING_DIRECTORY}/overlays/{name}"
+    if not os.access(source, os.R_OK) or not _mount_overlay(f"/proc/self/fd/{parent}", overlay):
         return False
-    file = f"{view}/{os.path.basename(path)}"  # noqa: PTH119
+    file = f"{overlay}/{os.path.basename(path)}"  # noqa: PTH119
     if not _is_same_inode(file, source):
         return False
     _bind(file, target, is_read_only=True)
@@ -240,7 +240,7 @@ def _has_mounts_below(directory: str) -> bool:
 
 
 def _mount_overlay(directory: str, target: str) -> bool:
-    """Mount a read-only view with separate inodes, so file locks and inotify watches are separate too.
+    """Mount a read-only overlay with separate inodes, so file locks and inotify watches are separate too.
 
     Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
     """
