@@ -298,7 +298,7 @@ class HostIdentity(NamedTuple):
     name: str
     boot_id: str
 
-    def attempt_started(self, attempt_id: str, runtime: str, *, number: int, resumes: bool) -> AttemptStarted:
+    def attempt_started_event(self, attempt_id: str, runtime: str, *, number: int, resumes: bool) -> AttemptStarted:
         """Return the event that records the intent to run an attempt on this host."""
         return AttemptStarted(attempt_id, runtime, self.name, self.boot_id, number=number, resumes=resumes)
 

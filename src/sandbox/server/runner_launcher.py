@@ -76,7 +76,7 @@ class RunnerLauncher:
             await asyncio.to_thread(recorder.record, TaskFinished())
             return Orphaned()
         if isinstance(resolved, Failure):
-            await asyncio.to_thread(finalize, recorder, resolved)
+            await asyncio.to_thread(end_without_follow_up, recorder, resolved)
             return Orphaned()
         return await self._start_attempt(recorder, resolved)
 
@@ -152,7 +152,9 @@ class RunnerLauncher:
 
 def _next_attempt(task: Task, prober: RuntimeProber) -> AttemptStarted:
     number, resumes = task.attempt_count + 1, resumes_disk(task)
-    return prober.host.identity.attempt_started(new_attempt_id(), prober.result.runtime, number=number, resumes=resumes)
+    return prober.host.identity.attempt_started_event(
+        new_attempt_id(), prober.result.runtime, number=number, resumes=resumes
+    )
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
@@ -162,12 +164,12 @@ def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
     attempts and finalizes the task.
     """
     if is_first:
-        finalize(recorder, failure)
+        end_without_follow_up(recorder, failure)
     else:
         recorder.record(AttemptFailed(failure))
 
 
-def finalize(recorder: Recorder, failure: Failure) -> None:
+def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
     """End the task without another attempt, because parts of the last one may still be running.
 
     An outcome that is complete and collected stays; otherwise the task fails.

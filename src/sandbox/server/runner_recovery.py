@@ -16,7 +16,7 @@ from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.placements import Placements, locate
-from sandbox.server.runner_launcher import RunnerLauncher, finalize
+from sandbox.server.runner_launcher import RunnerLauncher, end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -151,7 +151,7 @@ def _finalize_lost(recorder: Recorder, tracked: TrackedTask) -> None:
     if recorder.task.needs_only_teardown and not tracked.finishers.has_reported_leftovers:
         recorder.record(ErrorReported("teardown_failed", _CLEANUP_FAILED_MESSAGE))
         tracked.finishers.record_leftovers_report()
-    finalize(recorder, _COLLECT_FAILED if recorder.task.agent_has_exited else _RUNNER_LOST)
+    end_without_follow_up(recorder, _COLLECT_FAILED if recorder.task.agent_has_exited else _RUNNER_LOST)
 
 
 @dataclass(slots=True)

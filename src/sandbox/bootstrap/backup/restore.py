@@ -29,7 +29,7 @@ from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind
-from sandbox.server.runner_launcher import finalize
+from sandbox.server.runner_launcher import end_without_follow_up
 from sandbox.system.files import fsync_path
 
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
@@ -239,7 +239,7 @@ def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError)
 def _end_task(journals: FileJournals, task: Task) -> None:
     recorder = journals.recorder(journals.open(task.id), task, SystemClock().now)
     try:
-        finalize(recorder, Failure(FailureCode.HOST_LOST, _HOST_LOST_MESSAGE))
+        end_without_follow_up(recorder, Failure(FailureCode.HOST_LOST, _HOST_LOST_MESSAGE))
     finally:
         recorder.writer.close()
 
