@@ -1,12 +1,24 @@
 """No sandbox can exhaust a kernel table that all sandboxes share with the host."""
 
 import asyncio
+import socket
+import struct
 from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import TIMEOUT_SECONDS, has_own_kernel, read_until, ready_sandbox, run_python
+from doubles.network_namespace import in_namespace
+from doubles.sandbox_lifecycle import (
+    TIMEOUT_SECONDS,
+    has_own_kernel,
+    new_attempt_id,
+    read_until,
+    ready_sandbox,
+    run_python,
+    sandbox_spec,
+)
 from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
+from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
@@ -87,3 +99,68 @@ def test_file_io_works_without_aio_contexts(runtime: Runtime, disk: Path):
         pytest.skip("contexts belong to the sandbox's kernel")
     result = run_python(runtime, disk, _AIO)
     assert result.output.split() == ["ENOSYS", "3"], result
+
+
+_CONNECTIONS = """
+import socket, struct, time
+server = socket.create_server(("", 7001))
+for number in range(20):
+    client = socket.create_connection((f"127.1.0.{number + 1}", 7001), source_address=(f"127.2.0.{number + 1}", 0))
+    accepted = server.accept()[0]
+    for _ in range(4):
+        client.sendall(b"x" * 1000); assert len(accepted.recv(1000, socket.MSG_WAITALL)) == 1000
+        accepted.sendall(b"y"); assert client.recv(1) == b"y"
+    client.close(); accepted.close()
+    with socket.socket() as client:
+        try: client.sendto(b"x", socket.MSG_FASTOPEN, (f"127.1.1.{number + 1}", 7001))
+        except OSError: continue  # Fast Open is not available
+        server.accept()[0].close()
+print("held", flush=True); time.sleep(600)
+"""
+
+
+def test_connections_leave_no_metrics_in_the_table_of_the_machine(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    if runtime.name == "qemu":
+        pytest.skip("sockets belong to the sandbox's kernel")
+    if "processes" not in limits:
+        pytest.skip("the sandbox's processes are found by its control group")
+    assert asyncio.run(_count_metrics_after(runtime, disk, _CONNECTIONS)) == 0
+
+
+async def _count_metrics_after(runtime: Runtime, disk: Path, source: str) -> int:
+    """The TCP metrics of the sandbox's network namespace after the program has printed `held`."""
+    attempt_id = new_attempt_id()
+    handle = runtime.prepare(attempt_id)
+    try:
+        sandbox = await runtime.create(handle, sandbox_spec(disk, attempt_id))
+        program = ["/usr/bin/python3", "-c", source]
+        output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+        await read_until(output, b"held")
+        pid = min(find_hierarchies().group(attempt_id).process_ids())
+        with in_namespace(f"/proc/{pid}/ns/net"):
+            return _count_tcp_metrics()
+    finally:
+        await runtime.destroy(handle, disk)
+
+
+_GENERIC, _GET_FAMILY, _GET_METRICS, _DUMP, _ERROR, _DONE = 16, 3, 1, 0x301, 2, 3
+
+
+def _count_tcp_metrics() -> int:
+    """The entries of this network namespace in the machine's table of TCP metrics (as `ip tcp_metrics show`)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _GENERIC) as netlink:
+        name = b"tcp_metrics\0"
+        request = struct.pack("=BBHHH", _GET_FAMILY, 1, 0, 4 + len(name), 2) + name
+        netlink.send(struct.pack("=IHHII", 16 + len(request), _GENERIC, 1, 0, 0) + request)
+        description = netlink.recv(65536)
+        (family,) = struct.unpack_from("=H", description, description.index(b"\x06\x00\x01\x00") + 4)
+        netlink.send(struct.pack("=IHHIIBBH", 20, family, _DUMP, 0, 0, _GET_METRICS, 1, 0))
+        kinds: list[int] = []
+        while not {_ERROR, _DONE} & set(kinds):
+            messages, at = netlink.recv(1 << 17), 0
+            while at < len(messages):
+                length, kind = struct.unpack_from("=IH", messages, at)
+                kinds.append(kind)
+                at += -(-length // 4) * 4
+        assert _ERROR not in kinds
+        return kinds.count(family)

@@ -43,14 +43,17 @@ NETWORK_SETTINGS = {
     "ipv4/tcp_rmem": "4096 32768 1048576",
     "ipv4/tcp_wmem": "4096 16384 1048576",
     "ipv4/tcp_max_tw_buckets": "16384",
+    "ipv4/tcp_no_metrics_save": "1",
+    "ipv4/tcp_fastopen": "0",
     "ipv4/igmp_max_memberships": "2",
     "core/optmem_max": "20480",
     "core/tstamp_allow_data": "0",
 }
-"""Settings of the sandbox's network namespace: bytes, except for connections in TIME_WAIT and memberships of a socket.
+"""Settings of the sandbox's network namespace: bytes, connections in TIME_WAIT, memberships of a socket, and switches.
 
-A connection that no program has accepted uses about the second number of tcp_rmem. tstamp_allow_data: sent data is not
-queued with its timestamp.
+A connection that no program has accepted uses about the second number of tcp_rmem. tcp_no_metrics_save, tcp_fastopen:
+connections leave no entries in the machine's table of TCP metrics. tstamp_allow_data: sent data is not queued with its
+timestamp.
 """
 
 HOST_PATH_KINDS = ("bind", "image", "overlay", "program")
