@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES_MAX = 358
+MODULES_MAX = 360
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
 PACKAGE_MODULES_MAX = 20

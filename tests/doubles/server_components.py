@@ -13,7 +13,7 @@ from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, Resources, RunnerUnreachableError
+from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import Retention, TaskServices
@@ -28,6 +28,7 @@ from sandbox.model.events import (
     TaskFinished,
     WorkspacePrepared,
 )
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder

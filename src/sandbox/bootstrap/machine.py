@@ -21,8 +21,9 @@ from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
-from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult, Resources
+from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
 from sandbox.journal.journals import FileJournals
+from sandbox.model.resources import Resources
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import LocalAttemptFiles, SocketLeftovers, probe_lock_async
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement

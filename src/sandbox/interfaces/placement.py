@@ -14,7 +14,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
-from sandbox.model.manifest.schema import Vm
+from sandbox.model.resources import Resources
 
 
 class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
@@ -224,8 +224,7 @@ class AttemptLocation(NamedTuple):
     @property
     def placement(self) -> str:
         """The name of the placement; empty for the server's own host."""
-        name, separator, _ = self.host.partition(":")
-        return name if separator else ""
+        return self.host.partition(":")[0] if ":" in self.host else ""
 
 
 class Leftover(NamedTuple):
@@ -301,51 +300,6 @@ class HostIdentity(NamedTuple):
     def attempt_started_event(self, attempt_id: str, runtime: str, *, number: int, resumes: bool) -> AttemptStarted:
         """Return the event that records the intent to run an attempt on this host."""
         return AttemptStarted(attempt_id, runtime, self.name, self.boot_id, number=number, resumes=resumes)
-
-
-class Resources(msgspec.Struct, frozen=True):
-    """CPUs, memory and disk, in total or of one task."""
-
-    cpus: int
-    memory_bytes: int
-    disk_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.cpus} CPUs, {format_gib(self.memory_bytes)} of memory and {format_gib(self.disk_bytes)} of disk"
-
-    @classmethod
-    def requested_by(cls, vm: Vm) -> "Resources":
-        """Return the resources that a manifest requests."""
-        return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
-
-    def fits_in(self, available: "Resources") -> bool:
-        """Whether all resources are available."""
-        return (
-            self.cpus <= available.cpus
-            and self.memory_bytes <= available.memory_bytes
-            and self.disk_bytes <= available.disk_bytes
-        )
-
-    def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
-        """Return the missing resources (human-readable); empty if all are available."""
-        shortfall = []
-        if self.cpus > available.cpus:
-            shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
-        for name, required, available_bytes in (
-            ("memory", self.memory_bytes, available.memory_bytes),
-            ("disk", self.disk_bytes, available.disk_bytes),
-        ):
-            if required > available_bytes:
-                shortfall.append(
-                    f"{format_gib(required)} of {name} ({format_gib(max(available_bytes, 0))} {qualifier})"
-                )
-        return shortfall
-
-
-def format_gib(byte_count: int) -> str:
-    """Return a size with three digits, such as `1.5 GiB`."""
-    gibibytes = byte_count / 1024**3
-    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
 
 
 class ProbeResult(msgspec.Struct, frozen=True):

@@ -12,6 +12,12 @@ def format_size(size_bytes: int) -> str:
     return f"{value:.0f} {_SIZE_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_SIZE_UNITS[unit]}"
 
 
+def format_gib(byte_count: int) -> str:
+    """Return a size with three digits, such as `1.5 GiB`."""
+    gibibytes = byte_count / 1024**3
+    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration: `12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`, `4 d 6 h`."""
     seconds = max(seconds, 0.0)

@@ -9,7 +9,6 @@ from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.placement import Resources
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.limits import (
     LAUNCH_SHUTDOWN_SECONDS,
@@ -18,6 +17,7 @@ from sandbox.model.limits import (
     RETRY_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runner_launcher import RunnerLauncher

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox.interfaces.placement import Resources, format_gib
 from sandbox.interfaces.tasks import Occupancy, UnavailableError
 from sandbox.model import limits
+from sandbox.model.formatting import format_gib
 from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Manifest, encode_manifest
+from sandbox.model.resources import Resources
 
 _DESCRIPTORS_SHARE = 4
 """At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""

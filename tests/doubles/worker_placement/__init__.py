@@ -21,11 +21,11 @@ from sandbox.interfaces.placement import (
     HostUnreachableError,
     LeftoverScan,
     ProbeResult,
-    Resources,
     RunnerNotStartedError,
 )
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
 from sandbox.model.events import Artifact
+from sandbox.model.resources import Resources
 from sandbox.placements.local.runner_client import RunnerClient
 
 NAME = "worker"

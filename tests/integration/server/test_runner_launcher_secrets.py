@@ -7,9 +7,10 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING, ServerComponents
-from sandbox.interfaces.placement import FinishAttempt, Resources
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import read_records
 from sandbox.store.sqlite import SqliteStore

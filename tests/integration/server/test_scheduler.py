@@ -7,12 +7,12 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
-from sandbox.interfaces.placement import Resources
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.tracked_task import TrackedTask

@@ -8,10 +8,10 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
-from sandbox.interfaces.placement import Resources
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.model.events import Idempotency
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import read_records
 from sandbox.store.sqlite import SqliteStore

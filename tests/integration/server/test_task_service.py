@@ -9,7 +9,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
-from sandbox.interfaces.placement import FinishAttempt, Resources
+from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
@@ -17,6 +17,7 @@ from sandbox.model import limits
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.submissions import SubmissionLog
 

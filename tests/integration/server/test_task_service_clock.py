@@ -12,7 +12,7 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.placement import Resources
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import read_records
 

@@ -13,7 +13,7 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.placement import FinishAttempt, Resources, RunnerNotStartedError
+from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
@@ -21,6 +21,7 @@ from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Scheduler
 from sandbox.store.sqlite import SqliteStore

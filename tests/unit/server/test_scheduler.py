@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.interfaces.placement import Resources
 from sandbox.model.limits import QUEUE_OVERTAKES_MAX
+from sandbox.model.resources import Resources
 from sandbox.server.scheduler import Scheduler
 
 GIB = 1024**3

@@ -21,10 +21,10 @@ from sandbox.disks.space import measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
-from sandbox.interfaces.placement import Resources
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm
+from sandbox.model.resources import Resources
 from sandbox.placements.local.leftovers import probe_lock
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.nodejs import node_version, pinned_packages
