@@ -30,7 +30,9 @@ _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[\t\x20-\x7e\x80-\xff]*)?)")
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSION = rb";[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:" + _EXTENSION + rb")*)")
 _WHITESPACE = b" \t"
 _FRAMING_FIELDS = frozenset({b"content-length", b"transfer-encoding"})
 _Fields = Sequence[tuple[bytes, bytes]]
@@ -144,7 +146,7 @@ class RequestFraming:
         match = _CHUNK_LINE.fullmatch(line)
         if match is None:
             raise _FramingError(
-                "The size of a chunk is not a hexadecimal number, or the chunk's extension has control characters."
+                "The size of a chunk is not a hexadecimal number, or the chunk's extension is malformed."
             )
         self._extension_bytes_left -= len(match[2])
         if self._extension_bytes_left < 0:
