@@ -79,6 +79,16 @@ def test_invisible_characters_in_names_and_labels_are_escaped(pages):
         assert not set(page) & set("\u3164\u2800\ufe0f\u202e\u00a0")
 
 
+def test_error_page_escapes_invisible_characters_of_a_task_id(pages):
+    page = pages.get("/tasks/a%E3%85%A4b%E2%A0%80%EF%B8%8F%E2%80%AEc").text
+    assert "a‹U+3164›b‹U+2800›‹U+FE0F›" in page
+    assert not set(page) & set("\u3164\u2800\ufe0f\u202e")
+
+
+def test_error_page_shows_a_task_id_in_any_script_unchanged(pages):
+    assert "There is no task &#39;报告 café ❤&#39;; list the tasks" in pages.get("/tasks/报告%20café%20❤").text
+
+
 def test_names_in_any_script_are_unchanged(pages):
     pages.tasks.add("t", name="报告 تقرير रिपोर्ट ❤👍🏽", labels={"equipe": "café"})
     assert "报告 تقرير रिपोर्ट ❤👍🏽</a>" in pages.get("/").text
