@@ -27,6 +27,10 @@ _VERSIONED_LINE = re.compile(
 )
 _SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _NON_PRINTABLE)
 _ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_NON_PRINTABLE, _ABSOLUTE))
+_ABSOLUTE_AFTER_ANY_METHOD = re.compile(rb"[^ ]* +%s[\x21-\x7e]*%s+[\x21-\x7e]" % (_ABSOLUTE, _NON_PRINTABLE))
+"""Some servers accept any method, even an empty one, and any version."""
+
+_EMPTY_LINE_ENDS = (b"\n\r\n", b"\n\n", b"\r\r")
 _TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _NON_PRINTABLE)
 _TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_NON_PRINTABLE, _ABSOLUTE))
 _VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_NON_PRINTABLE, _NON_PRINTABLE), re.IGNORECASE)
@@ -49,6 +53,7 @@ class HttpRequestSearch:
         self._line_start = 0
         self._searched = 0
         self._has_first_line = False
+        self._has_empty_line = False
         self.is_possible_request = False
 
     def deny_reason(self, received: bytearray, *, is_last: bool) -> str | None:
@@ -58,6 +63,7 @@ class HttpRequestSearch:
         """
         while (end := self._line_end.search(received, self._searched)) is not None:
             reason = self._line_deny_reason(bytes(received[self._line_start : end.start()]))
+            self._has_empty_line |= received[max(0, end.end() - 3) : end.end()].endswith(_EMPTY_LINE_ENDS)
             self._line_start = self._searched = end.end()
             if reason is not None:
                 return reason
@@ -65,6 +71,9 @@ class HttpRequestSearch:
         return self._line_deny_reason(bytes(received[self._line_start :])) if is_last else None
 
     def _line_deny_reason(self, line: bytes) -> str | None:
+        may_start_request = not self._has_first_line or (self._has_empty_line and self.is_possible_request)
+        if may_start_request and _ABSOLUTE_AFTER_ANY_METHOD.match(line):
+            return "it is HTTP that servers may interpret differently."
         if not self._has_first_line:
             line = _LEADING_INVISIBLE.sub(b"", line, count=1)
             if not line:

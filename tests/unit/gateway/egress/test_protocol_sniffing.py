@@ -91,6 +91,10 @@ HTTP_ATTACKS = {
     "unknown method": b"\0FROB /x HTTP/1.1\r\nHost: other.example\r\n\r\n",
     "lower case": b"\0get / http/1.1\r\nhost: other.example\r\n\r\n",
     "absolute target": b"\0GET http://other.example/ HTTP/1.1\r\nHost: db.example.org\r\n\r\n",
+    "absolute target without a method": b" http://other.example/ HTTP/1.1\r\nHost: db.example.org\r\n\r\n",
+    "absolute target after a short method": b"a http://other.example/ x\r\nHost: db.example.org\r\n\r\n",
+    "absolute target after a method with a colon": b"a:b http://other.example/ x\r\nHost: db.example.org\r\n\r\n",
+    "absolute target after a method that is not ASCII": b"\xe9 http://other.example/ HTTP/1.1\r\n\r\n",
     "asterisk target": b"\0OPTIONS * HTTP/1.1\r\nHost: other.example\r\n\r\n",
     "target without a slash": b"\0GET x HTTP/1.1\r\nHost: other.example\r\n\r\n",
     "CONNECT": b"\0CONNECT other.example:80 HTTP/1.1\r\n\r\n",
@@ -167,6 +171,7 @@ LEGITIMATE = {
     "access log, line by line": b'{"n":1}\n{"log":"\\"GET /x HTTP/1.1\\" 200"}\nhostname: web\n{"n":3}\n',
     "STOMP": b"CONNECT\naccept-version:1.2\nhost:stomp.example.org\n\n\0",
     "STOMP with carriage returns": b"CONNECT\r\naccept-version:1.2\r\nhost:stomp.example.org\r\n\r\n\0",
+    "STOMP with an address": b"CONNECT\nhost:a\n\n\0SEND\nto:a\n\nsee http://a.example/ now\na http://b.example/ x\n\0",
     "LDAP": b"\x30\x0c\2\1\1\x60\7\2\1\3\4\0\x80\0",
     "MySQL": b"\xb4\0\0\1\x85\xa6\3\0\0\0\0\1\x21" + bytes(23) + b"root\0",
     "SIP": b"REGISTER sip:example.org SIP/2.0\r\nVia: SIP/2.0/TCP 192.0.2.1\r\n\r\n",
@@ -174,6 +179,8 @@ LEGITIMATE = {
     "syslog": b'<190>Jan  1 00:00:00 web nginx: 1.2.3.4 - - "GET /x HTTP/1.1" 200 17\n' * 3,
     "JSON": b'{"method": "GET", "url": "/x", "version": "HTTP/1.1"}\n',
     "host in a request of another protocol": b"JOB 1\r\nhost: db.example.org\r\n\r\n",
+    "address after a word": b"JOB 1\r\nA: http://a.example/ b\r\n\r\na http://a.example/\r\n",
+    "address in text": b"http://a.example/ answers\r\na link: http://a.example/ answers\r\n",
     "language server": b"Content-Length: 20\r\n\r\n" + b'{"jsonrpc": "2.0"}  ',
 }
 
@@ -248,6 +255,8 @@ def test_host_that_sends_first_is_not_an_http_server():
         b"GET x\r\nHost: other.example\r\n\r\n",
         b"GET http://other.example/\r\n",
         b"\0GET http://other.example/ HTTP/1.1\r\n\r\n",
+        b" http://other.example/ x\r\n",
+        b"a:b http://other.example/ x\r\n",
     ],
 )
 def test_second_request_is_denied_after_a_response_to_a_possible_request(second_request):
