@@ -375,7 +375,7 @@ async def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(component
     if damage_kind == "damaged":
         damage(components.data_dir / "tasks/task-1/journal/records")
     async with components.server() as service:
-        with pytest.raises(UnavailableError, match="task-1 already exists, and cannot be read"):
+        with pytest.raises(UnavailableError, match="task-1 already exists, but cannot be read"):
             await service.submit(manifest())
 
 
