@@ -192,7 +192,7 @@ report("held"); time.sleep(600)
 
 
 def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
-    """The timestamp is requested in ancillary data, which a seccomp filter cannot inspect."""
+    """Timestamps are requested in ancillary data, which a seccomp filter cannot inspect."""
     if has_own_kernel(runtime):
         pytest.skip("the message is unsupported or uses the guest's memory")
     usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)

@@ -116,7 +116,7 @@ class FaultHarness:
 
     @contextlib.contextmanager
     def monitored_health(self):
-        """Poll the health endpoint during the block, and record the slowest response."""
+        """Poll the health endpoint while the block runs, and record the slowest response."""
         is_done = threading.Event()
         watcher = threading.Thread(target=self._watch_health, args=(is_done,))
         watcher.start()

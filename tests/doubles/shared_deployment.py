@@ -21,7 +21,7 @@ class SharedDeployment:
         self._initial_state = None
 
     def attach(self, deployment, *turns, **script):
-        """Turn the deployment into the shared deployment, whose scripted model gets these turns."""
+        """Make `deployment` the shared deployment and give its scripted model these turns."""
         if self._shared is None:
             self._shared = Deployment(self._make_directory())
             self._shared.runtime = self._runtime

@@ -51,7 +51,7 @@ def _verdict(is_requirement_met, reason):
 def _judge_host_observations(attack_run):
     unexpected = attack_run.sent_packets - attack_run.allowed_packets
     hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in attack_run.host_requests}
-    # A redirect starts with an allowed request that names the target.
+    # The redirect attack starts with an allowed request that names the target.
     denied_requests = [
         line for _, line, _ in attack_run.host_requests if "other.example" in line and "/away/" not in line
     ]

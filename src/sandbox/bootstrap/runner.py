@@ -165,7 +165,9 @@ async def _finish_attempt(
             terminals = TerminalServer(redaction, parts.throttle.queue())  # refuses every client: there is no sandbox
             await stack.enter_async_context(_control_socket(host, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
-            _log.warning("Collecting the results of a dead runner without a control socket: %s", error)
+            _log.warning(
+                "The control socket could not be opened; collecting the dead runner's results without it: %s", error
+            )
         _log.info("Finishing the attempt of a dead runner")
         await finisher.finish()
     _log.info("The attempt has ended", extra={"state": attempt.task.state})

@@ -44,7 +44,8 @@ class DiskLeftovers:
             await asyncio.to_thread(_kill_holders, numbers, layout.disk)
             if time.monotonic() > deadline:
                 raise OSError(
-                    f"{layout.disk_image} is still in use; find the process: grep -l {attempt_id} /proc/*/mounts"
+                    f"{layout.disk_image} is still in use; "
+                    f"to find the process, run: grep -l {attempt_id} /proc/*/mounts"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -203,7 +203,7 @@ class RootFs:
         names = os.listdir(path)  # noqa: PTH208
         self._whiteout_entries += len(names)
         if self._whiteout_entries > IMAGE_ENTRIES_MAX:
-            raise ImageRefusedError(f"The image has whiteouts over more than {IMAGE_ENTRIES_MAX} files.")
+            raise ImageRefusedError(f"The image's whiteouts cover more than {IMAGE_ENTRIES_MAX} files.")
         for name in names:
             self._remove_earlier(f"{path}/{name}")
 

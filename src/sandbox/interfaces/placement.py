@@ -409,7 +409,7 @@ class LeftoverSource(Protocol):
         ...
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts that have leftovers, of any owner. Blocks. Raises OSError."""
+        """Return the ids of all attempts that have leftovers, regardless of owner. Blocks. Raises OSError."""
         ...
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:

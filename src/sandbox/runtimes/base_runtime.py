@@ -356,7 +356,9 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
         )
     except Exception:
-        _log.exception("The kernel usage of confined programs cannot be measured; they are killed.")
+        _log.exception(
+            "The kernel resources that the confined programs use could not be measured; killing the programs."
+        )
     launcher.kill()
 
 

@@ -241,7 +241,9 @@ async def start_exec(
     try:
         exec_process = _start_exec_process(attempt_id, command.directory, size)
     except OSError as error:
-        raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
+        raise AttemptError(
+            FailureCode.SANDBOX_LOST, f"The terminal's process could not be started: {error}; try again."
+        ) from error
     try:
         await asyncio.to_thread(add_to_group, exec_process.pid)
         exec_process.send_command(init_pidfd, command)

@@ -90,7 +90,8 @@ class PreservedSandboxes(PreservedFiles):
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
         lock = self._locks.lock_for(task.id)
         try:
-            # Each request has one deadline, so waiting requests do not add up and delay expiry and garbage collection.
+            # One deadline covers the whole request. Otherwise the waits of queued requests would add up and delay
+            # expiry and garbage collection.
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:

@@ -69,7 +69,10 @@ def _size_bytes(manifest: Manifest) -> int:
 
 @dataclass(slots=True)
 class _QueuedTask:
-    """A queued task, and how often younger ones overtook it. can_ever_fit: whether total capacity suffices."""
+    """A queued task, and how many times later tasks have overtaken it.
+
+    can_ever_fit: whether the total capacity suffices.
+    """
 
     requested: Resources
     can_ever_fit: bool

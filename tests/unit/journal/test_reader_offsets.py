@@ -54,7 +54,6 @@ def assert_all_offsets_are_found(journals, records):
     assert journals.find_offset("t", 0) == journals.find_offset("t", -1) == 0
 
 
-# The first check covers the unmodified journal.
 @settings(max_examples=40)
 @given(sizes, scan_limits, st.data())
 def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_limit, data):
@@ -62,6 +61,7 @@ def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_lim
         mock.patch.object(reader, "LINEAR_SCAN_BYTES_MAX", scan_limit),
         journals_with(line_sizes) as (journals, records),
     ):
+        # This check covers the unmodified journal.
         assert_all_offsets_are_found(journals, records)
         whole = records.read_bytes()
         records.write_bytes(whole[: data.draw(st.integers(0, len(whole)), label="cut at")])

@@ -148,7 +148,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
     with _probe_dir(settings) as run_dir:
         reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
-        return [Finding("disks", True, "each task has a separate file system of the size vm.disk")]
+        return [Finding("disks", True, "each task has a separate file system of size vm.disk")]
     message = f"vm.disk is only checked every {DISK_CHECK_SECONDS:.0f} s, and a task that exceeds it ends: {reason}"
     remedy = (
         "Run as root on a machine with loop devices and e2fsprogs, so that a full disk is reported to the agent "

@@ -260,7 +260,7 @@ def _quote_path(path: str) -> str:
 
 
 def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
-    """Return arguments that ignore the user's white space configuration: the patch is applied unchanged."""
+    """Return arguments that make git ignore the user's whitespace configuration: the patch is applied unchanged."""
     return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
 
 

@@ -91,7 +91,7 @@ def build(
         return
     click.echo(f"{metadata.profile}@{metadata.digest}")
     summary = f"{pluralize(metadata.entries, 'file')}, {format_size(metadata.size_bytes)}"
-    click.echo(f"New tasks with the profile {name} use it: {summary}.", err=True)
+    click.echo(f"Built the image ({summary}). New tasks with the profile {name} will use it.", err=True)
 
 
 @profile.command()

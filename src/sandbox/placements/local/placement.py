@@ -100,7 +100,7 @@ class LocalPlacement:
         self._locks = locks
 
     async def run(self) -> None:
-        """Return: runners write to the server's data directory. Implements `Placement.run`."""
+        """Do nothing: local runners write directly to the server's data directory. Implements `Placement.run`."""
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""

@@ -326,7 +326,7 @@ async def _store_transcript(
 ) -> None:
     """Store the transcript, or reuse the one that an earlier try stored.
 
-    The stored transcript is complete, because the agent had ended, and the disk may have no space for another one.
+    The stored transcript is complete, because the agent had ended. The disk may have no space for another one.
     """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():

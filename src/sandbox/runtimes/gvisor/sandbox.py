@@ -243,7 +243,9 @@ async def _start_runsc_on_pty(
     try:
         started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
     except OSError as error:
-        raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
+        raise AttemptError(
+            FailureCode.SANDBOX_LOST, f"The terminal's process could not be started: {error}; try again."
+        ) from error
     exec_process = ExecProcess(started, control)
     try:
         await asyncio.to_thread(add_to_group, exec_process.pid)

@@ -78,7 +78,7 @@ def test_patch_contains_every_kind_of_change(harness):
 
 
 @pytest.mark.parametrize("has_directory", [True, False])
-def test_patch_of_a_renamed_link_applies_also_with_a_directory_in_its_place(harness, has_directory):
+def test_patch_of_a_renamed_link_applies_even_if_a_directory_replaces_it(harness, has_directory):
     (harness.upstream.work / "current").symlink_to("releases/1")
     harness.upstream.commit_all()
     base = harness.stage()

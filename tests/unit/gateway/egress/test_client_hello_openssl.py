@@ -41,7 +41,7 @@ def names_read_by_openssl(data: bytes) -> list[str]:
 
 # The callback of the ssl module cannot decode names that are not ASCII.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_openssl_reads_no_other_name_from_damaged_hellos():
+def test_gateway_reads_each_name_that_openssl_reads_from_damaged_hellos():
     hello = client_hello(NAME)
     assert names_read_by_openssl(hello) == [NAME]
     outcomes: Counter[str] = Counter()
