@@ -185,7 +185,7 @@ def test_remote_clients_are_served_with_a_token(deployment):
         deployment.server.stop()
 
 
-def test_session_cookie_is_rejected_from_other_origins(token_deployment):
+def test_session_cookie_is_rejected_from_foreign_origins(token_deployment):
     deployment = token_deployment
     session = send_request(deployment, deployment.bearer, "POST", "/api/v1/session")
     assert "HttpOnly" in session.headers["set-cookie"]

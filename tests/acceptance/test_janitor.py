@@ -97,7 +97,7 @@ def sweep_finished(deployment):
     return lambda: not incomplete_image.exists()
 
 
-def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
+def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(deploy, tmp_path):
     deployment = deploy(bash(LONG), reply())
     other_deployment = Deployment(make_directory(tmp_path / "other"))
     other_deployment.model_url = deployment.model_url

@@ -95,7 +95,7 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
     }
 
 
-def test_writing_a_column_keeps_the_others(document: str):
+def test_writing_a_column_keeps_the_other_columns(document: str):
     (kind, row), parsed_table = ("network", table.names()["network"][0]), table.parse(document)
     before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
     verdicts = verdicts_of("qemu")

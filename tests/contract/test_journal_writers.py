@@ -141,7 +141,7 @@ def test_adopted_lock_is_not_inheritable(journals):
     assert journals.liveness("task-1") is Liveness.FREE
 
 
-def test_adopt_rejects_another_file(journals, tmp_path):
+def test_adopt_rejects_a_file_other_than_the_lock(journals, tmp_path):
     with (tmp_path / "other").open("w") as other, pytest.raises(OSError, match="not the lock"):
         journals.adopt("task-1", other.fileno())
 

@@ -72,7 +72,7 @@ def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
         pass
 
 
-def test_symbolic_link_resolves_to_the_same_directory(tmp_path):
+def test_symbolic_link_to_a_locked_directory_cannot_be_served(tmp_path):
     data_dir, link = tmp_path / "real" / "data", tmp_path / "link"
     data_dir.mkdir(parents=True)
     link.symlink_to(data_dir.parent)
@@ -82,7 +82,7 @@ def test_symbolic_link_resolves_to_the_same_directory(tmp_path):
 
 
 @needs_root
-def test_bind_mount_is_the_same_directory(tmp_path):
+def test_bind_mount_of_a_locked_directory_cannot_be_served(tmp_path):
     data_dir, mounted = tmp_path / "data", tmp_path / "mounted"
     data_dir.mkdir(mode=0o700)
     mounted.mkdir()

@@ -53,7 +53,7 @@ async def test_two_waiters_are_both_notified():
             os.close(pidfd)
 
 
-async def test_cancelled_waiter_does_not_affect_the_other():
+async def test_cancelled_waiter_does_not_affect_another_waiter():
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
         pidfd = os.pidfd_open(process.pid)
         try:

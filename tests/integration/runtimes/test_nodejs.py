@@ -122,7 +122,7 @@ def test_pinned_mcp_server_runs_without_a_network(runtime, disk, name):
 
 
 @pytest.mark.parametrize("name", ["no-such-package", f"{SERVER}@0.6.2", f"{SERVER}@latest"])
-def test_other_packages_fail_fast_with_a_reason(runtime, disk, name):
+def test_packages_that_are_not_pinned_fail_fast_with_a_reason(runtime, disk, name):
     started = time.monotonic()
     completed = run_shell(runtime, disk, f"npx -y {name}", STDIN, has_gateway=True)
     assert time.monotonic() - started < 60

@@ -38,7 +38,7 @@ def test_every_event_is_exported_under_the_name_of_its_declaration():
 
 
 @pytest.mark.parametrize(("deprecated", "name"), DEPRECATED_NAMES.items())
-def test_deprecated_name_is_the_same_object_and_warns(deprecated, name):
+def test_deprecated_name_refers_to_the_renamed_object_and_warns(deprecated, name):
     with pytest.warns(
         DeprecationWarning, match=rf"sandbox\.client\.{deprecated} is deprecated; use {name}\."
     ) as caught:

@@ -110,7 +110,7 @@ def test_cached_asset_returns_304(pages):
 
 
 @pytest.mark.parametrize("name", ["..%2froutes.py", "routes.py", "%2e%2e/__init__.py", ""])
-def test_other_package_files_are_not_served(pages, name):
+def test_package_files_outside_the_assets_are_not_served(pages, name):
     assert pages.get(f"/assets/{name}").status_code == 404
 
 

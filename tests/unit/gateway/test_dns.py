@@ -70,7 +70,7 @@ def test_malformed_query_gets_formerr(malformed):
     assert (code(response.message), response.denied_name, len(response.message)) == (1, None, 12)
 
 
-def test_other_opcodes_get_notimp():
+def test_opcodes_other_than_query_get_notimp():
     response = respond_isolated(query(flags=0x2800))
     assert response.message is not None
     assert code(response.message) == 4
@@ -123,7 +123,7 @@ def test_allowed_name_has_only_an_a_record(kind):
     "name",
     ["example.org", "a.files.example.org", "secret-data.example.net", "api.anthropic.com", "4.4.8.8.in-addr.arpa"],
 )
-def test_other_name_gets_nxdomain_and_is_reported(name):
+def test_name_that_is_not_allowed_gets_nxdomain_and_is_reported(name):
     responder, events = create_responder("files.example.org", "api.anthropic.com")
     assert code(responder.respond(query(name))) == 3
     assert [(denied.host, denied.port) for denied in events] == [(name, 53)]

@@ -60,7 +60,7 @@ def test_reported_denials_are_limited_in_total():
     assert reporter.denied_count == DENIALS_REPORTED_MAX + 50 * DENIALS_PER_SECOND_MAX
 
 
-def test_same_error_is_reported_once_per_interval():
+def test_repeated_error_is_reported_once_per_interval():
     reporter, events, clock = create_reporter()
     reporter.report_error("upstream_unreachable", "first")
     reporter.report_error("upstream_unreachable", "second")

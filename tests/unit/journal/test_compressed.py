@@ -52,7 +52,7 @@ def read_all(journals, bytes_max=1 << 20, offset=0):
     return records, offset
 
 
-def test_compressed_journal_reads_the_same(journals, directory):
+def test_compressed_journal_has_the_records_and_offsets_of_the_plain_journal(journals, directory):
     data = (directory / "records").read_bytes()
     expected, size = read_all(journals)
     offsets = [journals.find_offset("t", seq) for seq in range(155)]

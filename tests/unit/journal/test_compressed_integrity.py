@@ -120,7 +120,7 @@ def test_compressed_journal_corrupted_on_disk_is_discarded(journals, directory, 
     assert (directory / "records").read_bytes() == plain
 
 
-def test_compressed_journal_with_other_records_is_discarded(journals, directory, monkeypatch):
+def test_compressed_journal_whose_records_differ_is_discarded(journals, directory, monkeypatch):
     plain, member = (directory / "records").read_bytes(), compressed_module._encode_member
     monkeypatch.setattr(compressed_module, "_encode_member", lambda data: member(data.replace(b"003003", b"004004")))
     with pytest.raises(JournalDamagedError, match="check its disk"):
@@ -269,7 +269,7 @@ FIRST, SECOND = member(text(1) + text(2)), member(text(3), seq=3)
 PLAIN = text(1) + text(2) + text(3)
 
 
-def test_file_of_another_writer_is_readable(tmp_path):
+def test_file_with_members_of_different_sizes_is_readable(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         assert journal.size_bytes == len(PLAIN)
         assert list(journal.iter_content()) == [text(1) + text(2), text(3)]

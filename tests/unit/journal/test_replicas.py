@@ -68,7 +68,7 @@ def test_copy_continues_after_an_incomplete_record_of_a_crash(tmp_path, original
     assert records(tmp_path / "copy").read_bytes() == original
 
 
-def test_writer_of_the_copy_continues_it(tmp_path, original, replicas):
+def test_writer_continues_the_copied_journal(tmp_path, original, replicas):
     replicas.receive("task-1", 0, original)
     writer = FileJournals(tmp_path / "copy").open("task-1")
     append(writer, b"four\n")

@@ -76,7 +76,7 @@ def test_unscanned_chunks_are_not_consumed():
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
-def test_other_methods_delegate_to_the_redactor(seconds):
+def test_methods_without_a_deadline_delegate_to_the_redactor(seconds):
     redactor = SecretRedactor({"KEY": SECRET.decode(), "PIN": "short"})
     limited = DeadlineRedactor(redactor, seconds, lambda: 0.0)
     assert limited.too_short_names == ("PIN",)

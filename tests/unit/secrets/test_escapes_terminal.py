@@ -72,7 +72,7 @@ def test_terminal_strings_inside_a_value_do_not_hide_it(value: str, string: str,
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("string", STRINGS)
-def test_terminal_strings_in_other_text_are_unchanged(string: str, encode: Callable[[str], str]):
+def test_terminal_strings_in_text_without_the_value_are_unchanged(string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({value: value for value in ESCAPE_LIKE})
     encoded = encode(f"<{string.join('012345678-')}{string}abef{string}p4ss{string}>").encode()
     assert redactor.redact(encoded) is encoded
@@ -126,7 +126,7 @@ def test_quotes_in_string_literals_are_decoded_one_by_one(value: str, encode: Ca
 
 
 @pytest.mark.parametrize("depth", range(3))
-def test_shell_quotes_in_other_text_are_unchanged(depth: int):
+def test_shell_quotes_in_text_without_the_value_are_unchanged(depth: int):
     redactor = SecretRedactor({"S": "it's-a-secret"})
     text = "echo 'it'\"'\"'s-no-secret' 'it'\\''s a'"
     text += repr(text)
@@ -161,7 +161,7 @@ def test_aborted_or_long_terminal_escapes_do_not_hide_a_value(string: str, encod
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("string", ABORTED_ESCAPES)
-def test_aborted_terminal_escapes_in_other_text_are_unchanged(string: str, encode: Callable[[str], str]):
+def test_aborted_terminal_escapes_in_text_without_the_value_are_unchanged(string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": "gHi7_pwssKrd-k"})
     encoded = encode(f"<{string.join('gHi7_pwssKrd+k')}>").encode()
     assert redactor.redact(encoded) is encoded

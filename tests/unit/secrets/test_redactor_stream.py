@@ -44,7 +44,7 @@ def test_chunking_does_not_change_the_result(secrets: list[str], data: st.DataOb
     .flatmap(lambda value: st.tuples(st.just(value), texts, attack(value), texts))
     .filter(lambda case: sum(map(len, case[1:])) <= 600)
 )
-def test_single_bytes_give_the_same_result(case: tuple[str, bytes, bytes, bytes]):
+def test_stream_of_single_bytes_is_redacted_like_the_whole_text(case: tuple[str, bytes, bytes, bytes]):
     value, *pieces = case
     redactor, whole = SecretRedactor({"S": value}), b"".join(pieces)
     stream = redactor.stream()

@@ -30,7 +30,7 @@ def test_each_pattern_is_found_at_every_position(pattern: bytes, before: bytes, 
 
 
 @given(st.lists(st.binary(min_size=7, max_size=80), min_size=1, max_size=20), st.integers(0, 7), st.data())
-def test_any_pattern_is_found_among_others(patterns: list[bytes], offset: int, data: st.DataObject):
+def test_each_of_many_patterns_is_found(patterns: list[bytes], offset: int, data: st.DataObject):
     pattern = data.draw(st.sampled_from(patterns))
     matches = [match.start for match in create_search(*patterns).find(b"\0" * offset + pattern + b"\0" * 7)]
     assert offset in matches

@@ -37,7 +37,7 @@ async def test_streams_of_one_client_share_its_turn():
     assert len(taken) == 1000
 
 
-async def test_other_client_does_not_wait():
+async def test_streams_of_one_client_do_not_delay_another_client():
     shares, taken = FairShares(), []
     first_share, second_share = shares.of("vera"), shares.of("otto")
     streams = [asyncio.create_task(acquire_repeatedly(first_share, 1000, taken)) for _ in range(20)]

@@ -5,7 +5,7 @@ from sandbox.system.fingerprint import make_fingerprint, matches_fingerprint
 SECRETS = {"TOKEN": "hunter2-hunter2", "KEY": "pässwort\n"}
 
 
-def test_fingerprint_matches_the_same_values_only(tmp_path):
+def test_fingerprint_matches_only_the_values_of_its_creation(tmp_path):
     path = tmp_path / "secrets.fingerprint"
     path.write_bytes(make_fingerprint(SECRETS))
     assert matches_fingerprint(path, dict(reversed(SECRETS.items())))

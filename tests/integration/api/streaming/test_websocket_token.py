@@ -41,7 +41,7 @@ async def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
         assert (event["task_id"], protocol) == ("task-001", None)
 
 
-async def test_session_cookie_authenticates_on_the_other_port(running_api, caplog):
+async def test_session_cookie_authenticates_on_the_websocket_port(running_api, caplog):
     async def scenario():
         async with running_api(access()) as api:
             api.tasks.add("task-001")

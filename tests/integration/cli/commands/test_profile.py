@@ -51,7 +51,7 @@ def test_image_is_imported_shown_and_removed(profile, root_layer, tmp_path):
     ]
 
 
-def test_repeated_import_yields_the_same_digest(profile, root_layer, tmp_path):
+def test_docker_and_oci_archives_of_one_tree_have_equal_digests(profile, root_layer, tmp_path):
     archives = [docker_archive(tmp_path / "a.tar", root_layer), oci_archive(tmp_path / "b.tar", root_layer)]
     images = [json.loads(profile("build", "basic", "--from-oci", str(path), "-f", "json")[1]) for path in archives]
     assert images[0]["digest"] == images[1]["digest"]

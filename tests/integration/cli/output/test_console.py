@@ -131,7 +131,7 @@ def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal
     assert {request.method for request in api.requests} == {"GET"}
 
 
-def test_interrupted_watch_in_a_pipe_prints_the_same_message(endless_task, sandbox_process):
+def test_interrupted_watch_in_a_pipe_prints_that_the_task_continues(endless_task, sandbox_process):
     process = sandbox_process("task", "logs", TASK_ID, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"[EVENT]")
     process.send_signal(signal.SIGINT)

@@ -88,7 +88,7 @@ def test_helper_is_called_for_the_clone_host(helper):
         b"\xff\n\n",
     ],
 )
-def test_helper_is_not_called_for_other_urls(helper, credential_request):
+def test_helper_is_called_only_for_the_origin_of_the_clone_url(helper, credential_request):
     program, log = helper
 
     assert request_credentials("https://git.example/demo.git", program, credential_request) == [b""]
@@ -109,7 +109,7 @@ def test_empty_password_is_not_a_secret(helper, password, secrets_found):
     assert secrets == secrets_found
 
 
-def test_other_fields_are_not_passed_to_the_helper(helper):
+def test_username_in_a_credential_request_is_not_passed_to_the_helper(helper):
     program, log = helper
 
     request_credentials(
@@ -236,7 +236,7 @@ PRIVATE = (
 
 @pytest.mark.parametrize("policy", [WITH_REDIRECTS, WITHOUT_REDIRECTS])
 @pytest.mark.parametrize("host", PRIVATE)
-def test_other_private_addresses_are_unreachable(banner_server, host, policy):
+def test_private_addresses_other_than_the_cloned_hosts_are_unreachable(banner_server, host, policy):
     relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
     assert connect(relay, host, banner_server)[0] == FORBIDDEN
@@ -321,7 +321,7 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
     assert [address.host for address in dialed] == ([requested] if is_allowed else []) + [PUBLIC]
 
 
-def test_other_ports_are_reachable_only_if_redirects_are_followed(banner_server):
+def test_ports_not_in_the_clone_url_are_reachable_only_if_redirects_are_followed(banner_server):
     strict, lenient = (
         SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy)
         for policy in (WITHOUT_REDIRECTS, WITH_REDIRECTS)
@@ -331,7 +331,7 @@ def test_other_ports_are_reachable_only_if_redirects_are_followed(banner_server)
     assert connect(lenient, "localhost", banner_server) == (SOCKS_SUCCEEDED, b"hello")
 
 
-def test_other_names_are_not_resolved(monkeypatch):
+def test_names_of_refused_connections_are_not_resolved(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
     strict, lenient = (
         SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=policy)

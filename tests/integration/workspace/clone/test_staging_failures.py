@@ -225,7 +225,7 @@ def test_unresolvable_host_is_reported(harness):
 
 
 @pytest.mark.parametrize("base", ["file://{bare}", "{bare}", "ext::sh -c 'touch {canary}' ", "git://127.0.0.1:1/"])
-def test_other_protocols_are_refused_after_url_rewrites(harness, base):
+def test_protocols_other_than_https_http_and_ssh_are_refused_after_url_rewrites(harness, base):
     canary = harness.root / "canary"
     rewritten_base = base.format(bare=harness.upstream.bare, canary=canary)
     harness.configure(f'[url "{rewritten_base}"]\n\tinsteadOf = https://elsewhere.example/')

@@ -118,7 +118,7 @@ def test_prompt_like_a_command_is_prefixed(prompt):
 @pytest.mark.parametrize(
     "prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓", "\ufeffFix it."]
 )
-def test_other_prompts_are_unchanged(prompt):
+def test_prompts_unlike_a_command_are_unchanged(prompt):
     assert encode_prompt(prompt) == prompt.encode()
 
 

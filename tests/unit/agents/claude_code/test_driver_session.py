@@ -46,7 +46,7 @@ def test_session_in_a_locked_home_is_found():
         run_as_ordinary_user(check_as_user, str(directory_path))
 
 
-def test_other_session_is_not_found(tmp_path, projects):
+def test_session_with_a_different_id_is_not_found(tmp_path, projects):
     write_session(projects, name="another.jsonl")
     assert not has_session(tmp_path)
 

@@ -56,7 +56,7 @@ def test_concurrent_requests_of_a_token_are_limited(authenticator: Authenticator
         assert isinstance(authenticate(authenticator, "vera"), Caller)
 
 
-def test_finished_request_allows_another_one(authenticator: Authenticator):
+def test_finished_request_does_not_count_toward_the_limit(authenticator: Authenticator):
     operator = caller(authenticator, "olga")
     with authenticator.count_request(operator), authenticator.count_request(operator):
         with authenticator.count_request(operator):
@@ -87,7 +87,7 @@ def test_all_tasks_streams_of_a_token_are_limited(authenticator: Authenticator):
 
 
 @pytest.mark.parametrize("token", ["olga", None])
-def test_ended_stream_allows_another_one(token: str | None):
+def test_ended_stream_does_not_count_toward_the_limit(token: str | None):
     authenticator = make_authenticator(**({"olga": "operator"} if token else {}))
     one = caller(authenticator, token)
     with authenticator.count_all_tasks_stream(one), authenticator.count_all_tasks_stream(one):

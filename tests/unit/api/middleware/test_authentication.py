@@ -159,7 +159,7 @@ def test_session_ends_with_its_token(api, access):
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 
-def test_other_site_cannot_use_a_session(api, tasks):
+def test_request_from_another_site_cannot_use_a_session(api, tasks):
     session = session_cookie(api.post("/api/v1/session", headers=OPERATOR))
     for origin in ("https://evil.example", "null", "http://localhost:3000"):
         response = api.delete("/api/v1/tasks/task-001", headers={**session, "origin": origin})

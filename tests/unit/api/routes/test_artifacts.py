@@ -181,7 +181,7 @@ def test_single_range_is_served_and_other_ranges_return_the_whole_file(api, rang
     assert (response.status_code, response.content) == (status, part)
 
 
-def test_if_range_resumes_only_the_same_file(api):
+def test_if_range_resumes_only_a_file_with_a_matching_digest(api):
     same, other = f'"sha256:{CHECKSUM}"', '"sha256:other"'
     path, range_header = f"{ARTIFACTS}/report.bin", "bytes=5-"
     assert api.get(path, headers={"range": range_header, "if-range": same}).content == DATA[5:]

@@ -16,7 +16,7 @@ def test_page_loads_only_assets_of_the_server(api):
             assert (response.status_code, len(response.content) > 100) == (200, True), url
 
 
-def test_page_policy_forbids_other_hosts(api):
+def test_page_policy_forbids_foreign_hosts(api):
     for path in ("/docs", "/docs/start.js", "/docs/page.css", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"):
         policy = api.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -34,5 +34,5 @@ def test_assets_have_their_content_types(api):
 
 
 @pytest.mark.parametrize("name", ["redoc.standalone.js", "__init__.py", "..%2fcore.py", "%2e%2e/core.py", ""])
-def test_other_package_files_are_not_served(api, name):
+def test_package_files_that_the_page_does_not_use_are_not_served(api, name):
     assert api.get(f"/docs/{name}").status_code == 404

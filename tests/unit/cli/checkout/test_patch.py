@@ -30,7 +30,7 @@ def test_text_without_color_is_escaped():
     assert lines[-1] == r"diff --git a/\x1b[2J b/x"
 
 
-def test_names_in_headers_are_escaped_like_other_names(tmp_path):
+def test_names_in_patch_headers_are_escaped(tmp_path):
     patch = tmp_path / "patch"
     hidden = ["a\u00a0b", "a\u2003b", "\ue000", "\u0301x", "a\udcffb"]
     lines = [f"diff --git a/{name} b/{name}" for name in hidden] + ["@@ -0,0 +1 @@", "+a\u00a0b \udcff"]

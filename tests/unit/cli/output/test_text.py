@@ -38,7 +38,7 @@ def test_names_are_escaped_more_strictly():
     assert escape_name("报告 तقرير.txt") == "报告 तقرير.txt"
 
 
-def test_escaped_json_has_the_same_value():
+def test_escaped_json_decodes_to_the_original_value():
     value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b \u3164 \ud800 \ufe0f", "list": ["\n", 1, None]}
     text = escape_json(value)
     assert json.loads(text) == value

@@ -183,7 +183,7 @@ def test_forwarded_host_headers_are_removed(header):
         (b"", "proxy", 3128),
     ],
 )
-def test_proxy_denies_other_requests_with_a_reason(data, host, port):
+def test_proxy_denies_disallowed_and_invalid_requests_with_a_reason(data, host, port):
     denial = expect_denial(proxy().client_data_received(data))
     assert (denial.host, denial.port) == (host, port)
     assert not data or denial.response.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
@@ -237,7 +237,7 @@ def test_truncated_body_ends_the_connection():
         "nonsense",
     ],
 )
-def test_port_80_denies_other_requests_with_a_response(head):
+def test_port_80_denies_disallowed_and_invalid_requests_with_a_response(head):
     assert expect_denial(plain().client_data_received(head.encode() + b"\r\n\r\n")).response.startswith(
         (b"HTTP/1.1 403 ", b"HTTP/1.1 400 ")
     )

@@ -374,7 +374,7 @@ def test_request_after_a_rejected_body_is_served_in_the_same_read():
         ("OPTIONS", "*"),
     ],
 )
-def test_other_paths_and_methods_are_rejected(method, target):
+def test_paths_and_methods_outside_the_model_api_are_rejected(method, target):
     protocol, events = create_protocol()
     effects = protocol.client_data_received(request(target, method=method))
     assert effects.to_client.startswith(b"HTTP/1.1 403 ")

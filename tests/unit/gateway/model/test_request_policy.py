@@ -550,7 +550,7 @@ def test_accepted_key_is_not_reported_for_a_later_403():
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 529])
-def test_other_error_responses_are_forwarded(status):
+def test_error_responses_other_than_401_are_forwarded(status):
     gateway = ScriptedGateway(ISOLATED)
     assert client_responses(gateway, status, 200) == [(status, "{}"), (200, "{}")]
     assert not [event for event in gateway.events if isinstance(event, KeyRejected)]

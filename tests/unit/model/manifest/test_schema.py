@@ -55,7 +55,7 @@ def test_encoding_equals_that_of_earlier_versions():
     assert encode_json(decode(ENCODED)) == ENCODED
 
 
-def test_agents_fields_have_types_for_its_driver_only():
+def test_only_the_driver_types_the_fields_of_the_agents_section():
     manifest = decode(ENCODED)
     assert manifest.agent.settings["allowed_tools"] == ["Read", "mcp__github"]
     claude = claude_section(manifest)

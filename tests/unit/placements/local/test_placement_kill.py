@@ -23,7 +23,7 @@ def test_lock_holder_is_found(tmp_path: Path):
     assert not _descriptor_holds_lock(process_with(tmp_path / "2", journal, "pos:\t0\n"), "3", journal.stat())
 
 
-def test_fdinfo_of_other_files_is_not_read(tmp_path: Path, monkeypatch):
+def test_fdinfo_of_files_other_than_the_lock_is_not_read(tmp_path: Path, monkeypatch):
     journal, other = tmp_path / "journal", tmp_path / "other"
     journal.touch()
     other.touch()

@@ -15,6 +15,6 @@ from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
-def test_sandbox_uids_do_not_overlap_other_ranges(others, user):
+def test_sandbox_uids_do_not_overlap_conventional_uid_ranges(others, user):
     assert not set(SANDBOX_UIDS) & {others.start, others.stop - 1}
     assert SANDBOX_UIDS.stop <= others.start or others.stop <= SANDBOX_UIDS.start, user

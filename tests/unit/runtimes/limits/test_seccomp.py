@@ -191,7 +191,7 @@ def test_ordinary_socket_options_are_allowed(architecture: str, assemble: Assemb
      (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
      (41, 73), (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
 )  # fmt: skip
-def test_other_socket_options_return_enoprotoopt(architecture: str, assemble: Assemble, level: int, option: int):
+def test_unlisted_socket_options_return_enoprotoopt(architecture: str, assemble: Assemble, level: int, option: int):
     assert (
         evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture))
         == errno.ENOPROTOOPT
@@ -271,7 +271,7 @@ def test_extended_attribute_size_is_limited(architecture: str):
 
 
 @all_architectures
-def test_socket_filter_allows_all_other_calls(architecture: str):
+def test_socket_filter_allows_calls_that_the_full_filter_rejects(architecture: str):
     code = seccomp.assemble_socket_filter(architecture)
     for number in (
         *seccomp.ARCHITECTURES[architecture].denied.values(),

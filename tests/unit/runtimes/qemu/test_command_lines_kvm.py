@@ -78,7 +78,7 @@ def test_repeated_kvm_timeout_falls_back_to_emulation(tmp_path):
     assert later.accelerators == [Accelerator.TCG]
 
 
-def test_other_boot_errors_do_not_disable_kvm(tmp_path):
+def test_boot_errors_other_than_timeouts_do_not_disable_kvm(tmp_path):
     first, later = FakeQemuRuntime(tmp_path, BROKEN, BROKEN), FakeQemuRuntime(tmp_path)
     assert "emulated" in first.make().slow_reason
     assert later.make().slow_reason is None
