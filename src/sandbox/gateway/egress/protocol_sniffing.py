@@ -18,7 +18,7 @@ from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTE
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _NON_PRINTABLE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
-_ABSOLUTE = rb"[A-Za-z][A-Za-z0-9+.-]*://"
+_ABSOLUTE = rb"(?!(?<=\0{3})opc\.tcp:)[A-Za-z][A-Za-z0-9+.-]*://"  # not the field of an OPC UA hello
 _LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
 _PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _NON_PRINTABLE, re.IGNORECASE)
 _VERSIONED_LINE = re.compile(
@@ -29,6 +29,10 @@ _SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _NON_PRINTABLE)
 _ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_NON_PRINTABLE, _ABSOLUTE))
 _ABSOLUTE_AFTER_ANY_METHOD = re.compile(rb"[^ ]* +%s[\x21-\x7e]*%s+[\x21-\x7e]" % (_ABSOLUTE, _NON_PRINTABLE))
 """Some servers accept any method, even an empty one, and any version."""
+
+_ABSOLUTE_FIRST_LINE = re.compile(rb"[^ \t]*[ \t]+%s" % _ABSOLUTE)
+_CONNECT_LINE = re.compile(rb"CONNECT%s+[!-z]" % _NON_PRINTABLE)
+"""Some servers need no version. JSON after CONNECT is the first line of NATS."""
 
 _EMPTY_LINE_ENDS = (b"\n\r\n", b"\n\n", b"\r\r")
 _TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _NON_PRINTABLE)
@@ -75,6 +79,7 @@ class HttpRequestSearch:
         if may_start_request and _ABSOLUTE_AFTER_ANY_METHOD.match(line):
             return "it is HTTP that servers may interpret differently."
         if not self._has_first_line:
+            is_absolute = _ABSOLUTE_FIRST_LINE.match(line) is not None
             line = _LEADING_INVISIBLE.sub(b"", line, count=1)
             if not line:
                 return None
@@ -82,7 +87,8 @@ class HttpRequestSearch:
             self.is_possible_request = _TWO_WORDS.match(line) is not None
             if _PROXY_LINE.match(line):
                 return "the connection starts with a PROXY protocol header."
-            if any(pattern.match(line) for pattern in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
+            patterns = (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE, _CONNECT_LINE)
+            if is_absolute or any(pattern.match(line) for pattern in patterns):
                 return "the connection's first line is HTTP that servers may interpret differently."
         elif self.is_possible_request:
             reason = self._header_deny_reason(line)
