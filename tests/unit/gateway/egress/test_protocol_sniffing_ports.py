@@ -63,6 +63,11 @@ def test_data_of_a_client_that_ends_before_detection_is_forwarded():
     assert forwarded_data(handshake.client_data_received(b"")) == b"quit"
 
 
+def test_request_about_the_whole_server_is_forwarded():
+    data = f"OPTIONS * HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\n".encode()
+    assert forwarded_data(create_handshake().client_data_received(data)).startswith(b"OPTIONS * HTTP/1.1\r\n")
+
+
 def test_only_one_http_request_for_the_host_is_forwarded():
     data = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     forwarded = forwarded_data(create_handshake().client_data_received(data))
