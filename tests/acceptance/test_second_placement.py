@@ -21,7 +21,7 @@ SHELL = ("task", "shell", "task-1")
 
 
 class WorkerDeployment(Deployment):
-    """A deployment whose tasks run at a worker, which has a data directory of its own and outlives servers."""
+    """A deployment whose tasks run at a worker, which has its own data directory and outlives servers."""
 
     def start_worker(self):
         self.worker_data_dir, self.worker_socket = self.directory / "worker", self.directory / "worker.sock"

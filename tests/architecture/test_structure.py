@@ -139,7 +139,7 @@ def test_modules_are_not_too_long(modules: list[Path]):
 
 
 def test_number_of_modules_does_not_grow(root: Path):
-    """A new module needs a concept of its own; otherwise its code belongs in the module that uses it."""
+    """A new module needs its own concept; otherwise its code belongs in the module that uses it."""
     names = [name for name, path in module_names(root).items() if path.name != "__init__.py"]
     assert len(names) <= MODULES_MAX
 

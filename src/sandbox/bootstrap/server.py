@@ -111,15 +111,14 @@ async def _serve(
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
-        probed = await _run_unless_set(shutting_down, _create_placements(placement_context, placement_support))
-        if probed is None:
+        placements = await _run_unless_set(shutting_down, _create_placements(placement_context, placement_support))
+        if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
-        placements, probers = probed
         prober = placements.selected_prober
         profiles = make_profile_check(prober.host.images, lambda: prober.result.tier)
         api_settings = replace(api_settings, profiles=profiles)
-        server = TaskServer(placement_context, placements, probers, token_store, disk_monitor)
+        server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
             context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
             app = create_app(context)
@@ -175,9 +174,7 @@ async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result
         waiting.cancel()
 
 
-async def _create_placements(
-    context: PlacementContext, support: PlacementSupport
-) -> tuple[Placements, Sequence[RuntimeProber]]:
+async def _create_placements(context: PlacementContext, support: PlacementSupport) -> Placements:
     """Create the placements and probe their hosts for the first time."""
     creators = {"": create_local_placement, **support.by_name}
     by_name = {name: await create(context) for name, create in creators.items()}
@@ -185,7 +182,7 @@ async def _create_placements(
         name: RuntimeProber(await placement.host.probe(), placement.host, SystemClock())
         for name, placement in by_name.items()
     }
-    return Placements(by_name, probers, support.selected), [*probers.values()]
+    return Placements(by_name, probers, support.selected)
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:

@@ -39,7 +39,6 @@ from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
-from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
@@ -51,16 +50,12 @@ _log = logging.getLogger(__name__)
 
 
 class TaskServer:
-    """A server without its API: the services that it offers, and the background work in `running`.
-
-    probers: one for each placement's host.
-    """
+    """A server without its API: the services that it offers, and the background work in `running`."""
 
     def __init__(
         self,
         context: PlacementContext,
         placements: Placements,
-        probers: Sequence[RuntimeProber],
         token_store: TokenStore,
         disk_monitor: DiskMonitor,
     ) -> None:
@@ -98,7 +93,7 @@ class TaskServer:
         self._tracker, self._store, self._pruner = tracker, store, pruner
         self._recover = partial(recover, journals, store, placements, clock)
         self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
-        self._disk_monitor, self._probers, self._placements = disk_monitor, probers, placements
+        self._disk_monitor, self._placements = disk_monitor, placements
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -108,7 +103,7 @@ class TaskServer:
         tasks = [
             asyncio.create_task(self._janitor.run(), name="janitor"),
             asyncio.create_task(self._disk_monitor.run(self._tracker.dispatch), name="space"),
-            *(asyncio.create_task(prober.run(), name="prober") for prober in self._probers),
+            *(asyncio.create_task(prober.run(), name="prober") for prober in self._placements.probers),
             *(asyncio.create_task(placement.run(), name="placement") for placement in self._placements),
         ]
         try:

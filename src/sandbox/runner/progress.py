@@ -83,7 +83,7 @@ class ProgressTracker:
     def set_denied_count(self, count: int) -> None:
         """Set the number of connections that this attempt has been denied.
 
-        The count is recorded no more often than output bytes, because a sandbox can cause any number of denials.
+        The count is recorded at most as often as output bytes, because a sandbox can cause any number of denials.
         """
         count += self._baseline_denied
         if count != self._counters.egress_denied:

@@ -178,7 +178,7 @@ class Dispatcher:
             self._tracked_tasks[task_id].status_message = reason
 
     async def close(self) -> None:
-        """Launch no more tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.
+        """Stop launching tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.
 
         Then cancel launches that still wait for secrets; they have recorded nothing yet.
         """

@@ -1,6 +1,6 @@
 """The placements of a server. The host of an attempt selects its placement."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from sandbox.interfaces.journal import JournalWriter, Liveness
@@ -53,6 +53,11 @@ class Placements:
 
     def __iter__(self) -> Iterator[Placement]:
         return iter(self._by_name.values())
+
+    @property
+    def probers(self) -> Collection[RuntimeProber]:
+        """The probers of all hosts."""
+        return self._probers.values()
 
     @property
     def selected_prober(self) -> RuntimeProber:

@@ -1,6 +1,6 @@
 """A second placement, as its package below `sandbox/placements/` would be: one host, reached through a worker's socket.
 
-The worker (`worker.py`) has a data and a run directory of its own and starts runners with the local placement.
+The worker (`worker.py`) has its own data and run directory, and starts runners with the local placement.
 `server.py` composes a server that runs all attempts there. A worker that was stopped is a host that does not respond.
 """
 
@@ -148,7 +148,7 @@ class WorkerPlacement:
             await asyncio.sleep(POLL_SECONDS)
 
     def _copy_all(self):
-        """Copy what the worker reports, and only then publish who holds the locks."""
+        """Copy the records that the worker reports, then publish which locks are held."""
         launches = self._launches.copy()
         report = self._worker.call("report", result=Report, timeout=1)
         for task_id, task in report.tasks.items():
