@@ -61,6 +61,18 @@ def test_durable_events_are_flushed(recorder_of_running_task, monkeypatch, event
     assert len(flushed) == 1
 
 
+def test_start_of_a_later_attempt_is_flushed_although_the_state_stays(tmp_path, monkeypatch):
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
+    for event in (*TO_RUNNING[:2], e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted")), e.AttemptEnded()):
+        recorder.record(event)
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    record = recorder.record(e.AttemptStarted("lkjihgfedcba", "bubblewrap", "here"))
+    assert (record.transition, len(flushed)) == (None, 1)
+    writer.close()
+
+
 def test_output_is_not_flushed(recorder_of_running_task, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
@@ -83,6 +95,16 @@ def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
         recorder.record(e.TaskFinished())
     recorder.record(e.CancelRequested())
     assert len(effects) == 1
+
+
+def test_no_task_before_the_first_record(tmp_path):
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
+    with pytest.raises(IllegalEventError, match="no record yet"):
+        _ = recorder.task
+    recorder.record(TO_RUNNING[0])
+    assert recorder.task.id == "task-1"
+    writer.close()
 
 
 def test_events_are_transformed_before_they_are_applied_and_written(recorder_of_running_task):
