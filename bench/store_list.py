@@ -1,17 +1,22 @@
-"""Measures list queries on a store with many tasks: p50 and p99 of each kind of page, and the size per task.
+"""Measures list queries on a store with many tasks: p50 and p99 of each kind of page, the size per task, the time of an
+insert and of an update, and the time in which the index of an earlier version becomes searchable.
 
 Run: python bench/store_list.py [TASKS]    (default: 100000)
 """
 
 import random
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from sandbox.interfaces.store import IndexedTask, TaskQuery
 from sandbox.model.events import Progress
@@ -32,6 +37,19 @@ STATES = [TaskState.COMPLETED] * 90 + [TaskState.FAILED] * 8 + [TaskState.CANCEL
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+TEXTS = random.Random(2)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["".join(TEXTS.choices(LETTERS, k=TEXTS.randrange(2, 12))) for _ in range(20_000)]
+
+
+def prompt(number: int) -> str:
+    """A prompt of about 100 words, most of them frequent. `half` and the like: how many tasks have the word."""
+    frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
+    words = [VOCABULARY[int(TEXTS.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
+    marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]
+    return " ".join([*frequent, *words, *marks])
+
+
 def task(number: int) -> Task:
     """Create a task. Nearly all are finished; one in 10,000 is running."""
     state = STATES[number % len(STATES)] if number % 10_000 else TaskState.RUNNING
@@ -39,11 +57,11 @@ def task(number: int) -> Task:
     labels = {"team": f"team-{number % 10}", "ticket": str(number // 2), "all": "yes"}
     manifest = Manifest(
         metadata=Metadata(name=f"task {number % 1000}", id=f"task-{number:06}", labels=labels),
-        repository=Repository(url="https://git.example.org/team/repository.git", branch="main"),
+        repository=Repository(url=f"https://git.example.org/team-{number % 7}/repository.git", branch="main"),
         agent=AgentSection(
             "claude",
             {
-                "prompt": "Fix the failing test, and explain in one paragraph why it failed. " * 8,
+                "prompt": prompt(number),
                 "model": "claude-sonnet-4-5-20250929",
             },
         ),
@@ -58,11 +76,24 @@ def task(number: int) -> Task:
 
 
 def fill(path: Path, count: int) -> SqliteStore:
-    """Create a store with `count` tasks, without fsync, which is not measured here."""
+    """Create a store with `count` tasks, without fsync, which is not measured here; print the CPU time of a write."""
     store = SqliteStore(path)
     store._connections.writer.execute("PRAGMA synchronous = OFF")
+    inserts, updates = [], []
     for number in range(count):
-        store.insert(IndexedTask(task(number), 1))
+        each = task(number)
+        begin = time.thread_time()
+        store.insert(IndexedTask(each, 1))
+        inserts.append(time.thread_time() - begin)
+        if number % 10 == 0:
+            began = msgspec.structs.replace(each, history=(*each.history, StateHistoryEntry(each.state, BEGIN)))
+            begin = time.thread_time()
+            store.save(IndexedTask(began, 2))
+            updates.append(time.thread_time() - begin)
+            store.save(IndexedTask(each, 1))
+    for name, seconds in (("insert", sorted(inserts)), ("update", sorted(updates))):
+        middle, late = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
+        print(f"{name}: CPU time p50 {middle * 1e6:,.0f} us, p99 {late * 1e6:,.0f} us, max {seconds[-1] * 1e3:,.1f} ms")
     return store
 
 
@@ -79,6 +110,55 @@ def measure(name: str, query: Callable[[], object]) -> None:
     middle, late = ROUNDS // 2, ROUNDS * 99 // 100
     wall = f"p50 {seconds[middle] * 1000:7.2f} ms   p99 {seconds[late] * 1000:7.2f} ms"
     print(f"{name:34} {wall}   CPU time p99 {work_seconds[late] * 1000:7.2f} ms")
+
+
+def measure_searches(store: SqliteStore, count: int) -> None:
+    """Measure searches for words of all tasks, of many, of few and of none, also with filters and in other orders."""
+    failed, completed = frozenset({TaskState.FAILED}), frozenset({TaskState.COMPLETED})
+    middle, end = BEGIN + timedelta(minutes=count // 2), BEGIN + timedelta(minutes=count // 2 + 500)
+    queries = {
+        "word of all": TaskQuery(search="fix"),
+        "word of half": TaskQuery(search="half"),
+        "word of a tenth": TaskQuery(search="tenth"),
+        "word of a thousandth": TaskQuery(search="thousandth"),
+        "word of none": TaskQuery(search="nowhere"),
+        "one letter": TaskQuery(search="f"),
+        "id": TaskQuery(search=f"task-{count // 2:06}"),
+        "six words": TaskQuery(search="failing test explain paragraph why half"),
+        "word of all, failed": TaskQuery(failed, search="fix"),
+        "word of half, completed": TaskQuery(completed, search="half"),
+        "word of half, failed": TaskQuery(failed, search="half"),
+        "word of half, label of a tenth": TaskQuery(labels={"team": "team-4"}, search="half"),
+        "word of half, repository": TaskQuery(search="half", repository="team-3/repository"),
+        "word of half, period": TaskQuery(search="half", created_after=middle),
+        "word of all, by name": TaskQuery(search="fix", sort="name", order="asc"),
+        "word of half, by name": TaskQuery(search="half", sort="name", order="asc"),
+        "word of half, by start": TaskQuery(search="half", sort="started_at"),
+        "word of half, offset": TaskQuery(search="half", offset=count // 4),
+        "repository": TaskQuery(repository="team-3/repository"),
+        "repository, failed, label": TaskQuery(failed, {"all": "yes"}, repository="team-3/repository"),
+        "half of the period": TaskQuery(created_after=middle),
+        "short period": TaskQuery(created_after=middle, created_before=end),
+        "short period, by name": TaskQuery(created_after=middle, created_before=end, sort="name"),
+        "half of the period, by change": TaskQuery(created_after=middle, sort="state_changed_at"),
+        "half of the period, failed": TaskQuery(failed, created_after=middle),
+    }
+    for name, query in queries.items():
+        measure(name, partial(store.query, query))
+    deep = store.query(TaskQuery(search="half", limit=1, offset=count // 4)).next_cursor
+    measure("word of half, cursor deep", lambda: store.query(TaskQuery(search="half", cursor=deep)))
+
+
+def measure_upgrade(path: Path, count: int) -> None:
+    """Print how long a start takes that adds all tasks of an earlier version to the full-text index."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "UPDATE tasks SET number = NULL; DELETE FROM searchable; INSERT INTO search (search) VALUES ('delete-all');"
+        )
+    begin, begin_work = time.perf_counter(), time.thread_time()
+    SqliteStore(path).close()
+    seconds, work_seconds = time.perf_counter() - begin, time.thread_time() - begin_work
+    print(f"upgrade: {seconds:.1f} s for {count:,} tasks, CPU time {work_seconds:.1f} s")
 
 
 def main() -> None:
@@ -115,7 +195,9 @@ def main() -> None:
         deep = store.query(TaskQuery(labels={"team": "team-3"}, limit=1, offset=count // 20)).next_cursor
         measure("label of a tenth, cursor deep", lambda: store.query(TaskQuery(labels={"team": "team-3"}, cursor=deep)))
         measure("counts by state", store.count_by_state)
+        measure_searches(store, count)
         store.close()
+        measure_upgrade(path, count)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The contract of the task index, tested with each implementation."""
 
+import random
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, In
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import LABELS_MAX
+from sandbox.model.limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
@@ -33,7 +34,18 @@ def at(minutes):
     return NOON + timedelta(minutes=minutes)
 
 
-def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=None, name="task", labels=None):
+def task(
+    task_id,
+    state=TaskState.PENDING,
+    *,
+    created=0,
+    started=None,
+    changed=None,
+    name="task",
+    labels=None,
+    prompt="Fix it",
+    url="https://git.example.org/repo.git",
+):
     """A task whose history matches these times."""
     history = [StateHistoryEntry(TaskState.PENDING, at(created))]
     if started is not None:
@@ -42,8 +54,8 @@ def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=N
         history.append(StateHistoryEntry(state, at(created + 100 if changed is None else changed)))
     manifest = Manifest(
         metadata=Metadata(name=name, id=task_id, labels=labels or {}),
-        repository=Repository(url="https://git.example.org/repo.git", branch="main"),
-        agent=claude(prompt="Fix it"),
+        repository=Repository(url=url, branch="main"),
+        agent=claude(prompt=prompt),
     )
     return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history))
 
@@ -456,3 +468,202 @@ def test_one_of_many_concurrent_inserts_succeeds(store):
 
     assert (len(outcomes), refusals) == (1, ["a"] * 7)
     assert store.load("a").offset == outcomes[0]
+
+
+def find(store, search="", **filters):
+    page = store.query(TaskQuery(search=search, order="asc", **filters))
+    assert page.total_count == len(page.tasks)
+    return ids(page)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "parser",
+        "PARS",
+        "fix pars",
+        "  fix\t, the-parser\n",
+        "test_parse_date",
+        "parse date",
+        "nightly-7",
+        "7 nightly fix",
+        "acme/mailer",
+        "git.example.org",
+        "Größe",
+        "grosse",
+        "GRÖSSE",
+        "cafe",
+        "café",
+        "cafe\u0301",
+        "修复",
+        "测试 修",
+        "naïve ﬁx",
+        "supercalifragilisticexpialidocious",
+        "supercalifragilistic",
+    ],
+)
+def test_search_finds_the_beginnings_of_words(store, search):
+    prompt = "Fix the parser: test_parse_date of the Größe, naïve café 修复测试 supercalifragilisticexpialidocious"
+    store.insert(IndexedTask(task("nightly-7", prompt=prompt, url="https://git.example.org/Acme/mailer.git"), 1))
+    store.insert(IndexedTask(task("other", prompt="Something else", url="https://example.com/repo"), 1))
+
+    assert find(store, search) == ["nightly-7"]
+
+
+@pytest.mark.parametrize("search", ["arser", "fix nowhere", "https", "main", "fixx", "team", "ü", "nightly7"])
+def test_search_does_not_find_other_words(store, search):
+    labels = {"team": "team"}
+    store.insert(IndexedTask(task("nightly-7", prompt="Fix the parser", name="n", labels=labels), 1))
+
+    assert find(store, search) == []
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "fix OR nowhere",
+        "fix AND nowhere",
+        "nowhere OR fix",
+        "fix NOT nowhere",
+        "NEAR(fix nowhere)",
+        "terms:nowhere",
+        "fix nowhere*",
+        '"fix nowhere"',
+        '" OR fix --nowhere',
+        "') OR 1=1 -- nowhere",
+        "fix\x00nowhere",
+        "fix \ud800 nowhere",
+        "\ue000nowhere",
+        "nowhere" * 1500,
+        "nowhere " * 1500,
+    ],
+)
+def test_search_has_no_syntax(store, search):
+    store.insert(IndexedTask(task("a", prompt="fix not near or and terms 1 it"), 1))
+    twin = search.replace("nowhere", "it")
+    store.insert(IndexedTask(task("b", prompt="never " + twin[:500].replace("\ud800", "?")), 1))
+
+    assert find(store, search) == []
+    assert "b" in find(store, twin[:300])
+
+
+@pytest.mark.parametrize("search", ["", " ", "!?", "\x00", "*", '"', "\ue002pending", "\ud800", "'"])
+def test_search_without_words_matches_each_task(store, search):
+    store.insert(IndexedTask(task("a", prompt="pending"), 1))
+    store.insert(IndexedTask(task("b", prompt="nothing"), 1))
+
+    assert find(store, search) == (["a"] if "pending" in search else ["a", "b"])
+
+
+def test_search_covers_the_beginning_of_a_prompt(store):
+    prompt = "early " + "x" * (SEARCHED_PROMPT_CHARACTERS_MAX - 12) + " mid late"
+    store.insert(IndexedTask(task("a", prompt=prompt), 1))
+
+    assert find(store, "early mid") == ["a"]
+    assert find(store, "late") == []
+    assert store.load("a").task.manifest.agent.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://github.com/Acme/Mailer.git",
+        "https://github.com/Acme/Mailer",
+        "https://github.com:443/Acme/Mailer/",
+        "ssh://git@github.com/Acme/Mailer.git",
+        "ssh://git@github.com:22/Acme/Mailer.git",
+        "git@github.com:Acme/Mailer.git",
+    ],
+)
+def test_tasks_are_filtered_by_repository(store, url):
+    store.insert(IndexedTask(task("a", url=url), 1))
+    store.insert(IndexedTask(task("b", url="https://github.com/acme/mailer-2.git", prompt="acme/mailer"), 1))
+    store.insert(IndexedTask(task("c", url="https://github.com:8443/acme/mailer-3"), 1))
+
+    for name in (
+        "acme/mailer",
+        "Acme/Mailer.git",
+        "github.com/acme/mailer",
+        "https://user:pw@github.com/acme/mailer",
+        url,
+    ):
+        assert find(store, repository=name) == ["a"]
+    for name in ("mailer", "acme", "github.com", "/", "https://", "acme/mail", "gitlab.com/acme/mailer", "*", "\x00"):
+        assert find(store, repository=name) == []
+    assert find(store, repository="github.com:8443/acme/mailer-3") == ["c"]
+    assert find(store, repository="acme/mailer-3") == ["c"]
+
+
+def test_tasks_are_filtered_by_the_time_of_their_creation(store):
+    for number in range(5):
+        store.insert(IndexedTask(task(f"t{number}", created=number), 1))
+
+    assert find(store, created_after=at(1), created_before=at(3)) == ["t1", "t2"]
+    assert find(store, created_after=at(3)) == ["t3", "t4"]
+    assert find(store, created_before=at(1)) == ["t0"]
+    assert find(store, created_after=at(3), created_before=at(1)) == []
+    assert find(store, created_after=at(3).astimezone(timezone(timedelta(hours=5)))) == ["t3", "t4"]
+    assert find(store, created_after=datetime.min.replace(tzinfo=UTC), created_before=datetime.max.replace(tzinfo=UTC))
+
+
+def test_search_follows_changes_of_a_task(store):
+    pending, failed = frozenset({TaskState.PENDING}), frozenset({TaskState.FAILED})
+    store.insert(IndexedTask(task("a", prompt="alpha"), 1))
+    store.insert(IndexedTask(task("b", prompt="alpha"), 1))
+    assert find(store, "alpha", states=pending) == ["a", "b"]
+
+    store.save(IndexedTask(task("a", TaskState.FAILED, prompt="alpha"), 2))
+    assert (find(store, "alpha", states=pending), find(store, "alpha", states=failed)) == (["b"], ["a"])
+    store.save(IndexedTask(task("a", TaskState.FAILED, prompt="beta", labels={"k": "v"}), 3))
+    assert (find(store, "alpha"), find(store, "beta", states=failed, labels={"k": "v"})) == (["b"], ["a"])
+    store.delete("a")
+    assert (find(store, "beta"), find(store, labels={"k": "v"}), find(store, "alpha")) == ([], [], ["b"])
+    store.insert(IndexedTask(task("a", prompt="gamma"), 4))
+    assert (find(store, "beta"), find(store, "gamma"), find(store, "a", states=failed)) == ([], ["a"], [])
+
+
+@pytest.mark.parametrize("plan", ["sort", "read in order"])
+def test_searches_agree_with_a_comparison_of_each_task(tmp_path, monkeypatch, plan):
+    monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 10_000 if plan == "sort" else 5)
+    rng = random.Random(7)
+    stores = [MemoryStore(), SqliteStore(tmp_path / "index.sqlite")]
+    stores[1]._connections.writer.execute("PRAGMA synchronous = OFF")
+    words = ["alpha", "alpine", "beta", "be", "gamma", "delta"]
+    states = [TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING]
+    for number in range(300):
+        known = task(
+            f"t{number:03}",
+            rng.choice(states),
+            created=number if number % 5 else 0,
+            started=rng.choice([None, number]),
+            name=rng.choice(words),
+            labels={"team": rng.choice("xyz")},
+            prompt=" ".join(rng.choices(words, k=3)),
+            url=f"https://git.example.org/{rng.choice('ab')}/repo",
+        )
+        for each in stores:
+            each.save(IndexedTask(known, 1))
+            if rng.random() < 0.05:
+                each.delete(known.id)
+                each.save(IndexedTask(known, 2))
+    for _ in range(150):
+        query = TaskQuery(
+            states=frozenset(rng.sample(states, rng.choice([0, 0, 1, 2]))),
+            labels={"team": rng.choice("xyzw")} if rng.random() < 0.3 else {},
+            sort=rng.choice(SORTS),
+            order=rng.choice(["asc", "desc"]),
+            limit=rng.choice([1, 7, 100]),
+            offset=rng.choice([0, 0, 5, 250]),
+            search=rng.choice(["", "al", "alpha", "b", "t", "gamma delta", "nowhere", "repo"]),
+            repository=rng.choice(["", "", "a/repo", "c/repo"]),
+            created_after=rng.choice([None, None, at(100)]),
+            created_before=rng.choice([None, None, at(200)]),
+        )
+        while True:
+            expected, page = (each.query(query) for each in stores)
+            assert page == expected, query
+            if page.next_cursor is None:
+                break
+            query = replace(query, cursor=page.next_cursor, offset=0)
+    for each in stores:
+        each.close()

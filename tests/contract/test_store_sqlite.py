@@ -16,6 +16,7 @@ from doubles.manifests import claude, encode_json
 from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
 from sandbox.model.task import PROJECTION_VERSION
@@ -41,7 +42,25 @@ for number in range(100_000):
     print(number, flush=True)
 """
 
-TO_VERSION_3 = """
+TO_VERSION_7 = """
+DROP TABLE searchable;
+DROP TABLE search;
+DROP INDEX tasks_by_creation;
+DROP INDEX tasks_by_start;
+DROP INDEX tasks_by_change;
+DROP INDEX tasks_by_name;
+CREATE INDEX tasks_by_creation ON tasks (created_at);
+CREATE INDEX tasks_by_start ON tasks (started_at);
+CREATE INDEX tasks_by_change ON tasks (state_changed_at);
+CREATE INDEX tasks_by_name ON tasks (name);
+CREATE INDEX tasks_by_id ON tasks (id);
+ALTER TABLE tasks DROP COLUMN number;
+CREATE TABLE labels (task_id TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL);
+PRAGMA user_version = 7;
+"""
+
+TO_VERSION_3 = f"""
+{TO_VERSION_7}
 DROP TABLE texts;
 ALTER TABLE tasks DROP COLUMN artifacts;
 ALTER TABLE tasks DROP COLUMN fold;
@@ -56,6 +75,12 @@ def submitted(task_id, prompt="p"):
         agent=claude(prompt=prompt),
     )
     return advance(None, e.TaskSubmitted(task_id, manifest), seq=1, at=datetime.now(UTC)).task
+
+
+def advance_to_failed(task):
+    failure = Failure(FailureCode.INTERNAL, "It failed.")
+    failed = advance(task, e.AttemptFailed(failure), seq=2, at=datetime.now(UTC)).task
+    return advance(failed, e.TaskFinished(), seq=3, at=datetime.now(UTC)).task
 
 
 @pytest.fixture
@@ -112,10 +137,9 @@ def test_failed_transaction_changes_nothing(path):
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a"), 1))
     known = store.load("a")
-    store._sql["add_label"] = "INSERT INTO nowhere VALUES (?, ?, ?)"
-    store._sql["labels"] = "SELECT 'k', 'other' WHERE :id = :id"
+    store._sql["add_terms"] = "INSERT INTO nowhere VALUES (:number, :terms)"
     with pytest.raises(StoreError, match="nowhere"):
-        store.save(IndexedTask(submitted("a"), 2))
+        store.save(IndexedTask(submitted("a", prompt="other"), 2))
     with pytest.raises(StoreError, match="nowhere"):
         store.insert(IndexedTask(submitted("b"), 2))
 
@@ -212,6 +236,61 @@ def test_index_of_version_1_is_migrated(path, monkeypatch):
     assert store.load("old") == IndexedTask(task, 7)
     assert store.query(TaskQuery(labels={"k": "v"})).tasks == [without_large_fields(task)]
     assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
+    store.close()
+
+
+def test_tasks_of_an_older_index_become_searchable(path):
+    store = SqliteStore(path)
+    for number in range(3):
+        store.insert(IndexedTask(submitted(f"task-{number}", prompt=f"word{number}"), 1))
+    store.close()
+    execute(path, "UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
+    connection = sqlite3.connect(path)
+    connection.executescript(TO_VERSION_7)
+    connection.close()
+
+    for _ in range(2):
+        store = SqliteStore(path)
+        assert [task.id for task in store.query(TaskQuery(search="word2", labels={"k": "v"})).tasks] == ["task-2"]
+        assert store.query(TaskQuery(search="word1")).total_count == 0
+        store.close()
+    store = SqliteStore(path)
+    store.save(IndexedTask(submitted("task-1", prompt="word1"), 1))
+    assert [task.id for task in store.query(TaskQuery(search="word1")).tasks] == ["task-1"]
+    store.close()
+
+
+def test_unchanged_content_is_not_indexed_again(path):
+    store = SqliteStore(path)
+    store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
+    known = store.load("a").task
+    store._sql["add_terms"] = "INSERT INTO nowhere VALUES (:number, :terms)"
+    store.save(IndexedTask(msgspec.structs.replace(known, progress=e.Progress(output_bytes=7)), 2))
+    assert store.load("a").task.progress.output_bytes == 7
+    store.close()
+
+
+def test_deleted_tasks_leave_no_terms(path):
+    store = SqliteStore(path)
+    for number in range(20):
+        store.insert(IndexedTask(submitted(f"task-{number}"), 1))
+        store.save(IndexedTask(advance_to_failed(store.load(f"task-{number}").task), 2))
+        store.delete(f"task-{number}")
+    with store._connections.write_transaction() as connection:
+        connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, search, instance)")
+        assert connection.execute("SELECT count(*) FROM vocabulary").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM searchable").fetchone() == (0,)
+    store.close()
+
+
+def test_deleted_damaged_row_is_found_by_no_search(path):
+    store = SqliteStore(path)
+    store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
+    corrupt(path, "task", b"{")
+    store.delete("a")
+    store.insert(IndexedTask(submitted("b", prompt="beta"), 1))
+    assert store.query(TaskQuery(search="alpha")).tasks == []
+    assert [task.id for task in store.query(TaskQuery(search="beta")).tasks] == ["b"]
     store.close()
 
 

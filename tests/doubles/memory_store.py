@@ -6,9 +6,11 @@ from datetime import datetime
 from operator import gt, itemgetter, lt
 
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery
+from sandbox.model.limits import SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import PagePosition, cursor_position, position_of, to_cursor
+from sandbox.store.listing import PagePosition, cursor_position, position_of, split_words, to_cursor
 from sandbox.store.sqlite import without_large_fields
 
 
@@ -100,7 +102,20 @@ class MemoryStore:
 
 def _matches(task: Task, query: TaskQuery) -> bool:
     in_state = not query.states or task.state in query.states
-    return in_state and query.labels.items() <= task.manifest.metadata.labels.items()
+    is_after = query.created_after is None or task.created_at >= query.created_after
+    is_before = query.created_before is None or task.created_at < query.created_before
+    has_labels = query.labels.items() <= task.manifest.metadata.labels.items()
+    return in_state and is_after and is_before and has_labels and _is_found(task, query)
+
+
+def _is_found(task: Task, query: TaskQuery) -> bool:
+    """Compare the words one by one, unlike an index."""
+    manifest = task.manifest
+    url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
+    words = split_words(f"{manifest.metadata.name} {task.id} {repository_location(url)} {prompt}")
+    if query.repository and repository_location(query.repository) not in repository_names(url):
+        return False
+    return all(any(word.startswith(sought) for word in words) for sought in split_words(query.search))
 
 
 def _has_key(task: Task, key: str, since: datetime) -> bool:

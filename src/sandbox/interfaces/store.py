@@ -71,6 +71,11 @@ class TaskQuery:
     """Filter, order and page of a task list. Ties are broken by id.
 
     cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from there.
+    search: words, separated by any other characters. A task matches if its name, id, prompt and repository together
+        have a word that begins with each of them, without regard to case and accents. Only the beginning of a prompt
+        is searched (SEARCHED_PROMPT_CHARACTERS_MAX). Without words, each task matches.
+    repository: a URL, or one of `repository_names`, in any case; empty for all.
+    created_after, created_before: the period in which a task was created (UTC); its end is exclusive.
     """
 
     states: frozenset[TaskState] = frozenset()
@@ -80,6 +85,10 @@ class TaskQuery:
     limit: int = 100
     offset: int = 0
     cursor: Cursor | None = None
+    search: str = ""
+    repository: str = ""
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
     @classmethod
     def oldest_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":

@@ -15,6 +15,15 @@ MANIFEST_ALIASES_MAX = 16
 LABELS_MAX = 64
 """Maximum number of labels of a task; more get 400. A list query with more labels matches no task."""
 
+SEARCHED_PROMPT_CHARACTERS_MAX = 16_384
+"""Characters of a prompt that a search covers, from its beginning."""
+
+SEARCH_CHARACTERS_MAX = 200
+"""Characters of the words that a list of tasks is searched for; more get 400."""
+
+REPOSITORY_FILTER_CHARACTERS_MAX = 2048
+"""Characters of the repository that a list of tasks is filtered by; more get 400."""
+
 MANIFEST_ERRORS_MAX = 100
 """Maximum number of errors of a manifest that are listed; additional ones are only counted."""
 

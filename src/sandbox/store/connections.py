@@ -34,6 +34,9 @@ def is_disk_full(error: sqlite3.Error | UnicodeDecodeError | OSError, database: 
 BUSY_SECONDS = 5.0
 """How long a transaction waits for a transaction of another process before it fails with StoreError."""
 
+_CACHE_BYTES = 16 * 1024 * 1024
+"""Page cache of a connection. A search reads most of a narrow table, which has about 100 bytes per task."""
+
 IDLE_READERS_MAX = 4
 """Maximum number of idle reader connections."""
 
@@ -117,7 +120,12 @@ class Connections:
             isolation_level=None,
             check_same_thread=False,
         )
-        # Damaged text in one row must not prevent reading other rows.
+        try:
+            connection.execute(f"PRAGMA cache_size = {-(_CACHE_BYTES // 1024)}")
+        except BaseException:  # it reads the schema, which may be damaged
+            connection.close()
+            raise
+        # Damaged text must not stop the reading of other rows.
         connection.text_factory = lambda encoded: encoded.decode(errors="replace")
         return connection
 

@@ -1,14 +1,22 @@
-"""Reads a page of tasks: in sort order, or by sorting all matches of a rare label or state."""
+"""Reads a page of tasks, either along the sort order or starting from the tasks that a search finds.
 
+A search is a conjunction of terms: the beginnings of words, labels, names of a repository, and the state. The full-text
+index maps each term to the tasks that have it. Only the term of the state ever changes.
+"""
+
+import re
 import sqlite3
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
 
 from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery
-from sandbox.model.limits import LABELS_MAX
+from sandbox.model.limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 
 PagePosition = tuple[int | str | None, str]
@@ -61,8 +69,87 @@ def _is_valid_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+_WORD_CHARACTERS_MAX = 16
+"""Longer words are compared by their first characters."""
+
+_IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+"""Chinese and Japanese are written without spaces, so each of their characters is a word."""
+
+_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK = "\ue000", "\ue001", "\ue002"
+"""First characters of terms that are not words. None is a letter or a digit, so no word contains them."""
+
+
+def split_words(text: str) -> set[str]:
+    """Return the distinct words: runs of letters and digits, without regard to case and accents."""
+    if text.isascii():
+        text = text.lower()
+    else:
+        text = unicodedata.normalize("NFKD", text).casefold()
+        text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    return {word[:_WORD_CHARACTERS_MAX] for word in _WORD.findall(text)}
+
+
+def task_terms(task: Task) -> str:
+    """Return the terms of a task, separated by spaces, without its state.
+
+    They are every beginning of a word, each label, and each name of the repository.
+    """
+    manifest = task.manifest
+    url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
+    words = split_words("\n".join((manifest.metadata.name, task.id, repository_location(url), prompt)))
+    beginnings = {word[:length] for word in words for length in range(1, len(word) + 1)}
+    repositories = {_exact_term(_REPOSITORY_MARK, name) for name in repository_names(url)}
+    return " ".join((*beginnings, *repositories, *_label_terms(manifest.metadata.labels)))
+
+
+def state_term(state: str) -> str:
+    """Return the term of a state."""
+    return _STATE_MARK + state
+
+
+def content_digest(task: Task) -> bytes:
+    """Return a digest of everything that determines the terms of a task."""
+    manifest = task.manifest
+    texts = (manifest.metadata.name, manifest.metadata.labels, task.id, manifest.repository.url, manifest.agent.prompt)
+    return blake2b(msgspec.json.encode(texts), digest_size=8).digest()
+
+
+def query_terms(query: TaskQuery) -> str:
+    """Return the full-text query of all terms that a task must have; empty if only its state is restricted.
+
+    Nothing in a query has a meaning for the full-text index: each term is a quoted word or a digest.
+    """
+    words = split_words(query.search)
+    terms = [word for word in words if not any(other != word and other.startswith(word) for other in words)]
+    if query.repository:
+        terms.append(_exact_term(_REPOSITORY_MARK, repository_location(query.repository)))
+    quoted = [f'"{term}"' for term in (*terms, *_label_terms(query.labels))]
+    if quoted and query.states:
+        states = " OR ".join(f'"{state_term(state)}"' for state in sorted(query.states))
+        quoted.append(f"({states})")
+    return " AND ".join(quoted)
+
+
+def _label_terms(labels: Mapping[str, str]) -> Iterator[str]:
+    return (_exact_term(_LABEL_MARK, f"{key}\0{value}") for key, value in labels.items())
+
+
+def _exact_term(mark: str, text: str) -> str:
+    return mark + blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
 _SORT_ROWS_MAX = 1000
 """Up to this many matching tasks, sorting them is faster than reading tasks in order until a page is full."""
+
+_SORT_FOUND_MAX = 2000
+"""The same for the tasks that a search finds."""
+
+_WINDOW_FACTORS = (3, 30)
+_WINDOW_SPREAD_MAX = 4
+"""Reading in order stops after a multiple of the rows that are needed, or if their numbers are spread too widely."""
+
+_TIME_MAX = 2**63 - 1
 
 
 class ListedRow(NamedTuple):
@@ -79,53 +166,69 @@ class PageReader:
     def __init__(self, sql: Mapping[str, str], query: TaskQuery) -> None:
         self._sql = sql
         self._query = query
-        self._values: dict[str, object] = {"limit": query.limit + 1, "offset": query.offset}
-        self._state_filters = self._build_state_filters()
+        self._terms = query_terms(query)
+        self._values: dict[str, object] = {"terms": self._terms, "limit": query.limit + 1, "offset": query.offset}
+        self._has_period = query.created_after is not None or query.created_before is not None
+        self._period_filters = self._build_period_filters()
+        self._filters = [*self._build_state_filters(), *self._period_filters]
         self._cursor_filters = self._build_cursor_filters()
 
     def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
         """Return the rows of the page, plus one if more follow, and the number of rows on all pages."""
         if len(self._query.labels) > LABELS_MAX:
             return [], 0
-        counts = self._count_labels(connection)
-        if 0 in counts:
+        count = self._count(connection)
+        if count == 0:
             return [], 0
-        count = self._count(connection, counts)
-        if not counts and self._state_filters and count <= _SORT_ROWS_MAX:
-            page = self._format("page_of_rare_states", self._cursor_filters)
-        else:
-            fits_sort_limit = bool(counts) and counts[0] <= _SORT_ROWS_MAX
-            labels = self._build_label_filters(range(int(fits_sort_limit), len(counts)), "tasks.id")
-            page = self._format(
-                "page_of_rare_label" if fits_sort_limit else "task_page",
-                [*self._state_filters, *labels, *self._cursor_filters],
-            )
-        return [ListedRow(*row) for row in connection.execute(page, self._values)], count
+        if self._terms:
+            return self._read_found(connection, count), count
+        return self._read_filtered(connection, count), count
 
-    def _count(self, connection: sqlite3.Connection, counts: list[int]) -> int:
-        if len(counts) == 1 and not self._state_filters:
-            return counts[0]
-        if counts:
-            labels = self._build_label_filters(range(1, len(counts)), "labelled.task_id")
-            name = "count_labelled_in_states" if self._state_filters else "count_labelled"
-            statement = self._format(name, [*self._state_filters, *labels])
+    def _count(self, connection: sqlite3.Connection) -> int:
+        if self._terms:
+            name = "count_found_in_period" if self._has_period else "count_found"
+            statement = self._format(name, self._period_filters)
+        elif self._query.states and not self._has_period:
+            statement = self._format("count_filtered", [self._sql["filter_in_states"]])
         else:
-            statement = self._sql["count_in_states" if self._state_filters else "count_all"]
+            statement = self._format("count_filtered", self._filters)
         [count] = connection.execute(statement, self._values).fetchone()
         return int(count)
 
-    def _count_labels(self, connection: sqlite3.Connection) -> list[int]:
-        """Count the tasks with each label, rarest first, and number the labels in this order."""
-        counted = []
-        for key, value in self._query.labels.items():
-            [count] = connection.execute(self._sql["count_label"], {"key": key, "value": value}).fetchone()
-            counted.append((count, key, value))
-            if count == 0:
-                break
-        counted.sort()
-        for number, (_, key, value) in enumerate(counted):
-            self._values |= {f"key_{number}": key, f"value_{number}": value}
-        return [count for count, _, _ in counted]
+    def _read_filtered(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
+        """Read a page without a search."""
+        if self._query.states and not self._has_period and count <= _SORT_ROWS_MAX:
+            page = self._format("page_of_rare_states", self._cursor_filters)
+        else:
+            page = self._format("task_page", [*self._filters, *self._cursor_filters])
+        return [ListedRow(*row) for row in connection.execute(page, self._values)]
+
+    def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
+        """Read a page of a search: sort what it finds, or read in order if most tasks match."""
+        windows = _WINDOW_FACTORS if count > _SORT_FOUND_MAX else ()
+        rows = next(filter(None, (self._read_window(connection, factor) for factor in windows)), None)
+        if rows is None:
+            statement = self._format("found_positions", [*self._period_filters, *self._cursor_filters])
+            rows = connection.execute(statement, self._values).fetchall()
+        return [
+            ListedRow(task_id, value, encoded)
+            for task_id, value in rows
+            for (encoded,) in connection.execute(self._sql["encoded_task"], [task_id])
+        ]
+
+    def _read_window(self, connection: sqlite3.Connection, factor: int) -> list[tuple[str, int | str | None]] | None:
+        """Read the next tasks in order and keep those that the search finds; None if they do not fill the page."""
+        first, last = self._query.offset, self._query.offset + self._query.limit + 1
+        window = last * factor
+        statement = self._format("next_positions", [*self._filters, *self._cursor_filters])
+        positions = connection.execute(statement, self._values | {"window": window}).fetchall()
+        numbers = [number for *_, number in positions if number is not None]
+        if not numbers or max(numbers) - min(numbers) > window * _WINDOW_SPREAD_MAX:
+            return None
+        bounds = {"first": min(numbers), "last": max(numbers)}
+        found = {number for (number,) in connection.execute(self._sql["found_numbers"], self._values | bounds)}
+        rows = [(task_id, value) for task_id, value, number in positions if number in found]
+        return rows[first:last] if len(rows) >= last else None
 
     def _build_state_filters(self) -> list[str]:
         if not self._query.states:
@@ -133,8 +236,13 @@ class PageReader:
         self._values["states"] = msgspec.json.encode(sorted(self._query.states)).decode()
         return [self._sql["filter_states"]]
 
-    def _build_label_filters(self, numbers: range, task_id: str) -> list[str]:
-        return [self._sql["filter_label"].format(number=number, task_id=task_id) for number in numbers]
+    def _build_period_filters(self) -> list[str]:
+        if not self._has_period:
+            return []
+        after, before = self._query.created_after, self._query.created_before
+        self._values["created_after"] = -_TIME_MAX if after is None else to_microseconds(after)
+        self._values["created_before"] = _TIME_MAX if before is None else to_microseconds(before)
+        return [self._sql["filter_created"]]
 
     def _build_cursor_filters(self) -> list[str]:
         position = cursor_position(self._query)

@@ -1,24 +1,12 @@
--- name: insert_task
--- Adds a task; changes nothing if the id exists.
-INSERT INTO tasks (
-    id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold,
-    artifacts
-)
-VALUES (
-    :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold,
-    :artifacts
-)
-ON CONFLICT (id) DO NOTHING;
-
 -- name: save_task
 -- Adds a task or replaces its row.
 INSERT INTO tasks (
     id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold,
-    artifacts
+    artifacts, number
 )
 VALUES (
     :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold,
-    :artifacts
+    :artifacts, :number
 )
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name,
@@ -30,10 +18,11 @@ ON CONFLICT (id) DO UPDATE SET
     journal_offset = excluded.journal_offset,
     task = excluded.task,
     fold = excluded.fold,
-    artifacts = excluded.artifacts;
+    artifacts = excluded.artifacts,
+    number = excluded.number;
 
 -- name: delete_task
--- Deletes a task with its labels and texts.
+-- Deletes a task with its texts.
 DELETE FROM tasks WHERE id = :id;
 
 -- name: all_tasks
@@ -41,23 +30,50 @@ DELETE FROM tasks WHERE id = :id;
 SELECT fold, state_changed_at, id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id;
 
--- name: labels
--- The labels of a task.
-SELECT key, value FROM labels WHERE task_id = :id;
-
--- name: delete_labels
--- Deletes all labels of a task.
-DELETE FROM labels WHERE task_id = :id;
-
--- name: add_label
--- Adds a label to a task.
-INSERT INTO labels (task_id, key, value) VALUES (?, ?, ?);
-
 -- name: save_texts
 -- Adds or replaces a task's texts; writes nothing if they are unchanged.
 INSERT INTO texts (task_id, prompt, patch) VALUES (:id, :prompt, :patch)
 ON CONFLICT (task_id) DO UPDATE SET prompt = excluded.prompt, patch = excluded.patch
 WHERE prompt != excluded.prompt OR patch IS NOT excluded.patch;
+
+-- name: searchable
+-- The searchable columns of a task that may change.
+SELECT number, content, state, started_at, state_changed_at FROM searchable WHERE id = :id;
+
+-- name: load_searchable
+-- The number of a task, its indexed state, and the task.
+SELECT searchable.number, searchable.state, tasks.id, task, journal_offset, tasks.state, artifacts, prompt, patch
+FROM searchable JOIN tasks ON tasks.id = searchable.id LEFT JOIN texts ON texts.task_id = tasks.id
+WHERE searchable.id = :id;
+
+-- name: add_searchable
+-- Makes a task searchable; its terms are added with the new number.
+INSERT INTO searchable (id, content, name, state, created_at, started_at, state_changed_at)
+VALUES (:id, :content, :name, :state, :created_at, :started_at, :state_changed_at);
+
+-- name: update_searchable
+-- Updates the searchable columns of a task.
+UPDATE searchable SET state = :state, started_at = :started_at, state_changed_at = :state_changed_at WHERE id = :id;
+
+-- name: delete_searchable
+-- Removes a task from all searches.
+DELETE FROM searchable WHERE id = :id;
+
+-- name: add_terms
+-- Adds the terms of a task (a text, separated by spaces).
+INSERT INTO search (rowid, terms) VALUES (:number, :terms);
+
+-- name: delete_terms
+-- Removes the terms of a task, which must be those that were added.
+INSERT INTO search (search, rowid, terms) VALUES ('delete', :number, :terms);
+
+-- name: set_number
+-- Sets the number of a task that an earlier version stored.
+UPDATE tasks SET number = :number WHERE id = :id;
+
+-- name: unsearchable_ids
+-- The ids of the tasks that are not searchable yet, oldest first.
+SELECT id FROM tasks WHERE number IS NULL ORDER BY created_at, id;
 
 -- name: load_task
 -- One task.
@@ -103,49 +119,60 @@ WHERE state IN (SELECT value FROM json_each(:states)) AND {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
 
+-- name: found_positions
+-- The positions of a page, read from all tasks that have the terms. CROSS JOIN fixes the order of the join.
+SELECT id, {sort} FROM search CROSS JOIN searchable ON number = search.rowid
+WHERE search MATCH :terms AND {filters}
+ORDER BY {sort} {order} NULLS LAST, id {order}
+LIMIT :limit OFFSET :offset;
+
+-- name: next_positions
+-- The next positions in the list, each with the task's number, before a search.
+SELECT id, {sort}, number FROM tasks
+WHERE {filters}
+ORDER BY {sort} {order} NULLS LAST, id {order}
+LIMIT :window;
+
+-- name: found_numbers
+-- The tasks in a range of numbers that have the terms.
+SELECT rowid FROM search WHERE search MATCH :terms AND rowid BETWEEN :first AND :last;
+
+-- name: encoded_task
+-- The data of a task in a list.
+SELECT task FROM tasks WHERE id = ?;
+
 -- name: count_all
 -- The number of tasks.
 SELECT count(*) FROM tasks;
 
--- name: count_in_states
--- The number of tasks in one of the states (a JSON list).
-SELECT count(*) FROM tasks WHERE state IN (SELECT value FROM json_each(:states));
+-- name: count_filtered
+-- The number of tasks that match the filters.
+SELECT count(*) FROM tasks WHERE {filters};
 
--- name: count_label
--- The number of tasks with a label.
-SELECT count(*) FROM labels WHERE key = :key AND value = :value;
+-- name: count_found
+-- The number of tasks that have the terms.
+SELECT count(*) FROM search WHERE search MATCH :terms;
 
--- name: page_of_rare_label
--- The same page, if label 0 is rare: reads all tasks that have it. CROSS JOIN fixes the order of the join.
-SELECT id, {sort}, task FROM labels AS labelled CROSS JOIN tasks ON tasks.id = labelled.task_id
-WHERE labelled.key = :key_0 AND labelled.value = :value_0 AND {filters}
-ORDER BY {sort} {order} NULLS LAST, id {order}
-LIMIT :limit OFFSET :offset;
-
--- name: count_labelled
--- The number of tasks that have label 0 and match the filters.
-SELECT count(*) FROM labels AS labelled WHERE labelled.key = :key_0 AND labelled.value = :value_0 AND {filters};
-
--- name: count_labelled_in_states
--- The same with a filter by state.
-SELECT count(*) FROM labels AS labelled CROSS JOIN tasks INDEXED BY tasks_by_id ON tasks.id = labelled.task_id
-WHERE labelled.key = :key_0 AND labelled.value = :value_0 AND {filters};
+-- name: count_found_in_period
+-- The number of tasks that have the terms and were created in a period.
+SELECT count(*) FROM search CROSS JOIN searchable ON number = search.rowid WHERE search MATCH :terms AND {filters};
 
 -- name: filter_none
 -- All tasks.
 true
+
+-- name: filter_in_states
+-- Tasks in one of the states (a JSON list).
+state IN (SELECT value FROM json_each(:states))
 
 -- name: filter_states
 -- Tasks in one of the states (a JSON list). The plus prevents the planner from using an index of states and sorting all
 -- matches, because reading in the page's order is faster.
 +state IN (SELECT value FROM json_each(:states))
 
--- name: filter_label
--- Tasks with a label. {number}: the label's number. {task_id}: the column with the task's id.
-EXISTS (
-    SELECT 1 FROM labels AS other
-    WHERE other.task_id = {task_id} AND other.key = :key_{number} AND other.value = :value_{number}
-)
+-- name: filter_created
+-- Tasks that were created in a period; its end is exclusive.
+created_at >= :created_after AND created_at < :created_before
 
 -- name: filter_after_value
 -- Tasks after the cursor, if no value is NULL. {comparison}: > or <.

@@ -1,5 +1,6 @@
 """Implements the store with one SQLite file."""
 
+import contextlib
 import logging
 import re
 import sqlite3
@@ -27,7 +28,16 @@ from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
-from sandbox.store.listing import ListedRow, PageReader, cursor_position, to_cursor, to_microseconds
+from sandbox.store.listing import (
+    ListedRow,
+    PageReader,
+    content_digest,
+    cursor_position,
+    state_term,
+    task_terms,
+    to_cursor,
+    to_microseconds,
+)
 from sandbox.store.schema import StoreUnusableError, check_current, migrate
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -42,6 +52,8 @@ def load_queries() -> dict[str, str]:
 def _without_comments(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("--")).strip().removesuffix(";")
 
+
+_SEARCHABLE_BATCH_SIZE = 1000
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -70,17 +82,17 @@ class SqliteStore:
         self._logged_errors: set[tuple[str, str]] = set()
         try:
             self._connections = _open(path, read_only=read_only)
+            if not read_only:
+                self._make_searchable()
         except (*SQLITE_ERRORS, OSError) as error:
             raise StoreUnusableError(f"The index {path} cannot be used ({error}); {_advice(error, path)}.") from error
 
     def insert(self, indexed: IndexedTask) -> None:
         """Add a new task. Raises DuplicateTaskError."""
-        row = _row(indexed)
         with self._connections.write_transaction() as connection:
-            if connection.execute(self._sql["insert_task"], row).rowcount == 0:
-                [known] = connection.execute(self._sql["load_task"], row).fetchall()
+            for known in connection.execute(self._sql["load_task"], {"id": indexed.task.id}).fetchall():
                 raise DuplicateTaskError(_to_indexed(known).task)
-            self._write_texts_and_labels(connection, indexed.task)
+            self._save(connection, indexed)
 
     def save(self, indexed: IndexedTask) -> None:
         """Replace or add a task."""
@@ -90,12 +102,15 @@ class SqliteStore:
         """Like `save` for many tasks, in one transaction."""
         with self._connections.write_transaction() as connection:
             for each in indexed:
-                connection.execute(self._sql["save_task"], _row(each))
-                self._write_texts_and_labels(connection, each.task)
+                self._save(connection, each)
 
     def delete(self, task_id: str) -> None:
-        """Remove a task from the index, including its texts and labels."""
+        """Remove a task from the index, including its texts and terms.
+
+        The terms of a damaged row are unknown and stay. They find nothing, but searches without a filter count them.
+        """
         with self._connections.write_transaction() as connection:
+            self._delete_searchable(connection, task_id)
             connection.execute(self._sql["delete_task"], {"id": task_id})
 
     def outdated_task_ids(self) -> Sequence[str]:
@@ -170,14 +185,57 @@ class SqliteStore:
         with self._connections.read_transaction() as connection:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
-    def _write_texts_and_labels(self, connection: sqlite3.Connection, task: Task) -> None:
-        """Write texts and labels. Most saves find them unchanged and write nothing."""
+    def _save(self, connection: sqlite3.Connection, indexed: IndexedTask) -> None:
+        """Write a task. Most saves find the texts and what is searched unchanged, and do not write them."""
+        task, row = indexed.task, _row(indexed)
+        known = connection.execute(self._sql["searchable"], row).fetchone()
+        if known is None or known[1] != row["content"]:
+            self._delete_searchable(connection, task.id)
+            number = self._add_searchable(connection, task)
+        else:
+            number = known[0]
+            self._update_searchable(connection, number, known[2:], row)
+        connection.execute(self._sql["save_task"], {**row, "number": number})
         connection.execute(self._sql["save_texts"], _texts(task))
-        labels = task.manifest.metadata.labels
-        if dict(connection.execute(self._sql["labels"], {"id": task.id})) == labels:
+
+    def _add_searchable(self, connection: sqlite3.Connection, task: Task) -> int:
+        """Add what is searched of a task; return its number."""
+        number = connection.execute(self._sql["add_searchable"], _searchable(task)).lastrowid
+        assert number is not None
+        terms = f"{task_terms(task)} {state_term(task.state)}"
+        connection.execute(self._sql["add_terms"], {"number": number, "terms": terms})
+        return number
+
+    def _update_searchable(
+        self, connection: sqlite3.Connection, number: int, known: tuple[object, ...], row: Mapping[str, object]
+    ) -> None:
+        """Write what changes during the life of a task. known: its state, start and last change."""
+        if known == (row["state"], row["started_at"], row["state_changed_at"]):
             return
-        connection.execute(self._sql["delete_labels"], {"id": task.id})
-        connection.executemany(self._sql["add_label"], [(task.id, key, value) for key, value in labels.items()])
+        connection.execute(self._sql["update_searchable"], row)
+        if known[0] != row["state"]:
+            for name, state in (("delete_terms", known[0]), ("add_terms", row["state"])):
+                connection.execute(self._sql[name], {"number": number, "terms": state_term(str(state))})
+
+    def _delete_searchable(self, connection: sqlite3.Connection, task_id: str) -> None:
+        for row in connection.execute(self._sql["load_searchable"], {"id": task_id}).fetchall():
+            number, state, *task_row = row
+            terms = state_term(state)
+            with contextlib.suppress(IndexDamagedError):
+                terms = f"{task_terms(_to_indexed(task_row).task)} {terms}"
+            connection.execute(self._sql["delete_terms"], {"number": number, "terms": terms})
+        connection.execute(self._sql["delete_searchable"], {"id": task_id})
+
+    def _make_searchable(self) -> None:
+        """Add the terms of tasks that an earlier version indexed. A damaged row gets them when it is written again."""
+        ids = [task_id for (task_id,) in self._fetch_all("unsearchable_ids")]
+        for start in range(0, len(ids), _SEARCHABLE_BATCH_SIZE):
+            with self._connections.write_transaction() as connection:
+                for task_id in ids[start : start + _SEARCHABLE_BATCH_SIZE]:
+                    for row in connection.execute(self._sql["load_task"], {"id": task_id}).fetchall():
+                        with contextlib.suppress(IndexDamagedError):
+                            number = self._add_searchable(connection, _to_indexed(row).task)
+                            connection.execute(self._sql["set_number"], {"id": task_id, "number": number})
 
 
 def _advice(error: sqlite3.Error | UnicodeDecodeError | OSError, path: Path) -> str:
@@ -202,17 +260,24 @@ def _open(path: Path, *, read_only: bool) -> Connections:
 def _row(indexed: IndexedTask) -> dict[str, object]:
     task = indexed.task
     return {
+        **_searchable(task),
+        "idempotency_key": task.idempotency.key if task.idempotency else None,
+        "journal_offset": indexed.offset,
+        "task": _encoder.encode(without_large_fields(task)),
+        "fold": PROJECTION_VERSION,
+        "artifacts": msgspec.json.encode(task.artifacts),
+    }
+
+
+def _searchable(task: Task) -> dict[str, object]:
+    return {
+        "content": content_digest(task),
         "id": task.id,
         "name": task.manifest.metadata.name,
         "state": task.state.value,
         "created_at": to_microseconds(task.created_at),
         "started_at": to_microseconds(task.started_at) if task.started_at else None,
         "state_changed_at": to_microseconds(task.state_changed_at),
-        "idempotency_key": task.idempotency.key if task.idempotency else None,
-        "journal_offset": indexed.offset,
-        "task": _encoder.encode(without_large_fields(task)),
-        "fold": PROJECTION_VERSION,
-        "artifacts": msgspec.json.encode(task.artifacts),
     }
 
 

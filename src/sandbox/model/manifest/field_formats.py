@@ -136,6 +136,44 @@ def _check_repository_url(value: str) -> str | None:
     return _check_address(match["address"]) or _check_port(match["port"])
 
 
+_SCHEME_AND_USER = re.compile(r"(?P<scheme>https?|ssh)://(?:[^/@]*@)?", re.IGNORECASE)
+_SCP_USER_AND_HOST = re.compile(r"[^/@:]+@([^/:]+):/*")
+_DEFAULT_PORTS = {"http": "80", "https": "443", "ssh": "22"}
+
+
+def repository_location(url: str) -> str:
+    """Return where a repository is, in lower case and without `.git`: `github.com/org/repo`.
+
+    It is the same for each URL of the repository, whatever the protocol and the user. A part of one stays a part:
+    `Org/repo.git` becomes `org/repo`.
+    """
+    if match := _SCHEME_AND_USER.match(url):
+        host, slash, path = url[match.end() :].partition("/")
+        location = host.removesuffix(f":{_DEFAULT_PORTS[match['scheme'].lower()]}") + slash + path.lstrip("/")
+    else:
+        location = _SCP_USER_AND_HOST.sub(r"\1/", url, count=1)
+    return location.lower().rstrip("/").removesuffix(".git").rstrip("/")
+
+
+def repository_names(url: str) -> frozenset[str]:
+    """Return the names of a repository: its location, the path of it, and the last two parts, such as `org/repo`."""
+    location = repository_location(url)
+    path = location.partition("/")[2]
+    return frozenset((location, path, "/".join(path.rsplit("/", 2)[-2:]))) - {""}
+
+
+def public_repository_url(url: str) -> str:
+    """Return the URL without a password, and for HTTP without a user, which may be a token.
+
+    No manifest is accepted with one; journals of other versions are not trusted.
+    """
+    match = re.match(r"(?P<scheme>https?|ssh)://(?P<user>[^/@]*)@", url, re.IGNORECASE)
+    if match is None:
+        return url
+    user = match["user"].partition(":")[0] if match["scheme"].lower() == "ssh" else ""
+    return f"{match['scheme']}://{user and f'{user}@'}{url[match.end() :]}"
+
+
 def _check_address(text: str | None) -> str | None:
     if text is not None:
         try:
