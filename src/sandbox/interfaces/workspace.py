@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.interfaces.runtime import Confine
-from sandbox.model.events import Artifact
+from sandbox.model.events import Artifact, DiffStatistics
 from sandbox.model.manifest.schema import Repository
 
 
@@ -24,10 +24,12 @@ class PatchResult(msgspec.Struct, frozen=True):
     incomplete_reason: why the patch does not contain everything (human-readable); None if it does.
     contains_secret: the content of a file in the patch contains a secret value. The patch
         itself may contain the value in git's binary encoding.
+    diff: the size of the patch; None if it is incomplete or its size is unknown.
     """
 
     incomplete_reason: str | None = None
     contains_secret: bool = False
+    diff: DiffStatistics | None = None
 
 
 FindSecret = Callable[[Iterable[bytes]], bool]

@@ -44,6 +44,14 @@ class Artifact(msgspec.Struct, frozen=True):
         return self.path.startswith(f"{GENERATED_DIRECTORY}/")
 
 
+class DiffStatistics(msgspec.Struct, frozen=True):
+    """The size of a patch: changed files, and added and deleted lines. A binary file has no lines."""
+
+    files: int
+    additions: int
+    deletions: int
+
+
 class Artifacts(tuple[Artifact, ...]):
     """The artifacts of a task, with unique names. Appending one after the other is cheap.
 
@@ -403,9 +411,13 @@ class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
 
 
 class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):
-    """An artifact is stored completely and flushed to disk."""
+    """An artifact is stored completely and flushed to disk.
+
+    diff: of the patch, if it is complete. Journals of earlier versions lack it.
+    """
 
     artifact: Artifact
+    diff: DiffStatistics | None = None
 
 
 class TaskFinished(_EventBase, frozen=True, tag="task_finished"):

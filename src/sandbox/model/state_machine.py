@@ -237,7 +237,10 @@ def _usage(task: Task, event: e.Usage) -> _HandlerResult:
 
 def _artifact_collected(task: Task, event: e.ArtifactCollected) -> _HandlerResult:
     artifacts = task.artifacts if isinstance(task.artifacts, Artifacts) else Artifacts(task.artifacts)
-    return {"artifacts": artifacts.with_artifact(event.artifact)}, None, ()
+    changes: dict[str, Any] = {"artifacts": artifacts.with_artifact(event.artifact)}
+    if event.artifact.path == f"{e.GENERATED_DIRECTORY}/{task.id}.patch":
+        changes["diff"] = event.diff
+    return changes, None, ()
 
 
 def _task_finished(task: Task, _: e.TaskFinished) -> _HandlerResult:

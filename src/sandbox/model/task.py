@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.events import METADATA_NAME, Artifact, CancelRequested, FollowUp, Idempotency, Progress
+from sandbox.model.events import (
+    METADATA_NAME,
+    Artifact,
+    CancelRequested,
+    DiffStatistics,
+    FollowUp,
+    Idempotency,
+    Progress,
+)
 from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
@@ -77,10 +85,10 @@ class Task(
 ):
     """The state of a task: the result of applying its events in order.
 
-    last_seq: number of the last record.
-    attempt_count: number of started attempts.
-    agent_name: the agent's name for messages; `The agent` until it has started.
-    failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
+    agent_name: for messages; `The agent` until it has started.
+    failure, agent_has_exited, exit_code, result: of the current attempt.
+    skipped_follow_ups: of the current attempt.
+    diff: of the patch; None if there is no complete one.
     """
 
     id: str
@@ -104,6 +112,7 @@ class Task(
     spent: TotalUsage = TotalUsage()
     agent_start_time: AgentStartTime | None = None
     agent_name: str = "The agent"
+    diff: DiffStatistics | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -124,6 +133,12 @@ class Task(
     def finished_at(self) -> datetime | None:
         """When the task reached its final state."""
         return self.state_changed_at if self.state.is_final else None
+
+    def duration_seconds(self, now: datetime) -> float | None:
+        """Return the time since the agent started, until the end of the task or now; None if it never started."""
+        if self.started_at is None:
+            return None
+        return max(((self.finished_at or now) - self.started_at).total_seconds(), 0.0)
 
     @property
     def attempt_state(self) -> TaskState:

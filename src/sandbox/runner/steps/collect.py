@@ -23,6 +23,7 @@ from sandbox.model.events import (
     ArtifactCollected,
     Artifacts,
     AttemptFailed,
+    DiffStatistics,
     EgressDenied,
     ErrorReported,
     Output,
@@ -128,7 +129,7 @@ async def _collect_patch(attempt: AttemptContext, directory: Path, workspaces: W
         patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
         part.write_text(f"# truncated: {patch.incomplete_reason}\n")
     has_secret = patch.contains_secret or _is_unredactable(attempt)
-    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
+    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret, diff=patch.diff)
     if patch.incomplete_reason is not None:
         await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason, workspaces, confine)
 
@@ -263,7 +264,14 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Even
 
 
 async def _store_file(
-    attempt: AttemptContext, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
+    attempt: AttemptContext,
+    directory: Path,
+    name: str,
+    content_type: str,
+    part: Path,
+    *,
+    contains_secret: bool,
+    diff: DiffStatistics | None = None,
 ) -> None:
     """Compute the checksum, flush and rename the file, then record it."""
     abandoned = threading.Event()
@@ -273,7 +281,7 @@ async def _store_file(
         abandoned.set()
     path = f"{GENERATED_DIRECTORY}/{name}"
     artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
-    _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact))
+    _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact), diff)
 
 
 def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
@@ -289,10 +297,10 @@ def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tupl
     return checksum, size_bytes
 
 
-def _record_artifact(attempt: AttemptContext, artifact: Artifact) -> None:
+def _record_artifact(attempt: AttemptContext, artifact: Artifact, diff: DiffStatistics | None = None) -> None:
     """Record an artifact unless an earlier try recorded the same."""
     if _find_collected(attempt, artifact.name) != artifact:
-        attempt.recorder.record(ArtifactCollected(artifact))
+        attempt.recorder.record(ArtifactCollected(artifact, diff))
 
 
 def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:

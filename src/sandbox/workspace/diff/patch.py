@@ -6,6 +6,7 @@ and the bytes in the patch are the bytes in the files.
 """
 
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import IO
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.workspace import FindSecret, PatchResult
+from sandbox.model.events import DiffStatistics
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
@@ -57,13 +59,15 @@ async def _write_patch(
     tree, skipped = await _import_workspace(git, layout, base, base_commit, find_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(skipped, too_large)
+    diff: DiffStatistics | None = DiffStatistics(0, 0, 0)
     if tree.is_changed:
         # git cannot apply a patch that renames a symbolic link and creates a directory in its place.
         renames = "--no-renames" if tree.has_replaced_link else "--find-renames"
         await _write_diff(git, layout.repository, base_commit, target, preamble, renames)
+        diff = await _measure_diff(git, layout.repository, base_commit, renames)
     else:
         await run_in_thread(lambda _: _write_without_diff(target, preamble))
-    return PatchResult(_too_large_reason(too_large), tree.contains_secret)
+    return PatchResult(_too_large_reason(too_large), tree.contains_secret, None if too_large else diff)
 
 
 def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
@@ -130,6 +134,24 @@ async def _write_diff(
                 file_bytes_max=PATCH_BYTES_MAX,
             )
         await run_in_thread(lambda _: _flush(target))
+
+
+_STATISTICS = re.compile(rb" (\d+) files? changed(?:, (\d+) insertions?\(\+\))?(?:, (\d+) deletions?\(-\))?\n?")
+"""The output of `git diff-tree --shortstat`, which git does not translate."""
+
+
+async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: str) -> DiffStatistics | None:
+    """Return the size of the patch; None if git fails, because the patch is complete without it."""
+    try:
+        output = await git.run(
+            *("--git-dir=.", "diff-tree", "-r", "--shortstat", renames, "--no-ext-diff", "--no-textconv"),
+            *("--end-of-options", base_commit, NEW_TREE_REF),
+            directory=repository,
+        )
+    except GitError:
+        return None
+    match = _STATISTICS.fullmatch(output)
+    return DiffStatistics(*(int(count or 0) for count in match.groups())) if match else None
 
 
 def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
