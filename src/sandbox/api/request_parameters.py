@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
+from pydantic.config import JsonDict
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
@@ -38,6 +40,31 @@ def parse_seq(text: str, field: str) -> int | None:
     if not is_number or int(text) > SEQ_MAX:
         raise InvalidParameterError(field, f"must be the seq of an event, a whole number from 0 to {SEQ_MAX}")
     return int(text)
+
+
+TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
+"""A time, or nothing."""
+
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
+
+
+def parse_time(text: str, field: str) -> datetime | None:
+    """Parse a time (RFC 3339); return None for empty text. Raises InvalidParameterError."""
+    if not text:
+        return None
+    match = _RFC_3339.fullmatch(text)
+    try:
+        if match is None:
+            raise invalid_time(field)
+        # A plus sign that was not escaped in a URL arrives as a space.
+        return datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}")
+    except ValueError:
+        raise invalid_time(field) from None
+
+
+def invalid_time(field: str) -> InvalidParameterError:
+    """Return the error for a text that is no time, or not one that can be converted to UTC."""
+    return InvalidParameterError(field, "must be a time such as 2026-01-29T10:10:15Z")
 
 
 ECHOED_NAME_LENGTH_MAX = 64

@@ -2,16 +2,17 @@
 
 import base64
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
 
 from sandbox.interfaces.tasks import TaskSandboxes
+from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
-from sandbox.model.wire.bodies import DefinitionBody, TaskBody, TaskItemBody, VmBody
+from sandbox.model.wire.bodies import DefinitionBody, DiffBody, TaskBody, TaskItemBody, VmBody
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
@@ -23,8 +24,8 @@ async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) 
 
 
 def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
-    """Return the status of a task as lists contain it."""
-    metadata, attempt = task.manifest.metadata, task.attempt
+    """Return the status as used in lists."""
+    metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {
         "id": task.id,
         "name": metadata.name,
@@ -42,8 +43,17 @@ def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
         "error": error_fields(task, is_operator=is_operator),
         "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
+        "repository": public_repository_url(repository.url),
+        "branch": repository.branch,
+        "diff": _diff_body(task),
+        "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "result": task.result,
     }
+
+
+def _diff_body(task: Task) -> DiffBody | None:
+    diff = task.diff
+    return None if diff is None else {"files": diff.files, "additions": diff.additions, "deletions": diff.deletions}
 
 
 def _optional_timestamp(at: datetime | None) -> str | None:

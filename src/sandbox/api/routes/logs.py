@@ -1,21 +1,17 @@
 """Routes for a task's logs: plain text, server-sent events or NDJSON."""
 
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
-from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import (
     component_ref,
     create_router,
@@ -25,7 +21,7 @@ from sandbox.api.openapi import (
     raw_content,
     with_items,
 )
-from sandbox.api.request_parameters import SEQ_MAX, parse_seq
+from sandbox.api.request_parameters import SEQ_MAX, TIME_SCHEMA, invalid_time, parse_seq, parse_time
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
@@ -45,7 +41,6 @@ TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 _NDJSON = "application/x-ndjson"
 _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
-_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 _TAIL_GROWTH_FACTOR = 4
 """Factor by which the number of records to read grows until the records contain enough lines for the tail."""
@@ -93,15 +88,12 @@ class LogEncoder:
         return (event, conversation) if self.stream == "all" and not self.is_following else (event,)
 
 
-_TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
-
-
 class LogQuery(BaseModel):
     """Query parameters of the logs."""
 
-    stream: LogStream = Field("all", description="Lines to return")
-    since: str = Field("", description="Earliest time, inclusive (RFC 3339)", json_schema_extra=_TIME_SCHEMA)
-    tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
+    stream: LogStream = Field("all", description="Which lines")
+    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=TIME_SCHEMA)
+    tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
     follow: bool = Field(default=False, description="Stream until the task has ended")
 
@@ -170,16 +162,11 @@ async def get_logs(
 
 def _normalize_time(since: str) -> str:
     """Convert to the timestamp format of events, which sorts as text. Raises InvalidParameterError."""
-    match = _RFC_3339.fullmatch(since)
+    at = parse_time(since, "since")
     try:
-        if match is None:
-            if since:
-                raise ValueError(since)
-            return ""
-        # A plus sign that was not escaped in a URL arrives as a space.
-        return format_timestamp(datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}"))
-    except (ValueError, OverflowError):
-        raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
+        return "" if at is None else format_timestamp(at)
+    except OverflowError:
+        raise invalid_time("since") from None
 
 
 async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:

@@ -15,13 +15,16 @@ from sandbox.api.openapi import create_router, declare_parameters, problem_respo
 from sandbox.api.request_parameters import (
     CURSOR_LENGTH_MAX,
     CURSOR_PATTERN,
+    TIME_SCHEMA,
     decode_cursor,
     encode_cursor,
+    parse_time,
 )
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
+from sandbox.model.limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.system import fair_share
@@ -50,6 +53,25 @@ class ListQuery(BaseModel):
         "",
         description="States, separated by commas",
         json_schema_extra={"pattern": f"^(({_STATE_ALTERNATIVES})(,({_STATE_ALTERNATIVES}))*)?$"},
+    )
+    q: str = Field(
+        "",
+        max_length=SEARCH_CHARACTERS_MAX,
+        description=(
+            "Words; a task must have all of them in its name, id, prompt or repository. A word matches each word that "
+            "begins with it, in upper or lower case; other characters, such as quotes, only separate words"
+        ),
+    )
+    repository: str = Field(
+        "",
+        max_length=REPOSITORY_FILTER_CHARACTERS_MAX,
+        description="Only tasks of this repository: its URL, or short `OWNER/NAME` or `HOST/OWNER/NAME`",
+    )
+    created_after: str = Field(
+        "", description="Only tasks submitted at this time (RFC 3339) or later", json_schema_extra=TIME_SCHEMA
+    )
+    created_before: str = Field(
+        "", description="Only tasks submitted before this time (RFC 3339)", json_schema_extra=TIME_SCHEMA
     )
     sort: Sort = Field("created_at", description="What to sort by")
     order: Order = Field("desc", description="Ascending or descending")
@@ -100,6 +122,10 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
         list_query.order,
         list_query.limit,
         list_query.offset,
+        search=list_query.q,
+        repository=list_query.repository,
+        created_after=parse_time(list_query.created_after, "created_after"),
+        created_before=parse_time(list_query.created_before, "created_before"),
     )
     return query if list_query.cursor is None else _apply_cursor(query, list_query.cursor, params)
 

@@ -179,6 +179,17 @@ class AttemptBody(TypedDict):
     """Why another attempt followed; null for the last attempt."""
 
 
+class DiffBody(TypedDict):
+    """The size of a patch."""
+
+    files: int
+    """Number of changed files."""
+    additions: int
+    """Number of added lines; binary files have none."""
+    deletions: int
+    """Number of deleted lines."""
+
+
 class TaskItemBody(TypedDict):
     """A task in a list."""
 
@@ -214,6 +225,14 @@ class TaskItemBody(TypedDict):
     """Every attempt, oldest first."""
     progress: ProgressBody
     """Counters of the work so far, of all attempts together."""
+    repository: str
+    """URL of the repository, without credentials."""
+    branch: str
+    """Branch that was cloned."""
+    diff: DiffBody | None
+    """Size of the patch; null until it is stored, and if it is incomplete or its size was not recorded."""
+    duration_seconds: float | None
+    """Time from the agent's first start to the end of the task, or until now; null if it never started."""
     result: dict[str, Any] | None
     """The agent's own report on its run; its keys depend on the agent."""
 
