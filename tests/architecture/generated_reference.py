@@ -14,6 +14,7 @@ from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
 from sandbox.client import Client
+from sandbox.client.requests import TaskFilters
 
 ROOT = Path(__file__).parents[2]
 COMMON_STATUSES = ("400", "401", "403", "429", "500")
@@ -148,13 +149,17 @@ def _methods() -> Iterator[str]:
     for name, method in vars(Client).items():
         if callable(method) and name[0] != "_" and name != "close":
             _, *parameters = inspect.signature(method).parameters.values()
-            arguments = ", ".join(
-                each.name if each.default is each.empty and each.kind is not each.KEYWORD_ONLY else f"{each.name}="
-                for each in parameters
-            )
+            arguments = ", ".join(_argument(each) for each in parameters)
             purpose = (inspect.getdoc(method) or "").split("\n\n")[0]
             yield f"| `{name}({arguments})` | `{method.__annotations__['return']}` | {_cell(purpose)} |"
     yield ""
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return ", ".join(f"{name}=" for name in TaskFilters.__annotations__)
+    is_required = parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
+    return parameter.name if is_required else f"{parameter.name}="
 
 
 def _prose(text: str | None) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from uuid import uuid4
 
 from sandbox.client import requests, retried_operations
 from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
-from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody
+from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody, TaskFilters
 from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
@@ -92,23 +92,28 @@ class AsyncClient:
     async def tasks(
         self,
         *,
-        states: Iterable[str] = (),
-        labels: Mapping[str, str] | None = None,
         limit: int | None = None,
         sort: str | None = None,
         order: str | None = None,
         cursor: str | None = None,
+        **filters: Unpack[TaskFilters],
     ) -> TaskPage:
-        """Return a page of tasks, in the server's default order unless `sort` and `order` are set."""
-        return await self._request(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+        """Return a page of tasks, in the server's default order unless `sort` and `order` are set.
 
-    async def all_tasks(
-        self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
-    ) -> AsyncGenerator[TaskSummary, None]:
-        """Iterate over all tasks, page by page; concurrent changes cause no gaps or duplicates."""
-        state_names, cursor = tuple(states), None
+        filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
+        its name, id, prompt and repository have all of these words, each at least as the beginning of a word.
+        `repository`: URL, or `OWNER/NAME`. `created_after` (inclusive), `created_before`: RFC 3339.
+        """
+        return await self._request(requests.tasks(**filters, limit=limit, sort=sort, order=order, cursor=cursor))
+
+    async def all_tasks(self, **filters: Unpack[TaskFilters]) -> AsyncGenerator[TaskSummary, None]:
+        """Iterate over all tasks that match the filters (see `tasks`), page by page.
+
+        Concurrent changes cause no gaps or duplicates.
+        """
+        filters["states"], cursor = tuple(filters.get("states", ())), None
         while True:
-            page = await self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
+            page = await self.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **filters)
             for task in page["tasks"]:
                 yield task
             cursor = page["next_cursor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from sandbox.client.response_types import (
     ArtifactList,
@@ -72,6 +72,17 @@ class StreamBody:
     """Marks a response whose body is streamed."""
 
 
+class TaskFilters(TypedDict, total=False):
+    """Filters of a list of tasks; see `Client.tasks`."""
+
+    states: Iterable[str]
+    labels: Mapping[str, str] | None
+    search: str | None
+    repository: str | None
+    created_after: str | None
+    created_before: str | None
+
+
 def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -> Request[Submitted]:
     """Submit a manifest. Raises OSError if its file cannot be read."""
     body, own_type = _encode_manifest(manifest)
@@ -86,9 +97,25 @@ def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
     return Request("POST", "/tasks", Checked, ("definition",), {"dry_run": "true"}, headers, body)
 
 
-def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **filters: str | int | None) -> Request[TaskPage]:
+def tasks(
+    *,
+    states: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    search: str | None = None,
+    repository: str | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+    **page: str | int | None,
+) -> Request[TaskPage]:
     """List a page of tasks."""
-    parameters = {"state": ",".join(states) or None, **filters}
+    parameters = {
+        "state": ",".join(states) or None,
+        "q": search,
+        "repository": repository,
+        "created_after": created_after,
+        "created_before": created_before,
+        **page,
+    }
     params = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
     return Request("GET", "/tasks", TaskPage, ("tasks",), params, response_bytes_max=LIST_BYTES_MAX)
 
