@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.options import common_options, current_options
+from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import format_age, pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
+from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:
@@ -61,42 +63,58 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     callback=_parse_labels,
     help="Only tasks with this label; may be repeated.",
 )
+@click.option(
+    "--search",
+    "-q",
+    metavar="WORDS",
+    help="Only tasks with all of these words in their name, id, prompt or repository. The start of a word is enough.",
+)
+@click.option("--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL or OWNER/NAME.")
+@click.option(
+    "--since",
+    "created_after",
+    metavar="TIME",
+    callback=parse_past_time_option,
+    help="Only tasks submitted since this time (RFC 3339), or since a duration before now, such as 2h.",
+)
+@click.option(
+    "--until",
+    "created_before",
+    metavar="TIME",
+    callback=parse_past_time_option,
+    help="Only tasks submitted before this time.",
+)
 @click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number of tasks [default: 100]")
 @click.option("--all", "takes_all", is_flag=True, help="List all tasks.")
 @click.option("--sort", type=click.Choice(SORTS), help="Sort key. Times: latest first; names: from A to Z.")
 @common_options
-def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, takes_all: bool, sort: str | None) -> None:
+def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: Any) -> None:
     """List tasks, the newest first."""
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     options = current_options()
-    filters: dict[str, Any] = {
-        "states": states,
-        "labels": labels,
-        "sort": sort,
-        "order": "asc" if sort == "name" else None,
-    }
+    query = {**filters, "sort": sort, "order": "asc" if sort == "name" else None}
     with options.connect() as client:
-        page = _all_pages(client, filters) if takes_all else client.tasks(limit=limit, **filters)
+        page = _all_pages(client, query) if takes_all else client.tasks(limit=limit, **query)
     if options.format == "json":
         print_json(page)
         return
     if page["tasks"]:
         print_table(
             stdout_console(has_color=options.has_color),
-            ("ID", "STATE", "AGE", "NAME", "LABELS"),
+            ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS"),
             [_row(task) for task in page["tasks"]],
             has_border=options.format == "table",
-            shrinkable=("LABELS", "AGE", "NAME"),
+            shrinkable=("LABELS", "COST", "DURATION", "REPOSITORY", "AGE", "NAME"),
         )
-    _print_omitted_count(page, is_filtered=bool(states or labels))
+    _print_omitted_count(page, is_filtered=any(filters.values()))
 
 
-def _all_pages(client: Client, filters: dict[str, Any]) -> TaskPage:
-    page = client.tasks(limit=PAGE_TASKS_MAX, **filters)
+def _all_pages(client: Client, query: dict[str, Any]) -> TaskPage:
+    page = client.tasks(limit=PAGE_TASKS_MAX, **query)
     tasks, cursor = [*page["tasks"]], page["next_cursor"]
     while cursor is not None:
-        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **filters)
+        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **query)
         tasks += page["tasks"]
         cursor = page["next_cursor"] if page["tasks"] else None
     return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
@@ -105,8 +123,30 @@ def _all_pages(client: Client, filters: dict[str, Any]) -> TaskPage:
 def _row(task: TaskSummary) -> list[Text]:
     labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
     state = cell(task["state"], STATE_STYLES.get(task["state"], ""))
-    after = (format_age(task["created_at"], datetime.now(UTC)), task["name"], labels)
+    after = (
+        format_age(task["created_at"], datetime.now(UTC)),
+        task["name"],
+        _short_repository(task),
+        _duration(task),
+        _cost(task),
+        labels,
+    )
     return [cell(task["id"]), state, *map(cell, after)]
+
+
+def _short_repository(task: TaskSummary) -> str:
+    """Return the last two parts of the repository's URL; empty for a server that does not send it."""
+    return "/".join(re.split("[/:]+", task.get("repository", "").rstrip("/").removesuffix(".git"))[-2:])
+
+
+def _duration(task: TaskSummary) -> str:
+    seconds = task.get("duration_seconds")
+    return "" if seconds is None else format_duration(seconds)
+
+
+def _cost(task: TaskSummary) -> str:
+    cost_usd = task["progress"]["cost_usd"]
+    return format_cost(cost_usd) if cost_usd else ""
 
 
 def _print_omitted_count(page: TaskPage, *, is_filtered: bool) -> None:
