@@ -146,8 +146,11 @@ _SORT_FOUND_MAX = 2000
 """The same for the tasks that a search finds."""
 
 _WINDOW_FACTORS = (3, 30)
+"""How many tasks are read in order, as multiples of the rows that are needed, before all found tasks are sorted."""
+
+_FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
-"""Reading in order stops after a multiple of the rows that are needed, or if their numbers are spread too widely."""
+"""Tasks are not read in order if the numbers of many found tasks had to be compared: their own are spread widely."""
 
 _TIME_MAX = 2**63 - 1
 
@@ -206,7 +209,7 @@ class PageReader:
     def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
         """Read a page of a search: sort what it finds, or read in order if most tasks match."""
         windows = _WINDOW_FACTORS if count > _SORT_FOUND_MAX else ()
-        rows = next(filter(None, (self._read_window(connection, factor) for factor in windows)), None)
+        rows = next(filter(None, (self._read_window(connection, factor, count) for factor in windows)), None)
         if rows is None:
             statement = self._format("found_positions", [*self._period_filters, *self._cursor_filters])
             rows = connection.execute(statement, self._values).fetchall()
@@ -216,14 +219,19 @@ class PageReader:
             for (encoded,) in connection.execute(self._sql["encoded_task"], [task_id])
         ]
 
-    def _read_window(self, connection: sqlite3.Connection, factor: int) -> list[tuple[str, int | str | None]] | None:
+    def _read_window(
+        self, connection: sqlite3.Connection, factor: int, count: int
+    ) -> list[tuple[str, int | str | None]] | None:
         """Read the next tasks in order and keep those that the search finds; None if they do not fill the page."""
         first, last = self._query.offset, self._query.offset + self._query.limit + 1
         window = last * factor
         statement = self._format("next_positions", [*self._filters, *self._cursor_filters])
         positions = connection.execute(statement, self._values | {"window": window}).fetchall()
         numbers = [number for *_, number in positions if number is not None]
-        if not numbers or max(numbers) - min(numbers) > window * _WINDOW_SPREAD_MAX:
+        if not numbers:
+            return None
+        is_spread = max(numbers) - min(numbers) > window * _WINDOW_SPREAD_MAX
+        if is_spread and count > _FOUND_NUMBERS_MAX:
             return None
         bounds = {"first": min(numbers), "last": max(numbers)}
         found = {number for (number,) in connection.execute(self._sql["found_numbers"], self._values | bounds)}

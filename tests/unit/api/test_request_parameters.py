@@ -7,7 +7,11 @@ import pytest
     ("path", "field", "advice"),
     [
         ("/api/v1/tasks?states=running", "states", "did you mean state?"),
-        ("/api/v1/tasks?label=team%3Da", "label", "parameters: cursor, label.*, limit, offset, order, sort, state"),
+        (
+            "/api/v1/tasks?label=team%3Da",
+            "label",
+            "parameters: created_after, created_before, cursor, label.*, limit, offset, order, q, repository,",
+        ),
         ("/api/v1/tasks?labels.team=a", "labels.team", "is unknown"),
         ("/api/v1/tasks/task-001?follow=true", "follow", "valid parameters: none"),
         ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "did you mean timeout?"),

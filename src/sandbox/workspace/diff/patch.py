@@ -5,6 +5,7 @@ git as a new tree; git compares the two trees. So no configuration, attribute, h
 and the bytes in the patch are the bytes in the files.
 """
 
+import asyncio
 import os
 import re
 import signal
@@ -139,16 +140,20 @@ async def _write_diff(
 _STATISTICS = re.compile(rb" (\d+) files? changed(?:, (\d+) insertions?\(\+\))?(?:, (\d+) deletions?\(-\))?\n?")
 """The output of `git diff-tree --shortstat`, which git does not translate."""
 
+_MEASURE_SECONDS = 20.0
+"""How long the size of a patch is computed, which needs about as long as the patch itself."""
+
 
 async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: str) -> DiffStatistics | None:
-    """Return the size of the patch; None if git fails, because the patch is complete without it."""
+    """Return the size of the patch; None if git fails or is too slow, because the patch is complete without it."""
     try:
-        output = await git.run(
-            *("--git-dir=.", "diff-tree", "-r", "--shortstat", renames, "--no-ext-diff", "--no-textconv"),
-            *("--end-of-options", base_commit, NEW_TREE_REF),
-            directory=repository,
-        )
-    except GitError:
+        async with asyncio.timeout(_MEASURE_SECONDS):
+            output = await git.run(
+                *("--git-dir=.", "diff-tree", "-r", "--shortstat", renames, "--no-ext-diff", "--no-textconv"),
+                *("--end-of-options", base_commit, NEW_TREE_REF),
+                directory=repository,
+            )
+    except (GitError, TimeoutError):
         return None
     match = _STATISTICS.fullmatch(output)
     return DiffStatistics(*(int(count or 0) for count in match.groups())) if match else None

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from doubles.workspace_harness import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_space import transient_disk_error
+from sandbox.model.events import DiffStatistics
 from sandbox.model.failure import AttemptError
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.diff import changed_files_archive as changed_files_module
 from sandbox.workspace.diff import patch, trees
-from sandbox.workspace.git.command import Git
+from sandbox.workspace.git.command import Git, GitError
 
 BINARY = bytes(range(256)) * 8
 _PATCH_COMMANDS = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
@@ -42,7 +43,7 @@ def test_unneeded_git_commands_are_not_run(harness, monkeypatch):
     assert harness.patch(base) == b""
     (harness.workspace / "new").touch()
     assert b"new file mode" in harness.patch(base)
-    assert commands == ["ls-tree", "ls-tree", "fast-import", "diff-tree"]
+    assert commands == ["ls-tree", "ls-tree", "fast-import", "diff-tree", "diff-tree"]
 
 
 def test_patch_contains_every_kind_of_change(harness):
@@ -75,6 +76,42 @@ def test_patch_contains_every_kind_of_change(harness):
     assert b"rename from src/lib.py\nrename to src/renamed.py\n" in task_patch
     assert b"GIT binary patch" in task_patch
     assert b"old mode 100644\nnew mode 100755\n" in task_patch
+
+
+def measure(harness, base):
+    _, result = harness.patch_and_result(base, lambda _: False)
+    return result
+
+
+def test_size_of_the_patch_counts_files_and_lines(harness):
+    harness.upstream.commit({"gone": b"1\n2\n", "picture": BINARY, "moved": b"a\nb\nc\nd\ne\nf\n"})
+    base = harness.stage()
+    assert measure(harness, base) == PatchResult(diff=DiffStatistics(0, 0, 0))
+    root = harness.workspace
+
+    (root / "gone").unlink()
+    (root / "new").write_text("x\ny\nz\n")
+    (root / "picture").write_bytes(BINARY[::-1])
+    (root / "moved").rename(root / "renamed")
+
+    assert measure(harness, base) == PatchResult(diff=DiffStatistics(4, 3, 2))
+
+
+@pytest.mark.parametrize("error", [GitError(1, b"no"), TimeoutError()])
+def test_patch_is_complete_if_its_size_is_unknown(harness, monkeypatch, error):
+    run = Git.run
+
+    async def fail_to_measure(git, *arguments, **options):
+        if "--shortstat" in arguments:
+            raise error
+        return await run(git, *arguments, **options)
+
+    base = harness.stage()
+    (harness.workspace / "new").touch()
+    monkeypatch.setattr(Git, "run", fail_to_measure)
+
+    assert measure(harness, base) == PatchResult()
+    harness.verify_patch(base)
 
 
 @pytest.mark.parametrize("has_directory", [True, False])
@@ -523,7 +560,7 @@ def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(harness, cont
     base = harness.stage()
     (harness.workspace / "state.db").write_bytes(content)
     task_patch, result = harness.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
-    assert result == PatchResult(contains_secret=is_flagged)
+    assert (result.contains_secret, result.incomplete_reason) == (is_flagged, None)
     clone = harness.apply(base, task_patch)
     assert (clone / "state.db").read_bytes() == content
 
@@ -546,7 +583,7 @@ def test_scan_stops_at_a_secret_and_the_patch_is_complete(harness):
         return scanned[-1] == b"b\n"
 
     task_patch, result = harness.patch_and_result(base, detect_second)
-    assert (result, scanned) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
+    assert (result.contains_secret, scanned) == (True, [b"a\n", b"b\n"])
     clone = harness.apply(base, task_patch)
     assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
 

@@ -1,6 +1,7 @@
 """Task status, list, wait and cancel."""
 
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -8,12 +9,14 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e
+from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
-    "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "result",
+    "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
+    "duration_seconds", "result",
 }  # fmt: skip
 
 
@@ -96,6 +99,35 @@ def test_list_parameters_reach_the_store(api, tasks):
     ]
 
 
+def test_search_parameters_reach_the_store(api, tasks):
+    period = "created_after=2026-01-29T10:10:15.5%2B02:00&created_before=2026-01-30T00:00:00Z"
+    api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&{period}")
+    api.get("/api/v1/tasks?q=&repository=&created_after=&created_before=")
+    assert tasks.queries == [
+        TaskQuery(
+            search='"fix OR"',
+            repository="org/repo",
+            created_after=datetime(2026, 1, 29, 8, 10, 15, 500_000, UTC),
+            created_before=datetime(2026, 1, 30, tzinfo=UTC),
+        ),
+        TaskQuery(),
+    ]
+
+
+def test_listed_task_has_repository_duration_and_size_of_its_patch(api, tasks):
+    patch = Artifact("task-001.patch", ".sandbox/task-001.patch", 7, "text/x-diff", "sha256:00")
+    collected = e.ArtifactCollected(patch, e.DiffStatistics(2, 30, 4))
+    tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], collected, *TO_COMPLETED[1:])
+    tasks.add("task-002", *TO_RUNNING)
+    tasks.add("task-003")
+    listed = api.get("/api/v1/tasks").json()["tasks"]
+    ended, running, pending = sorted(listed, key=lambda item: item["id"])
+    assert (ended["repository"], ended["branch"]) == ("https://github.com/org/repo.git", "main")
+    assert (ended["diff"], ended["duration_seconds"]) == ({"files": 2, "additions": 30, "deletions": 4}, 0.003)
+    assert (running["diff"], pending["diff"], pending["duration_seconds"]) == (None, None, None)
+    assert running["duration_seconds"] > 3600
+
+
 def test_two_values_of_one_label_match_no_task(api, tasks):
     tasks.add(labels={"team": "a"})
     assert api.get("/api/v1/tasks?label.team=a&label.team=a").json()["total_count"] == 1
@@ -112,6 +144,11 @@ def test_two_values_of_one_label_match_no_task(api, tasks):
         ("/api/v1/tasks?offset=99999999999999999999999", "offset", "range"),
         ("/api/v1/tasks?state=sleeping", "state", "enum"),
         ("/api/v1/tasks?sort=age", "sort", "enum"),
+        (f"/api/v1/tasks?q={'x' * 201}", "q", "range"),
+        (f"/api/v1/tasks?repository={'x' * 2049}", "repository", "range"),
+        ("/api/v1/tasks?created_after=yesterday", "created_after", "format"),
+        ("/api/v1/tasks?created_before=2026-01-29T10:10:15", "created_before", "format"),
+        ("/api/v1/tasks?created_before=2026-13-29T10:10:15Z", "created_before", "format"),
         ("/api/v1/tasks?cursor=abc", "cursor", "format"),
         ("/api/v1/tasks/task-001/wait?timeout=601", "timeout", "range"),
         ("/api/v1/tasks/task-001/wait?timeout=nan", "timeout", "range"),

@@ -257,6 +257,34 @@ def test_list_sends_filters(sandbox, api):
     assert api.requests[0].query == expected
 
 
+def test_list_sends_searches(sandbox, api):
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
+    period = ("--since", "2026-01-29T12:00:00+02:00", "--until", "2026-01-30T00:00:00Z")
+    result = sandbox("task", "list", "-q", 'fix "pars', "--repo", "org/app", *period)
+    assert (result.returncode, result.stderr) == (0, b"No such tasks.\n")
+    assert api.requests[0].query == {
+        "q": ['fix "pars'],
+        "repository": ["org/app"],
+        "created_after": ["2026-01-29T10:00:00.000Z"],
+        "created_before": ["2026-01-30T00:00:00.000Z"],
+    }
+    assert sandbox("task", "list", "--since", "yesterday").returncode == 2
+    assert sandbox("task", "list", "--since", "2h").returncode == 0
+
+
+@pytest.mark.parametrize("url", ["https://git.example.org/org/app.git", "git@git.example.org:org/app"])
+def test_list_shows_repository_duration_and_cost(sandbox, api, url):
+    known = task_status("completed")
+    known |= {"repository": url, "branch": "main", "duration_seconds": 125.0}
+    known["progress"] = {**known["progress"], "cost_usd": 1.25}
+    older = task_status("pending", task_id="older")  # of a server that does not send them
+    api.on("GET", "/tasks", json_response({"tasks": [known, older], "total_count": 2}))
+    heading, line, last = sandbox("task", "list").stdout.decode().splitlines()
+    assert heading.split()[4:7] == ["REPOSITORY", "DURATION", "COST"]
+    assert [text.strip() for text in line.split("  ") if text][4:7] == ["org/app", "2 min 5 s", "$1.25"]
+    assert last.startswith("older")
+
+
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
 
 

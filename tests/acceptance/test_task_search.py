@@ -1,0 +1,65 @@
+"""A task is found by words, repository and time, through HTTP, the command line and the Python client."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from doubles.live_server import bash, reply
+from sandbox.client import Client, InvalidParameterError
+
+
+def ids(page):
+    return sorted(task["id"] for task in page["tasks"])
+
+
+def test_tasks_are_found_after_a_restart_too(deploy):
+    deployment = deploy(bash("echo one > one.txt; echo two >> README.md"), reply())
+    deployment.submit("first", claude={"prompt": "Fix the flaky login test"})
+    deployment.wait("first")
+    deployment.submit("second", claude={"prompt": "Write the changelog"}, repository={"branch": "none"})
+    deployment.wait("second")
+    for _ in range(2):
+        with Client(deployment.server.ready_message["http"]) as client:
+            assert ids(client.tasks(search="LOGIN flak")) == ["first"]
+            assert ids(client.tasks(search="login changelog")) == []
+            assert ids(client.tasks(search="the", states=["failed"])) == ["second"]
+            [first] = client.tasks(search="first")["tasks"]
+            [second] = client.tasks(search="second")["tasks"]
+            assert first["diff"]["files"] == 2
+            assert first["diff"]["additions"] >= 2
+            assert (second["diff"], second["error"]["code"], second["branch"]) == (None, "clone_failed", "none")
+            assert first["duration_seconds"] > 0
+            assert ids(client.tasks(repository=first["repository"])) == ["first", "second"]
+            assert ids(client.tasks(repository="nobody/nothing")) == []
+            hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+            assert ids(client.tasks(created_after=hour_ago)) == ["first", "second"]
+            assert ids(client.tasks(created_before=hour_ago)) == []
+            with pytest.raises(InvalidParameterError):
+                client.tasks(search="x" * 10_000)
+            for hostile in (
+                "first OR second",
+                'login" OR "',
+                "NEAR(login)",
+                "terms : login",
+                "login\x00",
+                "') --",
+                "*",
+            ):
+                page = client.tasks(search=hostile)
+                assert set(ids(page)) <= {"first", "second"}
+        deployment.restart_server(9)
+
+    listed = run_list(deployment, "-q", "flaky", "--since", "1h", "--format", "json")
+    assert ids(json.loads(listed)) == ["first"]
+    assert "first" in (table := run_list(deployment, "--repo", first["repository"]))
+    assert "DURATION" in table
+
+
+def run_list(deployment, *arguments):
+    environment = {**os.environ, "SANDBOX_SERVER": deployment.server.ready_message["http"]}
+    command = [sys.executable, "-m", "sandbox", "task", "list", *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
