@@ -73,7 +73,7 @@ def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
 
     async def scenario(tool, session):
         listed = {one.name: one for one in (await session.list_tools()).tools}
-        assert set(listed) == {"submit", "status", "logs", "diff", "artifacts", "cancel"}
+        assert set(listed) == {"submit", "list", "status", "logs", "diff", "artifacts", "cancel"}
         assert listed["status"].annotations.read_only_hint
         await check_submit_and_results(tool)
         await check_status_and_cancel(tool, deployment)
@@ -93,6 +93,10 @@ async def check_submit_and_results(tool):
     patch = await tool("diff", task_id="mine")
     assert patch.startswith("diff --git a/data.bin b/data.bin")
     assert patch.endswith("more characters: continue with offset=40000]")
+    [found] = json.loads(await tool("list", search="mine", state="completed"))["tasks"]
+    assert (found["id"], found["state"]) == ("mine", "completed")
+    assert found["diff"]["files"] > 0
+    assert json.loads(await tool("list", search="nowhere")) == {"tasks": [], "total_count": 0}
     names = [entry["name"] for entry in json.loads(await tool("artifacts", task_id="mine"))]
     assert {"mine.patch", "new.txt", "data.bin"} <= set(names)
     assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"

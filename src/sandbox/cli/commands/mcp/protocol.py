@@ -15,6 +15,7 @@ from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.cli.commands.mcp import tools
 from sandbox.client import AsyncClient, ClientError, InvalidManifestError
+from sandbox.model.task_state import TaskState
 
 _AGENTS = tuple(registered_agents().values())
 _AGENT_NAMES = " or ".join(agent.display_name for agent in _AGENTS)
@@ -50,7 +51,13 @@ _Stream = Annotated[
         "conversation: the agent's messages, and inputs and results of its tool calls."
     ),
 ]
-_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
+_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="How long to wait for the task to end.")]
+_Limit = Annotated[int, Field(ge=1, le=tools.LISTED_TASKS_MAX, description="Number of tasks.")]
+_Search = Annotated[
+    str | None, Field(description="Words that a task has in its name, id, prompt or repository; beginnings are enough.")
+]
+_State = Annotated[TaskState | None, Field(description="Only tasks in this state.")]
+_Repository = Annotated[str | None, Field(description="Only tasks of this repository: URL or OWNER/NAME.")]
 _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="Number of lines, from the end.")]
 
 
@@ -58,7 +65,7 @@ def serve_tools(server: str, token: str | None) -> None:
     """Serve until EOF on stdin."""
     mcp: MCPServer[Any] = MCPServer("sandbox", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
     task_tools = TaskTools(server, token)
-    for tool in (task_tools.status, task_tools.logs, task_tools.diff, task_tools.artifacts):
+    for tool in (task_tools.list, task_tools.status, task_tools.logs, task_tools.diff, task_tools.artifacts):
         mcp.add_tool(tool, annotations=_READ_ONLY, structured_output=False)
     mcp.add_tool(task_tools.submit, description=_SUBMIT, annotations=_CREATING, structured_output=False)
     mcp.add_tool(task_tools.cancel, annotations=_DESTRUCTIVE, structured_output=False)
@@ -76,6 +83,18 @@ class TaskTools:
         """Submit a task. Returns the task's id at once."""
         async with self._client() as client:
             return await tools.submit(client, manifest)
+
+    async def list(
+        self,
+        search: _Search = None,
+        state: _State = None,
+        repository: _Repository = None,
+        limit: _Limit = 20,
+        offset: _Offset = 0,
+    ) -> str:
+        """Find tasks, the newest first: state, repository, duration, cost, size of the patch, error."""
+        async with self._client() as client:
+            return await tools.list_tasks(client, search, state, repository, limit, offset)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
         """Get the state of a task, its counters, cost and error. The task has ended if the state is completed, failed,

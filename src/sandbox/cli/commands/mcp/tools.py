@@ -29,6 +29,8 @@ _STATUS_FIELDS = (
     "error",
     "progress",
 )
+LISTED_TASKS_MAX = 50
+_LISTED_FIELDS = ("id", "name", "state", "created_at", "duration_seconds", "repository", "branch", "diff", "error")
 _ARTIFACT_FIELDS = ("name", "path", "size_bytes", "content_type", "contains_secret")
 
 
@@ -40,6 +42,20 @@ async def submit(client: AsyncClient, manifest: dict[str, Any] | str) -> str:
     """Submit a task."""
     response = await client.submit(manifest)
     return _json({"task_id": response["task_id"], "state": response["state"], "message": response["message"]})
+
+
+async def list_tasks(
+    client: AsyncClient, search: str | None, state: str | None, repository: str | None, limit: int, offset: int
+) -> str:
+    """Return one page of the text that lists the newest tasks which match the filters."""
+    states = [state] if state else []
+    page = await client.tasks(states=states, search=search, repository=repository, limit=limit)
+    rows = [
+        {field: value for field, value in task.items() if field in _LISTED_FIELDS}
+        | {"cost_usd": task["progress"]["cost_usd"]}
+        for task in page["tasks"]
+    ]
+    return _text_page(_json({"tasks": rows, "total_count": page["total_count"]}), offset)
 
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
