@@ -49,11 +49,11 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
     assert '"type":"result"' in awaited
     assert re.search(r"^fix-7\.patch \d+ sha256:[0-9a-f]{64}$", artifacts, re.MULTILINE)
     assert artifacts.endswith("There is no report.\n")
-    assert "+mended\n" in (tmp_path / "mend-7.patch").read_text()
+    assert "+mended\n" in (tmp_path / "fix-7.patch").read_text()
     assert ended == (
-        "mend-7 completed Mend the build\n"
+        "fix-7 completed Fix the build\n"
         "https://github.com/org/repo.git {'files': 1, 'additions': 1, 'deletions': 0}\n"
-        "It has ended before: completed\nIts sandbox is not kept.\n"
+        "The task has already ended: completed\nIts sandbox is not preserved.\n"
     )
 
 

@@ -85,10 +85,11 @@ class Task(
 ):
     """The state of a task: the result of applying its events in order.
 
-    agent_name: for messages; `The agent` until it has started.
-    failure, agent_has_exited, exit_code, result: of the current attempt.
-    skipped_follow_ups: of the current attempt.
-    diff: of the patch; None if there is no complete one.
+    last_seq: number of the last record.
+    attempt_count: number of started attempts.
+    agent_name: the agent's name for messages; `The agent` until it has started.
+    failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
+    diff: the size of the patch; None if there is no complete patch.
     """
 
     id: str

@@ -125,7 +125,7 @@ class Connections:
         except BaseException:  # it reads the schema, which may be damaged
             connection.close()
             raise
-        # Damaged text must not stop the reading of other rows.
+        # Damaged text in one row must not prevent reading other rows.
         connection.text_factory = lambda encoded: encoded.decode(errors="replace")
         return connection
 

@@ -91,9 +91,9 @@ class LogEncoder:
 class LogQuery(BaseModel):
     """Query parameters of the logs."""
 
-    stream: LogStream = Field("all", description="Which lines")
-    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=TIME_SCHEMA)
-    tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
+    stream: LogStream = Field("all", description="Lines to return")
+    since: str = Field("", description="Earliest time, inclusive (RFC 3339)", json_schema_extra=TIME_SCHEMA)
+    tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
     follow: bool = Field(default=False, description="Stream until the task has ended")
 

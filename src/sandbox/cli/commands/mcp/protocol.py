@@ -51,7 +51,7 @@ _Stream = Annotated[
         "conversation: the agent's messages, and inputs and results of its tool calls."
     ),
 ]
-_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="How long to wait for the task to end.")]
+_Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
 _Limit = Annotated[int, Field(ge=1, le=tools.LISTED_TASKS_MAX, description="Number of tasks.")]
 _Search = Annotated[
     str | None, Field(description="Words that a task has in its name, id, prompt or repository; beginnings are enough.")
