@@ -10,6 +10,7 @@ WALL_CLOCK_READERS = {
     "bootstrap/clock.py": "the clock of server and runners",
     "auth/token_file.py": "tokens expire at a date",
     "images/build.py": "an image has a build date",
+    "api/task_json.py": "the duration of a running task is measured until now",
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
     "server/task_service.py": "an artifact has a creation date",
     "server/dispatcher.py": "a drain has a start date",

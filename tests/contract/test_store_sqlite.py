@@ -21,7 +21,7 @@ from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
 from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import to_microseconds
+from sandbox.store.listing import PageReader, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore, without_large_fields
 
@@ -217,6 +217,18 @@ def test_pages_use_an_index_for_sorting(path):
                 page = store._sql["task_page"].format(filters="true", sort=sort, order=order)
                 plan = connection.execute(f"EXPLAIN QUERY PLAN {page}", {"limit": 1, "offset": 0}).fetchall()
                 assert not any("TEMP B-TREE" in detail for *_, detail in plan), (sort, order, plan)
+    store.close()
+
+
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+def test_pages_of_a_period_use_an_index_for_sorting(path, sort):
+    store = SqliteStore(path)
+    query = TaskQuery(sort=sort, created_after=datetime(2026, 1, 1, tzinfo=UTC), states=frozenset(TaskState))
+    with store._connections.read_transaction() as connection:
+        page = PageReader(store._sql, query)
+        sql = page._format("task_page", [*page._page_filters])
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", page._values).fetchall()
+    assert not any("TEMP B-TREE" in detail for *_, detail in plan), plan
     store.close()
 
 

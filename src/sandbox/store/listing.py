@@ -172,8 +172,10 @@ class PageReader:
         self._terms = query_terms(query)
         self._values: dict[str, object] = {"terms": self._terms, "limit": query.limit + 1, "offset": query.offset}
         self._has_period = query.created_after is not None or query.created_before is not None
-        self._period_filters = self._build_period_filters()
-        self._filters = [*self._build_state_filters(), *self._period_filters]
+        state_filters, self._period_filters = self._build_state_filters(), self._build_period_filters()
+        self._filters = [*state_filters, *self._period_filters]
+        in_order = self._period_filters if query.sort == "created_at" else [sql["filter_created_in_order"]]
+        self._page_filters = [*state_filters, *(in_order if self._has_period else [])]
         self._cursor_filters = self._build_cursor_filters()
 
     def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
@@ -203,7 +205,7 @@ class PageReader:
         if self._query.states and not self._has_period and count <= _SORT_ROWS_MAX:
             page = self._format("page_of_rare_states", self._cursor_filters)
         else:
-            page = self._format("task_page", [*self._filters, *self._cursor_filters])
+            page = self._format("task_page", [*self._page_filters, *self._cursor_filters])
         return [ListedRow(*row) for row in connection.execute(page, self._values)]
 
     def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
@@ -225,7 +227,7 @@ class PageReader:
         """Read the next tasks in order and keep those that the search finds; None if they do not fill the page."""
         first, last = self._query.offset, self._query.offset + self._query.limit + 1
         window = last * factor
-        statement = self._format("next_positions", [*self._filters, *self._cursor_filters])
+        statement = self._format("next_positions", [*self._page_filters, *self._cursor_filters])
         positions = connection.execute(statement, self._values | {"window": window}).fetchall()
         numbers = [number for *_, number in positions if number is not None]
         if not numbers:

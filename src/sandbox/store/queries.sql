@@ -174,6 +174,10 @@ state IN (SELECT value FROM json_each(:states))
 -- Tasks that were created in a period; its end is exclusive.
 created_at >= :created_after AND created_at < :created_before
 
+-- name: filter_created_in_order
+-- The same, read in the page's order; see filter_states.
++created_at >= :created_after AND +created_at < :created_before
+
 -- name: filter_after_value
 -- Tasks after the cursor, if no value is NULL. {comparison}: > or <.
 ({sort}, id) {comparison} (:cursor_value, :cursor_id)
