@@ -316,7 +316,7 @@ def test_denial_events_have_destination_and_reason(results):
     assert non_public | others <= denied
     reasons = [denial["reason"] for denial in results["denied"]]
     for reason, times in (
-        ("its TLS names another server", 2),
+        ("its TLS handshake names another server (SNI)", 2),
         ("Host header names a different host", 2),
         ("the Host header and the target name different hosts", 1),
         ("is not assigned to a host name", 1),

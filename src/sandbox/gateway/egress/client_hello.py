@@ -182,7 +182,7 @@ class ClientHelloSearch:
         """Return why a hello in the bytes received so far is denied, or None."""
         self._find_offsets(received)
         if len(self._offsets) > PARTIAL_HELLOS_MAX:
-            return "the connection contains too many possible starts of TLS."
+            return "the connection contains too many possible TLS ClientHellos."
         for offset in tuple(self._offsets):
             partial_hello = _read_partial_hello(received, offset)
             reason = None
@@ -190,7 +190,7 @@ class ClientHelloSearch:
                 self._offsets.remove(offset)
                 reason = self._mismatch(partial_hello.message) if partial_hello is not None else None
             elif len(received) - offset >= CLIENT_HELLO_BYTES_MAX:
-                reason = f"the connection to {self._name} has an incomplete TLS ClientHello."
+                reason = f"the connection to {self._name} contains an incomplete TLS ClientHello."
             if reason is not None:
                 return reason
         return None
@@ -206,9 +206,9 @@ class ClientHelloSearch:
         end = _message_end(message)
         server_names = parse_server_names(message[4:end])
         if server_names is None or len(message) != end or len(server_names.names) > 1:
-            return f"the connection to {self._name} has TLS that servers may interpret differently."
+            return f"the connection to {self._name} contains a TLS ClientHello that servers may interpret differently."
         if server_names.names and normalize_host(server_names.names[0]) != normalize_host(self._name):
-            return f"the connection is to {self._name}, but its TLS names another server."
+            return f"the connection is to {self._name}, but its TLS handshake names another server (SNI)."
         if server_names.has_encrypted_name and not self._policy.allows_encrypted_hello:
             return "the TLS ClientHello contains a second, encrypted server name (ECH); disable ECH in the program."
         return None

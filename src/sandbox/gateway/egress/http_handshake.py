@@ -142,5 +142,5 @@ def _ambiguity(request: h11.Request) -> str | None:
     if {b"transfer-encoding", b"content-length"} <= names:
         return "a request must not have both Content-Length and Transfer-Encoding."
     if b"host" in connection_header_names(request):
-        return "Connection must not list Host."
+        return "the Connection header must not list Host."
     return None

@@ -77,7 +77,7 @@ class HttpRequestSearch:
     def _line_deny_reason(self, line: bytes) -> str | None:
         may_start_request = not self._has_first_line or (self._has_empty_line and self.is_possible_request)
         if may_start_request and _ABSOLUTE_AFTER_ANY_METHOD.match(line):
-            return "it is HTTP that servers may interpret differently."
+            return "the connection contains HTTP that servers may interpret differently."
         if not self._has_first_line:
             is_absolute = _ABSOLUTE_FIRST_LINE.match(line) is not None
             line = _LEADING_INVISIBLE.sub(b"", line, count=1)

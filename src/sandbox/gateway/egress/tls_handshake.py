@@ -46,9 +46,9 @@ class TlsHandshake:
         if not hello.is_complete:
             return f"the connection to {self._name} starts with an incomplete TLS ClientHello."
         if requested is None and not is_address(self._name):
-            return f"the connection to {self._name} does not start with TLS that names the server (SNI)."
+            return f"the connection to {self._name} does not start with a TLS handshake that names the server (SNI)."
         if requested is not None and normalize_host(requested) != normalize_host(self._name):
-            return f"the connection is to {self._name}, but its TLS names another server."
+            return f"the connection is to {self._name}, but its TLS handshake names another server (SNI)."
         if hello.has_encrypted_name and not self._policy.allows_encrypted_hello:
             return "the TLS ClientHello contains a second, encrypted server name (ECH); disable ECH in the program."
         return None

@@ -200,7 +200,9 @@ class Spending:
                 f"enforced; {end}. Set lifecycle.budget_tokens instead."
             )
         if self._budget.usd is not None and usd >= self._budget.usd:
-            return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."
+            return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise the budget."
         if self._budget.tokens is not None and tokens >= self._budget.tokens:
-            return f"lifecycle.budget_tokens is spent ({tokens} of {self._budget.tokens} tokens); {end}. Raise it."
+            return (
+                f"lifecycle.budget_tokens is spent ({tokens} of {self._budget.tokens} tokens); {end}. Raise the budget."
+            )
         return None

@@ -56,7 +56,7 @@ def test_hello_for_the_host_or_without_a_name_is_allowed(prefix: bytes, name: st
 
 @pytest.mark.parametrize("prefix", [b"", b"\0", b"prefix", b"\x16", b"\x16\3\1\0\1"])
 def test_hello_for_another_server_is_denied(prefix: bytes):
-    expected = f"the connection is to {HOST}, but its TLS names another server."
+    expected = f"the connection is to {HOST}, but its TLS handshake names another server (SNI)."
     assert deny_reason(prefix + hello(OTHER)) == expected
     assert deny_reason(*bytewise(prefix + hello(OTHER))) == expected
     assert deny_reason(prefix + hello(HOST) + hello(OTHER)) == expected
@@ -84,7 +84,10 @@ def test_hello_in_many_records_is_reassembled():
     ids=["two names", "trailing byte", "two messages", "truncated", "extension past the end"],
 )
 def test_ambiguous_hello_is_denied(data: bytes):
-    assert deny_reason(data) == f"the connection to {HOST} has TLS that servers may interpret differently."
+    assert (
+        deny_reason(data)
+        == f"the connection to {HOST} contains a TLS ClientHello that servers may interpret differently."
+    )
 
 
 def test_encrypted_name_is_denied_unless_the_policy_allows_it():
@@ -99,7 +102,7 @@ def test_encrypted_name_is_denied_unless_the_policy_allows_it():
 )
 def test_body_length_decides_whether_a_hello_is_expected(length: int, is_hello: bool):
     data = b"\x16\3\1\x40\0" + message(body(OTHER), length) + bytes(CLIENT_HELLO_BYTES_MAX)
-    expected = f"the connection to {HOST} has an incomplete TLS ClientHello." if is_hello else None
+    expected = f"the connection to {HOST} contains an incomplete TLS ClientHello." if is_hello else None
     assert deny_reason(data) == expected
 
 
@@ -132,13 +135,13 @@ def test_incomplete_hello_is_denied_at_the_size_limit():
     received += bytes(2 + CLIENT_HELLO_BYTES_MAX - len(received) - 1)
     assert search.deny_reason(received) is None
     received += b"\0"
-    assert search.deny_reason(received) == f"the connection to {HOST} has an incomplete TLS ClientHello."
+    assert search.deny_reason(received) == f"the connection to {HOST} contains an incomplete TLS ClientHello."
 
 
 @pytest.mark.parametrize(("count", "is_denied"), [(PARTIAL_HELLOS_MAX, False), (PARTIAL_HELLOS_MAX + 1, True)])
 def test_partial_hellos_are_limited(count: int, is_denied: bool):
     start = b"\x16\3\1\x30\0\1\0\x20\0\3"
-    expected = "the connection contains too many possible starts of TLS." if is_denied else None
+    expected = "the connection contains too many possible TLS ClientHellos." if is_denied else None
     assert deny_reason(start * count) == expected
     assert deny_reason(*bytewise(start * count)) == deny_reason(start * count)
 
