@@ -125,7 +125,7 @@ class SandboxNotPreservedError(SandboxError):
 
     def __init__(self, task: Task) -> None:
         was_preserved = task.state is TaskState.FAILED_PRESERVED
-        hint = "set failure_action: preserve to keep it for a while"
+        hint = "set failure_action: preserve to keep the sandbox of a failed task for a while"
         reason = "it was released, or has expired" if was_preserved else hint
         super().__init__(f"Task {task.id} has no preserved sandbox; {reason}.")
 

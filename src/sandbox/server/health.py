@@ -13,7 +13,7 @@ from sandbox.server.runtime_prober import RuntimeProber
 
 
 class HealthCheck:
-    """Creates the health report; measures again at each call.
+    """Creates the health report. Each call of `run` measures the free disk space and counts the tasks again.
 
     permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
     """

@@ -95,7 +95,7 @@ class PreservedSandboxes(PreservedFiles):
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
-            raise UnavailableError("Another request is releasing this sandbox; release it again.") from None
+            raise UnavailableError("Another request is still releasing this sandbox; release it again later.") from None
         try:
             await self._release_locked(task, deadline)
         finally:

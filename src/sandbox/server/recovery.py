@@ -48,11 +48,11 @@ def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list
     replay_state = journals.replay(task_id)
     if replay_state.task is None:
         if is_indexed:
-            raise OSError(f"The journal of {task_id} contains no task; restore it from a backup.")
+            raise OSError(f"The journal of {task_id} contains no task; restore the journal from a backup.")
         return []
     if replay_state.task.id != task_id:
         raise OSError(
-            f"The journal in the directory of {task_id} belongs to task {replay_state.task.id}; move it back."
+            f"The journal in the directory of {task_id} belongs to task {replay_state.task.id}; move the journal back."
         )
     return [IndexedTask(replay_state.task, replay_state.offset)]
 

@@ -64,7 +64,7 @@ def test_healthy_server_is_ready(health):
     ("space", "reason"),
     [
         (structs.replace(AMPLE_SPACE, is_read_only=True), "is read-only"),
-        (structs.replace(AMPLE_SPACE, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks need 5120 MiB"),
+        (structs.replace(AMPLE_SPACE, free_bytes=4 * GIB - 1), "4095 MiB are free, but new tasks need 5120 MiB"),
         (structs.replace(AMPLE_SPACE, files_free=10), "almost no free inodes"),
         (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],

@@ -61,7 +61,7 @@ class DiskMonitor:
             return f"The disk of {self._data_dir} has almost no free inodes; remove files."
         return (
             f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, "
-            f"new tasks need {_format_mebibytes(required_bytes)}."
+            f"but new tasks need {_format_mebibytes(required_bytes)}."
         )
 
     def _adjust_reserve(self) -> None:

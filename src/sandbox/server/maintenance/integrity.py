@@ -71,8 +71,8 @@ class IntegrityCheck:
             except FileNotFoundError:
                 if self._store.load(task_id) is not None:
                     message = (
-                        "The index contains this task, but its journal does not exist; restore it or run: "
-                        "sandbox admin rebuild"
+                        "The index contains this task, but its journal does not exist; restore the journal "
+                        "from a backup, or discard the task with: sandbox admin rebuild"
                     )
                     yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, message)
             except IndexDamagedError as error:
@@ -80,7 +80,9 @@ class IntegrityCheck:
             except JournalDamagedError as error:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:
-                message = f"The journal's records are inconsistent ({error.message}); restore it from a backup."
+                message = (
+                    f"The journal's records are inconsistent ({error.message}); restore the journal from a backup."
+                )
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, message)
             except OSError as error:
                 message = f"The journal cannot be read ({error}); check the data directory's disk, or restore a backup."
@@ -91,7 +93,9 @@ class IntegrityCheck:
         at_index = self._replay(task_id, ReplayState(None, 0), indexed.offset if indexed else 0)
         at_end = self._replay(task_id, at_index, None)
         if at_end.task is None:
-            raise JournalDamagedError("The journal does not begin with an intact record; restore it from a backup.")
+            raise JournalDamagedError(
+                "The journal does not begin with an intact record; restore the journal from a backup."
+            )
         if indexed is not None:
             yield from _compare_with_index(indexed, at_index, at_end)
         elif is_in_index:
@@ -113,7 +117,9 @@ class IntegrityCheck:
                 break
             for record in batch.records:
                 if record.seq != last_seq + 1:
-                    raise JournalDamagedError(f"Record {record.seq} follows {last_seq}; restore it from a backup.")
+                    raise JournalDamagedError(
+                        f"Record {record.seq} follows {last_seq}; restore the journal from a backup."
+                    )
                 task, last_seq = replay(task, record), record.seq
             offset = batch.next_offset
         return ReplayState(task, offset)

@@ -102,7 +102,7 @@ def test_suggested_rebuild_drops_a_task_without_a_journal(check, stored, sandbox
     task_id = "task-1" if is_finished else "task-9"
     stored.records(task_id).unlink()
     output = sandbox("admin", "check", "--data-dir", str(stored.data_dir)).stdout
-    assert b"run: sandbox admin rebuild" in output
+    assert b"discard the task with: sandbox admin rebuild" in output
     assert check() == [(task_id, "journal_missing")]
     sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir))
     assert check() == []
