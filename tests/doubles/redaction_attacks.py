@@ -31,7 +31,7 @@ ALPHABETS = [
     st.characters(min_codepoint=0xA0, max_codepoint=0x1F9FF, categories=["L", "N", "S"]),
     st.sampled_from("\\\"/%+&'nrtbfux0123 aé"),
 ]
-# A random value with few different letters would occur in other text by chance.
+# A random value with few different characters would occur in other text by chance.
 values = st.sampled_from(VALUES) | st.one_of(
     *(st.text(alphabet, min_size=12, max_size=40) for alphabet in ALPHABETS)
 ).filter(lambda value: len(set(value.strip())) >= 6 and len(value.strip()) >= 10)
@@ -82,7 +82,7 @@ NOISE = [
 
 
 REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
-"""A named character reference for each text that can be written as one."""
+"""A named character reference for each string that can be written as one."""
 
 OWN_ESCAPE = re.compile(
     r"(?=(\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'))", re.DOTALL
@@ -183,7 +183,10 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 @st.composite
 def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
-    """A random encoding of the value, as a list with the encoding of each letter (of the base64 text, if any)."""
+    """A random encoding of the value, as a list with one item per character.
+
+    If the value is converted to base64 or hex first, there is one item per character of that text.
+    """
     kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
     letters = list(value)
     if kind == "noise":
@@ -206,12 +209,12 @@ def attack(value: str) -> st.SearchStrategy[bytes]:
 
 
 def with_noise(text: str, seed: int) -> str:
-    """The text with invisible characters after random letters."""
+    """The text with invisible characters after random characters."""
     return "".join(characters_with_noise(text, seed))
 
 
 def characters_with_noise(text: str, seed: int) -> list[str]:
-    """Each character, with noise after random ones, but not within escapes in the text, which noise could change."""
+    """The characters of the text, some followed by noise. Escapes in the text get no noise, which could change them."""
     rng = random.Random(seed)
     protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [

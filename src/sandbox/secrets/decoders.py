@@ -95,9 +95,9 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     """Return all layers, each after the one below it. The original bytes are first.
 
     The layers fork where the bytes can be decoded in different ways:
-    - At terminal escapes, which may be removed or unchanged. An escape character between the letters of a value
-      consumes the letter after it.
-    - At a terminal escape in the original bytes that ends with a backslash, which consumes the letter after it too.
+    - At terminal escapes, which may be removed or unchanged. An escape character within a value consumes the character
+      after it.
+    - At a terminal escape in the original bytes that ends with a backslash, which also consumes the character after it.
     - At escapes whose length differs between languages.
     - At escapes that continue with an escaped character.
     """

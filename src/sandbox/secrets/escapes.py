@@ -289,7 +289,7 @@ def may_hold_adjacent_escapes(data: bytes) -> bool:
 def _is_adjacent(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
     r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
 
-    Two open escapes of one kind are a sequence: `\67\67` are two letters.
+    Two open escapes of one kind are a sequence: `\67\67` are two characters.
     """
     end = token[1]
     is_next = following is not None and following[0] == end

@@ -11,7 +11,7 @@ from sandbox.secrets.sources import unavailable_error
 from sandbox.system.daemon_thread import run_in_daemon_thread
 
 _STATUS_MESSAGES = {
-    "Forbidden": "Vault denies the server access (403); give the server's token a policy that may read this path.",
+    "Forbidden": "Vault denies the server access (403); give the server's token read access to this path.",
     "Unauthorized": "Vault rejects the server's token (401); set a valid one.",
     "InvalidPath": "Vault has no secret at this path (404) in the engine mounted at {mount}; check path and mount.",
     "RateLimitExceeded": "Vault's rate limit is exceeded (429); submit the task again later.",

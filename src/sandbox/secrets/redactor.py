@@ -48,7 +48,7 @@ class SecretStreamRedactor:
     def flush_lines(self) -> bytes:
         """Return the complete lines that are held back, up to a line in which a value has probably started.
 
-        Call it after a pause of the input. The lines may contain the first few letters of wrapped base64, hex or a
+        Call it after a pause of the input. The lines may contain the first few characters of wrapped base64, hex or a
         multi-line value; then only the rest of the value is redacted.
         """
         released = self._release(is_end=False) if self._unscanned else b""

@@ -71,10 +71,10 @@ def _usable_pattern(text: bytes) -> bytes:
 
 
 def _survives_normalization(value: str) -> bool:
-    """Return whether normalization leaves enough of the value in each of its layers, even without its first letter.
+    """Return whether normalization leaves enough of the value in each of its layers, even without its first character.
 
-    A backslash before the value may consume its first letter. Text that looks like an escape may decode to nothing: for
-    example, a backslash and a `b` at the end of a value are in no normalized form.
+    A backslash before the value may consume the value's first character. Text that looks like an escape may decode to
+    nothing. For example, a backslash and a `b` at the end of a value are in no normalized form.
     """
     layers = chain.from_iterable(map(decode_layers, _byte_encodings(value)))
     return all(_usable_pattern(layer.data) and _usable_pattern(layer.data[1:]) for layer in layers)
@@ -106,7 +106,7 @@ def _text_variants(value: str) -> Iterator[bytes]:
             end = find_partial_escape(layer.data, len(layer.data))
             if len(layer.data) - end <= _OPEN_ESCAPE_BYTES_MAX:
                 yield layer.data[:end]
-            yield layer.data.replace(b"\\", b"")  # an invisible sequence may separate a backslash and its letter
+            yield layer.data.replace(b"\\", b"")  # an invisible sequence may separate it from what it escapes
         for before in _ESCAPE_PREFIXES:
             yield from (layer.data for layer in decode_layers(before + data)[1:])
     if (numbered := value.translate(_WINDOWS_1252_CODES)) != value:
@@ -114,7 +114,7 @@ def _text_variants(value: str) -> Iterator[bytes]:
 
 
 def _byte_encodings(text: str) -> set[bytes]:
-    r"""Encode in UTF-8, and with one byte per Latin-1 letter, which JavaScript and Python write as `\xe4`."""
+    r"""Encode in UTF-8, and with one byte per Latin-1 character, which JavaScript and Python write as `\xe4`."""
     utf_8 = text.encode("utf-8", "surrogatepass")
     short = (letter.encode("latin-1" if letter < "\u0100" else "utf-8", "surrogatepass") for letter in text)
     return {utf_8} if text.isascii() else {utf_8, b"".join(short)}
@@ -200,7 +200,7 @@ def _encoded_variants(value: str) -> Iterator[bytes]:
 
 
 def _normalized_encodings(code: bytes) -> Iterator[bytes]:
-    """Yield the normalized code, with and without its first letter, which a preceding escape may consume."""
+    """Yield the normalized code, with and without its first character, which a preceding escape may consume."""
     yield ENCODED_NORMALIZER.normalize(code)
     yield ENCODED_NORMALIZER.normalize(code[1:])
 

@@ -9,7 +9,7 @@ import pytest
 from sandbox.secrets.redactor import SecretRedactor
 
 ESCAPE_LIKE = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
-"""After the backslash that ends a string, each of these letters starts an escape."""
+"""Values that look like escapes after the backslash that ends a terminal string."""
 
 STRINGS = [
     "\x1b]0;title\x1b\\",

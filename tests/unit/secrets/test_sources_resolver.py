@@ -1,4 +1,4 @@
-"""A task's secrets are resolved concurrently: all of them, or one error that lists every failure."""
+"""A task's secrets are resolved concurrently. The result is all of them, or one error that lists every failure."""
 
 import asyncio
 
