@@ -107,7 +107,7 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
     except ClientError:
         return []  # a shell completion cannot report errors
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
-    # Offer no id with unprintable characters: such characters must not get into a command line.
+    # Do not offer ids with unprintable characters, because such characters must not get into a command line.
     candidates = [
         task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
     ]

@@ -27,8 +27,8 @@ NAME_CHARACTERS_MAX = 72
 
 _EXIT_CODES = """\
 Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not
-pushed, the id is in use, the patch does not apply or has only remarks, or a different commit is checked out; 5 a secret
-was found in the patch; 9 the manifest is invalid."""
+pushed, the id is in use, the patch does not apply or contains nothing that git can apply, or a different commit is
+checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
 
 
 @click.command(epilog=_EXIT_CODES)

@@ -43,7 +43,14 @@ _DESTRUCTIVE = ToolAnnotations(read_only_hint=False, destructive_hint=True, idem
 _CREATING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
 
 _TaskId = Annotated[str, Field(description="The id from submit.")]
-_Offset = Annotated[int, Field(ge=0, description="Character offset to start at, from a truncated response.")]
+_Offset = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Character offset to start at. "
+        "To continue, use the offset given at the end of a truncated response.",
+    ),
+]
 _Stream = Annotated[
     Literal["all", "stdout", "stderr", "events", "conversation"],
     Field(
