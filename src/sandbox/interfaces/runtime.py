@@ -273,9 +273,9 @@ class Sandbox(Protocol):
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run an additional process inside, with the same confinement and limits as the command; `stdin` is unused.
+        """Run an additional process inside, with the same confinement and limits as the command.
 
-        Call it only while the command runs. Raises AttemptError (sandbox_lost).
+        `command.stdin` is ignored. Call it only while the command runs. Raises AttemptError (sandbox_lost).
         """
         ...
 
@@ -332,7 +332,7 @@ class Runtime(Protocol):
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
         """Create a prepared sandbox. Leaves nothing behind on failure.
 
-        Raises AttemptError (provision_failed), or (sandbox_lost) if it was killed while it started.
+        Raises AttemptError (provision_failed), or (sandbox_lost) if the sandbox is killed while it starts.
         """
         ...
 

@@ -36,7 +36,7 @@ def attempt_marker(attempt_id: str) -> str:
 
 
 class LauncherProcess:
-    """A launcher process. Its exec replaces the launcher with the sandbox's program."""
+    """A launcher process. It is replaced by the sandbox's program on exec."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class LauncherProcess:
             await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
         if self.exit_code is not None and self.exit_code < 0:
             raise AttemptError(
-                FailureCode.SANDBOX_LOST, f"The sandbox was killed by signal {-self.exit_code} at its start."
+                FailureCode.SANDBOX_LOST, f"The sandbox was killed by signal {-self.exit_code} while it started."
             )
 
     @property

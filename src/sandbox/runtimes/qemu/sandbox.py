@@ -91,7 +91,7 @@ class QemuSandbox:
                 await _wait_first(self._ready, self._channel.ended)
         except TimeoutError:
             raise BootError(
-                f"not within {within_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
+                f"it took longer than {within_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
             ) from None
         except OSError as error:
             raise BootError(f"its files cannot be opened: {error.strerror or error}") from error
