@@ -143,8 +143,8 @@ class ImageStore:
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
                     raise ProfileBusyError(
-                        f"The image of {self.name} is damaged and a task uses it; wait for its end, or cancel it, then "
-                        "build again."
+                        f"The image of {self.name} is damaged and a task uses it; wait for the task to end, or cancel "
+                        "it, then build the image again."
                     )
                 final.rename(backup)
         built.rename(final)
@@ -157,7 +157,9 @@ class ImageStore:
             images = list(self._images())
             for image in images:
                 if not locks.enter_context(_try_lock(image, fcntl.LOCK_EX)):
-                    raise ProfileBusyError(f"A task uses the image of {self.name}; wait for its end, or cancel it.")
+                    raise ProfileBusyError(
+                        f"A task uses the image of {self.name}; wait for the task to end, or cancel it."
+                    )
             (self._root / "current").unlink(missing_ok=True)
             _sync_file_system(self._root)
             shutil.rmtree(self._root)
