@@ -155,7 +155,10 @@ def get_caller(connection: HTTPConnection) -> Caller:
 
 
 def require_valid_credentials(connection: HTTPConnection, authenticator: Authenticator) -> None:
-    """Check the caller again before a change: its body may have arrived slowly. Raises CredentialsRevokedError."""
+    """Check the caller's credentials again before a change is made.
+
+    They may have been revoked while the request body arrived. Raises CredentialsRevokedError.
+    """
     if not authenticator.is_still_valid(get_caller(connection)):
         raise CredentialsRevokedError
 
