@@ -215,7 +215,7 @@ async def _run_debug_session(
         parts.clock,
     )
     socket = _prepare_socket(host, order.attempt_id)
-    reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
+    reply = Reply(done=False, message=f"Task {task.id} is already {task.state}.")
     _log.info("A debug session starts")
     await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
     _log.info("The debug session has ended")

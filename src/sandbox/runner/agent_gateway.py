@@ -64,7 +64,7 @@ def create_gateway(
     if attempt.upstream is None:
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
-            f"The server has no model key; set {key_setting} and restart it.",
+            f"The server has no model key; set {key_setting} and restart the server.",
         )
     rules = _gateway_rules(attempt.task, is_checked_when_ready=provisioned.launch_spec.is_checked_when_ready)
     redact = attempt.redaction.redact_text if attempt.redaction is not None else str

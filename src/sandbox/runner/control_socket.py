@@ -78,7 +78,7 @@ def record_cancel(recorder: AttemptRecorder, order: CancelOrder) -> Reply:
     """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
     task = recorder.task
     if task.state.is_final:
-        return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
+        return Reply(done=False, message=f"Task {task.id} is already {task.state}.")
     recorder.record(CancelRequested(order.reason, order.force))
     if recorder.task.cancel is None:
         return Reply(done=True, message=CANCEL_TOO_LATE)
