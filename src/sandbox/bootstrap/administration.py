@@ -107,7 +107,7 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
         store.close()
     if not checkpoint_wal(file):  # SQLite also does this at `close`, but does not report a failure
         raise StoreError(
-            "The new index could not be written completely, and the old one is unchanged: free disk space and "
+            "The new index could not be written completely, and the old one is unchanged; free disk space and "
             "try again."
         )
     fsync_path(file)

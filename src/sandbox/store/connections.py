@@ -146,7 +146,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SQLITE_ERRORS as error:
-        advice = "its disk is full: free space and try again" if is_disk_full(error, path) else "try again"
+        advice = "its disk is full, so free space and try again" if is_disk_full(error, path) else "try again"
         raise StoreError(f"The index of tasks is unavailable ({error}); {advice}.") from error
 
 
