@@ -25,7 +25,7 @@ LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
 SAMPLED_EVERY = 20
 LIFETIME_LOG10 = (4.0, 7.0)
-"""A connection is closed after 10 kB to 10 MB: one every five seconds."""
+"""Each connection is closed after 10 kB to 10 MB, so one connection is closed every five seconds."""
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 
 

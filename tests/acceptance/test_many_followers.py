@@ -19,7 +19,7 @@ LINES_PER_TURN = 1000
 
 
 def busy_turn(number):
-    """A turn of text blocks, for each of which Claude Code prints a line; up to a thousand per second."""
+    """A turn with text blocks. Claude Code prints a line for each block, up to a thousand lines per second."""
     first = number * LINES_PER_TURN
     lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_PER_TURN))
     return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)

@@ -37,7 +37,7 @@ CALL = {
 
 
 class ResponsesModel:
-    """A model in the shape of the Responses API: first a function call, then a message. Each costs 0.005 USD."""
+    """A model with the interface of the Responses API. It sends a function call, then a message, each for 0.005 USD."""
 
     def __init__(self):
         self.requests = []

@@ -56,7 +56,7 @@ class WorkerDeployment(Deployment):
         return TerminalUser(*SHELL, server=self.server.ready_message["http"])
 
     def files_below(self, data_dir):
-        """What the directory of the task contains."""
+        """Relative paths of the files in the task's directory."""
         root = data_dir / "tasks" / "task-1"
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
@@ -101,7 +101,7 @@ def test_task_runs_at_the_worker_through_a_restart_and_a_silence(deploy):
 
 
 def check_silence(deployment):
-    """While the worker does not respond, nothing is decided about its runner."""
+    """While the worker does not respond, the server makes no decision about its runner."""
     deployment.worker.send_signal(signal.SIGSTOP)
     message = "The runner's host does not respond; the task's current state is unknown."
     wait_until(lambda: deployment.status()["state_message"] == message, 30, description="the message")

@@ -131,7 +131,7 @@ VALUE = "a-value-that-nobody-may-see"
 
 @pytest.fixture
 def server_with_preserved_task(deploy, tmp_path):
-    """A failed task whose agent has written its secret to a file; returns the deployment and the secret's file."""
+    """A failed task whose agent has written its secret to a file; returns the deployment and the path of the file."""
     value = tmp_path / "secrets" / "deploy-key"
     value.parent.mkdir()
     value.write_text(VALUE)

@@ -92,7 +92,7 @@ def test_interfaces_import_what_declarations_need(trees: dict[Path, ast.Module])
 
 
 def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):
-    """They exchange records of the model. What runs is injected."""
+    """Interfaces exchange records of the model. Implementations are passed in."""
     used = {name for tree in interface_trees(trees).values() for name in imported_modules(tree)}
     assert {
         name for name in used if name.startswith("sandbox.") and name.split(".")[1] not in {"interfaces", "model"}

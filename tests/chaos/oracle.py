@@ -55,7 +55,8 @@ class DownloadedArtifact:
 class TaskEvidence:
     """Everything known about one task.
 
-    target: what was killed, None if nothing was. state_at_kill: the task's state by the journal, read before the kill.
+    target: what was killed, None if nothing was. state_at_kill: the task's state according to the journal, read before
+    the kill.
     records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_lines:
     WRITTEN_LINES_FILE in a clone of the base commit after `git apply`, empty if missing; None if git rejected the
     patch. agent_starts: how many agents announced their start to the model. files: how many files the agent creates,
@@ -86,7 +87,7 @@ class TaskEvidence:
 
     @property
     def printed(self):
-        """Stdout of the last attempt: earlier agents' logs were deleted with their workspaces."""
+        """Stdout of the last attempt. The logs of earlier agents were deleted with their workspaces."""
         starts = [n for n, record in enumerate(self.records) if record["event"]["type"] == "attempt_started"]
         return _stdout_of(self.records[starts[-1] :]) if starts else b""
 
@@ -182,7 +183,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
-    """Only the last record has a final state. It is allowed for the kill target, and clients get the same state."""
+    """Only the last record has a final state. That state is allowed for the kill target, and clients get it too."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
@@ -269,7 +270,7 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
 def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:
     """Reconnecting clients receive the journal: every event once, in order, to the end.
 
-    expected_events: `{task id: events}`, by the journal; received_events: `{(client, task id): events}`.
+    expected_events: `{task id: events}`, from the journal; received_events: `{(client, task id): events}`.
     """
     for (source, task_id), received in received_events.items():
         expected = expected_events[task_id]

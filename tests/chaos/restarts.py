@@ -21,7 +21,8 @@ END_SECONDS = 120
 
 @dataclass
 class RestartResult:
-    """killed: restarts after SIGKILL, not SIGTERM. connections: count per client, except command lines."""
+    """killed: the number of restarts after SIGKILL instead of SIGTERM. connections: the number of connections of each
+    client, except for command-line clients."""
 
     restarts: int
     killed: int

@@ -1,4 +1,4 @@
-"""Doubles of a runner's dependencies: a script defines the agent's output and exit."""
+"""Test doubles for a runner's dependencies. A script defines the agent's output and exit."""
 
 import asyncio
 import signal
@@ -34,10 +34,11 @@ BOOT_ID = "this-boot"
 class Script:
     """The scripted behavior of an attempt's agent, sandbox and gateway.
 
-    runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: that signal does not end it.
+    runs_until_signal: the agent runs until it gets a signal. ignores_term, survives_kill: SIGTERM or SIGKILL does not
+    end the agent.
     events_when_serving: the events that the gateway reports when it starts to serve.
-    The gateway sets `rules`, `report_to_runner` (its callback for events) and `redact` (its redaction of names) when it
-    is created, and `is_gateway_serving` when it starts to serve.
+    The gateway sets `rules`, `report_to_runner` (the callback that receives its events) and `redact` (the function that
+    redacts names) when it is created, and `is_gateway_serving` when it starts to serve.
     """
 
     stdout: bytes = b'{"type":"result"}\n'

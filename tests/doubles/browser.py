@@ -38,7 +38,7 @@ def open_chromium():
 
 
 class Chromium:
-    """A browser process, which is slow to start: it is reused, and restarted after a crash."""
+    """A browser process. It is slow to start, so it is reused, and restarted after a crash."""
 
     def __init__(self, program, home):
         self._program, self._home = program, home
@@ -123,7 +123,7 @@ class Browser:
         return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
 
     def ignore_errors(self, *parts):
-        """Drop expected console errors: those that contain one of these parts."""
+        """Drop the expected console errors, which contain one of these strings."""
         self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
     def _record_request(self, request):

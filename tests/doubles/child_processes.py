@@ -1,4 +1,4 @@
-"""Child processes for parts of tests: forks of a server process with preloaded modules."""
+"""Runs parts of tests in child processes, which are forked from a server process with preloaded modules."""
 
 from multiprocessing import get_context
 

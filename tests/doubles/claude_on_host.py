@@ -95,7 +95,7 @@ class ClaudeOnHost:
         argv = [self.host_path(argument) for argument in spec.command.argv if argument not in without]
         if self.uid is not None:
             self.chown_directories()
-            # Through `env`, since setpriv still has its capabilities when it executes the next program.
+            # setpriv still has its capabilities when it executes a program, so let it execute `env`.
             argv = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *argv]
         elif os.geteuid() == 0:
             environment = {"IS_SANDBOX": "1", **(environment or {})}

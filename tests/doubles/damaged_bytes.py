@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 FIRST_BYTES = 120
-"""Half of the damage is here, where most messages have their length fields."""
+"""Half of the changes are made in the first bytes, where most messages have their length fields."""
 
 
 def damage(message: bytes, count: int, seed: int) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """The command `sandbox` with bubblewrap probes that fail or hang as defined by the environment variable FAILING_PROBES.
 
 Example: "2 hangs" means that two probes fail, and the third creates a sandbox that does not end. Each probe adds a line
-to the file FAILING_PROBES_LOG; the id of that sandbox is in the file `made` in the same directory.
+to the file FAILING_PROBES_LOG; the id of the hanging sandbox is in the file `made` in the same directory.
 FAILING_PROBES_PAUSE is the first pause between probes, in seconds.
 """
 

@@ -4,7 +4,7 @@ from sandbox.interfaces.auth import Principal, Role
 
 
 class FakeAccess:
-    """Implements `Access`. roles: by principal id; without any, no tokens exist."""
+    """Implements `Access`. roles: the role of each principal id; if it is empty, no tokens exist."""
 
     def __init__(self, **roles: str) -> None:
         self.roles = roles

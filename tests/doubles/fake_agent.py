@@ -77,7 +77,7 @@ def _elf(code: bytes, data: bytes) -> bytes:
 
 
 def _exec_python(python: int, program: int) -> bytes:
-    """Replace argument count and argument 0 on the stack by Python and the program, and execute Python."""
+    """Replace the argument count and argument 0 on the stack with Python and the program, and execute Python."""
     environment = b"\x48\x8b\x0c\x24\x48\x8d\x54\xcc\x10"
     arguments = b"\x48\xc7\x04\x24" + struct.pack("<I", python) + b"\x48\xc7\x44\x24\x08" + struct.pack("<I", program)
     return environment + arguments + b"\x48\x89\xe6" + struct.pack("<BIBI", 0xBF, python, 0xB8, _EXECUTE) + b"\x0f\x05"

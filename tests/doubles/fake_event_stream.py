@@ -35,12 +35,12 @@ class FakeEventStream:
 
 
 def output(data, *, stream="stdout", continued=False):
-    """An output event of a line that is not part of the conversation."""
+    """An output event for a line that is not part of the conversation."""
     return {"type": "output", "stream": stream, "data": data, "continued": continued, "parsed": False}
 
 
 def agent_message(text, *, kind="text", parent=None):
-    """An event with a text of the conversation."""
+    """An agent_message event: a piece of the conversation."""
     return {
         "type": "agent_message",
         "text": text,
@@ -51,13 +51,11 @@ def agent_message(text, *, kind="text", parent=None):
 
 
 def tool_call_started(use_id, tool="Bash", *, summary="", parent=None, **fields):
-    """The start of a tool call."""
     call = {"tool": tool, "tool_use_id": use_id, "summary": summary, "parent_tool_use_id": parent}
     absent = {"command": None, "edits": [], "input": {}, "omitted_characters": 0, "omitted_fields": 0}
     return {"type": "tool_call_started", **call, **absent, **fields}
 
 
 def tool_result(use_id, text="", *, is_error=False):
-    """The result of a tool call."""
     result = {"tool_use_id": use_id, "output": text, "is_error": is_error, "exit_code": None}
     return {"type": "tool_result", **result, "omitted_characters": 0}

@@ -50,7 +50,7 @@ class FaultySandbox:
 
     def __init__(self, handle: SandboxHandle, faults: RuntimeFaults) -> None:
         self.handle = handle
-        self.listeners = cast("Listeners", None)  # for gateways that are doubles too
+        self.listeners = cast("Listeners", None)  # used only by gateways that are test doubles
         self.slow_reason = faults.slow_reason
         self._faults = faults
         self._readers = (StreamReader(), StreamReader())

@@ -1,4 +1,4 @@
-"""A gateway in a separate process, its upstream hosts, and floods against it: for tests and benchmarks."""
+"""A gateway in a separate process, its upstream hosts, and floods against it, for tests and benchmarks."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Runs the command `sandbox` in a fork of a process with all imports done, instead of a new interpreter.
+"""Runs the command `sandbox` in a fork of a process that has imported all modules, instead of a new interpreter.
 
 As with a new interpreter, a separate process runs `main()` with arguments, environment, time zone, directory, new
 streams (so terminals are detected), signals and exit code; exit handlers run; an uncaught exception prints a traceback,

@@ -1,4 +1,4 @@
-"""Valid image archives, as written by other tools, hostile ones, and a minimal root file system for both."""
+"""Valid image archives as other tools write them, hostile archives, and a minimal root file system for both."""
 
 import gzip
 import hashlib

@@ -74,7 +74,7 @@ class IsolatedNetwork:
             holder.wait()
 
     def can_reach(self, address, port):
-        """Whether the server's namespace can connect to the address; a control that shows that the veth pair works."""
+        """Whether a process in the server's namespace can connect to the address: the control for the veth pair."""
         script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
         with contextlib.suppress(subprocess.CalledProcessError):
             _run(*self.server_prefix, "python3", "-I", "-c", script)

@@ -38,7 +38,7 @@ def bash(command):
 
 
 def python(source):
-    """A turn in which the model runs a Python program, without quoting issues."""
+    """A turn in which the model runs a Python program, whose source needs no shell quoting."""
     encoded = base64.b64encode(source.encode()).decode()
     return bash(f"echo {encoded} | base64 -d | python3 -I -")
 

@@ -1,4 +1,4 @@
-"""Sockets in another network namespace: a socket stays in the namespace where it was created."""
+"""Sockets in another network namespace. A socket stays in the namespace in which it was created."""
 
 import contextlib
 import ctypes

@@ -46,7 +46,7 @@ class ReconnectingClient:
             await self._connect()
 
     def _pause_seconds(self):
-        """Sometimes so long that the missed events are no longer cached by the server."""
+        """Return a pause that is sometimes so long that the server no longer caches the missed events."""
         return self._rng.choices(PAUSES_SECONDS, PAUSE_WEIGHTS)[0] if self._rng else 0
 
     def _lifetime_bytes(self):
@@ -88,7 +88,7 @@ class ReconnectingClient:
                     return
 
     def _record(self, text):
-        """Record complete events at once: 200 clients at 1000 lines per second leave 5 µs per event."""
+        """Record all complete events together, because 200 clients at 1000 lines per second leave 5 µs per event."""
         text = text.replace(_KEEP_ALIVE, b"")
         seqs = [int(seq) for seq in _SEQ.findall(text)]
         if not seqs:

@@ -27,7 +27,7 @@ def probe_runtime(name, run_dir):
 
 
 def require_runtime(name, run_dir):
-    """Skip the test, with the remedy, if the runtime is not available; return its probe."""
+    """Return the probe of the runtime. If the runtime is not available, skip the test with the remedy as the reason."""
     probe = probe_runtime(name, run_dir)
     if not probe.is_available:
         pytest.skip(f"{name} does not work here: {probe.remedy}")
@@ -35,7 +35,7 @@ def require_runtime(name, run_dir):
 
 
 def require_qemu_components():
-    """Skip the test if QEMU's components are missing; with them, a guest that does not boot is a failure."""
+    """Skip the test if QEMU's components are missing. With them, a guest that does not boot fails the test."""
     if os.getuid() != 0 or os.uname().machine != "x86_64":
         pytest.skip("QEMU needs root and x86_64")
     try:

@@ -172,7 +172,7 @@ class WorkspaceHarness:
         return GitWorkspaces(self.environment, DialPolicy(is_dialable, self.follow_redirects))
 
     def configure(self, text: str) -> None:
-        """Add to the git configuration of the server's user."""
+        """Add text to the git configuration of the server's user."""
         with self.config.open("a") as file:
             file.write(text + "\n")
 

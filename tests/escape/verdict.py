@@ -1,4 +1,4 @@
-"""The verdict on one attack: one outcome, from its report and from the host observations."""
+"""The verdict on one attack: an outcome that follows from the attack's report and the host observations."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
 
 
 def judge_attack(attack, runtime, result, evidence):
-    """attack: the declaration. result: `{attack: report, control: report}`, see sandbox_attacks.py."""
+    """Return the verdict. attack: its declaration. result: `{attack: report, control: report}`, see sandbox_attacks."""
     escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)

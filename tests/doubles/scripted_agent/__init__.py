@@ -1,4 +1,4 @@
-"""A second agent, as its package below `sandbox/agents/` would be: a small program that uses another model API.
+"""A second agent, structured like a package of `sandbox/agents/`. It is a small program that uses another model API.
 
 `server.py` and `runner.py` compose Sandbox with it.
 """

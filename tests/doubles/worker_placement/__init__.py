@@ -1,4 +1,4 @@
-"""A second placement, as its package below `sandbox/placements/` would be: one host, reached through a worker's socket.
+"""A second placement, structured like a package of `sandbox/placements/`: one host, reached through a worker's socket.
 
 The worker (`worker.py`) has its own data and run directory, and starts runners with the local placement.
 `server.py` composes a server that runs all attempts there. A worker that was stopped is a host that does not respond.
@@ -253,7 +253,7 @@ class WorkerPreservedDisk(RunnerClient):
 
 
 def create_placement_with(path: Path):
-    """Return what the registry would contain. path: of the worker's socket."""
+    """Return the entry that the registry would contain. path: the path of the worker's socket."""
 
     async def create_placement(context):
         return await asyncio.to_thread(WorkerPlacement, Worker(path), context.data_dir, context.replicas)

@@ -1,17 +1,17 @@
-"""What the server and the worker exchange, as JSON lines."""
+"""The messages between the server and the worker, as JSON lines."""
 
 import msgspec
 
 
 class TaskReport(msgspec.Struct, frozen=True):
-    """Who holds the lock of a task's journal, and then its size."""
+    """Whether the lock of a task's journal is held, and the size of the journal, read in this order."""
 
     liveness: str
     end_offset: int
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the server follows."""
+    """The state of the worker's host, which the server polls."""
 
     memory_available_bytes: int | None
     tasks: dict[str, TaskReport]

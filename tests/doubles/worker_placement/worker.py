@@ -29,7 +29,7 @@ CHUNK_BYTES = 2**18
 
 
 class Methods:
-    """What the server can call. Arguments are converted to the annotated types."""
+    """The methods that the server can call. Arguments are converted to the annotated types."""
 
     def __init__(self, context, placement):
         self.context, self.placement = context, placement

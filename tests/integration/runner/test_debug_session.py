@@ -59,7 +59,7 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """shared: the script that reports a violation."""
+    """A sandbox with shells. shared: the script that reports a violation, also for this sandbox."""
 
     def __init__(self, handle, script, shared):
         super().__init__(handle, script)

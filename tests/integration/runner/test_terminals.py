@@ -113,7 +113,7 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
 
 async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypatch):
-    """The time limit is for all of them together, even if the program sometimes reads one."""
+    """The time limit applies to all inputs together, even if the program sometimes reads one of them."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.2)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         attempts = 0

@@ -250,7 +250,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
 
 
 async def test_many_releases_during_a_debug_session_do_not_add_up(components, monkeypatch):
-    """Otherwise garbage collection and expiry of all tasks wait for each of them in turn."""
+    """Otherwise garbage collection and expiry of all tasks would wait for one release after the other."""
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")

@@ -51,7 +51,7 @@ async def submit_waiting(components, service):
 
 async def let_start(components, service):
     components.available_memory_bytes = 100 * GIB
-    await service.undo_drain()  # schedules
+    await service.undo_drain()  # makes the server schedule pending tasks
     await components.wait_for_launch("task-1")
 
 

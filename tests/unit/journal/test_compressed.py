@@ -175,7 +175,10 @@ def test_damaged_or_open_journal_is_not_compressed(journals, directory):
 
 
 def test_journal_without_an_end_is_not_compressed_and_stays_writable(journals, directory):
-    """An old journal was restored, or the disk lost the last records. Clients may already have received the end."""
+    """This happens if an old journal was restored, or the disk lost the last records.
+
+    Clients may already have received the end.
+    """
     lines = (directory / "records").read_bytes().splitlines(keepends=True)
     for remaining in (lines[:-1], []):
         (directory / "records").write_bytes(b"".join(remaining))

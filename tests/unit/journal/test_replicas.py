@@ -1,4 +1,4 @@
-"""Copies of journals and artifacts: byte for byte, repeatable, and closed to a writer that was replaced."""
+"""Copies of journals and artifacts are exact and can be repeated. They reject records of a replaced writer."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -80,7 +80,7 @@ def test_writer_continues_the_copied_journal(tmp_path, original, replicas):
 
 
 def test_records_of_a_replaced_writer_are_rejected(tmp_path, original, replicas):
-    """The server has recorded an event of its own, in the next epoch, before the old writer's last one arrived."""
+    """The server recorded an event in the next epoch before the last event of the old writer arrived."""
     *begin, last = original.splitlines(keepends=True)
     offset = replicas.receive("task-1", 0, b"".join(begin))
     writer = FileJournals(tmp_path / "copy").open("task-1")

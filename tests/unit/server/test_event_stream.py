@@ -216,7 +216,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
             await asyncio.sleep(0)
         all_events = await streamed.replay(0)
         for (_, after), following in followers.items():
-            # A position past the end receives the last event.
+            # A client with a position past the end receives the last event.
             assert await asyncio.wait_for(following, 10) == (events_after(all_events, after) or all_events[-1:])
 
     with streamed_journal() as streamed:

@@ -294,7 +294,7 @@ def test_reserved_mcp_server_name_is_reported(mcp_run):
 
 
 async def test_init_event_is_sent_before_the_first_model_response(tmp_path):
-    """So the gateway can hold the first model request until the agent's start is checked."""
+    """The gateway depends on this order: it holds the first model request until the agent's start is checked."""
     init_lines = []
 
     async def run():

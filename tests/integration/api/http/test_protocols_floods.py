@@ -152,7 +152,7 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
 
 
 async def test_empty_fragments_of_a_message_are_not_kept(running_api, until, monkeypatch):
-    """A message may have any number of them, and its size does not grow."""
+    """A message may have any number of empty fragments, which do not increase its size."""
     kept = []
     original = protocols.WebSocketProtocol.handle_cont
 

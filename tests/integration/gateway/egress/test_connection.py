@@ -69,10 +69,11 @@ SMUGGLED = b" GET  *\r\nHost: evil.example"
 @pytest.mark.parametrize(
     ("ends_by", "sent", "ending"),
     [
-        # Some servers handle a request whose last line ends with the stream.
+        # Some servers accept a request whose last line is terminated only by the end of the stream.
         ("client", SMUGGLED, "reset"),
         ("client", b"get key\r\nset other value", "end of the stream"),
-        # The last line may be incomplete until the client's stream has ended. A tunnel without a search ends as usual.
+        # If the client's stream has not ended, the last line may be incomplete. A tunnel without a search ends as
+        # usual.
         ("timeout", SMUGGLED, "reset"),
         ("timeout", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
         ("end of the gateway", SMUGGLED, "reset"),
@@ -363,7 +364,7 @@ def test_former_address_of_the_model_is_not_dialed(monkeypatch):
 
 
 def test_name_is_resolved_once_per_connection(monkeypatch):
-    """DNS rebinding: no second lookup is made."""
+    """A second lookup would allow DNS rebinding."""
     lookups = []
 
     async def scenario():

@@ -11,7 +11,7 @@ from sandbox.placements.local.leftovers import SocketLeftovers
 
 @pytest.fixture
 def bind_socket(tmp_path):
-    """Bind a socket, a runner's or another one, to this file name; return its path."""
+    """Bind a socket to this file name, as a runner or another program does; return the socket's path."""
     opened = []
 
     def bind(name):

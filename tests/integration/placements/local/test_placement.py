@@ -106,7 +106,7 @@ def log_of(run_dir):
 
 
 def make_placement(run_dir, command, environment=None):
-    """A placement whose writers are descriptors."""
+    """A placement that receives bare descriptors as journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
     return LocalPlacement(command, environment or {}, None, lambda: settings, locks, files_of(run_dir))
@@ -426,7 +426,7 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     assert launched.liveness() is found.liveness() is Liveness.HELD
     with pytest.raises(RunnerUnreachableError):
         await found.cancel(CancelOrder())
-    assert await found.is_responsive()  # nothing listens, so it is unknown
+    assert await found.is_responsive()  # a socket without a listener does not prove that the runner is stuck
     assert await found.kill()
     await until(lambda: found.liveness() is Liveness.FREE)
     assert not await found.kill()

@@ -254,7 +254,7 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
     none = "0" * 16
     assert report.pop("terminal") == ["/dev/pts/0", "1000", none, none, "1", "2"]
     assert report.pop("terminal_code") == 5
-    # bubblewrap reports the command's exit code only if the command is killed first.
+    # If bubblewrap is killed before the command, it cannot report the command's exit code.
     assert report.pop("code") in (None, 137)
     assert report == {"output": "1000\nreached\n4096\n16384\n256\n500\n", "listed": True, "remaining": False}
     assert (shared_directory / "disk" / "workspace" / "file").stat().st_uid == NOBODY

@@ -318,7 +318,7 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
 
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
 def test_task_of_an_unreachable_host_is_kept_and_does_not_block_others(stored, components, retention_limits):
-    """A part of its sandbox may exist there."""
+    """A part of the task's sandbox may exist on that host."""
     stored.finish("elsewhere", attempt_id="c" * 12, host="gone:far")
     stored.index("elsewhere")
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*elsewhere: the host gone:far does not"):

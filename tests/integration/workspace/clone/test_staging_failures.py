@@ -304,7 +304,7 @@ def test_unrelated_git_settings_of_the_user_are_ignored(harness):
 
 
 def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypatch):
-    monkeypatch.setattr(staging, "ENTRIES_MAX", 50_000)  # the commit has a hundred million
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 50_000)  # the commit has a hundred million files
     work = harness.upstream.work
     blob = run_git("hash-object", "-w", "--stdin", directory=work, stdin=b"bomb")
     lines = "".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))
@@ -321,7 +321,7 @@ def test_commit_with_too_many_files_is_refused_before_checkout(harness, monkeypa
 
 @pytest.mark.parametrize(("levels", "is_refused"), [(12, True), (2, False)])
 def test_commit_with_too_many_empty_directories_is_refused_before_checkout(harness, monkeypatch, levels, is_refused):
-    monkeypatch.setattr(staging, "ENTRIES_MAX", 1000)  # with 12 levels the commit has a million million
+    monkeypatch.setattr(staging, "ENTRIES_MAX", 1000)  # with 12 levels, the commit has 10^12 directories
     work = harness.upstream.work
     tree = run_git("mktree", directory=work)
     for _level in range(levels):

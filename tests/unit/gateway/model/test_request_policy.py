@@ -513,7 +513,7 @@ def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
 
 
 def client_responses(gateway: ScriptedGateway, *statuses: int) -> list[tuple[int, str]]:
-    """The client's responses when the upstream responds with these statuses, one request after another."""
+    """The responses that the client receives when the upstream responds to successive requests with these statuses."""
     responses = []
     for status in statuses:
         protocol = gateway.connect()

@@ -62,7 +62,7 @@ def restore(sandbox, tmp_path):
 
 
 def test_backup_contains_tasks_whose_writer_may_be_alive(stored, tmp_path, monkeypatch):
-    """Nobody removes or compresses such a journal, so its whole records can be read."""
+    """No process removes or compresses such a journal, so its complete records can be read."""
     monkeypatch.setattr(backups, "FileJournals", UnreachableJournals)
     create_backup(stored.data_dir, tmp_path / "backup.tar")
     with tarfile.open(tmp_path / "backup.tar") as tar:
@@ -199,7 +199,7 @@ def test_prune_during_backup_does_not_lose_artifacts(stored, tmp_path, monkeypat
 
 
 def test_task_that_cannot_be_finalized_does_not_block_others(stored, tmp_path):
-    """A compressed journal is read-only. This one was compressed too early."""
+    """A compressed journal is read-only. The journal of this task was compressed too early."""
     stored.run("early").writer.close()
     records = stored.records("early")
     compressed._write_verified(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
