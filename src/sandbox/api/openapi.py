@@ -115,7 +115,7 @@ def request_body(description: str, *, required: bool, **media_types: dict[str, A
 
 
 def _content(media_types: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """In a media type's name, the first `_` means `/`, others mean `-`."""
+    """Build the `content` of a body. In an argument's name, the first `_` means `/`, and the others mean `-`."""
     return {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in media_types.items()}
 
 

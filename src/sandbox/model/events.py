@@ -196,7 +196,7 @@ class Output(_EventBase, frozen=True, tag="output"):
 
 
 class AgentMessage(_EventBase, frozen=True, tag="agent_message"):
-    """A text of the conversation. It is untrusted and may contain any character.
+    """A piece of the conversation. Its text is untrusted and may contain any character.
 
     kind: `text` and `thinking` come from the agent; `prompt` starts a subagent; `notice` describes the agent itself,
         such as its version.
@@ -256,7 +256,7 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
 
 
 class AgentResult(_EventBase, frozen=True, tag="agent_result"):
-    """The agent ended a round of work. The last round of a task has its result.
+    """The agent ended a round of work. The last round of a task has the task's result.
 
     The end of a background command may start another round.
 

@@ -100,7 +100,7 @@ class _CountedResponse:
 
 
 def _size_bytes(message: Message) -> int:
-    """Return the size in memory. A single wide character makes a text take four bytes per character."""
+    """Return the size in memory. A single wide character makes a string take four bytes per character."""
     if (text := message.get("text")) is not None:
         return sys.getsizeof(text)
     return len(message.get("body") or message.get("bytes") or b"")

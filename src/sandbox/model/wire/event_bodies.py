@@ -47,7 +47,7 @@ class AttemptEvent(BaseEvent):
 
 
 class AgentMessageItem(TypedDict):
-    """A text of the conversation. It is untrusted, and may contain any character."""
+    """A piece of the conversation. Its text is untrusted, and may contain any character."""
 
     type: Literal["agent_message"]
     """Always `agent_message`."""
@@ -115,7 +115,7 @@ class ToolResultItem(TypedDict):
 
 
 class AgentResultItem(TypedDict):
-    """The agent ended a round of work. The last one of a task has its final message."""
+    """The agent ended a round of work. The last round of a task has the task's final message."""
 
     type: Literal["agent_result"]
     """Always `agent_result`."""
@@ -140,7 +140,7 @@ ConversationItem = AgentMessageItem | ToolCallStartedItem | ToolResultItem | Age
 
 
 class AgentMessageEvent(BaseEvent, AgentMessageItem):
-    """A text of the conversation. It is untrusted, and may contain any character."""
+    """A piece of the conversation. Its text is untrusted, and may contain any character."""
 
 
 class ToolCallStartedEvent(BaseEvent, ToolCallStartedItem):
@@ -152,7 +152,7 @@ class ToolResultEvent(BaseEvent, ToolResultItem):
 
 
 class AgentResultEvent(BaseEvent, AgentResultItem):
-    """The agent ended a round of work. The last one of a task has its final message."""
+    """The agent ended a round of work. The last round of a task has the task's final message."""
 
 
 class ConversationEvent(BaseEvent):
