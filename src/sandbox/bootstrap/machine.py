@@ -97,9 +97,9 @@ class AgentSupport(NamedTuple):
 
 
 class PlacementContext(NamedTuple):
-    """What a placement gets of its server.
+    """The parts of its server that a placement gets.
 
-    data_dir, run_dir: of this process, which has the locks of both.
+    data_dir, run_dir: the directories of this process, which holds the locks of both.
     replicas: fills `data_dir` with what runners on other hosts write.
     """
 

@@ -262,7 +262,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
 
 
 def _create_parts(order: Order, host: HostSettings, *, follow_redirects: bool = False) -> RunnerParts:
-    """Create the components. follow_redirects: of the git host; only a clone needs it."""
+    """Create the components. follow_redirects: whether a clone may follow redirects."""
     data_dir, throttle, clock = Path(host.data_dir), CpuThrottle(), SystemClock()
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 

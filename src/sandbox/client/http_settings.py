@@ -37,7 +37,7 @@ ResponseT = TypeVar("ResponseT")
 
 @dataclass(frozen=True)
 class Connection:
-    """A server's base URL and token. timeout_seconds: of each response, and of each read of a stream."""
+    """A server's base URL and token. timeout_seconds: the timeout of each response, and of each read of a stream."""
 
     server: str
     token: str | None

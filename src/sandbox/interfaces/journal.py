@@ -208,7 +208,7 @@ class TaskReplicas(Protocol):
     def read(self, task_id: str, offset: int, bytes_max: int) -> bytes:
         """Return the bytes of whole records from `offset`, where a record begins. Raises FileNotFoundError, OSError.
 
-        At most `bytes_max` bytes, so `Journals.read` determines the range to read.
+        Returns at most `bytes_max` bytes. Use `Journals.read` to find a range that ends after a whole record.
         """
         ...
 

@@ -230,7 +230,7 @@ class AttemptLocation(NamedTuple):
 class Leftover(NamedTuple):
     """An attempt that has files besides its log, or anything else on its host.
 
-    kinds: of the sources that have something of the attempt (`LeftoverSource.kind`).
+    kinds: the kinds of the sources that found leftovers of the attempt (`LeftoverSource.kind`).
     has_handle: a part of its sandbox may exist.
     """
 
@@ -305,9 +305,9 @@ class HostIdentity(NamedTuple):
 class ProbeResult(msgspec.Struct, frozen=True):
     """The result of probing all runtimes of a host.
 
-    probes: of all runtimes that were tried.
+    probes: the probes of all runtimes that were tried.
     runtime: name of the runtime that attempts use.
-    tier: of the sandboxes.
+    tier: the isolation tier of the sandboxes.
     failure: why no sandbox can be created, and what to do; None if one can.
     is_final: no later probe of this process can have a different result.
     """
@@ -324,7 +324,7 @@ class Host(Protocol):
 
     @property
     def identity(self) -> HostIdentity:
-        """What `AttemptStarted` records."""
+        """The host and the boot id that `AttemptStarted` records."""
         ...
 
     @property

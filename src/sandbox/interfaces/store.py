@@ -28,7 +28,7 @@ class StoreError(SandboxError):
 
 
 class IndexDamagedError(StoreError):
-    """The index row of a task is unreadable; its journal still has the data."""
+    """The index row of a task is unreadable; the task's journal still has the data."""
 
     def __init__(self, reason: object) -> None:
         super().__init__(

@@ -22,9 +22,9 @@ from sandbox.model.wire.events import WireEvent
 class Retention:
     """Limits of retention: the oldest finished tasks beyond any limit are removed. None means no limit.
 
-    older_than_seconds: since a task's end.
-    keep: number of tasks.
-    max_bytes: disk usage of all finished tasks together.
+    older_than_seconds: maximum time since a task's end.
+    keep: maximum number of tasks.
+    max_bytes: maximum disk usage of all finished tasks together.
     """
 
     older_than_seconds: float | None = None

@@ -27,8 +27,9 @@ class RoleFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "t
 
 
 class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
-    """The last frame. exit_code: of the terminal's process, None if it still runs or the code is unknown.
+    """The last frame.
 
+    exit_code: exit code of the terminal's process; None if the process still runs or its exit code is unknown.
     message: why the connection ended (human-readable), if the reason is not the exit of the process.
     """
 
