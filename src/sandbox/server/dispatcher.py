@@ -80,7 +80,7 @@ class Dispatcher:
     """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
 
     tracked_tasks: must contain every added task at the next `dispatch`.
-    prober: of the host that runs new attempts.
+    prober: the prober of the host that runs new attempts.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ def locate(task: Task, attempt: Attempt) -> AttemptLocation:
 class Placements:
     """The placement of the server's own host, and others by name. Attempts of any other placement are unreachable.
 
-    by_name: the server's own has the name "".
-    probers: of the placements' hosts, by the same names.
+    by_name: the placements by name; the name of the server's own placement is empty.
+    probers: the probers of the placements' hosts, by the same names.
     selected: name of the placement that runs new attempts.
     """
 
@@ -92,7 +92,7 @@ class Placements:
         return UnreachableRunner(location.attempt_id) if placement is None else placement.find_runner(location)
 
     def preserved_disk(self, location: AttemptLocation) -> PreservedDisk:
-        """Return the preserved disk of an attempt; its liveness may be UNKNOWN, as that of a runner."""
+        """Return the preserved disk of an attempt; its liveness may be UNKNOWN, like that of a runner."""
         placement = self._by_name.get(location.placement)
         return UnreachableDisk(location.host) if placement is None else placement.preserved_disk(location)
 

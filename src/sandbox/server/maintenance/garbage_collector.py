@@ -30,7 +30,7 @@ class GarbageCollectionError(SandboxError):
 
 
 class GarbageCollector:
-    """Removes leftovers. all_files: of each placement."""
+    """Removes leftovers. all_files: the attempt files of each placement."""
 
     def __init__(
         self,
