@@ -110,7 +110,8 @@ class BaseSandbox(ABC):
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.
 
-        This one counts nothing: only on a shared kernel can `detailed_file_usage` block on locks of programs inside.
+        This implementation counts nothing, because only on a shared kernel can `detailed_file_usage` block on locks of
+        programs inside.
         """
         return FileUsage()
 

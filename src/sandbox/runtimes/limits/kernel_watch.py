@@ -1,4 +1,4 @@
-"""What the host's kernel holds for a sandbox, the limits of it, and a poll of it with bounded CPU usage."""
+"""The kernel resources that a sandbox uses on the host, and their limits. Polls them with bounded CPU usage."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,16 +23,17 @@ from sandbox.model.limits import (
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
-    """What the host's kernel holds for a sandbox in addition to its memory; None if the host does not count it.
+    """Kernel resources that a sandbox uses on the host, apart from its memory.
 
-    sockets: of all kinds and states.
-    buffer_bytes: in TCP and UDP sockets.
+    A value is None if the host does not count it.
+    sockets: number of sockets of all kinds and in all states.
+    buffer_bytes: memory of the buffers of TCP and UDP sockets.
     buffer_bytes_max: the limit of buffer_bytes if the kernel does not enforce one.
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
     idle_slab_bytes: memory of freed kernel objects that is still allocated, without cached objects.
-    idle_cache_bytes: the same of cached objects, such as inodes and names of files.
+    idle_cache_bytes: the same for cached objects, such as inodes and names of files.
     idle_cache_bytes_max: the limit of idle_cache_bytes.
     udp_sockets_on_port: number of UDP sockets on the port that has the most.
     call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.

@@ -30,7 +30,9 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded it: the 
 
 
 class IdleBytes(NamedTuple):
-    """Bytes of free objects in slabs. caches: of kinds that the kernel can reclaim. others: of all other kinds."""
+    """Bytes of free objects in slabs. caches: bytes of the kinds that the kernel can reclaim. others: bytes of all
+    other
+    kinds."""
 
     others: int
     caches: int
