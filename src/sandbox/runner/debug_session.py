@@ -50,7 +50,7 @@ _SHELL_VARIABLES = {
 
 
 def launch_spec_without_agent(manifest: Manifest) -> AgentLaunchSpec:
-    """Return what shells need of a launch spec, for a task whose agent this version of Sandbox does not have."""
+    """Return the parts of a launch spec that shells need, for a task whose agent this version does not have."""
     directory = str(PurePosixPath(SANDBOX_WORKSPACE, manifest.repository.subpath or "."))
     command = Command(SHELL, _SHELL_VARIABLES, directory)
     return AgentLaunchSpec(command, session_id="", programs={}, git_author=DEFAULT_GIT_AUTHOR)

@@ -212,7 +212,10 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 
 
 class _AgentRun(msgspec.Struct, frozen=True):
-    """One run of an agent, from its start to the record of its exit. output_queue: of the work that output causes."""
+    """One run of an agent, from its start to the record of its exit.
+
+    output_queue: the queue of the work that output causes.
+    """
 
     attempt: AttemptContext
     driver: AgentDriver
