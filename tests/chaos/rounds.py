@@ -222,7 +222,7 @@ def _kill_sandbox(_, attempt_id, rng):
 
 
 def _kill_gateway(_, attempt_id, rng):
-    """Destroy the gateway's sockets: it has no separate process."""
+    """Destroy the gateway's sockets, because the gateway has no separate process."""
     members = processes.members_of(attempt_id)
     return bool(members) and processes.destroy_sockets(members[0])
 

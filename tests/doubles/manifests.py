@@ -36,7 +36,7 @@ def claude(prompt="Do it.", **settings):
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):
-    """The minimal manifest; parts such as `vm` and `lifecycle` are dictionaries."""
+    """The minimal manifest, with additional parts such as `vm` and `lifecycle`, given as dictionaries."""
     return Manifest(
         metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
         repository=Repository(url="https://example.org/r.git", branch="main"),

@@ -254,7 +254,7 @@ async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secre
 
 @pytest.fixture
 def slow_secret_scan(monkeypatch):
-    """The scan takes a tenth of a second for each `slow`."""
+    """The scan takes a tenth of a second for each occurrence of `slow`."""
     contains = SecretRedactor.contains
 
     def delay(chunks):

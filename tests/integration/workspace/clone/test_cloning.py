@@ -37,7 +37,7 @@ def helper(tmp_path):
 
 
 def request_credentials(url, helper, *requests, secrets=None):
-    """Send credential requests like the confinement; return the responses. secrets: receives the returned passwords."""
+    """Send credential requests as the confinement does; return the responses. secrets: gets the returned passwords."""
 
     async def scenario():
         helper_socket, child_socket = socket.socketpair()
