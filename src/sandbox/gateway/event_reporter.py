@@ -18,7 +18,7 @@ class EventReporter:
     """Reports all usage, and denials and errors up to a rate and a total number.
 
     monotonic: returns seconds.
-    redact: removes the values of secrets from a text.
+    redact: removes the values of secrets from text.
     """
 
     def __init__(self, report: ReportEvent, monotonic: Callable[[], float], redact: Callable[[str], str] = str) -> None:
