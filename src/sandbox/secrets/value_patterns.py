@@ -106,7 +106,8 @@ def _text_variants(value: str) -> Iterator[bytes]:
             end = find_partial_escape(layer.data, len(layer.data))
             if len(layer.data) - end <= _OPEN_ESCAPE_BYTES_MAX:
                 yield layer.data[:end]
-            yield layer.data.replace(b"\\", b"")  # an invisible sequence may separate it from what it escapes
+            # An invisible sequence may separate a backslash from the character that it escapes.
+            yield layer.data.replace(b"\\", b"")
         for before in _ESCAPE_PREFIXES:
             yield from (layer.data for layer in decode_layers(before + data)[1:])
     if (numbered := value.translate(_WINDOWS_1252_CODES)) != value:

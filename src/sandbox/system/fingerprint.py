@@ -1,4 +1,4 @@
-"""Salted fingerprints of secret values: whether values are the same ones, without storing them."""
+"""Salted fingerprints of secret values, which show whether values have changed without storing them."""
 
 import hashlib
 import hmac
