@@ -123,7 +123,8 @@ IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory of freed kernel objects that is still allocated, attributed to one sandbox."""
 
 IDLE_CACHE_MEMORY_DIVISOR = 8
-"""The same for inodes, names of files and other caches: 1/8 of the machine's memory, at least IDLE_SLAB_BYTES_MAX."""
+"""Maximum memory of freed inodes, file names and other cached objects that is still allocated, attributed to one
+sandbox: 1/8 of the machine's memory, at least IDLE_SLAB_BYTES_MAX."""
 
 OOM_KILLS_MAX = 1000
 """Maximum number of processes of one sandbox that the kernel has killed for lack of memory.
@@ -167,7 +168,7 @@ SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Bounds of the total size of one sandbox's TCP and UDP socket buffers, which is an eighth of vm.memory."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
-"""Unread data that TCP and UDP sockets may contain in addition to those buffers.
+"""Unread data that TCP and UDP sockets may contain in addition to the limit of their buffers.
 
 The kernel accepts 20 KiB for each of SOCKETS_MAX sockets.
 """

@@ -297,11 +297,11 @@ class PrunedTaskBody(TypedDict):
     id: str
     """Id of the task."""
     state: State
-    """Its final state."""
+    """Final state of the task."""
     finished_at: Timestamp
-    """When it ended."""
+    """When the task ended."""
     size_bytes: int
-    """Its disk usage, in bytes."""
+    """Disk usage of the task, in bytes."""
 
 
 class PrunedBody(TypedDict):
@@ -314,7 +314,7 @@ class PrunedBody(TypedDict):
     total_count: int
     """Number of tasks in `tasks`."""
     total_size_bytes: int
-    """Their disk usage together, in bytes."""
+    """Total disk usage of these tasks, in bytes."""
 
 
 class ArtifactBody(TypedDict):
@@ -331,9 +331,9 @@ class ArtifactBody(TypedDict):
     checksum: str
     """`sha256:` and 64 hexadecimal digits."""
     created_at: Timestamp
-    """When it was stored."""
+    """When the artifact was stored."""
     download_url: str
-    """Path of its content."""
+    """Path of the artifact's content."""
     contains_secret: bool
     """Whether the file contains a secret's value; then its download requires the role operator."""
 
@@ -348,7 +348,7 @@ class ArtifactListBody(TypedDict):
     total_count: int
     """Number of artifacts in `artifacts`."""
     total_size_bytes: int
-    """Their sizes together, in bytes."""
+    """Total size of the artifacts, in bytes."""
 
 
 class AliveBody(TypedDict):
@@ -486,7 +486,7 @@ class ExistingTaskBody(TypedDict):
     state: State
     """Current state."""
     created_at: Timestamp
-    """When it was submitted."""
+    """When the task was submitted."""
 
 
 class ProblemExtensions(TypedDict, total=False):

@@ -291,7 +291,7 @@ class GapEvent(BaseEvent):
     last_seq: int
     """Position of the last missing event."""
     reason: str
-    """Why they are missing."""
+    """Why the events are missing."""
 
 
 class EndEvent(BaseEvent):
