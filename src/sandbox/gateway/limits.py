@@ -19,7 +19,8 @@ FULL_BUFFER_CONNECTIONS_MAX = 16
 """Maximum number of connections with full-size buffers, counted separately for hosts, the model and the sandbox."""
 
 REDUCED_BUFFER_BYTES = 128 * 1024
-"""Receive and send buffer size of each additional connection; the kernel allocates the same amount for itself."""
+"""Receive and send buffer size of each connection above FULL_BUFFER_CONNECTIONS_MAX; the kernel allocates as much
+again for itself."""
 
 CONNECTIONS_MAX = 128
 """Maximum number of open connections, separately for the model listener, hosts and DNS; additional ones wait."""
@@ -28,13 +29,13 @@ HOST_CONNECTIONS_AT_ONCE = 1024
 """Maximum burst of new connections to hosts. Each occupies a local port for a minute after it is closed."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
-"""Rate of new connections to hosts after that burst; additional ones wait."""
+"""Rate of new connections to hosts after the burst; additional ones wait."""
 
 MODEL_CONNECTIONS_AT_ONCE = 256
 """Maximum burst of new connections to the model's address. All tasks share the local ports for this address."""
 
 MODEL_CONNECTIONS_PER_SECOND = 4
-"""Rate of new connections to the model's address after that burst; additional ones wait."""
+"""Rate of new connections to the model's address after the burst; additional ones wait."""
 
 NEW_MODEL_DEBT_SECONDS = 1.0
 """Maximum CPU debt, in seconds, up to which new model connections are served. Other traffic waits while in debt."""
