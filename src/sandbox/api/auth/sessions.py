@@ -16,7 +16,8 @@ SESSIONS_MAX = 1000
 """Maximum number of open sessions; opening another one closes the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Maximum per token; opening another one closes that token's oldest, so a token cannot close sessions of others."""
+"""Maximum number of open sessions per token; opening another one closes that token's oldest session. So a token
+cannot close the sessions of other tokens."""
 
 _SECRET_BYTES = 32
 

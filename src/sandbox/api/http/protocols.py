@@ -25,7 +25,7 @@ UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of connections per port without an authenticated request; another connection closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""The divisor of the file descriptor limit: such connections may use 1/8 of the server's descriptors per port."""
+"""The divisor of the file descriptor limit: unauthenticated connections may use 1/8 of the descriptors per port."""
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that reads no pending data for this long is disconnected."""
