@@ -230,4 +230,6 @@ def _walk_members(path: Path, fd: int, end: int) -> Iterator[GzipMember]:
 
 
 def _damage_error(path: Path, begin: int) -> JournalDamagedError:
-    return JournalDamagedError(f"The compressed data at byte {begin} of {path} is damaged; restore it.")
+    return JournalDamagedError(
+        f"The compressed data at byte {begin} of {path} is damaged; restore the file from a backup."
+    )

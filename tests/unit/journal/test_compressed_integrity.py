@@ -298,7 +298,7 @@ def test_file_with_members_of_different_sizes_is_readable(tmp_path):
 )
 def test_invalid_headers_are_damage(tmp_path, monkeypatch, parts):
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", 1000)
-    with pytest.raises(JournalDamagedError, match="restore it"):
+    with pytest.raises(JournalDamagedError, match="restore the file"):
         open_compressed(tmp_path, *parts)
 
 
@@ -349,7 +349,7 @@ def test_content_that_contradicts_its_header_is_damage(tmp_path, damaged):
             lambda: journal.lines(0, 100),
             lambda: journal.find_offset(1),
         ):
-            with pytest.raises(JournalDamagedError, match="restore it"):
+            with pytest.raises(JournalDamagedError, match="restore the file"):
                 read()
 
 
