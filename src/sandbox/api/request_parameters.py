@@ -43,7 +43,7 @@ def parse_seq(text: str, field: str) -> int | None:
 
 
 TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
-"""A time, or nothing."""
+"""A time, or an empty string."""
 
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
@@ -63,7 +63,7 @@ def parse_time(text: str, field: str) -> datetime | None:
 
 
 def invalid_time(field: str) -> InvalidParameterError:
-    """Return the error for a text that is no time, or not one that can be converted to UTC."""
+    """Return the error for text that is not a time, or a time that cannot be converted to UTC."""
     return InvalidParameterError(field, "must be a time such as 2026-01-29T10:10:15Z")
 
 

@@ -70,7 +70,7 @@ def _is_valid_text(text: str) -> bool:
 
 
 _WORD_CHARACTERS_MAX = 16
-"""Longer words are compared by their first characters."""
+"""Only this many characters of a word are compared."""
 
 _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
@@ -143,14 +143,16 @@ _SORT_ROWS_MAX = 1000
 """Up to this many matching tasks, sorting them is faster than reading tasks in order until a page is full."""
 
 _SORT_FOUND_MAX = 2000
-"""The same for the tasks that a search finds."""
+"""Up to this many tasks found by a search, sorting them is faster than reading tasks in order."""
 
 _WINDOW_FACTORS = (3, 30)
-"""How many tasks are read in order, as multiples of the rows that are needed, before all found tasks are sorted."""
+"""Numbers of tasks that are read in order, as multiples of the needed rows, before all found tasks are sorted."""
 
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
-"""Tasks are not read in order if the numbers of many found tasks had to be compared: their own are spread widely."""
+"""Tasks are not read in order if more than _FOUND_NUMBERS_MAX tasks are found and the numbers of the next tasks are
+spread
+over more than this multiple of their count: too many found tasks would have to be compared with them."""
 
 _TIME_MAX = 2**63 - 1
 

@@ -186,7 +186,7 @@ class SqliteStore:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
     def _save(self, connection: sqlite3.Connection, indexed: IndexedTask) -> None:
-        """Write a task. Most saves find the texts and what is searched unchanged, and do not write them."""
+        """Write a task. Most saves find its texts and its searchable content unchanged, and do not write them."""
         task, row = indexed.task, _row(indexed)
         known = connection.execute(self._sql["searchable"], row).fetchone()
         if known is None or known[1] != row["content"]:
@@ -199,7 +199,7 @@ class SqliteStore:
         connection.execute(self._sql["save_texts"], _texts(task))
 
     def _add_searchable(self, connection: sqlite3.Connection, task: Task) -> int:
-        """Add what is searched of a task; return its number."""
+        """Add the searchable content of a task; return the task's number."""
         number = connection.execute(self._sql["add_searchable"], _searchable(task)).lastrowid
         assert number is not None
         terms = f"{task_terms(task)} {state_term(task.state)}"

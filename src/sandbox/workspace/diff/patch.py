@@ -141,7 +141,7 @@ _STATISTICS = re.compile(rb" (\d+) files? changed(?:, (\d+) insertions?\(\+\))?(
 """The output of `git diff-tree --shortstat`, which git does not translate."""
 
 _MEASURE_SECONDS = 20.0
-"""How long the size of a patch is computed, which needs about as long as the patch itself."""
+"""Time limit for computing the size of a patch, which takes about as long as creating the patch."""
 
 
 async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: str) -> DiffStatistics | None:
