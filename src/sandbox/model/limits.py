@@ -16,13 +16,13 @@ LABELS_MAX = 64
 """Maximum number of labels of a task; more get 400. A list query with more labels matches no task."""
 
 SEARCHED_PROMPT_CHARACTERS_MAX = 16_384
-"""Characters of a prompt that a search covers, from its beginning."""
+"""Maximum number of characters of a prompt that are searched, from the beginning of the prompt."""
 
 SEARCH_CHARACTERS_MAX = 200
-"""Characters of the words that a list of tasks is searched for; more get 400."""
+"""Maximum length of the words to search a list of tasks for; longer ones get 400."""
 
 REPOSITORY_FILTER_CHARACTERS_MAX = 2048
-"""Characters of the repository that a list of tasks is filtered by; more get 400."""
+"""Maximum length of the repository by which a list of tasks is filtered; a longer one gets 400."""
 
 MANIFEST_ERRORS_MAX = 100
 """Maximum number of errors of a manifest that are listed; additional ones are only counted."""

@@ -142,10 +142,10 @@ _DEFAULT_PORTS = {"http": "80", "https": "443", "ssh": "22"}
 
 
 def repository_location(url: str) -> str:
-    """Return where a repository is, in lower case and without `.git`: `github.com/org/repo`.
+    """Return the location of a repository, in lower case and without `.git`: `github.com/org/repo`.
 
-    It is the same for each URL of the repository, whatever the protocol and the user. A part of one stays a part:
-    `Org/repo.git` becomes `org/repo`.
+    The location is the same for each URL of the repository, whatever the protocol and the user. A part of a URL is
+    converted in the same way: `Org/repo.git` becomes `org/repo`.
     """
     if match := _SCHEME_AND_USER.match(url):
         host, slash, path = url[match.end() :].partition("/")
@@ -156,7 +156,7 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the path of it, and the last two parts, such as `org/repo`."""
+    """Return the names of a repository: its location, the path in it, and the path's last two parts (`org/repo`)."""
     location = repository_location(url)
     path = location.partition("/")[2]
     return frozenset((location, path, "/".join(path.rsplit("/", 2)[-2:]))) - {""}
@@ -165,7 +165,7 @@ def repository_names(url: str) -> frozenset[str]:
 def public_repository_url(url: str) -> str:
     """Return the URL without a password, and for HTTP without a user, which may be a token.
 
-    No manifest is accepted with one; journals of other versions are not trusted.
+    A manifest with credentials in its URL is rejected, but journals of other versions are not trusted.
     """
     match = re.match(r"(?P<scheme>https?|ssh)://(?P<user>[^/@]*)@", url, re.IGNORECASE)
     if match is None:
