@@ -43,7 +43,7 @@ VOCABULARY = ["".join(TEXTS.choices(LETTERS, k=TEXTS.randrange(2, 12))) for _ in
 
 
 def prompt(number: int) -> str:
-    """A prompt of about 100 words, most of them frequent. `half` and the like: how many tasks have the word."""
+    """A prompt of about 100 words, most of them frequent. Words such as `half` state how many tasks contain them."""
     frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
     words = [VOCABULARY[int(TEXTS.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
     marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]
@@ -113,7 +113,7 @@ def measure(name: str, query: Callable[[], object]) -> None:
 
 
 def measure_searches(store: SqliteStore, count: int) -> None:
-    """Measure searches for words of all tasks, of many, of few and of none, also with filters and in other orders."""
+    """Measure searches for words that all, many, few or no tasks contain, also with filters and in other orders."""
     failed, completed = frozenset({TaskState.FAILED}), frozenset({TaskState.COMPLETED})
     middle, end = BEGIN + timedelta(minutes=count // 2), BEGIN + timedelta(minutes=count // 2 + 500)
     queries = {
@@ -150,7 +150,7 @@ def measure_searches(store: SqliteStore, count: int) -> None:
 
 
 def measure_upgrade(path: Path, count: int) -> None:
-    """Print how long a start takes that adds all tasks of an earlier version to the full-text index."""
+    """Print the duration of a start that adds all tasks of an earlier version to the full-text index."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             "UPDATE tasks SET number = NULL; DELETE FROM searchable; INSERT INTO search (search) VALUES ('delete-all');"
