@@ -25,7 +25,7 @@ class UnsafeDirectoryError(SandboxError):
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """Set a umask that denies other users access to the files and directories created during the context."""
+    """Set a umask that denies other users access to files and directories created within the context."""
     previous = os.umask(0o077)
     try:
         yield

@@ -89,7 +89,7 @@ class ConnectionHandler:
 
     def _reset_timeout(self) -> None:
         phase = self._protocol.phase
-        # A request head and a final response have one total timeout, however slowly the bytes arrive.
+        # A request head and a final response each have a fixed timeout: further bytes do not extend it.
         if phase is self._phase and phase in (Phase.HEAD, Phase.CLOSING):
             return
         self._phase = phase

@@ -54,7 +54,10 @@ class _InputTimer:
         self._ended_at = time.monotonic()
 
     async def write(self, terminal: Terminal, data: bytes) -> None:
-        """Write the data; drop what the terminal does not accept in time. Idle time and accepted data add time."""
+        """Write the data; drop what the terminal does not accept within the time left.
+
+        Idle time and accepted data replenish the time left.
+        """
         begun_at = time.monotonic()
         seconds = min(self._seconds_left + begun_at - self._ended_at, TERMINAL_INPUT_SECONDS)
         accepted_bytes = 0

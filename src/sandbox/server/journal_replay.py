@@ -39,7 +39,7 @@ class JournalReplayer:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[ReplaySlot]:
-        """Wait for a slot and hold it during the context.
+        """Wait for a slot and hold it for the duration of the context.
 
         Acquire contended locks inside the context, so that they are not held during the wait for a slot.
         """

@@ -114,7 +114,7 @@ class JournalTailer:
         After a power loss the index may be ahead of the journal; then the journal is replayed from the beginning.
         """
         try:
-            # A record that the server is just writing may be removed again if the disk fails to flush it.
+            # A record that the server is still writing may be removed if the disk fails to flush it.
             async with tracked.write_lock:
                 batch = self._journals.read(tracked.task.id, tracked.offset)
                 if (

@@ -155,7 +155,10 @@ class PreservedSandboxes(PreservedFiles):
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
-        """Yield whether the files are preserved and unused. If so, nothing else can use them during the context."""
+        """Yield whether the files are preserved and unused.
+
+        If so, nothing else can use them for the duration of the context.
+        """
         async with self._locks.lock_for(task.id):
             try:
                 async with self.try_lock(task) as (liveness, _):

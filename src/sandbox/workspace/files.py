@@ -113,7 +113,7 @@ class RootedFiles:
                 if self._entry_count > ENTRIES_MAX:
                     raise TooManyEntriesError(f"more than {ENTRIES_MAX} files")
                 if self._path_bytes > PATHS_BYTES_MAX:
-                    raise TooManyEntriesError(f"files with more than {PATHS_BYTES_MAX // 1024**2} MiB of paths")
+                    raise TooManyEntriesError(f"more than {PATHS_BYTES_MAX // 1024**2} MiB of paths in total")
                 result.append(Entry(prefix + name, item.stat(follow_symlinks=False).st_mode))
         return sorted(result, key=lambda entry: entry.path)
 

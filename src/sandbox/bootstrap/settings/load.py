@@ -35,7 +35,7 @@ class ConfigurationError(SandboxError):
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings. origins: where each value comes from, by its key's path. file: None if no file was read."""
+    """The settings. origins: where each value comes from, keyed by dotted path. file: None if no file was read."""
 
     settings: ServerSettings
     origins: Mapping[str, str]
@@ -175,7 +175,10 @@ _ERROR_MESSAGES = (
 
 
 def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSettings | None, list[str]]:
-    """Validate the data. Return the settings, or None and all errors. origins: by dotted path."""
+    """Validate the data. Return the settings, or None and all errors.
+
+    origins: where each value comes from, keyed by dotted path.
+    """
     # A date is the only TOML value that JSON lacks. No key accepts a date, so encode it as another value that no key
     # accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})

@@ -85,7 +85,7 @@ def _memory_file(data: bytes) -> IO[bytes]:
 
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
-"""Maximum size of each file of a clone (its pack), and of a commit's files together, unless `vm.disk` is less.
+"""Maximum size of each file of a clone (its pack), and total size of a commit's files, unless `vm.disk` is less.
 
 Beyond it the task fails with `clone_failed`.
 """
@@ -118,7 +118,7 @@ class WorkspaceStaging:
         bytes_max: int,
         dial_policy: DialPolicy,
     ) -> None:
-        """bytes_max: limit for each file of the clone, and for the commit's files together."""
+        """bytes_max: limit for each file of the clone, and for the total size of the commit's files."""
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
@@ -285,11 +285,9 @@ def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str 
         if entries_left < 0:
             return f"the commit has more than {ENTRIES_MAX} files and directories"
         if bytes_left < 0:
-            return (
-                f"the files of the commit are larger than {bytes_max / 1024**3:.3g} GiB; raise vm.disk (to 32G at most)"
-            )
+            return f"the files in the commit total more than {bytes_max / 1024**3:.3g} GiB; raise vm.disk (up to 32G)"
         if path_bytes_left < 0:
-            return f"the paths of the commit exceed {PATHS_BYTES_MAX // 1024**2} MiB together"
+            return f"the paths in the commit total more than {PATHS_BYTES_MAX // 1024**2} MiB"
     return None
 
 

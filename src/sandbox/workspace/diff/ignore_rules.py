@@ -208,7 +208,7 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
     """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
     applied = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
     if sum(entry.size_bytes for entry in applied) > IGNORE_FILES_BYTES_MAX:
-        raise GitError(0, b"fatal: the .gitignore files are too large together")
+        raise GitError(0, b"fatal: the total size of the .gitignore files is too large")
     if count_created_entries(applied) > IGNORE_ENTRIES_MAX:
         raise GitError(0, b"fatal: there are too many .gitignore files")
     if not applied:

@@ -42,7 +42,7 @@ async def write_patch(
     try:
         return await _write_patch(git, layout, base_commit, target, find_secret)
     except TooManyEntriesError as error:
-        reason: str | None = f"there are {error} that are not ignored"
+        reason: str | None = f"the files that are not ignored exceed a limit: {error}"
     except GitError as error:
         reason = _exceeded_limit(error, git.memory_bytes_max)
         if reason is None:

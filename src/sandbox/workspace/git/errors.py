@@ -66,7 +66,7 @@ _EXPLANATIONS = (
     ),
     (r"returned error: 5\d\d", "its host responds with a server error; try again later"),
     (r"no space left on device|disk quota", DISK_FULL_MESSAGE),
-    (r"file too large|died of signal 25", "it is larger than the limit of a clone; raise vm.disk (to 32G at most)"),
+    (r"file too large|died of signal 25", "it is larger than the size limit for clones; raise vm.disk (up to 32G)"),
     (r"fsck error|invalid path|badtree|refusing to create", "it contains malformed objects"),
     (
         r"failed to execute (git|prlimit)|setpriv is not installed",
@@ -75,7 +75,7 @@ _EXPLANATIONS = (
     (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
     (
         rf"\A\s*{SILENT_INDEX_PACK_ERROR}\s*\Z",
-        "it is probably larger than the limit of a clone; raise vm.disk (to 32G at most)",
+        "it is probably larger than the size limit for clones; raise vm.disk (up to 32G)",
     ),
 )
 _TRANSIENT = re.compile(

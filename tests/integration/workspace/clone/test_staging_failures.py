@@ -37,7 +37,7 @@ def test_pack_larger_than_the_disk_is_refused(harness, is_confined):
     harness.upstream.commit({"random": os.urandom(600_000)})
 
     harness.disk_bytes = 400_000
-    assert "larger than the limit of a clone; raise vm.disk" in clone_error(harness)
+    assert "larger than the size limit for clones; raise vm.disk" in clone_error(harness)
     harness.disk_bytes = 1_600_000
     harness.stage()
 
@@ -46,7 +46,7 @@ def test_commit_larger_than_the_disk_is_refused(harness):
     harness.upstream.commit({"zeros": bytes(600_000)})
 
     harness.disk_bytes = 400_000
-    assert "files of the commit are larger than" in clone_error(harness)
+    assert "files in the commit total more than" in clone_error(harness)
     harness.disk_bytes = 1_600_000
     harness.stage()
 

@@ -85,5 +85,5 @@ def test_total_path_length_of_a_commit_is_limited(harness, monkeypatch):
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     harness.stage()
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
-    with pytest.raises(AttemptError, match="paths of the commit exceed"):
+    with pytest.raises(AttemptError, match="paths in the commit total more than"):
         harness.stage()

@@ -20,7 +20,7 @@ def add_failed_preserved_task(tasks):
     return tasks.record("task-001", *TO_RUNNING, *FAILED)
 
 
-def test_status_has_sandbox_kept_until_release(api, tasks):
+def test_sandbox_kept_is_true_until_release(api, tasks):
     add_failed_preserved_task(tasks)
     for path in ("", "/wait"):
         status = api.get(f"/api/v1/tasks/task-001{path}").json()

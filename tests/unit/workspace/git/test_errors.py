@@ -33,9 +33,9 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("fatal: transport 'file' not allowed", "only https, http and ssh"),
         (
             "error: index-pack died of signal 25\nfatal: fetch-pack: invalid index-pack output",
-            "larger than the limit of a clone",
+            "larger than the size limit for clones",
         ),
-        ("fatal: fetch-pack: invalid index-pack output", "larger than the limit of a clone"),
+        ("fatal: fetch-pack: invalid index-pack output", "larger than the size limit for clones"),
         ("fatal: fsck error in packed object\nfatal: fetch-pack: invalid index-pack output", "malformed objects"),
         ("fatal: write error: No space left on device", "raise vm.disk"),
         ("fatal: fsck error in packed object", "malformed objects"),
