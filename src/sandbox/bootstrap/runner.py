@@ -51,7 +51,7 @@ from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.runner.attempt import AttemptCloser, AttemptFinisher, AttemptRunner
+from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner
 from sandbox.runner.attempt_context import AttemptContext, check_fencing
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import record_cancel, serve_control_socket
@@ -313,22 +313,22 @@ def build_runner(
         StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
         ProvisionStep(attempt, agent, parts.runtime, parts.images),
         RunStep(attempt, agent, gateways, terminals, parts.disks, parts.clock, parts.throttle),
-        _build_closer(attempt, parts, agent, confine),
+        _build_finalizer(attempt, parts, agent, confine),
     )
 
 
 def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
     """Connect the finisher of an attempt with its components. agent: None if this version does not have it."""
     confine = parts.confine or make_confine(attempt, parts.runtime)
-    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _build_closer(attempt, parts, agent, confine))
+    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _build_finalizer(attempt, parts, agent, confine))
 
 
-def _build_closer(
+def _build_finalizer(
     attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
-) -> AttemptCloser:
+) -> AttemptFinalizer:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock)
     teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
-    return AttemptCloser(attempt, collect, teardown, parts.disks, parts.journals, agent)
+    return AttemptFinalizer(attempt, collect, teardown, parts.disks, parts.journals, agent)
 
 
 def choose_disks(order: Order, host: HostSettings) -> Disks:

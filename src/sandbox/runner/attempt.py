@@ -41,7 +41,7 @@ _COLLECT_TIMEOUT = Failure(FailureCode.COLLECT_FAILED, "Collecting took too long
 _log = logging.getLogger(__name__)
 
 
-class AttemptCloser:
+class AttemptFinalizer:
     """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
     agent: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
@@ -203,7 +203,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     stage: StageStep
     provision: ProvisionStep
     agent_run: RunStep
-    closer: AttemptCloser
+    finalizer: AttemptFinalizer
 
     async def run(self) -> None:
         """Run all steps: stage, provision, run, collect and teardown. Always write a final record.
@@ -216,8 +216,8 @@ class AttemptRunner(msgspec.Struct, frozen=True):
             await self._run_steps()
             if self.attempt.resumes:
                 # The attempt may have failed before taking over the previous disk, which holds the agent's work.
-                await self.closer.reattach_disk()
-            await self.closer.follow_up_or_end()
+                await self.finalizer.reattach_disk()
+            await self.finalizer.follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
         redaction = self.attempt.redaction
@@ -274,20 +274,20 @@ class AttemptFinisher(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     runtime: Runtime
     boot_id: str
-    closer: AttemptCloser
+    finalizer: AttemptFinalizer
 
     async def finish(self) -> None:
         """Destroy the attempt's sandbox, then write the missing records."""
         async with self.attempt.recorder.keep_flushed():
             await self._destroy_sandbox()
-            await self.closer.reattach_disk()
+            await self.finalizer.reattach_disk()
             task = self.attempt.task
             lost = self._loss_failure()
             if task.attempt_state is TaskState.RUNNING:
                 self.attempt.recorder.record(AgentExited(None, None, lost))
             elif not task.agent_has_exited and task.failure is None:
                 self.attempt.recorder.record(AttemptFailed(lost))
-            await self.closer.follow_up_or_end()
+            await self.finalizer.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox before its files are read. Once only the teardown is left, errors are only logged.
