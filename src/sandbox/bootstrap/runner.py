@@ -51,8 +51,8 @@ from sandbox.model.events import Event
 from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
-from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner
-from sandbox.runner.attempt_context import AttemptContext, check_fencing
+from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner, check_fencing
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import record_cancel, serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent

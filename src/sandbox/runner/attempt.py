@@ -1,4 +1,4 @@
-"""One attempt, from its first step to its final record."""
+"""One attempt, from the check of its order to its final record."""
 
 import asyncio
 import logging
@@ -10,35 +10,62 @@ import msgspec
 from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.disks import Disks
 from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
-from sandbox.model.errors import error_reason
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import (
     AgentExited,
     AttemptEnded,
     AttemptFailed,
+    AttemptStarted,
     ErrorReported,
     FollowUp,
     FollowUpSkipped,
     Output,
+    Record,
     TaskFinished,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
+from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
-from sandbox.runner.attempt_context import AttemptContext, read_records, take_over_files
+from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, read_handle
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage import StageStep, require_same_secrets
+from sandbox.runner.steps.stage import StageStep, require_same_secrets, take_over_files
 from sandbox.runner.steps.teardown import TeardownStep
 
 T = TypeVar("T")
 _COLLECT_TIMEOUT = Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
 _log = logging.getLogger(__name__)
+
+
+class StaleOrderError(SandboxError):
+    """The order belongs to an attempt that is over, or that another runner has started."""
+
+    code = "internal_error"
+
+
+def check_fencing(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> Task:
+    """Check that the order is not stale, and return its task.
+
+    Call it while holding the journal's lock, before the first step.
+
+    An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
+    unfinished task. last_record: the newest record. Raises StaleOrderError.
+    """
+    if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_final:
+        raise StaleOrderError(f"Task {order.task_id} has no running attempt {order.attempt_id}.")
+    event = last_record.event if last_record is not None else None
+    is_just_started = isinstance(event, AttemptStarted) and event.attempt_id == order.attempt_id
+    if isinstance(order, RunAttempt) and not is_just_started:
+        raise StaleOrderError(f"Attempt {order.attempt_id} was started by another runner.")
+    return task
 
 
 class AttemptFinalizer:

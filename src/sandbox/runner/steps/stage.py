@@ -10,10 +10,10 @@ from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runner.attempt_context import AttemptContext, earlier_attempt_files, take_over_files
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import remaining_seconds
-from sandbox.runner.steps.teardown import destroy_earlier_sandboxes
-from sandbox.system.files import replace_durably
+from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
+from sandbox.system.files import fsync_path, replace_durably
 from sandbox.system.fingerprint import make_fingerprint, matches_fingerprint
 
 
@@ -62,6 +62,18 @@ class StageStep(msgspec.Struct, frozen=True):
             return base_commit
         disk_bytes = manifest.vm.disk_bytes
         return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes)
+
+
+def take_over_files(attempt: AttemptContext) -> None:
+    """Move the preserved files of an earlier attempt into this one's directory.
+
+    Files that a dead runner of this attempt has already moved are not moved again. Raises OSError.
+    """
+    for files in attempt.earlier_layouts:
+        for old, new in zip(files_for_resume(files), files_for_resume(attempt.layout), strict=True):
+            if old.exists() and not new.exists():
+                old.rename(new)
+    fsync_path(attempt.layout.root)
 
 
 async def require_same_secrets(attempt: AttemptContext) -> None:

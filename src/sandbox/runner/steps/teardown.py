@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
@@ -14,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt_context import AttemptContext, earlier_attempt_files, files_for_resume
+from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.steps.provision import read_handle
 
 
@@ -86,6 +87,16 @@ async def destroy_earlier_sandboxes(attempt: AttemptContext, runtime: Runtime) -
         handle = read_handle(earlier.handle)
         if handle is not None:
             await runtime.destroy(handle, earlier.disk)
+
+
+def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
+    """Return the files that the teardown of earlier attempts did not remove, except their logs."""
+    return [path for files in attempt.earlier_layouts for path in files.root.iterdir() if path != files.runner_log]
+
+
+def files_for_resume(layout: AttemptLayout) -> list[Path]:
+    """Return the files that a resumed attempt needs: the agent's, and those that the host compares them with."""
+    return [layout.disk_image, layout.disk, layout.repository, layout.secret_fingerprint]
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:
