@@ -62,7 +62,7 @@ JSON_TYPES = {
     "sandbox.contracts.runtime:SandboxHandle": "sandbox.interfaces.runtime:SandboxHandle",
     "sandbox.contracts.placement:LaunchOrder": "sandbox.placements.local.launch_message:LegacyLaunchMessage",
     "sandbox.contracts.placement:CancelOrder|sandbox.contracts.placement:TerminalOrder": (
-        "sandbox.interfaces.placement:CancelOrder|sandbox.interfaces.placement:TerminalOrder"
+        "sandbox.interfaces.placement:CancelAttempt|sandbox.interfaces.placement:OpenTerminal"
     ),
     "sandbox.contracts.placement:Receipt": "sandbox.interfaces.placement:Reply",
     "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
@@ -75,7 +75,7 @@ EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}
 
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (
-        "sandbox.interfaces.terminals:OutputFrame|sandbox.interfaces.terminals:RoleFrame"
+        "sandbox.interfaces.terminals:OutputFrame|sandbox.interfaces.terminals:WriteAccessFrame"
         "|sandbox.interfaces.terminals:EndFrame"
     ),
     "sandbox.contracts.terminals:Typed|sandbox.contracts.terminals:Resized": (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doubles.manifests import parse_manifest
-from sandbox.interfaces.placement import TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
@@ -251,7 +251,7 @@ class FakeTasks:
     async def has_preserved_sandbox(self, task: Task) -> bool:
         return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
         self._entry(task_id)
         raise TerminalRefusedError("No terminals are available.")
 

@@ -110,14 +110,14 @@ CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
 """The response to a cancel request that came after the agent's exit, whichever process recorded that exit."""
 
 
-class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
+class CancelAttempt(msgspec.Struct, frozen=True, tag="cancel"):
     """A request to a runner to end its attempt. The runner sends the `Reply` once the cancel request is on disk."""
 
     reason: str = ""
     force: bool = False
 
 
-class TerminalOrder(
+class OpenTerminal(
     msgspec.Struct, frozen=True, tag="terminal", rename={"is_agent_terminal": "agent", "is_read_only": "looks_on"}
 ):
     """A request to a runner for a terminal. After the `Reply`, both sides send frames (`interfaces.terminals`).
@@ -171,11 +171,11 @@ class RunnerHandle(Protocol):
         """
         ...
 
-    async def cancel(self, order: CancelOrder) -> Reply:
+    async def cancel(self, order: CancelAttempt) -> Reply:
         """Send the cancel request, within 5 s. Raises RunnerUnreachableError."""
         ...
 
-    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 
@@ -198,7 +198,7 @@ class PreservedDisk(Protocol):
         """Start a runner that takes over the lock. Call it inside `try_lock` that yielded FREE. Raises OSError."""
         ...
 
-    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the running session, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.interfaces.placement import TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.terminals import TerminalConnection
@@ -284,7 +284,7 @@ class TaskArtifacts(Protocol):
 class TaskSandboxes(Protocol):
     """Sandboxes of running tasks, and preserved ones of failed tasks."""
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...
 

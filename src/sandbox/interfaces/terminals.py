@@ -20,7 +20,7 @@ class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
     data: bytes
 
 
-class RoleFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
+class WriteAccessFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
     """Whether input of this client is accepted from now on. Only one client at a time may write."""
 
     may_write: bool
@@ -50,7 +50,7 @@ class ResizeFrame(msgspec.Struct, frozen=True, tag="resized"):
     columns: int
 
 
-RunnerFrame = OutputFrame | RoleFrame | EndFrame
+RunnerFrame = OutputFrame | WriteAccessFrame | EndFrame
 ClientFrame = InputFrame | ResizeFrame
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, Reply, TerminalOrder
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, Reply
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested
@@ -16,9 +16,9 @@ from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.terminals import TerminalServer
 
 _LINE_BYTES_MAX = 16 * 1024
-_decoder: "msgspec.json.Decoder[CancelOrder | TerminalOrder]" = msgspec.json.Decoder(CancelOrder | TerminalOrder)
+_decoder: "msgspec.json.Decoder[CancelAttempt | OpenTerminal]" = msgspec.json.Decoder(CancelAttempt | OpenTerminal)
 
-CancelHandler = Callable[[CancelOrder], Reply]
+CancelHandler = Callable[[CancelAttempt], Reply]
 
 
 @contextlib.asynccontextmanager
@@ -32,7 +32,7 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
                 reply = _handle_order(order, cancel, terminals)
                 writer.write(msgspec.json.encode(reply) + b"\n")
                 await writer.drain()
-            if isinstance(order, TerminalOrder) and reply.done:
+            if isinstance(order, OpenTerminal) and reply.done:
                 await terminals.serve(order, reader, writer)
         except (OSError, ValueError, TimeoutError):
             pass
@@ -49,7 +49,7 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
         path.unlink(missing_ok=True)
 
 
-def _decode_order(line: bytes) -> CancelOrder | TerminalOrder | Reply:
+def _decode_order(line: bytes) -> CancelAttempt | OpenTerminal | Reply:
     """Return the order, or the reply to invalid input."""
     try:
         return _decoder.decode(line)
@@ -58,11 +58,11 @@ def _decode_order(line: bytes) -> CancelOrder | TerminalOrder | Reply:
 
 
 def _handle_order(
-    order: CancelOrder | TerminalOrder | Reply, cancel: CancelHandler, terminals: TerminalServer
+    order: CancelAttempt | OpenTerminal | Reply, cancel: CancelHandler, terminals: TerminalServer
 ) -> Reply:
     if isinstance(order, Reply):
         return order
-    if isinstance(order, CancelOrder):
+    if isinstance(order, CancelAttempt):
         try:
             return cancel(order)
         except OSError as error:
@@ -74,7 +74,7 @@ def _handle_order(
     return Reply(done=True)
 
 
-def record_cancel(recorder: AttemptRecorder, order: CancelOrder) -> Reply:
+def record_cancel(recorder: AttemptRecorder, order: CancelAttempt) -> Reply:
     """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
     task = recorder.task
     if task.state.is_final:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME
-from sandbox.interfaces.placement import TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.terminals import (
@@ -18,9 +18,9 @@ from sandbox.interfaces.terminals import (
     InputFrame,
     OutputFrame,
     ResizeFrame,
-    RoleFrame,
     RunnerFrame,
     TerminalRefusedError,
+    WriteAccessFrame,
     encode_frame,
     read_frame,
 )
@@ -73,7 +73,7 @@ class _InputTimer:
 class TerminalClient:
     """A client of a terminal, connected through the control socket."""
 
-    def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, order: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.size = TerminalSize(order.rows, order.columns)
         self.is_read_only = order.is_read_only
         self._reader = reader
@@ -139,7 +139,7 @@ class SharedTerminal:
         try:
             await self._choose_writer()
             if not may_write.is_set():
-                client.send(RoleFrame(may_write=False))
+                client.send(WriteAccessFrame(may_write=False))
             client.send(OutputFrame(bytes(self._replay)))
             await _run_until_first(client.serve(self._terminal, may_write), self._ended.wait())
         finally:
@@ -152,7 +152,7 @@ class SharedTerminal:
         for client, may_write in self._clients.items():
             if not client.is_read_only:
                 may_write.set()
-                client.send(RoleFrame(may_write=True))
+                client.send(WriteAccessFrame(may_write=True))
                 await self._terminal.resize(client.size)
                 return
 
@@ -215,7 +215,7 @@ class TerminalServer:
             except TimeoutError:
                 return
 
-    def check(self, order: TerminalOrder) -> None:
+    def check(self, order: OpenTerminal) -> None:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._sandbox is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
@@ -226,7 +226,7 @@ class TerminalServer:
         if len(self._connections) >= TERMINALS_MAX:
             raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
 
-    async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, order: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a client whose order was accepted, until it disconnects or its terminal ends."""
         serving = asyncio.create_task(self._serve(order, TerminalClient(order, reader, writer)))
         self._connections.add(serving)
@@ -249,14 +249,14 @@ class TerminalServer:
             serving.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
-    async def _serve(self, order: TerminalOrder, client: TerminalClient) -> None:
+    async def _serve(self, order: OpenTerminal, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
             if order.is_agent_terminal and self._agent_terminal is not None:
                 await self._agent_terminal.serve_client(client)
             elif self._sandbox is not None:
                 await self._serve_shell(self._sandbox, order, client)
 
-    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, client: TerminalClient) -> None:
+    async def _serve_shell(self, sandbox: Sandbox, order: OpenTerminal, client: TerminalClient) -> None:
         """Serve a new shell; it is hung up when the client leaves."""
         environment = {**self._command.environment, "TERM": order.term}
         command = Command(self._command.argv, environment, self._command.directory)
@@ -269,7 +269,7 @@ class TerminalServer:
         may_write.set()
         self._shell_clients.add(client)
         try:
-            client.send(RoleFrame(may_write=True))
+            client.send(WriteAccessFrame(may_write=True))
             await _run_until_first(client.serve(terminal, may_write), self._forward_shell(terminal, client))
         finally:
             self._shell_clients.discard(client)

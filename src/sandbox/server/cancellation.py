@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, Liveness, Recorder
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, RunnerUnreachableError
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
 from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
@@ -28,7 +28,7 @@ class Canceller:
         """Its slots are separate from those of launches."""
         self._clock = clock
 
-    async def cancel(self, tracked: TrackedTask, order: CancelOrder) -> str:
+    async def cancel(self, tracked: TrackedTask, order: CancelAttempt) -> str:
         """Return a message for the caller once the request is durable. Raises TaskFinishedError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_SECONDS
         async with self._write_lock(tracked, deadline):
@@ -48,7 +48,7 @@ class Canceller:
                 raise UnavailableError(f"The runner of task {tracked.task.id} does not respond; try again.")
             await tracked.wait_for_change(0.05)
 
-    async def _try_cancel(self, tracked: TrackedTask, order: CancelOrder, deadline: float) -> str | None:
+    async def _try_cancel(self, tracked: TrackedTask, order: CancelAttempt, deadline: float) -> str | None:
         """Return a message, or None to try again."""
         cancel_requested = CancelRequested(order.reason, order.force)
         async with self._write_lock(tracked, deadline):

@@ -7,10 +7,11 @@ from sandbox.interfaces.journal import JournalWriter, Liveness
 from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
-    CancelOrder,
+    CancelAttempt,
     DebugSession,
     FinishAttempt,
     HostUnreachableError,
+    OpenTerminal,
     Placement,
     PreservedDisk,
     Reply,
@@ -18,7 +19,6 @@ from sandbox.interfaces.placement import (
     RunnerHandle,
     RunnerNotStartedError,
     RunnerUnreachableError,
-    TerminalOrder,
 )
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.task import Attempt, Task
@@ -121,11 +121,11 @@ class UnreachableRunner:
         """Return True: it cannot be determined."""
         return True
 
-    async def cancel(self, order: CancelOrder) -> Reply:
+    async def cancel(self, order: CancelAttempt) -> Reply:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
 
-    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
 
@@ -149,7 +149,7 @@ class UnreachableDisk:
         """Raise HostUnreachableError."""
         raise HostUnreachableError(self._host)
 
-    async def open_terminal(self, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host {self._host} does not respond.")
 

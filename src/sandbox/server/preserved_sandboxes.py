@@ -10,9 +10,9 @@ from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
     DebugSession,
+    OpenTerminal,
     PreservedDisk,
     RunnerUnreachableError,
-    TerminalOrder,
 )
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
@@ -188,7 +188,7 @@ class DebugSessions:
         self._placements = placements
         self._start_locks = KeyedLock()
 
-    async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, task: Task, order: OpenTerminal) -> TerminalConnection:
         """Open a shell in a preserved sandbox. Raises TerminalRefusedError, UnavailableError."""
         try:
             return await self._open_terminal(task, order)
@@ -198,7 +198,7 @@ class DebugSessions:
             reason = error_reason(error)
             raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}; try again.") from error
 
-    async def _open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
+    async def _open_terminal(self, task: Task, order: OpenTerminal) -> TerminalConnection:
         """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
         if not await asyncio.to_thread(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
@@ -220,7 +220,7 @@ class DebugSessions:
         finally:
             lock.release()
 
-    async def _open_when_started(self, task: Task, order: TerminalOrder, deadline: float) -> TerminalConnection:
+    async def _open_when_started(self, task: Task, order: OpenTerminal, deadline: float) -> TerminalConnection:
         """Start the session unless it runs, and open a terminal."""
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import CancelOrder, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
@@ -99,7 +99,7 @@ class TaskCancellation:
         tracked = tracked or self._tracked_tasks.get(task_id)
         if tracked is None:
             raise UnavailableError(f"Task {task_id} is being accepted; try again.")
-        message = await self._canceller.cancel(tracked, CancelOrder(reason, force))
+        message = await self._canceller.cancel(tracked, CancelAttempt(reason, force))
         return Cancellation(previous, self._clock.now(), message)
 
 
@@ -156,7 +156,7 @@ class TaskSandboxes:
         self._preserved_sandboxes = preserved_sandboxes
         self._debug_sessions = debug_sessions
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
         """See `interfaces.tasks.TaskSandboxes.open_terminal`."""
         task = await self._queries.status(task_id)
         if task.state is TaskState.FAILED_PRESERVED:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, BOOT_ID, Script
-from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (
     METADATA_NAME,
@@ -144,7 +144,7 @@ async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        assert harness.cancel(CancelOrder("changed my mind")).done
+        assert harness.cancel(CancelAttempt("changed my mind")).done
         await work
 
     await scenario()
@@ -161,7 +161,7 @@ async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harn
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.cancel(CancelOrder())
+        harness.cancel(CancelAttempt())
         await work
 
     with short_grace(monkeypatch, 0.05):
@@ -178,9 +178,9 @@ async def test_later_force_cancel_skips_grace_period(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.cancel(CancelOrder())
+        harness.cancel(CancelAttempt())
         await asyncio.sleep(0)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await asyncio.wait_for(work, 5)
 
     await scenario()
@@ -193,7 +193,7 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
     async def scenario():
         work = asyncio.create_task(harness.run())
         await asyncio.sleep(0)
-        harness.cancel(CancelOrder())
+        harness.cancel(CancelAttempt())
         await asyncio.wait_for(work, 5)
 
     await scenario()
@@ -203,7 +203,7 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
 async def test_cancel_after_outcome_is_rejected(make_harness):
     harness = make_harness(Script())
     await harness.run()
-    reply = harness.cancel(CancelOrder())
+    reply = harness.cancel(CancelAttempt())
     assert not reply.done
     assert harness.task.state is TaskState.COMPLETED
 

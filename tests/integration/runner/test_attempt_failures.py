@@ -9,7 +9,7 @@ import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -78,7 +78,7 @@ async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch)
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await asyncio.wait_for(work, 10)
 
     await scenario()
@@ -114,7 +114,7 @@ async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch,
         async with asyncio.timeout(10):
             while len(calls) < 3:
                 await asyncio.sleep(0.01)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await work
 
     await scenario()
@@ -196,7 +196,7 @@ async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness
         async with asyncio.timeout(10):
             while len(calls) < 10:
                 await asyncio.sleep(0.01)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await work
 
     await scenario()
@@ -232,7 +232,7 @@ async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_har
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await asyncio.wait_for(work, 20)
         await asyncio.sleep(0)
         return asyncio.all_tasks() - {asyncio.current_task()}
@@ -270,7 +270,7 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         if fault == "the kill has no effect":
-            harness.cancel(CancelOrder(force=True))
+            harness.cancel(CancelAttempt(force=True))
         broken.set()
         await asyncio.wait_for(work, 20)
 

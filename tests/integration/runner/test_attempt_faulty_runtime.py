@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from doubles.attempt_dependencies import AttemptHarness, Script
 from doubles.faulty_runtime import FaultyRuntime, RuntimeFaults
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
-from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import Runtime
 from sandbox.model.events import ErrorReported
 from sandbox.model.task_state import TaskState
@@ -36,7 +36,7 @@ def run_attempt(tmp_path):
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     while not faults.calls:  # the state changes shortly before the runtime is called
                         await asyncio.sleep(0.005)
-                harness.cancel(CancelOrder(force=True))
+                harness.cancel(CancelAttempt(force=True))
             await asyncio.wait_for(work, TIMEOUT_SECONDS)
 
         asyncio.run(scenario())

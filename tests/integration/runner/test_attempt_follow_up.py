@@ -9,7 +9,7 @@ import pytest
 from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script
 from sandbox.disks import removal
 from sandbox.disks.directory import DirectoryDisks
-from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (
     AgentStarted,
@@ -255,7 +255,7 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
-    assert harness.cancel(CancelOrder("enough")).done
+    assert harness.cancel(CancelAttempt("enough")).done
     asyncio.run(harness.finish(attempt))
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
@@ -266,7 +266,7 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
-    assert harness.cancel(CancelOrder("enough")).done
+    assert harness.cancel(CancelAttempt("enough")).done
     asyncio.run(harness.run(attempt))
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts
@@ -347,7 +347,7 @@ async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
         async with asyncio.timeout(20):
             while not served:
                 await asyncio.sleep(0.01)
-        harness.cancel(CancelOrder(force=True))
+        harness.cancel(CancelAttempt(force=True))
         await runner
 
     await scenario()

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from doubles.attempt_dependencies import Script
-from sandbox.interfaces.placement import CancelOrder
+from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import CollectStep
@@ -73,7 +73,7 @@ async def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, m
     async def scenario():
         work = asyncio.create_task(harness.run())
         assert await asyncio.to_thread(started.wait, 10)
-        reply = harness.cancel(CancelOrder(force=True))
+        reply = harness.cancel(CancelAttempt(force=True))
         answered.set()
         await work
         return reply

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from doubles.attempt_dependencies import Script
-from sandbox.interfaces.placement import CancelOrder, TerminalOrder
+from sandbox.interfaces.placement import CancelAttempt, OpenTerminal
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.disk_space import DiskSpace
@@ -56,7 +56,7 @@ async def until(condition):
 
 
 async def cancel_and_wait(harness, work):
-    harness.cancel(CancelOrder(force=True))
+    harness.cancel(CancelAttempt(force=True))
     await asyncio.wait_for(work, 20)
 
 
@@ -129,11 +129,11 @@ async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(mak
     work = asyncio.create_task(harness.run())
     await until(lambda: disk.rejected_count > 2)
     with pytest.raises(TerminalRefusedError):
-        harness.terminals.check(TerminalOrder(24, 80))
+        harness.terminals.check(OpenTerminal(24, 80))
     assert not harness.script.is_gateway_serving
     disk.is_full = False
     await until(lambda: harness.script.is_gateway_serving)
-    harness.terminals.check(TerminalOrder(24, 80))
+    harness.terminals.check(OpenTerminal(24, 80))
     await cancel_and_wait(harness, work)
 
 
@@ -188,7 +188,7 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
         await until(lambda: disk.rejected_count > 5)
         # A cancel request that cannot be recorded immediately is rejected.
         with pytest.raises(OSError, match="is full"):
-            harness.cancel(CancelOrder(force=True))
+            harness.cancel(CancelAttempt(force=True))
         disk.is_full, disk.full_after_event_type = False, None
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)

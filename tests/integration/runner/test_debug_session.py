@@ -12,9 +12,9 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
-from sandbox.interfaces.placement import Reply, TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import Command, ExitStatus
-from sandbox.interfaces.terminals import EndFrame, RoleFrame
+from sandbox.interfaces.terminals import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
@@ -110,8 +110,8 @@ async def open_session(tmp_path, disk, script=None):
     async with asyncio.timeout(SECONDS):
         running = asyncio.create_task(session.run(terminals, listen))
         await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        connection = await RunnerSocket(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(TerminalOrder(24, 80))
-        assert await connection.read() == RoleFrame(may_write=True)
+        connection = await RunnerSocket(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(OpenTerminal(24, 80))
+        assert await connection.read() == WriteAccessFrame(may_write=True)
         try:
             yield connection, running
         finally:

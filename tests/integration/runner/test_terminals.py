@@ -5,9 +5,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox.interfaces.placement import Reply, TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import ExitStatus, TerminalSize
-from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame, TerminalRefusedError
+from sandbox.interfaces.terminals import (
+    EndFrame,
+    InputFrame,
+    OutputFrame,
+    ResizeFrame,
+    TerminalRefusedError,
+    WriteAccessFrame,
+)
 from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner import terminals as terminals_module
@@ -15,8 +22,8 @@ from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
-AGENT = TerminalOrder(30, 100, is_agent_terminal=True)
-WATCH = TerminalOrder(30, 100, is_agent_terminal=True, is_read_only=True)
+AGENT = OpenTerminal(30, 100, is_agent_terminal=True)
+WATCH = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)
 
 
 class RecordingTerminal:
@@ -69,12 +76,12 @@ async def read_frame(connection):
 async def test_first_client_types_and_the_next_takes_over(tmp_path):
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         first = await connect()
-        assert [await read_frame(first) for _ in range(2)] == [RoleFrame(may_write=True), OutputFrame(b"")]
+        assert [await read_frame(first) for _ in range(2)] == [WriteAccessFrame(may_write=True), OutputFrame(b"")]
         watcher = await connect(WATCH)
-        second = await connect(TerminalOrder(40, 120, is_agent_terminal=True))
+        second = await connect(OpenTerminal(40, 120, is_agent_terminal=True))
         for connection in (watcher, second):
             assert [await read_frame(connection) for _ in range(2)] == [
-                RoleFrame(may_write=False),
+                WriteAccessFrame(may_write=False),
                 OutputFrame(b""),
             ]
         await second.send(InputFrame(b"not mine"))
@@ -82,7 +89,7 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
         await first.send(InputFrame(b"mine"))
         await terminal.until(lambda: terminal.typed == b"mine")
         await first.close()
-        assert await read_frame(second) == RoleFrame(may_write=True)
+        assert await read_frame(second) == WriteAccessFrame(may_write=True)
         await second.send(InputFrame(b" now"))
         await terminal.until(lambda: terminal.typed == b"mine now")
         assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
@@ -101,11 +108,11 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
         monkeypatch.setattr(terminal, "write", block)
         first, second = await connect(), await connect()
-        assert [await read_frame(second) for _ in range(2)] == [RoleFrame(may_write=False), OutputFrame(b"")]
+        assert [await read_frame(second) for _ in range(2)] == [WriteAccessFrame(may_write=False), OutputFrame(b"")]
         await first.send(InputFrame(b"a long paste"))
         await asyncio.wait_for(started.wait(), 10)
         await first.close()
-        assert await read_frame(second) == RoleFrame(may_write=True)
+        assert await read_frame(second) == WriteAccessFrame(may_write=True)
         await second.close()
         async with asyncio.timeout(10):
             while terminals.has_agent_clients:
@@ -171,19 +178,19 @@ async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
         slow_client, fast_client = await connect(), await connect()
         for _ in range(2):
             await read_frame(fast_client)
-        shown_bytes, roles = 0, []
+        shown_bytes, changes = 0, []
         for _ in range(200):
             terminal.shared.broadcast(b"x" * 20_000)
             while not isinstance(frame := await read_frame(fast_client), OutputFrame):
-                roles.append(frame)
+                changes.append(frame)
             shown_bytes += len(frame.data)
-        assert (shown_bytes, roles) == (4_000_000, [RoleFrame(may_write=True)])
+        assert (shown_bytes, changes) == (4_000_000, [WriteAccessFrame(may_write=True)])
         last = None
         while not isinstance(last, EndFrame):
             last = await read_frame(slow_client)
         assert last.exit_code is None
         reconnected = await connect(WATCH)
-        assert await read_frame(reconnected) == RoleFrame(may_write=False)
+        assert await read_frame(reconnected) == WriteAccessFrame(may_write=False)
 
 
 async def test_number_of_clients_is_bounded(tmp_path):
@@ -222,7 +229,7 @@ class RunningShell(RecordingTerminal):
 
 async def test_refused_terminals_start_no_shell(tmp_path):
     """Otherwise a client that tries again and again fills the sandbox with processes."""
-    shell = TerminalOrder(24, 80)
+    shell = OpenTerminal(24, 80)
     async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         sandbox = SandboxWithShells()
         terminals.enable(sandbox, {}, "/")
@@ -230,14 +237,14 @@ async def test_refused_terminals_start_no_shell(tmp_path):
             await connect()
         connections = [await connect(shell) for _ in range(TERMINALS_MAX)]
         for connection in connections:
-            assert await read_frame(connection) == RoleFrame(may_write=True)
+            assert await read_frame(connection) == WriteAccessFrame(may_write=True)
         for _ in range(3):
             with pytest.raises(TerminalRefusedError, match="close one"):
                 await connect(shell)
         await connections[0].close()
         await asyncio.wait_for(sandbox.opened[0].hung_up.wait(), 10)
         assert len(sandbox.opened) == TERMINALS_MAX
-        assert await read_frame(await connect(shell)) == RoleFrame(may_write=True)
+        assert await read_frame(await connect(shell)) == WriteAccessFrame(may_write=True)
         assert len(sandbox.opened) == TERMINALS_MAX + 1
 
 
@@ -247,7 +254,7 @@ async def test_terminals_of_a_headless_agent_and_a_closed_sandbox_are_refused(tm
             await connect()
         terminals.disable()
         with pytest.raises(TerminalRefusedError, match="is not running"):
-            await connect(TerminalOrder(24, 80))
+            await connect(OpenTerminal(24, 80))
 
 
 def test_terminals_disabled_before_enabling_stay_disabled():
@@ -256,4 +263,4 @@ def test_terminals_disabled_before_enabling_stay_disabled():
     terminals.disable()
     terminals.enable(RecordingTerminal(), {}, "/")
     with pytest.raises(TerminalRefusedError, match="is not running"):
-        terminals.check(TerminalOrder(24, 80))
+        terminals.check(OpenTerminal(24, 80))

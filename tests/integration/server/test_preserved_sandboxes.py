@@ -11,7 +11,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
@@ -101,7 +101,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             assert preserved.workspace.exists()
             monkeypatch.setattr(components.runners, "start_session", start_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
-            assert await service.open_terminal("task-1", TerminalOrder(24, 80)) == preserved.root.name
+            assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
             assert sessions == [preserved.root.name]
             await service.release("task-1")
             assert not await service.has_preserved_sandbox(task)
@@ -235,7 +235,7 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
         await fail(components, service, "task-1")
         components.runners.disk_liveness, components.runners.start_session = Liveness.UNKNOWN, start_session
         with pytest.raises(UnavailableError, match="the host of the preserved sandbox does not respond"):
-            await service.open_terminal("task-1", TerminalOrder(24, 80))
+            await service.open_terminal("task-1", OpenTerminal(24, 80))
     assert sessions == []
 
 
@@ -279,7 +279,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
         preserved = await fail(components, service, "task-1")
         monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
         async with service.preserved_sandboxes.try_lock(await service.status("task-1")):
-            clients = [asyncio.create_task(service.open_terminal("task-1", TerminalOrder(24, 80))) for _ in range(200)]
+            clients = [asyncio.create_task(service.open_terminal("task-1", OpenTerminal(24, 80))) for _ in range(200)]
             await asyncio.sleep(1)
             assert 1 <= len(connects) <= 25
             has_started.set()
@@ -307,7 +307,7 @@ async def test_shell_in_a_released_sandbox_is_rejected(components):
         await fail(components, service, "task-1")
         await service.release("task-1")
         with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
-            await service.open_terminal("task-1", TerminalOrder(24, 80))
+            await service.open_terminal("task-1", OpenTerminal(24, 80))
 
 
 async def test_shell_opened_during_a_release_is_rejected(components, monkeypatch):
@@ -320,7 +320,7 @@ async def test_shell_opened_during_a_release_is_rejected(components, monkeypatch
 
         monkeypatch.setattr(components.runners, "open_terminal", release_first)
         with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
-            await service.open_terminal("task-1", TerminalOrder(24, 80))
+            await service.open_terminal("task-1", OpenTerminal(24, 80))
 
 
 def assert_shell_is_rejected(components, obstruct, match):
@@ -328,7 +328,7 @@ def assert_shell_is_rejected(components, obstruct, match):
         async with components.server() as service:
             obstruct(service, await fail(components, service, "task-1"))
             with pytest.raises(UnavailableError, match=match):
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
+                await service.open_terminal("task-1", OpenTerminal(24, 80))
 
     asyncio.run(scenario())
 
@@ -354,7 +354,7 @@ async def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
     async with components.server() as service:
         await fail(components, service, "task-1")
         with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
-            await service.open_terminal("task-1", TerminalOrder(24, 80, is_agent_terminal=True))
+            await service.open_terminal("task-1", OpenTerminal(24, 80, is_agent_terminal=True))
 
 
 async def test_shell_without_an_image_is_rejected_with_a_remedy(components):
@@ -364,7 +364,7 @@ async def test_shell_without_an_image_is_rejected_with_a_remedy(components):
         with pytest.raises(
             TerminalRefusedError, match="can be opened for task task-1: The image of the profile tools is gone"
         ):
-            await service.open_terminal("task-1", TerminalOrder(24, 80))
+            await service.open_terminal("task-1", OpenTerminal(24, 80))
 
 
 async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(components, monkeypatch):
@@ -376,7 +376,7 @@ async def test_shell_with_failing_secrets_is_rejected_without_leaking_them(compo
             await fail(components, service, "task-1")
             monkeypatch.setattr(service.debug_sessions, "_secrets", TaskSecrets(raise_error))
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
-                await service.open_terminal("task-1", TerminalOrder(24, 80))
+                await service.open_terminal("task-1", OpenTerminal(24, 80))
             return refused.value
 
     assert "s3cret-value" not in "".join(traceback.format_exception(await scenario()))

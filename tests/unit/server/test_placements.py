@@ -7,13 +7,13 @@ import pytest
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
-    CancelOrder,
+    CancelAttempt,
     DebugSession,
     FinishAttempt,
     HostUnreachableError,
+    OpenTerminal,
     RunnerNotStartedError,
     RunnerUnreachableError,
-    TerminalOrder,
 )
 from sandbox.server.placements import Placements
 
@@ -68,9 +68,9 @@ async def test_host_of_no_placement_is_unknown(placements, host):
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.UNKNOWN
     for action in (
-        runner.cancel(CancelOrder()),
-        runner.open_terminal(TerminalOrder(24, 80)),
-        disk.open_terminal(TerminalOrder(24, 80)),
+        runner.cancel(CancelAttempt()),
+        runner.open_terminal(OpenTerminal(24, 80)),
+        disk.open_terminal(OpenTerminal(24, 80)),
     ):
         with pytest.raises(RunnerUnreachableError, match="does not respond"):
             await action

@@ -16,8 +16,15 @@ from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parameters import reject_unknown_params
-from sandbox.interfaces.placement import TerminalOrder
-from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame, TerminalConnection
+from sandbox.interfaces.placement import OpenTerminal
+from sandbox.interfaces.terminals import (
+    EndFrame,
+    InputFrame,
+    OutputFrame,
+    ResizeFrame,
+    TerminalConnection,
+    WriteAccessFrame,
+)
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.system.log_context import TASK_ID
 
@@ -40,7 +47,7 @@ async def serve_terminal(websocket: WebSocket) -> None:
     context = await get_context(websocket)
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
-    order = parse_terminal_order(websocket.query_params)
+    order = parse_open_terminal(websocket.query_params)
     connection = await context.services.sandboxes.open_terminal(task_id, order)
     _log.info("A terminal was opened", extra={"kind": "agent" if order.is_agent_terminal else "shell"})
     try:
@@ -54,7 +61,7 @@ async def serve_terminal(websocket: WebSocket) -> None:
         _log.info("A terminal was closed")
 
 
-def parse_terminal_order(query: QueryParams) -> TerminalOrder:
+def parse_open_terminal(query: QueryParams) -> OpenTerminal:
     """Parse the query parameters. Raises InvalidParameterError."""
     reject_unknown_params(query, known=("of", "watch", "rows", "columns", "term"))
     target, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
@@ -65,7 +72,7 @@ def parse_terminal_order(query: QueryParams) -> TerminalOrder:
     if not _TERM.fullmatch(term):
         raise InvalidParameterError("term", "must be a terminal type, such as xterm-256color")
     rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
-    return TerminalOrder(rows, columns, is_agent_terminal=target == "agent", is_read_only=watch == "true", term=term)
+    return OpenTerminal(rows, columns, is_agent_terminal=target == "agent", is_read_only=watch == "true", term=term)
 
 
 def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
@@ -93,7 +100,7 @@ async def _send_output(websocket: WebSocket, connection: TerminalConnection) -> 
             case OutputFrame(data=data):
                 if data:
                     await websocket.send_bytes(data)
-            case RoleFrame(may_write=may_write):
+            case WriteAccessFrame(may_write=may_write):
                 await websocket.send_text(json.dumps({"type": "role", "types": may_write}))
             case EndFrame(exit_code=exit_code, message=message):
                 await websocket.send_text(json.dumps({"type": "exit", "exit_code": exit_code, "message": message}))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CancelOrder, Reply, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, Reply, RunnerUnreachableError
 from sandbox.interfaces.terminals import (
     FRAME_BYTES_MAX,
     ClientFrame,
@@ -56,7 +56,7 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 """Opens a stream to a runner's control socket; its reader has a limit of FRAME_BYTES_MAX. Raises OSError."""
 
 
-async def _open_terminal(connect: Connect, order: TerminalOrder) -> UnixTerminalConnection:
+async def _open_terminal(connect: Connect, order: OpenTerminal) -> UnixTerminalConnection:
     """Connect to a runner and open a terminal. Raises RunnerUnreachableError, TerminalRefusedError."""
     try:
         async with asyncio.timeout(CONTROL_SECONDS):
@@ -71,7 +71,7 @@ async def _open_terminal(connect: Connect, order: TerminalOrder) -> UnixTerminal
 
 
 async def _request_terminal(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: TerminalOrder
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: OpenTerminal
 ) -> UnixTerminalConnection:
     writer.write(msgspec.json.encode(order) + b"\n")
     reply = msgspec.json.decode(await reader.readline(), type=Reply)
@@ -109,7 +109,7 @@ class RunnerClient:
             return error.errno in _INCONCLUSIVE_ERRNOS
         return True
 
-    async def cancel(self, order: CancelOrder) -> Reply:
+    async def cancel(self, order: CancelAttempt) -> Reply:
         """Request cancellation; see `RunnerHandle.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
@@ -118,7 +118,7 @@ class RunnerClient:
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError("The task's runner does not respond.") from error
 
-    async def open_terminal(self, order: TerminalOrder) -> UnixTerminalConnection:
+    async def open_terminal(self, order: OpenTerminal) -> UnixTerminalConnection:
         """Open a terminal; see `RunnerHandle.open_terminal`."""
         return await _open_terminal(self._connect, order)
 

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.middleware import authentication
-from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame
+from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, WriteAccessFrame
 
 
 class FakeConnection:
@@ -63,7 +63,7 @@ def terminal_url(api, query="", *, port=0, task_id="task-001"):
 async def test_input_output_and_resize_work_on_both_ports(running_api):
     async with running_api() as api:
         for port in (api.port, api.stream_port):
-            connection = FakeConnection(RoleFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
+            connection = FakeConnection(WriteAccessFrame(may_write=True), OutputFrame(b"\x1b[1mhi\xff"))
             orders = serve_terminal(api, connection, f"task-{port}")
             url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
             async with connect(url) as terminal:
@@ -84,7 +84,7 @@ async def test_input_output_and_resize_work_on_both_ports(running_api):
 async def test_input_in_short_fragments_arrives_whole(running_api):
     pasted = bytes(range(1, 251)) * 40
     async with running_api() as api:
-        connection = FakeConnection(RoleFrame(may_write=True))
+        connection = FakeConnection(WriteAccessFrame(may_write=True))
         serve_terminal(api, connection)
         async with connect(terminal_url(api)) as terminal:
             await terminal.send([pasted[index : index + 1] for index in range(len(pasted))])
@@ -94,7 +94,7 @@ async def test_input_in_short_fragments_arrives_whole(running_api):
 
 async def test_disconnected_client_closes_the_terminal(running_api):
     async with running_api() as api:
-        connection = FakeConnection(RoleFrame(may_write=True))
+        connection = FakeConnection(WriteAccessFrame(may_write=True))
         serve_terminal(api, connection)
         async with connect(terminal_url(api)) as terminal:
             await terminal.recv()
@@ -125,7 +125,7 @@ async def test_invalid_text_message_closes_the_terminal(running_api, text: str):
 
 async def test_shutdown_closes_the_terminal(running_api):
     async with running_api() as api:
-        connection = FakeConnection(RoleFrame(may_write=True))
+        connection = FakeConnection(WriteAccessFrame(may_write=True))
         serve_terminal(api, connection)
         async with connect(terminal_url(api)) as terminal:
             await terminal.recv()
@@ -154,7 +154,7 @@ async def test_errors_reject_the_handshake(running_api):
 
 async def test_terminal_requires_the_operator_role(running_api):
     async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
-        serve_terminal(api, FakeConnection(RoleFrame(may_write=True)))
+        serve_terminal(api, FakeConnection(WriteAccessFrame(may_write=True)))
         assert await rejection(terminal_url(api)) == (401, "unauthorized")
         viewer_headers = {"Authorization": "Bearer vera"}
         assert await rejection(terminal_url(api), additional_headers=viewer_headers) == (403, "forbidden")
@@ -168,7 +168,7 @@ async def test_input_after_token_revocation_is_discarded(running_api, monkeypatc
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(otto="operator", olga="operator")
     async with running_api(tokens) as api:
-        connection = FakeConnection(RoleFrame(may_write=True))
+        connection = FakeConnection(WriteAccessFrame(may_write=True))
         serve_terminal(api, connection)
         async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
             await terminal.recv()

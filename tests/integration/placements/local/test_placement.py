@@ -22,7 +22,7 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
-    CancelOrder,
+    CancelAttempt,
     DebugSession,
     RunAttempt,
     RunnerNotStartedError,
@@ -425,7 +425,7 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     assert (launched.attempt_id, found.attempt_id) == ("a" * 12, "a" * 12)
     assert launched.liveness() is found.liveness() is Liveness.HELD
     with pytest.raises(RunnerUnreachableError):
-        await found.cancel(CancelOrder())
+        await found.cancel(CancelAttempt())
     assert await found.is_responsive()  # a socket without a listener does not prove that the runner is stuck
     assert await found.kill()
     await until(lambda: found.liveness() is Liveness.FREE)

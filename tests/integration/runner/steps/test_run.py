@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
-from sandbox.interfaces.placement import CancelOrder, Reply
+from sandbox.interfaces.placement import CancelAttempt, Reply
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
     AgentStarted,
@@ -82,7 +82,7 @@ async def test_progress_usage_comes_from_the_gateway(make_harness):
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
         harness.script.report_to_runner(Usage("a-model", 10, 5, cost_usd=0.25))
-        harness.cancel(CancelOrder())
+        harness.cancel(CancelAttempt())
         await asyncio.wait_for(work, 10)
 
     await scenario()
@@ -239,7 +239,7 @@ async def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_pat
         async with serve_control_socket(
             path, lambda order: Reply(done=True, message=order.reason), TerminalServer(None, CpuThrottle().queue())
         ):
-            return await RunnerSocket(path).cancel(CancelOrder("enough"))
+            return await RunnerSocket(path).cancel(CancelAttempt("enough"))
 
     assert (await scenario()) == Reply(done=True, message="enough")
     assert not path.exists()

@@ -4,21 +4,21 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.streaming.terminal import parse_terminal_order
-from sandbox.interfaces.placement import TerminalOrder
+from sandbox.api.streaming.terminal import parse_open_terminal
+from sandbox.interfaces.placement import OpenTerminal
 
 
 @pytest.mark.parametrize(
     ("query", "order"),
     [
-        ("", TerminalOrder(24, 80)),
-        ("rows=50&columns=132&term=screen.xterm-256color", TerminalOrder(50, 132, term="screen.xterm-256color")),
-        ("of=agent", TerminalOrder(24, 80, is_agent_terminal=True)),
-        ("of=agent&watch=true", TerminalOrder(24, 80, is_agent_terminal=True, is_read_only=True)),
+        ("", OpenTerminal(24, 80)),
+        ("rows=50&columns=132&term=screen.xterm-256color", OpenTerminal(50, 132, term="screen.xterm-256color")),
+        ("of=agent", OpenTerminal(24, 80, is_agent_terminal=True)),
+        ("of=agent&watch=true", OpenTerminal(24, 80, is_agent_terminal=True, is_read_only=True)),
     ],
 )
-def test_terminal_order_is_parsed(query: str, order: TerminalOrder):
-    assert parse_terminal_order(QueryParams(query)) == order
+def test_open_terminal_is_parsed(query: str, order: OpenTerminal):
+    assert parse_open_terminal(QueryParams(query)) == order
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_terminal_order_is_parsed(query: str, order: TerminalOrder):
 )
 def test_invalid_terminal_parameter_is_rejected(query: str, field: str):
     with pytest.raises(InvalidParameterError) as caught:
-        parse_terminal_order(QueryParams(query))
+        parse_open_terminal(QueryParams(query))
     assert caught.value.details[0]["field"] == field
