@@ -86,7 +86,7 @@ def _run_dir_candidates() -> Sequence[Path]:
     return (*((Path(runtime_dir) / "sandbox",) if runtime_dir else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108
 
 
-class AgentSupport(NamedTuple):
+class RunnerAgents(NamedTuple):
     """The agents by the key of their manifest section, and the command of a runner that has the same agents.
 
     One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
@@ -106,13 +106,13 @@ class PlacementContext(NamedTuple):
     data_dir: Path
     run_dir: Path
     settings: ServerSettings
-    support: AgentSupport
+    runner_agents: RunnerAgents
     replicas: TaskReplicas
 
     @property
     def agents(self) -> Mapping[str, Agent]:
         """The agents by the key of their manifest section."""
-        return self.support.agents
+        return self.runner_agents.agents
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
@@ -198,5 +198,5 @@ async def create_local_placement(context: PlacementContext) -> LocalPlacement:
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, context.run_dir), remove_trees)
     return LocalPlacement(
-        context.support.runner_command, environment, host, host.runner_settings, FileJournals(data_dir), files
+        context.runner_agents.runner_command, environment, host, host.runner_settings, FileJournals(data_dir), files
     )

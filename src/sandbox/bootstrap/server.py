@@ -32,8 +32,8 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.machine import (
-    AgentSupport,
     PlacementContext,
+    RunnerAgents,
     choose_run_dir,
     create_local_placement,
 )
@@ -62,7 +62,7 @@ CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 """Creates a placement for a server. Raises OSError, SandboxError."""
 
 
-class PlacementSupport(NamedTuple):
+class PlacementRegistry(NamedTuple):
     """The placements besides that of the server's own host, by the name that their host names begin with.
 
     selected: the name of the placement that runs new attempts; empty for the server's own host.
@@ -76,27 +76,29 @@ def run(
     settings: ServerSettings,
     *,
     announce: AnnounceFormat = "text",
-    agent_support: AgentSupport | None = None,
-    placement_support: PlacementSupport | None = None,
+    runner_agents: RunnerAgents | None = None,
+    placement_registry: PlacementRegistry | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
     announce: how the addresses are printed once the server is ready: as text, or as one JSON line.
-    agent_support: None for Sandbox's own agents.
-    placement_support: None for the placement of this host only.
+    runner_agents: None for Sandbox's own agents.
+    placement_registry: None for the placement of this host only.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)
     _raise_descriptor_limit()
     data_dir = make_data_dir(settings.server.data_dir.absolute())
     with lock_data_dir(data_dir):
-        support = agent_support or AgentSupport(registered_agents())
-        context = PlacementContext(data_dir, choose_run_dir(data_dir), settings, support, FileTaskReplicas(data_dir))
-        asyncio.run(_serve(context, placement_support or PlacementSupport(), announce))
+        runner_agents = runner_agents or RunnerAgents(registered_agents())
+        context = PlacementContext(
+            data_dir, choose_run_dir(data_dir), settings, runner_agents, FileTaskReplicas(data_dir)
+        )
+        asyncio.run(_serve(context, placement_registry or PlacementRegistry(), announce))
 
 
 async def _serve(
-    placement_context: PlacementContext, placement_support: PlacementSupport, announce: AnnounceFormat
+    placement_context: PlacementContext, placement_registry: PlacementRegistry, announce: AnnounceFormat
 ) -> None:
     settings, data_dir, agents = placement_context.settings, placement_context.data_dir, placement_context.agents
     section, token_store = settings.server, TokenFile(data_dir)
@@ -111,7 +113,7 @@ async def _serve(
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
-        placements = await _run_unless_set(shutting_down, _create_placements(placement_context, placement_support))
+        placements = await _run_unless_set(shutting_down, _create_placements(placement_context, placement_registry))
         if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
@@ -174,15 +176,15 @@ async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result
         waiting.cancel()
 
 
-async def _create_placements(context: PlacementContext, support: PlacementSupport) -> Placements:
+async def _create_placements(context: PlacementContext, registry: PlacementRegistry) -> Placements:
     """Create the placements and probe their hosts for the first time."""
-    creators = {"": create_local_placement, **support.by_name}
+    creators = {"": create_local_placement, **registry.by_name}
     by_name = {name: await create(context) for name, create in creators.items()}
     probers = {
         name: RuntimeProber(await placement.host.probe(), placement.host, SystemClock())
         for name, placement in by_name.items()
     }
-    return Placements(by_name, probers, support.selected)
+    return Placements(by_name, probers, registry.selected)
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:
