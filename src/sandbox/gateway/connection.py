@@ -17,7 +17,7 @@ from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 T = TypeVar("T")
 
 
-class ConnectionQueues:
+class PriorityCpuQueues:
     """CPU queues by ascending priority: DNS and other non-model traffic, new model connections, those in use.
 
     A sandbox can send any amount of data to parse. Therefore the CPU time is limited, and only one connection's data is
@@ -52,7 +52,7 @@ PHASE_TIMEOUT_SECONDS = {
 class ConnectionHandler:
     """Runs one connection from the sandbox through its protocol. Received data waits for its turn in `queue`."""
 
-    def __init__(self, protocol: SansIOProtocol, client: Stream, queues: ConnectionQueues, queue: CpuQueue) -> None:
+    def __init__(self, protocol: SansIOProtocol, client: Stream, queues: PriorityCpuQueues, queue: CpuQueue) -> None:
         self._protocol = protocol
         self._client = client
         self._queues = queues
@@ -106,7 +106,7 @@ class ModelConnection(ConnectionHandler):
         self,
         protocol: ModelProtocol,
         client: Stream,
-        queues: ConnectionQueues,
+        queues: PriorityCpuQueues,
         dialer: UpstreamDialer,
         released: asyncio.Event,
     ) -> None:

@@ -15,7 +15,7 @@ from socket import MSG_PEEK, socket
 from typing import Any
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import ConnectionHandler, ConnectionQueues, ModelConnection
+from sandbox.gateway.connection import ConnectionHandler, ModelConnection, PriorityCpuQueues
 from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
@@ -63,7 +63,7 @@ class SocketGateways:
     ) -> Gateway:
         """Create a gateway. Raises ValueError, with a message for users, for an invalid upstream or key."""
         reporter = EventReporter(report, time.monotonic, redact)
-        queues = ConnectionQueues(self._throttle)
+        queues = PriorityCpuQueues(self._throttle)
         upstream_server = parse_upstream(upstream, self._dialect)
         return SocketGateway(self._dialect, upstream_server, task_key, reporter, rules, self._address_policy, queues)
 
@@ -79,7 +79,7 @@ class SocketGateway:
         reporter: EventReporter,
         rules: GatewayRules,
         address_policy: AddressPolicy,
-        queues: ConnectionQueues,
+        queues: PriorityCpuQueues,
     ) -> None:
         self._dialect = dialect
         self._upstream_dialer = UpstreamDialer(upstream)

@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import ConnectionQueues
+from sandbox.gateway.connection import PriorityCpuQueues
 from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer
 from sandbox.gateway.egress.policy import Denial, Handshake, StreamFilter, Tunnel, denial_message
 from sandbox.gateway.event_reporter import EventReporter
@@ -23,7 +23,7 @@ class EgressConnection:
         client: Stream,
         reporter: EventReporter,
         dialer: PublicDialer,
-        queues: ConnectionQueues,
+        queues: PriorityCpuQueues,
     ) -> None:
         self._handshake = handshake
         self._client = client
