@@ -7,7 +7,8 @@ import h11
 import msgspec
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model.dialer import KeyRedactor, Upstream
+from sandbox.gateway.model.dialer import Upstream
+from sandbox.gateway.model.key_redactor import KeyRedactor
 from sandbox.gateway.model.request_policy import Headers, connection_header_names, select_headers
 from sandbox.interfaces.gateway import ModelDialect
 

@@ -14,7 +14,8 @@ import msgspec
 from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model.dialer import KeyRedactor, Upstream
+from sandbox.gateway.model.dialer import Upstream
+from sandbox.gateway.model.key_redactor import KeyRedactor
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.model.dialer import KeyRedactor
+from sandbox.gateway.model.key_redactor import KeyRedactor
 
 KEY = b"sk-ant-the-servers-own"
 MASKED = b"*" * len(KEY)
