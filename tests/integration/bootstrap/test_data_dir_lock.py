@@ -17,7 +17,7 @@ from doubles.stored_tasks import StoredTasks
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap import data_dir_lock, machine
 from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
-from sandbox.bootstrap.doctor.examination import _probe_dir
+from sandbox.bootstrap.doctor.checks import _probe_dir
 from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_data_dir
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings

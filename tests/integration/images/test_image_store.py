@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
-from sandbox.bootstrap.doctor.examination import check_images
+from sandbox.bootstrap.doctor.checks import check_images
 from sandbox.images import image_store
 from sandbox.images.build import Component, build_image, import_image
 from sandbox.images.catalog import ProfileCatalog

@@ -1,1 +1,17 @@
 """Checks of the host for `sandbox doctor`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check. message: what was found; remedy: how to fix a problem, or empty.
+
+    is_needed: no task can run if this check fails; otherwise tasks run, but with weaker guarantees.
+    """
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+    is_needed: bool = True

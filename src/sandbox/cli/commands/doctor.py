@@ -15,7 +15,7 @@ from sandbox.cli.output.text import escape_text, wrap_text
 from sandbox.cli.server_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
-    from sandbox.bootstrap.doctor.findings import Finding
+    from sandbox.bootstrap.doctor import Finding
 
 
 @click.command()
@@ -27,7 +27,7 @@ def doctor(**server_options: Any) -> None:
     Exit code: 0 if tasks can run here, else 1.
     """
     settings = load_configuration(server_options).settings
-    from sandbox.bootstrap.doctor.examination import run_checks
+    from sandbox.bootstrap.doctor.checks import run_checks
 
     findings, options = run_checks(settings), current_options()
     can_run = all(finding.ok or not finding.is_needed for finding in findings)

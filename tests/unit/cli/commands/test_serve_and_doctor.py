@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from sandbox.bootstrap.doctor.findings import Finding
+from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.cli.main import root
 from sandbox.model.errors import SandboxError
@@ -24,7 +24,7 @@ def bootstrap(monkeypatch, tmp_path):
 
     bootstrap.run = run
     bootstrap.run_checks = lambda settings: bootstrap.findings
-    for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.examination"):
+    for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.checks"):
         monkeypatch.setitem(sys.modules, module, bootstrap)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):
         monkeypatch.delenv(f"SANDBOX_{name}", raising=False)

@@ -1,33 +1,18 @@
-"""Findings of `sandbox doctor`, and checks of the runtimes."""
+"""Checks of `sandbox doctor`: which runtimes work, and what they isolate and limit."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import resource
-from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check. message: what was found; remedy: how to fix a problem, or empty.
-
-    is_needed: no task can run if this check fails; otherwise tasks run, but with weaker guarantees.
-    """
-
-    name: str
-    ok: bool
-    message: str
-    remedy: str = ""
-    is_needed: bool = True
-
 
 _SYSCTL_ROOT = Path("/proc/sys")
 _UNLIMITED = 2**63 - 1

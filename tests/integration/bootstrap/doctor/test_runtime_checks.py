@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.bootstrap.doctor import findings as doctor_findings
+from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.bootstrap.runtime import AUTO, RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 
@@ -26,13 +26,13 @@ def machine_without_kvm(monkeypatch):
     async def no_problem(*_):
         return None
 
-    monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
-    monkeypatch.setattr(doctor_findings, "find_confinement_problem", no_problem)
-    monkeypatch.setattr(doctor_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(runtime_checks, "choose_runtime", choose)
+    monkeypatch.setattr(runtime_checks, "find_confinement_problem", no_problem)
+    monkeypatch.setattr(runtime_checks, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
 def report(requested, tmp_path):
-    findings = doctor_findings.check_runtimes(requested, tmp_path)
+    findings = runtime_checks.check_runtimes(requested, tmp_path)
     return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}
 
 
@@ -85,7 +85,7 @@ def test_enforced_and_unenforced_limits_are_listed(tmp_path, monkeypatch, limits
     async def choose(*_):
         return RuntimeChoice(probe, [probe])
 
-    monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
-    found = doctor_findings.check_runtimes(AUTO, tmp_path)
+    monkeypatch.setattr(runtime_checks, "choose_runtime", choose)
+    found = runtime_checks.check_runtimes(AUTO, tmp_path)
     messages = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
     assert messages == findings

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from sandbox.bootstrap.doctor import findings
+from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.interfaces.runtime import RuntimeProbe
 
 SYSTEMD_FILE_MAX, SMALL_FILE_MAX = 2**63 - 1, 800_000
@@ -15,7 +15,7 @@ GVISOR = RuntimeProbe("gvisor", is_available=True, tier="gvisor", strength=20)
 @pytest.fixture
 def set_file_max(tmp_path, monkeypatch):
     """Return a function that sets the machine's open-file limit."""
-    monkeypatch.setattr(findings, "_SYSCTL_ROOT", tmp_path)
+    monkeypatch.setattr(runtime_checks, "_SYSCTL_ROOT", tmp_path)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 524_288))
     for name in ("fs", "vm"):
         (tmp_path / name).mkdir()
@@ -25,7 +25,7 @@ def set_file_max(tmp_path, monkeypatch):
 
 def test_small_limit_is_reported_with_the_fix(set_file_max):
     set_file_max(SMALL_FILE_MAX)
-    (finding,) = findings.check_open_files(NAMESPACES)
+    (finding,) = runtime_checks.check_open_files(NAMESPACES)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one task on bubblewrap can hold all 800000 files" in finding.message
     assert "sysctl -w fs.file-max=9223372036854775807" in finding.remedy
@@ -33,22 +33,22 @@ def test_small_limit_is_reported_with_the_fix(set_file_max):
 
 def test_files_that_are_mapped_and_closed_count(set_file_max):
     set_file_max(512 * 16384 + 1)
-    assert findings.check_open_files(NAMESPACES)
+    assert runtime_checks.check_open_files(NAMESPACES)
     set_file_max(512 * (16384 + 65530) + 1)
-    assert not findings.check_open_files(NAMESPACES)
+    assert not runtime_checks.check_open_files(NAMESPACES)
 
 
 def test_gvisor_is_compared_with_the_limit_of_one_process(set_file_max):
     set_file_max(SMALL_FILE_MAX)
-    assert not findings.check_open_files(GVISOR)
+    assert not runtime_checks.check_open_files(GVISOR)
     set_file_max(100_000)
-    assert "gvisor" in findings.check_open_files(GVISOR)[0].message
+    assert "gvisor" in runtime_checks.check_open_files(GVISOR)[0].message
 
 
 def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     set_file_max(SYSTEMD_FILE_MAX)
-    assert not findings.check_open_files(NAMESPACES)
+    assert not runtime_checks.check_open_files(NAMESPACES)
     set_file_max(SMALL_FILE_MAX)
-    assert not findings.check_open_files(
+    assert not runtime_checks.check_open_files(
         RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")
     )
