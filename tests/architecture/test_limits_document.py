@@ -99,7 +99,7 @@ ROWS = [
         "Connections without a valid token",
         "api.http.protocols.UNAUTHENTICATED_CONNECTIONS_MAX",
     ),
-    ("Server", "Threads that read for one token", "system.fair_share.THREADS_AT_ONCE_MAX"),
+    ("Server", "Threads that read for one token", "system.client_fairness.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
     ("Server", "Streams of all tasks of one token", "api.auth.authenticator.STREAMS_OF_ALL_MAX"),
     ("Server", "Memory of the responses to one token", "system.memory_share.RESPONSE_BYTES_MAX"),

@@ -26,7 +26,7 @@ from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 SEQ_MAX = 2**63 - 1
 _SEQ_DIGITS_MAX = len(str(SEQ_MAX))
@@ -168,7 +168,7 @@ async def body_memory(request: Request) -> AsyncIterator[None]:
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX
-    async with fair_share.current_memory().reservation(_BODY_COPIES * size_bytes):
+    async with client_fairness.current_memory().reservation(_BODY_COPIES * size_bytes):
         yield
 
 

@@ -23,7 +23,7 @@ from sandbox.model.wire.events import (
     wire_size_bytes,
 )
 from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 _CHANGE_WAIT_SECONDS = 60.0
 _DECODED_FACTOR = 5
@@ -206,7 +206,7 @@ class EventStream:
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
         """Find the offset of a record. The search is charged like a batch, because it reads about as much."""
-        await fair_share.wait_for_turn(FOLLOW_BATCH_BYTES)
+        await client_fairness.wait_for_turn(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_event(self, tracked: TrackedTask) -> WireEvent:
@@ -224,17 +224,17 @@ class EventStream:
         while offset < end:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
-            await fair_share.wait_for_turn(bytes_max)
-            async with fair_share.current_memory().reservation(_DECODED_FACTOR * bytes_max):
+            await client_fairness.wait_for_turn(bytes_max)
+            async with client_fairness.current_memory().reservation(_DECODED_FACTOR * bytes_max):
                 batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
                 if not batch.records:
                     return
                 longer_bytes = max(0, batch.next_offset - offset - bytes_max)
                 offset = batch.next_offset
-                with fair_share.current_memory().forced_reservation(_DECODED_FACTOR * longer_bytes):
+                with client_fairness.current_memory().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            with fair_share.current_memory().forced_reservation(_converted_bytes(event)):
+                            with client_fairness.current_memory().forced_reservation(_converted_bytes(event)):
                                 yield event
                                 del event
                 del batch, record

@@ -38,7 +38,7 @@ from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.tracked_task import RunnerOwned, TrackedTasks
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 
 class TaskQueries:
@@ -56,7 +56,7 @@ class TaskQueries:
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `interfaces.tasks.TaskQueries.query`."""
-        page = await fair_share.to_thread(self._store.query, query)
+        page = await client_fairness.to_thread(self._store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
@@ -75,7 +75,7 @@ class TaskQueries:
         return tracked.with_status_message(task) if tracked is not None else task
 
     async def _load(self, task_id: str) -> Task:
-        indexed = await fair_share.to_thread(self._store.load, task_id)
+        indexed = await client_fairness.to_thread(self._store.load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task
@@ -115,11 +115,11 @@ class TaskArtifacts:
 
     async def list_artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """See `interfaces.tasks.TaskArtifacts.list_artifacts`."""
-        return await fair_share.to_thread(self._list, await self._queries.status(task_id))
+        return await client_fairness.to_thread(self._list, await self._queries.status(task_id))
 
     async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `interfaces.tasks.TaskArtifacts.find_artifact`."""
-        return await fair_share.to_thread(self._find, await self._queries.status(task_id), name)
+        return await client_fairness.to_thread(self._find, await self._queries.status(task_id), name)
 
     def _list(self, task: Task) -> Sequence[StoredArtifact]:
         stored = (self._locate(task, artifact) for artifact in task.artifacts)
@@ -174,7 +174,7 @@ class TaskSandboxes:
         if task.state is not TaskState.FAILED_PRESERVED:
             return False
         try:
-            return await fair_share.to_thread(self._preserved_sandboxes.is_preserved, task)
+            return await client_fairness.to_thread(self._preserved_sandboxes.is_preserved, task)
         except OSError:
             return True
 
@@ -232,5 +232,5 @@ class Administration:
 
     async def health(self) -> Health:
         """See `interfaces.tasks.Administration.health`."""
-        health = await fair_share.to_thread(self._health_check.run)
+        health = await client_fairness.to_thread(self._health_check.run)
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)

@@ -23,7 +23,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -167,14 +167,14 @@ class ReadsPerTurn:
 
 
 async def replay_with_share(streamed, share, after):
-    fair_share.set_current_share(share)
+    client_fairness.set_current_share(share)
     return await streamed.replay(after)
 
 
 @pytest.mark.parametrize("client_count", [1, 3])
 async def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_count):
     async def replay_all(streamed, reads):
-        shares = fair_share.FairShares()
+        shares = client_fairness.FairShares()
         clients = [shares.of(f"client {number % client_count}") for number in range(12)]
         watching = asyncio.create_task(reads.watch())
         after = streamed.recorder.task.last_seq - UNPUBLISHED_LINES - 1
@@ -289,8 +289,8 @@ async def test_line_that_is_expensive_to_convert_has_no_conversation():
 
 
 async def test_memory_of_converted_output_is_counted():
-    share = fair_share.FairShare()
-    fair_share.set_current_share(share)
+    share = client_fairness.FairShare()
+    client_fairness.set_current_share(share)
     line = json.dumps({"type": "result", "result": "\U0001f600" * 90_000}, ensure_ascii=False).encode() + b"\n"
 
     async def reserved_bytes(*, is_parsed):

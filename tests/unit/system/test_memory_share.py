@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 from sandbox.system.memory_share import STALLED_SECONDS, MemoryShare
 
 
@@ -108,11 +108,11 @@ async def test_waiter_closes_stalled_connections():
 
 
 async def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited():
-    shares = fair_share.FairShares()
+    shares = client_fairness.FairShares()
     first_share, second_share = shares.of("vera"), shares.of("otto")
     assert await first_share.memory.try_reserve(10**12)
     assert await second_share.memory.try_reserve(1)
     assert not await first_share.memory.try_reserve(1)
-    assert await fair_share.current_memory().try_reserve(10**12)
-    fair_share.set_current_share(second_share)
-    assert fair_share.current_memory() is second_share.memory
+    assert await client_fairness.current_memory().try_reserve(10**12)
+    client_fairness.set_current_share(second_share)
+    assert client_fairness.current_memory() is second_share.memory

@@ -21,7 +21,7 @@ from sandbox.api.auth.authenticator import (
 )
 from sandbox.api.middleware.response_memory import respond_within_memory
 from sandbox.api.responses import problem_response
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 from sandbox.system.log_context import TOKEN_ID
 from sandbox.system.memory_share import MemoryShare
 
@@ -62,7 +62,7 @@ class AuthenticationMiddleware:
         # Always set: with keep-alive the context var may hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         share = self._authenticator.share_of(result.principal)
-        fair_share.set_current_share(share)
+        client_fairness.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
         await share.wait_for_turn(_REQUEST_BYTES)
         if isinstance(result, Denied):

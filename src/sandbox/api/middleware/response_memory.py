@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api.errors import retry_after_header
 from sandbox.api.responses import problem_response
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 from sandbox.system.memory_share import MemoryShare
 
 PIECE_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ class _CountedResponse:
             await self._send_in_turn({**message, "body": piece, "more_body": has_more or not is_last}, len(piece))
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
-        await fair_share.wait_for_turn(size_bytes)
+        await client_fairness.wait_for_turn(size_bytes)
         with self._memory.forced_reservation(_SOCKET_BYTES), self._memory.sending(self._close):
             await self._send(message)
 

@@ -33,7 +33,7 @@ from sandbox.model.wire.events import (
     log_stream_of,
     wire_size_bytes,
 )
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
@@ -203,7 +203,7 @@ async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, en
 
 async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
     async for event in events.replay(task.id, after=after):
-        await fair_share.wait_for_turn(wire_size_bytes(event))
+        await client_fairness.wait_for_turn(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]
 

@@ -27,7 +27,7 @@ from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
@@ -96,9 +96,11 @@ async def list_tasks(
 ) -> JsonResponse[TaskListBody]:
     """List tasks. `label.KEY=VALUE` selects tasks by label; if it is repeated, a task must have all of the labels."""
     task_query = parse_query(query, request.query_params)
-    async with fair_share.thread_slot():
+    async with client_fairness.thread_slot():
         page = await query_page(context.services.tasks, task_query, request.query_params)
-        return await fair_share.to_thread(_list_response, page, task_query, is_operator=get_caller(request).is_operator)
+        return await client_fairness.to_thread(
+            _list_response, page, task_query, is_operator=get_caller(request).is_operator
+        )
 
 
 def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) -> JsonResponse[TaskListBody]:

@@ -35,7 +35,7 @@ from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 from sandbox.system.log_context import TASK_ID
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
@@ -125,7 +125,7 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _S
     if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
-    manifest = await fair_share.to_thread(_parse_submission, content, request, context)
+    manifest = await client_fairness.to_thread(_parse_submission, content, request, context)
     require_valid_credentials(request, context.authenticator)
     if dry_run:
         await submissions.check_acceptance(manifest)

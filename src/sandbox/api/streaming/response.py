@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.model.wire.events import WireEvent
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 from sandbox.system.memory_share import MemoryShare
 
 Messages = Sequence[bytes]
@@ -69,7 +69,7 @@ class Prefetcher:
 
     async def __aenter__(self) -> Self:
         """Start reading. On return, the source has run to its first suspension, so its subscription is active."""
-        self._memory = fair_share.current_memory()
+        self._memory = client_fairness.current_memory()
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
@@ -124,7 +124,7 @@ class Prefetcher:
             async for messages in self._source:
                 size_bytes = sum(map(len, messages))
                 with self._memory.forced_reservation(size_bytes):
-                    await fair_share.wait_for_turn(size_bytes)
+                    await client_fairness.wait_for_turn(size_bytes)
                 skipped += not messages
                 if messages:
                     await self._enqueue(messages)

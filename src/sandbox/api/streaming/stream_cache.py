@@ -10,7 +10,7 @@ from sandbox.api.streaming.response import Encoder, Messages, close_iterator, en
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.events import WireEvent, wire_size_bytes
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 BATCH_SECONDS = 0.05
 BUFFER_BYTES_MAX = 1024 * 1024
@@ -60,7 +60,7 @@ class HistoryCache:
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
             token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
         """
-        async with fair_share.history_slot(), self._load_lock:
+        async with client_fairness.history_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
 
     def find(self, after: int) -> Batch | None:
@@ -71,7 +71,7 @@ class HistoryCache:
         """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
-        with fair_share.uncharged_work():
+        with client_fairness.uncharged_work():
             try:
                 async for event in events:
                     result.append(event)
@@ -110,7 +110,7 @@ class StreamBuffer:
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        with fair_share.uncharged_work():
+        with client_fairness.uncharged_work():
             self._reader = asyncio.create_task(self._read(events))
 
     async def wait_started(self) -> None:
@@ -219,7 +219,7 @@ class StreamCache:
                         await close_iterator(events)
                     continue
                 for batch in batches:
-                    async with fair_share.current_memory().reservation(batch.size_bytes):
+                    async with client_fairness.current_memory().reservation(batch.size_bytes):
                         yield batch.encode(encoder, position)
                     position = batch.last_seq
                     if batch.is_end:

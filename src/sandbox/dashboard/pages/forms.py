@@ -11,7 +11,7 @@ from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 
 async def show_sign_in(request: Request, _: AppContext) -> Response:
@@ -28,9 +28,9 @@ def safe_redirect_path(target: str) -> str:
 async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the manifest editor with a template, or with the manifest of the task to run again."""
     again = request.query_params.get("from")
-    async with fair_share.thread_slot():
+    async with client_fairness.thread_slot():
         task = await context.services.tasks.status(again) if again else None
-        return await fair_share.to_thread(_render_submit, request, task, context.settings.agents)
+        return await client_fairness.to_thread(_render_submit, request, task, context.settings.agents)
 
 
 def _render_submit(request: Request, task: Task | None, agents: Mapping[str, Agent]) -> Response:

@@ -15,7 +15,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
@@ -33,7 +33,7 @@ class HourStats:
 
 async def show_server(request: Request, context: AppContext) -> Response:
     """Render the server page."""
-    async with fair_share.thread_slot():
+    async with client_fairness.thread_slot():
         return await _render_server(request, context)
 
 
@@ -41,7 +41,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
     health = await context.services.administration.health()
     ended, is_cut = await _finished_tasks(context.services.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
-    return await fair_share.to_thread(
+    return await client_fairness.to_thread(
         render_page,
         request,
         "server",

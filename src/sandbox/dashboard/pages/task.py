@@ -19,7 +19,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import WireEvent, error_fields, wire_size_bytes
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 PAGE_EVENTS_MAX = 200_000
 """If there are more events, the page shows only the latest ones; the log contains all events."""
@@ -48,7 +48,7 @@ class StateEntry:
 
 async def show_task(request: Request, context: AppContext) -> Response:
     """Render the task's current status; its scripts load the events and update the page."""
-    async with fair_share.thread_slot():
+    async with client_fairness.thread_slot():
         return await _render_task(request, context)
 
 
@@ -56,8 +56,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.services.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
     agents = context.settings.agents
-    manifest_text = await fair_share.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
-    return await fair_share.to_thread(
+    manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
+    return await client_fairness.to_thread(
         render_page,
         request,
         "task",

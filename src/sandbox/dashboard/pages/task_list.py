@@ -21,7 +21,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 _PAGE_ROWS = 50
 _PENDING_ROWS = 20
@@ -60,7 +60,7 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
     if (label := request.query_params.get("label")) is not None:
         return RedirectResponse(f"/?{_with_label(request, label)}", 303)
     query = parse_query(_parse_list_query(request), request.query_params)
-    async with fair_share.thread_slot():
+    async with client_fairness.thread_slot():
         return await _render_tasks(request, context, query)
 
 
@@ -68,7 +68,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     page = await query_page(context.services.tasks, query, request.query_params)
     health = await context.services.administration.health()
     waiting = await _pending_tasks(context.services.tasks)
-    return await fair_share.to_thread(
+    return await client_fairness.to_thread(
         render_page,
         request,
         "tasks",

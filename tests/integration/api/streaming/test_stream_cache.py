@@ -13,7 +13,7 @@ from sandbox.api.routes import logs
 from sandbox.api.streaming import response as streaming_response
 from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
-from sandbox.system import fair_share
+from sandbox.system import client_fairness
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -202,11 +202,11 @@ async def test_history_reader_waits_for_few_reads_of_another_token(has_many_read
         return events
 
     async def read(client, share, position, batches):
-        fair_share.set_current_share(share)
+        client_fairness.set_current_share(share)
         for _ in range(batches):
             position = (await history.get_or_load(position, events_after(client, position))).last_seq
 
-    other, own = fair_share.FairShare(), fair_share.FairShare()
+    other, own = client_fairness.FairShare(), client_fairness.FairShare()
     readers = [
         asyncio.create_task(read("other", other, number * 20, 10)) for number in range(200 if has_many_readers else 1)
     ]

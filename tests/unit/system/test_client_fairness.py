@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from sandbox.system import fair_share
-from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
+from sandbox.system import client_fairness
+from sandbox.system.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
 
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):
@@ -79,12 +79,12 @@ def test_share_is_reused_while_it_is_held():
 
 async def test_shared_work_is_charged_to_no_client():
     share, taken = FairShares().of("vera"), []
-    fair_share.set_current_share(share)
+    client_fairness.set_current_share(share)
     streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
     await asyncio.sleep(0)
-    with fair_share.uncharged_work():
+    with client_fairness.uncharged_work():
         reader = asyncio.create_task(acquire_from_current_share(100, taken))
-        await fair_share.wait_for_turn(1024 * 1024)
+        await client_fairness.wait_for_turn(1024 * 1024)
     await asyncio.sleep(0)
     assert len(taken) == 100
     charged_reader = asyncio.create_task(acquire_from_current_share(100, []))
@@ -97,7 +97,7 @@ async def test_shared_work_is_charged_to_no_client():
 
 async def acquire_from_current_share(count, taken):
     for _ in range(count):
-        await fair_share.wait_for_turn(100)
+        await client_fairness.wait_for_turn(100)
         taken.append(count)
 
 
@@ -117,8 +117,8 @@ async def test_threads_per_client_are_limited(use_share):
 
         async def use_thread(share):
             if use_share:
-                fair_share.set_current_share(share)
-            await fair_share.to_thread(read)
+                client_fairness.set_current_share(share)
+            await client_fairness.to_thread(read)
 
         lock, first_share, second_share = threading.Lock(), shares.of("vera"), shares.of("otto")
         readers = [asyncio.create_task(use_thread(first_share)) for _ in range(40)]
@@ -138,12 +138,12 @@ async def test_thread_slot_covers_several_steps():
 
     async def use_slot():
         nonlocal active, maximum
-        fair_share.set_current_share(share)
-        async with fair_share.thread_slot():
+        client_fairness.set_current_share(share)
+        async with client_fairness.thread_slot():
             active += 1
             maximum = max(maximum, active)
-            await fair_share.to_thread(time.sleep, 0.002)
-            await fair_share.to_thread(time.sleep, 0.002)
+            await client_fairness.to_thread(time.sleep, 0.002)
+            await client_fairness.to_thread(time.sleep, 0.002)
             active -= 1
 
     async with asyncio.timeout(10):
