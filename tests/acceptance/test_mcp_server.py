@@ -129,7 +129,7 @@ async def check_errors(tool):
 async def test_tool_error_without_a_server_names_sandbox_serve():
     from mcp.server.mcpserver.exceptions import ToolError
 
-    from sandbox.cli.commands.mcp.protocol import TaskTools
+    from sandbox.cli.commands.mcp.server import TaskTools
 
     with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
         await TaskTools("http://127.0.0.1:9", None).status("mine")
