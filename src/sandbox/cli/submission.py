@@ -13,7 +13,8 @@ from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, fiel
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.json_output import outcome_summary, print_json, print_json_lines
+from sandbox.cli.output.formatting import outcome_summary
+from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.overrides import Override, OverrideError
 

@@ -1,9 +1,12 @@
-"""Formats times and counts for the terminal."""
+"""Formats times, counts and outcomes of tasks for people."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
+from sandbox.cli.output.text import escape_text
 from sandbox.model.formatting import format_duration
 
 
@@ -53,3 +56,29 @@ def format_age(timestamp: str | None, now: datetime) -> str:
 def pluralize(number: int, noun: str) -> str:
     """Format a count with its noun: `1 task`, `2 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
+    """Describe how a task ended and what to do next. has_reason: include the reason, unless it was printed before."""
+    task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
+    lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
+    if isinstance(error, Mapping):
+        if has_reason:
+            reason = escape_text(f"{error.get('message')} ({error.get('code')})")
+            lines = [f"{lines[0].removesuffix('.')}: {reason}"]
+        lines.append(f"  See what happened: sandbox task logs {task_id}")
+    if status.get("sandbox_kept"):
+        lines += [
+            "  Its sandbox is preserved.",
+            f"  Open a shell:      sandbox task shell {task_id}",
+            f"  Remove it:         sandbox task release {task_id}",
+        ]
+    return "\n".join(lines)
+
+
+_OUTCOMES = {
+    "completed": "completed",
+    "cancelled": "was cancelled",
+    "failed": "failed",
+    "failed_preserved": "failed",
+}

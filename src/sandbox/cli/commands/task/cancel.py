@@ -9,7 +9,8 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options, task_argument
-from sandbox.cli.output.json_output import outcome_summary, print_json
+from sandbox.cli.output.formatting import outcome_summary
+from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
 from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
-from sandbox.cli.output.json_output import outcome_summary, print_json
+from sandbox.cli.output.formatting import outcome_summary
+from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES
