@@ -25,7 +25,7 @@ from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.clone.cloning import NO_REDIRECTS, ConfinedClone
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
-from sandbox.workspace.diff.trees import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
 from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory

@@ -9,8 +9,8 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import ARTIFACT_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.diff.base_tree import EXECUTABLE_MODE, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import compare_workspace
-from sandbox.workspace.diff.trees import EXECUTABLE_MODE, git_mode, read_base_tree
 from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, read_chunks
 from sandbox.workspace.git.command import Git, GitError
 from sandbox.workspace.git.errors import last_error_line

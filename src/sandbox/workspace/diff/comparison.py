@@ -7,8 +7,15 @@ from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.diff.base_tree import (
+    GITLINK_MODE,
+    SYMLINK_MODE,
+    BaseTree,
+    BaseTreeEntry,
+    canonical_mode,
+    git_mode,
+)
 from sandbox.workspace.diff.ignore_rules import EmptyIgnoreMatcher, GitIgnoreMatcher, write_ignore_files
-from sandbox.workspace.diff.trees import GITLINK_MODE, SYMLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode
 from sandbox.workspace.files import Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, pipe, run_with_thread
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -22,14 +22,15 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.diff.base_tree import SYMLINK_MODE, BaseTree, git_mode, read_base_tree
 from sandbox.workspace.diff.comparison import SkippedPaths, compare_workspace
-from sandbox.workspace.diff.trees import NEW_TREE_REF, BaseTree, FastImportWriter, read_base_tree
-from sandbox.workspace.files import RootedFiles, TooManyEntriesError, printable_path
-from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data
+from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, printable_path, read_chunks
+from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data, write_all
 from sandbox.workspace.git.errors import last_error_line
 
 _SKIPPED_LISTED_MAX = 20
-_STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
+_NEW_TREE_REF = "refs/sandbox/new"
+_STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", _NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
 async def write_patch(
@@ -78,6 +79,90 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
         f"{len(too_large)} changed files (the first is {printable_path(too_large[0])}) exceed the limit "
         f"of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     )
+
+
+class FastImportWriter:
+    """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens a file of the agent.
+
+    too_large: paths whose content exceeded the limit of a patch; the commit has their previous content. is_changed:
+    whether the commit differs from the base commit; if not, nothing was written. has_replaced_link: whether a directory
+    is where the base commit has a symbolic link. contains_secret: whether some content contains a secret. The patch
+    cannot be checked later: it may be compressed or split into lines.
+    """
+
+    def __init__(
+        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, find_secret: FindSecret, base_commit: str
+    ) -> None:
+        self.is_changed = self.has_replaced_link = False
+        self.too_large: list[bytes] = []
+        self.contains_secret = False
+        self._find_secret = find_secret
+        self._files = files
+        self._stream = stream
+        self._stop = stop
+        self._bytes_left = PATCH_BYTES_MAX
+        self._commit_header = (
+            b"feature done\ncommit %b\ncommitter Sandbox <sandbox@localhost> 0 +0000\ndata 0\nfrom %b\n"
+            % (_NEW_TREE_REF.encode(), base_commit.encode())
+        )
+
+    def finish(self) -> None:
+        """Write the end of the stream and close it."""
+        if self.is_changed:
+            self._write(b"done\n")
+        self._stream.close()
+
+    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
+        """Delete a path. Implements `ChangeSink.delete`."""
+        self.has_replaced_link = self.has_replaced_link or replaced_link
+        self._write_command(b"D %b\n" % _quote(path))
+
+    def put(self, entry: Entry) -> None:
+        """Write a file or link, unless it exceeds the limit. Implements `ChangeSink.put`."""
+        if entry.is_link:
+            target = self._files.read_link(entry.path)
+            if self._start_file(SYMLINK_MODE, entry.path, len(target)):
+                self._write_content([target])
+            return
+        with self._files.open_file(entry.path) as (file, size):
+            if self._start_file(git_mode(entry), entry.path, size):
+                self._write_content(read_chunks(file, size, self._stop))
+
+    def _start_file(self, mode: bytes, path: bytes, size: int) -> bool:
+        if size > self._bytes_left:
+            self.too_large.append(path)
+            return False
+        self._bytes_left -= size
+        self._write_command(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
+        return True
+
+    def _write_content(self, content: Iterable[bytes]) -> None:
+        chunks = self._write_chunks(content)
+        self.contains_secret = self.contains_secret or self._find_secret(chunks)
+        for _ in chunks:
+            pass
+        self._write(b"\n")
+
+    def _write_chunks(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            self._write(chunk)
+            yield chunk
+
+    def _write_command(self, command: bytes) -> None:
+        """Write a command; the first one is preceded by the commit's header."""
+        if not self.is_changed:
+            self._write(self._commit_header)
+            self.is_changed = True
+        self._write(command)
+
+    def _write(self, data: bytes) -> None:
+        write_all(self._stream, data)
+
+
+def _quote(path: bytes) -> bytes:
+    """Quote a path in git's C style, with everything escaped that could end the quotes or the line."""
+    escaped = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
+    return b'"' + escaped + b'"'
 
 
 async def _import_workspace(
@@ -129,7 +214,7 @@ async def _write_diff(
                 *("--git-dir=.", "-c", "core.quotePath=false"),
                 *("diff-tree", "-r", "--patch", "--binary", "--full-index", renames),
                 *("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative"),
-                *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, NEW_TREE_REF),
+                *("--src-prefix=a/", "--dst-prefix=b/", "--end-of-options", base_commit, _NEW_TREE_REF),
                 directory=repository,
                 stdout=file,
                 file_bytes_max=PATCH_BYTES_MAX,
@@ -150,7 +235,7 @@ async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: s
         async with asyncio.timeout(_MEASURE_SECONDS):
             output = await git.run(
                 *("--git-dir=.", "diff-tree", "-r", "--shortstat", renames, "--no-ext-diff", "--no-textconv"),
-                *("--end-of-options", base_commit, NEW_TREE_REF),
+                *("--end-of-options", base_commit, _NEW_TREE_REF),
                 directory=repository,
             )
     except (GitError, TimeoutError):

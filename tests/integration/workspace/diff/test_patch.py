@@ -18,7 +18,7 @@ from sandbox.model.events import DiffStatistics
 from sandbox.model.failure import AttemptError
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.diff import changed_files_archive as changed_files_module
-from sandbox.workspace.diff import patch, trees
+from sandbox.workspace.diff import patch
 from sandbox.workspace.git.command import Git, GitError
 
 BINARY = bytes(range(256)) * 8
@@ -369,7 +369,7 @@ def test_patch_can_be_recreated(harness):
 
 
 def test_file_above_the_size_limit_is_named_and_excluded(harness, monkeypatch):
-    monkeypatch.setattr(trees, "PATCH_BYTES_MAX", 1000)
+    monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
     base = harness.stage()
     (harness.workspace / "huge").touch()
     os.truncate(harness.workspace / "huge", 2**40)

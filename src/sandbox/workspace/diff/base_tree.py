@@ -1,15 +1,13 @@
-"""The tree of the base commit, read from `git ls-tree`, and the import of the agent's tree."""
+"""The tree of the base commit, read from `git ls-tree`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sandbox.interfaces.workspace import FindSecret
-from sandbox.model.limits import PATCH_BYTES_MAX
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry, RootedFiles, read_chunks
-from sandbox.workspace.git.command import Git, GitError, pipe, run_with_thread, write_all
+from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry
+from sandbox.workspace.git.command import Git, GitError, pipe, run_with_thread
 
 GITLINK_MODE = b"160000"
 SYMLINK_MODE = b"120000"
@@ -117,90 +115,3 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
 def ls_tree_arguments(commit: str, *options: str) -> tuple[str, ...]:
     """Return the arguments that list a commit's tree, in a git directory, for `parse_ls_tree`."""
     return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", *options, commit)
-
-
-NEW_TREE_REF = "refs/sandbox/new"
-
-
-class FastImportWriter:
-    """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens a file of the agent.
-
-    too_large: paths whose content exceeded the limit of a patch; the commit has their previous content. is_changed:
-    whether the commit differs from the base commit; if not, nothing was written. has_replaced_link: whether a directory
-    is where the base commit has a symbolic link. contains_secret: whether some content contains a secret. The patch
-    cannot be checked later: it may be compressed or split into lines.
-    """
-
-    def __init__(
-        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, find_secret: FindSecret, base_commit: str
-    ) -> None:
-        self.is_changed = self.has_replaced_link = False
-        self.too_large: list[bytes] = []
-        self.contains_secret = False
-        self._find_secret = find_secret
-        self._files = files
-        self._stream = stream
-        self._stop = stop
-        self._bytes_left = PATCH_BYTES_MAX
-        self._commit_header = (
-            b"feature done\ncommit %b\ncommitter Sandbox <sandbox@localhost> 0 +0000\ndata 0\nfrom %b\n"
-            % (NEW_TREE_REF.encode(), base_commit.encode())
-        )
-
-    def finish(self) -> None:
-        """Write the end of the stream and close it."""
-        if self.is_changed:
-            self._write(b"done\n")
-        self._stream.close()
-
-    def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
-        """Delete a path. Implements `ChangeSink.delete`."""
-        self.has_replaced_link = self.has_replaced_link or replaced_link
-        self._write_command(b"D %b\n" % _quote(path))
-
-    def put(self, entry: Entry) -> None:
-        """Write a file or link, unless it exceeds the limit. Implements `ChangeSink.put`."""
-        if entry.is_link:
-            target = self._files.read_link(entry.path)
-            if self._start_file(SYMLINK_MODE, entry.path, len(target)):
-                self._write_content([target])
-            return
-        with self._files.open_file(entry.path) as (file, size):
-            if self._start_file(git_mode(entry), entry.path, size):
-                self._write_content(read_chunks(file, size, self._stop))
-
-    def _start_file(self, mode: bytes, path: bytes, size: int) -> bool:
-        if size > self._bytes_left:
-            self.too_large.append(path)
-            return False
-        self._bytes_left -= size
-        self._write_command(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
-        return True
-
-    def _write_content(self, content: Iterable[bytes]) -> None:
-        chunks = self._write_chunks(content)
-        self.contains_secret = self.contains_secret or self._find_secret(chunks)
-        for _ in chunks:
-            pass
-        self._write(b"\n")
-
-    def _write_chunks(self, content: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in content:
-            self._write(chunk)
-            yield chunk
-
-    def _write_command(self, command: bytes) -> None:
-        """Write a command; the first one is preceded by the commit's header."""
-        if not self.is_changed:
-            self._write(self._commit_header)
-            self.is_changed = True
-        self._write(command)
-
-    def _write(self, data: bytes) -> None:
-        write_all(self._stream, data)
-
-
-def _quote(path: bytes) -> bytes:
-    """Quote a path in git's C style, with everything escaped that could end the quotes or the line."""
-    escaped = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
-    return b'"' + escaped + b'"'
