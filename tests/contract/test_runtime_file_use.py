@@ -13,7 +13,7 @@ import pytest
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
-from sandbox.runtimes.limits.blocked_threads import count_machine_files
+from sandbox.runtimes.limits.blocked_threads import count_host_open_files
 from sandbox.runtimes.limits.epoll_usage import count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 
@@ -585,7 +585,7 @@ async def _count_freed(
     ("source", "count_all", "growth_max"),
     [
         (_EPOLL_ENTRIES_OF_BLOCKED_THREADS, count_machine_entries, EPOLL_ENTRIES_MAX),
-        (_DIRECTORIES_OF_BLOCKED_THREADS, count_machine_files, OPEN_FILES_GROWTH_MAX),
+        (_DIRECTORIES_OF_BLOCKED_THREADS, count_host_open_files, OPEN_FILES_GROWTH_MAX),
     ],
     ids=["epoll entries", "directories"],
 )

@@ -518,13 +518,13 @@ _NO_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(1 << 40)"
 @pytest.mark.parametrize(
     ("source", "kind", "exceeds"),
     [
-        (_FEW_LEFT_OF_MANY, "idle_slab_bytes", True),
-        (_NONE_LEFT_OF_MANY, "idle_slab_bytes", False),
-        (_FEW_INODES_LEFT_OF_MANY, "idle_cache_bytes", True),
-        (_NO_INODES_LEFT_OF_MANY, "idle_cache_bytes", False),
+        (_FEW_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", True),
+        (_NONE_LEFT_OF_MANY, "unreclaimable_free_slab_bytes", False),
+        (_FEW_INODES_LEFT_OF_MANY, "reclaimable_free_slab_bytes", True),
+        (_NO_INODES_LEFT_OF_MANY, "reclaimable_free_slab_bytes", False),
     ],
 )
-def test_idle_slab_memory_is_attributed_to_the_sandbox(
+def test_free_slab_memory_is_attributed_to_the_sandbox(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str, kind: str, exceeds: bool
 ):
     if has_own_kernel(runtime):
@@ -545,12 +545,12 @@ def test_idle_slab_memory_is_attributed_to_the_sandbox(
             await sandbox.wait()
             return usages
 
-    idle_bytes = [getattr(usage, kind) for usage in asyncio.run(scenario())][-1]
-    assert idle_bytes is not None
-    assert (idle_bytes > 128 * MEBIBYTE) == exceeds, idle_bytes
+    free_bytes = [getattr(usage, kind) for usage in asyncio.run(scenario())][-1]
+    assert free_bytes is not None
+    assert (free_bytes > 128 * MEBIBYTE) == exceeds, free_bytes
 
 
-def test_idle_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_free_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if "memory" not in limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
 
@@ -559,8 +559,8 @@ def test_idle_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: froz
             return await sandbox.kernel_usage()
 
     usage = asyncio.run(scenario())
-    assert usage.idle_slab_bytes is not None
-    assert usage.idle_cache_bytes is not None
+    assert usage.unreclaimable_free_slab_bytes is not None
+    assert usage.reclaimable_free_slab_bytes is not None
 
 
 # Buffers of calls in progress

@@ -119,12 +119,12 @@ UDP_SOCKETS_ON_PORT_MAX = 256
 With 8000 of them, one datagram of 128 segments to a broadcast address occupies a processor in the kernel for 0.5 s.
 """
 
-IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
+FREE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Maximum memory of freed kernel objects that is still allocated, attributed to one sandbox."""
 
-IDLE_CACHE_MEMORY_DIVISOR = 8
+RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
 """Maximum memory of freed inodes, file names and other cached objects that is still allocated, attributed to one
-sandbox: 1/8 of the machine's memory, at least IDLE_SLAB_BYTES_MAX."""
+sandbox: 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX."""
 
 OOM_KILLS_MAX = 1000
 """Maximum number of processes of one sandbox that the kernel has killed for lack of memory.

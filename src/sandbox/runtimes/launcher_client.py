@@ -17,7 +17,7 @@ from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
-from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
+from sandbox.runtimes.limits.slab_usage import FreeSlabMeter
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
@@ -51,7 +51,7 @@ class LauncherProcess:
         self.errors = errors
         self.socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self.slab_meter = IdleSlabMeter()
+        self.slab_meter = FreeSlabMeter()
         self.epoll_counter = EpollCounter()
         self.thread_interrupters = (
             BlockedThreadInterrupter(),

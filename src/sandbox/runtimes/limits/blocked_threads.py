@@ -47,7 +47,7 @@ def _trace(process_ids: Iterable[int]) -> None:
                 _libc.ptrace(_INTERRUPT, int(thread), None, None)
 
 
-def count_machine_files(path: Path = _OPEN_FILES) -> int | None:
+def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
     """Return the open files of all processes of the machine; None if it is unknown."""
     try:
         return int(path.read_text().split()[0])
@@ -63,7 +63,7 @@ class BlockedThreadInterrupter:
 
     def __init__(
         self,
-        count_all: Callable[[], int | None] = count_machine_files,
+        count_all: Callable[[], int | None] = count_host_open_files,
         growth_max: int = OPEN_FILES_GROWTH_MAX,
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
         clock: Callable[[], float] = time.monotonic,
@@ -110,7 +110,7 @@ def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
         return None
 
 
-def sum_call_buffers(process_ids: Iterable[int], proc: Path = _PROC) -> int:
+def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
     """Return an upper bound of the bytes in buffers for reads of settings and netlink requests of these processes.
 
     A thread that waits for a processor counts if its process has such a file open, because its call is not visible.
@@ -184,7 +184,7 @@ class SyscallBufferMeter:
     def __init__(
         self,
         count_all: Callable[[], int | None] = count_machine_kernel_bytes,
-        sum_buffers: Callable[[Collection[int]], int] = sum_call_buffers,
+        sum_buffers: Callable[[Collection[int]], int] = sum_syscall_buffer_bytes,
     ) -> None:
         self._count_all = count_all
         self._sum_buffers = sum_buffers

@@ -10,7 +10,7 @@ from sandbox.model.limits import (
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     FILE_USAGE_CHECK_SECONDS,
-    IDLE_SLAB_BYTES_MAX,
+    FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_SECONDS,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
@@ -32,9 +32,9 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
-    idle_slab_bytes: memory of freed kernel objects that is still allocated, without cached objects.
-    idle_cache_bytes: the same for cached objects, such as inodes and names of files.
-    idle_cache_bytes_max: the limit of idle_cache_bytes.
+    unreclaimable_free_slab_bytes: memory of freed kernel objects that is still allocated, of unreclaimable kinds.
+    reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and names of files.
+    reclaimable_free_slab_bytes_max: the limit of reclaimable_free_slab_bytes.
     udp_sockets_on_port: number of UDP sockets on the port that has the most.
     call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
     oom_kills: how many times a process was killed for lack of memory.
@@ -46,9 +46,9 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: int | None = None
     received_bytes: int | None = None
     received_bytes_max: int | None = None
-    idle_slab_bytes: int | None = None
-    idle_cache_bytes: int | None = None
-    idle_cache_bytes_max: int | None = None
+    unreclaimable_free_slab_bytes: int | None = None
+    reclaimable_free_slab_bytes: int | None = None
+    reclaimable_free_slab_bytes_max: int | None = None
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
     oom_kills: int = 0
@@ -84,16 +84,17 @@ class KernelUsage(msgspec.Struct, frozen=True):
         return ""
 
     def _find_memory_violation(self) -> str:
-        if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
+        unreclaimable = self.unreclaimable_free_slab_bytes
+        if unreclaimable is not None and unreclaimable > FREE_SLAB_BYTES_MAX:
             return (
-                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
+                f"The sandbox left {unreclaimable >> 20} MiB of kernel memory in partly used slabs; close "
                 "files and sockets that were opened together."
             )
-        cached, cached_max = self.idle_cache_bytes, self.idle_cache_bytes_max
-        if cached is not None and cached_max is not None and cached > cached_max:
+        reclaimable, reclaimable_max = self.reclaimable_free_slab_bytes, self.reclaimable_free_slab_bytes_max
+        if reclaimable is not None and reclaimable_max is not None and reclaimable > reclaimable_max:
             return (
-                f"The sandbox left {cached >> 20} MiB of kernel memory in partly used slabs of inodes and names of "
-                f"files; the limit is {cached_max >> 20} MiB. Close files that were created together."
+                f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and names "
+                f"of files; the limit is {reclaimable_max >> 20} MiB. Close files that were created together."
             )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (

@@ -1,9 +1,9 @@
-"""Measures kernel memory that no control group is charged for because most of it is idle.
+"""Measures kernel memory that no control group is charged for because most of it is free.
 
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
-The origin of idle objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
+The origin of free objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
 charge, relative to what the other sandboxes are charged for.
 """
 
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.model.limits import IDLE_CACHE_MEMORY_DIVISOR, IDLE_SLAB_BYTES_MAX
+from sandbox.model.limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
 
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
@@ -29,39 +29,37 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded it: the 
 """
 
 
-class IdleBytes(NamedTuple):
-    """Bytes of free objects in slabs. caches: bytes of the kinds that the kernel can reclaim. others: bytes of all
-    other
-    kinds."""
+class FreeSlabBytes(NamedTuple):
+    """Bytes of free objects in slabs. reclaimable: of kinds that the kernel can reclaim, such as cached inodes."""
 
-    others: int
-    caches: int
+    unreclaimable: int
+    reclaimable: int
 
 
-def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> IdleBytes | None:
+def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSlabBytes | None:
     """Count the free objects in the machine's slabs; None if only root may read them."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
         return None
-    others = caches = 0
+    unreclaimable = reclaimable = 0
     for line in lines:
         name, active, objects, size, _ = line.split(maxsplit=4)
-        idle = (int(objects) - int(active)) * int(size)
+        free = (int(objects) - int(active)) * int(size)
         if is_reclaimable(name, flags):
-            caches += idle
+            reclaimable += free
         else:
-            others += idle
-    return IdleBytes(others, caches)
+            unreclaimable += free
+    return FreeSlabBytes(unreclaimable, reclaimable)
 
 
-def idle_cache_bytes_max() -> int:
-    """Return the limit for idle objects of reclaimable kinds.
+def reclaimable_free_slab_bytes_max() -> int:
+    """Return the limit for free objects of reclaimable kinds.
 
-    It is a share of the machine's memory, because the kernel's own reclaiming leaves idle objects in all slabs.
+    It is a share of the machine's memory, because the kernel's own reclaiming leaves free objects in all slabs.
     """
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(IDLE_SLAB_BYTES_MAX, machine_bytes // IDLE_CACHE_MEMORY_DIVISOR)
+    return max(FREE_SLAB_BYTES_MAX, machine_bytes // RECLAIMABLE_SLAB_MEMORY_DIVISOR)
 
 
 @cache
@@ -74,27 +72,27 @@ def is_reclaimable(name: str, flags: Path) -> bool:
 
 
 class _Growth:
-    """Growth of one number of idle bytes since its first value, as attributed to one sandbox."""
+    """Growth of one number of free bytes since its first value, as attributed to one sandbox."""
 
     def __init__(self, first: int) -> None:
         self._first = self._last = first
         self._bytes = 0.0
 
-    def update(self, idle: int, share: float) -> None:
-        self._bytes += max(0, idle - self._last) * share
-        self._bytes = min(self._bytes, max(0, idle - self._first))
-        self._last = idle
+    def update(self, free: int, share: float) -> None:
+        self._bytes += max(0, free - self._last) * share
+        self._bytes = min(self._bytes, max(0, free - self._first))
+        self._last = free
 
     def attributed(self, peak_charge_bytes: int) -> int:
         return round(min(self._bytes, _PEAK_CHARGE_FACTOR * peak_charge_bytes))
 
 
-class IdleSlabMeter:
-    """Measures the idle slab bytes that are attributed to one sandbox since the first count."""
+class FreeSlabMeter:
+    """Measures the free slab bytes that are attributed to one sandbox since the first count."""
 
     def __init__(
         self,
-        count_all: Callable[[], IdleBytes | None] = count_idle_bytes,
+        count_all: Callable[[], FreeSlabBytes | None] = count_free_slab_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count_all = count_all
@@ -103,7 +101,7 @@ class IdleSlabMeter:
         self._updated_at = 0.0
         self._peak_charge_bytes = 0
 
-    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> IdleBytes | None:
+    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> FreeSlabBytes | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
         charged: kernel memory of the sandbox. charged_to_all: returns the kernel memory of all sandboxes.
@@ -115,15 +113,15 @@ class IdleSlabMeter:
             self._update(max(0, charged_to_all() - charged))
         if self._growths is None:
             return None
-        return IdleBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
+        return FreeSlabBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
 
     def _update(self, charged_to_others: int) -> None:
-        idle = self._count_all()
+        free = self._count_all()
         self._updated_at = self._clock()
-        if idle is None:
+        if free is None:
             return
         if self._growths is None:
-            self._growths = _Growth(idle.others), _Growth(idle.caches)
+            self._growths = _Growth(free.unreclaimable), _Growth(free.reclaimable)
         share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
-        for growth, idle_bytes in zip(self._growths, idle, strict=True):
-            growth.update(idle_bytes, share)
+        for growth, free_bytes in zip(self._growths, free, strict=True):
+            growth.update(free_bytes, share)

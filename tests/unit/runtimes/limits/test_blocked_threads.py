@@ -13,9 +13,9 @@ from sandbox.model.limits import CALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.blocked_threads import (
     BlockedThreadInterrupter,
     SyscallBufferMeter,
-    count_machine_files,
+    count_host_open_files,
     count_machine_kernel_bytes,
-    sum_call_buffers,
+    sum_syscall_buffer_bytes,
 )
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
@@ -23,13 +23,13 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.mark.parametrize(("text", "count"), [("1216\t0\t9223372036854775807\n", 1216), ("", None), ("x\n", None)])
-def test_machine_files_are_read_from_file_nr(tmp_path: Path, text: str, count: int | None):
+def test_open_files_of_the_host_are_read_from_file_nr(tmp_path: Path, text: str, count: int | None):
     (tmp_path / "file-nr").write_text(text)
-    assert count_machine_files(tmp_path / "file-nr") == count
+    assert count_host_open_files(tmp_path / "file-nr") == count
 
 
-def test_machine_files_are_unknown_without_the_file(tmp_path: Path):
-    assert count_machine_files(tmp_path / "absent") is None
+def test_open_files_of_the_host_are_unknown_without_the_file(tmp_path: Path):
+    assert count_host_open_files(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_buffers_of_calls_are_counted_by_file(tmp_path: Path, call: str, files: 
     (tmp_path / "sys/net/core/wmem_default").write_text(f"{6 * MEBIBYTE}\n")
     for thread in range(43):
         make_thread(tmp_path, thread, call, files)
-    assert sum_call_buffers([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
+    assert sum_syscall_buffer_bytes([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
 
 
 def test_calls_of_few_threads_are_not_inspected(tmp_path: Path):
     for thread in range(64):
         make_thread(tmp_path, thread, "0 0x3 0x7f00", SETTING)
-    assert sum_call_buffers([7], tmp_path) == 0
+    assert sum_syscall_buffer_bytes([7], tmp_path) == 0
     make_thread(tmp_path, 64, "0 0x3 0x7f00", SETTING)
-    assert sum_call_buffers([7], tmp_path) == 65 * 4 * MEBIBYTE
+    assert sum_syscall_buffer_bytes([7], tmp_path) == 65 * 4 * MEBIBYTE
 
 
 def test_buffers_count_after_growth_of_kernel_memory():

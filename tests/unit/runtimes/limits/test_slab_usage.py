@@ -1,13 +1,18 @@
-"""Idle slab memory is attributed to the sandboxes that may have caused it."""
+"""Free slab memory is attributed to the sandboxes that may have caused it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sandbox.model.limits import IDLE_SLAB_BYTES_MAX
+from sandbox.model.limits import FREE_SLAB_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.slab_usage import IdleBytes, IdleSlabMeter, count_idle_bytes, idle_cache_bytes_max
+from sandbox.runtimes.limits.slab_usage import (
+    FreeSlabBytes,
+    FreeSlabMeter,
+    count_free_slab_bytes,
+    reclaimable_free_slab_bytes_max,
+)
 
 MEBIBYTE = 1 << 20
 SLABS = """slabinfo - version: 2.1
@@ -18,11 +23,11 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-class FakeMeter:
-    """Counts the idle bytes of one kind."""
+class SingleKindMeter:
+    """Counts the free bytes of one kind."""
 
     def __init__(self, machine: "FakeSlabs") -> None:
-        self._meter = IdleSlabMeter(machine.count, lambda: machine.now)
+        self._meter = FreeSlabMeter(machine.count, lambda: machine.now)
         self._kind = machine.kind
 
     def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
@@ -32,36 +37,36 @@ class FakeMeter:
 
 
 class FakeSlabs:
-    def __init__(self, idle: int | None = 0, kind: str = "others") -> None:
-        self.idle, self.kind, self.now = idle, kind, 100.0
+    def __init__(self, free: int | None = 0, kind: str = "unreclaimable") -> None:
+        self.free, self.kind, self.now = free, kind, 100.0
 
-    def count(self) -> IdleBytes | None:
-        return None if self.idle is None else IdleBytes(0, 0)._replace(**{self.kind: self.idle})
+    def count(self) -> FreeSlabBytes | None:
+        return None if self.free is None else FreeSlabBytes(0, 0)._replace(**{self.kind: self.free})
 
-    def slabs(self) -> FakeMeter:
-        return FakeMeter(self)
+    def slabs(self) -> SingleKindMeter:
+        return SingleKindMeter(self)
 
     def grow(self, added_bytes: int) -> None:
-        assert self.idle is not None
-        self.idle += added_bytes
+        assert self.free is not None
+        self.free += added_bytes
         self.now += 1
 
 
-def test_idle_objects_and_reclaimable_ones_are_counted_separately(tmp_path: Path):
+def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
-    assert count_idle_bytes(tmp_path / "slabinfo", tmp_path) == IdleBytes(20 * 4096 + 21 * 192, 89900 * 192)
+    assert count_free_slab_bytes(tmp_path / "slabinfo", tmp_path) == FreeSlabBytes(20 * 4096 + 21 * 192, 89900 * 192)
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
-    assert count_idle_bytes(tmp_path / "absent", tmp_path) is None
+    assert count_free_slab_bytes(tmp_path / "absent", tmp_path) is None
     assert FakeSlabs(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
     assert FakeSlabs().slabs().count(None, lambda: MEBIBYTE) is None
 
 
-@pytest.mark.parametrize("kind", IdleBytes._fields)
+@pytest.mark.parametrize("kind", FreeSlabBytes._fields)
 def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     machine = FakeSlabs(700 * MEBIBYTE, kind)
     slabs = machine.slabs()
@@ -105,16 +110,19 @@ def test_small_sandbox_is_not_charged_for_host_growth():
     machine.grow(4096 * MEBIBYTE)
     count = slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
-    assert not KernelUsage(idle_slab_bytes=count).find_violation()
+    assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_violation()
 
 
 def test_excess_is_a_violation():
-    assert not KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX).find_violation()
-    assert "1025 MiB" in KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()
+    assert not KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX).find_violation()
+    assert "1025 MiB" in KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()
 
 
-def test_excess_of_idle_cached_objects_is_a_violation():
-    limit = idle_cache_bytes_max()
-    assert limit >= IDLE_SLAB_BYTES_MAX
-    assert not KernelUsage(idle_cache_bytes=limit, idle_cache_bytes_max=limit).find_violation()
-    assert "inodes" in KernelUsage(idle_cache_bytes=limit + 1, idle_cache_bytes_max=limit).find_violation()
+def test_excess_of_reclaimable_objects_is_a_violation():
+    limit = reclaimable_free_slab_bytes_max()
+    assert limit >= FREE_SLAB_BYTES_MAX
+    assert not KernelUsage(reclaimable_free_slab_bytes=limit, reclaimable_free_slab_bytes_max=limit).find_violation()
+    assert (
+        "inodes"
+        in KernelUsage(reclaimable_free_slab_bytes=limit + 1, reclaimable_free_slab_bytes_max=limit).find_violation()
+    )
