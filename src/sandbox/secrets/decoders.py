@@ -12,12 +12,12 @@ from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
     find_escapes,
-    find_escapes_without_adjacent,
+    find_isolated_escapes,
     find_terminal_escapes,
     find_variable_length_escapes,
-    may_hold_adjacent_escapes,
-    may_hold_nested_escapes,
-    may_hold_variable_length_escapes,
+    may_contain_consecutive_escapes,
+    may_contain_nested_escapes,
+    may_contain_variable_length_escapes,
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
@@ -105,7 +105,7 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     first: list[DecodedLayer] = []
     if (
         len(layers) > 1
-        and may_hold_nested_escapes(data)
+        and may_contain_nested_escapes(data)
         and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
     ):
         first += _strip_terminal_escapes(decoded_layer, find_escapes, REDACTED_LAYERS_MAX)
@@ -113,8 +113,8 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
         *layers,
         *first,
         *_terminal_escape_layers(layers[1:] or layers, find_escapes, REDACTED_LAYERS_MAX),
-        *_forked_layers(layers, may_hold_variable_length_escapes, find_variable_length_escapes),
-        *_forked_layers(layers, may_hold_adjacent_escapes, find_escapes_without_adjacent),
+        *_forked_layers(layers, may_contain_variable_length_escapes, find_variable_length_escapes),
+        *_forked_layers(layers, may_contain_consecutive_escapes, find_isolated_escapes),
     ]
 
 

@@ -80,7 +80,7 @@ LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
 """Length of the longest name of an HTML character reference, without its semicolon."""
 
 
-def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
+def decode_html_entity(name: bytes) -> tuple[int, bytes] | None:
     """Return the length of the reference at the start of `name` and its text in UTF-8; None if there is none.
 
     The length includes the semicolon, if present. As in HTML, the longest name matches, and some names need no
@@ -162,7 +162,7 @@ _OPEN_ESCAPES = tuple(
 
 _ESCAPE_STARTS = (b"\\", b"%", b"&")
 
-_HAS_ADJACENT_ESCAPE = re.compile(
+_HAS_CONSECUTIVE_ESCAPES = re.compile(
     rb"""
     (?: \\[0-7]{1,2} (?!\\[0-7]{1,2}(?![0-7]))
       | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\u)
@@ -265,28 +265,28 @@ def find_variable_length_escapes(data: bytes) -> Iterator[EscapeToken]:
     return _find_tokens(data, _variable_length_escapes(is_utf_8=_is_utf_8(data)))
 
 
-def may_hold_variable_length_escapes(data: bytes) -> bool:
+def may_contain_variable_length_escapes(data: bytes) -> bool:
     """Return whether the results of `find_variable_length_escapes` may differ from those of `find_escapes`."""
     return b"\\" in data and _HAS_VARIABLE_LENGTH_ESCAPE.search(data) is not None
 
 
-def find_escapes_without_adjacent(data: bytes) -> Iterator[EscapeToken]:
+def find_isolated_escapes(data: bytes) -> Iterator[EscapeToken]:
     r"""Yield escapes and invisible characters, but no escape whose next character is escaped too: `&#10\u0034;`."""
     tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
     token = next(tokens, None)
     while token is not None:
         following = next(tokens, None)
-        if not _is_adjacent(data, token, following):
+        if not _is_continued(data, token, following):
             yield token
         token = following
 
 
-def may_hold_adjacent_escapes(data: bytes) -> bool:
-    """Return whether the results of `find_escapes_without_adjacent` may differ from those of `find_escapes`."""
-    return _HAS_ADJACENT_ESCAPE.search(data) is not None
+def may_contain_consecutive_escapes(data: bytes) -> bool:
+    """Return whether the results of `find_isolated_escapes` may differ from those of `find_escapes`."""
+    return _HAS_CONSECUTIVE_ESCAPES.search(data) is not None
 
 
-def _is_adjacent(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
+def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
     r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
 
     Two open escapes of one kind are a sequence: `\67\67` are two characters.
@@ -311,7 +311,7 @@ def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken
             yield start, end, b""
         elif group != "name":
             yield start, end, _DECODERS[group](match[group].decode())
-        elif (resolved := resolve_reference(match[group])) is not None:
+        elif (resolved := decode_html_entity(match[group])) is not None:
             yield start, start + 1 + resolved[0], resolved[1]
 
 
@@ -320,7 +320,7 @@ def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
 
-def may_hold_nested_escapes(data: bytes) -> bool:
+def may_contain_nested_escapes(data: bytes) -> bool:
     """Return whether a terminal escape, if there is one, may contain an escape or end with the start of one."""
     return _HAS_NESTED_ESCAPE.search(data) is not None
 
