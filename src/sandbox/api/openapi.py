@@ -103,7 +103,7 @@ def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, An
     return {"description": description, "content": _content(media_types)}
 
 
-def with_items(response: dict[str, Any], **media_types: dict[str, Any]) -> dict[str, Any]:
+def with_item_schemas(response: dict[str, Any], **media_types: dict[str, Any]) -> dict[str, Any]:
     """Describe the items of a response's media types that are sequences, as OpenAPI 3.2 does."""
     items = {name: {"itemSchema": each["schema"]} for name, each in _content(media_types).items()}
     return {**response, "content": {name: each | items.get(name, {}) for name, each in response["content"].items()}}

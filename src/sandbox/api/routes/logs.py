@@ -19,7 +19,7 @@ from sandbox.api.openapi import (
     header_parameter,
     problem_responses,
     raw_content,
-    with_items,
+    with_item_schemas,
 )
 from sandbox.api.request_parameters import SEQ_MAX, TIME_SCHEMA, invalid_time, parse_seq, parse_time
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
@@ -115,7 +115,7 @@ router = create_router("Logs")
     paths.LOGS,
     response_class=Response,
     responses={
-        200: with_items(
+        200: with_item_schemas(
             raw_content("The log as text, or as a stream when followed", **_LOG_SCHEMAS),
             text_event_stream=_SSE_SCHEMA,
             application_x_ndjson=_EVENT_SCHEMA,
