@@ -133,7 +133,7 @@ def shell_unicode(value: str) -> str:
     return "".join(f"\\{'u' if ord(letter) < 0x10000 else 'U'}{ord(letter):x}" for letter in value)
 
 
-def braced(value: str) -> str:
+def unicode_braces_escape(value: str) -> str:
     return "".join(f"\\u{{{ord(letter):x}}}" for letter in value)
 
 
@@ -166,7 +166,7 @@ ESCAPES: list[Callable[[str], str]] = [
     echo_octal,
     c_hex,
     shell_unicode,
-    braced,
+    unicode_braces_escape,
     lambda value: value.replace("'", "'\\''"),
     lambda value: value.replace("'", "'\"'\"'"),
 ]

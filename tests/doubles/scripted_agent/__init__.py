@@ -32,7 +32,7 @@ scripted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scripted:
+class ScriptedSection:
     """Prompt and settings of the scripted agent."""
 
     __pydantic_config__ = FORBID_EXTRA
@@ -46,7 +46,7 @@ class ScriptedAgent:
 
     kind = "scripted"
     display_name = "Scripted Agent"
-    section = Scripted
+    section = ScriptedSection
     field_summary = "scripted.model, scripted.effort"
     manifest_templates: Sequence[ManifestTemplate] = (ManifestTemplate("Scripted", "A second agent.", TEMPLATE),)
     key_setting = "RESPONSES_API_KEY"

@@ -34,14 +34,14 @@ SILENCE_SECONDS = 2.0
 _ERRORS = {"ImageUnusableError": ImageUnusableError, "RunnerNotStartedError": RunnerNotStartedError}
 
 
-class Worker:
+class WorkerClient:
     """Client of the worker's socket: one connection for each call."""
 
     def __init__(self, path, host=NAME):
         self.path, self.host = str(path), host
 
     def call(self, method, *arguments, result=None, timeout=5.0):
-        """Call a method of `worker.Methods`. Blocks. Raises HostUnreachableError, or what the method raised."""
+        """Call a method of `worker.RpcMethods`. Blocks. Raises HostUnreachableError, or what the method raised."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(timeout)
@@ -256,6 +256,6 @@ def create_placement_with(path: Path):
     """Return the entry that the registry would contain. path: the path of the worker's socket."""
 
     async def create_placement(context):
-        return await asyncio.to_thread(WorkerPlacement, Worker(path), context.data_dir, context.replicas)
+        return await asyncio.to_thread(WorkerPlacement, WorkerClient(path), context.data_dir, context.replicas)
 
     return create_placement

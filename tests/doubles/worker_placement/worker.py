@@ -28,7 +28,7 @@ from sandbox.model.events import ArtifactCollected
 CHUNK_BYTES = 2**18
 
 
-class Methods:
+class RpcMethods:
     """The methods that the server can call. Arguments are converted to the annotated types."""
 
     def __init__(self, context, placement):
@@ -122,7 +122,7 @@ class Worker:
 
     def __init__(self, context, placement):
         self.context, self.placement = context, placement
-        self.methods = Methods(context, placement)
+        self.methods = RpcMethods(context, placement)
 
     async def serve(self, reader, writer):
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ MIB = 1024**2
 
 
 @pytest.fixture
-def host(tmp_path):
+def small_file_system_root(tmp_path):
     reason = asyncio.run(loop_unavailable_reason(tmp_path))
     if reason is not None:
         pytest.skip(f"no file system can be mounted here: {reason}")
@@ -24,39 +24,39 @@ def host(tmp_path):
         yield directory
 
 
-def test_released_reserve_is_writable_on_a_full_disk(host):
-    reserve = ReserveFile(host / "reserve", 4 * MIB)
+def test_released_reserve_is_writable_on_a_full_disk(small_file_system_root):
+    reserve = ReserveFile(small_file_system_root / "reserve", 4 * MIB)
     reserve.allocate()
     reserve.allocate()
-    fill_file_system(host)
+    fill_file_system(small_file_system_root)
     with pytest.raises(OSError, match="No space left"):
-        (host / "end").write_bytes(b"x" * MIB)
+        (small_file_system_root / "end").write_bytes(b"x" * MIB)
     assert reserve.release()
-    (host / "end").write_bytes(b"x" * 3 * MIB)
+    (small_file_system_root / "end").write_bytes(b"x" * 3 * MIB)
     assert not reserve.release()
     with pytest.raises(OSError, match="No space left"):
         reserve.allocate()
     assert not reserve.is_allocated
-    assert not (host / "reserve.part").exists()
-    assert measure_disk_space(host).free_bytes < 2 * MIB
+    assert not (small_file_system_root / "reserve.part").exists()
+    assert measure_disk_space(small_file_system_root).free_bytes < 2 * MIB
 
 
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
-def test_disk_reports_data_loss_on_a_full_host(host, written_bytes, is_lost):
+def test_disk_reports_data_loss_on_a_full_host(small_file_system_root, written_bytes, is_lost):
     """The attempt's disk (1 GiB) is larger than the host's file system, so writers see no error until data is lost."""
-    child = FORKSERVER.Process(target=_write, args=(host, written_bytes, is_lost))
+    child = FORKSERVER.Process(target=_write, args=(small_file_system_root, written_bytes, is_lost))
     child.start()
     child.join(60)
     assert child.exitcode == 0
 
 
-def _write(host, written_bytes, is_lost):
+def _write(small_file_system_root, written_bytes, is_lost):
     unshare_mounts()
-    asyncio.run(_write_and_verify(host, written_bytes, is_lost))
+    asyncio.run(_write_and_verify(small_file_system_root, written_bytes, is_lost))
 
 
-async def _write_and_verify(host, written_bytes, is_lost):
-    layout, disks = AttemptLayout(host / "attempt"), LoopDisks()
+async def _write_and_verify(small_file_system_root, written_bytes, is_lost):
+    layout, disks = AttemptLayout(small_file_system_root / "attempt"), LoopDisks()
     layout.root.mkdir()
     await disks.open(layout, 1024 * MIB)
     with suppress(OSError) if is_lost else nullcontext(), (layout.disk / "large").open("wb") as file:

@@ -212,7 +212,7 @@ def test_collecting_artifacts_does_not_change_earlier_tasks():
     assert advance(decoded, e.ArtifactCollected(one), seq=100, at=before.created_at).task.artifacts == (two, one)
 
 
-class CountedName(str):
+class ComparisonCountingStr(str):
     """A name that counts its comparisons."""
 
     __slots__ = ()
@@ -220,7 +220,7 @@ class CountedName(str):
     __hash__ = str.__hash__
 
     def __eq__(self, other):
-        CountedName.compared += 1
+        ComparisonCountingStr.compared += 1
         return str.__eq__(self, other)
 
     def __ne__(self, other):
@@ -231,10 +231,12 @@ def test_adding_an_artifact_does_not_compare_all_artifacts():
     task, count = final_task(*TO_RUNNING), 500
     for size in (1, 2):
         for number in range(count):
-            artifact = Artifact(CountedName(f"{number}.md"), "a.md", size, "text/markdown", "sha256:" + "0" * 64)
+            artifact = Artifact(
+                ComparisonCountingStr(f"{number}.md"), "a.md", size, "text/markdown", "sha256:" + "0" * 64
+            )
             task = advance(task, e.ArtifactCollected(artifact), seq=9, at=task.created_at).task
     assert [artifact.size_bytes for artifact in task.artifacts] == [2] * count
-    assert CountedName.compared < 10 * count
+    assert ComparisonCountingStr.compared < 10 * count
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ async def reserve_until(memory, size_bytes, done):
         await done.wait()
 
 
-async def turns(count=5):
+async def yield_to_loop(count=5):
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -47,10 +47,10 @@ async def test_waiters_are_admitted_in_order():
     waiting = [
         asyncio.create_task(reserve_until(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)
     ]
-    await turns()
+    await yield_to_loop()
     assert memory.reserved_bytes == 80
     done[0].set()
-    await turns()
+    await yield_to_loop()
     assert memory.reserved_bytes == 80
     for end in done:
         end.set()
@@ -64,14 +64,14 @@ async def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted
     assert await memory.try_reserve(80)
     first = asyncio.create_task(reserve_until(memory, 50, asyncio.Event()))
     second = asyncio.create_task(reserve_until(memory, 40, done := asyncio.Event()))
-    await turns()
+    await yield_to_loop()
     if was_admitted:
         memory.release(80)
         memory.force_reserve(80)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     memory.release(80)
-    await turns()
+    await yield_to_loop()
     assert memory.reserved_bytes == 40
     done.set()
     await second

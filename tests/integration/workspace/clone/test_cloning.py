@@ -27,7 +27,7 @@ WITHOUT_REDIRECTS, WITH_REDIRECTS = (DialPolicy(is_dialable, follows_redirects) 
 
 
 @pytest.fixture
-def helper(tmp_path):
+def credential_helper(tmp_path):
     """A credential helper that logs its requests and has a password for every host."""
     program, log = tmp_path / "helper", tmp_path / "requests.log"
     program.write_text(f"#!/bin/sh\ncat >> {log}\necho username=me\necho password=let-me-in\n")
@@ -36,12 +36,12 @@ def helper(tmp_path):
     return program, log
 
 
-def request_credentials(url, helper, *requests, secrets=None):
+def request_credentials(url, credential_helper, *requests, secrets=None):
     """Send credential requests as the confinement does; return the responses. secrets: gets the returned passwords."""
 
     async def scenario():
         helper_socket, child_socket = socket.socketpair()
-        credentials = CredentialHelper(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
+        credentials = CredentialHelper(url, [("credential.helper", str(credential_helper))], {}, os.environ["PATH"])
         credentials.secrets = set() if secrets is None else secrets
         serving = asyncio.create_task(credentials.serve(helper_socket))
         reader, writer = await asyncio.open_connection(sock=child_socket)
@@ -67,8 +67,8 @@ async def read_response(reader):
     return None
 
 
-def test_helper_is_called_for_the_clone_host(helper):
-    program, log = helper
+def test_helper_is_called_for_the_clone_host(credential_helper):
+    program, log = credential_helper
 
     responses = request_credentials("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
 
@@ -88,16 +88,16 @@ def test_helper_is_called_for_the_clone_host(helper):
         b"\xff\n\n",
     ],
 )
-def test_helper_is_called_only_for_the_origin_of_the_clone_url(helper, credential_request):
-    program, log = helper
+def test_helper_is_called_only_for_the_origin_of_the_clone_url(credential_helper, credential_request):
+    program, log = credential_helper
 
     assert request_credentials("https://git.example/demo.git", program, credential_request) == [b""]
     assert log.read_text() == ""
 
 
 @pytest.mark.parametrize(("password", "secrets_found"), [("", set()), ("let-me-in", {"let-me-in"})])
-def test_empty_password_is_not_a_secret(helper, password, secrets_found):
-    program, _ = helper
+def test_empty_password_is_not_a_secret(credential_helper, password, secrets_found):
+    program, _ = credential_helper
     program.write_text(f"#!/bin/sh\necho username=me\necho password={password}\n")
     secrets = set()
 
@@ -109,8 +109,8 @@ def test_empty_password_is_not_a_secret(helper, password, secrets_found):
     assert secrets == secrets_found
 
 
-def test_username_in_a_credential_request_is_not_passed_to_the_helper(helper):
-    program, log = helper
+def test_username_in_a_credential_request_is_not_passed_to_the_helper(credential_helper):
+    program, log = credential_helper
 
     request_credentials(
         "https://git.example/demo.git", program, b"protocol=https\nhost=git.example\npath=x\nusername=root\n\n"
@@ -119,8 +119,8 @@ def test_username_in_a_credential_request_is_not_passed_to_the_helper(helper):
     assert "root" not in log.read_text()
 
 
-def test_number_of_credential_requests_is_limited(helper):
-    program, _ = helper
+def test_number_of_credential_requests_is_limited(credential_helper):
+    program, _ = credential_helper
     credential_request = b"protocol=https\nhost=git.example\n\n"
 
     responses = request_credentials(

@@ -108,8 +108,8 @@ def test_unfinished_run_message_names_the_fix(name, summary, advice):
 def test_run_truncated_after_any_line_fails():
     lines = recorded("success_with_tools")
     for line_count in range(len(lines)):
-        assert _fails("success_with_tools", lines[:line_count]), line_count
-    assert not _fails("success_with_tools", lines)
+        assert _ends_without_result("success_with_tools", lines[:line_count]), line_count
+    assert not _ends_without_result("success_with_tools", lines)
 
 
 @pytest.mark.parametrize("name", ["success_with_tools", "background_command", "subagent_in_background"])
@@ -117,11 +117,11 @@ def test_run_truncated_after_any_line_fails():
 def test_run_truncated_in_the_last_result_fails(name, missing_bytes):
     *lines, last = recorded(name)
     assert b'"type":"result"' in last
-    assert _fails(name, [*lines, last[:-missing_bytes]])
-    assert not _fails(name, [*lines, last[:-1]])
+    assert _ends_without_result(name, [*lines, last[:-missing_bytes]])
+    assert not _ends_without_result(name, [*lines, last[:-1]])
 
 
-def _fails(name, lines):
+def _ends_without_result(name, lines):
     _, outcome = replay(name, lines=lines)
     return outcome.failure is not None and outcome.failure.code is FailureCode.AGENT_NO_RESULT
 

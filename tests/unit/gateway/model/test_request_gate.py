@@ -160,7 +160,7 @@ def test_exhausted_budget_is_reported_at_once():
 # Responses in progress
 
 
-def streaming(*input_tokens: int) -> StreamMeter:
+def streaming_meter(*input_tokens: int) -> StreamMeter:
     meter = StreamMeter()
     for number in input_tokens:
         meter.feed(STARTED % number)
@@ -169,24 +169,24 @@ def streaming(*input_tokens: int) -> StreamMeter:
 
 def test_responses_in_progress_count_with_their_latest_usage():
     gate, events = create_gate(Budget(tokens=100))
-    gate.record_progress("first", streaming(40))
-    gate.record_progress("second", streaming(40))
+    gate.record_progress("first", streaming_meter(40))
+    gate.record_progress("second", streaming_meter(40))
     assert events == []
-    gate.record_progress("second", streaming(40, 59))
+    gate.record_progress("second", streaming_meter(40, 59))
     assert events == []
-    gate.record_progress("second", streaming(60))
+    gate.record_progress("second", streaming_meter(60))
     assert [type(one) for one in events] == [BudgetExhausted]
     assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (100 of 100 tokens)")
 
 
 def test_charged_response_replaces_its_progress():
     gate, _ = create_gate(Budget(tokens=100))
-    gate.record_progress("first", streaming(60))
+    gate.record_progress("first", streaming_meter(60))
     gate.charge("first", usage(60))
     assert gate.check() is None
-    gate.record_progress("second", streaming(39))
+    gate.record_progress("second", streaming_meter(39))
     gate.charge("second", None)
-    gate.record_progress("third", streaming(39))
+    gate.record_progress("third", streaming_meter(39))
     assert gate.check() is None
 
 
@@ -202,7 +202,7 @@ def test_json_response_is_counted_when_it_is_complete():
 
 def test_gate_without_a_budget_is_never_exhausted():
     gate, events = create_gate()
-    gate.record_progress("first", streaming(10**9))
+    gate.record_progress("first", streaming_meter(10**9))
     gate.charge("first", usage(10**9, usd=10.0**9))
     assert not gate.has_budget
     assert (gate.check(), events) == (None, [])

@@ -37,7 +37,7 @@ def text(byte_count: int) -> bytes:
     return (b'data: {"type":"content_block_delta"' + b"x" * byte_count)[:byte_count] + b"\n"
 
 
-def stream(*pieces: bytes) -> StreamMeter:
+def stream_meter_fed(*pieces: bytes) -> StreamMeter:
     meter = StreamMeter()
     for piece in pieces:
         meter.feed(piece)
@@ -49,7 +49,10 @@ def output_tokens_bound(
 ) -> int:
     """Output tokens of a response truncated after these pieces, without the tokens of its first line."""
     first_line_tokens = max(0, len(first_line) - 1 - EVENT_OVERHEAD_BYTES)
-    return stream(first_line, *pieces).upper_bound(bound, is_fully_received=True).output_tokens - first_line_tokens
+    return (
+        stream_meter_fed(first_line, *pieces).upper_bound(bound, is_fully_received=True).output_tokens
+        - first_line_tokens
+    )
 
 
 # Streams
@@ -95,23 +98,23 @@ def test_line_is_parsed_up_to_the_limit():
     for size, output in ((1_048_576, 42), (1_048_577, 1)):
         event = delta(output_tokens=42)[:-2]
         whole = event + b" " * (size - len(event) - 1) + b"}\n"
-        assert stream(start(output_tokens=1), whole).usage().output_tokens == output
-        assert stream(start(output_tokens=1), whole, delta(output_tokens=43)).usage().output_tokens == 43
+        assert stream_meter_fed(start(output_tokens=1), whole).usage().output_tokens == output
+        assert stream_meter_fed(start(output_tokens=1), whole, delta(output_tokens=43)).usage().output_tokens == 43
 
 
 def test_bound_is_between_reported_usage_and_max_tokens():
     assert (
-        stream(start(), text(5000))
+        stream_meter_fed(start(), text(5000))
         .upper_bound(CostBound(MODEL, 1, 300, is_streamed=True), is_fully_received=True)
         .output_tokens
         == 300
     )
-    usage = stream(start(), delta(output_tokens=900)).upper_bound(
+    usage = stream_meter_fed(start(), delta(output_tokens=900)).upper_bound(
         CostBound(MODEL, 1, 300, is_streamed=True), is_fully_received=True
     )
     assert usage.output_tokens == 900
     assert (
-        stream(start(), delta(output_tokens=9), text(500))
+        stream_meter_fed(start(), delta(output_tokens=9), text(500))
         .upper_bound(REQUEST_BOUND, is_fully_received=True)
         .output_tokens
         > 9
@@ -120,19 +123,21 @@ def test_bound_is_between_reported_usage_and_max_tokens():
 
 def test_max_tokens_count_if_the_response_was_not_fully_received():
     for pieces in ([], [start(input_tokens=10)], [start(input_tokens=10), text(500)]):
-        assert stream(*pieces).upper_bound(REQUEST_BOUND, is_fully_received=False).output_tokens == 64_000
+        assert stream_meter_fed(*pieces).upper_bound(REQUEST_BOUND, is_fully_received=False).output_tokens == 64_000
 
 
 def test_input_of_the_request_is_used_if_none_is_reported():
-    assert stream(start(input_tokens=10)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 10
-    assert stream(start(input_tokens=0)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 0
-    assert stream(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
-    assert stream().upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
+    assert (
+        stream_meter_fed(start(input_tokens=10)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 10
+    )
+    assert stream_meter_fed(start(input_tokens=0)).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 0
+    assert stream_meter_fed(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
+    assert stream_meter_fed().upper_bound(REQUEST_BOUND, is_fully_received=True).input_tokens == 500
 
 
 def test_model_of_the_request_is_used_if_the_response_has_none():
-    assert stream(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == MODEL
-    usage = stream(b": nothing\n").upper_bound(REQUEST_BOUND, is_fully_received=False)
+    assert stream_meter_fed(start()).upper_bound(REQUEST_BOUND, is_fully_received=True).model == MODEL
+    usage = stream_meter_fed(b": nothing\n").upper_bound(REQUEST_BOUND, is_fully_received=False)
     assert usage == Usage("claude-opus-4-1", 500, 64_000, 0, 0, (500 * 15 + 64_000 * 75) / 1e6)
 
 
@@ -157,14 +162,14 @@ def test_model_of_the_request_is_used_if_the_response_has_none():
     ],
 )
 def test_stream_is_complete_after_a_delta_with_output_tokens(pieces, is_complete):
-    assert stream(*pieces).is_complete is is_complete
+    assert stream_meter_fed(*pieces).is_complete is is_complete
 
 
 def test_stream_has_started_after_a_message_start():
-    assert not stream(b"event: message_start\n", start()[:-1]).has_started
-    assert not stream(delta(output_tokens=5)).has_started
-    assert not stream(line({"type": "message_start"})).has_started
-    started = stream(start())
+    assert not stream_meter_fed(b"event: message_start\n", start()[:-1]).has_started
+    assert not stream_meter_fed(delta(output_tokens=5)).has_started
+    assert not stream_meter_fed(line({"type": "message_start"})).has_started
+    started = stream_meter_fed(start())
     assert started.has_started
     assert started.partial_usage() == started.usage() == Usage(MODEL, 0, 0, 0, 0, 0.0)
 
@@ -174,49 +179,49 @@ def test_fields_of_another_event_type_are_ignored():
         {"type": "message_delta", "message": {"model": "claude-opus-4-1"}, "usage": {"output_tokens": 3}}
     )
     assert (
-        stream(start(), mismatched_event).usage().model,
-        stream(start(), mismatched_event).usage().output_tokens,
+        stream_meter_fed(start(), mismatched_event).usage().model,
+        stream_meter_fed(start(), mismatched_event).usage().output_tokens,
     ) == (MODEL, 3)
     outside = {"type": "message_start", "message": {"model": MODEL}, "usage": {"output_tokens": 3}}
-    assert stream(line(outside)).usage().output_tokens == 0
+    assert stream_meter_fed(line(outside)).usage().output_tokens == 0
 
 
 def test_response_without_a_model_has_an_empty_model():
-    usage = stream(line({"type": "message_start", "message": {"usage": {"input_tokens": 3}}})).usage()
+    usage = stream_meter_fed(line({"type": "message_start", "message": {"usage": {"input_tokens": 3}}})).usage()
     assert (usage.model, usage.input_tokens, usage.cost_usd) == ("", 3, None)
-    assert document(b'{"usage": {"input_tokens": 3}}').usage() == usage
+    assert json_meter_fed(b'{"usage": {"input_tokens": 3}}').usage() == usage
 
 
 def test_space_after_the_field_name_is_optional():
-    assert stream(start().replace(b"data: ", b"data:")).has_started
+    assert stream_meter_fed(start().replace(b"data: ", b"data:")).has_started
 
 
 @pytest.mark.parametrize("name", [b"Data:", b"DATA:", b"datum", b"     "])
 def test_line_with_another_field_name_is_ignored(name):
     other = delta(output_tokens=5).replace(b"data:", name)
-    meter = stream(start(), other)
+    meter = stream_meter_fed(start(), other)
     assert (meter.usage().output_tokens, meter.is_complete) == (0, False)
-    assert stream(start(), delta(output_tokens=5)).usage().output_tokens == 5
+    assert stream_meter_fed(start(), delta(output_tokens=5)).usage().output_tokens == 5
 
 
 def test_geo_surcharge_is_rounded_to_a_millionth_of_a_dollar():
-    assert stream(start(input_tokens=3, inference_geo="us")).usage().cost_usd == 0.000003
-    assert stream(start(input_tokens=30, inference_geo="us")).usage().cost_usd == 0.000033
-    assert stream(start(input_tokens=30, inference_geo="")).usage().cost_usd == 0.00003
+    assert stream_meter_fed(start(input_tokens=3, inference_geo="us")).usage().cost_usd == 0.000003
+    assert stream_meter_fed(start(input_tokens=30, inference_geo="us")).usage().cost_usd == 0.000033
+    assert stream_meter_fed(start(input_tokens=30, inference_geo="")).usage().cost_usd == 0.00003
 
 
 def test_model_name_is_truncated():
     for name, expected in (("m" * 128, "m" * 128), ("m" * 129, "m" * 128)):
-        meter = stream(line({"type": "message_start", "message": {"model": name}}))
+        meter = stream_meter_fed(line({"type": "message_start", "message": {"model": name}}))
         assert meter.usage().model == expected
         advisor = delta(iterations=[{"type": "advisor_message", "model": name, "input_tokens": 1}])
-        assert stream(start(), advisor).usage().model == expected
+        assert stream_meter_fed(start(), advisor).usage().model == expected
 
 
 # Documents
 
 
-def document(body: bytes) -> JsonMeter:
+def json_meter_fed(body: bytes) -> JsonMeter:
     meter = JsonMeter()
     meter.feed(body)
     return meter
@@ -226,10 +231,10 @@ COMPLETE_RESPONSE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "o
 
 
 def test_json_response_is_complete_when_it_parses():
-    assert document(COMPLETE_RESPONSE).is_complete
-    assert not document(COMPLETE_RESPONSE[:-1]).is_complete
-    assert not document(b'{"model": "m"}').is_complete
-    for meter in (document(b""), document(COMPLETE_RESPONSE)):
+    assert json_meter_fed(COMPLETE_RESPONSE).is_complete
+    assert not json_meter_fed(COMPLETE_RESPONSE[:-1]).is_complete
+    assert not json_meter_fed(b'{"model": "m"}').is_complete
+    for meter in (json_meter_fed(b""), json_meter_fed(COMPLETE_RESPONSE)):
         assert meter.has_started
         assert meter.partial_usage() is None
 
@@ -237,14 +242,14 @@ def test_json_response_is_complete_when_it_parses():
 def test_truncated_json_response_counts_max_tokens():
     for body in (b"", COMPLETE_RESPONSE[:-1], COMPLETE_RESPONSE):
         for is_fully_received in (True, False):
-            usage = document(body).upper_bound(REQUEST_BOUND, is_fully_received=is_fully_received)
+            usage = json_meter_fed(body).upper_bound(REQUEST_BOUND, is_fully_received=is_fully_received)
             assert (usage.model, usage.input_tokens, usage.output_tokens) == ("claude-opus-4-1", 500, 64_000)
 
 
 def test_json_response_is_parsed_up_to_the_limit():
     padded = COMPLETE_RESPONSE.ljust(4_194_304)
-    assert document(padded).is_complete
-    oversized = document(padded + b" ")
+    assert json_meter_fed(padded).is_complete
+    oversized = json_meter_fed(padded + b" ")
     assert not oversized.is_complete
     oversized.feed(COMPLETE_RESPONSE)
     assert not oversized.is_complete, "later data belongs to the same document"
@@ -272,18 +277,21 @@ def test_meter_is_chosen_by_content_type(content_type, kind):
 )
 def test_counts_out_of_range_are_ignored(name):
     for count, expected in ((10**12, 10**12), (0, 0)):
-        usage = stream(start(), delta(**{name: count})).usage()
+        usage = stream_meter_fed(start(), delta(**{name: count})).usage()
         assert (
             sum((usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens))
             == expected
         )
     for count in (10**12 + 1, -1):
-        assert stream(start(input_tokens=7), delta(**{name: count})).usage() == stream(start(input_tokens=7)).usage()
+        assert (
+            stream_meter_fed(start(input_tokens=7), delta(**{name: count})).usage()
+            == stream_meter_fed(start(input_tokens=7)).usage()
+        )
 
 
 def test_search_counts_out_of_range_are_ignored():
     def cost(searches: int) -> float:
-        return stream(start(server_tool_use={"web_search_requests": searches})).usage().cost_usd
+        return stream_meter_fed(start(server_tool_use={"web_search_requests": searches})).usage().cost_usd
 
     assert [cost(0), cost(1), cost(10**12), cost(10**12 + 1), cost(-1)] == [0.0, 0.01, 10.0**10, 0.0, 0.0]
 
@@ -291,7 +299,7 @@ def test_search_counts_out_of_range_are_ignored():
 def test_later_search_count_may_be_zero():
     searched = delta(server_tool_use={"web_search_requests": 3})
     none = delta(server_tool_use={"web_search_requests": 0})
-    assert stream(start(), searched, none).usage().cost_usd == 0.0
+    assert stream_meter_fed(start(), searched, none).usage().cost_usd == 0.0
 
 
 def test_cheaper_iteration_does_not_reduce_the_cost_of_the_response():
@@ -299,6 +307,6 @@ def test_cheaper_iteration_does_not_reduce_the_cost_of_the_response():
     part = {"type": "message", "model": "claude-haiku-4-5", **whole}
     advisor = {"type": "advisor_message", "model": "claude-opus-4-1", "input_tokens": 100, "output_tokens": 10}
     message_start = line({"type": "message_start", "message": {"model": "claude-opus-4-1", "usage": whole}})
-    usage = stream(message_start, delta(iterations=[part, advisor])).usage()
+    usage = stream_meter_fed(message_start, delta(iterations=[part, advisor])).usage()
     assert usage.cost_usd == pytest.approx((1100 * 15 + 60 * 75) / 1e6)
     assert (usage.input_tokens, usage.output_tokens) == (1100, 60)
