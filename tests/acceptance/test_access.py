@@ -42,7 +42,7 @@ def make_token(deployment, role: Role, name: str = "") -> tuple[str, str]:
 
 
 @pytest.fixture
-def sandbox(deployment):
+def run_cli(deployment):
     return command_line(deployment)
 
 
@@ -101,34 +101,34 @@ def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_deploy
 
 
 def test_cli_sends_token_and_reports_rejection(token_deployment):
-    sandbox = command_line(token_deployment)
+    run_cli = command_line(token_deployment)
     _, viewer = make_token(token_deployment, Role.VIEWER)
     server = ("--server", token_deployment.server.ready_message["http"])
-    assert sandbox("task", "list", *server, SANDBOX_TOKEN=viewer).returncode == 0
+    assert run_cli("task", "list", *server, SANDBOX_TOKEN=viewer).returncode == 0
     for arguments in ((), ("--token", "wrong")):
-        refused = sandbox("task", "list", *server, *arguments)
+        refused = run_cli("task", "list", *server, *arguments)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
     token_deployment.submit("not-cancelled", repository={"branch": "none"})
-    assert sandbox("task", "cancel", "not-cancelled", "--yes", *server, "--token", viewer).returncode == 5
+    assert run_cli("task", "cancel", "not-cancelled", "--yes", *server, "--token", viewer).returncode == 5
     assert token_deployment.wait("not-cancelled")["state"] == "failed"
 
 
 def test_revoked_token_is_rejected_immediately(token_deployment):
-    deployment, sandbox = token_deployment, command_line(token_deployment)
-    created = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
+    deployment, run_cli = token_deployment, command_line(token_deployment)
+    created = run_cli("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
     assert created.returncode == 0, created.stderr
     token_id, viewer = (json.loads(created.stdout)[key] for key in ("id", "token"))
     session = send_request(deployment, viewer, "POST", "/api/v1/session")
     cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}
     assert send_request(deployment, viewer).status_code == 200
     assert send_request(deployment, None, headers=cookie).status_code == 200
-    assert "for a while" in sandbox("token", "list").stdout
-    assert sandbox("token", "revoke", token_id).returncode == 0
+    assert "for a while" in run_cli("token", "list").stdout
+    assert run_cli("token", "revoke", token_id).returncode == 0
     assert send_request(deployment, viewer).status_code == 401
     assert send_request(deployment, None, headers=cookie).status_code == 401
     assert send_request(deployment, deployment.bearer).status_code == 200
-    assert sandbox("token", "revoke", token_id).returncode == 3
+    assert run_cli("token", "revoke", token_id).returncode == 3
 
 
 def test_running_server_requires_tokens_once_one_exists(deploy):
@@ -162,9 +162,9 @@ def test_clone_host_not_in_allowed_hosts_is_rejected(token_deployment):
     assert "github.com" in response.text
 
 
-def test_non_loopback_address_requires_a_token(sandbox):
+def test_non_loopback_address_requires_a_token(run_cli):
     serving = ("serve", "--host", "0.0.0.0", "--port", "0", "--ws-port", "0")
-    refused = sandbox(*serving)
+    refused = run_cli(*serving)
     assert refused.returncode == 10
     assert refused.stdout == ""
     assert "sandbox token create --role operator" in refused.stderr

@@ -40,7 +40,7 @@ def environment(api, tmp_path):
 
 
 @pytest.fixture
-def sandbox(environment, tmp_path):
+def run_cli(environment, tmp_path):
     """Run `sandbox …` until it exits."""
 
     def run(*arguments: str, stdin: bytes = b"", cwd: Path = tmp_path) -> subprocess.CompletedProcess[bytes]:
@@ -50,7 +50,7 @@ def sandbox(environment, tmp_path):
 
 
 @pytest.fixture
-def sandbox_process(environment, tmp_path):
+def start_cli(environment, tmp_path):
     """Start `sandbox …`; kill running processes at the end of the test."""
     processes = []
 
@@ -111,9 +111,9 @@ def terminal():
 
 
 @pytest.fixture
-def on_terminal(sandbox_process, terminal):
+def on_terminal(start_cli, terminal):
     """Start `sandbox …` on the terminal."""
     child_fd = terminal.child_fd
-    return lambda *arguments, **options: sandbox_process(
+    return lambda *arguments, **options: start_cli(
         *arguments, stdin=child_fd, stdout=child_fd, stderr=child_fd, **options
     )

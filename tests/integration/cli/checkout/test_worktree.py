@@ -73,47 +73,47 @@ def served_patch(serve_patch, patch, checkout):
     serve_patch(patch, git("rev-parse", "HEAD", cwd=checkout).strip())
 
 
-def test_piped_diff_is_accepted_by_git_apply(sandbox, served_patch, patch, checkout):
-    result = sandbox("task", "diff", TASK_ID)
+def test_piped_diff_is_accepted_by_git_apply(run_cli, served_patch, patch, checkout):
+    result = run_cli("task", "diff", TASK_ID)
     assert (result.returncode, result.stdout, result.stderr) == (0, patch, b"")
     subprocess.run(["git", "apply", "--check", "-"], input=result.stdout, cwd=checkout, check=True, timeout=60)
 
 
-def test_json_diff_is_one_document(sandbox, served_patch, patch):
-    assert json.loads(sandbox("task", "diff", TASK_ID, "-f", "json").stdout) == {
+def test_json_diff_is_one_document(run_cli, served_patch, patch):
+    assert json.loads(run_cli("task", "diff", TASK_ID, "-f", "json").stdout) == {
         "task_id": TASK_ID,
         "patch": patch.decode(),
     }
 
 
-def test_json_diff_preserves_foreign_line_endings(sandbox, serve_patch):
+def test_json_diff_preserves_foreign_line_endings(run_cli, serve_patch):
     patch = b"--- a/x\r\n+++ b/x\r\n@@ -1 +1 @@\n-one\r\n+two\rthree\r\n+caf\xe9\n"
     serve_patch(patch, None)
-    document = json.loads(sandbox("task", "diff", TASK_ID, "-f", "json").stdout)
+    document = json.loads(run_cli("task", "diff", TASK_ID, "-f", "json").stdout)
     assert document["patch"] == patch.decode(errors="replace")
 
 
-def test_empty_patch_is_reported(sandbox, serve_patch, checkout):
+def test_empty_patch_is_reported(run_cli, serve_patch, checkout):
     serve_patch(b"", None)
     for command in ("diff", "apply"):
-        result = sandbox("task", command, TASK_ID, cwd=checkout)
+        result = run_cli("task", command, TASK_ID, cwd=checkout)
         assert (result.returncode, result.stdout) == (0, b"")
         assert b"changed nothing" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["diff", "apply"])
-def test_patch_with_a_secret_needs_a_flag(sandbox, serve_patch, patch, checkout, command):
+def test_patch_with_a_secret_needs_a_flag(run_cli, serve_patch, patch, checkout, command):
     serve_patch(patch, None, contains_secret=True)
-    result = sandbox("task", command, TASK_ID, cwd=checkout)
+    result = run_cli("task", command, TASK_ID, cwd=checkout)
     assert (result.returncode, result.stdout) == (5, b"")
     assert git("status", "--porcelain", cwd=checkout) == ""
-    assert sandbox("task", command, TASK_ID, SECRET_FLAG, cwd=checkout).returncode == 0
+    assert run_cli("task", command, TASK_ID, SECRET_FLAG, cwd=checkout).returncode == 0
 
 
-def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, checkout):
+def test_apply_changes_the_checkout_and_lists_the_files(run_cli, served_patch, checkout):
     (checkout / "untracked").write_text("mine")
     (checkout / "below").mkdir()
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout / "below")
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout / "below")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines == ["+2 -1  a.txt", "+0 -1  b.sql", "+1 -0  esc", "binary  new.bin"]
@@ -125,8 +125,8 @@ def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, c
     ]  # fmt: skip
 
 
-def test_json_apply_lists_files_and_both_commits(sandbox, served_patch, checkout, tmp_path):
-    result = sandbox("task", "apply", TASK_ID, "--directory", str(checkout), "-f", "json", cwd=tmp_path)
+def test_json_apply_lists_files_and_both_commits(run_cli, served_patch, checkout, tmp_path):
+    result = run_cli("task", "apply", TASK_ID, "--directory", str(checkout), "-f", "json", cwd=tmp_path)
     document = json.loads(result.stdout)
     assert document["files"][0] == {"path": "a.txt", "added": 2, "removed": 1}
     assert document["files"][3] == {"path": "new.bin", "added": None, "removed": None}
@@ -134,13 +134,13 @@ def test_json_apply_lists_files_and_both_commits(sandbox, served_patch, checkout
     assert document["directory"] == str(checkout)
 
 
-def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checkout):
+def test_apply_to_another_commit_warns_and_applies(run_cli, served_patch, checkout):
     (checkout / "other").write_text("x")
     base = git("rev-parse", "HEAD", cwd=checkout).strip()
     git("add", "other", cwd=checkout)
     git("commit", "-q", "-m", "Continue", cwd=checkout)
     here = git("rev-parse", "HEAD", cwd=checkout).strip()
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 0
     message = f"The patch was made on commit {base[:12]}; this checkout is at {here[:12]}.\n"
     assert result.stderr.decode().startswith(message)
@@ -149,35 +149,35 @@ def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checko
 @pytest.mark.parametrize(
     ("status", "code"), [(404, "artifact_not_found"), (403, "artifact_contains_secret"), (403, "forbidden")]
 )
-def test_apply_works_without_a_known_base_commit(sandbox, served_patch, checkout, api, status, code):
+def test_apply_works_without_a_known_base_commit(run_cli, served_patch, checkout, api, status, code):
     metadata = f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json"
     api.on("GET", metadata, error_response(status, code, "Not this one."))
-    result = sandbox("task", "apply", TASK_ID, "-f", "json", cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, "-f", "json", cwd=checkout)
     assert (result.returncode, result.stderr) == (0, b"")
     document = json.loads(result.stdout)
     assert (document["base_commit"], len(document["files"])) == (None, 4)
 
 
-def test_apply_rejects_a_dirty_checkout(sandbox, served_patch, checkout, api):
+def test_apply_rejects_a_dirty_checkout(run_cli, served_patch, checkout, api):
     (checkout / "b.sql").write_text("mine\n")
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])
     assert b"uncommitted" in result.stderr
     assert (checkout / "a.txt").read_text() == BEFORE["a.txt"]
 
 
-def test_conflicting_patch_changes_nothing(sandbox, served_patch, checkout):
+def test_conflicting_patch_changes_nothing(run_cli, served_patch, checkout):
     (checkout / "b.sql").write_text("select 2;\n")
     git("commit", "-q", "-a", "-m", "Change", cwd=checkout)
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert b"does not apply to this checkout, so nothing was applied.\n  " in result.stderr
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_apply_never_overwrites_an_untracked_file(sandbox, served_patch, checkout):
+def test_apply_never_overwrites_an_untracked_file(run_cli, served_patch, checkout):
     (checkout / "new.bin").write_bytes(b"mine")
-    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
+    assert run_cli("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert (checkout / "new.bin").read_bytes() == b"mine"
 
 
@@ -192,9 +192,9 @@ new file mode 100644
 
 
 @pytest.mark.parametrize("path", [b"../escaped", b".git/hooks/post-checkout", b"/tmp/escaped-from-a-checkout"])
-def test_patch_cannot_escape_the_checkout(sandbox, serve_patch, checkout, tmp_path, path):
+def test_patch_cannot_escape_the_checkout(run_cli, serve_patch, checkout, tmp_path, path):
     serve_patch(ESCAPE.replace(b"%s", path), None)
-    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
+    assert run_cli("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert not (tmp_path / "escaped").exists()
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()
 
@@ -212,11 +212,11 @@ def install_filter(checkout):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_is_deferred_until_the_patch_is_applied(
-    sandbox_process, served_patch, checkout, install_filter, tmp_path, number
+    start_cli, served_patch, checkout, install_filter, tmp_path, number
 ):
     install_filter(f"touch {tmp_path}/started; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
     options = {"start_new_session": True, "stderr": subprocess.PIPE}
-    process = sandbox_process("task", "apply", TASK_ID, cwd=checkout, **options)
+    process = start_cli("task", "apply", TASK_ID, cwd=checkout, **options)
     wait_until((tmp_path / "started").exists, description="git to write the first file")
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
@@ -240,9 +240,9 @@ def test_hanging_filter_is_killed_and_files_are_restored(checkout, install_filte
     assert not (checkout / ".git" / "index.lock").exists()
 
 
-def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkout, install_filter):
+def test_apply_is_rolled_back_after_git_is_killed(run_cli, served_patch, checkout, install_filter):
     install_filter('kill -9 "$PPID"')
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert b"all files were restored" in result.stderr
     assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
@@ -252,7 +252,7 @@ def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkou
     assert f"The replaced content is in {backup / 'found'}.".encode() in result.stderr
 
 
-def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, checkout, install_filter):
+def test_rollback_restores_a_renamed_file_and_its_mode(run_cli, serve_patch, checkout, install_filter):
     (checkout / "a.txt").chmod(0o755)
     git("commit", "-q", "-a", "-m", "Make it executable", cwd=checkout)
     (checkout / "below").mkdir()
@@ -260,33 +260,33 @@ def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, che
     serve_patch(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)
     git("reset", "-q", "--hard", cwd=checkout)
     install_filter('kill -9 "$PPID"')
-    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
+    assert run_cli("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert ((checkout / "a.txt").read_text(), (checkout / "below").exists()) == (BEFORE["a.txt"], False)
     assert (checkout / "a.txt").stat().st_mode & 0o777 == 0o755
 
 
-def test_apply_writes_files_outside_a_sparse_checkout(sandbox, served_patch, checkout):
+def test_apply_writes_files_outside_a_sparse_checkout(run_cli, served_patch, checkout):
     git("config", "core.sparseCheckout", "true", cwd=checkout)
     (checkout / ".git" / "info" / "sparse-checkout").write_text("/b.sql\n")
     git("read-tree", "-mu", "HEAD", cwd=checkout)
     assert not (checkout / "a.txt").exists()
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
 
 
 @pytest.mark.parametrize("has_tar", [True, False])
-def test_apply_reports_files_missing_from_the_patch(sandbox, serve_patch, patch, checkout, has_tar):
+def test_apply_reports_files_missing_from_the_patch(run_cli, serve_patch, patch, checkout, has_tar):
     serve_patch(b"# left out, too large for a patch: big.bin\n" + patch, None, has_tar=has_tar)
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert (result.returncode, (checkout / "a.txt").read_text()) == (0, "one\n2\nthree\nfour\n")
     assert b"Not everything is in the patch:\n  left out, too large for a patch: big.bin\n" in result.stderr
     assert (f"sandbox task download {TASK_ID} {TASK_ID}.changes.tar".encode() in result.stderr) == has_tar
 
 
-def test_truncated_empty_patch_fails(sandbox, serve_patch, checkout):
+def test_truncated_empty_patch_fails(run_cli, serve_patch, checkout):
     serve_patch(b"# truncated: creating it took longer than 60.0 s\n", None, has_tar=True)
-    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    result = run_cli("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines() == [
         "Not everything is in the patch:",
@@ -296,9 +296,9 @@ def test_truncated_empty_patch_fails(sandbox, serve_patch, checkout):
     ]
 
 
-def test_apply_outside_a_checkout_is_a_usage_error(sandbox, served_patch, tmp_path):
+def test_apply_outside_a_checkout_is_a_usage_error(run_cli, served_patch, tmp_path):
     (tmp_path / "plain").mkdir()
-    result = sandbox("task", "apply", TASK_ID, cwd=tmp_path / "plain")
+    result = run_cli("task", "apply", TASK_ID, cwd=tmp_path / "plain")
     assert result.returncode == 2
     assert b"is not in a git checkout" in result.stderr
 
@@ -338,9 +338,9 @@ def test_pager_that_exits_early_ends_the_command_silently(serve_patch, on_termin
     ("state", "advice"), [("running", b"sandbox task wait"), ("cancelled", b"sandbox task status")]
 )
 @pytest.mark.parametrize("command", ["diff", "apply"])
-def test_missing_patch_error_depends_on_the_task_state(sandbox, api, checkout, command, state, advice):
+def test_missing_patch_error_depends_on_the_task_state(run_cli, api, checkout, command, state, advice):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": []}))
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status(state)))
-    result = sandbox("task", command, TASK_ID, cwd=checkout)
+    result = run_cli("task", command, TASK_ID, cwd=checkout)
     assert result.returncode == 3
     assert advice in result.stderr

@@ -58,8 +58,8 @@ def test_failing_server_yields_no_completions_and_no_errors(complete, api):
 @pytest.mark.parametrize(
     ("shell", "first_line"), [("zsh", b"#compdef sandbox"), ("fish", b"complete --no-files --command")]
 )
-def test_zsh_and_fish_have_completion_scripts(sandbox, shell, first_line):
-    result = sandbox("completion", shell)
+def test_zsh_and_fish_have_completion_scripts(run_cli, shell, first_line):
+    result = run_cli("completion", shell)
     assert (result.returncode, result.stderr) == (0, b"")
     assert first_line in result.stdout
 

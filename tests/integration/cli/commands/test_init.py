@@ -19,8 +19,8 @@ def checkout(tmp_path):
     return directory
 
 
-def test_init_yes_writes_a_valid_manifest(sandbox, checkout):
-    result = sandbox("init", "--yes", "--set", "claude.prompt=Fix it.", cwd=checkout)
+def test_init_yes_writes_a_valid_manifest(run_cli, checkout):
+    result = run_cli("init", "--yes", "--set", "claude.prompt=Fix it.", cwd=checkout)
     assert (result.returncode, result.stdout) == (0, b""), result.stderr
     assert yaml.safe_load((checkout / "task.yaml").read_text()) == {
         "version": "1",
@@ -31,7 +31,7 @@ def test_init_yes_writes_a_valid_manifest(sandbox, checkout):
         "vm": {"network_mode": "isolated"},
         "lifecycle": {"timeout": "1h"},
     }
-    assert sandbox("task", "validate", "task.yaml", cwd=checkout).returncode == 0
+    assert run_cli("task", "validate", "task.yaml", cwd=checkout).returncode == 0
 
 
 def test_invalid_answers_are_prompted_again(on_terminal, terminal, tmp_path):
@@ -62,34 +62,34 @@ def test_invalid_answers_are_prompted_again(on_terminal, terminal, tmp_path):
     )
 
 
-def test_manifest_can_be_written_to_stdout(sandbox, checkout):
-    result = sandbox("init", "--yes", "-", cwd=checkout)
+def test_manifest_can_be_written_to_stdout(run_cli, checkout):
+    result = run_cli("init", "--yes", "-", cwd=checkout)
     assert yaml.safe_load(result.stdout)["repository"]["branch"] == "main"
     assert list(checkout.glob("*.yaml")) == []
 
 
-def test_numeric_looking_string_stays_a_string(sandbox, checkout):
-    result = sandbox("init", "--yes", "--set", 'metadata.name="12e0345"', cwd=checkout)
+def test_numeric_looking_string_stays_a_string(run_cli, checkout):
+    result = run_cli("init", "--yes", "--set", 'metadata.name="12e0345"', cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert '  name: "12e0345"\n' in (checkout / "task.yaml").read_text()
-    assert sandbox("task", "validate", "task.yaml", cwd=checkout).returncode == 0
+    assert run_cli("task", "validate", "task.yaml", cwd=checkout).returncode == 0
 
 
-def test_existing_file_is_not_overwritten(sandbox, checkout):
+def test_existing_file_is_not_overwritten(run_cli, checkout):
     (checkout / "task.yaml").write_text("mine\n")
-    result = sandbox("init", "--yes", cwd=checkout)
+    result = run_cli("init", "--yes", cwd=checkout)
     assert (result.returncode, (checkout / "task.yaml").read_text()) == (4, "mine\n")
-    assert sandbox("init", "--yes", "--force", cwd=checkout).returncode == 0
+    assert run_cli("init", "--yes", "--force", cwd=checkout).returncode == 0
 
 
-def test_init_without_a_terminal_does_not_prompt(sandbox, checkout):
-    result = sandbox("init", cwd=checkout)
+def test_init_without_a_terminal_does_not_prompt(run_cli, checkout):
+    result = run_cli("init", cwd=checkout)
     assert (result.returncode, b"--yes" in result.stderr) == (2, True)
     assert list(checkout.glob("*.yaml")) == []
 
 
-def test_invalid_manifest_is_not_written(sandbox, checkout):
-    result = sandbox("init", "--yes", "--set", "vm.cpus=many", "--set", "repository.url=file:///etc", cwd=checkout)
+def test_invalid_manifest_is_not_written(run_cli, checkout):
+    result = run_cli("init", "--yes", "--set", "vm.cpus=many", "--set", "repository.url=file:///etc", cwd=checkout)
     assert result.returncode == 9
     errors = result.stderr.decode()
     assert "manifest: repository.url: must be" in errors
@@ -106,18 +106,18 @@ def without_repository(request, checkout, tmp_path):
     return checkout, f"{checkout} has no remote"
 
 
-def test_missing_repository_error_suggests_options(sandbox, without_repository):
+def test_missing_repository_error_suggests_options(run_cli, without_repository):
     directory, reason = without_repository
-    result = sandbox("init", "--yes", cwd=directory)
+    result = run_cli("init", "--yes", cwd=directory)
     assert result.returncode == 2
     assert result.stderr.decode().splitlines() == [
         f"Error: {reason}, so the repository of the task is unknown.",
         "  Set it: add --set repository.url=URL --set repository.branch=BRANCH",
     ]
-    partial = sandbox("init", "--yes", "--set", f"repository.url={URL}", cwd=directory)
+    partial = run_cli("init", "--yes", "--set", f"repository.url={URL}", cwd=directory)
     assert partial.stderr.decode().splitlines()[-1] == "  Set it: add --set repository.branch=BRANCH"
     settings = ("--set", f"repository.url={URL}", "--set", "repository.branch=main")
-    assert sandbox("init", "--yes", *settings, cwd=directory).returncode == 0
+    assert run_cli("init", "--yes", *settings, cwd=directory).returncode == 0
     assert yaml.safe_load((directory / "task.yaml").read_text())["repository"] == {"url": URL, "branch": "main"}
 
 
@@ -126,12 +126,12 @@ def test_missing_repository_is_prompted_for(on_terminal, terminal, without_repos
     terminal.read_until(b"Repository:")
 
 
-def test_missing_prompt_is_reported(sandbox, checkout):
-    result = sandbox("init", "--yes", cwd=checkout)
+def test_missing_prompt_is_reported(run_cli, checkout):
+    result = run_cli("init", "--yes", cwd=checkout)
     assert result.stderr.decode().splitlines() == [
         "Wrote task.yaml.",
         "  First describe the work in it: claude.prompt",
         "  Submit it and watch: sandbox task submit task.yaml --follow",
     ]
-    result = sandbox("init", "--yes", "--force", "--set", "claude.prompt=Fix it.", cwd=checkout)
+    result = run_cli("init", "--yes", "--force", "--set", "claude.prompt=Fix it.", cwd=checkout)
     assert b"claude.prompt" not in result.stderr

@@ -9,11 +9,11 @@ from doubles.image_archives import docker_archive, entry, layer, minimal_root, o
 
 
 @pytest.fixture
-def profile(sandbox, tmp_path):
+def profile(run_cli, tmp_path):
     """Run `sandbox profile …` on a data directory."""
 
     def run(*arguments, **options):
-        result = sandbox("profile", *arguments, "--data-dir", str(tmp_path / "data"), **options)
+        result = run_cli("profile", *arguments, "--data-dir", str(tmp_path / "data"), **options)
         return result.returncode, result.stdout.decode(), result.stderr.decode()
 
     return run
@@ -83,7 +83,7 @@ def test_invalid_commands_report_errors(profile, arguments, code, message):
     assert message in errors
 
 
-def test_unknown_profile_is_valid_without_a_server(sandbox, tmp_path):
+def test_unknown_profile_is_valid_without_a_server(run_cli, tmp_path):
     text = (
         "version: '1'\nkind: Task\nmetadata: {name: A task}\n"
         "repository: {url: https://example.org/r.git, branch: main}\n"
@@ -94,6 +94,6 @@ def test_unknown_profile_is_valid_without_a_server(sandbox, tmp_path):
         ("basic", ""),
     ):
         (tmp_path / "task.yaml").write_text(text % name)
-        result = sandbox("task", "validate", "task.yaml")
+        result = run_cli("task", "validate", "task.yaml")
         assert result.returncode == 0, result.stderr
         assert note in result.stderr.decode()

@@ -73,8 +73,8 @@ def submitted(api):
     return json.loads(api.requests_to("POST", "/tasks")[0].body)
 
 
-def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_task, sandbox, checkout):
-    result = sandbox("run", "Say goodbye.\nPolitely.", cwd=checkout / "src")
+def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_task, run_cli, checkout):
+    result = run_cli("run", "Say goodbye.\nPolitely.", cwd=checkout / "src")
     assert result.returncode == 0, result.stderr
     assert submitted(api) == {
         "version": "1",
@@ -89,14 +89,14 @@ def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_ta
     assert "▸ Edit  src/app/parser.py" in errors
 
 
-def test_patch_is_not_applied_without_a_terminal(completed_task, sandbox, checkout):
-    result = sandbox("run", "Say goodbye.", cwd=checkout)
+def test_patch_is_not_applied_without_a_terminal(completed_task, run_cli, checkout):
+    result = run_cli("run", "Say goodbye.", cwd=checkout)
     assert f"Apply it:   sandbox task apply {TASK_ID}" in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_apply_option_applies_the_patch(completed_task, sandbox, checkout):
-    result = sandbox("run", "Say goodbye.", "--apply", cwd=checkout)
+def test_apply_option_applies_the_patch(completed_task, run_cli, checkout):
+    result = run_cli("run", "Say goodbye.", "--apply", cwd=checkout)
     assert (result.returncode, (checkout / "src" / "app.py").read_text()) == (0, "print('goodbye')\n")
     assert "Applied to 2 files and staged." in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == "A  new.txt\nM  src/app.py\n"
@@ -137,8 +137,8 @@ def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_json_output_ends_with_the_patch(completed_task, sandbox, checkout):
-    lines = sandbox("run", "Say goodbye.", "--apply", "-f", "json", cwd=checkout).stdout.splitlines()
+def test_json_output_ends_with_the_patch(completed_task, run_cli, checkout):
+    lines = run_cli("run", "Say goodbye.", "--apply", "-f", "json", cwd=checkout).stdout.splitlines()
     assert json.loads(lines[-2])["type"] == "end"
     last = json.loads(lines[-1])
     assert (last["type"], last["applied"], [file["path"] for file in last["files"]]) == (
@@ -146,28 +146,28 @@ def test_json_output_ends_with_the_patch(completed_task, sandbox, checkout):
     )  # fmt: skip
 
 
-def test_prompt_from_stdin_and_set_options_are_used(api, completed_task, sandbox, checkout):
-    result = sandbox("run", "-", "--set", "vm.cpus=2", "--id", "mine", stdin=b"Say it.\n", cwd=checkout)
+def test_prompt_from_stdin_and_set_options_are_used(api, completed_task, run_cli, checkout):
+    result = run_cli("run", "-", "--set", "vm.cpus=2", "--id", "mine", stdin=b"Say it.\n", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert (submitted(api)["claude"]["prompt"], submitted(api)["vm"]) == ("Say it.\n", {"cpus": 2})
     assert submitted(api)["metadata"]["id"] == "mine"
 
 
 @pytest.mark.parametrize("prompt", ["-", b"Caf\xe9"])
-def test_prompt_that_is_not_utf_8_is_a_usage_error(api, sandbox, checkout, prompt):
-    result = sandbox("run", prompt, stdin=b"Caf\xe9", cwd=checkout)
+def test_prompt_that_is_not_utf_8_is_a_usage_error(api, run_cli, checkout, prompt):
+    result = run_cli("run", prompt, stdin=b"Caf\xe9", cwd=checkout)
     assert (result.returncode, api.requests) == (2, [])
     assert result.stderr.endswith(b"Error: The prompt must be UTF-8.\n")
 
 
 @pytest.mark.parametrize("command", ["run", "task submit"])
-def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, command, tmp_path):
+def test_duplicate_id_error_suggests_the_id_option(api, run_cli, checkout, command, tmp_path):
     existing = {"id": "mine", "state": "completed", "created_at": "2026-01-29T10:10:15.123Z"}
     body = {"error": "duplicate_task_id", "message": "Choose another metadata.id.", "existing_task": existing}
     api.on("POST", "/tasks", json_response(body, 409))
     (tmp_path / "task.json").write_text("{}")
     subject = "Say it." if command == "run" else str(tmp_path / "task.json")
-    result = sandbox(*command.split(), subject, "--id", "mine", cwd=checkout)
+    result = run_cli(*command.split(), subject, "--id", "mine", cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines()[-3:] == [
         "Error: Task mine already exists and is completed.",
@@ -176,7 +176,7 @@ def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, comma
     ]
 
 
-def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
+def test_invalid_set_value_error_names_the_option(api, run_cli, checkout):
     field_error = {
         "field": "vm.cpus",
         "rule": "type",
@@ -185,7 +185,7 @@ def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
         "column": None,
     }
     api.on("POST", "/tasks", error_response(400, "invalid_manifest", "It has mistakes.", [field_error]))
-    result = sandbox("run", "Go.", "--set", "vm.cpus=many", cwd=checkout)
+    result = run_cli("run", "Go.", "--set", "vm.cpus=many", cwd=checkout)
     assert result.returncode == 9
     assert result.stderr.decode().splitlines()[1:] == [
         "--set vm.cpus=many: vm.cpus: must be a whole number",
@@ -193,11 +193,11 @@ def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
     ]
 
 
-def test_unpushed_changes_are_rejected_before_submission(api, sandbox, checkout):
+def test_unpushed_changes_are_rejected_before_submission(api, run_cli, checkout):
     (checkout / "src" / "app.py").write_text("changed\n")
     commit(checkout, "Here only")
     (checkout / "src" / "app.py").write_text("changed again\n")
-    result = sandbox("run", "Go.", cwd=checkout)
+    result = run_cli("run", "Go.", cwd=checkout)
     assert result.returncode == 4
     errors = result.stderr.decode()
     assert "1 file changed and not committed and 1 commit not on origin" in errors
@@ -206,7 +206,7 @@ def test_unpushed_changes_are_rejected_before_submission(api, sandbox, checkout)
     assert api.requests == []
 
 
-def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, sandbox, checkout):
+def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, run_cli, checkout):
     pushed = head(checkout)
     (checkout / "committed.txt").write_text("here only\n")
     commit(checkout, "Here only")
@@ -217,7 +217,7 @@ def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, san
     git("config", "diff.noprefix", "true", cwd=checkout)
     git("config", "diff.context", "0", cwd=checkout)
     before = git("status", "--porcelain", cwd=checkout)
-    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert result.returncode == 0, result.stderr
     repository = submitted(api)["repository"]
     assert repository["commit"] == pushed
@@ -247,75 +247,75 @@ def edited_task(api, checkout):
     serve_task(api, patch)
 
 
-def test_edit_of_an_included_untracked_file_is_applied(edited_task, sandbox, checkout):
-    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+def test_edit_of_an_included_untracked_file_is_applied(edited_task, run_cli, checkout):
+    result = run_cli("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert (result.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), result.stderr
     assert git("status", "--porcelain", cwd=checkout) == "?? notes.txt\n"
 
 
 @pytest.mark.parametrize("changed", ["notes.txt", "src/app.py"])
-def test_suggested_apply_command_works_with_local_changes(edited_task, api, sandbox, checkout, changed):
+def test_suggested_apply_command_works_with_local_changes(edited_task, api, run_cli, checkout, changed):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json", artifact_response(b"{}"))
     if changed != "notes.txt":
         (checkout / changed).write_text("print('mine')\n")
-    result = sandbox("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
     advice = f"sandbox task apply {TASK_ID} --beside-changes"
     assert f"  Apply it:   {advice}\n" in result.stderr.decode()
-    applied = sandbox(*advice.split()[1:], cwd=checkout)
+    applied = run_cli(*advice.split()[1:], cwd=checkout)
     assert (applied.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), applied.stderr
     assert b"on top of your changes" in applied.stderr
 
 
 @pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
-def test_skip_worktree_and_assume_unchanged_files_are_not_sent(api, completed_task, sandbox, checkout, flag):
+def test_skip_worktree_and_assume_unchanged_files_are_not_sent(api, completed_task, run_cli, checkout, flag):
     (checkout / "local.env").write_text("PASSWORD=\n")
     commit(checkout, "Add settings")
     push(checkout)
     git("update-index", flag, "local.env", cwd=checkout)
     (checkout / "local.env").write_text("PASSWORD=hunter2\n")
     (checkout / "src" / "app.py").write_text("print('changed')\n")
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
     patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert (b"hunter2" in patch, b"changed" in patch) == (False, True)
 
 
-def test_include_dirty_works_without_a_git_index(api, completed_task, sandbox, checkout):
+def test_include_dirty_works_without_a_git_index(api, completed_task, run_cli, checkout):
     (checkout / ".git" / "index").unlink()
     (checkout / "src" / "app.py").write_text("print('changed')\n")
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
     patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert (b"-print('hello')" in patch, b"+print('changed')" in patch) == (True, True)
 
 
-def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, sandbox, checkout):
-    assert sandbox("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
+def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, run_cli, checkout):
+    assert run_cli("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
     assert "patch" not in submitted(api)["repository"]
 
 
-def test_too_large_changes_are_rejected(api, sandbox, checkout):
+def test_too_large_changes_are_rejected(api, run_cli, checkout):
     (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])
     assert b"the limit is 512 KiB" in result.stderr
 
 
-def test_huge_file_is_rejected_before_it_is_read(api, sandbox, checkout):
+def test_huge_file_is_rejected_before_it_is_read(api, run_cli, checkout):
     (checkout / "small.bin").write_bytes(b"small")
     with (checkout / "core.1").open("wb") as file:
         file.truncate(300 * 1024**2)
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])
     assert b"the limit is 512 KiB. The largest is core.1 (300 MiB)." in result.stderr
 
 
 @pytest.mark.parametrize("name", ["checkout", 'a "checkout": mine'])
-def test_include_dirty_leaves_no_objects_in_the_repository(api, completed_task, sandbox, checkout, name):
+def test_include_dirty_leaves_no_objects_in_the_repository(api, completed_task, run_cli, checkout, name):
     checkout = checkout.rename(checkout.with_name(name))
     (checkout / "untracked.bin").write_bytes(os.urandom(1000))
     before = git("count-objects", "-v", cwd=checkout)
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert b"untracked.bin" in base64.b64decode(submitted(api)["repository"]["patch"])
     assert git("count-objects", "-v", cwd=checkout) == before
@@ -334,40 +334,40 @@ def submodule(checkout):
     return inner
 
 
-def test_dirty_submodule_is_rejected(api, submodule, sandbox, checkout):
+def test_dirty_submodule_is_rejected(api, submodule, run_cli, checkout):
     (submodule / "code.py").write_text("better code\n")
     git("config", "diff.ignoreSubmodules", "all", cwd=checkout)
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])
     assert b"The submodule library has uncommitted changes, which cannot be sent." in result.stderr
 
 
-def test_changed_submodule_commit_is_sent(api, completed_task, submodule, sandbox, checkout):
+def test_changed_submodule_commit_is_sent(api, completed_task, submodule, run_cli, checkout):
     (submodule / "code.py").write_text("better code\n")
     commit(submodule, "Improve")
     git("config", "diff.submodule", "log", cwd=checkout)
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
     patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert f"\n+Subproject commit {head(submodule)}\n".encode() in patch
 
 
-def test_nested_repository_is_rejected(api, sandbox, checkout):
+def test_nested_repository_is_rejected(api, run_cli, checkout):
     (checkout / "below" / "nested").mkdir(parents=True)
     git("init", "-q", "-b", "main", ".", cwd=checkout / "below" / "nested")
     (checkout / "below" / "nested" / "file").write_text("x\n")
     commit(checkout / "below" / "nested")
-    result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])
     assert b"below/nested/ is a separate git repository, which cannot be sent." in result.stderr
 
 
-def test_leave_dirty_keeps_local_changes(api, completed_task, sandbox, checkout):
+def test_leave_dirty_keeps_local_changes(api, completed_task, run_cli, checkout):
     pushed = head(checkout)
     (checkout / "README.md").write_text("mine\n")
     commit(checkout, "Here only")
     (checkout / "README.md").write_text("mine too\n")
-    result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert submitted(api)["repository"]["commit"] == pushed
     assert (checkout / "README.md").read_text() == "mine too\n"
@@ -375,18 +375,18 @@ def test_leave_dirty_keeps_local_changes(api, completed_task, sandbox, checkout)
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
-def test_conflicting_patch_is_not_partially_applied(api, completed_task, sandbox, checkout):
+def test_conflicting_patch_is_not_partially_applied(api, completed_task, run_cli, checkout):
     (checkout / "src" / "app.py").write_text("something else\n")
-    result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
     assert result.stderr.decode().endswith(f"  View it:    sandbox task diff {TASK_ID}\n")
 
 
-def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, sandbox, checkout):
+def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, run_cli, checkout):
     artifacts = [{"name": f"{TASK_ID}.patch", "path": f".sandbox/{TASK_ID}.patch", "contains_secret": True}]
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))
-    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 5
     assert f"  Download it anyway: sandbox task apply {TASK_ID} --allow-secrets\n" in result.stderr.decode()
 
@@ -402,8 +402,8 @@ def switched_branch(api, completed_task, checkout):
     api.on("GET", f"/tasks/{TASK_ID}/logs", switch)
 
 
-def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checkout):
-    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+def test_patch_is_not_applied_to_another_branch(switched_branch, run_cli, checkout):
+    result = run_cli("run", "Go.", "--apply", cwd=checkout)
     assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
     at = head(checkout)[:12]
     assert result.stderr.decode().splitlines()[-2:] == [
@@ -432,24 +432,24 @@ def test_prompt_warns_about_another_branch(switched_branch, on_terminal, termina
     assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)
 
 
-def test_failed_task_applies_nothing(api, completed_task, sandbox, checkout):
+def test_failed_task_applies_nothing(api, completed_task, run_cli, checkout):
     serve_task(api, b"", "failed")
-    result = sandbox("run", "Go.", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 1
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_empty_patch_is_reported(api, sandbox, checkout):
+def test_empty_patch_is_reported(api, run_cli, checkout):
     serve_task(api, b"")
-    result = sandbox("run", "Look.", "--apply", cwd=checkout)
+    result = run_cli("run", "Look.", "--apply", cwd=checkout)
     assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "The task changed nothing.")
 
 
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
 @pytest.mark.parametrize("output_format", ["text", "json"])
-def test_truncated_patch_is_not_reported_as_empty(api, sandbox, checkout, option, code, output_format):
+def test_truncated_patch_is_not_reported_as_empty(api, run_cli, checkout, option, code, output_format):
     serve_task(api, b"# truncated: it is larger than the limit of a patch (256 MiB)\n")
-    result = sandbox("run", "Grow.", option, "-f", output_format, cwd=checkout)
+    result = run_cli("run", "Grow.", option, "-f", output_format, cwd=checkout)
     assert result.returncode == code
     if output_format == "json":
         last = json.loads(result.stdout.splitlines()[-1])
@@ -458,9 +458,9 @@ def test_truncated_patch_is_not_reported_as_empty(api, sandbox, checkout, option
     assert b"changed nothing" not in result.stderr
 
 
-def test_untracked_files_are_kept(completed_task, sandbox, checkout):
+def test_untracked_files_are_kept(completed_task, run_cli, checkout):
     (checkout / "notes.txt").write_text("mine\n")
-    result = sandbox("run", "Go.", cwd=checkout)
+    result = run_cli("run", "Go.", cwd=checkout)
     assert result.returncode == 0
     assert "1 untracked file is not included." in result.stderr.decode()
 
@@ -473,36 +473,36 @@ def test_untracked_files_are_kept(completed_task, sandbox, checkout):
         ("short:app.git", URL),
     ],
 )
-def test_remote_url_is_expanded_and_its_credentials_are_removed(api, completed_task, sandbox, checkout, address, url):
+def test_remote_url_is_expanded_and_its_credentials_are_removed(api, completed_task, run_cli, checkout, address, url):
     git("remote", "set-url", "origin", address, cwd=checkout)
     git("config", "url.https://github.com/org/.insteadOf", "short:", cwd=checkout)
-    result = sandbox("run", "Go.", cwd=checkout)
+    result = run_cli("run", "Go.", cwd=checkout)
     assert submitted(api)["repository"]["url"] == url
     assert b"s3cr3t" not in result.stderr
     assert ("credentials" in result.stderr.decode()) == ("s3cr3t" in address)
 
 
-def test_fetch_url_of_the_remote_is_cloned(api, completed_task, sandbox, checkout):
+def test_fetch_url_of_the_remote_is_cloned(api, completed_task, run_cli, checkout):
     git("remote", "set-url", "--add", "origin", "https://mirror.example.org/app.git", cwd=checkout)
-    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    assert run_cli("run", "Go.", cwd=checkout).returncode == 0
     assert submitted(api)["repository"]["url"] == URL
 
 
-def test_upstream_branch_is_cloned(api, completed_task, sandbox, checkout):
+def test_upstream_branch_is_cloned(api, completed_task, run_cli, checkout):
     git("checkout", "-q", "-b", "mine", cwd=checkout)
     git("remote", "add", "fork", "https://github.com/me/app.git", cwd=checkout)
     push(checkout, "feature/theirs", "fork")
     git("config", "branch.mine.remote", "fork", cwd=checkout)
     git("config", "branch.mine.merge", "refs/heads/feature/theirs", cwd=checkout)
-    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    assert run_cli("run", "Go.", cwd=checkout).returncode == 0
     repository = submitted(api)["repository"]
     assert (repository["url"], repository["branch"]) == ("https://github.com/me/app.git", "feature/theirs")
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_commit_on_another_remote_branch_is_cloned(api, completed_task, sandbox, checkout, detached):
+def test_commit_on_another_remote_branch_is_cloned(api, completed_task, run_cli, checkout, detached):
     git("checkout", "-q", *(["--detach"] if detached else ["-b", "new"]), cwd=checkout)
-    assert sandbox("run", "Go.", cwd=checkout).returncode == 0
+    assert run_cli("run", "Go.", cwd=checkout).returncode == 0
     assert (submitted(api)["repository"]["branch"], submitted(api)["repository"]["commit"]) == ("main", head(checkout))
 
 
@@ -528,15 +528,15 @@ def add_second_remote(directory):
     ],
     ids=["no remote", "path", "never pushed", "several remotes"],
 )
-def test_unusable_checkout_error_suggests_a_fix(api, sandbox, checkout, change, advice):
+def test_unusable_checkout_error_suggests_a_fix(api, run_cli, checkout, change, advice):
     change(checkout)
-    result = sandbox("run", "Go.", cwd=checkout)
+    result = run_cli("run", "Go.", cwd=checkout)
     assert (result.returncode, api.requests) == (2, [])
     assert advice in result.stderr.decode()
 
 
 @pytest.mark.parametrize("mechanism", ["monitor", "hook"])
-def test_programs_of_the_checkout_are_not_executed(api, completed_task, sandbox, checkout, mechanism):
+def test_programs_of_the_checkout_are_not_executed(api, completed_task, run_cli, checkout, mechanism):
     marker = checkout.parent / "ran"
     program = checkout / ".git" / "hooks" / "post-index-change"
     program.parent.mkdir(exist_ok=True)
@@ -546,19 +546,19 @@ def test_programs_of_the_checkout_are_not_executed(api, completed_task, sandbox,
         program = program.rename(checkout / ".git" / "monitor")
         git("config", "core.fsmonitor", str(program), cwd=checkout)
     (checkout / "untracked.txt").write_text("new\n")
-    result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
+    result = run_cli("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert (result.returncode, marker.exists()) == (0, False), result.stderr
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
-def test_run_outside_a_checkout_is_a_usage_error(sandbox, tmp_path):
-    result = sandbox("run", "Go.")
+def test_run_outside_a_checkout_is_a_usage_error(run_cli, tmp_path):
+    result = run_cli("run", "Go.")
     assert (result.returncode, f"{tmp_path} is not in a git checkout" in result.stderr.decode()) == (2, True)
 
 
-def test_untrusted_checkout_error_quotes_git(sandbox, checkout, environment):
+def test_untrusted_checkout_error_quotes_git(run_cli, checkout, environment):
     environment["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
-    result = sandbox("run", "Go.", cwd=checkout)
+    result = run_cli("run", "Go.", cwd=checkout)
     assert result.returncode == 2
     errors = result.stderr.decode()
     assert "dubious ownership" in errors

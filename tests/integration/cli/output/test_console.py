@@ -131,29 +131,29 @@ def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal
     assert {request.method for request in api.requests} == {"GET"}
 
 
-def test_interrupted_watch_in_a_pipe_prints_that_the_task_continues(endless_task, sandbox_process):
-    process = sandbox_process("task", "logs", TASK_ID, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_interrupted_watch_in_a_pipe_prints_that_the_task_continues(endless_task, start_cli):
+    process = start_cli("task", "logs", TASK_ID, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"[EVENT]")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert b"continues" in process.stderr.read()
 
 
-def test_closed_pipe_ends_the_logs_command_silently(api, sandbox_process):
+def test_closed_pipe_ends_the_logs_command_silently(api, start_cli):
     line = b"[t] [STDOUT] " + b"x" * 1000 + b"\n"
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [line * 5000]))
-    process = sandbox_process("task", "logs", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start_cli("task", "logs", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
 
 
-def test_closed_pipe_ends_a_table_silently(api, sandbox_process):
+def test_closed_pipe_ends_a_table_silently(api, start_cli):
     entry = {"name": "a", "path": "a", "size_bytes": 1, "content_type": "text/plain", "checksum": "sha256:0"}
     body = {"task_id": TASK_ID, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response(body))
-    process = sandbox_process("task", "artifacts", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start_cli("task", "artifacts", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""

@@ -48,17 +48,17 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def backup(sandbox, stored, tmp_path):
+def backup(run_cli, stored, tmp_path):
     """A backup file and the result of the command."""
     file = tmp_path / "backup.tar"
-    result = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
+    result = run_cli("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
     assert result.returncode == 0, result.stderr
     return file, json.loads(result.stdout)
 
 
 @pytest.fixture
-def restore(sandbox, tmp_path):
-    return lambda file, *options: sandbox("admin", "restore", str(file), "--data-dir", str(tmp_path / "new"), *options)
+def restore(run_cli, tmp_path):
+    return lambda file, *options: run_cli("admin", "restore", str(file), "--data-dir", str(tmp_path / "new"), *options)
 
 
 def test_backup_contains_tasks_whose_writer_may_be_alive(stored, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_backup_contains_tasks_whose_writer_may_be_alive(stored, tmp_path, monke
     assert found == {"done", "packed", "running", "waiting", "exited"}
 
 
-def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, tmp_path):
+def test_backup_of_running_tasks_is_restored(run_cli, backup, restore, stored, tmp_path):
     file, summary = backup
     assert summary == {"file": str(file), "tasks": 5, "size_bytes": file.stat().st_size, "remarks": []}
     assert file.stat().st_mode & 0o777 == 0o600
@@ -84,7 +84,7 @@ def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, t
     }  # fmt: skip
     new = tmp_path / "new"
     assert new.stat().st_mode & 0o777 == 0o700
-    assert sandbox("admin", "check", "--deep", "--data-dir", str(new)).returncode == 0
+    assert run_cli("admin", "check", "--deep", "--data-dir", str(new)).returncode == 0
     journals = FileJournals(new)
     tasks = {task_id: journals.replay(task_id).task for task_id in journals.task_ids()}
     assert {task_id: task.state for task_id, task in tasks.items()} == {
@@ -97,10 +97,10 @@ def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, t
     assert all(path.stat().st_mode & 0o077 == 0 for path in new.rglob("*"))
 
 
-def test_backup_and_restore_overwrite_nothing(sandbox, backup, restore, stored, tmp_path):
+def test_backup_and_restore_overwrite_nothing(run_cli, backup, restore, stored, tmp_path):
     file, _ = backup
     content = file.read_bytes()
-    second = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir))
+    second = run_cli("admin", "backup", str(file), "--data-dir", str(stored.data_dir))
     assert (second.returncode, file.read_bytes()) == (4, content)
     assert b"already exists" in second.stderr
     (tmp_path / "new").mkdir()
@@ -115,9 +115,9 @@ def test_backup_and_restore_overwrite_nothing(sandbox, backup, restore, stored, 
     assert result.stderr.decode().splitlines()[-1] == f"  sandbox serve --data-dir {tmp_path}/new"
 
 
-def test_missing_target_directory_is_reported(sandbox, stored, tmp_path):
+def test_missing_target_directory_is_reported(run_cli, stored, tmp_path):
     missing = tmp_path / "missing"
-    result = sandbox("admin", "backup", str(missing / "backup.tar"), "--data-dir", str(stored.data_dir))
+    result = run_cli("admin", "backup", str(missing / "backup.tar"), "--data-dir", str(stored.data_dir))
     assert result.returncode == 10
     assert result.stderr.decode() == f"Error: {missing}: No such directory; create it first\n"
 
@@ -168,13 +168,13 @@ def test_backup_without_hard_links_overwrites_nothing(stored, tmp_path, monkeypa
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").tasks_count == 5
 
 
-def test_damaged_files_are_backed_up_and_reported(sandbox, stored, restore, tmp_path):
+def test_damaged_files_are_backed_up_and_reported(run_cli, stored, restore, tmp_path):
     (stored.data_dir / "tasks" / "done" / "artifacts" / "notes.txt").write_bytes(b"KEPT\n")
     data = bytearray((stored.data_dir / "tasks" / "packed" / "journal" / "records.gz").read_bytes())
     data[-20] ^= 1
     (stored.data_dir / "tasks" / "packed" / "journal" / "records.gz").write_bytes(data)
     file = tmp_path / "backup.tar"
-    result = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
+    result = run_cli("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
     assert result.returncode == 1
     remarks = json.loads(result.stdout)["remarks"]
     assert [remark.split(":")[0] for remark in remarks] == ["Task done", "Task packed"]

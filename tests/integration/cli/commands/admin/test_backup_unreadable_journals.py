@@ -23,8 +23,8 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def admin(sandbox, stored):
-    return lambda *arguments: sandbox("admin", *arguments, "--data-dir", str(stored.data_dir), "--format", "json")
+def admin(run_cli, stored):
+    return lambda *arguments: run_cli("admin", *arguments, "--data-dir", str(stored.data_dir), "--format", "json")
 
 
 def test_check_reports_the_unreadable_journal_and_checks_other_tasks(admin, stored):

@@ -17,9 +17,9 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def check(sandbox, stored):
+def check(run_cli, stored):
     def run(*options):
-        result = sandbox("admin", "check", "--data-dir", str(stored.data_dir), "--format", "json", *options)
+        result = run_cli("admin", "check", "--data-dir", str(stored.data_dir), "--format", "json", *options)
         assert result.returncode in {0, 1}, result.stderr
         report = json.loads(result.stdout)
         assert report["clean"] == (result.returncode == 0) == (not report["findings"])
@@ -28,10 +28,10 @@ def check(sandbox, stored):
     return run
 
 
-def test_consistent_data_directory_has_no_findings(check, sandbox, stored):
+def test_consistent_data_directory_has_no_findings(check, run_cli, stored):
     before = snapshot(stored.data_dir)
     assert check("--deep") == []
-    plain = sandbox("admin", "check", "--data-dir", str(stored.data_dir))
+    plain = run_cli("admin", "check", "--data-dir", str(stored.data_dir))
     assert (plain.returncode, plain.stdout) == (0, b"")
     assert b"3 tasks" in plain.stderr
     assert snapshot(stored.data_dir) == before
@@ -57,7 +57,7 @@ def test_running_task_may_be_ahead_of_the_index(check, stored):
     assert check() == [("task-4", "journal_torn")]
 
 
-def test_all_kinds_of_findings_are_reported_together(check, stored, sandbox):
+def test_all_kinds_of_findings_are_reported_together(check, stored, run_cli):
     for number in range(4, 10):
         stored.finish(f"task-{number}")
     stored.index(*(f"task-{number}" for number in range(4, 9)))
@@ -88,34 +88,34 @@ def test_all_kinds_of_findings_are_reported_together(check, stored, sandbox):
     ]
     assert check() == expected
     assert check("--deep") == sorted([*expected, ("task-6", "artifact_damaged")])
-    plain = sandbox("admin", "check", "--data-dir", str(stored.data_dir))
+    plain = run_cli("admin", "check", "--data-dir", str(stored.data_dir))
     assert plain.returncode == 1
     assert len(plain.stdout.splitlines()) == len(expected)
     assert b"9 problems found" in plain.stderr
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_suggested_rebuild_drops_a_task_without_a_journal(check, stored, sandbox, is_finished):
+def test_suggested_rebuild_drops_a_task_without_a_journal(check, stored, run_cli, is_finished):
     if not is_finished:
         stored.run("task-9").writer.close()
         stored.index("task-9")
     task_id = "task-1" if is_finished else "task-9"
     stored.records(task_id).unlink()
-    output = sandbox("admin", "check", "--data-dir", str(stored.data_dir)).stdout
+    output = run_cli("admin", "check", "--data-dir", str(stored.data_dir)).stdout
     assert b"discard the task with: sandbox admin rebuild" in output
     assert check() == [(task_id, "journal_missing")]
-    sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir))
+    run_cli("admin", "rebuild", "--data-dir", str(stored.data_dir))
     assert check() == []
 
 
 @pytest.mark.parametrize(("column", "value"), [("task", b"{"), ("state", "asleep")])
-def test_damaged_index_row_is_reported_and_fixed_by_rebuild(check, stored, sandbox, column, value):
+def test_damaged_index_row_is_reported_and_fixed_by_rebuild(check, stored, run_cli, column, value):
     stored.damage_row("task-2", column, value)
     (stored.data_dir / "tasks" / "task-3" / "artifacts" / "notes.txt").unlink()
     assert check() == [("task-2", "index_differs"), ("task-3", "artifact_missing")]
-    output = sandbox("admin", "check", "--data-dir", str(stored.data_dir)).stdout
+    output = run_cli("admin", "check", "--data-dir", str(stored.data_dir)).stdout
     assert b"sandbox admin rebuild" in output.splitlines()[0]
-    assert sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir)).returncode == 0
+    assert run_cli("admin", "rebuild", "--data-dir", str(stored.data_dir)).returncode == 0
     assert check() == [("task-3", "artifact_missing")]
 
 
@@ -136,17 +136,17 @@ def test_index_that_is_not_a_database_is_reported(check, stored):
     assert check() == [("", "index_unusable")]
 
 
-def test_missing_index_is_reported_unless_there_are_no_tasks(check, stored, sandbox, tmp_path):
+def test_missing_index_is_reported_unless_there_are_no_tasks(check, stored, run_cli, tmp_path):
     (stored.data_dir / "index.sqlite").unlink()
     assert check() == [("", "index_unusable")]
     (tmp_path / "empty").mkdir()
-    assert sandbox("admin", "check", "--data-dir", str(tmp_path / "empty")).returncode == 0
-    missing = sandbox("admin", "check", "--data-dir", str(tmp_path / "nowhere"))
+    assert run_cli("admin", "check", "--data-dir", str(tmp_path / "empty")).returncode == 0
+    missing = run_cli("admin", "check", "--data-dir", str(tmp_path / "nowhere"))
     assert missing.returncode == 3
     assert b"--data-dir" in missing.stderr
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_task_ids_are_escaped(sandbox, stored):
+def test_task_ids_are_escaped(run_cli, stored):
     (stored.data_dir / "tasks" / "\x1b[31m").mkdir()
-    assert b"\x1b" not in sandbox("admin", "check", "--data-dir", str(stored.data_dir)).stdout
+    assert b"\x1b" not in run_cli("admin", "check", "--data-dir", str(stored.data_dir)).stdout

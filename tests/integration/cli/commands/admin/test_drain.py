@@ -17,8 +17,8 @@ def draining_api(api):
     return api
 
 
-def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox_process):
-    process = sandbox_process("admin", "drain", "--wait", stdout=-1, stderr=-1)
+def test_interrupted_wait_reports_that_the_drain_continues(draining_api, start_cli):
+    process = start_cli("admin", "drain", "--wait", stdout=-1, stderr=-1)
     deadline = time.monotonic() + 60
     while not any(request.method == "GET" for request in draining_api.requests):
         assert time.monotonic() < deadline, "the command does not wait"
@@ -30,13 +30,13 @@ def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox
     assert b"sandbox admin drain --undo" in errors
 
 
-def test_server_output_is_escaped(sandbox, api):
+def test_server_output_is_escaped(run_cli, api):
     api.on("POST", "/admin/drain", json_response({**DRAIN_STATUS, "since": "\x1b]0;x\x07"}))
-    errors = sandbox("admin", "drain").stderr
+    errors = run_cli("admin", "drain").stderr
     assert rb"since \x1b]0;x\x07: 1 task running" in errors
 
 
 @pytest.mark.parametrize("options", [("--timeout", "5s"), ("--undo", "--wait"), ("--undo", "--timeout", "5s")])
-def test_timeout_without_wait_and_wait_with_undo_are_usage_errors(draining_api, sandbox, options):
-    assert sandbox("admin", "drain", *options).returncode == 2
+def test_timeout_without_wait_and_wait_with_undo_are_usage_errors(draining_api, run_cli, options):
+    assert run_cli("admin", "drain", *options).returncode == 2
     assert draining_api.requests == []

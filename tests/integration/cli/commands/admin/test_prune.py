@@ -19,11 +19,11 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def prune(sandbox, stored):
-    return lambda *options: sandbox("admin", "prune", "--offline", "--data-dir", str(stored.data_dir), *options)
+def prune(run_cli, stored):
+    return lambda *options: run_cli("admin", "prune", "--offline", "--data-dir", str(stored.data_dir), *options)
 
 
-def test_offline_prune_removes_tasks(prune, stored, sandbox):
+def test_offline_prune_removes_tasks(prune, stored, run_cli):
     dry_run = prune("--keep", "3", "--dry-run")
     assert dry_run.returncode == 0, dry_run.stderr
     assert dry_run.stdout.startswith(b"task-1  completed  2026-01-29T10:01:")
@@ -34,7 +34,7 @@ def test_offline_prune_removes_tasks(prune, stored, sandbox):
     assert [task["id"] for task in result["tasks"]] == ["task-1"]
     assert result["total_size_bytes"] == result["tasks"][0]["size_bytes"] > 0
     assert not (stored.data_dir / "tasks" / "task-1").exists()
-    assert sandbox("admin", "check", "--data-dir", str(stored.data_dir)).returncode == 0
+    assert run_cli("admin", "check", "--data-dir", str(stored.data_dir)).returncode == 0
 
 
 def test_prune_defaults_to_the_configured_retention(prune, environment):
@@ -71,39 +71,39 @@ def test_offline_prune_with_a_running_server_is_rejected(prune, stored):
 @pytest.mark.parametrize(
     "option", [("--older-than", "5"), ("--older-than", "unlimited"), ("--max-bytes", "1K"), ("--keep", "0")]
 )
-def test_invalid_limits_are_usage_errors(sandbox, option):
-    assert sandbox("admin", "prune", *option).returncode == 2
+def test_invalid_limits_are_usage_errors(run_cli, option):
+    assert run_cli("admin", "prune", *option).returncode == 2
 
 
-def test_prune_calls_the_server_by_default(sandbox, api):
+def test_prune_calls_the_server_by_default(run_cli, api):
     pruned = {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
     response = {"dry_run": True, "tasks": [pruned], "total_count": 1, "total_size_bytes": 4096}
     api.responses["POST", "/admin/prune"] = [json_response(response)]
-    result = sandbox("admin", "prune", "--older-than", "2d", "--max-bytes", "1G", "--dry-run", "-f", "json")
+    result = run_cli("admin", "prune", "--older-than", "2d", "--max-bytes", "1G", "--dry-run", "-f", "json")
     assert json.loads(result.stdout) == response
     assert api.requests[-1].query == {
         "older_than_seconds": ["172800"],
         "max_bytes": ["1073741824"],
         "dry_run": ["true"],
     }
-    plain = sandbox("admin", "prune", "--keep", "2")
+    plain = run_cli("admin", "prune", "--keep", "2")
     assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4096 bytes\n"
     assert api.requests[-1].query == {"keep": ["2"]}
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--config"])
-def test_data_dir_or_config_without_offline_is_a_usage_error(sandbox, api, stored, option):
+def test_data_dir_or_config_without_offline_is_a_usage_error(run_cli, api, stored, option):
     api.on("POST", "/admin/prune", json_response({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
-    result = sandbox("admin", "prune", option, str(stored.data_dir), "--keep", "1")
+    result = run_cli("admin", "prune", option, str(stored.data_dir), "--keep", "1")
     assert (result.returncode, api.requests) == (2, [])
     assert b"add --offline" in result.stderr
     assert b"--server" in result.stderr
 
 
-def test_server_output_is_escaped(sandbox, api):
+def test_server_output_is_escaped(run_cli, api):
     hostile = "\x1b]0;x\x07"
     pruned = {"id": hostile, "state": hostile, "finished_at": hostile, "size_bytes": 1}
     api.on("POST", "/admin/prune", json_response({"tasks": [pruned], "total_count": 1, "total_size_bytes": 1}))
-    plain = sandbox("admin", "prune", "--keep", "2")
+    plain = run_cli("admin", "prune", "--keep", "2")
     escaped = rb"\x1b]0;x\x07"
     assert plain.stdout == b"  ".join([escaped, escaped, escaped, b"1 bytes\n"])

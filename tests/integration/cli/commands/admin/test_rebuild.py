@@ -26,9 +26,9 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def admin(sandbox, stored):
+def admin(run_cli, stored):
     def run(command, *options):
-        return sandbox("admin", command, "--data-dir", str(stored.data_dir), "--format", "json", *options)
+        return run_cli("admin", command, "--data-dir", str(stored.data_dir), "--format", "json", *options)
 
     return run
 
@@ -72,7 +72,7 @@ def test_rebuild_restores_a_damaged_index(admin, stored, damage):
     ]
 
 
-def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, sandbox):
+def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, run_cli):
     data = bytearray(stored.records("task-2").read_bytes())
     data[200] ^= 1
     stored.records("task-2").write_bytes(data)
@@ -84,7 +84,7 @@ def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, sandb
     assert (summary["tasks"], sorted(summary["refused"])) == (4, ["foreign-task", "task-2"])
     assert stored.records("task-2").read_bytes() == data
     assert set(rows(stored)[0]) == {"task-1", "task-3", "task-5", "task-6"}
-    plain = sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir))
+    plain = run_cli("admin", "rebuild", "--data-dir", str(stored.data_dir))
     assert b"task-2  The record at byte" in plain.stdout
     assert b"2 could not be read" in plain.stderr
 

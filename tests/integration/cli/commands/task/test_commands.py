@@ -46,30 +46,30 @@ def task(api):
     return end_as
 
 
-def test_submit_prints_only_the_id_on_stdout(sandbox, task, api, manifest):
-    result = sandbox("task", "submit", manifest)
+def test_submit_prints_only_the_id_on_stdout(run_cli, task, api, manifest):
+    result = run_cli("task", "submit", manifest)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{TASK_ID}\n".encode(), b"")
     assert api.requests_to("POST", "/tasks")[0].body == MANIFEST
 
 
-def test_submit_reads_stdin(sandbox, task, api):
-    assert sandbox("task", "submit", "-", stdin=MANIFEST).returncode == 0
-    assert sandbox("task", "submit", "-", stdin=b'{"version": "1"}').returncode == 0
+def test_submit_reads_stdin(run_cli, task, api):
+    assert run_cli("task", "submit", "-", stdin=MANIFEST).returncode == 0
+    assert run_cli("task", "submit", "-", stdin=b'{"version": "1"}').returncode == 0
     kinds = [request.headers["content-type"] for request in api.requests_to("POST", "/tasks")]
     assert kinds == ["application/yaml", "application/json"]
 
 
-def test_submit_uses_the_id_option(sandbox, task, api, manifest):
-    assert sandbox("task", "submit", manifest, "--id", "mine-1").returncode == 0
+def test_submit_uses_the_id_option(run_cli, task, api, manifest):
+    assert run_cli("task", "submit", manifest, "--id", "mine-1").returncode == 0
     sent = json.loads(api.requests_to("POST", "/tasks")[0].body)
     assert sent["metadata"] == {"name": "Fix bug #42", "id": "mine-1"}
     assert sent["claude"]["prompt"] == "Fix it"
 
 
-def test_manifest_with_replaced_id_is_valid(sandbox, task, api, manifest):
+def test_manifest_with_replaced_id_is_valid(run_cli, task, api, manifest):
     from doubles.manifests import parse_manifest
 
-    sandbox("task", "submit", manifest, "--id", "mine-1")
+    run_cli("task", "submit", manifest, "--id", "mine-1")
     body = api.requests_to("POST", "/tasks")[0].body
     assert parse_manifest(body, is_json=True).metadata.id == "mine-1"
 
@@ -78,17 +78,17 @@ def test_manifest_with_replaced_id_is_valid(sandbox, task, api, manifest):
 @pytest.mark.parametrize(
     ("state", "code"), [("completed", 0), ("failed", 1), ("failed_preserved", 1), ("cancelled", 8)]
 )
-def test_exit_code_reflects_the_final_state(sandbox, task, manifest, option, state, code):
+def test_exit_code_reflects_the_final_state(run_cli, task, manifest, option, state, code):
     task(state)
-    result = sandbox("task", "submit", manifest, option)
+    result = run_cli("task", "submit", manifest, option)
     assert result.returncode == code
     assert result.stdout == f"{TASK_ID}\n".encode()
 
 
-def test_failure_message_suggests_next_commands(sandbox, task, api, manifest):
+def test_failure_message_suggests_next_commands(run_cli, task, api, manifest):
     error = {"code": "timeout", "message": "It took \x1b[31m too long."}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", error=error)))
-    result = sandbox("task", "wait", TASK_ID)
+    result = run_cli("task", "wait", TASK_ID)
     assert (result.returncode, result.stdout) == (1, b"failed_preserved\n")
     assert result.stderr.decode().splitlines() == [
         r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
@@ -99,40 +99,40 @@ def test_failure_message_suggests_next_commands(sandbox, task, api, manifest):
     ]
 
 
-def test_follow_prints_uncolored_events_without_a_terminal(sandbox, task, manifest):
-    result = sandbox("task", "submit", manifest, "--follow")
+def test_follow_prints_uncolored_events_without_a_terminal(run_cli, task, manifest):
+    result = run_cli("task", "submit", manifest, "--follow")
     assert b"running       Claude Code is working\n" in result.stderr
     assert b"\x1b" not in result.stderr
 
 
-def test_json_follow_prints_one_event_per_line(sandbox, task, manifest):
-    result = sandbox("task", "submit", manifest, "--follow", "-f", "json")
+def test_json_follow_prints_one_event_per_line(run_cli, task, manifest):
+    result = run_cli("task", "submit", manifest, "--follow", "-f", "json")
     assert [json.loads(line) for line in result.stdout.splitlines()] == task_events()
 
 
-def test_manifest_errors_have_source_positions(sandbox, api, manifest):
+def test_manifest_errors_have_source_positions(run_cli, api, manifest):
     api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 1 error.", [FIELD_ERROR]))
-    result = sandbox("task", "submit", manifest)
+    result = run_cli("task", "submit", manifest)
     assert result.returncode == 9
     assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 error.\n"
 
 
-def test_validate_accepts_a_byte_order_mark(sandbox, tmp_path):
+def test_validate_accepts_a_byte_order_mark(run_cli, tmp_path):
     data = {"version": "1", "kind": "Task", "metadata": {"name": "n"}, "claude": {"prompt": "p"}}
     data["repository"] = {"url": "https://example.org/r.git", "branch": "main"}
     for name in ("task.yaml", "task.json", "task"):
         (tmp_path / name).write_text(json.dumps(data, indent="\t"), encoding="utf-8-sig")
-        result = sandbox("task", "validate", name)
+        result = run_cli("task", "validate", name)
         assert result.returncode == 0, result.stderr
 
 
-def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
-    assert sandbox("task", "validate", manifest).returncode == 0
+def test_validate_works_without_a_server(run_cli, api, manifest, tmp_path):
+    assert run_cli("task", "validate", manifest).returncode == 0
     (tmp_path / "bad.yaml").write_bytes(MANIFEST + b"vm: {memory: lots}\n")
-    result = sandbox("task", "validate", "bad.yaml")
+    result = run_cli("task", "validate", "bad.yaml")
     assert result.returncode == 9
     assert result.stdout.startswith(b"bad.yaml:6:14: vm.memory: must be ")
-    document = json.loads(sandbox("task", "validate", "bad.yaml", "-f", "json").stdout)
+    document = json.loads(run_cli("task", "validate", "bad.yaml", "-f", "json").stdout)
     assert (document["valid"], document["details"][0]["field"]) == (False, "vm.memory")
     assert api.requests == []
 
@@ -151,54 +151,54 @@ def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
         (507, "insufficient_resources", 10),
     ],
 )
-def test_api_errors_map_to_exit_codes_and_one_message(sandbox, api, http_status, error, code):
+def test_api_errors_map_to_exit_codes_and_one_message(run_cli, api, http_status, error, code):
     api.on("GET", f"/tasks/{TASK_ID}", error_response(http_status, error, "Failed \x1b[31m."))
-    result = sandbox("task", "status", TASK_ID)
+    result = run_cli("task", "status", TASK_ID)
     assert (result.returncode, result.stdout) == (code, b"")
     assert result.stderr == b"Error: Failed \\x1b[31m.\n"
 
 
-def test_unreachable_server_exits_with_6(sandbox):
-    result = sandbox("task", "list", "--server", "http://127.0.0.1:9")
+def test_unreachable_server_exits_with_6(run_cli):
+    result = run_cli("task", "list", "--server", "http://127.0.0.1:9")
     assert result.returncode == 6
     assert b"Start it with: sandbox serve" in result.stderr
 
 
-def test_status_shows_the_task(sandbox, api):
+def test_status_shows_the_task(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
-    result = sandbox("task", "status", TASK_ID)
+    result = run_cli("task", "status", TASK_ID)
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[:3] == ["Task        fix-42", "Name        Fix bug #42", "State       failed  Claude Code is working"]
     assert lines[-1] == "Error       Claude Code exited with 1. (agent_failed)"
-    assert json.loads(sandbox("task", "status", TASK_ID, "--format", "json").stdout) == task_status("failed")
+    assert json.loads(run_cli("task", "status", TASK_ID, "--format", "json").stdout) == task_status("failed")
 
 
 @pytest.mark.parametrize(
     ("runtime", "tier", "expected"),
     [("gvisor", "gvisor", "gvisor · agentic-dev"), ("qemu", "vm", "qemu · vm · agentic-dev")],
 )
-def test_status_shows_runtime_and_tier_without_repetition(sandbox, api, runtime, tier, expected):
+def test_status_shows_runtime_and_tier_without_repetition(run_cli, api, runtime, tier, expected):
     vm = {"runtime": runtime, "tier": tier, "profile": "agentic-dev"}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", vm=vm)))
-    assert f"Sandbox     {expected}\n" in sandbox("task", "status", TASK_ID).stdout.decode()
+    assert f"Sandbox     {expected}\n" in run_cli("task", "status", TASK_ID).stdout.decode()
 
 
 @pytest.mark.parametrize("is_preserved", [True, False])
-def test_preserved_sandbox_suggests_release_and_shell(sandbox, api, is_preserved):
+def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", sandbox_kept=is_preserved)))
-    output = sandbox("task", "status", TASK_ID).stdout.decode() + sandbox("task", "wait", TASK_ID).stderr.decode()
+    output = run_cli("task", "status", TASK_ID).stdout.decode() + run_cli("task", "wait", TASK_ID).stderr.decode()
     assert output.count(f"sandbox task release {TASK_ID}") == 2 * is_preserved
     assert output.count(f"sandbox task shell {TASK_ID}") == is_preserved
 
 
-def test_watch_prints_events_until_the_task_ends(sandbox, task):
-    result = sandbox("task", "status", TASK_ID, "--watch")
+def test_watch_prints_events_until_the_task_ends(run_cli, task):
+    result = run_cli("task", "status", TASK_ID, "--watch")
     assert result.returncode == 0
     assert b"completed     Claude Code finished its work\n" in result.stdout
 
 
-def test_watch_that_starts_late_prints_all_states_once(sandbox, api):
+def test_watch_that_starts_late_prints_all_states_once(run_cli, api):
     events = task_events()
     now = next(at for at, event in enumerate(events) if event["type"] == "usage") + 1
     past = [event for event in events[:now] if event["type"] not in {"output", "agent_message"}]
@@ -213,7 +213,7 @@ def test_watch_that_starts_late_prints_all_states_once(sandbox, api):
 
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     api.on("GET", f"/tasks/{TASK_ID}/logs", logs)
-    output = sandbox("task", "status", TASK_ID, "--watch").stdout.decode()
+    output = run_cli("task", "status", TASK_ID, "--watch").stdout.decode()
     states = [line.split()[1] for line in output.splitlines() if line[2:3] == ":"]
     assert states == [
         *[event["new_state"] for event in events if event["type"] == "state_change"][:5],
@@ -226,41 +226,41 @@ def test_watch_that_starts_late_prints_all_states_once(sandbox, api):
     assert requested_after == [5]  # early enough to include the tool call that started before the last event
 
 
-def test_watch_of_an_ended_task_shows_its_state(sandbox, api):
+def test_watch_of_an_ended_task_shows_its_state(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
-    assert b"State       completed" in sandbox("task", "status", TASK_ID, "-w").stdout
+    assert b"State       completed" in run_cli("task", "status", TASK_ID, "-w").stdout
 
 
 @pytest.mark.parametrize(("state", "code"), [("completed", 0), ("failed", 1), ("cancelled", 8), ("running", 7)])
-def test_wait_prints_the_final_state(sandbox, task, state, code):
+def test_wait_prints_the_final_state(run_cli, task, state, code):
     task(state)
-    result = sandbox("task", "wait", TASK_ID, "--timeout", "1s")
+    result = run_cli("task", "wait", TASK_ID, "--timeout", "1s")
     assert (result.returncode, result.stdout) == (code, f"{state}\n".encode())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--format", "table"]])
-def test_list_never_truncates_ids(sandbox, api, arguments):
+def test_list_never_truncates_ids(run_cli, api, arguments):
     task_id = "x" * 128
     tasks = [task_status("running", task_id=task_id, name="n" * 256), task_status("failed")]
     api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 7}))
-    result = sandbox("task", "list", *arguments)
+    result = run_cli("task", "list", *arguments)
     assert task_id.encode() in result.stdout
     assert b"n" * 256 in result.stdout
     assert result.stderr == b"2 of 7 tasks; see more with --limit, or --all.\n"
 
 
-def test_list_sends_filters(sandbox, api):
+def test_list_sends_filters(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
-    result = sandbox("task", "list", "--state", "running", "--label", "team=platform", "--limit", "5")
+    result = run_cli("task", "list", "--state", "running", "--label", "team=platform", "--limit", "5")
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"No such tasks.\n")
     expected = {"state": ["running"], "label.team": ["platform"], "limit": ["5"]}
     assert api.requests[0].query == expected
 
 
-def test_list_sends_searches(sandbox, api):
+def test_list_sends_searches(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     period = ("--since", "2026-01-29T12:00:00+02:00", "--until", "2026-01-30T00:00:00Z")
-    result = sandbox("task", "list", "-q", 'fix "pars', "--repo", "org/app", *period)
+    result = run_cli("task", "list", "-q", 'fix "pars', "--repo", "org/app", *period)
     assert (result.returncode, result.stderr) == (0, b"No such tasks.\n")
     assert api.requests[0].query == {
         "q": ['fix "pars'],
@@ -268,18 +268,18 @@ def test_list_sends_searches(sandbox, api):
         "created_after": ["2026-01-29T10:00:00.000Z"],
         "created_before": ["2026-01-30T00:00:00.000Z"],
     }
-    assert sandbox("task", "list", "--since", "yesterday").returncode == 2
-    assert sandbox("task", "list", "--since", "2h").returncode == 0
+    assert run_cli("task", "list", "--since", "yesterday").returncode == 2
+    assert run_cli("task", "list", "--since", "2h").returncode == 0
 
 
 @pytest.mark.parametrize("url", ["https://git.example.org/org/app.git", "git@git.example.org:org/app"])
-def test_list_shows_repository_duration_and_cost(sandbox, api, url):
+def test_list_shows_repository_duration_and_cost(run_cli, api, url):
     known = task_status("completed")
     known |= {"repository": url, "branch": "main", "duration_seconds": 125.0}
     known["progress"] = {**known["progress"], "cost_usd": 1.25}
     older = task_status("pending", task_id="older")  # of a server that does not send them
     api.on("GET", "/tasks", json_response({"tasks": [known, older], "total_count": 2}))
-    heading, line, last = sandbox("task", "list").stdout.decode().splitlines()
+    heading, line, last = run_cli("task", "list").stdout.decode().splitlines()
     assert heading.split()[4:7] == ["REPOSITORY", "DURATION", "COST"]
     assert [text.strip() for text in line.split("  ") if text][4:7] == ["org/app", "2 min 5 s", "$1.25"]
     assert last.startswith("older")
@@ -288,18 +288,18 @@ def test_list_shows_repository_duration_and_cost(sandbox, api, url):
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
 
 
-def test_logs_without_a_terminal_are_raw_bytes(sandbox, api):
+def test_logs_without_a_terminal_are_raw_bytes(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG[:40], LOG[40:]]))
-    assert sandbox("task", "logs", TASK_ID, "--timestamps").stdout == LOG
-    assert sandbox("task", "logs", TASK_ID).stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
-    assert sandbox("task", "logs", TASK_ID, "--stream", "stdout", "--tail", "5").stdout.startswith(
+    assert run_cli("task", "logs", TASK_ID, "--timestamps").stdout == LOG
+    assert run_cli("task", "logs", TASK_ID).stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
+    assert run_cli("task", "logs", TASK_ID, "--stream", "stdout", "--tail", "5").stdout.startswith(
         b'{"raw": "\x1b[31m\xff"}\n'
     )
     assert api.requests[-1].query == {"stream": ["stdout"], "tail": ["5"]}
 
 
-def test_followed_logs_have_the_log_format_and_end_with_the_task(sandbox, task):
-    result = sandbox("task", "logs", TASK_ID, "--follow")
+def test_followed_logs_have_the_log_format_and_end_with_the_task(run_cli, task):
+    result = run_cli("task", "logs", TASK_ID, "--follow")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith('[EVENT] {"type":"state_change","task_id":"fix-42","seq":1,')
@@ -307,15 +307,15 @@ def test_followed_logs_have_the_log_format_and_end_with_the_task(sandbox, task):
     assert len(lines) == len(task_events()) - 1
 
 
-def test_followed_stream_joins_continued_output(sandbox, api, task):
+def test_followed_stream_joins_continued_output(run_cli, api, task):
     base = {"type": "output", "task_id": TASK_ID, "timestamp": "t", "stream": "stdout"}
     parts = [{**base, "seq": 1, "data": "one ", "continued": True}, {**base, "seq": 2, "data": "line\n"}]
     parts += [{**base, "seq": 3, "data": "no newline"}, {"type": "end", "seq": 4, "state": "completed"}]
     api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(parts))
-    assert sandbox("task", "logs", TASK_ID, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
+    assert run_cli("task", "logs", TASK_ID, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
 
 
-def test_followed_logs_join_parts_of_a_line(sandbox, api, task):
+def test_followed_logs_join_parts_of_a_line(run_cli, api, task):
     base = {"type": "output", "task_id": TASK_ID, "timestamp": "t", "stream": "stdout", "continued": True}
     parts = [
         {**base, "seq": 1, "data": "one "},
@@ -327,16 +327,16 @@ def test_followed_logs_join_parts_of_a_line(sandbox, api, task):
     ]
     api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(parts))
     expected = b"[t] [STDOUT] one line\n[t] [STDOUT] cut by \n[t] [STDERR] a warning\n[t] [STDOUT] no end"
-    assert sandbox("task", "logs", TASK_ID, "-f", "--timestamps").stdout == expected
+    assert run_cli("task", "logs", TASK_ID, "-f", "--timestamps").stdout == expected
 
 
-def test_logs_since_is_sent_as_utc(sandbox, api):
+def test_logs_since_is_sent_as_utc(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, []))
-    sandbox("task", "logs", TASK_ID, "--since", "2026-01-29T12:00:00+02:00")
+    run_cli("task", "logs", TASK_ID, "--since", "2026-01-29T12:00:00+02:00")
     assert api.requests[0].query["since"] == ["2026-01-29T10:00:00.000Z"]
 
 
-def test_cancel_waits_and_does_not_prompt_without_a_terminal(sandbox, api, task):
+def test_cancel_waits_and_does_not_prompt_without_a_terminal(run_cli, api, task):
     response = {
         "success": True,
         "task_id": TASK_ID,
@@ -346,14 +346,14 @@ def test_cancel_waits_and_does_not_prompt_without_a_terminal(sandbox, api, task)
     }
     task("cancelled")
     api.on("DELETE", f"/tasks/{TASK_ID}", json_response(response))
-    result = sandbox("task", "cancel", TASK_ID, "--reason", "too slow", "--force")
+    result = run_cli("task", "cancel", TASK_ID, "--reason", "too slow", "--force")
     assert (result.returncode, result.stderr) == (0, f"Task {TASK_ID} was cancelled.\n".encode())
     assert api.requests_to("DELETE", f"/tasks/{TASK_ID}")[0].query == {"reason": ["too slow"], "force": ["true"]}
 
 
-def test_cancel_of_an_ended_task_exits_with_4(sandbox, api):
+def test_cancel_of_an_ended_task_exits_with_4(run_cli, api):
     api.on("DELETE", f"/tasks/{TASK_ID}", error_response(409, "task_already_terminal", "Task fix-42 is completed."))
-    assert sandbox("task", "cancel", TASK_ID).returncode == 4
+    assert run_cli("task", "cancel", TASK_ID).returncode == 4
 
 
 @pytest.fixture
@@ -375,8 +375,8 @@ def artifacts(api):
     return entries
 
 
-def test_artifacts_are_listed(sandbox, artifacts):
-    lines = sandbox("task", "artifacts", TASK_ID).stdout.decode().splitlines()
+def test_artifacts_are_listed(run_cli, artifacts):
+    lines = run_cli("task", "artifacts", TASK_ID).stdout.decode().splitlines()
     assert [line.split() for line in lines[:2]] == [
         ["NAME", "SIZE", "TYPE", "PATH"],
         ["fix-42.patch", "5", "B", "text/plain", "out/fix-42.patch"],
@@ -384,65 +384,65 @@ def test_artifacts_are_listed(sandbox, artifacts):
     assert lines[2].endswith("(contains a secret)")
 
 
-def test_artifact_is_downloaded_to_the_output_path(sandbox, artifacts, tmp_path):
+def test_artifact_is_downloaded_to_the_output_path(run_cli, artifacts, tmp_path):
     (tmp_path / "dir").mkdir()
     for output, file in ((None, "fix-42.patch"), ("other", "other"), ("dir", "dir/fix-42.patch")):
-        result = sandbox("task", "download", TASK_ID, "fix-42.patch", *(["-o", output] if output else []))
+        result = run_cli("task", "download", TASK_ID, "fix-42.patch", *(["-o", output] if output else []))
         assert (result.returncode, result.stdout) == (0, b"")
         assert (tmp_path / file).read_bytes() == b"diff\n"
 
 
-def test_artifact_can_be_written_to_stdout(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "--output", "-")
+def test_artifact_can_be_written_to_stdout(run_cli, artifacts, tmp_path):
+    result = run_cli("task", "download", TASK_ID, "fix-42.patch", "--output", "-")
     assert (result.stdout, result.stderr, list(tmp_path.iterdir())) == (b"diff\n", b"", [])
 
 
-def test_all_artifacts_are_saved_in_a_task_directory(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK_ID, "--all", "--allow-secrets", "-f", "json")
+def test_all_artifacts_are_saved_in_a_task_directory(run_cli, artifacts, tmp_path):
+    result = run_cli("task", "download", TASK_ID, "--all", "--allow-secrets", "-f", "json")
     assert sorted(file.name for file in (tmp_path / TASK_ID).iterdir()) == [".envrc", "fix-42.patch"]
     assert [file["size_bytes"] for file in json.loads(result.stdout)["files"]] == [5, 9]
     assert not (tmp_path / ".envrc").exists()
 
 
 @pytest.mark.parametrize(("state", "message"), [("running", b"no artifacts yet"), ("failed", b"it ended without any")])
-def test_download_all_without_artifacts_exits_with_3(sandbox, api, tmp_path, state, message):
+def test_download_all_without_artifacts_exits_with_3(run_cli, api, tmp_path, state, message):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": []}))
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status(state)))
-    result = sandbox("task", "download", TASK_ID, "--all")
+    result = run_cli("task", "download", TASK_ID, "--all")
     assert (result.returncode, list(tmp_path.iterdir())) == (3, [])
     assert message in result.stderr
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/..", ""])
-def test_artifact_name_cannot_traverse_directories(sandbox, api, tmp_path, name):
+def test_artifact_name_cannot_traverse_directories(run_cli, api, tmp_path, name):
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"x").hexdigest()}
     entry = {"name": name, "path": name, "size_bytes": 1, "content_type": "t", "contains_secret": False, "checksum": ""}
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
     api.on("GET", f"/tasks/{TASK_ID}/artifacts/{name}", ApiResponse(200, [b"x"], headers))
-    assert sandbox("task", "download", TASK_ID, "--all").returncode == 2
+    assert run_cli("task", "download", TASK_ID, "--all").returncode == 2
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
-def test_download_by_path_uses_the_requested_name(sandbox, api, tmp_path):
+def test_download_by_path_uses_the_requested_name(run_cli, api, tmp_path):
     entry = {"name": ".bashrc", "path": "out/report.md", "checksum": "sha256:0", "contains_secret": False}
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"report").hexdigest()}
     api.on("GET", f"/tasks/{TASK_ID}/artifacts/.bashrc", ApiResponse(200, [b"report"], headers))
-    assert sandbox("task", "download", TASK_ID, "out/report.md").returncode == 0
+    assert run_cli("task", "download", TASK_ID, "out/report.md").returncode == 0
     assert ((tmp_path / "report.md").read_bytes(), (tmp_path / ".bashrc").exists()) == (b"report", False)
 
 
-def test_damaged_download_exits_with_10_and_leaves_no_file(sandbox, api, tmp_path):
+def test_damaged_download_exits_with_10_and_leaves_no_file(run_cli, api, tmp_path):
     api.on("GET", f"/tasks/{TASK_ID}/artifacts/a", ApiResponse(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
     entry = {"name": "a", "path": "a", "contains_secret": False, "checksum": ""}
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"artifacts": [entry]}))
-    result = sandbox("task", "download", TASK_ID, "a")
+    result = run_cli("task", "download", TASK_ID, "a")
     assert result.returncode == 10
     assert b"damaged" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_set_changes_only_the_given_fields(sandbox, task, api, manifest):
+def test_set_changes_only_the_given_fields(run_cli, task, api, manifest):
     settings = [
         "--set",
         "vm.cpus=16",
@@ -451,13 +451,13 @@ def test_set_changes_only_the_given_fields(sandbox, task, api, manifest):
         "--set",
         "claude.prompt=Be: kind",
     ]
-    assert sandbox("task", "submit", manifest, *settings).returncode == 0
+    assert run_cli("task", "submit", manifest, *settings).returncode == 0
     sent = json.loads(api.requests_to("POST", "/tasks")[0].body)
     assert (sent["vm"], sent["lifecycle"]) == ({"cpus": 16}, {"artifact_patterns": ["*.md"]})
     assert (sent["claude"], sent["repository"]["branch"]) == ({"prompt": "Be: kind"}, "main")
 
 
-def test_errors_with_set_name_the_option_or_the_file_position(sandbox, api, manifest, tmp_path):
+def test_errors_with_set_name_the_option_or_the_file_position(run_cli, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"vm:\n  colour: red\n")
 
     def validate(request):
@@ -467,7 +467,7 @@ def test_errors_with_set_name_the_option_or_the_file_position(sandbox, api, mani
             return error_response(400, "invalid_manifest", error.message, field_error_details(error.errors))
 
     api.on("POST", "/tasks", validate)
-    result = sandbox("task", "submit", manifest, "--set", "vm.cpus=many", "--set", "vm.size=1")
+    result = run_cli("task", "submit", manifest, "--set", "vm.cpus=many", "--set", "vm.size=1")
     assert result.returncode == 9
     lines = result.stderr.decode().splitlines()
     assert [line.partition(" ")[2] if line.startswith("--set") else line for line in lines[:3]] == [
@@ -477,42 +477,42 @@ def test_errors_with_set_name_the_option_or_the_file_position(sandbox, api, mani
     ]
 
 
-def test_unparsable_manifest_with_set_is_not_sent(sandbox, api, manifest, tmp_path):
+def test_unparsable_manifest_with_set_is_not_sent(run_cli, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"kind: Task\n")
-    result = sandbox("task", "submit", manifest, "--set", "vm.cpus=2")
+    result = run_cli("task", "submit", manifest, "--set", "vm.cpus=2")
     assert (result.returncode, api.requests) == (9, [])
     assert result.stderr.startswith(b"task.yaml:6:1: kind: appears more than once")
 
 
-def test_set_with_a_list_gap_is_rejected_before_sending(sandbox, api, manifest):
-    result = sandbox("task", "submit", manifest, "--set", "secrets[3].name=X")
+def test_set_with_a_list_gap_is_rejected_before_sending(run_cli, api, manifest):
+    result = run_cli("task", "submit", manifest, "--set", "secrets[3].name=X")
     assert (result.returncode, api.requests) == (2, [])
     assert b"the next index of this list is [0]" in result.stderr
 
 
-def test_submit_retries_a_lost_response_with_the_same_key(sandbox, api, manifest):
+def test_submit_retries_a_lost_response_with_the_same_key(run_cli, api, manifest):
     lost_response = ApiResponse(202, [b"{"], {"Content-Length": "100"})
     api.on("POST", "/tasks", lost_response, json_response({"task_id": TASK_ID, "state": "pending"}, 202))
-    assert sandbox("task", "submit", manifest).stdout == f"{TASK_ID}\n".encode()
+    assert run_cli("task", "submit", manifest).stdout == f"{TASK_ID}\n".encode()
     keys = {request.headers["idempotency-key"] for request in api.requests_to("POST", "/tasks")}
     assert (len(api.requests), len(keys)) == (2, 1)
-    assert sandbox("task", "submit", manifest).returncode == 0
+    assert run_cli("task", "submit", manifest).returncode == 0
     assert api.requests[-1].headers["idempotency-key"] not in keys
 
 
-def test_release_prints_the_message_of_the_server(sandbox, api):
+def test_release_prints_the_message_of_the_server(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Released."}
     api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))
-    assert sandbox("task", "release", TASK_ID).stderr == b"Released.\n"
-    assert json.loads(sandbox("task", "release", TASK_ID, "-f", "json").stdout) == response
-    assert sandbox("task", "release", "other").returncode == 3
+    assert run_cli("task", "release", TASK_ID).stderr == b"Released.\n"
+    assert json.loads(run_cli("task", "release", TASK_ID, "-f", "json").stdout) == response
+    assert run_cli("task", "release", "other").returncode == 3
 
 
-def test_json_logs_are_lines_of_events(sandbox, api):
+def test_json_logs_are_lines_of_events(run_cli, api):
     event = {"type": "tool_call", "task_id": TASK_ID, "seq": 3, "timestamp": "t", "tool": "Bash"}
     line = b"[t] [EVENT] " + json.dumps(event).encode() + b"\n"
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG, line, b"[t] [EVENT] not json\n", b"odd\n"]))
-    events = [json.loads(line) for line in sandbox("task", "logs", TASK_ID, "--format", "json").stdout.splitlines()]
+    events = [json.loads(line) for line in run_cli("task", "logs", TASK_ID, "--format", "json").stdout.splitlines()]
     assert [item["type"] for item in events] == ["output", "output", "tool_call"]
     assert events[1] == {
         "type": "output",
@@ -524,66 +524,66 @@ def test_json_logs_are_lines_of_events(sandbox, api):
     assert events[2] == event
 
 
-def test_artifact_with_a_secret_needs_allow_secrets(sandbox, artifacts, tmp_path):
+def test_artifact_with_a_secret_needs_allow_secrets(run_cli, artifacts, tmp_path):
     for name in (".envrc", "out/.envrc"):
-        result = sandbox("task", "download", TASK_ID, name)
+        result = run_cli("task", "download", TASK_ID, name)
         assert (result.returncode, list(tmp_path.iterdir())) == (5, [])
         assert b"add --allow-secrets" in result.stderr
-    assert sandbox("task", "download", TASK_ID, ".envrc", "-o", "-").stdout == b""
-    result = sandbox("task", "download", TASK_ID, "--all")
+    assert run_cli("task", "download", TASK_ID, ".envrc", "-o", "-").stdout == b""
+    result = run_cli("task", "download", TASK_ID, "--all")
     assert (result.returncode, [file.name for file in (tmp_path / TASK_ID).iterdir()]) == (5, ["fix-42.patch"])
-    assert sandbox("task", "download", TASK_ID, "out/.envrc", "--allow-secrets").returncode == 0
+    assert run_cli("task", "download", TASK_ID, "out/.envrc", "--allow-secrets").returncode == 0
     assert (tmp_path / ".envrc").read_bytes() == b"rm -rf ~\n"
 
 
-def test_verify_prints_the_checksums_of_the_files(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK_ID, "--all", "--verify", "--allow-secrets")
+def test_verify_prints_the_checksums_of_the_files(run_cli, artifacts, tmp_path):
+    result = run_cli("task", "download", TASK_ID, "--all", "--verify", "--allow-secrets")
     digest = hashlib.sha256(b"diff\n").hexdigest()
     assert result.returncode == 0
     assert result.stderr.splitlines()[0] == f"fix-42/fix-42.patch  5 B  sha256:{digest}".encode()
 
 
-def test_verify_needs_a_regular_output_file(sandbox, artifacts, api):
-    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "-o", "/dev/full", "--verify")
+def test_verify_needs_a_regular_output_file(run_cli, artifacts, api):
+    result = run_cli("task", "download", TASK_ID, "fix-42.patch", "-o", "/dev/full", "--verify")
     assert (result.returncode, api.requests_to("GET", f"/tasks/{TASK_ID}/artifacts/fix-42.patch")) == (2, [])
     assert b"--verify" in result.stderr
 
 
-def test_verify_detects_a_checksum_mismatch(sandbox, api, artifacts):
+def test_verify_detects_a_checksum_mismatch(run_cli, api, artifacts):
     entries = [{**entry, "checksum": "sha256:" + "0" * 64} for entry in artifacts]
     api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": entries}))
-    assert sandbox("task", "download", TASK_ID, "fix-42.patch", "--verify").returncode == 10
+    assert run_cli("task", "download", TASK_ID, "fix-42.patch", "--verify").returncode == 10
 
 
-def test_missing_artifact_exits_with_3(sandbox, artifacts):
-    result = sandbox("task", "download", TASK_ID, "report.md")
+def test_missing_artifact_exits_with_3(run_cli, artifacts):
+    result = run_cli("task", "download", TASK_ID, "report.md")
     assert result.returncode == 3
     assert b"sandbox task artifacts fix-42" in result.stderr
 
 
-def test_list_all_joins_the_pages(sandbox, api):
+def test_list_all_joins_the_pages(run_cli, api):
     first = {"tasks": [task_status("running", task_id="a")], "total_count": 2, "has_more": True, "next_cursor": "c"}
     second = {"tasks": [task_status("running", task_id="b")], "total_count": 2, "has_more": False, "next_cursor": None}
     pages = {None: first, "c": second}
     api.on("GET", "/tasks", lambda request: json_response(pages[request.query.get("cursor", [None])[0]]))
-    result = sandbox("task", "list", "--all", "--state", "running")
+    result = run_cli("task", "list", "--all", "--state", "running")
     assert [line.split()[0] for line in result.stdout.decode().splitlines()] == ["ID", "a", "b"]
     assert result.stderr == b""
-    document = json.loads(sandbox("task", "list", "--all", "-f", "json").stdout)
+    document = json.loads(run_cli("task", "list", "--all", "-f", "json").stdout)
     assert [task["id"] for task in document["tasks"]] == ["a", "b"]
     assert (document["has_more"], document["next_cursor"]) == (False, None)
     assert api.requests[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
 
 
-def test_truncated_list_suggests_limit_and_all(sandbox, api):
+def test_truncated_list_suggests_limit_and_all(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 7}))
-    assert sandbox("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
+    assert run_cli("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
 
 
 @pytest.mark.parametrize("command", [("list",), ("submit", "task.yaml"), ("status", TASK_ID)])
-def test_token_with_a_line_ending_is_a_usage_error(sandbox, environment, api, manifest, command):
+def test_token_with_a_line_ending_is_a_usage_error(run_cli, environment, api, manifest, command):
     environment["SANDBOX_TOKEN"] = "secret-token\r"
-    result = sandbox("task", *command)
+    result = run_cli("task", *command)
     assert (result.returncode, api.requests) == (2, [])
     assert b"The token (--token, SANDBOX_TOKEN)" in result.stderr
     assert b"secret-token" not in result.stderr
@@ -608,20 +608,20 @@ WRONG_TYPES = task_status("running", created_at=5, progress={"turns": "many"})
         (("admin", "prune", "--keep", "1"), "POST", "/admin/prune", {"tasks": [{"id": "a"}]}),
     ],
 )
-def test_malformed_response_is_reported_in_one_message(sandbox, api, manifest, arguments, method, path, response):
+def test_malformed_response_is_reported_in_one_message(run_cli, api, manifest, arguments, method, path, response):
     api.on(method, path, json_response(response))
-    result = sandbox(*arguments)
+    result = run_cli(*arguments)
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
     assert b"Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "wait", "cancel", "artifacts", "diff"])
-def test_invalid_id_is_rejected_before_sending(sandbox, api, command):
+def test_invalid_id_is_rejected_before_sending(run_cli, api, command):
     confirmation = ["-y"] if command == "cancel" else []
-    empty = sandbox("task", command, "", *confirmation)
+    empty = run_cli("task", command, "", *confirmation)
     assert (empty.returncode, empty.stderr) == (2, b"Error: The id of a task must not be empty.\n")
-    other = sandbox("task", command, f"{TASK_ID}/vm", *confirmation)
+    other = run_cli("task", command, f"{TASK_ID}/vm", *confirmation)
     assert (other.returncode, other.stderr) == (3, b"Error: There is no task 'fix-42/vm'; no id has a slash.\n")
     assert api.requests == []
 
@@ -635,14 +635,14 @@ def test_invalid_id_is_rejected_before_sending(sandbox, api, command):
         (("admin", "drain"), "POST", "/admin/drain"),
     ],
 )
-def test_server_without_the_api_is_reported(sandbox, api, command, method, path):
+def test_server_without_the_api_is_reported(run_cli, api, command, method, path):
     api.on(method, path, error_response(404, "not_found", "Page not found."))
-    result = sandbox(*command)
+    result = run_cli(*command)
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
 
 
-def test_missing_output_directory_is_reported(sandbox, artifacts):
-    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "-o", "nowhere/x.patch")
+def test_missing_output_directory_is_reported(run_cli, artifacts):
+    result = run_cli("task", "download", TASK_ID, "fix-42.patch", "-o", "nowhere/x.patch")
     assert result.returncode == 2
     assert b"There is no directory nowhere" in result.stderr

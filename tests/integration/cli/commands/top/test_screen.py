@@ -79,8 +79,8 @@ def test_unavailable_server_is_polled_again(api_with_tasks, on_terminal, termina
     assert process.returncode == 0
 
 
-def test_top_without_a_terminal_prints_one_table(api_with_tasks, sandbox):
-    result = sandbox("top")
+def test_top_without_a_terminal_prints_one_table(api_with_tasks, run_cli):
+    result = run_cli("top")
     assert (result.returncode, result.stderr) == (0, b"")
     heading, first, second = result.stdout.decode().splitlines()
     assert heading.split()[:3] == ["ID", "STATE", "AGE"]
@@ -88,14 +88,14 @@ def test_top_without_a_terminal_prints_one_table(api_with_tasks, sandbox):
     assert second.split()[:2] == ["done-1", "completed"]
 
 
-def test_json_top_prints_one_object(api_with_tasks, sandbox):
-    document = json.loads(sandbox("top", "-f", "json").stdout)
+def test_json_top_prints_one_object(api_with_tasks, run_cli):
+    document = json.loads(run_cli("top", "-f", "json").stdout)
     assert (document["health"]["version"], [task["id"] for task in document["tasks"]]) == (
         "1.2.3",
         ["fix-42", "done-1"],
     )
 
 
-def test_unreachable_server_error_suggests_serve(sandbox):
-    result = sandbox("top", "--server", "http://127.0.0.1:9")
+def test_unreachable_server_error_suggests_serve(run_cli):
+    result = run_cli("top", "--server", "http://127.0.0.1:9")
     assert (result.returncode, b"sandbox serve" in result.stderr) == (6, True)
