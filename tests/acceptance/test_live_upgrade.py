@@ -229,9 +229,10 @@ def without_additions(events):
 
 
 def status_without_texts(deployment, name):
+    """The status without the text of its isolation, and without the fields that old servers do not have."""
     status = deployment.status(name)
     del status["vm"]["isolates"]
-    return status
+    return {key: status[key] for key in status if key not in {"repository", "branch", "diff", "duration_seconds"}}
 
 
 def follow_to_running(deployment):
