@@ -111,10 +111,10 @@ def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
 
 
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
-    """Return an upper bound of the bytes in buffers for reads of settings and netlink requests of these processes.
+    """Return an upper bound on the bytes that reads of /proc/sys and netlink requests hold in kernel buffers.
 
-    A thread that waits for a processor counts if its process has such a file open, because its call is not visible.
-    Returns 0 if there are too few threads to exceed the limit.
+    The call of a runnable thread is not visible, so the thread counts if its process has a file in /proc/sys or a
+    netlink socket open. Returns 0 if there are too few threads to exceed the limit.
     """
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
