@@ -126,6 +126,13 @@ class LineJoiner:
         return line or None
 
 
+def rendered_output(text: bytes, *, parsed: bool) -> Iterator[Output]:
+    """Yield the records of a task's rendered stdout. parsed: conversation events represent the rendered result."""
+    splitter = LineSplitter()
+    for piece, continued in (*splitter.feed(text), *splitter.flush()):
+        yield Output.from_bytes("stdout", piece, continued=continued, parsed=parsed)
+
+
 _OUTPUT_LIMIT_MESSAGE = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
@@ -213,10 +220,9 @@ class AgentOutput:
 
     async def record_rendered_stdout(self, text: bytes) -> None:
         """Record the rendered stdout of a task whose raw stdout is kept only as the transcript."""
-        splitter = LineSplitter()
-        for number, (piece, continued) in enumerate([*splitter.feed(text), *splitter.flush()]):
+        for number, output in enumerate(rendered_output(text, parsed=self._stdout.marks_parsed)):
             await self._pause_regularly(number)
-            await self._record_piece("stdout", piece, continued, parsed=self._stdout.marks_parsed)
+            await self._record_piece(output.stream, output.data, output.continued, parsed=output.parsed)
 
     def close(self) -> None:
         """Record how much output was dropped."""

@@ -16,6 +16,7 @@ from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import (
     AgentExited,
+    AgentResult,
     AttemptEnded,
     AttemptFailed,
     AttemptStarted,
@@ -31,7 +32,7 @@ from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.runner.agent_output import LineSplitter
+from sandbox.runner.agent_output import rendered_output
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.steps.collect import CollectStep
@@ -201,22 +202,28 @@ class AttemptFinalizer:
         manifest = self._attempt.task.manifest
         if self._agent is None or not manifest.agent.has_rendered_stdout:
             return
-        exited = await asyncio.to_thread(self._find_unrecorded_result)
-        if exited is None:
+        unrecorded = await asyncio.to_thread(self._find_unrecorded_result)
+        if unrecorded is None:
             return
-        splitter = LineSplitter()
+        exited, is_in_conversation = unrecorded
         text = self._agent.render_output(manifest, exited.result)
-        for piece, continued in (*splitter.feed(text), *splitter.flush()):
-            self._attempt.recorder.record(Output.from_bytes("stdout", piece, continued=continued))
+        for output in rendered_output(text, parsed=is_in_conversation):
+            self._attempt.recorder.record(output)
 
-    def _find_unrecorded_result(self) -> AgentExited | None:
-        exited = None
+    def _find_unrecorded_result(self) -> tuple[AgentExited, bool] | None:
+        """Return the last exit, and whether a conversation event represents its result; None if stdout is recorded."""
+        unrecorded, is_in_conversation = None, False
         for record in read_records(self._journals, self._attempt.task.id):
-            if isinstance(record.event, Output) and record.event.stream == "stdout":
-                return None
-            if isinstance(record.event, AgentExited):
-                exited = record.event
-        return exited
+            match record.event:
+                case Output(stream="stdout"):
+                    return None
+                case AttemptStarted():
+                    is_in_conversation = False
+                case AgentResult():
+                    is_in_conversation = True
+                case AgentExited() as exited:
+                    unrecorded = exited, is_in_conversation
+        return unrecorded
 
 
 class AttemptStoppedError(Exception):

@@ -2,15 +2,20 @@
 
 import asyncio
 import errno
+import json
 
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script
+from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script, ScriptedAgent
+from doubles.memory_store import MemoryStore
+from sandbox.agents.claude_code.driver import render_result
+from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
 from sandbox.disks import removal
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
+from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (
     AgentStarted,
     AttemptEnded,
@@ -18,6 +23,7 @@ from sandbox.model.events import (
     AttemptStarted,
     CancelRequested,
     FollowUpSkipped,
+    Output,
     Progress,
     SandboxCreated,
     Usage,
@@ -27,6 +33,8 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import SecretRedactor
+from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.tracked_task import Orphaned, TrackedTask
 from sandbox.system.fingerprint import make_fingerprint
 
 TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
@@ -119,6 +127,64 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
     asyncio.run(harness.finish())
     assert harness.task.state is TaskState.CANCELLED
     assert harness.outputs("stdout") == [b"rendered\n"]
+
+
+class ClaudeCodeLines(ScriptedAgent):
+    """Prints Claude Code's lines, and renders its result."""
+
+    stdout = json.dumps({"type": "result", "session_id": "s", "is_error": True, "result": "Failed."}).encode() + b"\n"
+
+    def create_parser(self, session_id):
+        return ClaudeOutputParser("s")
+
+    def render_output(self, manifest, result):
+        return render_result(manifest.agent.output_format, result)
+
+
+async def shown_results(harness):
+    """The types of the events that show the agent's result to clients, converted ones included."""
+    replayed = harness.journals.replay("task-1")
+    tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned())}
+    stream = EventStream(tracked, harness.journals, MemoryStore(), Broadcast(), convert_recorded_line)
+    shown = []
+    async for event in stream.replay("task-1"):
+        shown += [item["type"] for item in (event, *event.get("conversation", ()))]
+    return [kind for kind in shown if kind == "agent_result"]
+
+
+def end_without_the_retry(make_harness, *, is_cancelled, **parts):
+    """Run an attempt of Claude Code that fails, and end the task without its retry."""
+    script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    harness = make_harness(script, lifecycle={"retries": 1}, **parts)
+    harness.agent = ClaudeCodeLines(script)
+    if not is_cancelled:
+        script.destroy_error = AttemptError(FailureCode.SANDBOX_LOST, "It does not end.")
+    asyncio.run(harness.run())
+    if is_cancelled:
+        harness.recorder.record(CancelRequested("enough"))
+        asyncio.run(harness.finish())
+    assert harness.task.state.is_final
+    return harness
+
+
+@pytest.mark.parametrize("output_format", ["json", "text"])
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_result_is_shown_once_when_no_retry_follows(make_harness, output_format, is_cancelled):
+    harness = end_without_the_retry(make_harness, is_cancelled=is_cancelled, claude={"output_format": output_format})
+    [rendered] = harness.outputs("stdout")
+    assert b"Failed." in rendered
+    assert asyncio.run(shown_results(harness)) == ["agent_result"]
+
+
+def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_recorded(make_harness):
+    """The attempt was started by a server of an earlier version, which could not read conversation events."""
+    script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
+    harness.agent = ClaudeCodeLines(script)
+    asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, records_conversation=False)))
+    harness.recorder.record(CancelRequested("enough"))
+    asyncio.run(harness.finish())
+    assert [output.parsed for output in harness.events(Output) if output.stream == "stdout"] == [False]
 
 
 async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
