@@ -11,6 +11,7 @@ import msgspec
 from sandbox.model import events as e
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifacts
+from sandbox.model.failure import Failure
 from sandbox.model.retry import backoff_seconds, next_follow_up
 from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, STATE_ORDER, TaskState
@@ -218,6 +219,13 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
         "progress": task.final_progress,
     }
     return changes, None, ()
+
+
+def failure_event(task: Task, failure: Failure) -> e.AgentExited | e.AttemptFailed:
+    """Return the event that records a failure: the end of the agent if it is running, else that of the attempt."""
+    if task.attempt_state is TaskState.RUNNING:
+        return e.AgentExited(None, None, failure)
+    return e.AttemptFailed(failure)
 
 
 def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:

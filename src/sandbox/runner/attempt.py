@@ -18,7 +18,6 @@ from sandbox.model.events import (
     AgentExited,
     AgentResult,
     AttemptEnded,
-    AttemptFailed,
     AttemptStarted,
     ErrorReported,
     FollowUp,
@@ -30,11 +29,11 @@ from sandbox.model.events import (
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
+from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import rendered_output
 from sandbox.runner.attempt_context import AttemptContext, read_records
-from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, read_handle
 from sandbox.runner.steps.run import RunStep
@@ -156,15 +155,16 @@ class AttemptFinalizer:
             async with asyncio.timeout(seconds):
                 await self._collect_with_retries()
         except TimeoutError:
-            _record_failure(self._attempt.recorder, self._storage_failure or _COLLECT_TIMEOUT)
+            self._record_failure(self._storage_failure or _COLLECT_TIMEOUT)
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
-            _record_failure(
-                self._attempt.recorder, Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)}).")
-            )
+            self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
         if not self._attempt.task.is_collected:
             # The failure is recorded first: if this runner dies here, the task keeps its outcome.
             await self._store_metadata()
+
+    def _record_failure(self, failure: Failure) -> None:
+        self._attempt.recorder.record(failure_event(self._attempt.task, failure))
 
     async def _store_metadata(self) -> None:
         try:
@@ -178,7 +178,7 @@ class AttemptFinalizer:
         try:
             await self._teardown.verify_disk()
         except AttemptError as error:
-            _record_failure(self._attempt.recorder, error.failure)
+            self._record_failure(error.failure)
         while True:
             try:
                 self._attempt.recorder.flush_pending()
@@ -279,10 +279,13 @@ class AttemptRunner(msgspec.Struct, frozen=True):
         except AttemptStoppedError:
             pass
         except AttemptError as error:
-            _record_failure(self.attempt.recorder, error.failure)
+            self._record_failure(error.failure)
         except Exception as error:
             _log.error("A step failed", exc_info=error)
-            _record_failure(self.attempt.recorder, _to_failure(error))
+            self._record_failure(_to_failure(error))
+
+    def _record_failure(self, failure: Failure) -> None:
+        self.attempt.recorder.record(failure_event(self.attempt.task, failure))
 
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
         """Run a step until it finishes, the attempt is asked to stop, or the timeout expires."""
@@ -315,12 +318,9 @@ class AttemptFinisher(msgspec.Struct, frozen=True):
         async with self.attempt.recorder.keep_flushed():
             await self._destroy_sandbox()
             await self.finalizer.reattach_disk()
-            task = self.attempt.task
-            lost = self._loss_failure()
-            if task.attempt_state is TaskState.RUNNING:
-                self.attempt.recorder.record(AgentExited(None, None, lost))
-            elif not task.agent_has_exited and task.failure is None:
-                self.attempt.recorder.record(AttemptFailed(lost))
+            task, lost = self.attempt.task, self._loss_failure()
+            if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
+                self.attempt.recorder.record(failure_event(task, lost))
             await self.finalizer.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
@@ -348,14 +348,6 @@ class AttemptFinisher(msgspec.Struct, frozen=True):
             else (FailureCode.RUNNER_LOST, "The task's runner died")
         )
         return Failure(code, f"{message}; the agent's work up to that point is stored. Submit the task again.")
-
-
-def _record_failure(recorder: AttemptRecorder, failure: Failure) -> None:
-    """Record the end of the agent if it is running, else the failure of the attempt."""
-    if recorder.task.attempt_state is TaskState.RUNNING:
-        recorder.record(AgentExited(None, None, failure))
-    else:
-        recorder.record(AttemptFailed(failure))
 
 
 def _to_failure(error: Exception) -> Failure:

@@ -9,9 +9,10 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt, RunnerNotStartedError
-from sandbox.model.events import AgentExited, AttemptFailed, AttemptStarted, FollowUpSkipped, TaskFinished
+from sandbox.model.events import AttemptFailed, AttemptStarted, FollowUpSkipped, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import next_follow_up
+from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.placements import Placements, resumes_disk
@@ -180,9 +181,6 @@ def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
 
 
 def _record_failure(recorder: Recorder, failure: Failure) -> None:
-    if recorder.task.attempt_state is TaskState.RUNNING:
-        recorder.record(AgentExited(None, None, failure))
-    else:
-        recorder.record(AttemptFailed(failure))
+    recorder.record(failure_event(recorder.task, failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
         recorder.record(FollowUpSkipped(follow_up, failure.message))

@@ -21,6 +21,7 @@ from sandbox.model.state_machine import (
     IllegalEventError,
     StopAttempt,
     advance,
+    failure_event,
     final_state,
     will_be_followed_up,
 )
@@ -109,6 +110,15 @@ def test_running_task_passes_through_completing_to_a_final_state(ending):
     final = TaskState.CANCELLED if isinstance(ending, e.CancelRequested) else TaskState.FAILED
     exited = e.AgentExited(143, failure=Failure(FailureCode.AGENT_FAILED, "killed"))
     assert states(*TO_RUNNING, ending, exited, FINISHED)[-2:] == [TaskState.COMPLETING, final]
+
+
+@pytest.mark.parametrize("event_count", range(1, 7))
+def test_failure_event_ends_the_agent_only_while_it_runs(event_count):
+    task, failure = final_task(*(*TO_RUNNING, SUCCESS)[:event_count]), Failure(FailureCode.INTERNAL, "It broke.")
+    event = failure_event(task, failure)
+    assert event == (e.AgentExited(None, None, failure) if event_count == 5 else e.AttemptFailed(failure))
+    after = advance(task, event, seq=task.last_seq + 1, at=START_TIME).task
+    assert after.failure == failure
 
 
 def test_old_journal_with_two_attempt_starts_while_cloning_is_accepted():
