@@ -82,16 +82,16 @@ def test_imports_follow_the_layers(root: Path):
 
 HOST_DETAILS = re.compile(
     r"lock_fd|lock_descriptor|flock|fcntl|pidfd|/proc\b|boot_id|\.sock\b|runner_socket|run_dir"
-    r"|AttemptLayout|attempts_root|\.attempts?\(|runner_log|disk_image|LeftoverSource"
+    r"|AttemptLayout|attempts_root|\.attempts?\(|runner_log|disk_image|LeftoverSource|RLIMIT"
 )
 
 
 def test_server_does_not_depend_on_the_host_that_runs_attempts(root: Path):
     """The server reaches runners through `interfaces.placement`. They may run on another host.
 
-    Only `placements/local/` and the components of the same host use descriptors, sockets, /proc, boot ids, the run
-    directory and the files of attempts. The server's own data directory, with the journals and artifacts of all hosts,
-    is on the server's host.
+    It uses no descriptors, sockets, /proc, boot ids and limits of processes, and neither the run directory nor the
+    files of attempts. Components of the host that runs attempts do. The server's own data directory, with the journals
+    and artifacts of all hosts, is on the server's host.
     """
     found = {
         f"{name}: {detail[0]}"

@@ -12,6 +12,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
@@ -28,12 +29,13 @@ from sandbox.model.events import (
     TaskFinished,
     WorkspacePrepared,
 )
+from sandbox.model.limits import UNFINISHED_TASKS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher, Drain
+from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
@@ -45,13 +47,14 @@ from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Scheduler
+from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
+UPSTREAM = ModelUpstream("http://model.example", api_key="k")
 AMPLE_RESOURCES = Resources(100, 1000 * GIB, 1000 * GIB)
 TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
@@ -189,17 +192,20 @@ class RunningServer:
         self.pruner = Pruner(data_dir, journals, store, preserved, clock, remove)
         disk_monitor = DiskMonitor(data_dir, lambda: components.space, Watermark(5, 4 * GIB), components.reserve)
         drain, broadcast = Drain(data_dir), Broadcast()
-        upstreams = dict.fromkeys(components.agent_kinds, components.upstream)
+        kinds, missing_keys = components.agent_kinds, components.kinds_without_key
+        upstreams = {kind: None if kind in missing_keys else components.upstream for kind in kinds}
         launcher = RunnerLauncher(placements, secrets, upstreams, lambda: False)
-        scheduler = Scheduler(components.capacity)
-        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, drain, prober, disk_monitor)
+        key_settings = {kind: f"{kind.upper()}_KEY" for kind in kinds}
+        conditions = StartConditions(drain, prober, disk_monitor, key_settings, missing_keys)
+        scheduler, limit = Scheduler(components.capacity), UnfinishedTaskLimit(components.unfinished_tasks_max)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, components, limit)
         recovery = RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
-        health_check = HealthCheck(store, clock, disk_monitor, drain, prober, components.permanent_reasons)
+        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, prober)
         log, queries = SubmissionLog(journals, store, clock), TaskQueries(tracked_tasks, store, clock)
         services = TaskServices(
-            Submissions(log, queries, self.tracker, dispatcher, drain, health_check),
+            Submissions(log, queries, self.tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line),
@@ -238,9 +244,10 @@ class ServerComponents:
     Implements `Host`, and the `ProfileCatalog` of its images.
     """
 
-    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, permanent_reasons=(), upstream=None):
-        self.upstream, self.agent_kinds = upstream, ["claude"]
-        self.data_dir, self.store, self.capacity, self.permanent_reasons = data_dir, store, capacity, permanent_reasons
+    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, upstream=UPSTREAM):
+        self.upstream, self.agent_kinds, self.kinds_without_key = upstream, ["claude"], set()
+        self.data_dir, self.store, self.capacity = data_dir, store, capacity
+        self.unfinished_tasks_max = UNFINISHED_TASKS_MAX
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
         files = LocalAttemptFiles(data_dir, (), self.remove_files)

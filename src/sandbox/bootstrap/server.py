@@ -138,7 +138,7 @@ async def _serve(
                     data_dir,
                     (port, stream_port),
                     announce,
-                    server.health_check.blocked_reasons,
+                    list(server.start_conditions.refusals()),
                 ),
             )
 
@@ -200,7 +200,7 @@ def _announce(
     data_dir: Path,
     ports: tuple[int, int],
     announce: AnnounceFormat,
-    blocked_reasons: Sequence[str],
+    refusals: Sequence[str],
 ) -> None:
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
     http, ws = f"http://{host}:{ports[0]}", f"ws://{host}:{ports[1]}"
@@ -209,7 +209,7 @@ def _announce(
     else:
         print(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {data_dir}", flush=True)
     _log.info("The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": data_dir})
-    for reason in blocked_reasons:
+    for reason in refusals:
         _log.warning("The server does not accept tasks. %s", reason)
 
 

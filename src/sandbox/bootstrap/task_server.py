@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,16 +17,16 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
+from sandbox.model.limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.leftovers import ProbeCleanup
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher, Drain
+from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
@@ -39,7 +40,7 @@ from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
-from sandbox.server.scheduler import Scheduler
+from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
@@ -47,6 +48,9 @@ from sandbox.server.tracked_task import TrackedTask
 from sandbox.store.sqlite import SqliteStore
 
 _log = logging.getLogger(__name__)
+
+_TASK_SHARE = 4
+"""At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
 
 
 class TaskServer:
@@ -71,17 +75,24 @@ class TaskServer:
             placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
         )
         prober = placements.selected_prober
-        dispatcher = Dispatcher(tracked_tasks, Scheduler(prober.host.capacity), launcher, drain, prober, disk_monitor)
+        conditions = StartConditions(
+            drain,
+            prober,
+            disk_monitor,
+            {kind: agent.key_setting for kind, agent in agents.items()},
+            {kind for kind, upstream in upstreams.items() if upstream is None},
+        )
+        limit, scheduler = UnfinishedTaskLimit(unfinished_tasks_max()), Scheduler(prober.host.capacity)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, prober.host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
-        permanent_reasons = _permanent_blocked_reasons(agents, upstreams)
-        health_check = HealthCheck(store, clock, disk_monitor, drain, prober, permanent_reasons)
+        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, prober)
         preserved = PreservedSandboxes(placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         queries = TaskQueries(tracked_tasks, store, clock)
         self.services = TaskServices(
-            Submissions(SubmissionLog(journals, store, clock), queries, tracker, dispatcher, drain, health_check),
+            Submissions(SubmissionLog(journals, store, clock), queries, tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents)),
@@ -89,7 +100,7 @@ class TaskServer:
             TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
         )
-        self.health_check = health_check
+        self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner
         self._recover = partial(recover, journals, store, placements, clock)
         self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
@@ -117,12 +128,10 @@ class TaskServer:
             _log_shutdown(len(self._tracker.tracked_tasks))
 
 
-def _permanent_blocked_reasons(agents: Mapping[str, Agent], upstreams: Mapping[str, ModelUpstream | None]) -> list[str]:
-    """Return the reasons why no task can run until the server restarts."""
-    if any(upstream is not None for upstream in upstreams.values()):
-        return []
-    settings = " or ".join(agent.key_setting for agent in agents.values())
-    return [f"No model key is set: set {settings} and start the server again."]
+def unfinished_tasks_max() -> int:
+    """Return how many unfinished tasks this process can keep, given its limit on file descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNFINISHED_TASKS_MAX if soft == resource.RLIM_INFINITY else min(UNFINISHED_TASKS_MAX, soft // _TASK_SHARE)
 
 
 def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sandbox.interfaces.placement import Host
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.limits import (
     LAUNCH_SHUTDOWN_SECONDS,
@@ -73,6 +74,63 @@ class Drain:
             return datetime.fromtimestamp(0, UTC)
 
 
+class StartConditions:
+    """Determines what keeps tasks from starting, apart from reserved resources.
+
+    Each call of `blockers` measures the free disk space again.
+
+    prober: the prober of the host that runs new attempts.
+    key_settings: the name of the setting for the model key of each agent, by the agent's kind.
+    missing_keys: the kinds of agents without a model key.
+    """
+
+    def __init__(
+        self,
+        drain: Drain,
+        prober: RuntimeProber,
+        disk_monitor: DiskMonitor,
+        key_settings: Mapping[str, str],
+        missing_keys: Collection[str],
+    ) -> None:
+        self._drain = drain
+        self._prober = prober
+        self._disk_monitor = disk_monitor
+        self._key_settings = key_settings
+        self._missing_keys = missing_keys
+
+    def refusals(self) -> Iterator[str]:
+        """Yield why the server accepts no tasks and starts none, as sentences; the most important reason first."""
+        if self._drain.since is not None:
+            yield DRAINING_REASON
+        if (reason := self._prober.blocked_reason) is not None:
+            yield reason
+        if self._key_settings.keys() <= set(self._missing_keys):
+            yield _missing_key_reason(self._key_settings.values())
+
+    def blockers(self) -> Iterator[str]:
+        """Yield why the server starts no tasks: the refusals, and then a shortage for which accepted tasks wait."""
+        yield from self.refusals()
+        if (shortage := self._disk_monitor.check()) is not None:
+            yield shortage
+
+    def missing_key_reason(self, manifest: Manifest) -> str | None:
+        """Return why a task's agent cannot use its model until the server restarts; None if it can."""
+        kind = manifest.agent.kind
+        return _missing_key_reason([self._key_settings[kind]]) if kind in self._missing_keys else None
+
+    def check_acceptance(self, manifest: Manifest) -> None:
+        """Raise UnavailableError if the server does not accept the task now."""
+        reasons = [*self.refusals()]
+        if not reasons and (reason := self.missing_key_reason(manifest)) is not None:
+            reasons = [reason]
+        if reasons:
+            raise UnavailableError(" ".join(reasons), retry_after_seconds=self._prober.retry_after_seconds)
+
+
+def _missing_key_reason(settings: Iterable[str]) -> str:
+    return f"No model key is set: set {' or '.join(settings)} and start the server again."
+
+
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -80,7 +138,7 @@ class Dispatcher:
     """Manages the server's capacity: which tasks wait, which have a reservation, and which start next.
 
     tracked_tasks: must contain every added task at the next `dispatch`.
-    prober: the prober of the host that runs new attempts.
+    host: the host that runs new attempts.
     """
 
     def __init__(
@@ -88,17 +146,16 @@ class Dispatcher:
         tracked_tasks: TrackedTasks,
         scheduler: Scheduler,
         runner_launcher: RunnerLauncher,
-        drain: Drain,
-        prober: RuntimeProber,
-        disk_monitor: DiskMonitor,
+        conditions: StartConditions,
+        host: Host,
+        unfinished_task_limit: UnfinishedTaskLimit,
     ) -> None:
         self._tracked_tasks = tracked_tasks
         self._scheduler = scheduler
         self._runner_launcher = runner_launcher
-        self._drain = drain
-        self._prober = prober
-        self._disk_monitor = disk_monitor
-        self._unfinished_task_limit = UnfinishedTaskLimit()
+        self._conditions = conditions
+        self._host = host
+        self._unfinished_task_limit = unfinished_task_limit
         self._launches: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.TimerHandle | None = None
         self._closing = asyncio.Event()
@@ -143,7 +200,7 @@ class Dispatcher:
         self._unfinished_task_limit.add(task.id, task.manifest)
         self._scheduler.remove(task.id)  # a pruned task may have had this id a moment ago
         if isinstance(tracked.owner, ServerOwned):
-            self._scheduler.enqueue(task.id, requested)
+            self._scheduler.enqueue(task.id, requested, self._conditions.missing_key_reason(task.manifest))
         else:
             self._scheduler.reserve(task.id, requested)
 
@@ -155,8 +212,11 @@ class Dispatcher:
 
     def enqueue(self, tracked: TrackedTask) -> None:
         """Queue a task whose journal was in use at the server's start, which is why `add` did not queue it."""
+        manifest = tracked.task.manifest
         self._scheduler.remove(tracked.task.id)
-        self._scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
+        self._scheduler.enqueue(
+            tracked.task.id, Resources.requested_by(manifest.vm), self._conditions.missing_key_reason(manifest)
+        )
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -192,9 +252,7 @@ class Dispatcher:
 
     def _blocked_reason(self) -> str | None:
         """Return why no waiting task may start, regardless of reservations."""
-        if self._drain.since is not None:
-            return DRAINING_REASON
-        return self._prober.blocked_reason or self._disk_monitor.check()
+        return next(self._conditions.blockers(), None)
 
     def _launch_admitted(self) -> Mapping[str, str]:
         """Launch the admitted tasks; return the reasons why the others wait."""
@@ -211,7 +269,7 @@ class Dispatcher:
 
     def _memory_available_bytes(self) -> int | None:
         """Return the available memory minus what starting tasks will soon use."""
-        available_bytes = self._prober.host.memory_available_bytes()
+        available_bytes = self._host.memory_available_bytes()
         if available_bytes is None:
             return None
         starting = [

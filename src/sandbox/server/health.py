@@ -1,68 +1,50 @@
 """Health report of the server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
-from sandbox.server.dispatcher import DRAINING_REASON, Drain
+from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import RuntimeProber
 
 
 class HealthCheck:
-    """Creates the health report. Each call of `run` measures the free disk space and counts the tasks again.
-
-    permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
-    """
+    """Creates the health report. Each call of `run` measures the free disk space and counts the tasks again."""
 
     def __init__(
         self,
         store: Store,
         clock: Clock,
+        conditions: StartConditions,
         disk_monitor: DiskMonitor,
         drain: Drain,
         prober: RuntimeProber,
-        permanent_reasons: Sequence[str],
     ) -> None:
         self._store = store
         self._clock = clock
+        self._conditions = conditions
         self._disk_monitor = disk_monitor
         self._drain = drain
         self._prober = prober
-        self._permanent_reasons = permanent_reasons
         self._started_at = clock.monotonic()
-
-    @property
-    def blocked_reasons(self) -> Sequence[str]:
-        """Why no task can run now, regardless of free capacity; empty if tasks can run."""
-        reason = self._prober.blocked_reason
-        return self._permanent_reasons if reason is None else [reason, *self._permanent_reasons]
-
-    @property
-    def retry_after_seconds(self) -> int | None:
-        """Whole seconds until the next probe of the runtimes; None if none is planned."""
-        return self._prober.retry_after_seconds
 
     def run(self) -> Health:
         """Return the report. `reasons` say why tasks cannot be accepted or run."""
         counts = self._count_by_state()
-        reasons = list(self.blocked_reasons)
+        reasons = [*self._conditions.blockers()]
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
-        if (shortage := self._disk_monitor.check()) is not None:
-            reasons.append(shortage)
-        if self._drain.since is not None:
-            reasons.append(DRAINING_REASON)
         return Health(
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
             tasks_by_state=counts or {},
             runtimes=self._prober.result.probes,
             next_probe_at=self._prober.next_probe_at,
-            retry_after_seconds=self.retry_after_seconds,
+            retry_after_seconds=self._prober.retry_after_seconds,
             is_store_ok=counts is not None,
             disk_free_bytes=self._disk_monitor.space.free_bytes,
             disk_total_bytes=self._disk_monitor.space.total_bytes,

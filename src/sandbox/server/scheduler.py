@@ -1,7 +1,6 @@
 """The scheduler: starts the oldest task that fits. Smaller tasks may overtake a larger one, up to a limit."""
 
 import itertools
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,12 @@ from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.resources import Resources
 
-_DESCRIPTORS_SHARE = 4
-"""At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
-
 
 class UnfinishedTaskLimit:
     """Limits the number of unfinished tasks and the size of their manifests, which the server keeps in memory."""
 
-    def __init__(self) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        descriptors = limits.UNFINISHED_TASKS_MAX if soft == resource.RLIM_INFINITY else soft // _DESCRIPTORS_SHARE
-        self._tasks_max = min(limits.UNFINISHED_TASKS_MAX, descriptors)
+    def __init__(self, tasks_max: int) -> None:
+        self._tasks_max = tasks_max
         self._sizes: dict[object, int] = {}
         self._total_bytes = 0
 
@@ -72,10 +66,12 @@ class _QueuedTask:
     """A queued task, and how many times later tasks have overtaken it.
 
     can_ever_fit: whether the total capacity suffices.
+    blocked_reason: why the task cannot start before the next server, whatever is free (human-readable).
     """
 
     requested: Resources
     can_ever_fit: bool
+    blocked_reason: str | None = None
     overtaken_count: int = 0
 
 
@@ -83,7 +79,7 @@ class Scheduler:
     """Queue of waiting tasks and resource reservations of admitted ones. Pure; operates on ids.
 
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
-    exceeds the host's total capacity (which may have shrunk) blocks no other.
+    exceeds the host's total capacity (which may have shrunk), or that this server cannot start, blocks no other.
 
     memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Few tasks
         use all they request at once, so MEMORY_AVAILABLE_BYTES_MIN suffices to start, or less if a task requests less.
@@ -130,10 +126,10 @@ class Scheduler:
             waiting=len(self._queue),
         )
 
-    def enqueue(self, task_id: str, requested: Resources) -> None:
-        """Append a task to the queue."""
+    def enqueue(self, task_id: str, requested: Resources, blocked_reason: str | None = None) -> None:
+        """Append a task to the queue. blocked_reason: why this server cannot start it."""
         self._queue_numbers[task_id] = next(self._sequence)
-        self._queue[task_id] = _QueuedTask(requested, requested.fits_in(self.total))
+        self._queue[task_id] = _QueuedTask(requested, requested.fits_in(self.total), blocked_reason)
 
     def reserve(self, task_id: str, requested: Resources) -> None:
         """Reserve resources for a task that is already running."""
@@ -163,7 +159,7 @@ class Scheduler:
         free = self.free
         overtaken: list[_QueuedTask] = []
         for task_id, waiting in self._queue.items():
-            if not waiting.can_ever_fit:
+            if not waiting.can_ever_fit or waiting.blocked_reason is not None:
                 continue
             if waiting.requested.fits_in(free) and not _describe_memory_shortfall(
                 waiting.requested, memory_available_bytes
@@ -185,6 +181,9 @@ class Scheduler:
         """Return what each waiting task waits for."""
         free, waiting_messages, position = self.free, {}, 0
         for task_id, waiting in self._queue.items():
+            if waiting.blocked_reason is not None:
+                waiting_messages[task_id] = f"Waiting: {waiting.blocked_reason}"
+                continue
             if not waiting.can_ever_fit:
                 shortfall = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
                 waiting_messages[task_id] = (

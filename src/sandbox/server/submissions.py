@@ -22,8 +22,7 @@ from sandbox.model.limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
-from sandbox.server.dispatcher import DRAINING_REASON, Dispatcher, Drain
-from sandbox.server.health import HealthCheck
+from sandbox.server.dispatcher import Dispatcher, StartConditions
 from sandbox.server.journal_tailer import TaskTracker
 from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask
 
@@ -110,15 +109,13 @@ class Submissions:
         queries: TaskQueries,
         tracker: TaskTracker,
         dispatcher: Dispatcher,
-        drain: Drain,
-        health_check: HealthCheck,
+        conditions: StartConditions,
     ) -> None:
         self._submission_log = log
         self._queries = queries
         self._tracker = tracker
         self._dispatcher = dispatcher
-        self._drain = drain
-        self._health_check = health_check
+        self._conditions = conditions
         self._idempotency_locks = KeyedLock()
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
@@ -167,9 +164,5 @@ class Submissions:
     def _check_acceptable(self, manifest: Manifest) -> None:
         if self._dispatcher.is_closing:
             raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
-        if blockers := self._health_check.blocked_reasons:
-            seconds = self._health_check.retry_after_seconds
-            raise UnavailableError(" ".join(blockers), retry_after_seconds=seconds)
-        if self._drain.since is not None:
-            raise UnavailableError(DRAINING_REASON)
+        self._conditions.check_acceptance(manifest)
         self._dispatcher.check_capacity(manifest)

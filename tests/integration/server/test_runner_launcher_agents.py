@@ -1,11 +1,18 @@
-"""A task whose agent the server does not have ends without another attempt; its work is collected."""
+"""A task whose agent the server does not have ends without another attempt; its work is collected.
+
+A task whose agent has no model key waits for a server that has one; no new one is accepted.
+"""
+
+import asyncio
 
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_RUNNING
+from doubles.server_components import GIB, TO_RUNNING
 from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import UnavailableError
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AgentExited, AttemptEnded, FollowUp, FollowUpSkipped, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection
@@ -77,3 +84,35 @@ async def test_task_that_waits_for_another_attempt_fails_and_a_finisher_collects
     task, types = await finish_on_a_server_without_the_agent(components, TaskFinished())
     assert (task.state, task.failure, task.attempt_count) == (TaskState.FAILED, MISSING, 1)
     assert "output" in types
+
+
+async def test_only_tasks_whose_agent_has_a_model_key_are_accepted(components):
+    components.agent_kinds, components.kinds_without_key = ["claude", "other"], {"other"}
+    async with components.server() as service:
+        assert (await service.health()).is_ready
+        for refuse in (service.submit, service.check_acceptance):
+            with pytest.raises(UnavailableError, match="No model key is set: set OTHER_KEY and start the server"):
+                await refuse(task_of_other_agent())
+        await service.check_acceptance(manifest())
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+    assert components.journals.task_ids() == ["task-1"]
+
+
+async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_other_task(components):
+    ample_space, components.space = components.space, DiskSpace(GIB, 1000 * GIB)  # tasks are accepted, and wait
+    components.agent_kinds = ["claude", "other"]
+    async with components.server() as service:
+        await service.submit(task_of_other_agent())
+        await service.submit(manifest("task-2"))
+    components.space, components.kinds_without_key = ample_space, {"other"}
+    async with components.server() as service:
+        await components.wait_for_launch("task-2")
+        await asyncio.sleep(0.05)
+        waiting = await service.status("task-1")
+        assert (waiting.state, waiting.failure) == (TaskState.PENDING, None)
+        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and start the server again."
+        assert [order.task_id for order in components.runners.orders] == ["task-2"]
+    components.kinds_without_key = set()
+    async with components.server():
+        await components.wait_for_launch("task-1")

@@ -125,8 +125,8 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
         await components.wait_for_launch("second")
 
 
-async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components, monkeypatch):
-    monkeypatch.setattr(limits, "UNFINISHED_TASKS_MAX", 3)
+async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components):
+    components.unfinished_tasks_max = 3
     async with components.server() as service:
         names = [f"task-{number}" for number in range(8)]
         results = await asyncio.gather(*map(service.submit, map(manifest, names)), return_exceptions=True)
@@ -297,13 +297,13 @@ async def test_failing_launch_fails_the_task(components):
 
 
 async def test_submit_is_rejected_while_the_server_is_not_ready(components):
-    components.permanent_reasons = ("There is no key for the model.",)
+    components.kinds_without_key = {"claude"}
 
     async def scenario():
         async with components.server() as service:
             health = await service.health()
             assert not health.is_ready
-            with pytest.raises(UnavailableError, match="no key"):
+            with pytest.raises(UnavailableError, match="No model key is set: set CLAUDE_KEY and start"):
                 await service.submit(manifest())
 
     await scenario()

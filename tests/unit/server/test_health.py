@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
 from sandbox.model.disk_space import DiskSpace, Watermark
-from sandbox.server.dispatcher import Drain
+from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import RuntimeProber
@@ -34,7 +35,10 @@ class SimulatedHealthCheck:
         host = SimpleNamespace(blocked_reason=lambda: None)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
         prober = RuntimeProber(ProbeResult(probes, "bubblewrap", "namespaces"), host, SystemClock())
-        self.health_check = HealthCheck(MemoryStore(), SystemClock(), self.disk_monitor, self.drain, prober, ())
+        self.missing_keys = set()
+        key_settings = {"claude": "CLAUDE_KEY", "other": "OTHER_KEY"}
+        conditions = StartConditions(self.drain, prober, self.disk_monitor, key_settings, self.missing_keys)
+        self.health_check = HealthCheck(MemoryStore(), SystemClock(), conditions, self.disk_monitor, self.drain, prober)
 
     def measure(self):
         if isinstance(self.space, OSError):
@@ -147,6 +151,23 @@ def test_drained_server_reason_names_the_undo_command(health):
     assert "sandbox admin drain --undo" in health.reasons()
     health.drain.undo()
     assert health.reasons() == ""
+
+
+def test_server_is_ready_while_one_agent_has_a_model_key(health):
+    health.missing_keys.add("claude")
+    assert health.reasons() == ""
+    health.missing_keys.add("other")
+    assert health.reasons() == "No model key is set: set CLAUDE_KEY or OTHER_KEY and start the server again."
+
+
+def test_reasons_have_one_order(health):
+    health.drain.start(SystemClock().now())
+    health.missing_keys.update({"claude", "other"})
+    assert re.findall("drained|model key|nearly full", health.reasons(structs.replace(AMPLE_SPACE, free_bytes=0))) == [
+        "drained",
+        "model key",
+        "nearly full",
+    ]
 
 
 def test_drain_persists_even_with_a_damaged_file(health, tmp_path):

@@ -50,6 +50,19 @@ def test_small_tasks_overtake_a_large_one_up_to_a_limit(scheduler):
     assert scheduler.admit_next() == f"small-{QUEUE_OVERTAKES_MAX // 2}"
 
 
+def test_task_that_this_server_cannot_start_is_skipped_and_delays_no_other(scheduler):
+    scheduler.enqueue("blocked", SMALL, "No key.")
+    for number in range(QUEUE_OVERTAKES_MAX + 1):
+        scheduler.enqueue(f"task-{number}", SMALL)
+        assert scheduler.admit_next() == f"task-{number}"
+        scheduler.remove(f"task-{number}")
+    scheduler.reserve("running", TOTAL)
+    scheduler.enqueue("next", SMALL)
+    assert scheduler.admit_next() is None
+    assert scheduler.waiting_messages()["blocked"] == "Waiting: No key."
+    assert scheduler.waiting_messages()["next"].startswith("Waiting for 2 CPUs")
+
+
 def test_overtake_limit_is_per_task(scheduler):
     scheduler.reserve("running", Resources(6, GIB, GIB))
     for number in range(QUEUE_OVERTAKES_MAX):
