@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from sandbox.agents import registered_agents
+
 MODULES_MAX = 360
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
@@ -263,6 +265,7 @@ MODULES_THAT_NAME_AN_AGENT = {
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
     "cli/main.py": "the summary in the help: what Sandbox does today",
     "demo/example_repository.py": "a file of the example repository",
+    "demo/scripted_model.py": "the API that it implements",
     "demo/walkthrough.py": "the demo's manifest and its text",
     "model/wire/bodies.py": "a public type of the Python client: the section of a task's `definition`",
 }
@@ -270,8 +273,14 @@ MODULES_THAT_NAME_AN_AGENT = {
 
 def test_agents_are_named_in_their_packages_only(root: Path):
     package = root / "src" / "sandbox"
-    agents = [path.name for path in (package / "agents").iterdir() if (path / "__init__.py").exists()]
-    names = re.compile("|".join(agent.partition("_")[0] for agent in agents), re.IGNORECASE)
+    packages = {path.name for path in (package / "agents").iterdir() if (path / "__init__.py").exists()}
+    agents = registered_agents().values()
+    assert len(agents) == len(packages)
+    words = {name.partition("_")[0] for name in packages} | {agent.kind for agent in agents}
+    words |= {agent.display_name.partition(" ")[0] for agent in agents}
+    words |= {agent.server_variable_prefix.rstrip("_") for agent in agents}
+    assert words == {"claude", "Claude", "ANTHROPIC"}
+    names = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
     found = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*")

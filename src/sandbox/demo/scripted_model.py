@@ -149,7 +149,7 @@ class ScriptedModel:
 
     @property
     def url(self) -> str:
-        """The URL for ANTHROPIC_BASE_URL."""
+        """The base URL of the model API."""
         return self.service.url
 
     @property

@@ -11,8 +11,8 @@ import click
 def demo() -> None:
     """Run an example task from manifest to patch.
 
-    Starts a separate server on free ports and stops it at the end. Without ANTHROPIC_API_KEY, a scripted model replaces
-    the API.
+    Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
+    API.
     """
     # Import by name: the demo package belongs to a layer above the CLI, which therefore must not import it statically.
     code = import_module("sandbox.demo.walkthrough").run()

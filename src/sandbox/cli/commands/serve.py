@@ -6,12 +6,15 @@ from typing import Any
 
 import click
 
+from sandbox.agents import registered_agents
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
 from sandbox.cli.startup import gc_frozen
 
+_KEY_SETTINGS = " or ".join(agent.key_setting for agent in registered_agents().values())
 
-@click.command(epilog="Set the model key in ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; sandboxes have no access to it.")
+
+@click.command(epilog=f"Set the model key in {_KEY_SETTINGS}; sandboxes have no access to it.")
 @settings_options
 @output_options("text", "json")
 def serve(**options: Any) -> None:
