@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sandbox.model.egress import clone_endpoint, is_clone_allowed
 from sandbox.model.manifest.errors import FieldPath, RuleName
-from sandbox.model.manifest.schema import Vm
+from sandbox.model.manifest.schema import HEADLESS_DEFAULT, Vm
 
 _RESERVED_NAMES = frozenset(
     {
@@ -137,7 +137,7 @@ def _unpriced_model(data: dict[str, Any], section: dict[str, Any], agent: AgentS
 
 
 def _resume_without_headless(data: dict[str, Any], section: dict[str, Any]) -> Iterator[RuleViolation]:
-    if section.get("headless", True) is False and as_mapping(data.get("lifecycle")).get("resume") is True:
+    if section.get("headless", HEADLESS_DEFAULT) is False and as_mapping(data.get("lifecycle")).get("resume") is True:
         yield RuleViolation(("lifecycle", "resume"), "format", "can only be given with headless: true")
 
 

@@ -37,6 +37,9 @@ from sandbox.model.manifest.field_formats import (
 FORBID_EXTRA = {"extra": "forbid"}
 """pydantic's settings for the records of a manifest."""
 
+HEADLESS_DEFAULT = True
+"""Whether an agent runs without a terminal if its section has no field `headless`."""
+
 RENDERED_FORMATS = frozenset({"json", "text"})
 """The output formats that are rendered from the agent's last result. Any other one is the agent's own stdout."""
 
@@ -78,7 +81,7 @@ class _CommonSettings(msgspec.Struct, frozen=True):
 
     prompt: str
     model: str
-    headless: bool = True
+    headless: bool = HEADLESS_DEFAULT
     output_format: str = ""
 
 
@@ -109,8 +112,8 @@ class AgentSection:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether the agent has a terminal, for users to attach to (`headless: false`; the default is true)."""
-        return not self.settings.get("headless", True)
+        """Whether the agent has a terminal, for users to attach to (`headless: false`)."""
+        return not self.settings.get("headless", HEADLESS_DEFAULT)
 
     @property
     def output_format(self) -> str:
@@ -245,7 +248,9 @@ class CommonFields:
 
 
 _AGENT_POSITION = 4
+_CONSTANTS = {"version": "1", "kind": "Task"}
 _COMMON_NAMES = tuple(each.name for each in fields(CommonFields))
+_SECTION_NAMES = tuple(name for name in _COMMON_NAMES if name not in _CONSTANTS)
 
 
 class Manifest:
@@ -255,7 +260,7 @@ class Manifest:
     data, msgspec therefore needs `encode_manifest` and `decode_manifest` as hooks.
     """
 
-    __slots__ = ("agent", "lifecycle", "metadata", "repository", "secrets", "vm")
+    __slots__ = ("agent", *_SECTION_NAMES)
 
     def __init__(
         self,
@@ -277,7 +282,7 @@ class Manifest:
     @classmethod
     def combine(cls, common: Any, agent: AgentSection) -> Manifest:
         """Create a manifest from an agent section and a record that has the other fields, such as `CommonFields`."""
-        return cls(agent=agent, **{name: getattr(common, name) for name in cls.__slots__ if name != "agent"})
+        return cls(agent=agent, **{name: getattr(common, name) for name in _SECTION_NAMES})
 
     def replace(self, **changes: Any) -> Manifest:
         """Return a copy with these fields replaced."""
@@ -316,16 +321,9 @@ def encode_manifest(value: Any) -> dict[str, Any]:
     """Encode a manifest as plain data: the hook for msgspec's encoders. Raises NotImplementedError for other values."""
     if not isinstance(value, Manifest):
         raise NotImplementedError(f"{type(value).__name__} cannot be encoded")
-    return {
-        "version": "1",
-        "kind": "Task",
-        "metadata": value.metadata,
-        "repository": value.repository,
-        value.agent.kind: value.agent.settings,
-        "vm": value.vm,
-        "secrets": value.secrets,
-        "lifecycle": value.lifecycle,
-    }
+    items = [*_CONSTANTS.items(), *((name, getattr(value, name)) for name in _SECTION_NAMES)]
+    items.insert(_AGENT_POSITION, (value.agent.kind, value.agent.settings))
+    return dict(items)
 
 
 def decode_manifest(kind: type, data: Any) -> Manifest:

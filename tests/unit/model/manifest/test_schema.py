@@ -1,11 +1,14 @@
 """A manifest is encoded as one mapping, in which the key of the agent section is the agent's kind."""
 
+import dataclasses
+import inspect
+
 import msgspec
 import pytest
 
 from doubles.manifests import encode_json, parse_manifest
 from sandbox.agents.claude_code.section import claude_section
-from sandbox.model.manifest.schema import AgentSection, Manifest, decode_manifest
+from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, decode_manifest, encode_manifest
 
 # As version 0.1 wrote it to journals and to the index.
 ENCODED = (
@@ -53,6 +56,28 @@ def test_encoding_equals_that_of_earlier_versions():
     assert encode_json(manifest) == ENCODED
     assert decode(ENCODED) == manifest
     assert encode_json(decode(ENCODED)) == ENCODED
+
+
+def common_fields():
+    """The fields that the manifests of all agents have, with their defaults, except the constant ones."""
+    for each in dataclasses.fields(CommonFields):
+        if each.name not in ("version", "kind"):
+            yield each.name, each.default_factory() if callable(each.default_factory) else each.default
+
+
+def test_no_common_field_is_lost():
+    names = [name for name, _ in common_fields()]
+    assert {*Manifest.__slots__} == {*names, "agent"}
+    manifest = decode(ENCODED)
+    assert [name for name in encode_manifest(manifest) if name not in ("version", "kind", "claude")] == names
+    assert all(getattr(manifest, name) == encode_manifest(manifest)[name] for name in names)
+
+
+def test_defaults_of_a_manifest_are_those_of_the_common_fields():
+    parameters = inspect.signature(Manifest).parameters
+    given = {name: parameters[name].default for name, _ in common_fields()}
+    absent = {inspect.Parameter.empty: dataclasses.MISSING}
+    assert {name: absent.get(value, value) for name, value in given.items()} == dict(common_fields())
 
 
 def test_only_the_driver_types_the_fields_of_the_agents_section():
