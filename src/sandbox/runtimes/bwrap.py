@@ -1,11 +1,12 @@
 """Locates bubblewrap and defines the arguments that all its invocations share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes.launcher_client import ProgramSpec, create_memfd
+from sandbox.runtimes.launcher_client import ProgramSpec, attempt_marker, create_memfd, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher
 
@@ -32,6 +33,40 @@ statistics of an ext4 file system, the kernel even walks all its cached inodes w
 
 READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
 """Prevents a process from lowering its oom_score_adj, which the launcher raised."""
+
+
+def build_program_spec(
+    program: str,
+    attempt_id: str,
+    describe: Callable[[ProgramSpec], tuple[Iterable[str], Sequence[str]]],
+) -> ProgramSpec:
+    """Build the argv and descriptors that start bubblewrap, whose arguments are in a file.
+
+    describe: adds descriptors to the result; returns bubblewrap's arguments and the argv of the confined program.
+    Raises AttemptError (provision_failed) for NUL characters.
+    """
+    program_spec = ProgramSpec()
+    try:
+        lazy_arguments, argv = describe(program_spec)
+        arguments = list(lazy_arguments)
+        reject_nul([*arguments, *argv])
+        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
+        number = program_spec.add_descriptor(create_memfd("arguments", text))
+    except BaseException:
+        program_spec.close()
+        raise
+    program_spec.argv = [program, attempt_marker(attempt_id), "--args", number, "--", *argv]
+    return program_spec
+
+
+def isolation_arguments(attempt_id: str) -> Iterator[str]:
+    """Yield the arguments that every confined program starts with: its namespaces, its uid, and no capabilities.
+
+    The network namespace is the launcher's.
+    """
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", attempt_id)
+    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
 
 
 def seccomp_arguments(program_spec: ProgramSpec, *, allows_filters: bool = False) -> Iterator[str]:

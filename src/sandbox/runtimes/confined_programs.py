@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from socket import socket
 
-from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, attempt_marker, reject_nul
+from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
 
@@ -59,7 +58,11 @@ class ConfinedPrograms:
 
         Raises OSError, and AttemptError (provision_failed) for NUL characters.
         """
-        program_spec = self._build_program_spec(command)
+        program_spec = bwrap.build_program_spec(
+            self._program,
+            self._attempt_id,
+            lambda program_spec: (self._arguments(program_spec, command), command.argv),
+        )
         try:
             first_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
             code = await self._launcher.run_command(program_spec.argv, first_fds, program_spec.descriptors)
@@ -67,31 +70,8 @@ class ConfinedPrograms:
             program_spec.close()
         return code if code >= 0 else 128 - code
 
-    def _build_program_spec(self, command: ConfinedCommand) -> ProgramSpec:
-        program_spec = ProgramSpec()
-        try:
-            arguments = list(self._arguments(program_spec, command))
-            reject_nul([*arguments, *command.argv])
-            text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-            number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
-        except BaseException:
-            program_spec.close()
-            raise
-        program_spec.argv = [self._program, attempt_marker(self._attempt_id), "--args", number, "--", *command.argv]
-        return program_spec
-
     def _arguments(self, program_spec: ProgramSpec, command: ConfinedCommand) -> Iterator[str]:
-        yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-        yield from (
-            "--disable-userns",
-            "--uid",
-            str(SANDBOX_UID),
-            "--gid",
-            str(SANDBOX_UID),
-            "--hostname",
-            self._attempt_id,
-        )
-        yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+        yield from bwrap.isolation_arguments(self._attempt_id)
         yield from bwrap.seccomp_arguments(program_spec)
         yield from self._root_arguments()
         etc = rootfs.etc_files(self._attempt_id)

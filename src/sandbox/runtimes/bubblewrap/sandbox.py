@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
@@ -17,7 +16,7 @@ from sandbox.runtimes import bwrap, launcher_client, processes
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
-from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul, wait_for_exit
+from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
@@ -46,24 +45,18 @@ def build_program_spec(program: str, spec: SandboxSpec, command: Command, status
     status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
     (provision_failed) for NUL characters.
     """
-    program_spec = ProgramSpec()
-    try:
-        arguments = list(_bwrap_arguments(program_spec, spec, command, program_spec.add_descriptor(status_fd)))
-        reject_nul([*arguments, *command.argv])
-        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-        number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
-    except BaseException:
-        program_spec.close()
-        raise
-    marker = launcher_client.attempt_marker(spec.attempt_id)
-    program_spec.argv = [program, marker, "--args", number, "--", *command.argv]
-    return program_spec
+    return bwrap.build_program_spec(
+        program,
+        spec.attempt_id,
+        lambda program_spec: (
+            _bwrap_arguments(program_spec, spec, command, program_spec.add_descriptor(status_fd)),
+            command.argv,
+        ),
+    )
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
-    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-    yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", spec.attempt_id)
-    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+    yield from bwrap.isolation_arguments(spec.attempt_id)
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)

@@ -7,17 +7,17 @@ tools that its agent needs; _COMMAND_ROOT below it is the root that the command 
 
 import marshal
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
+from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
+from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import command_lines
@@ -121,46 +121,24 @@ def build_program_spec(
 
     status_fd: descriptor for bubblewrap's reports. Ownership of it and of `descriptors` passes to the result.
     """
-    program_spec = ProgramSpec()
-    try:
+
+    def describe(program_spec: ProgramSpec) -> tuple[Iterator[str], Sequence[str]]:
         numbers = command_lines.QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
-        arguments = list(_bwrap_arguments(program_spec, plan, program_spec.add_descriptor(status_fd)))
-        reject_nul(arguments)
-        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
-        number = program_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
-    except BaseException:
-        program_spec.close()
-        raise
-    qemu = command_lines.qemu_arguments(plan.spec, plan.accelerator, numbers)
-    virtiofsd = command_lines.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
-    pair = (
-        str(plan.components.interpreter),
-        "-ISE",
-        "-c",
-        _JAIL_SCRIPT,
-        *map(str, (*numbers, len(qemu))),
-        *qemu,
-        *virtiofsd,
-    )
-    program_spec.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
-    return program_spec
+        status = program_spec.add_descriptor(status_fd)
+        qemu = command_lines.qemu_arguments(plan.spec, plan.accelerator, numbers)
+        virtiofsd = command_lines.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
+        interpreter = str(plan.components.interpreter)
+        words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, (*numbers, len(qemu))), *qemu, *virtiofsd)
+        return _bwrap_arguments(program_spec, plan, status), words
+
+    return bwrap.build_program_spec(program, plan.spec.attempt_id, describe)
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
     # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters, so
     # additional filters are allowed.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
-    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-    yield from (
-        "--disable-userns",
-        "--uid",
-        str(SANDBOX_UID),
-        "--gid",
-        str(SANDBOX_UID),
-        "--hostname",
-        plan.spec.attempt_id,
-    )
-    yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
+    yield from bwrap.isolation_arguments(plan.spec.attempt_id)
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec, allows_filters=True)
     yield from _host_program_arguments(plan, "")

@@ -1,0 +1,98 @@
+"""Every process that bubblewrap confines is isolated with the same arguments."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox.interfaces.runtime import Command, ConfinedCommand, ConfinementSpec, SandboxSpec
+from sandbox.model.failure import AttemptError
+from sandbox.runtimes.bubblewrap.sandbox import build_program_spec
+from sandbox.runtimes.confined_programs import ConfinedPrograms
+from sandbox.runtimes.launcher_client import LauncherProcess
+from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
+from sandbox.runtimes.qemu import jail
+from sandbox.runtimes.qemu.command_lines import Accelerator, QemuDescriptors
+from sandbox.runtimes.qemu.components import GuestComponents
+
+ATTEMPT_ID = "attemptattem"
+BWRAP = "/usr/bin/bwrap"
+ISOLATION = (
+    "--unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try --disable-userns --uid 1000 "
+    f"--gid 1000 --hostname {ATTEMPT_ID} --new-session --die-with-parent --cap-drop ALL"
+).split()
+
+
+def null():
+    return os.open("/dev/null", os.O_RDWR)
+
+
+def sandbox(word=""):
+    spec = SandboxSpec(ATTEMPT_ID, Path("/data/attempt"), 2, 1 << 30, 64)
+    return build_program_spec(BWRAP, spec, Command(["program", "argument"], {"A": word}, "/workspace"), null())
+
+
+class FakeLauncher(LauncherProcess):
+    def __init__(self):
+        pass
+
+    async def run_command(self, argv, low_descriptors, descriptors):
+        self.started = [argv, [os.dup(each) for each in descriptors]]
+        return 0
+
+
+async def confined_program(word=""):
+    launcher, directory = FakeLauncher(), Path("/data/attempt")
+    programs = ConfinedPrograms(
+        ATTEMPT_ID, BWRAP, launcher, None, ConfinementSpec(1, 1 << 30, 10, [directory]), ControlGroup([])
+    )
+    await programs.run(ConfinedCommand(["program", "argument"], {"A": word}, directory, 0, 1, 2))
+    return launcher.started
+
+
+def guest(word=""):
+    components = GuestComponents(
+        "/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py" + word), Path("/py/python3")
+    )
+    spec = SandboxSpec(ATTEMPT_ID, Path("/data/attempt"), 2, 1 << 30, 64)
+    plan = jail.GuestSpec(spec, components, {}, Accelerator.TCG, Path("/run/s"))
+    return jail.build_program_spec(BWRAP, plan, QemuDescriptors(null(), null(), null(), null()), null())
+
+
+async def start(program, word=""):
+    """The argv of bubblewrap, the arguments in its file, and the descriptors."""
+    if program is confined_program:
+        argv, descriptors = await confined_program(word)
+    else:
+        program_spec = program(word)
+        argv, descriptors = program_spec.argv, program_spec.descriptors
+    number = int(argv[argv.index("--args") + 1])
+    text = os.pread(descriptors[number - FIRST_DESCRIPTOR], 1 << 20, 0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    assert number == FIRST_DESCRIPTOR + len(descriptors) - 1
+    return argv, text.decode().split("\0")[:-1]
+
+
+PROGRAMS = pytest.mark.parametrize("program", [sandbox, confined_program, guest])
+
+
+@PROGRAMS
+async def test_every_program_is_isolated_first(program):
+    argv, arguments = await start(program)
+    assert arguments[: len(ISOLATION)] == ISOLATION
+    assert arguments.count("--add-seccomp-fd") == 1
+    assert not any(word.startswith(("--share", "--cap-add")) for word in arguments)
+    assert argv[:3] == [BWRAP, f"sandbox:{ATTEMPT_ID}", "--args"]
+    assert argv[4] == "--"
+    if program is not guest:
+        assert argv[5:] == ["program", "argument"]
+
+
+@PROGRAMS
+async def test_nul_character_is_refused_and_every_descriptor_is_closed(program):
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(AttemptError, match="NUL"):
+        await start(program, "a\0--bind")
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
