@@ -42,7 +42,7 @@ class FailingRuntime(BubblewrapRuntime):
 
 
 def main():
-    runtime._MAKERS["bubblewrap"] = runtime._MAKERS_WITHOUT_EMULATION["bubblewrap"] = FailingRuntime
+    runtime._MAKERS["bubblewrap"] = lambda run_dir, _: FailingRuntime(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
         runtime_prober.PROBE_BACKOFF_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

@@ -24,48 +24,44 @@ class UnknownRuntimeError(SandboxError):
 
 
 def make_runtime(name: str, run_dir: Path, *, excludes_emulation: bool = False) -> Runtime:
-    """Create the runtime with this name. Raises UnknownRuntimeError."""
-    maker = (_MAKERS_WITHOUT_EMULATION if excludes_emulation else _MAKERS).get(name)
+    """Create the runtime with this name. Raises UnknownRuntimeError.
+
+    excludes_emulation: for a runtime that is chosen automatically. Emulation is never chosen so, and booting a guest
+        just to probe it takes seconds.
+    """
+    maker = _MAKERS.get(name)
     if maker is None:
         names = ", ".join((AUTO, *_MAKERS))
         raise UnknownRuntimeError(f"There is no runtime {name!r}; choose one of {names}.")
-    return maker(run_dir)
+    return maker(run_dir, excludes_emulation)
 
 
 # Imports are local: a runner needs only one runtime and starts faster without the others.
 
 
-def _make_bubblewrap(run_dir: Path) -> Runtime:
+def _make_bubblewrap(run_dir: Path, _excludes_emulation: bool) -> Runtime:
     from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
     return BubblewrapRuntime(run_dir)
 
 
-def _make_gvisor(run_dir: Path) -> Runtime:
+def _make_gvisor(run_dir: Path, _excludes_emulation: bool) -> Runtime:
     from sandbox.runtimes.gvisor import GvisorRuntime
 
     return GvisorRuntime(run_dir)
 
 
-def _make_qemu(run_dir: Path) -> Runtime:
+def _make_qemu(run_dir: Path, excludes_emulation: bool) -> Runtime:
     from sandbox.runtimes.qemu import QemuRuntime
 
-    return QemuRuntime(run_dir)
+    return QemuRuntime(run_dir, excludes_emulation=excludes_emulation)
 
 
-def _make_qemu_unless_emulated(run_dir: Path) -> Runtime:
-    from sandbox.runtimes.qemu import QemuRuntime
-
-    return QemuRuntime(run_dir, excludes_emulation=True)
-
-
-_MAKERS: Mapping[str, Callable[[Path], Runtime]] = {
+_MAKERS: Mapping[str, Callable[[Path, bool], Runtime]] = {
     "bubblewrap": _make_bubblewrap,
     "gvisor": _make_gvisor,
     "qemu": _make_qemu,
 }
-_MAKERS_WITHOUT_EMULATION = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
-"""Emulation is never chosen automatically, and booting a guest just to probe it takes seconds."""
 
 
 class RuntimeChoice(msgspec.Struct, frozen=True):
