@@ -93,8 +93,12 @@ class CredentialHelper:
         return (protocol, host.lower()) in {(self._url.scheme, own), ("https", own.partition(":")[0])}
 
 
-NO_REDIRECTS: GitSetting = ("http.followRedirects", "false")
 _STDERR_BYTES_MAX = 64 * 1024
+
+
+def redirect_settings(dial_policy: DialPolicy) -> Sequence[GitSetting]:
+    """Return git's settings for the redirects that the policy allows."""
+    return () if dial_policy.follows_redirects else (("http.followRedirects", "false"),)
 
 
 class ConfinedClone:
@@ -111,7 +115,7 @@ class ConfinedClone:
         *,
         dial_policy: DialPolicy,
     ) -> None:
-        self._redirect_settings: Sequence[GitSetting] = () if dial_policy.follows_redirects else (NO_REDIRECTS,)
+        self._redirect_settings = redirect_settings(dial_policy)
         self.secrets: set[str] = set()
         self._manifest_url = url
         self._url = apply_instead_of(url, user_settings)

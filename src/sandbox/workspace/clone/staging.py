@@ -8,7 +8,7 @@ full history of the branch, because only that shows whether the commit is on the
 import asyncio
 import base64
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -22,7 +22,7 @@ from sandbox.model.limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.clone.cloning import NO_REDIRECTS, ConfinedClone
+from sandbox.workspace.clone.cloning import ConfinedClone, redirect_settings
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
 from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
@@ -125,7 +125,6 @@ class WorkspaceStaging:
         self._repository = repository
         self._layout = layout
         self._bytes_max = bytes_max
-        self._redirect_settings: Sequence[GitSetting] = () if dial_policy.follows_redirects else (NO_REDIRECTS,)
         self._dial_policy = dial_policy
         self._secrets: set[str] = set()
 
@@ -186,9 +185,8 @@ class WorkspaceStaging:
         )
         if confinement.proxy_listener is None:
             variables = user_environment(self._environment)
-            git = Git(
-                self._path, [*_UNCONFINED_SETTINGS, *settings, *user_settings, *self._redirect_settings], variables
-            )
+            redirects = redirect_settings(self._dial_policy)
+            git = Git(self._path, [*_UNCONFINED_SETTINGS, *settings, *user_settings, *redirects], variables)
             await git.run(*arguments, directory=self._layout.repository, file_bytes_max=self._bytes_max)
             return
         cloning = ConfinedClone(self._repository.url, user_settings, self._environment, dial_policy=self._dial_policy)
