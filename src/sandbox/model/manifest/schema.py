@@ -125,6 +125,11 @@ class AgentSection:
         """Whether the task's stdout is rendered from the agent's last result, instead of being the agent's stdout."""
         return not self.is_interactive and self.output_format in RENDERED_FORMATS
 
+    @property
+    def recorded_stream(self) -> Literal["stdout", "transcript"]:
+        """The stream under which the agent's own stdout is recorded."""
+        return "transcript" if self.has_rendered_stdout else "stdout"
+
     def with_prompt(self, prompt: str) -> AgentSection:
         """Return the section with another prompt."""
         return AgentSection(self.kind, {**self.settings, "prompt": prompt})

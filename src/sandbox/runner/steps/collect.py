@@ -356,9 +356,8 @@ def _read_agent_output(task: Task, journals: Journals) -> Iterator[bytes]:
     agent = task.manifest.agent
     if agent.is_interactive:
         return
-    stream = "transcript" if agent.has_rendered_stdout else "stdout"
     for record in read_records(journals, task.id):
-        if isinstance(record.event, Output) and record.event.stream == stream:
+        if isinstance(record.event, Output) and record.event.stream == agent.recorded_stream:
             yield record.event.data
 
 

@@ -157,7 +157,7 @@ class RunStep(msgspec.Struct, frozen=True):
         time_limit = TimeLimit(manifest.lifecycle, self.clock, is_busy)
         handler = _OutputHandler(attempt, gateway, progress, time_limit, self.clock)
         stdout = StdoutProcessing(
-            "transcript" if manifest.agent.has_rendered_stdout else "stdout",
+            manifest.agent.recorded_stream,
             parser.parse_line,
             handler.handle_event,
             marks_parsed=attempt.records_conversation,

@@ -131,6 +131,7 @@ def test_common_fields_have_defaults(settings, is_interactive, has_rendered_stdo
     section = AgentSection("other", {"prompt": "p", "model": "m", **settings})
     assert (section.prompt, section.model) == ("p", "m")
     assert (section.is_interactive, section.has_rendered_stdout) == (is_interactive, has_rendered_stdout)
+    assert section.recorded_stream == ("transcript" if has_rendered_stdout else "stdout")
 
 
 def test_fields_keep_their_order_when_the_prompt_changes():
