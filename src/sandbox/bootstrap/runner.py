@@ -307,7 +307,7 @@ def build_runner(
     terminals: TerminalServer,
 ) -> AttemptRunner:
     """Connect the steps of an attempt with their components."""
-    confine = parts.confine or make_confine(attempt, parts.runtime)
+    confine = _choose_confine(attempt, parts)
     return AttemptRunner(
         attempt,
         StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
@@ -319,8 +319,12 @@ def build_runner(
 
 def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
     """Connect the finisher of an attempt with its components. agent: None if this version does not have it."""
-    confine = parts.confine or make_confine(attempt, parts.runtime)
-    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, _build_finalizer(attempt, parts, agent, confine))
+    finalizer = _build_finalizer(attempt, parts, agent, _choose_confine(attempt, parts))
+    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, finalizer)
+
+
+def _choose_confine(attempt: AttemptContext, parts: RunnerParts) -> Confine:
+    return make_confine(attempt, parts.runtime) if parts.confine is None else parts.confine
 
 
 def _build_finalizer(
