@@ -349,9 +349,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     buffers = SyscallBufferMeter()
     try:
         await wait_for_violation(
-            lambda: asyncio.to_thread(
-                group.kernel_usage, launcher.pid, memory_bytes, launcher.socket_counter, launcher.slab_meter, buffers
-            ),
+            lambda: launcher.kernel_usage(group, memory_bytes, buffers),
             lambda: asyncio.to_thread(group.file_counts),
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
         )

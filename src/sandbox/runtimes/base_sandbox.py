@@ -97,15 +97,7 @@ class BaseSandbox(ABC):
 
         Cheap enough to call ten times a second.
         """
-        launch, memory_bytes = self._launcher, self._spec.memory_bytes
-        return await asyncio.to_thread(
-            self._group.kernel_usage,
-            launch.pid,
-            memory_bytes,
-            launch.socket_counter,
-            launch.slab_meter,
-            self._call_buffer_meter,
-        )
+        return await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._call_buffer_meter)
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.

@@ -14,9 +14,11 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter
+from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
+from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import FreeSlabMeter
 from sandbox.runtimes.programs import launcher
 
@@ -49,14 +51,14 @@ class LauncherProcess:
         self.pid = process.pid
         self.output = output
         self.errors = errors
-        self.socket_counter: SocketCounter | None = None
-        """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self.slab_meter = FreeSlabMeter()
         self.epoll_counter = EpollCounter()
         self.thread_interrupters = (
             BlockedThreadInterrupter(),
             BlockedThreadInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX),
         )
+        self._socket_counter: SocketCounter | None = None
+        """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
+        self._slab_meter = FreeSlabMeter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -106,6 +108,18 @@ class LauncherProcess:
         finally:
             os.close(words)
             os.close(stdin_file)
+
+    async def kernel_usage(
+        self, group: ControlGroup, memory_bytes: int, call_buffer_meter: SyscallBufferMeter | None = None
+    ) -> KernelUsage:
+        """Return the kernel usage of a control group and of the launcher's network namespace.
+
+        memory_bytes: the limit that the group was created with. call_buffer_meter: None if the programs have their own
+        kernel. Cheap enough to call ten times a second.
+        """
+        return await asyncio.to_thread(
+            group.kernel_usage, self.pid, memory_bytes, self._socket_counter, self._slab_meter, call_buffer_meter
+        )
 
     async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
@@ -170,8 +184,8 @@ class LauncherProcess:
         """Close the runner's descriptors after the process has ended."""
         for one in (self._control, self.output, self.errors):
             one.close()
-        if self.socket_counter is not None:
-            self.socket_counter.close()
+        if self._socket_counter is not None:
+            self._socket_counter.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -182,7 +196,7 @@ class LauncherProcess:
         for one in listeners:
             one.setblocking(False)
         model, proxy, dns_udp, dns_tcp, *transparent = listeners
-        self.socket_counter = SocketCounter(counters[0]) if counters else None
+        self._socket_counter = SocketCounter(counters[0]) if counters else None
         by_port = dict(zip(self._transparent_ports, transparent, strict=True))
         return Listeners(model, proxy, dns_udp, dns_tcp, by_port)
 

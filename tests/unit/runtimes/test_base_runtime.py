@@ -11,9 +11,6 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 
 
 class FakeLaunch:
-    pid = 4711
-    socket_counter = None
-    slab_meter = None
     epoll_counter = None
 
     def __init__(self) -> None:
@@ -21,6 +18,9 @@ class FakeLaunch:
 
     def kill(self) -> None:
         self.was_killed.set()
+
+    async def kernel_usage(self, group: "FakeGroup", memory_bytes: int, _buffers: object) -> KernelUsage:
+        return group.kernel_usage(memory_bytes)
 
 
 class FakeGroup:
@@ -30,7 +30,7 @@ class FakeGroup:
         self._usages = list(usages)
         self.checks = 0
 
-    def kernel_usage(self, _pid: int, _memory_bytes: int, *_meters: object) -> KernelUsage:
+    def kernel_usage(self, _memory_bytes: int) -> KernelUsage:
         self.checks += 1
         usage = self._usages.pop(0) if len(self._usages) > 1 else self._usages[0]
         if isinstance(usage, Exception):

@@ -155,10 +155,7 @@ class QemuSandbox:
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
-        launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
-        return await asyncio.to_thread(
-            self._group.kernel_usage, launch.pid, memory_bytes, launch.socket_counter, launch.slab_meter
-        )
+        return await self._launcher.kernel_usage(self._group, self._plan.spec.memory_bytes)
 
     async def file_counts(self) -> FileUsage:
         """Return no counts: `detailed_file_usage` takes no lock that programs inside can hold."""
