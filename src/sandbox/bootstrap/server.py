@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from socket import gethostname, socket
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -108,8 +107,6 @@ async def _serve(
     if needs_token and not token_store.list_valid():
         raise UnprotectedAddressError(section.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
-    api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=agents)
-    authenticator = Authenticator(token_store, api_settings)
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
@@ -119,9 +116,12 @@ async def _serve(
             return
         prober = placements.selected_prober
         profiles = make_profile_check(prober.host.images, lambda: prober.result.tier)
-        api_settings = replace(api_settings, profiles=profiles)
+        api_settings = _api_settings(
+            settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=agents, profiles=profiles
+        )
         server = TaskServer(placement_context, placements, token_store, disk_monitor)
         async with server.running():
+            authenticator = Authenticator(token_store, api_settings)
             context = AppContext.create(server.services, api_settings, shutting_down, authenticator)
             app = create_app(context)
             add_dashboard(app, context)
@@ -144,7 +144,12 @@ async def _serve(
 
 
 def _api_settings(
-    settings: ServerSettings, sockets: Sequence[socket], *, needs_token: bool, agents: Mapping[str, Agent]
+    settings: ServerSettings,
+    sockets: Sequence[socket],
+    *,
+    needs_token: bool,
+    agents: Mapping[str, Agent],
+    profiles: Callable[[], Mapping[str, str]],
 ) -> ApiSettings:
     addresses, ports = zip(*(one.getsockname()[:2] for one in sockets), strict=True)
     own_names: set[str] = set() if needs_token else {*addresses}
@@ -159,6 +164,7 @@ def _api_settings(
         requests_per_minute=settings.access.requests_per_minute,
         clone_hosts=frozenset(settings.git.allowed_hosts),
         agents=agents,
+        profiles=profiles,
     )
 
 
