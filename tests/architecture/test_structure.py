@@ -279,7 +279,7 @@ def test_agents_are_named_in_their_packages_only(root: Path):
     words = {name.partition("_")[0] for name in packages} | {agent.kind for agent in agents}
     words |= {agent.display_name.partition(" ")[0] for agent in agents}
     words |= {agent.server_variable_prefix.rstrip("_") for agent in agents}
-    assert words == {"claude", "Claude", "ANTHROPIC"}
+    assert {"claude", "Claude", "ANTHROPIC"} <= words
     names = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
     found = {
         path.relative_to(package).as_posix()

@@ -59,6 +59,9 @@ class ScriptedAgent:
     def is_reserved_variable(self, name: str) -> bool:
         return name.startswith(self.server_variable_prefix)
 
+    def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        yield "model", as_text(section.get("model", ScriptedSection.model))
+
     def has_price(self, model: str) -> bool:
         from doubles.responses_api import USD_PER_TOKEN
 

@@ -45,6 +45,12 @@ class ClaudeCode:
         """Return whether a secret with this name would redirect the agent or load code into it."""
         return rules.is_reserved_variable(name)
 
+    def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the field and the model of each model that the agent requests."""
+        model = section.get("model", Claude.model)
+        if isinstance(model, str):
+            yield "model", model
+
     def has_price(self, model: str) -> bool:
         """Return whether the price of a model is known."""
         from sandbox.agents.claude_code.messages_api.pricing import has_price

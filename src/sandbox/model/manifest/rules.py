@@ -55,6 +55,13 @@ class AgentSchema(Protocol):
         """Return whether a secret with this name would redirect the agent or load code into it."""
         ...
 
+    def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each model that the agent requests: the field of the section, and the model with its default.
+
+        Values may have wrong types; those are omitted.
+        """
+        ...
+
     def has_price(self, model: str) -> bool:
         """Return whether the price of a model is known, which `lifecycle.budget_usd` requires."""
         ...
@@ -76,7 +83,7 @@ def find_violations(
     secret_names = {as_text(as_mapping(secret).get("name")) for secret in as_list(data.get("secrets"))}
     for violation in agent.find_violations(section, secret_names):
         yield violation._replace(path=(agent.kind, *violation.path))
-    yield from _unpriced_model(data, section, agent)
+    yield from _unpriced_models(data, section, agent)
     yield from _resume_without_headless(data, section)
 
 
@@ -128,12 +135,15 @@ def _reserved_secrets(data: dict[str, Any], agent: AgentSchema) -> Iterator[Rule
             yield RuleViolation(("secrets", index, "name"), "format", message)
 
 
-def _unpriced_model(data: dict[str, Any], section: dict[str, Any], agent: AgentSchema) -> Iterator[RuleViolation]:
-    model = section.get("model", agent.section.model)
-    has_budget = "budget_usd" in as_mapping(data.get("lifecycle"))
-    if has_budget and isinstance(model, str) and not agent.has_price(model):
-        message = f"cannot be enforced, because the price of {agent.kind}.model is unknown; set budget_tokens instead"
-        yield RuleViolation(("lifecycle", "budget_usd"), "not_offered", message)
+def _unpriced_models(data: dict[str, Any], section: dict[str, Any], agent: AgentSchema) -> Iterator[RuleViolation]:
+    if "budget_usd" not in as_mapping(data.get("lifecycle")):
+        return
+    for name, model in agent.used_models(section):
+        if not agent.has_price(model):
+            message = (
+                f"cannot be enforced, because the price of {agent.kind}.{name} is unknown; set budget_tokens instead"
+            )
+            yield RuleViolation(("lifecycle", "budget_usd"), "not_offered", message)
 
 
 def _resume_without_headless(data: dict[str, Any], section: dict[str, Any]) -> Iterator[RuleViolation]:

@@ -371,6 +371,18 @@ def test_usd_budget_requires_a_priced_model():
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
+def test_usd_budget_requires_a_price_of_every_model_that_the_agent_uses():
+    class TwoModels(PricedClaudeCode):
+        def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+            yield from super().used_models(section)
+            yield "fallback_model", "claude-unheard-of"
+
+    manifest = with_value("lifecycle/budget_usd", 5)
+    with pytest.raises(InvalidManifestError, match=r"price of claude\.fallback_model is unknown") as caught:
+        parse(manifest, agents={"claude": TwoModels()})
+    assert [error.field for error in caught.value.errors] == ["lifecycle.budget_usd"]
+
+
 @pytest.mark.parametrize("model", ["claude-known", None])
 def test_usd_budget_is_accepted_with_a_priced_model(model):
     manifest = with_value("claude/model", model)
