@@ -43,10 +43,10 @@ from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.probed_host import ProbedHost
 from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
-from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
@@ -181,11 +181,9 @@ class RunningServer:
         journals, store, remove = components.journals, components.store, components.remove_files
         probes = [RuntimeProbe("bubblewrap", components.runtime_failure is None, "namespaces", 1)]
         probe_result = ProbeResult(probes, "bubblewrap", "namespaces", components.runtime_failure)
-        self.prober = prober = RuntimeProber(probe_result, components, clock)
+        self.host = host = ProbedHost(probe_result, components, clock)
         runners, names = components.runners, components.placement_names
-        self.placements = placements = Placements(
-            dict.fromkeys(names, runners), dict.fromkeys(names, prober), names[-1]
-        )
+        self.placements = placements = Placements(dict.fromkeys(names, runners), dict.fromkeys(names, host), names[-1])
         self.preserved_sandboxes = preserved = PreservedSandboxes(placements)
         secrets = TaskSecrets(components.resolve)
         self.debug_sessions = DebugSessions(preserved, secrets, placements)
@@ -196,13 +194,13 @@ class RunningServer:
         upstreams = {kind: None if kind in missing_keys else components.upstream for kind in kinds}
         launcher = RunnerLauncher(placements, secrets, upstreams, lambda: False)
         key_settings = {kind: f"{kind.upper()}_KEY" for kind in kinds}
-        conditions = StartConditions(drain, prober, disk_monitor, key_settings, missing_keys)
+        conditions = StartConditions(drain, host, disk_monitor, key_settings, missing_keys)
         scheduler, limit = Scheduler(components.capacity), UnfinishedTaskLimit(components.unfinished_tasks_max)
-        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, components, limit)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         recovery = RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
-        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, prober)
+        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         log, queries = SubmissionLog(journals, store, clock), TaskQueries(tracked_tasks, store, clock)
         services = TaskServices(
             Submissions(log, queries, self.tracker, dispatcher, conditions),

@@ -48,7 +48,7 @@ from sandbox.journal.replicas import FileTaskReplicas
 from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.placements import Placements
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 
 AnnounceFormat = Literal["text", "json"]
 Result = TypeVar("Result")
@@ -114,8 +114,8 @@ async def _serve(
         if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
-        prober = placements.selected_prober
-        profiles = make_profile_check(prober.host.images, lambda: prober.result.tier)
+        host = placements.selected_host
+        profiles = make_profile_check(host.images, lambda: host.result.tier)
         api_settings = _api_settings(
             settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=agents, profiles=profiles
         )
@@ -186,11 +186,11 @@ async def _create_placements(context: PlacementContext, registry: PlacementRegis
     """Create the placements and probe their hosts for the first time."""
     creators = {"": create_local_placement, **registry.by_name}
     by_name = {name: await create(context) for name, create in creators.items()}
-    probers = {
-        name: RuntimeProber(await placement.host.probe(), placement.host, SystemClock())
+    hosts = {
+        name: ProbedHost(await placement.host.probe(), placement.host, SystemClock())
         for name, placement in by_name.items()
     }
-    return Placements(by_name, probers, registry.selected)
+    return Placements(by_name, hosts, registry.selected)
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:

@@ -74,20 +74,20 @@ class TaskServer:
         launcher = RunnerLauncher(
             placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
         )
-        prober = placements.selected_prober
+        host = placements.selected_host
         conditions = StartConditions(
             drain,
-            prober,
+            host,
             disk_monitor,
             {kind: agent.key_setting for kind, agent in agents.items()},
             {kind for kind, upstream in upstreams.items() if upstream is None},
         )
-        limit, scheduler = UnfinishedTaskLimit(unfinished_tasks_max()), Scheduler(prober.host.capacity)
-        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, prober.host, limit)
+        limit, scheduler = UnfinishedTaskLimit(unfinished_tasks_max()), Scheduler(host.capacity)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
-        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, prober)
+        health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         preserved = PreservedSandboxes(placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         queries = TaskQueries(tracked_tasks, store, clock)
@@ -114,7 +114,7 @@ class TaskServer:
         tasks = [
             asyncio.create_task(self._janitor.run(), name="janitor"),
             asyncio.create_task(self._disk_monitor.run(self._tracker.dispatch), name="space"),
-            *(asyncio.create_task(prober.run(), name="prober") for prober in self._placements.probers),
+            *(asyncio.create_task(host.run(), name="prober") for host in self._placements.hosts),
             *(asyncio.create_task(placement.run(), name="placement") for placement in self._placements),
         ]
         try:

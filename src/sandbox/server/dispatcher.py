@@ -9,7 +9,6 @@ from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.placement import Host
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.limits import (
     LAUNCH_SHUTDOWN_SECONDS,
@@ -21,8 +20,8 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.probed_host import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
-from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
 from sandbox.system.files import fsync_path, replace_durably
@@ -79,7 +78,7 @@ class StartConditions:
 
     Each call of `blockers` measures the free disk space again.
 
-    prober: the prober of the host that runs new attempts.
+    host: the host that runs new attempts.
     key_settings: the name of the setting for the model key of each agent, by the agent's kind.
     missing_keys: the kinds of agents without a model key.
     """
@@ -87,13 +86,13 @@ class StartConditions:
     def __init__(
         self,
         drain: Drain,
-        prober: RuntimeProber,
+        host: ProbedHost,
         disk_monitor: DiskMonitor,
         key_settings: Mapping[str, str],
         missing_keys: Collection[str],
     ) -> None:
         self._drain = drain
-        self._prober = prober
+        self._host = host
         self._disk_monitor = disk_monitor
         self._key_settings = key_settings
         self._missing_keys = missing_keys
@@ -102,7 +101,7 @@ class StartConditions:
         """Yield why the server accepts no tasks and starts none, as sentences; the most important reason first."""
         if self._drain.since is not None:
             yield DRAINING_REASON
-        if (reason := self._prober.blocked_reason) is not None:
+        if (reason := self._host.blocked_reason) is not None:
             yield reason
         if self._key_settings.keys() <= set(self._missing_keys):
             yield _missing_key_reason(self._key_settings.values())
@@ -124,7 +123,7 @@ class StartConditions:
         if not reasons and (reason := self.missing_key_reason(manifest)) is not None:
             reasons = [reason]
         if reasons:
-            raise UnavailableError(" ".join(reasons), retry_after_seconds=self._prober.retry_after_seconds)
+            raise UnavailableError(" ".join(reasons), retry_after_seconds=self._host.retry_after_seconds)
 
 
 def _missing_key_reason(settings: Iterable[str]) -> str:
@@ -147,7 +146,7 @@ class Dispatcher:
         scheduler: Scheduler,
         runner_launcher: RunnerLauncher,
         conditions: StartConditions,
-        host: Host,
+        host: ProbedHost,
         unfinished_task_limit: UnfinishedTaskLimit,
     ) -> None:
         self._tracked_tasks = tracked_tasks

@@ -9,7 +9,7 @@ from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
 from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 
 
 class HealthCheck:
@@ -22,14 +22,14 @@ class HealthCheck:
         conditions: StartConditions,
         disk_monitor: DiskMonitor,
         drain: Drain,
-        prober: RuntimeProber,
+        host: ProbedHost,
     ) -> None:
         self._store = store
         self._clock = clock
         self._conditions = conditions
         self._disk_monitor = disk_monitor
         self._drain = drain
-        self._prober = prober
+        self._host = host
         self._started_at = clock.monotonic()
 
     def run(self) -> Health:
@@ -42,9 +42,9 @@ class HealthCheck:
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
             tasks_by_state=counts or {},
-            runtimes=self._prober.result.probes,
-            next_probe_at=self._prober.next_probe_at,
-            retry_after_seconds=self._prober.retry_after_seconds,
+            runtimes=self._host.result.probes,
+            next_probe_at=self._host.next_probe_at,
+            retry_after_seconds=self._host.retry_after_seconds,
             is_store_ok=counts is not None,
             disk_free_bytes=self._disk_monitor.space.free_bytes,
             disk_total_bytes=self._disk_monitor.space.total_bytes,

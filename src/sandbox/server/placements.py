@@ -22,7 +22,7 @@ from sandbox.interfaces.placement import (
 )
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.task import Attempt, Task
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 
 
 def resumes_disk(task: Task) -> bool:
@@ -40,43 +40,41 @@ class Placements:
     """The placement of the server's own host, and others by name. Attempts of any other placement are unreachable.
 
     by_name: the placements by name; the name of the server's own placement is empty.
-    probers: the probers of the placements' hosts, by the same names.
+    hosts: the placements' hosts, by the same names.
     selected: name of the placement that runs new attempts.
     """
 
-    def __init__(
-        self, by_name: Mapping[str, Placement], probers: Mapping[str, RuntimeProber], selected: str = ""
-    ) -> None:
+    def __init__(self, by_name: Mapping[str, Placement], hosts: Mapping[str, ProbedHost], selected: str = "") -> None:
         self._by_name = by_name
-        self._probers = probers
+        self._hosts = hosts
         self._selected = selected
 
     def __iter__(self) -> Iterator[Placement]:
         return iter(self._by_name.values())
 
     @property
-    def probers(self) -> Collection[RuntimeProber]:
-        """The probers of all hosts."""
-        return self._probers.values()
+    def hosts(self) -> Collection[ProbedHost]:
+        """The hosts of all placements."""
+        return self._hosts.values()
 
     @property
-    def selected_prober(self) -> RuntimeProber:
-        """The host of new attempts, and what it can run."""
-        return self._probers[self._selected]
+    def selected_host(self) -> ProbedHost:
+        """The host of new attempts."""
+        return self._hosts[self._selected]
 
-    def prober_of_next(self, task: Task) -> RuntimeProber:
-        """Return the host of the task's next attempt, and what it can run. Raises HostUnreachableError.
+    def host_of_next(self, task: Task) -> ProbedHost:
+        """Return the host of the task's next attempt. Raises HostUnreachableError.
 
         A disk does not move: an attempt that takes it over runs where the last attempt ran.
         """
         if task.attempt is None or not resumes_disk(task):
-            return self.selected_prober
-        return self.prober_of(locate(task, task.attempt))
+            return self.selected_host
+        return self.host_of(locate(task, task.attempt))
 
-    def prober_of(self, location: AttemptLocation) -> RuntimeProber:
-        """Return the host of an attempt, and what it can run. Raises HostUnreachableError."""
+    def host_of(self, location: AttemptLocation) -> ProbedHost:
+        """Return the host of an attempt. Raises HostUnreachableError."""
         self._find(location)
-        return self._probers[location.placement]
+        return self._hosts[location.placement]
 
     async def launch(self, order: RunAttempt | FinishAttempt, host: str, writer: JournalWriter) -> RunnerHandle:
         """Start a runner on the placement of an attempt's host; see `Placement.launch`."""

@@ -243,16 +243,16 @@ class DebugSessions:
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
         location = await self._preserved_sandboxes.locate(task)
-        prober = self._placements.prober_of(location)
-        if (blocked_reason := prober.blocked_reason) is not None:
+        host = self._placements.host_of(location)
+        if (blocked_reason := host.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
-            raise UnavailableError(problem, retry_after_seconds=prober.retry_after_seconds)
+            raise UnavailableError(problem, retry_after_seconds=host.retry_after_seconds)
         secrets = await self._resolve_secrets(task)
         try:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            image = await asyncio.to_thread(prober.find_image, task.manifest.vm.profile)
+            image = await asyncio.to_thread(host.find_image, task.manifest.vm.profile)
             await disk.start_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error

@@ -16,7 +16,7 @@ from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.placements import Placements, resumes_disk
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -108,14 +108,14 @@ class RunnerLauncher:
         if (missing := self._missing_agent(recorder.task)) is not None:
             await asyncio.to_thread(_fail_start, recorder, missing, is_first)
             return Orphaned()
-        prober = self._placements.prober_of_next(recorder.task)
+        host = self._placements.host_of_next(recorder.task)
         try:
-            image = await asyncio.to_thread(prober.find_image, recorder.task.manifest.vm.profile)
+            image = await asyncio.to_thread(host.find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)
             await asyncio.to_thread(_fail_start, recorder, failure, is_first)
             return Orphaned()
-        started = _next_attempt(recorder.task, prober)
+        started = _next_attempt(recorder.task, host)
         await asyncio.to_thread(recorder.record, started)
         order = RunAttempt(
             recorder.task.id,
@@ -151,11 +151,9 @@ class RunnerLauncher:
         return Failure(FailureCode.AGENT_NOT_OFFERED, message)
 
 
-def _next_attempt(task: Task, prober: RuntimeProber) -> AttemptStarted:
+def _next_attempt(task: Task, host: ProbedHost) -> AttemptStarted:
     number, resumes = task.attempt_count + 1, resumes_disk(task)
-    return prober.host.identity.attempt_started_event(
-        new_attempt_id(), prober.result.runtime, number=number, resumes=resumes
-    )
+    return host.identity.attempt_started_event(new_attempt_id(), host.result.runtime, number=number, resumes=resumes)
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:

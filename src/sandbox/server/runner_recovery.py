@@ -101,7 +101,7 @@ class RunnerRecovery:
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
         if _can_continue(tracked.task):
-            reason = self._placements.prober_of_next(tracked.task).blocked_reason
+            reason = self._placements.host_of_next(tracked.task).blocked_reason
             if reason is not None:
                 tracked.status_message = f"Waiting: {reason}"
                 return

@@ -188,8 +188,8 @@ async def test_next_attempt_waits_for_a_working_runtime(components):
                     await asyncio.sleep(0.01)
             assert "The runtime does not work here." in message
             assert len(components.runners.orders) == 1
-            probe_result = service.prober.result
-            service.prober.result = structs.replace(probe_result, failure=None)
+            probe_result = service.host.result
+            service.host.result = structs.replace(probe_result, failure=None)
             await components.wait_for_launch("task-1", 2)
             components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)

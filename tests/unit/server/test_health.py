@@ -18,7 +18,7 @@ from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 
 GIB = 1024**3
 AMPLE_SPACE = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
@@ -32,13 +32,13 @@ class SimulatedHealthCheck:
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
         self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
-        host = SimpleNamespace(blocked_reason=lambda: None)
+        unblocked = SimpleNamespace(blocked_reason=lambda: None)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
-        prober = RuntimeProber(ProbeResult(probes, "bubblewrap", "namespaces"), host, SystemClock())
+        host = ProbedHost(ProbeResult(probes, "bubblewrap", "namespaces"), unblocked, SystemClock())
         self.missing_keys = set()
         key_settings = {"claude": "CLAUDE_KEY", "other": "OTHER_KEY"}
-        conditions = StartConditions(self.drain, prober, self.disk_monitor, key_settings, self.missing_keys)
-        self.health_check = HealthCheck(MemoryStore(), SystemClock(), conditions, self.disk_monitor, self.drain, prober)
+        conditions = StartConditions(self.drain, host, self.disk_monitor, key_settings, self.missing_keys)
+        self.health_check = HealthCheck(MemoryStore(), SystemClock(), conditions, self.disk_monitor, self.drain, host)
 
     def measure(self):
         if isinstance(self.space, OSError):

@@ -55,7 +55,7 @@ async def test_host_selects_the_placement(placements, host, name):
     assert placements.find_runner(location(host)) == name
     assert placements.preserved_disk(location(host)) == name
     assert placements.files(location(host)) == f"files of {name}"
-    assert placements.prober_of(location(host)) == name
+    assert placements.host_of(location(host)) == name
     assert await placements.launch(ORDER, host, None) == name
 
 
@@ -77,7 +77,7 @@ async def test_host_of_no_placement_is_unknown(placements, host):
     for action in (disk.remove(), disk.start_session(DebugSession("task-1", ORDER.attempt_id))):
         with pytest.raises(HostUnreachableError, match=host):
             await action
-    for find in (placements.files, placements.prober_of):
+    for find in (placements.files, placements.host_of):
         with pytest.raises(HostUnreachableError, match=host):
             find(location(host))
     with pytest.raises(RunnerNotStartedError, match="does not respond"):
@@ -91,10 +91,10 @@ def test_next_attempt_runs_where_its_disk_is(placements, follow_up, takes_disk, 
     attempt = SimpleNamespace(
         id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
     )
-    assert placements.prober_of_next(SimpleNamespace(id="task-1", attempt=attempt)) == name
+    assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=attempt)) == name
 
 
 def test_first_attempt_runs_at_the_selected_placement(placements):
-    assert placements.prober_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
-    assert placements.selected_prober == "remote"
+    assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
+    assert placements.selected_host == "remote"
     assert [placement.name for placement in placements] == ["local", "remote"]

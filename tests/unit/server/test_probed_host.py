@@ -10,7 +10,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
-from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.probed_host import ProbedHost
 
 UNAVAILABLE = ProbeResult(
     [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
@@ -39,7 +39,7 @@ def clock(monkeypatch):
         sleep_clock.slept.append(seconds)
         sleep_clock.seconds += seconds
 
-    monkeypatch.setattr("sandbox.server.runtime_prober.asyncio.sleep", sleep)
+    monkeypatch.setattr("sandbox.server.probed_host.asyncio.sleep", sleep)
     return sleep_clock
 
 
@@ -56,10 +56,10 @@ def run(clock, first, *later):
             raise result
         return result
 
-    prober = RuntimeProber(first, host_with(probe), clock)
-    asyncio.run(prober.run())
+    host = ProbedHost(first, host_with(probe), clock)
+    asyncio.run(host.run())
     assert next(results, None) is None
-    return prober
+    return host
 
 
 def test_working_runtime_is_not_probed_again(clock):
@@ -68,8 +68,8 @@ def test_working_runtime_is_not_probed_again(clock):
 
 
 def test_final_failure_is_not_probed_again(clock):
-    prober = run(clock, structs.replace(UNAVAILABLE, is_final=True))
-    assert (prober.blocked_reason, prober.next_probe_at, prober.retry_after_seconds) == (
+    host = run(clock, structs.replace(UNAVAILABLE, is_final=True))
+    assert (host.blocked_reason, host.next_probe_at, host.retry_after_seconds) == (
         "It does not work.",
         None,
         None,
@@ -77,8 +77,8 @@ def test_final_failure_is_not_probed_again(clock):
 
 
 def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
-    prober = run(clock, *[UNAVAILABLE] * 12, AVAILABLE)
-    assert prober.result is AVAILABLE
+    host = run(clock, *[UNAVAILABLE] * 12, AVAILABLE)
+    assert host.result is AVAILABLE
     bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
         assert bound * (1 - PROBE_JITTER) <= slept <= bound
@@ -94,16 +94,16 @@ async def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
     reports = []
 
     async def probe():
-        reports.append((prober.blocked_reason, prober.retry_after_seconds))
+        reports.append((host.blocked_reason, host.retry_after_seconds))
         return AVAILABLE
 
-    prober = RuntimeProber(UNAVAILABLE, host_with(probe), clock)
-    assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
-    assert "the next probe is at 20" in prober.blocked_reason
-    await prober.run()
+    host = ProbedHost(UNAVAILABLE, host_with(probe), clock)
+    assert 1 <= host.retry_after_seconds <= PROBE_BACKOFF_SECONDS
+    assert "the next probe is at 20" in host.blocked_reason
+    await host.run()
     assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]
 
 
 def test_host_that_does_not_respond_blocks_a_working_runtime(clock):
     host = host_with(None, "The host far does not respond.")
-    assert RuntimeProber(AVAILABLE, host, clock).blocked_reason == "The host far does not respond."
+    assert ProbedHost(AVAILABLE, host, clock).blocked_reason == "The host far does not respond."

@@ -7,18 +7,21 @@ from datetime import datetime, timedelta
 from random import SystemRandom
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.images import Image
-from sandbox.interfaces.placement import Host, ProbeResult
+from sandbox.interfaces.images import Image, ProfileCatalog
+from sandbox.interfaces.placement import Host, HostIdentity, ProbeResult
 from sandbox.model.errors import error_reason
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.resources import Resources
 from sandbox.model.wire.events import format_timestamp
 
 _log = logging.getLogger(__name__)
 _RANDOM = SystemRandom()
 
 
-class RuntimeProber:
-    """Stores a host's last result. A working runtime is used until the server ends, so a task's tier never changes.
+class ProbedHost:
+    """A host, and what it can run according to the last probe.
+
+    A working runtime is used until the server ends, so a task's tier never changes.
 
     The pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX, and is shortened at random
     by up to PROBE_JITTER.
@@ -26,16 +29,35 @@ class RuntimeProber:
 
     def __init__(self, initial_result: ProbeResult, host: Host, clock: Clock) -> None:
         self.result = initial_result
-        self.host = host
+        self._host = host
         self._clock = clock
         self._pause_seconds = PROBE_BACKOFF_SECONDS
         self._due_at: float | None = None
         self._schedule_next()
 
     @property
+    def identity(self) -> HostIdentity:
+        """See `Host.identity`."""
+        return self._host.identity
+
+    @property
+    def capacity(self) -> Resources:
+        """See `Host.capacity`."""
+        return self._host.capacity
+
+    @property
+    def images(self) -> ProfileCatalog:
+        """See `Host.images`."""
+        return self._host.images
+
+    def memory_available_bytes(self) -> int | None:
+        """See `Host.memory_available_bytes`."""
+        return self._host.memory_available_bytes()
+
+    @property
     def blocked_reason(self) -> str | None:
         """Why no task can start, and when the next probe is (human-readable); None if tasks can start."""
-        return self._failure_reason or self.host.blocked_reason()
+        return self._failure_reason or self._host.blocked_reason()
 
     @property
     def _failure_reason(self) -> str | None:
@@ -59,7 +81,7 @@ class RuntimeProber:
 
     def find_image(self, profile: str) -> Image | None:
         """Return the host's image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
-        return self.host.images.find_image(profile, self.result.tier)
+        return self.images.find_image(profile, self.result.tier)
 
     async def run(self) -> None:
         """Probe until a runtime works or none ever can. Never raises for a failed probe."""
@@ -67,7 +89,7 @@ class RuntimeProber:
             await asyncio.sleep(self._due_at - self._clock.monotonic())
             self._due_at = None
             try:
-                self.result = await self.host.probe()
+                self.result = await self._host.probe()
             except Exception as error:
                 _log.warning("The runtimes could not be probed: %s", error_reason(error))
             self._schedule_next()
