@@ -114,7 +114,6 @@ def test_server_represents_the_writer_of_a_journal_as_its_owner(root: Path):
 
 
 DEFERRED_IMPORTS = {
-    ("agents.claude_code.agent", "agents.claude_code.driver"): "only a runner needs the driver",
     ("api.openapi", "api.schemas"): "only the schema needs pydantic",
 }
 """Imports in functions that would be cycles at the top of the module."""

@@ -188,7 +188,6 @@ class ScriptedReady(AgentReady, frozen=True):
 class ScriptedAgent:
     """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready."""
 
-    agent = ClaudeCode()
     task_key_prefix = "key-"
 
     def __init__(self, script):
@@ -331,7 +330,9 @@ class AttemptHarness:
 
     async def run(self, attempt=None):
         """Run the attempt to its end."""
-        runner = build_runner(attempt or self.attempt, self.parts, self.agent, self.gateways, self.terminals)
+        runner = build_runner(
+            attempt or self.attempt, self.parts, ClaudeCode(), self.agent, self.gateways, self.terminals
+        )
         await runner.run()
 
     async def finish(self, attempt=None):

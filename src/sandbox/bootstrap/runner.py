@@ -141,7 +141,7 @@ async def _run_attempt(
         order.records_conversation,
     )
     terminals = TerminalServer(redaction, parts.throttle.queue())
-    runner = build_runner(attempt, parts, _create_driver(agent, host), gateways, terminals)
+    runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
     async with _control_socket(host, attempt, terminals):
         _log.info("The attempt starts")
@@ -302,7 +302,8 @@ def create_recorder(
 def build_runner(
     attempt: AttemptContext,
     parts: RunnerParts,
-    agent: AgentDriver,
+    agent: Agent,
+    driver: AgentDriver,
     gateways: GatewayFactory,
     terminals: TerminalServer,
 ) -> AttemptRunner:
@@ -311,9 +312,9 @@ def build_runner(
     return AttemptRunner(
         attempt,
         StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
-        ProvisionStep(attempt, agent, parts.runtime, parts.images),
-        RunStep(attempt, agent, gateways, terminals, parts.disks, parts.clock, parts.throttle),
-        _build_finalizer(attempt, parts, agent, confine),
+        ProvisionStep(attempt, driver, parts.runtime, parts.images),
+        RunStep(attempt, agent, driver, gateways, terminals, parts.disks, parts.clock, parts.throttle),
+        _build_finalizer(attempt, parts, driver, confine),
     )
 
 

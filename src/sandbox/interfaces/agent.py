@@ -100,11 +100,6 @@ class AgentDriver(Protocol):
     """Starts and interprets one kind of agent, in a runner."""
 
     @property
-    def agent(self) -> Agent:
-        """The agent that this driver starts."""
-        ...
-
-    @property
     def task_key_prefix(self) -> str:
         """The prefix of the keys that a runner creates: the model API of a sandbox accepts only its task's key."""
         ...

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from doubles.scripted_agent import ScriptedAgent
 from sandbox.interfaces.agent import (
     AgentEvent,
     AgentLaunchSpec,
@@ -25,7 +24,6 @@ PROGRAM = "/run/sandbox/bin/scripted"
 class ScriptedDriver:
     """Implements `AgentDriver`."""
 
-    agent = ScriptedAgent()
     task_key_prefix = "sandbox-"
 
     def __init__(self, program: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox.agents.claude_code import section as rules
-from sandbox.agents.claude_code.section import KIND, Claude
+from sandbox.agents.claude_code.section import DISPLAY_NAME, KIND, Claude
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.model.manifest.rules import RuleViolation
 
@@ -24,7 +24,7 @@ class ClaudeCode:
     """Implements `Agent`."""
 
     kind = KIND
-    display_name = "Claude Code"
+    display_name = DISPLAY_NAME
     section = Claude
     field_summary = "claude.model, claude.allowed_tools, claude.max_turns"
     key_setting = "ANTHROPIC_API_KEY"

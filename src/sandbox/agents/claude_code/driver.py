@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.agents.claude_code.outcome import determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.section import Claude, McpConfig, McpServer, claude_section
+from sandbox.agents.claude_code.section import DISPLAY_NAME, Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.tools import tool_options
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.file_layout import (
@@ -202,7 +201,6 @@ The manifest decides whether permissions are skipped, so Claude Code must not as
 class ClaudeCodeDriver:
     """Starts the binary at `binary` (a host path, see `install_binary`) and parses its output."""
 
-    agent = ClaudeCode()
     task_key_prefix = "sk-ant-sandbox-"
 
     def __init__(self, binary: Path) -> None:
@@ -241,7 +239,7 @@ class ClaudeCodeDriver:
             command,
             session_id,
             programs={self._binary: PROGRAM},
-            git_author=f"{self.agent.display_name} (Sandbox)",
+            git_author=f"{DISPLAY_NAME} (Sandbox)",
             home_files=files,
             is_checked_when_ready=claude.headless and needs_ready_check(claude),
             model_variables=frozenset({"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}),

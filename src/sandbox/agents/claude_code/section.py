@@ -16,6 +16,7 @@ from sandbox.model.manifest.rules import RuleViolation, as_list, as_mapping, as_
 from sandbox.model.manifest.schema import FORBID_EXTRA, Manifest
 
 KIND = "claude"
+DISPLAY_NAME = "Claude Code"
 
 
 @dataclass(frozen=True, kw_only=True)

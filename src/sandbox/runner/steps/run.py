@@ -8,7 +8,7 @@ from types import TracebackType
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentDriver, AgentEvent, AgentOutcome, AgentReady, OutputParser
+from sandbox.interfaces.agent import Agent, AgentDriver, AgentEvent, AgentOutcome, AgentReady, OutputParser
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disks, DiskUsage
 from sandbox.interfaces.gateway import Gateway, GatewayFactory
@@ -111,6 +111,7 @@ class RunStep(msgspec.Struct, frozen=True):
     """Runs the agent of an attempt. terminals: serves the attempt's terminals to clients."""
 
     attempt: AttemptContext
+    agent: Agent
     driver: AgentDriver
     gateways: GatewayFactory
     terminals: TerminalServer
@@ -129,9 +130,7 @@ class RunStep(msgspec.Struct, frozen=True):
             record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
         )
         gateway_events = GatewayEvents(record, progress)
-        gateway = create_gateway(
-            attempt, provisioned, self.gateways, self.driver.agent.key_setting, gateway_events.report
-        )
+        gateway = create_gateway(attempt, provisioned, self.gateways, self.agent.key_setting, gateway_events.report)
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
@@ -165,6 +164,7 @@ class RunStep(msgspec.Struct, frozen=True):
         quota = OutputQuota(self.clock, earlier_output_bytes(attempt.task))
         return _AgentRun(
             attempt,
+            self.agent.display_name,
             self.driver,
             provisioned,
             gateway,
@@ -214,10 +214,11 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 class _AgentRun(msgspec.Struct, frozen=True):
     """One run of an agent, from its start to the record of its exit.
 
-    output_queue: the queue of the work that output causes.
+    agent_name: the agent's name in messages. output_queue: the queue of the work that output causes.
     """
 
     attempt: AttemptContext
+    agent_name: str
     driver: AgentDriver
     provisioned: ProvisionedSandbox
     gateway: Gateway
@@ -235,12 +236,11 @@ class _AgentRun(msgspec.Struct, frozen=True):
         try:
             agent, readers = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
-            agent_name = self.driver.agent.display_name
             self.attempt.recorder.record(
-                AgentStarted(self.provisioned.launch_spec.session_id, self.clock.monotonic(), agent_name)
+                AgentStarted(self.provisioned.launch_spec.session_id, self.clock.monotonic(), self.agent_name)
             )
             for job in (
-                self._open_gateway,
+                self._serve_gateway,
                 self._record_progress,
                 self._record_metrics,
                 self._enforce_time_limits,
@@ -267,7 +267,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
             outcome = AgentOutcome(None, self.driver.check_interactive_exit(exit_))
         else:
             outcome = self.output_parser.outcome(exit_, self.output.stderr_tail)
-        failure = self.exhaustion.explain_failure(outcome, self.driver.agent.display_name)
+        failure = self.exhaustion.explain_failure(outcome, self.agent_name)
         exited = AgentExited(exit_.code, outcome.result, failure)
         if not manifest.agent.is_interactive and not will_be_followed_up(self.attempt.task, exited):
             await self.output.record_rendered_stdout(self.driver.render_output(manifest, outcome.result))
@@ -292,7 +292,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         shared = self.terminals.share_agent_terminal(agent.terminal)
         return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)]
 
-    async def _open_gateway(self) -> None:
+    async def _serve_gateway(self) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self.attempt.recorder.wait_until_written()
         command = self.provisioned.launch_spec.command
