@@ -24,7 +24,7 @@ from sandbox.server.probed_host import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
-from sandbox.system.files import fsync_path, replace_durably
+from sandbox.system.files import fsync_path, write_durably
 from sandbox.system.log_context import bind_task
 
 DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
@@ -56,10 +56,8 @@ class Drain:
             self.since = None
 
     def _write(self, now: datetime) -> None:
-        part = self._file.with_suffix(".part")
         try:
-            part.write_text(now.astimezone(UTC).isoformat())
-            replace_durably(part, self._file)
+            write_durably(self._file, now.astimezone(UTC).isoformat().encode())
         except OSError as error:
             raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
 

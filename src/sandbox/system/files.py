@@ -64,6 +64,13 @@ def replace_durably(source: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file, complete and flushed, replacing an existing one. Raises OSError."""
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    replace_durably(part, path)
+
+
 @contextmanager
 def remove_on_failure(path: Path) -> Iterator[None]:
     """Remove a partly written file if the block fails: on a full disk, its space is needed until the next try."""

@@ -1,4 +1,4 @@
-"""Opening a file that the agent made inaccessible. A failure leaks no descriptor."""
+"""Opening a file that the agent made inaccessible, and writing files durably. A failure leaks no descriptor."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.system.files import open_granting_access
+from sandbox.system.files import open_granting_access, write_durably
 
 OPEN_DESCRIPTORS = Path("/proc/self/fd")
 
@@ -21,3 +21,18 @@ def test_failed_unlock_closes_the_descriptor(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Read-only"):
         open_granting_access(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert sorted(OPEN_DESCRIPTORS.iterdir()) == before
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "state.json"
+    write_durably(target, b"first")
+    write_durably(target, b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sandbox.system.files.fsync_path", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_durably(target, b"third")
+    assert target.read_bytes() == b"second"

@@ -26,7 +26,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.attempt_context import AttemptContext
-from sandbox.system.files import open_granting_access, replace_durably
+from sandbox.system.files import open_granting_access, write_durably
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -148,9 +148,7 @@ def prepare_handle(attempt: AttemptContext, runtime: Runtime) -> SandboxHandle:
 
 def write_handle(path: Path, handle: SandboxHandle) -> None:
     """Write the handle to disk, complete and flushed."""
-    part = path.with_suffix(".part")
-    part.write_bytes(msgspec.json.encode(handle))
-    replace_durably(part, path)
+    write_durably(path, msgspec.json.encode(handle))
 
 
 def read_handle(path: Path) -> SandboxHandle | None:

@@ -13,7 +13,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
-from sandbox.system.files import fsync_path, replace_durably
+from sandbox.system.files import fsync_path, write_durably
 from sandbox.system.fingerprint import make_fingerprint, matches_fingerprint
 
 
@@ -89,9 +89,6 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
 
 
 async def _write_fingerprint(attempt: AttemptContext) -> None:
-    path = attempt.layout.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
     # A thread could not be cancelled, so it might still write while the attempt is being finalized.
-    part = path.with_suffix(".part")
-    part.write_bytes(fingerprint)
-    replace_durably(part, path)
+    write_durably(attempt.layout.secret_fingerprint, fingerprint)
