@@ -64,7 +64,7 @@ class RunnerLauncher:
 
     def cancel_secret_lookups(self) -> None:
         """Cancel launches that wait for secrets. They have recorded nothing yet, and the next server repeats them."""
-        self._secrets.cancel_launches()
+        self._secrets.cancel_lookups()
 
     async def start_pending(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> JournalOwner:
         """Start the first attempt of a pending task, or end the task if it cannot start. Return the next owner.

@@ -43,7 +43,7 @@ class TaskSecrets:
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
 
     async def resolve_for_launch(self, task: Task) -> Mapping[str, str] | Failure:
-        """Like `resolve_for_attempt`; `cancel_launches` cancels the caller while it waits here."""
+        """Like `resolve_for_attempt`; `cancel_lookups` cancels the caller while it waits here."""
         launch = asyncio.current_task()
         assert launch is not None
         self._launches.add(launch)
@@ -52,7 +52,7 @@ class TaskSecrets:
         finally:
             self._launches.discard(launch)
 
-    def cancel_launches(self) -> None:
+    def cancel_lookups(self) -> None:
         """Cancel the callers that wait in `resolve_for_launch`."""
         for launch in self._launches:
             launch.cancel()
