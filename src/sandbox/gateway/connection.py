@@ -113,6 +113,7 @@ class ModelConnection(ConnectionHandler):
         super().__init__(protocol, client, queues, queues.new_model)
         self._unforwarded_cpu_seconds, self._read_bytes = 0.0, FIRST_READ_BYTES
         self._released = released
+        self._tasks = asyncio.TaskGroup()
         self._hold_task: asyncio.Task[None] | None = None
         self._model_protocol = protocol
         self._dialer = dialer
@@ -126,7 +127,7 @@ class ModelConnection(ConnectionHandler):
         A response that must be metered is read to its end even if its client is gone.
         """
         try:
-            async with asyncio.TaskGroup() as self._tasks:
+            async with self._tasks:
                 await super().run()
                 if self._relay_task is not None and self._model_protocol.is_in_flight:
                     await asyncio.wait({self._relay_task})
