@@ -26,7 +26,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import LocalAttemptFiles, SocketLeftovers, probe_lock_async
-from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement
+from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.processes import SandboxLeftovers
 
@@ -191,12 +191,18 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
 
 async def create_local_placement(context: PlacementContext) -> LocalPlacement:
     """Install the agents, and create the placement of this host. It starts no runner before `host.probe`."""
-    data_dir, log = context.data_dir, context.settings.log
+    data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
     environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
     host = LocalHost(context, programs)
-    files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, context.run_dir), remove_trees)
+    files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
-        context.runner_agents.runner_command, environment, host, host.runner_settings, FileJournals(data_dir), files
+        RunnerProgram(context.runner_agents.runner_command, environment),
+        data_dir,
+        run_dir,
+        host,
+        host.runner_settings,
+        FileJournals(data_dir),
+        files,
     )

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -79,23 +79,32 @@ class LocalRunnerHandle(RunnerSocket):
         return await asyncio.to_thread(kill_lock_holder, self._locks.lock_path(self._task_id))
 
 
+class RunnerProgram(NamedTuple):
+    """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
 class LocalPlacement:
-    """Runs `command`, which contains RUNNER_MODULE, for every order. Implements `interfaces.placement.Placement`."""
+    """Runs the program for every order. Implements `interfaces.placement.Placement`."""
 
     def __init__(
         self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
+        program: RunnerProgram,
+        data_dir: Path,
+        run_dir: Path,
         host: Host,
         host_settings: Callable[[], HostSettings],
         locks: JournalLocks,
         files: LocalAttemptFiles,
     ) -> None:
-        """environment: the runner's complete environment. host_settings: returns the current settings of runners."""
+        """host_settings: returns the current settings of runners; called at each launch."""
         self.host = host
         self.files = files
-        self._command = tuple(command)
-        self._environment = dict(environment)
+        self._program = program
+        self._data_dir = data_dir
+        self._run_dir = run_dir
         self._host_settings = host_settings
         self._locks = locks
 
@@ -119,11 +128,11 @@ class LocalPlacement:
 
     def preserved_disk(self, location: AttemptLocation) -> "LocalPreservedDisk":
         """Return the disk. Implements `Placement.preserved_disk`."""
-        layout = TaskLayout(Path(self._host_settings().data_dir), location.task_id).attempt(location.attempt_id)
+        layout = TaskLayout(self._data_dir, location.task_id).attempt(location.attempt_id)
         return LocalPreservedDisk(layout, self._socket(location.attempt_id), self.start_runner, self.files)
 
     def _socket(self, attempt_id: str) -> Path:
-        return runner_socket(Path(self._host_settings().run_dir), attempt_id)
+        return runner_socket(self._run_dir, attempt_id)
 
     async def start_runner(self, order: Order, lock_fd: int) -> None:
         """Start a runner that gets its message on stdin and the lock as `--lock-fd=N`.
@@ -157,12 +166,12 @@ class LocalPlacement:
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             process = subprocess.Popen(
-                [*self._command, f"--lock-fd={lock_fd}"],
+                [*self._program.command, f"--lock-fd={lock_fd}"],
                 stdin=order_in,
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
-                env=self._environment,
+                env=self._program.environment,
                 start_new_session=True,
                 pass_fds=(lock_fd,),
             )

@@ -34,7 +34,7 @@ from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import LocalAttemptFiles
-from sandbox.placements.local.placement import LocalPlacement
+from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk, RunnerProgram
 
 SECONDS = 20
 RUNNER = """
@@ -59,7 +59,7 @@ import asyncio, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.placement import RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
-from sandbox.placements.local.placement import LocalPlacement
+from sandbox.placements.local.placement import LocalPlacement, RunnerProgram
 
 directory = pathlib.Path(sys.argv[1])
 lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
@@ -67,7 +67,7 @@ fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
 settings = HostSettings(str(directory), str(directory), "bubblewrap")
 locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
-placement = LocalPlacement(command, {}, None, lambda: settings, locks, None)
+placement = LocalPlacement(RunnerProgram(command, {}), directory, directory, None, lambda: settings, locks, None)
 order = RunAttempt("task-1", "a" * 12)
 
 async def serve():
@@ -109,7 +109,9 @@ def make_placement(run_dir, command, environment=None):
     """A placement that receives bare descriptors as journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
-    return LocalPlacement(command, environment or {}, None, lambda: settings, locks, files_of(run_dir))
+    return LocalPlacement(
+        RunnerProgram(command, environment or {}), run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir)
+    )
 
 
 def files_of(run_dir):
@@ -407,6 +409,17 @@ async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
         await asyncio.sleep(0.005)
 
 
+def test_earlier_runner_is_found_before_the_host_is_probed(run_dir):
+    def fail():
+        raise AssertionError("the host has not been probed")
+
+    locks = FileJournals(run_dir)
+    placement = LocalPlacement(RunnerProgram(["runner"], {}), run_dir, run_dir, None, fail, locks, files_of(run_dir))
+    location = AttemptLocation("task-1", "a" * 12, "here")
+    assert placement.find_runner(location).attempt_id == "a" * 12
+    assert isinstance(placement.preserved_disk(location), LocalPreservedDisk)
+
+
 async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     """A new server, which did not start the runner, gets a handle that is equivalent to the old server's."""
     journals = FileJournals(run_dir)
@@ -416,7 +429,15 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
     command = [sys.executable, "-I", str(run_dir / "runner.py"), "sandbox.bootstrap.runner"]
 
     def make():
-        return LocalPlacement(command, {}, None, lambda: settings, FileJournals(run_dir), files_of(run_dir))
+        return LocalPlacement(
+            RunnerProgram(command, {}),
+            run_dir,
+            run_dir,
+            None,
+            lambda: settings,
+            FileJournals(run_dir),
+            files_of(run_dir),
+        )
 
     launched = await make().launch(order_for(run_dir), writer)
     writer.close()
