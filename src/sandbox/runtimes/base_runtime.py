@@ -205,9 +205,7 @@ class BaseRuntime:
         remaining: processes that existed before the confinement and do not end on SIGKILL. `destroy` reports them.
         """
         if launcher is not None:
-            launcher.kill()
-            await launcher.wait()
-            launcher.close()
+            await launcher.end()
         await self._kill_all(handle, remaining)
         self._subreaper.release(handle.attempt_id)
 
@@ -244,9 +242,7 @@ class BaseRuntime:
 
     async def _clean_up(self, handle: SandboxHandle, disk: Path, launcher: LauncherProcess | None) -> None:
         if launcher is not None:
-            launcher.kill()
-            await launcher.wait()
-            launcher.close()
+            await launcher.end()
         await self._kill_all(handle)
         await self._restore_disk(handle, disk)
         self._subreaper.release(handle.attempt_id)

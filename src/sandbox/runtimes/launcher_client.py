@@ -180,6 +180,12 @@ class LauncherProcess:
             await wait_readable(self._pidfd)
             self._process.wait()
 
+    async def end(self) -> None:
+        """Kill and reap the process, and close the runner's descriptors."""
+        self.kill()
+        await self.wait()
+        self.close()
+
     def close(self) -> None:
         """Close the runner's descriptors after the process has ended."""
         for one in (self._control, self.output, self.errors):
