@@ -197,7 +197,7 @@ class RunningServer:
         conditions = StartConditions(drain, host, disk_monitor, key_settings, missing_keys)
         scheduler, limit = Scheduler(components.capacity), UnfinishedTaskLimit(components.unfinished_tasks_max)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
-        recovery = RunnerRecovery(journals, placements, launcher, secrets, clock)
+        recovery = RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)

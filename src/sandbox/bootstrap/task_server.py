@@ -84,7 +84,7 @@ class TaskServer:
         )
         limit, scheduler = UnfinishedTaskLimit(unfinished_tasks_max()), Scheduler(host.capacity)
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
-        broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, clock)
+        broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)

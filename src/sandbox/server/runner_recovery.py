@@ -14,6 +14,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
+from sandbox.server.dispatcher import StartConditions
 from sandbox.server.journal_replay import JournalReplayer
 from sandbox.server.placements import Placements, locate
 from sandbox.server.runner_launcher import RunnerLauncher, end_without_follow_up
@@ -41,6 +42,7 @@ class RunnerRecovery:
         placements: Placements,
         launcher: RunnerLauncher,
         secrets: TaskSecrets,
+        conditions: StartConditions,
         clock: Clock,
     ) -> None:
         self._journals = journals
@@ -49,6 +51,7 @@ class RunnerRecovery:
         self._watchdog = RunnerWatchdog(clock)
         self._launcher = launcher
         self._secrets = secrets
+        self._conditions = conditions
         self._clock = clock
 
     def find_runner(self, tracked: TrackedTask) -> None:
@@ -101,7 +104,8 @@ class RunnerRecovery:
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
         if _can_continue(tracked.task):
-            reason = self._placements.host_of_next(tracked.task).blocked_reason
+            host_reason = self._placements.host_of_next(tracked.task).blocked_reason
+            reason = host_reason or self._conditions.missing_key_reason(tracked.task.manifest)
             if reason is not None:
                 tracked.status_message = f"Waiting: {reason}"
                 return

@@ -116,3 +116,18 @@ async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_oth
     components.kinds_without_key = set()
     async with components.server():
         await components.wait_for_launch("task-1")
+
+
+async def test_next_attempt_without_a_model_key_waits_for_a_server_that_has_one(components):
+    await start_on_a_server_with_the_agent(components, FAILED, AttemptEnded())
+    components.kinds_without_key = {"other"}
+    async with components.server() as service:
+        async with asyncio.timeout(10):
+            while "model key" not in (waiting := await service.status("task-1")).state_message:
+                await asyncio.sleep(0.01)
+        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and start the server again."
+        assert (waiting.state.is_final, len(components.runners.orders)) == (False, 1)
+    components.kinds_without_key = set()
+    async with components.server():
+        await components.wait_for_launch("task-1", 2)
+    assert components.runners.orders[-1].upstream is not None
