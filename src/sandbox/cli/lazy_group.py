@@ -1,8 +1,8 @@
-"""Click group that imports a command only when it runs, which keeps `--help` fast."""
+"""Click groups: one that suggests similar commands, and one that imports a command only when it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,23 @@ Entries = Mapping[str, tuple[str, str]]
 """Maps the name of a command to its location (`module:attribute`) and its short help."""
 
 
-class LazyGroup(click.Group):
-    """A group that lists its commands without importing them."""
+class SuggestingGroup(click.Group):
+    """A group that suggests similar commands for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a command. For an unknown name, fail and suggest the full command lines of similar commands."""
+        name = args[0]
+        if name not in self.list_commands(ctx) and not ctx.resilient_parsing and not name.startswith("-"):
+            paths = _suggest(name, ctx)
+            message = f"No such command {name!r}" + (f"; did you mean {paths[0]}?" if len(paths) == 1 else ".")
+            ctx.fail("\n  ".join((f"{message} Similar commands:", *paths)) if len(paths) > 1 else message)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(SuggestingGroup):
+    """A group that lists its commands without importing them, which keeps `--help` fast."""
 
     def __init__(self, *arguments: Any, entries: Entries, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -39,22 +54,6 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolve a command. For the name of a subcommand, fail and suggest its full command line."""
-        name = args[0]
-        if name not in self._entries:
-            groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
-            if groups:
-                suggestion = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
-                ctx.fail(f"No such command {name!r}; did you mean {suggestion}?")
-        return super().resolve_command(ctx, args)
-
-    def _subcommand_names(self, ctx: click.Context, group: str) -> list[str]:
-        command = self.get_command(ctx, group)
-        return command.list_commands(ctx) if isinstance(command, click.Group) else []
-
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete commands and options without importing commands."""
         from click.shell_completion import CompletionItem
@@ -67,3 +66,49 @@ class LazyGroup(click.Group):
         """Add the list of commands to the help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in self._entries.items()])
+
+
+_SYNONYMS = {
+    **dict.fromkeys(("ls", "ps"), ("list",)),
+    **dict.fromkeys(("delete", "rm"), ("cancel", "remove", "revoke")),
+    **dict.fromkeys(("kill", "stop"), ("cancel",)),
+    **dict.fromkeys(("describe", "get", "inspect", "show", "view"), ("status", "show")),
+    **dict.fromkeys(("create", "start"), ("submit", "create")),
+}
+"""Commands of a group by the name that a similar program uses."""
+
+_SIMILARITY_MIN = 0.7
+"""The default of difflib would suggest `release` for `delete`."""
+
+
+def _suggest(name: str, ctx: click.Context) -> list[str]:
+    """Return the paths of the commands that the user probably means; those of the same group first."""
+    root = ctx.find_root()
+    paths = list(_paths(root.command, root.command_path))
+    inner = [path for path in paths if path.rpartition(" ")[0] == ctx.command_path]
+    return (
+        [path for path in inner if _last_word(path) in _SYNONYMS.get(name, ())]
+        or [path for path in paths if _last_word(path) == name]
+        or _similar(name, inner)
+        or _similar(name, paths)
+    )
+
+
+def _similar(name: str, paths: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    closest = get_close_matches(name, {_last_word(path): None for path in paths}, n=1, cutoff=_SIMILARITY_MIN)
+    return [path for path in paths if _last_word(path) in closest]
+
+
+def _last_word(path: str) -> str:
+    return path.rpartition(" ")[2]
+
+
+def _paths(command: click.Command | None, path: str) -> Iterator[str]:
+    """Yield the command lines of all commands below a group."""
+    if isinstance(command, click.Group):
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            yield f"{path} {name}"
+            yield from _paths(command.get_command(ctx, name), f"{path} {name}")

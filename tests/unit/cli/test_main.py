@@ -150,14 +150,36 @@ def test_version_is_printed():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("arguments", "message"),
     [
-        ("status", "did you mean sandbox task status?"),
-        ("list", "did you mean sandbox task list or sandbox profile list or sandbox token list?"),
+        ("status", "No such command 'status'; did you mean sandbox task status?"),
+        ("tsk list", "No such command 'tsk'; did you mean sandbox task?"),
+        ("task stats", "did you mean sandbox task status?"),
+        ("task serve", "did you mean sandbox serve?"),
+        ("task ps", "did you mean sandbox task list?"),
+        ("task delete t", "did you mean sandbox task cancel?"),
+        ("token creat", "did you mean sandbox token create?"),
+        ("profile rm x", "did you mean sandbox profile remove?"),
         ("nope", "No such command 'nope'."),
+        ("task delte t", "No such command 'delte'."),
     ],
 )
-def test_command_of_a_group_is_suggested_in_full(name, message):
-    result = CliRunner().invoke(main.root, [name], prog_name="sandbox")
+def test_similar_commands_are_suggested_in_full(arguments, message):
+    result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
     assert result.exit_code == 2
-    assert message in result.output
+    assert result.output.splitlines()[-1].endswith(message)
+
+
+def test_several_similar_commands_are_listed():
+    result = CliRunner().invoke(main.root, ["list"], prog_name="sandbox")
+    assert result.output.splitlines()[-4:] == [
+        "Error: No such command 'list'. Similar commands:",
+        "  sandbox task list",
+        "  sandbox profile list",
+        "  sandbox token list",
+    ]
+
+
+def test_unknown_option_of_a_group_is_not_reported_as_a_command():
+    result = CliRunner().invoke(main.root, ["task", "--formt", "json", "list"], prog_name="sandbox")
+    assert "No such option '--formt'" in result.output

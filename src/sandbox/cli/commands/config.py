@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sandbox.bootstrap.settings.load import Configuration
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def config() -> None:
     """Show the server's settings and where each comes from.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.formatting import pluralize
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def profile() -> None:
     """Manage the images of the sandboxes.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -36,7 +37,7 @@ def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str |
     return timedelta(seconds=int(value[:-1]) * UNIT_SECONDS[value[-1]])
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def token() -> None:
     """Manage access tokens.
 
