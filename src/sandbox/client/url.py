@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, urlsplit
@@ -9,24 +10,35 @@ from urllib.parse import quote, urlsplit
 from sandbox.client.errors import InvalidParameterError, TaskNotFoundError
 from sandbox.model.limits import DEFAULT_SERVER
 
+_LOOPBACK = re.compile(
+    r"((?:[a-z0-9-]+\.)*localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?=[:/]|\Z)", re.ASCII | re.IGNORECASE
+)
+
 
 def validate_base_url(address: str) -> str:
-    """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError."""
+    """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError.
+
+    For an address of this machine, the scheme may be omitted: `localhost:8122`. Any other address needs one, so that no
+    token is sent unencrypted by mistake.
+    """
     import httpx2
 
     if "@" in address:  # not included in the message: it may contain a password
         message = "The server's address must not contain credentials or an @."
         raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
+    full_address = f"http://{address}" if _LOOPBACK.match(address) else address
     try:
-        url = httpx2.URL(address)
-        is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
+        url = httpx2.URL(full_address)
+        is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(full_address).port != 0
         # As for a connection: both raise if a label is invalid in a host name.
         url.raw_host.decode().encode("idna")
         url.raw_host.decode("idna")
     except (httpx2.InvalidURL, ValueError):
         is_address = False
     if not is_address or "?" in address or "#" in address:
-        raise InvalidParameterError(f"The server's address must look like {DEFAULT_SERVER}, not {address!r}.")
+        message = f"The server's address must look like {DEFAULT_SERVER}, not {address!r}."
+        advice = "" if "://" in full_address else " Only localhost needs no https:// or http://."
+        raise InvalidParameterError(message + advice)
     return str(url).rstrip("/")
 
 

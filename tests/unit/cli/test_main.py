@@ -134,7 +134,7 @@ def test_options_are_read_from_the_environment(probe_options):
         ["task", "download", "t", "--all", "-o", "-"],
         ["task", "status"],
         ["--format", "xml", "task", "list"],
-        ["--server", "localhost:8122", "task", "list"],
+        ["--server", "example.com:8122", "task", "list"],
         ["serve", "--port", "70000"],
     ],
 )

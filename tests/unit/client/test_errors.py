@@ -116,7 +116,7 @@ def test_response_of_another_server_is_reported(body):
 
 
 INVALID_URLS = [
-    "localhost:8122",
+    "example.com:8122",
     "ftp://localhost",
     "http://",
     "http://[",
