@@ -59,7 +59,28 @@ def test_tasks_are_found_after_a_restart_too(deploy):
     assert "DURATION" in table
 
 
+def test_task_is_selected_by_the_beginning_of_its_id(deploy):
+    deployment = deploy(reply())
+    first, second = "0badcafe-1111-4111-8111-111111111111", "0badcafe-2222-4222-8222-222222222222"
+    deployment.submit(first, claude={"prompt": "Say 0badcafe"})
+    deployment.submit(second)
+    deployment.wait(first)
+    status = run_task(deployment, "status", "0badcafe-1", "--format", "json")
+    assert json.loads(status.stdout)["id"] == first
+    ambiguous = run_task(deployment, "status", "0badcafe")
+    assert (ambiguous.returncode, ambiguous.stdout) == (2, "")
+    assert first in ambiguous.stderr
+    assert second in ambiguous.stderr
+    assert run_task(deployment, "status", "0badcafd").returncode == 3
+
+
 def run_list(deployment, *arguments):
+    listed = run_task(deployment, "list", *arguments)
+    assert listed.returncode == 0, listed.stderr
+    return listed.stdout
+
+
+def run_task(deployment, *arguments):
     environment = {**os.environ, "SANDBOX_SERVER": deployment.server.ready_message["http"]}
-    command = [sys.executable, "-m", "sandbox", "task", "list", *arguments]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "sandbox", "task", *arguments]
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.lazy_group import LazyGroup
-from sandbox.cli.options import current_options
+from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.startup import STDOUT, discard_stdout
 
@@ -173,7 +173,7 @@ def _exit_code(error: SandboxError) -> ExitCode:
 
 def _wrap_line(line: str, width_cells: int | None) -> list[str]:
     lines = wrap_text(line, width_cells, "  ")
-    if width_cells is not None and lines[0].startswith(_ERROR_PREFIX) and current_options().has_color:
+    if width_cells is not None and lines[0].startswith(_ERROR_PREFIX) and is_color_enabled():
         lines[0] = click.style(_ERROR_PREFIX, fg="red", bold=True) + lines[0].removeprefix(_ERROR_PREFIX)
     return lines
 

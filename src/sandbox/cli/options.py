@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
+from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.startup import gc_frozen
 from sandbox.model.limits import DEFAULT_SERVER
@@ -48,7 +50,7 @@ def current_options(ctx: click.Context | None = None) -> CliOptions:
         server=meta.get(_meta_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
         token=meta.get(_meta_key("token")) or os.environ.get("SANDBOX_TOKEN") or None,
         format=meta.get(_meta_key("format")) or "text",
-        has_color=not (meta.get(_meta_key("no_color")) or os.environ.get("NO_COLOR")),
+        has_color=is_color_enabled(),
     )
 
 
@@ -114,8 +116,17 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
     return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
 
 
-task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
-"""Decorator that adds the TASK_ID argument."""
+def task_argument(command: _Decorated) -> _Decorated:
+    """Add the TASK_ID argument. The command gets the task's full id, also for the beginning of it."""
+
+    @wraps(command)
+    def run_command(*, task_id: str, **parameters: Any) -> Any:
+        from sandbox.cli.task_lookup import find_task_id
+
+        return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
+
+    argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
+    return argument(cast("_Decorated", run_command))
 
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

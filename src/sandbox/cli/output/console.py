@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OFF_TERMINAL = 120
 """Width to which text is wrapped or truncated if the stream is not a terminal."""
+
+
+NO_COLOR_KEY = "sandbox.no_color"
+"""The key of `--no-color` in click's `Context.meta`."""
+
+
+def is_color_enabled() -> bool:
+    """Return whether `--no-color` and NO_COLOR are unset."""
+    ctx = click.get_current_context(silent=True)
+    return not (os.environ.get("NO_COLOR") or (ctx is not None and ctx.meta.get(NO_COLOR_KEY)))
 
 
 def stdout_console(*, has_color: bool) -> Console:

@@ -1,0 +1,97 @@
+"""Finds the task of a command's TASK_ID argument, which is an id or the beginning of a generated id.
+
+An id that a user chose must be complete: `fix-1` must not become `fix-10` when the task `fix-1` was removed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.text import escape_name, escape_text, terminal_width
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+    from sandbox.client.response_types import TaskSummary
+
+PREFIX_CHARACTERS_MIN = 4
+CANDIDATES_MAX = 10
+"""Maximum number of tasks to list for an ambiguous prefix."""
+
+_PAGE_TASKS = 200
+_PAGES_MAX = 10
+_GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
+_NAME_CELLS_MAX = 60
+
+
+def find_task_id(connect: Callable[[], Client], text: str) -> str:
+    """Return the id of the task with this id, else of the only task whose generated id begins with `text`.
+
+    Returns `text` itself if there is no such task: the server then reports that. Fails the command if several ids begin
+    with it. Raises ClientError.
+    """
+    if not _is_prefix(text):
+        return text
+    from sandbox.client import InvalidRequestError, TaskNotFoundError
+
+    with connect() as client:
+        try:
+            return client.status(text)["id"]
+        except TaskNotFoundError:
+            with suppress(InvalidRequestError):  # an older server cannot search
+                return _find_by_prefix(client, text)
+    return text
+
+
+def _is_prefix(text: str) -> bool:
+    is_complete = len(text) >= len(_ANY_GENERATED_ID)
+    filled = text + _ANY_GENERATED_ID[len(text) :]
+    return len(text) >= PREFIX_CHARACTERS_MIN and not is_complete and _GENERATED_ID.fullmatch(filled) is not None
+
+
+def _find_by_prefix(client: Client, prefix: str) -> str:
+    """Search for the words of the prefix, because the API searches words. Other tasks may have them in their prompt."""
+    found: list[TaskSummary] = []
+    cursor = None
+    for _ in range(_PAGES_MAX):
+        page = client.tasks(search=prefix, limit=_PAGE_TASKS, cursor=cursor)
+        found += [task for task in page["tasks"] if _begins_with(task["id"], prefix)]
+        cursor = page["next_cursor"]
+        if cursor is None or len(found) > CANDIDATES_MAX:
+            break
+    if len(found) > 1:
+        _fail_ambiguous(prefix, found, is_complete=cursor is None)
+    if cursor is not None:
+        message = f"Error: Too many tasks match {prefix!r} to find the ids that begin with it. Give the whole id."
+        fail(message, ExitCode.USAGE)
+    return found[0]["id"] if found else prefix
+
+
+def _begins_with(task_id: str, prefix: str) -> bool:
+    return task_id.startswith(prefix) and _GENERATED_ID.fullmatch(task_id) is not None
+
+
+def _fail_ambiguous(prefix: str, found: Sequence[TaskSummary], *, is_complete: bool) -> NoReturn:
+    shown = found[:CANDIDATES_MAX]
+    count = f"{len(found)} tasks" if is_complete else f"At least {len(found)} tasks"
+    id_width, state_width = (max(len(task[field]) for task in shown) for field in ("id", "state"))
+    lines = [f"Error: {count} have an id that begins with {prefix!r}. Give more characters of one of them:"]
+    for task in shown:
+        start = f"  {escape_text(task['id']):<{id_width}}  {escape_text(task['state']):<{state_width}}  "
+        width = max((terminal_width(sys.stderr) or sys.maxsize) - len(start), 0)
+        lines.append(start + _shorten(escape_name(task["name"]), min(width, _NAME_CELLS_MAX)))
+    if omitted := len(found) - len(shown):
+        lines.append(f"  … and {pluralize(omitted, 'more task')}" if is_complete else "  …")
+    fail("\n".join(line.rstrip() for line in lines), ExitCode.USAGE)
+
+
+def _shorten(text: str, cells_max: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= cells_max else set_cell_size(text, max(cells_max - 1, 0)) + "…"

@@ -1,0 +1,151 @@
+"""The TASK_ID argument: a whole id, or the beginning of a generated one."""
+
+import json
+
+import click
+import pytest
+
+from doubles.fake_api import error_response, json_response
+from doubles.live_server import git
+from doubles.sample_task import task_status
+from sandbox.cli import main
+
+FIRST = "5e173eb5-58f6-4bd5-9b43-6f1d6ab4f6a0"
+SECOND = "5e17a0c2-0d2c-4f0e-8f37-5a2b2d0f9c11"
+OTHER = "77aa0000-0d2c-4f0e-8f37-5a2b2d0f9c11"
+
+
+def task_commands():
+    """Yield the names of all commands with a TASK_ID argument."""
+    context = click.Context(main.task)
+    for name in main.task.list_commands(context):
+        command = main.task.get_command(context, name)
+        if any(parameter.name == "task_id" for parameter in command.params if isinstance(parameter, click.Argument)):
+            yield name
+
+
+COMMANDS = tuple(task_commands())
+
+
+@pytest.fixture
+def search(api):
+    """Set the tasks that each search finds."""
+
+    def find(*ids: str, **changes):
+        tasks = [task_status("running", task_id=task_id, **changes) for task_id in ids]
+        api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": len(tasks), "next_cursor": None}))
+
+    return find
+
+
+def test_all_commands_of_a_task_are_tested():
+    assert set(COMMANDS) >= {
+        "status", "logs", "wait", "cancel", "artifacts", "download", "diff", "apply", "release", "shell", "attach",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, search, command):
+    search(FIRST, SECOND, OTHER)
+    result = run_cli("task", command, "5e17", *(["--all"] if command == "download" else []))
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.decode().splitlines() == [
+        "Error: 2 tasks have an id that begins with '5e17'. Give more characters of one of them:",
+        f"  {FIRST}  running  Fix bug #42",
+        f"  {SECOND}  running  Fix bug #42",
+    ]
+    assert {(request.method, request.path) for request in api.requests} == {("GET", "/tasks/5e17"), ("GET", "/tasks")}
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"shell", "attach"}))
+def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command):
+    git("init", "-q", cwd=tmp_path)  # for `apply`
+    search(FIRST, OTHER)
+    run_cli("task", command, "5e173eb5-58", *(["--all"] if command == "download" else []))
+    assert api.requests_to("GET", "/tasks")[0].query["q"] == ["5e173eb5-58"]
+    assert all(request.path.startswith(f"/tasks/{FIRST}") for request in api.requests[2:])
+    assert api.requests[2:]
+
+
+@pytest.mark.parametrize("command", ["shell", "attach"])
+def test_unique_prefix_selects_the_task_of_a_terminal(on_terminal, terminal, api, search, command):
+    search(FIRST)
+    terminal.read_to_end(on_terminal("task", command, "5e17"))
+    assert [request.path for request in api.requests[2:]] == [f"/tasks/{FIRST}/terminal"]
+
+
+def test_cancel_sends_the_whole_id(run_cli, api, search):
+    search(FIRST)
+    cancelled = {"success": True, "task_id": FIRST, "previous_state": "running", "new_state": "cancelled"}
+    api.on("DELETE", f"/tasks/{FIRST}", json_response({**cancelled, "message": "m", "cancelled_at": ""}))
+    for path in (f"/tasks/{FIRST}", f"/tasks/{FIRST}/wait"):
+        api.on("GET", path, json_response(task_status("cancelled", task_id=FIRST)))
+    result = run_cli("task", "cancel", "5e17")
+    assert (result.returncode, result.stderr.decode()) == (0, f"Task {FIRST} was cancelled.\n")
+
+
+def test_exact_id_wins(run_cli, api, search):
+    search(FIRST, SECOND)
+    api.on("GET", "/tasks/5e17", json_response(task_status("running", task_id="5e17")))
+    assert run_cli("task", "status", "5e17").stdout.startswith(b"Task        5e17\n")
+    assert api.requests_to("GET", "/tasks") == []
+
+
+@pytest.mark.parametrize("text", [FIRST, "5e1", "fix-1", "5e173eb5x", "5e173eb558f6", "../5e17"])
+def test_other_arguments_are_sent_unchanged(run_cli, api, search, text):
+    """A whole id needs no search. An id that a user chose, such as `fix-1`, must not become `fix-10`."""
+    search(FIRST, "fix-10")
+    result = run_cli("task", "cancel", text)
+    assert result.returncode == 3
+    assert api.requests_to("GET", "/tasks") == []
+
+
+def test_prefix_of_an_id_that_a_user_chose_selects_nothing(run_cli, api, search):
+    search("beef-stew")
+    result = run_cli("task", "cancel", "beef")
+    assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")
+    assert [request.path for request in api.requests] == ["/tasks/beef", "/tasks", "/tasks/beef"]
+
+
+def test_search_is_read_to_the_end_before_a_task_is_selected(run_cli, api):
+    pages = [
+        {"tasks": [task_status("running", task_id=FIRST)], "total_count": 2, "next_cursor": "c"},
+        {"tasks": [task_status("running", task_id=SECOND)], "total_count": 2, "next_cursor": None},
+    ]
+    api.on("GET", "/tasks", *map(json_response, pages))
+    assert run_cli("task", "cancel", "5e17").returncode == 2
+    assert [request.query.get("cursor") for request in api.requests_to("GET", "/tasks")] == [None, ["c"]]
+
+
+def test_search_without_an_end_selects_nothing(run_cli, api):
+    page = {"tasks": [task_status("running", task_id=FIRST)], "total_count": 9, "next_cursor": "c"}
+    api.on("GET", "/tasks", json_response(page), json_response({**page, "tasks": []}))
+    result = run_cli("task", "cancel", "5e17")
+    assert (result.returncode, len(api.requests_to("GET", "/tasks"))) == (2, 10)
+    assert b"Give the whole id." in result.stderr
+
+
+def test_at_most_ten_tasks_are_listed(run_cli, api, search):
+    search(*(f"5e17{number:04}-58f6-4bd5-9b43-6f1d6ab4f6a0" for number in range(13)), name="a\x1b[31m\n" + "x" * 200)
+    lines = run_cli("task", "status", "5e17").stderr.decode().splitlines()
+    assert len(lines) == 12
+    assert lines[1] == r"  5e170000-58f6-4bd5-9b43-6f1d6ab4f6a0  running  a\x1b[31m\n" + "x" * 48 + "…"
+    assert lines[-1] == "  … and 3 more tasks"
+
+
+def test_error_for_a_prefix_of_no_task_is_the_error_of_the_server(run_cli, search):
+    search()
+    result = run_cli("task", "status", "5e17")
+    assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")
+
+
+def test_server_that_cannot_search_reports_that_there_is_no_such_task(run_cli, api):
+    api.on("GET", "/tasks", error_response(400, "invalid_parameter", "q: unknown parameter"))
+    result = run_cli("task", "status", "5e17")
+    assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")
+
+
+def test_json_output_has_the_whole_id(run_cli, api, search):
+    search(FIRST)
+    api.on("GET", f"/tasks/{FIRST}/artifacts", json_response({"task_id": FIRST, "artifacts": []}))
+    assert json.loads(run_cli("task", "artifacts", "5e17", "-f", "json").stdout)["task_id"] == FIRST
