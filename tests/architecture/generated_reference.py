@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COMMON_STATUSES = ("400", "401", "403", "429", "500")
 """Statuses that any operation may return."""
 
-COMMON_OPTIONS = ("--server", "--token", "--no-color", "--format", "--help", "--version")
+COMMON_OPTIONS = ("--server", "--token", "--context", "--no-color", "--format", "--help", "--version")
 """Options that docs/cli.md documents once."""
 
 
@@ -115,7 +115,7 @@ def _commands() -> Iterator[str]:
         options = [
             option for option in command.get_params(context) if isinstance(option, click.Option) and not option.hidden
         ]
-        specific = [option for option in options if not {*option.opts} & {*COMMON_OPTIONS}]
+        specific = [option for option in options if option.expose_value or not {*option.opts} & {*COMMON_OPTIONS}]
         if specific:
             yield "| option | description |\n| --- | --- |"
             yield from (f"| {_names(option, context)} | {_option_purpose(option)} |" for option in specific)

@@ -56,4 +56,4 @@ def test_common_options_are_listed_and_consistent(root: Path):
     assert listed == set(COMMON_OPTIONS) - {"--help", "--version"}
     for name, command in commands():
         options = {parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)}
-        assert ("--server" in options) == ("--token" in options), name
+        assert len(options & {"--server", "--token", "--context"}) in {0, 3}, name

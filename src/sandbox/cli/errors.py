@@ -43,6 +43,8 @@ _CODE_BY_STATE = {"completed": ExitCode.SUCCESS, "cancelled": ExitCode.TASK_CANC
 
 
 _CODE_BY_ERROR = {
+    "context_not_found": ExitCode.NOT_FOUND,
+    "invalid_context": ExitCode.USAGE,
     "backup_exists": ExitCode.CONFLICT,
     "data_dir_busy": ExitCode.CONFLICT,
     "data_dir_not_empty": ExitCode.CONFLICT,

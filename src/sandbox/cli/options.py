@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
@@ -20,6 +20,7 @@ from sandbox.model.limits import DEFAULT_SERVER
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from sandbox.cli.contexts import Context, Selection
     from sandbox.client import Client
 
 OutputFormat = Literal["text", "json", "table"]
@@ -28,12 +29,32 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class CliOptions:
-    """Values of the common options and their environment variables."""
+    """Values of the common options and their environment variables.
 
-    server: str
-    token: str | None
+    server, token: of the selected context; an empty token sends none. Reading them raises ContextError or OSError.
+    """
+
     format: OutputFormat
     has_color: bool
+    selected: Selection
+
+    @property
+    def server(self) -> str:
+        """The server's URL."""
+        return self._context.server
+
+    @property
+    def token(self) -> str:
+        """The token; empty for none."""
+        return self._context.token
+
+    @cached_property
+    def _context(self) -> Context:
+        from sandbox.cli.contexts import ContextFile, Selection, default_file, select_context
+
+        names = ("SANDBOX_SERVER", "SANDBOX_TOKEN", "SANDBOX_CONTEXT")
+        variables = Selection(*(os.environ.get(name) for name in names))
+        return select_context(self.selected, variables, ContextFile(default_file()))
 
     def connect(self) -> Client:
         """Create a client for the selected server."""
@@ -45,22 +66,36 @@ class CliOptions:
 
 def current_options(ctx: click.Context | None = None) -> CliOptions:
     """Return the common options of the running command; the last one on the command line wins."""
+    from sandbox.cli.contexts import Selection
+
     meta = (ctx or click.get_current_context()).meta
     return CliOptions(
-        server=meta.get(_meta_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
-        token=meta.get(_meta_key("token")) or os.environ.get("SANDBOX_TOKEN") or None,
         format=meta.get(_meta_key("format")) or "text",
         has_color=is_color_enabled(),
+        selected=Selection(*(meta.get(_meta_key(name)) for name in ("server", "token", "context"))),
     )
 
 
 def server_options(command: _Decorated) -> _Decorated:
-    """Add `--server` and `--token`."""
-    token = _stored_option("--token", metavar="TOKEN", help="Token for the server (SANDBOX_TOKEN).")
-    server = _stored_option(
-        "--server", metavar="URL", help=f"The server's URL (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]"
+    """Add `--server`, `--token` and `--context`."""
+    context = _stored_option(
+        "--context",
+        metavar="NAME",
+        shell_complete=complete_context,
+        help="A server and its token, stored by sandbox login (SANDBOX_CONTEXT).",
     )
-    return server(token(command))
+    return server_option(token_option()(context(command)))
+
+
+def server_option(command: _Decorated) -> _Decorated:
+    """Add `--server`."""
+    help_text = f"The server's URL (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]"
+    return _stored_option("--server", metavar="URL", help=help_text)(command)
+
+
+def token_option(*, hidden: bool = False) -> Callable[[_Decorated], _Decorated]:
+    """Add `--token`. hidden: omit it from the help."""
+    return _stored_option("--token", metavar="TOKEN", help="Token for the server (SANDBOX_TOKEN).", hidden=hidden)
 
 
 def output_options(*formats: OutputFormat, short: bool = True) -> Callable[[_Decorated], _Decorated]:
@@ -97,16 +132,34 @@ COMPLETION_TIMEOUT_SECONDS = 2.0
 COMPLETIONS_MAX = 100
 
 
+def complete_context(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a context."""
+    from click.shell_completion import CompletionItem
+
+    from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextError, ContextFile, default_file
+
+    try:
+        known = {DEFAULT_NAME: DEFAULT_CONTEXT, **ContextFile(default_file()).load().by_name}
+    except (ContextError, OSError):
+        return []  # a shell completion cannot report errors
+    return [
+        CompletionItem(name, help=escape_text(context.server))
+        for name, context in known.items()
+        if name.startswith(incomplete)
+    ]
+
+
 def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from sandbox.client import Client, ClientError
+    from sandbox.client import Client
+    from sandbox.model.errors import SandboxError
 
     options = current_options(ctx)
     try:
         with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
             tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
-    except ClientError:
+    except (SandboxError, OSError):
         return []  # a shell completion cannot report errors
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
     # Do not offer ids with unprintable characters, because such characters must not get into a command line.

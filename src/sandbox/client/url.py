@@ -42,6 +42,11 @@ def validate_base_url(address: str) -> str:
     return str(url).rstrip("/")
 
 
+def is_loopback_url(url: str) -> bool:
+    """Return whether a base URL has an address of this machine."""
+    return _LOOPBACK.match(url.partition("://")[2]) is not None
+
+
 def task_path(task_id: str, *rest: str) -> str:
     """Return the path of a task or of a part of it. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:

@@ -1,5 +1,6 @@
 """Commands, options, help and errors of the command line."""
 
+import json
 import subprocess
 import sys
 
@@ -57,8 +58,8 @@ def test_group_help_matches_command_help(entries):
 
 def test_command_groups_list_the_expected_commands():
     assert list(main.ROOT_ENTRIES) == [
-        "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
-        "demo",
+        "run", "init", "task", "top", "login", "context", "serve", "doctor", "config", "profile", "token", "admin",
+        "mcp", "completion", "demo",
     ]  # fmt: skip
     assert set(main.TASK_ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
@@ -67,20 +68,22 @@ def test_command_groups_list_the_expected_commands():
 
 
 @pytest.fixture
-def probe_options(monkeypatch):
-    """Return a function that runs a command and returns its common options."""
+def probe_options(monkeypatch, tmp_path):
+    """Return a function that runs a command and returns server, token, format and color of its common options."""
     results = {}
 
     @click.command()
     @options.common_options
     def probe():
-        results["chosen"] = options.current_options()
+        current = options.current_options()
+        results["chosen"] = (current.server, current.token, current.format, current.has_color)
 
     monkeypatch.setitem(sys.modules, "probe_module", type(sys)("probe_module"))
     sys.modules["probe_module"].probe = probe
     monkeypatch.setitem(main.TASK_ENTRIES, "probe", ("probe_module:probe", ""))
-    for variable in ("SANDBOX_SERVER", "SANDBOX_TOKEN", "NO_COLOR"):
+    for variable in ("SANDBOX_SERVER", "SANDBOX_TOKEN", "SANDBOX_CONTEXT", "NO_COLOR"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
     def run(*arguments: str, **environment: str):
         result = CliRunner(env=environment).invoke(main.root, list(arguments))
@@ -91,7 +94,7 @@ def probe_options(monkeypatch):
 
 
 def test_common_options_have_defaults(probe_options):
-    assert probe_options("task", "probe") == options.CliOptions("http://localhost:8122", None, "text", True)
+    assert probe_options("task", "probe") == ("http://localhost:8122", "", "text", True)
 
 
 COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
@@ -101,17 +104,29 @@ COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
     "arguments", [[*COMMON, "task", "probe"], ["task", *COMMON, "probe"], ["task", "probe", *COMMON]]
 )
 def test_common_options_are_accepted_before_and_after_the_command(probe_options, arguments):
-    assert probe_options(*arguments) == options.CliOptions("http://a", "t", "json", False)
+    assert probe_options(*arguments) == ("http://a", "t", "json", False)
+
+
+def test_options_of_a_context_are_read_from_its_file(probe_options, tmp_path):
+    contexts = {"prod": {"server": "https://prod", "token": "p"}}
+    file = tmp_path / "sandbox" / "contexts.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"version": 1, "current": "default", "contexts": contexts}))
+    file.chmod(0o600)
+    for arguments in (["--context", "prod", "task", "probe"], ["task", "probe", "--context", "prod"]):
+        assert probe_options(*arguments)[:2] == ("https://prod", "p")
+    assert probe_options("task", "probe", SANDBOX_CONTEXT="prod")[:2] == ("https://prod", "p")
+    assert probe_options("task", "probe")[:2] == ("http://localhost:8122", "")
 
 
 def test_option_after_the_command_overrides_earlier_ones(probe_options):
     current = probe_options("--server", "http://a", "task", "probe", "--server", "http://b", SANDBOX_SERVER="http://c")
-    assert current.server == "http://b"
+    assert current[0] == "http://b"
 
 
 def test_options_are_read_from_the_environment(probe_options):
     current = probe_options("task", "probe", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
-    assert current == options.CliOptions("http://c", "s", "text", False)
+    assert current == ("http://c", "s", "text", False)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +182,15 @@ def test_version_is_printed():
 def test_similar_commands_are_suggested_in_full(arguments, message):
     result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1].endswith(message)
+    assert message in result.output.splitlines()[-1]
 
 
 def test_several_similar_commands_are_listed():
     result = CliRunner().invoke(main.root, ["list"], prog_name="sandbox")
-    assert result.output.splitlines()[-4:] == [
+    assert result.output.splitlines()[-5:] == [
         "Error: No such command 'list'. Similar commands:",
         "  sandbox task list",
+        "  sandbox context list",
         "  sandbox profile list",
         "  sandbox token list",
     ]

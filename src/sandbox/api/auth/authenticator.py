@@ -149,7 +149,7 @@ STREAMS_OF_ALL_MAX = 100
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
 _TOKEN_HINT = (
-    "Send a token as 'Authorization: Bearer …' (on the command line: --token or SANDBOX_TOKEN); "
+    "Send a token as 'Authorization: Bearer …' (on the command line: sandbox login, --token or SANDBOX_TOKEN); "
     "the server's operator creates one with: sandbox token create"
 )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from sandbox.cli.output.text import terminal_width, wrap_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,3 +55,8 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
         emoji=False,
         soft_wrap=not is_terminal,
     )
+
+
+def print_message(text: str) -> None:
+    """Print a message on stderr, wrapped to the width of the terminal."""
+    click.echo("\n".join(wrap_text(text, terminal_width(sys.stderr), "  ")), err=True)

@@ -1,0 +1,217 @@
+"""The file with the contexts, and the selection of the server and the token."""
+
+import json
+import os
+import stat
+import threading
+
+import pytest
+
+from sandbox.cli.contexts import (
+    DEFAULT_CONTEXT,
+    Context,
+    ContextError,
+    ContextFile,
+    ContextNotFoundError,
+    Contexts,
+    Selection,
+    check_name,
+    default_file,
+    select_context,
+)
+
+PROD, DEV = Context("https://prod.example.com", "prod-token"), Context("http://localhost:9122")
+STORED = Contexts({"prod": PROD, "dev": DEV}, "prod")
+
+
+@pytest.fixture
+def file(tmp_path):
+    return ContextFile(tmp_path / "sandbox" / "contexts.json")
+
+
+@pytest.fixture
+def stored(file):
+    with file.changing():
+        file.save(STORED)
+    return file
+
+
+def test_contexts_are_stored_in_a_private_file(stored):
+    assert stored.load() == STORED
+    assert stat.S_IMODE(stored.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(stored.path.parent.stat().st_mode) == 0o700
+    assert [path.name for path in stored.path.parent.iterdir()] == ["contexts.json"]
+
+
+def test_without_a_file_only_the_default_exists(file):
+    assert file.load() == Contexts()
+    assert file.load().find("default") == DEFAULT_CONTEXT == Context("http://localhost:8122", "")
+
+
+def test_token_is_not_part_of_the_representation():
+    assert "prod-token" not in repr(STORED)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o644])
+def test_file_that_others_have_access_to_is_refused(stored, mode):
+    stored.path.chmod(mode)
+    with pytest.raises(ContextError, match=f"fix it with: chmod 600 {stored.path}"):
+        stored.load()
+    stored.path.chmod(0o600)
+    assert stored.load() == STORED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file of another user")
+def test_file_of_another_user_is_refused(stored):
+    os.chown(stored.path, 12345, 12345)
+    with pytest.raises(ContextError, match="must be a file of the user"):
+        stored.load()
+
+
+def test_named_pipe_is_refused_without_waiting(file):
+    file.path.parent.mkdir()
+    os.mkfifo(file.path, 0o600)
+    with pytest.raises(ContextError, match="must be a file of the user"):
+        file.load()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"version": 2, "current": "default", "contexts": {}}',
+        b'{"version": 1, "current": "default", "contexts": {"a b": {"server": "http://a"}}}',
+        b'{"version": 1, "current": "default", "contexts": {"a": {"token": "t"}}}',
+        b'{"version": 1, "current": "default", "contexts": {"a": {"server": 1}}}',
+        b'{"version": 1, "current": "default", "contexts": {}}' + b" " * 2**20,
+    ],
+)
+def test_damaged_file_is_reported(stored, content):
+    stored.path.write_bytes(content)
+    with pytest.raises(ContextError, match="is damaged; remove it"):
+        stored.load()
+
+
+def test_failed_change_leaves_the_file_as_it_was(stored, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        stored.save(Contexts())
+    assert stored.load() == STORED
+    assert [path.name for path in stored.path.parent.iterdir()] == ["contexts.json"]
+
+
+def test_symbolic_link_is_kept(stored, tmp_path):
+    target = tmp_path / "dotfiles" / "contexts.json"
+    target.parent.mkdir()
+    stored.path.rename(target)
+    stored.path.symlink_to(target)
+    stored.save(STORED.remove("dev"))
+    assert stored.path.is_symlink()
+    assert json.loads(target.read_bytes())["contexts"].keys() == {"prod"}
+
+
+def test_concurrent_changes_are_not_lost(file):
+    def add(number):
+        with file.changing():
+            file.save(file.load().add(f"c{number}", DEV))
+
+    threads = [threading.Thread(target=add, args=[number]) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(file.load().by_name) == 10
+
+
+def test_contexts_are_changed():
+    assert STORED.use("dev") == Contexts(STORED.by_name, "dev")
+    assert STORED.use("default").current == "default"
+    assert STORED.add("new", DEV) == Contexts({**STORED.by_name, "new": DEV}, "new")
+    assert STORED.remove("dev") == Contexts({"prod": PROD}, "prod")
+    assert STORED.remove("prod") == Contexts({"dev": DEV}, "default")
+    with pytest.raises(ContextError, match="cannot be removed"):
+        STORED.remove("default")
+
+
+@pytest.mark.parametrize("change", [Contexts.find, Contexts.use, Contexts.remove])
+def test_unknown_context_is_reported_with_a_similar_one(change):
+    with pytest.raises(ContextNotFoundError, match=r"^There is no context 'prdo'; did you mean prod\?$"):
+        change(STORED, "prdo")
+    with pytest.raises(ContextNotFoundError, match="list them with: sandbox context list"):
+        change(STORED, "zzz")
+
+
+@pytest.mark.parametrize("name", ["", "default", "a b", "-a", "a-", "a/b", "../a", "ä", "a\n", "a" * 65])
+def test_invalid_name_is_refused(name):
+    with pytest.raises(ContextError, match="cannot be the name of a context"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["prod", "a", "sandbox.example.com", "localhost-9122", "a_b", "a" * 64])
+def test_valid_name_is_accepted(name):
+    assert check_name(name) == name
+
+
+def test_file_is_in_the_configuration_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/config")
+    assert str(default_file()) == "/config/sandbox/contexts.json"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert str(default_file()) == "/home/me/.config/sandbox/contexts.json"
+
+
+URL, OTHER = "http://option", "http://variable"
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "selected"),
+    [
+        (Selection(), Selection(), PROD),
+        (Selection(), Selection("", "", ""), PROD),
+        (Selection(), Selection(context="dev"), DEV),
+        (Selection(), Selection(token="t"), Context(PROD.server, "t")),
+        (Selection(), Selection(token="t", context="dev"), Context(DEV.server, "t")),
+        (Selection(), Selection(OTHER), Context(OTHER, "")),
+        (Selection(), Selection(OTHER, "t"), Context(OTHER, "t")),
+        (Selection(token="o"), Selection(), Context(PROD.server, "o")),
+        (Selection(token="o"), Selection(OTHER, "t"), Context(OTHER, "o")),
+        (Selection(URL), Selection(), Context(URL, "")),
+        (Selection(URL), Selection(OTHER, "t"), Context(URL, "t")),
+        (Selection(URL), Selection(context="dev"), Context(URL, "")),
+        (Selection(URL, "o"), Selection(OTHER, "t"), Context(URL, "o")),
+        (Selection(context="prod"), Selection(OTHER, "t", "dev"), PROD),
+        (Selection(context="dev"), Selection(OTHER, "t"), DEV),
+        (Selection(token="o", context="dev"), Selection(OTHER, "t"), Context(DEV.server, "o")),
+        (Selection(context="default"), Selection(OTHER, "t"), DEFAULT_CONTEXT),
+    ],
+)
+def test_options_override_variables_and_variables_the_current_context(stored, options, variables, selected):
+    """The token of a context is never sent to another server."""
+    assert select_context(options, variables, stored) == selected
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [
+        (Selection(URL, context="dev"), Selection()),
+        (Selection(), Selection(OTHER, context="dev")),
+        (Selection(context="nope"), Selection()),
+        (Selection(), Selection(context="nope")),
+    ],
+)
+def test_contradictory_and_unknown_selections_are_refused(stored, options, variables):
+    with pytest.raises(ContextError):
+        select_context(options, variables, stored)
+
+
+@pytest.mark.parametrize(("options", "variables"), [(Selection(URL), Selection()), (Selection(), Selection(OTHER))])
+def test_unreadable_file_does_not_matter_if_a_server_is_given(stored, options, variables):
+    stored.path.chmod(0o644)
+    assert select_context(options, variables, stored).token == ""
