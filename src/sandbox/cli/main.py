@@ -39,6 +39,7 @@ TASK_ENTRIES = {
     "list": ("sandbox.cli.commands.task.list:list_tasks", "List tasks, the newest first."),
     "status": ("sandbox.cli.commands.task.status:status", "Show a task."),
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
+    "open": ("sandbox.cli.commands.task.open:open_task", "Open a task's page of the dashboard in the browser."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait for its end."),
     "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),

@@ -53,16 +53,19 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
     fail(f"{message}\n  Use another id: add --id ID", ExitCode.CONFLICT)
 
 
-def print_submitted(submitted: Submitted, *, is_watched: bool) -> None:
-    """Print the id on stdout. On a terminal, also print how to watch the task, unless it is being watched."""
+def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> None:
+    """Print the id on stdout. On a terminal, also print the address of its page, and how to watch it if it is not."""
+    from sandbox.client.url import task_page_url
+
     task_id = escape_text(submitted["task_id"])
     click.echo(task_id)
     sys.stdout.flush()
-    if sys.stderr.isatty() and not is_watched:
-        click.echo(
-            f"Submitted; it is {escape_text(submitted['state'])}.\n  Watch it: sandbox task status {task_id} --watch",
-            err=True,
-        )
+    if sys.stderr.isatty():
+        hints = [f"  Dashboard: {escape_text(task_page_url(server, submitted['task_id']))}"]
+        if not is_watched:
+            state = escape_text(submitted["state"])
+            hints = [f"Submitted; it is {state}.", f"  Watch it:  sandbox task status {task_id} --watch", *hints]
+        click.echo("\n".join(hints), err=True)
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:

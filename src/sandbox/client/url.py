@@ -47,6 +47,11 @@ def is_loopback_url(url: str) -> bool:
     return _LOOPBACK.match(url.partition("://")[2]) is not None
 
 
+def task_page_url(server: str, task_id: str) -> str:
+    """Return the address of a task's page in the dashboard. Raises InvalidParameterError or TaskNotFoundError."""
+    return validate_base_url(server) + task_path(task_id)
+
+
 def task_path(task_id: str, *rest: str) -> str:
     """Return the path of a task or of a part of it. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:

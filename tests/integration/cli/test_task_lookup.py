@@ -40,7 +40,8 @@ def search(api):
 
 def test_all_commands_of_a_task_are_tested():
     assert set(COMMANDS) >= {
-        "status", "logs", "wait", "cancel", "artifacts", "download", "diff", "apply", "release", "shell", "attach",
+        "status", "logs", "open", "wait", "cancel", "artifacts", "download", "diff", "apply", "release", "shell",
+        "attach",
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_command_groups_list_the_expected_commands():
     ]  # fmt: skip
     assert set(main.TASK_ENTRIES) == {
         "submit", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
-        "diff", "apply", "release", "shell", "attach",
+        "diff", "apply", "release", "shell", "attach", "open",
     }  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_version_is_printed():
         ("task delete t", "did you mean sandbox task cancel?"),
         ("token creat", "did you mean sandbox token create?"),
         ("profile rm x", "did you mean sandbox profile remove?"),
-        ("nope", "No such command 'nope'."),
+        ("zzz", "No such command 'zzz'."),
         ("task delte t", "No such command 'delte'."),
     ],
 )

@@ -101,7 +101,7 @@ def run(
         submitted = submit_manifest(client, manifest, overrides)
         task_id = submitted["task_id"]
         if options.format != "json":
-            print_submitted(submitted, is_watched=True)
+            print_submitted(submitted, options.server, is_watched=True)
         with interrupt_hint(task_id):
             wait_for_end(client, task_id, options, should_follow=True)
         apply_prompt.run(client, task_id)

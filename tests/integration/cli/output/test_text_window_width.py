@@ -133,7 +133,9 @@ def test_followed_submission_fits_the_window(api_with_long_texts, screen, width)
 @WIDTHS
 def test_submission_fits_the_window(api_with_long_texts, screen, width):
     lines = screen("task", "submit", "task.yaml", width=width)
-    assert lines[-1] == f"  Watch it: sandbox task status {UUID} --watch"
+    assert lines[-2] == f"  Watch it:  sandbox task status {UUID} --watch"
+    assert lines[-1].startswith("  Dashboard: http://127.0.0.1:")
+    assert lines[-1].endswith(f"/tasks/{UUID}")
 
 
 @WIDTHS

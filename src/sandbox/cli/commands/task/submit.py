@@ -48,7 +48,7 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, over
         if options.format == "json":
             print_json(submitted) if not (waits or follows) else None
         else:
-            print_submitted(submitted, is_watched=waits or follows)
+            print_submitted(submitted, options.server, is_watched=waits or follows)
         if waits or follows:
             with interrupt_hint(submitted["task_id"]):
                 wait_for_end(client, submitted["task_id"], options, should_follow=follows)

@@ -1,0 +1,51 @@
+"""The command `sandbox task open`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import escape_text
+
+
+@click.command("open")
+@task_argument
+@click.option("--no-browser", "prints_only", is_flag=True, help="Print the address, but do not open it.")
+@common_options
+def open_task(task_id: str, prints_only: bool) -> None:
+    """Open a task's page of the dashboard in the browser.
+
+    Prints the address on stdout. Without a graphical display, and if BROWSER is not set, it only prints it.
+    """
+    from sandbox.client.url import task_page_url
+
+    options = current_options()
+    with options.connect() as client:
+        task = client.status(task_id)
+    url = task_page_url(options.server, task["id"])
+    if options.format == "json":
+        print_json({"task_id": task["id"], "url": url})
+    else:
+        click.echo(escape_text(url))
+    sys.stdout.flush()
+    if not prints_only and _has_browser() and not _open(url):
+        click.echo("The browser could not be started; open the address above.", err=True)
+
+
+def _has_browser() -> bool:
+    """Without this check, a text browser would take over the terminal."""
+    has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    return has_display or bool(os.environ.get("BROWSER"))
+
+
+def _open(url: str) -> bool:
+    import webbrowser
+
+    try:
+        return webbrowser.open(url)
+    except webbrowser.Error:
+        return False
