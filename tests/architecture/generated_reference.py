@@ -169,8 +169,8 @@ def _prose(text: str | None) -> str:
 def _paragraph(text: str) -> str:
     """A paragraph as one line, or as a code block where click keeps the lines."""
     if text.lstrip().startswith("\b"):
-        lines = text.replace("\b", "").strip("\n").splitlines()
-        return "\n".join(["```", *(line.strip() for line in lines), "```"])
+        lines = text.replace("\b", "").strip("\n").removeprefix("Examples:\n").splitlines()
+        return "\n".join(["```sh", *(line.strip() for line in lines), "```"])
     return " ".join(text.split())
 
 

@@ -9,6 +9,7 @@ from typing import cast
 import click
 
 from sandbox.cli.errors import RootGroup
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import LazyGroup
 from sandbox.cli.options import common_options
 from sandbox.cli.startup import set_up_streams
@@ -66,7 +67,11 @@ ADMIN_ENTRIES = {
     cls=RootGroup,
     entries=ROOT_ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog='Start with: sandbox serve   and, in another terminal, in a git checkout: sandbox run "Fix the tests."',
+    epilog=help_examples(
+        "sandbox demo",
+        "sandbox serve",
+        'sandbox run "Fix the failing tests."',
+    ),
 )
 @common_options
 @click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")
@@ -74,13 +79,29 @@ def root() -> None:
     """Run Claude Code as tasks: a manifest goes in, a patch comes out."""
 
 
-@click.group(cls=LazyGroup, entries=TASK_ENTRIES)
+@click.group(
+    cls=LazyGroup,
+    entries=TASK_ENTRIES,
+    epilog=help_examples(
+        "sandbox task submit task.yaml --follow",
+        "sandbox task list --state running",
+        "sandbox task apply 5e173eb5",
+    ),
+)
 @common_options
 def task() -> None:
     """Submit, watch and cancel tasks, and download their results."""
 
 
-@click.group(cls=LazyGroup, entries=ADMIN_ENTRIES)
+@click.group(
+    cls=LazyGroup,
+    entries=ADMIN_ENTRIES,
+    epilog=help_examples(
+        "sandbox admin check",
+        "sandbox admin backup sandbox.tar",
+        "sandbox admin drain --wait",
+    ),
+)
 @common_options
 def admin() -> None:
     """Check, prune, back up and repair the server's data."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli.help_examples import help_examples
+
 SHELLS = ("bash", "zsh", "fish")
 COMPLETION_VARIABLE = "_SANDBOX_COMPLETE"
 
-_INSTALL_HELP = """\b
-bash:  sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox
-zsh:   sandbox completion zsh > "${fpath[1]}/_sandbox"
-fish:  sandbox completion fish > ~/.config/fish/completions/sandbox.fish"""
 
-
-@click.command(epilog=_INSTALL_HELP)
+@click.command(
+    epilog=help_examples(
+        "sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox",
+        'sandbox completion zsh > "${fpath[1]}/_sandbox"',
+        "sandbox completion fish > ~/.config/fish/completions/sandbox.fish",
+    )
+)
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print a shell completion script.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.bootstrap.settings.load import Configuration
 
 
-@click.group(cls=SuggestingGroup)
+@click.group(cls=SuggestingGroup, epilog=help_examples("sandbox config show --origin"))
 def config() -> None:
     """Show the server's settings and where each comes from.
 
@@ -30,7 +31,12 @@ def config() -> None:
     """
 
 
-@config.command()
+@config.command(
+    epilog=help_examples(
+        "sandbox config show",
+        "sandbox config show --origin",
+    )
+)
 @click.option("--origin", "shows_origin", is_flag=True, help="Show the origin of each value.")
 @settings_options
 @output_options("text", "json")
@@ -48,7 +54,7 @@ def show(*, shows_origin: bool, **options: Any) -> None:
         _print_toml(configuration, setting_keys(), shows_origin=shows_origin)
 
 
-@config.command()
+@config.command(epilog=help_examples("sandbox config path"))
 @click.option("--config", "file", metavar="FILE", help="The file sandbox.toml.  [env var: SANDBOX_CONFIG]")
 def path(file: str | None) -> None:
     """Print the path of sandbox.toml."""

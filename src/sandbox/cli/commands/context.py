@@ -6,6 +6,7 @@ import click
 
 from sandbox.cli.commands.login import print_overrides
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import complete_context, current_options, output_options
 from sandbox.cli.output.console import print_message, stdout_console
@@ -14,7 +15,13 @@ from sandbox.cli.output.json_output import print_json
 _name_argument = click.argument("name", shell_complete=complete_context)
 
 
-@click.group(cls=SuggestingGroup)
+@click.group(
+    cls=SuggestingGroup,
+    epilog=help_examples(
+        "sandbox context list",
+        "sandbox context use prod",
+    ),
+)
 def context() -> None:
     """Choose between the servers that you logged in to.
 
@@ -23,7 +30,7 @@ def context() -> None:
     """
 
 
-@context.command("list")
+@context.command("list", epilog=help_examples("sandbox context list"))
 @output_options("text", "json", "table")
 def list_contexts() -> None:
     """List the contexts; the current one has a star."""
@@ -47,7 +54,12 @@ def list_contexts() -> None:
     print_overrides()
 
 
-@context.command()
+@context.command(
+    epilog=help_examples(
+        "sandbox context use prod",
+        "sandbox context use default",
+    )
+)
 @_name_argument
 def use(name: str) -> None:
     """Make a context the current one."""
@@ -59,7 +71,7 @@ def use(name: str) -> None:
     print_overrides()
 
 
-@context.command()
+@context.command(epilog=help_examples("sandbox context remove prod"))
 @_name_argument
 def remove(name: str) -> None:
     """Remove a context and its token. The token stays valid on the server."""

@@ -6,8 +6,10 @@ from importlib import import_module
 
 import click
 
+from sandbox.cli.help_examples import help_examples
 
-@click.command()
+
+@click.command(epilog=help_examples("sandbox demo"))
 def demo() -> None:
     """Run an example task from manifest to patch.
 

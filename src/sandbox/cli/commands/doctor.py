@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sandbox.bootstrap.doctor import Finding
 
 
-@click.command()
+@click.command(epilog=help_examples("sandbox doctor"))
 @settings_options
 @output_options("text", "json")
 def doctor(**server_options: Any) -> None:

@@ -12,6 +12,7 @@ import click
 from sandbox.cli.checkout.origin import find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, OverrideError, parse_overrides
@@ -36,7 +37,13 @@ _HEADER = """\
 """
 
 
-@click.command(epilog="Next: sandbox task submit task.yaml --follow")
+@click.command(
+    epilog=help_examples(
+        "sandbox init",
+        "sandbox init --yes --set vm.network_mode=full fix.yaml",
+        note="Next: sandbox task submit task.yaml --follow",
+    )
+)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="task.yaml")
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt; use the values of the checkout and the defaults.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")

@@ -10,6 +10,7 @@ import click
 
 from sandbox.cli.contexts import Context, ContextFile, Contexts, Selection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
 from sandbox.model.limits import DEFAULT_SERVER
@@ -19,7 +20,13 @@ NAME_CHARACTERS_MAX = 64
 _TOKEN_ADVICE = "\n  Create one on the server's machine: sandbox token create --role operator"
 
 
-@click.command(epilog="Select a context with --context NAME, SANDBOX_CONTEXT, or sandbox context use NAME.")
+@click.command(
+    epilog=help_examples(
+        "sandbox login https://sandbox.example.com --context prod",
+        "sandbox login https://sandbox.example.com <token.txt",
+        note="Select a context with --context NAME, SANDBOX_CONTEXT, or sandbox context use NAME.",
+    )
+)
 @click.argument("address", metavar="[SERVER]", required=False)
 @click.option("--context", "name", metavar="NAME", help="The name to store [default: the host name of the server].")
 @server_option

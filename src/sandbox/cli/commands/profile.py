@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(cls=SuggestingGroup)
+@click.group(
+    cls=SuggestingGroup,
+    epilog=help_examples(
+        "sandbox profile list",
+        "sandbox profile build agentic-dev",
+    ),
+)
 def profile() -> None:
     """Manage the images of the sandboxes.
 
@@ -36,7 +43,7 @@ def profile() -> None:
     """
 
 
-@profile.command("list")
+@profile.command("list", epilog=help_examples("sandbox profile list"))
 @data_dir_options
 @output_options("text", "json", "table")
 def list_profiles(**options: Any) -> None:
@@ -48,7 +55,7 @@ def list_profiles(**options: Any) -> None:
         _print_table(entries)
 
 
-@profile.command()
+@profile.command(epilog=help_examples("sandbox profile show agentic-dev"))
 @click.argument("name")
 @data_dir_options
 @output_options("text", "json")
@@ -63,7 +70,12 @@ def show(*, name: str, **options: Any) -> None:
         click.echo(f"{label + ':':<14}{escape_text(text)}")
 
 
-@profile.command()
+@profile.command(
+    epilog=help_examples(
+        "sandbox profile build agentic-dev",
+        "sandbox profile build my-tools --from-oci my-tools.tar",
+    )
+)
 @click.argument("name")
 @click.option("--from-file", type=_FILE, help="A definition file, for a profile that is not included in Sandbox.")
 @click.option("--from-oci", type=_FILE, help="An OCI archive, as written by 'docker save' or 'skopeo copy'.")
@@ -95,7 +107,7 @@ def build(
     click.echo(f"Built the image ({summary}). New tasks with the profile {name} will use it.", err=True)
 
 
-@profile.command()
+@profile.command(epilog=help_examples("sandbox profile remove my-tools"))
 @click.argument("name")
 @data_dir_options
 def remove(*, name: str, **options: Any) -> None:

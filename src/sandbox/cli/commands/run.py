@@ -13,6 +13,7 @@ from sandbox.cli.checkout.apply_prompt import ApplyPrompt
 from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import pluralize
@@ -31,7 +32,14 @@ pushed, the id is in use, the patch does not apply or contains nothing that git 
 checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
 
 
-@click.command(epilog=_EXIT_CODES)
+@click.command(
+    epilog=help_examples(
+        'sandbox run "Fix the failing tests."',
+        'sandbox run "Update the changelog." --apply',
+        "sandbox run - --set vm.network_mode=full <prompt.md",
+        note=_EXIT_CODES,
+    )
+)
 @click.argument("prompt")
 @click.option(
     "--apply/--no-apply",

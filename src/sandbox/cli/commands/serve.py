@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sandbox.agents import registered_agents
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
 from sandbox.cli.startup import gc_frozen
@@ -14,7 +15,13 @@ from sandbox.cli.startup import gc_frozen
 _KEY_SETTINGS = " or ".join(agent.key_setting for agent in registered_agents().values())
 
 
-@click.command(epilog=f"Set the model key in {_KEY_SETTINGS}; sandboxes have no access to it.")
+@click.command(
+    epilog=help_examples(
+        "sandbox serve",
+        "sandbox serve --port 9122 --data-dir /srv/sandbox",
+        note=f"Set the model key in {_KEY_SETTINGS}; sandboxes have no access to it.",
+    )
+)
 @settings_options
 @output_options("text", "json")
 def serve(**options: Any) -> None:

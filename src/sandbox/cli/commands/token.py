@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
 from sandbox.cli.output.console import stdout_console
@@ -37,7 +38,13 @@ def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str |
     return timedelta(seconds=int(value[:-1]) * UNIT_SECONDS[value[-1]])
 
 
-@click.group(cls=SuggestingGroup)
+@click.group(
+    cls=SuggestingGroup,
+    epilog=help_examples(
+        "sandbox token create --role operator --name ci",
+        "sandbox token list",
+    ),
+)
 def token() -> None:
     """Manage access tokens.
 
@@ -46,7 +53,7 @@ def token() -> None:
     """
 
 
-@token.command()
+@token.command(epilog=help_examples("sandbox token create --role operator --name ci --expires-in 90d"))
 @click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="Role of the token.")
 @click.option("--name", default="", help="Purpose of the token; shown in lists.")
 @click.option(
@@ -73,7 +80,7 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
         click.echo(_NO_CLONE_HOST, err=True)
 
 
-@token.command("list")
+@token.command("list", epilog=help_examples("sandbox token list"))
 @data_dir_options
 @output_options("text", "json", "table")
 def list_tokens(**options: Any) -> None:
@@ -93,7 +100,7 @@ def list_tokens(**options: Any) -> None:
         click.echo("There are no tokens. Create one with: sandbox token create --role operator", err=True)
 
 
-@token.command()
+@token.command(epilog=help_examples("sandbox token revoke abcdefgh"))
 @click.argument("token_id", metavar="ID")
 @data_dir_options
 def revoke(token_id: str, **options: Any) -> None:

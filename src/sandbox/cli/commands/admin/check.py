@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from sandbox.server.maintenance.integrity import Discrepancy
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        "sandbox admin check",
+        "sandbox admin check --deep",
+    )
+)
 @click.option("--deep", is_flag=True, help="Also verify the checksum of every artifact.")
 @data_dir_options
 @output_options("text", "json")

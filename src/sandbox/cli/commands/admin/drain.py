@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        "sandbox admin drain --wait --timeout 15m",
+        "sandbox admin drain --undo",
+    )
+)
 @click.option("--undo", is_flag=True, help="Accept and start tasks again.")
 @click.option("--wait/--no-wait", "-w", default=False, help="Wait until no task is running.")
 @click.option(

@@ -7,6 +7,7 @@ import sys
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\
@@ -14,7 +15,12 @@ Error: This command speaks the Model Context Protocol on stdin and stdout, and i
   Claude Code: claude mcp add sandbox -- sandbox mcp"""
 
 
-@click.command(epilog="For Claude Code: claude mcp add sandbox -- sandbox mcp")
+@click.command(
+    epilog=help_examples(
+        "claude mcp add sandbox -- sandbox mcp",
+        "claude mcp add sandbox -- sandbox mcp --context prod",
+    )
+)
 @server_options
 def mcp() -> None:
     """Serve Sandbox as MCP tools over stdio.

@@ -14,6 +14,7 @@ import click
 from sandbox.cli.checkout.patch import applied_message, fetch_patch, print_changed_files, print_omissions
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -27,7 +28,13 @@ METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@click.command(epilog="Without --beside-changes, the changes are staged; undo them with: git reset --hard")
+@click.command(
+    epilog=help_examples(
+        "sandbox task apply 5e173eb5",
+        "sandbox task apply 5e173eb5 --beside-changes",
+        note="Without --beside-changes, the changes are staged; undo them with: git reset --hard",
+    )
+)
 @task_argument
 @click.option(
     "--directory",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, server_options, task_argument
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        "sandbox task attach 5e173eb5",
+        "sandbox task attach 5e173eb5 --watch",
+    )
+)
 @task_argument
 @click.option("--watch", is_flag=True, help="Read-only: send no input.")
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        'sandbox task cancel 5e173eb5 --reason "wrong branch"',
+        "sandbox task cancel 5e173eb5 --yes --force",
+    )
+)
 @task_argument
 @click.option("--reason", metavar="TEXT", help="Stored with the task.")
 @click.option("--force", is_flag=True, help="Do not wait for the agent to exit on its own.")

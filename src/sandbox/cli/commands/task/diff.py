@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from sandbox.cli.checkout.patch import colorize, fetch_patch, patch_lines
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
@@ -79,7 +80,13 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
         return
 
 
-@click.command(epilog="Apply it to a checkout with: sandbox task apply TASK_ID")
+@click.command(
+    epilog=help_examples(
+        "sandbox task diff 5e173eb5",
+        "sandbox task diff 5e173eb5 | git apply --stat",
+        note="Apply it to a checkout with: sandbox task apply TASK_ID",
+    )
+)
 @task_argument
 @allow_secrets_option
 @common_options

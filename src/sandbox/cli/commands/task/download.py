@@ -13,6 +13,7 @@ import click
 
 from sandbox.cli.checkout.patch import patch_lines
 from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact
 
 
-@click.command(epilog="Every file is verified by its SHA-256 and written atomically.")
+@click.command(
+    epilog=help_examples(
+        "sandbox task download 5e173eb5 report.md",
+        "sandbox task download 5e173eb5 --all --output results",
+        note="Every file is verified by its SHA-256 and written atomically.",
+    )
+)
 @task_argument
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")

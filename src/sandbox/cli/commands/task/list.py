@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
@@ -46,7 +47,14 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     return states
 
 
-@click.command("list")
+@click.command(
+    "list",
+    epilog=help_examples(
+        "sandbox task list --state running,pending",
+        'sandbox task list -q "flaky login" --repo org/app --since 7d',
+        "sandbox task list --label team=platform --format json",
+    ),
+)
 @click.option(
     "--state",
     "states",

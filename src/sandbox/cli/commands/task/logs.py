@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        "sandbox task logs 5e173eb5 --follow",
+        "sandbox task logs 5e173eb5 --stream events --since 10m",
+    )
+)
 @task_argument
 @click.option("--follow", "-f", "follows", is_flag=True, help="Follow until the task ends.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
@@ -32,7 +33,12 @@ _STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
 _LABEL_CELLS = 12
 
 
-@click.command()
+@click.command(
+    epilog=help_examples(
+        "sandbox task status 5e173eb5",
+        "sandbox task status 5e173eb5 --watch",
+    )
+)
 @task_argument
 @click.option("--watch", "-w", "watches", is_flag=True, help="Show events until the task ends.")
 @common_options

@@ -7,6 +7,7 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.json_output import print_json
@@ -15,7 +16,13 @@ from sandbox.cli.overrides import Override, parse_overrides
 from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_end
 
 
-@click.command(epilog="Prints only the task's id on stdout: ID=$(sandbox task submit task.yaml) works.")
+@click.command(
+    epilog=help_examples(
+        "sandbox task submit task.yaml --follow",
+        "sandbox task submit task.yaml --set vm.cpus=16 --wait",
+        note="Prints only the task's id on stdout: ID=$(sandbox task submit task.yaml) works.",
+    )
+)
 @click.argument("file", type=click.File("rb"))
 @click.option(
     "--wait",

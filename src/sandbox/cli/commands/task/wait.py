@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
@@ -13,7 +14,7 @@ from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES
 
 
-@click.command()
+@click.command(epilog=help_examples("sandbox task wait 5e173eb5 --timeout 2h"))
 @task_argument
 @click.option(
     "--timeout",

@@ -9,13 +9,20 @@ from datetime import UTC, datetime
 import click
 
 from sandbox.cli.errors import ExitCode
+from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import print_table
 
 
-@click.command(epilog="Without a terminal, the command prints one table, or one object with --format json, and exits.")
+@click.command(
+    epilog=help_examples(
+        "sandbox top",
+        "sandbox top --format json",
+        note="Without a terminal, the command prints one table, or one object with --format json, and exits.",
+    )
+)
 @common_options
 def top() -> None:
     """Watch all tasks on one screen.
