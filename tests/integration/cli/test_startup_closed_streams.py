@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles.fake_api import json_response
+from doubles.sample_task import task_status
 
 SANDBOX = (sys.executable, "-m", "sandbox")
 
@@ -69,8 +70,7 @@ MANIFEST = """{"version": "1", "kind": "Task", "metadata": {"name": "My Task"}, 
 @pytest.fixture
 def run_with_streams(api, environment, tmp_path):
     """Run a command that prints output, with the given stdout and stderr."""
-    task = {"id": "task-1", "name": "A", "state": "pending", "created_at": "2026-01-29T10:00:00.000Z"}
-    page = {"tasks": [task | {"labels": {}, "error": None}], "next_cursor": None, "total_count": 1}
+    page = {"tasks": [task_status("pending")], "next_cursor": None, "total_count": 1}
     api.on("GET", "/tasks", json_response(page))
     (tmp_path / "task.yaml").write_text(MANIFEST)
 
