@@ -198,6 +198,7 @@ def test_first_agent_completes_its_task(server):
             ("scripted:", "other:"),
             [("", "must have a section for the agent: claude or scripted"), ("other", "is an un")],
         ),
+        (("scripted:", "scriptd:"), [("scriptd", "is an unknown field; did you mean 'scripted'?")]),
         (("scripted:", "claude: {prompt: x}\nscripted:"), [("scripted", "cannot be given with claude")]),
         (("effort: high", "effort: middle"), [("scripted.effort", "must be one of low, high")]),
         (("effort: high", "efort: high"), [("scripted.efort", "is an unknown field; did you mean 'effort'?")]),

@@ -84,7 +84,14 @@ class _Validator:
         try:
             return self._adapter.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            return [self._to_violation(detail) for detail in error.errors(include_url=False)]
+            return self._merge_misspelled([self._to_violation(detail) for detail in error.errors(include_url=False)])
+
+    def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
+        """Omit that a field is missing if an unknown field is probably its misspelled name: that is one mistake."""
+        parents = {each.path[:-1] for each in violations if each.rule == "required"}
+        unknown = (each.path for each in violations if each.rule == "unknown_field" and each.path[:-1] in parents)
+        misspelled = {(*path[:-1], _closest_field(path, self.manifest_type)) for path in unknown}
+        return [each for each in violations if each.rule != "required" or each.path not in misspelled]
 
     def _to_violation(self, error: ErrorDetails) -> RuleViolation:
         path = tuple(part for part in error["loc"] if part != "[key]")
@@ -101,12 +108,13 @@ class _Failure(NamedTuple):
     error: ErrorDetails
     manifest_type: Any
 
-    def type_at(self, path: FieldPath) -> Any:
-        """Return the declared type of the value at a path."""
-        kind: Any = self.manifest_type
-        for part in path:
-            kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
-        return kind
+
+def _type_at(path: FieldPath, manifest_type: Any) -> Any:
+    """Return the declared type of the value at a path."""
+    kind: Any = manifest_type
+    for part in path:
+        kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
+    return kind
 
 
 @cache
@@ -115,15 +123,20 @@ def _validator(sections: tuple[tuple[str, Any], ...]) -> _Validator:
 
 
 def _unknown_field_message(failure: _Failure) -> str:
-    name, dataclass_type = str(failure.path[-1]), failure.type_at(failure.path[:-1])
+    closest = _closest_field(failure.path, failure.manifest_type)
+    return f"is an unknown field; did you mean '{closest}'?" if closest else "is an unknown field"
+
+
+def _closest_field(path: FieldPath, manifest_type: Any) -> str | None:
+    """Return the known field whose name resembles an unknown one, or None."""
+    name, dataclass_type = str(path[-1]), _type_at(path[:-1], manifest_type)
     if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_dataclass_type(dataclass_type):
-        return "is an unknown field"
-    close_matches = get_close_matches(name, sorted(_field_types(dataclass_type)), n=1)
-    return f"is an unknown field; did you mean '{close_matches[0]}'?" if close_matches else "is an unknown field"
+        return None
+    return next(iter(get_close_matches(name, sorted(_field_types(dataclass_type)), n=1)), None)
 
 
 def _enum_message(failure: _Failure) -> str:
-    offered = [str(value) for value in get_args(failure.type_at(failure.path))]
+    offered = [str(value) for value in get_args(_type_at(failure.path, failure.manifest_type))]
     return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
 
 
@@ -215,7 +228,7 @@ def parse_manifest(
         for key, section in document.data.items()
         if key in agents and (section is not None or (key,) in document.invalid_paths)
     ]
-    agent = agents[kinds[0]] if kinds else next(iter(agents.values()))
+    agent = agents[kinds[0] if kinds else _probable_kind(document.data, agents)]
     validator = _validator(((agent.kind, agent.section),))
     data = _without_nulls(document.data, validator.manifest_type)
     extra_sections = [RuleViolation((key,), "format", f"cannot be given with {kinds[0]}") for key in kinds[1:]]
@@ -237,6 +250,12 @@ def parse_manifest(
 def _to_plain_data(record: Any) -> Any:
     """Convert a record to plain data by encoding it as JSON and decoding the JSON."""
     return msgspec.json.decode(msgspec.json.encode(record))
+
+
+def _probable_kind(data: Mapping[str, Any], agents: Mapping[str, AgentSchema]) -> str:
+    """Return the agent whose section has a misspelled key in a manifest without a section, else the first agent."""
+    names = [key for key in data if len(key) <= _SUGGESTION_NAME_LENGTH_MAX]
+    return next((close for name in names for close in get_close_matches(name, agents, n=1)), next(iter(agents)))
 
 
 def _missing_section(agents: Mapping[str, AgentSchema]) -> RuleViolation:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import yaml
@@ -44,6 +44,8 @@ _CONSTANTS = {
 _DIGITS_MAX = 18
 _DIRECTIVES_MAX = 16
 _KEY_MESSAGE = "has a name that YAML does not read as text; put it in quotes"
+_IN_QUOTES = "while scanning a quoted scalar"
+"""The context of the errors about a text in quotes, in the words of the library."""
 _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plain values are supported")
 
 
@@ -60,11 +62,22 @@ def read_yaml(text: str) -> Node | None:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.handle_event(event)
     except yaml.MarkedYAMLError as error:
-        problem = error.problem or "it cannot be read"
-        reject(f"is not valid YAML: {problem}", location=_location(error.problem_mark or error.context_mark))
+        _reject_invalid(error, builder.last_quoted)
     except yaml.YAMLError:
         reject("is not valid YAML")
     return builder.root
+
+
+def _reject_invalid(error: yaml.MarkedYAMLError, last_quoted: yaml.ScalarEvent | None) -> NoReturn:
+    """Report a syntax error. For a quote that is not closed, report the quote: the error is found many lines below."""
+    problem_mark = error.problem_mark or error.context_mark
+    if error.context == _IN_QUOTES:
+        reject("is not valid YAML: this quote is not closed", location=_location(error.context_mark))
+    line = problem_mark.line if problem_mark is not None else None
+    if line is not None and last_quoted is not None and last_quoted.end_mark and last_quoted.end_mark.line == line:
+        ended = f"the next quote is in line {line + 1}, and text follows it"
+        reject(f"is not valid YAML: this quote is not closed; {ended}", location=_location(last_quoted.start_mark))
+    reject(f"is not valid YAML: {error.problem or 'it cannot be read'}", location=_location(problem_mark))
 
 
 def resolve_scalar(text: str) -> Any:
@@ -119,9 +132,13 @@ class _OpenCollection:
 
 @dataclass(slots=True)
 class _NodeBuilder:
-    """Builds the root node from events in order."""
+    """Builds the root node from events in order.
+
+    last_quoted: the last text in quotes, if it has several lines.
+    """
 
     root: Node | None = None
+    last_quoted: yaml.ScalarEvent | None = None
     _stack: list[_OpenCollection] = field(default_factory=list)
     _anchors: dict[str, Node] = field(default_factory=dict)
     _anchor_count: int = 0
@@ -150,8 +167,10 @@ class _NodeBuilder:
                 pass
 
     def _add_scalar(self, event: yaml.ScalarEvent) -> None:
-        value = _scalar_value(event)
-        node = Node(value, _location(event.start_mark))
+        value, start, end = _scalar_value(event), event.start_mark, event.end_mark
+        if event.style in {"'", '"'}:
+            self.last_quoted = event if start and end and start.line != end.line else None
+        node = Node(value, _location(start))
         self._register_anchor(event.anchor, node)
         if self._stack and self._stack[-1].expects_key:
             error = None if isinstance(value, str) else _KEY_MESSAGE

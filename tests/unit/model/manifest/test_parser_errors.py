@@ -447,6 +447,51 @@ def test_all_errors_are_reported_together():
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "misspelled"),
+    [
+        ("claude/prompt", "promt"),
+        ("claude", "clude"),
+        ("metadata", "metdata"),
+        ("metadata/name", "nmae"),
+        ("repository", "repositry"),
+        ("repository/branch", "brnch"),
+        ("kind", "knd"),
+    ],
+)
+def test_misspelled_required_field_is_one_error(path, misspelled):
+    *parents, name = path.split("/")
+    manifest = with_value(path, REMOVED)
+    parent = manifest
+    for key in parents:
+        parent = parent[key]
+    parent[misspelled] = VALID[name] if not parents else "x"
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(json.dumps(manifest).encode(), is_json=True)
+    [error] = caught.value.errors
+    assert (error.field, error.rule) == (".".join([*parents, misspelled]), "unknown_field")
+    assert error.message == f"is an unknown field; did you mean '{name}'?"
+
+
+def test_missing_field_is_reported_next_to_an_unrelated_unknown_field():
+    manifest = with_value("claude/prompt", REMOVED)
+    manifest["claude"]["efort"] = "high"
+    manifest["metadata"]["promt"] = "in another section"
+    assert sorted(errors_of(manifest)) == [
+        ("claude.efort", "unknown_field"),
+        ("claude.prompt", "required"),
+        ("metadata.promt", "unknown_field"),
+    ]
+
+
+def test_misspelled_field_of_a_list_item_is_one_error():
+    secrets = [{"nmae": "A", "source": "env", "key": "A"}, {"source": "env", "key": "B"}]
+    assert sorted(errors_of(VALID | {"secrets": secrets})) == [
+        ("secrets[0].nmae", "unknown_field"),
+        ("secrets[1].name", "required"),
+    ]
+
+
 def test_offered_profile_is_accepted():
     body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
     assert parse_manifest(body, is_json=True, profiles={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
