@@ -29,7 +29,9 @@ def test_task_ends_when_the_first_budget_is_exhausted(deploy, exhausted_budget, 
     deployment.submit(lifecycle={**exhausted_budget, **unexhausted_budget})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), deployment.diagnostics()
-    assert f"lifecycle.{next(iter(exhausted_budget))} is spent" in status["error"]["message"]
+    [(name, amount)] = exhausted_budget.items()
+    limit = f"{amount:,} tokens" if name == "budget_tokens" else f"{amount} USD"
+    assert status["error"]["message"].startswith(f"lifecycle.{name} ({limit}) is spent; ")
     assert len(message_requests(deployment)) == turns
     events = [json.loads(line.partition("[EVENT] ")[2]) for line in deployment.logs(stream="events").splitlines()]
     assert sum(event["type"] == "usage" for event in events) == turns

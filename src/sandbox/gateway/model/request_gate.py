@@ -199,10 +199,10 @@ class Spending:
                 f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
                 f"enforced; {end}. Set lifecycle.budget_tokens instead."
             )
+        # The running cost is not in the message: the response continues, and the status has its final cost.
+        spent = f"is spent; {end}. Raise the budget."
         if self._budget.usd is not None and usd >= self._budget.usd:
-            return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise the budget."
+            return f"lifecycle.budget_usd ({self._budget.usd:.6g} USD) {spent}"
         if self._budget.tokens is not None and tokens >= self._budget.tokens:
-            return (
-                f"lifecycle.budget_tokens is spent ({tokens} of {self._budget.tokens} tokens); {end}. Raise the budget."
-            )
+            return f"lifecycle.budget_tokens ({self._budget.tokens:,} tokens) {spent}"
         return None

@@ -123,7 +123,7 @@ def test_budget_is_charged_with_the_usage_of_the_api():
             send(client)
             status, _, body = await client.read_response()
             assert status == 403
-            assert "lifecycle.budget_usd is spent (0.0003 of 0.0003 USD)" in json.loads(body)["error"]["message"]
+            assert "lifecycle.budget_usd (0.0003 USD) is spent" in json.loads(body)["error"]["message"]
             assert len(upstream.requests) == 1
             assert len(served.events_of(BudgetExhausted)) == 1
 

@@ -42,9 +42,9 @@ def rules_with_budget(usd):
 @pytest.mark.parametrize(
     ("budget", "reason"),
     [
-        (Budget(usd=0.015), "lifecycle.budget_usd is spent (0.018 of 0.015 USD)"),
-        (Budget(tokens=5500), "lifecycle.budget_tokens is spent (6000 of 5500 tokens)"),
-        (Budget(usd=1.0, tokens=6000), "lifecycle.budget_tokens is spent (6000 of 6000 tokens)"),
+        (Budget(usd=0.015), "lifecycle.budget_usd (0.015 USD) is spent"),
+        (Budget(tokens=5500), "lifecycle.budget_tokens (5,500 tokens) is spent"),
+        (Budget(usd=1.0, tokens=6000), "lifecycle.budget_tokens (6,000 tokens) is spent"),
     ],
 )
 def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):

@@ -49,8 +49,8 @@ def rejection_message(gate: ModelRequestGate) -> str:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Budget(tokens=100, spent_tokens=90), "lifecycle.budget_tokens is spent (100 of 100 tokens)"),
-        (Budget(usd=1.0, spent_usd=0.75), "lifecycle.budget_usd is spent (1 of 1 USD)"),
+        (Budget(tokens=100, spent_tokens=90), "lifecycle.budget_tokens (100 tokens) is spent"),
+        (Budget(usd=1.0, spent_usd=0.75), "lifecycle.budget_usd (1 USD) is spent"),
     ],
 )
 def test_attempt_gets_the_budget_left_by_earlier_attempts(budget, message):
@@ -95,7 +95,7 @@ def test_every_kind_of_token_counts_once(used):
     gate.charge("first", used)
     assert gate.check() is None
     gate.charge("second", used)
-    assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (20 of 20 tokens)")
+    assert rejection_message(gate).startswith("lifecycle.budget_tokens (20 tokens) is spent")
 
 
 def test_budget_is_spent_when_usage_equals_it():
@@ -108,7 +108,7 @@ def test_budget_is_spent_when_usage_equals_it():
     for number in range(3):
         assert usd_gate.check() is None
         usd_gate.charge(number, usage(usd=0.1))
-    assert rejection_message(usd_gate).startswith("lifecycle.budget_usd is spent (0.3 of 0.3 USD)")
+    assert rejection_message(usd_gate).startswith("lifecycle.budget_usd (0.3 USD) is spent")
 
 
 def test_costs_of_a_millionth_of_a_dollar_add_up():
@@ -176,7 +176,7 @@ def test_responses_in_progress_count_with_their_latest_usage():
     assert events == []
     gate.record_progress("second", streaming_meter(60))
     assert [type(one) for one in events] == [BudgetExhausted]
-    assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (100 of 100 tokens)")
+    assert rejection_message(gate).startswith("lifecycle.budget_tokens (100 tokens) is spent")
 
 
 def test_charged_response_replaces_its_progress():
