@@ -80,6 +80,10 @@ def exit_code_for_client_error(error: Exception) -> ExitCode:
     return ExitCode.SERVER_ERROR
 
 
+HELP_CELLS_MIN = 50
+HELP_CELLS_MAX = 100
+"""Bounds of the width of help texts on a terminal."""
+
 _ERROR_PREFIX = "Error:"
 
 
@@ -98,7 +102,13 @@ class RootGroup(LazyGroup):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Create the context and handle output errors: click prints `--help` and `--version` here."""
+        """Create the context and handle output errors: click prints `--help` and `--version` here.
+
+        Click itself cannot find the width of the terminal, because the standard streams were replaced.
+        """
+        width = terminal_width(sys.stdout)
+        if width is not None:
+            extra.setdefault("terminal_width", max(min(width, HELP_CELLS_MAX), HELP_CELLS_MIN) - 2)
         try:
             return super().make_context(info_name, args, parent, **extra)
         except OSError as error:

@@ -178,6 +178,29 @@ def test_unknown_task_error_fits_the_window(api, screen, width):
     screen("task", "status", "x" * 70, width=width, codes=(3,))
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_help_fits_the_window(screen, width):
+    lines = screen("task", "status", "--help", width=width)
+    assert "    sandbox task status 5e173eb5 --watch" in lines
+    assert max(map(cell_len, lines)) > min(width, 80) - 20
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_tasks_of_an_ambiguous_prefix_fit_the_window(api, screen, width):
+    tasks = [task("running"), task("failed_preserved", UUID.replace("2222", "3333"), name=JAPANESE)]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 2, "next_cursor": None}))
+    lines = screen("task", "cancel", UUID[:6], width=width, codes=(2,))
+    assert lines[-1].endswith("…")
+    assert f"  {UUID}  running           {NAME[0]}" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_login_messages_fit_the_window(api, screen, width):
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
+    lines = screen("login", api.url, "--context", "x" * 20, width=width)
+    assert " ".join(line.strip() for line in lines).startswith(f"Logged in to {api.url}. The current context is xxxx")
+
+
 def test_doctor_output_fits_the_window(screen, environment):
     """Output that fits the narrow window also fits the wide one."""
     environment["HOME"] = "/nonexistent"  # paths are not shortened, and the path of a test is long
