@@ -194,3 +194,26 @@ def test_session_cookie_is_rejected_from_foreign_origins(token_deployment):
     for origin, status in (("https://evil.example", 403), (deployment.server.ready_message["http"], 404)):
         response = send_request(deployment, None, "DELETE", path, headers={**cookie, "Origin": origin})
         assert response.status_code == status
+
+
+def test_login_stores_a_token_that_the_server_accepts(token_deployment, tmp_path):
+    address = token_deployment.server.ready_message["http"]
+    token_id, token = make_token(token_deployment, Role.VIEWER)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sandbox", *arguments]
+        return subprocess.run(
+            command, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert run("login", address, "--context", "tests", stdin=f"{token[:-1]}\n").returncode == 5
+    assert json.loads(run("context", "list", "-f", "json").stdout)["current"] == "default"
+    logged_in = run("login", address, "--context", "tests", stdin=f"{token}\n")
+    assert logged_in.returncode == 0, logged_in.stderr
+    assert run("task", "list").returncode == 0
+    assert run("task", "list", "--context", "tests").returncode == 0
+    TokenFile(token_deployment.data_dir).revoke(token_id)
+    revoked = run("task", "list")
+    assert revoked.returncode == 5
+    assert "sandbox login" in revoked.stderr
