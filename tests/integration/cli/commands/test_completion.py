@@ -1,5 +1,6 @@
 """Completion in a real bash, and its import cost."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -47,6 +48,24 @@ def test_bash_completes_task_ids(complete, api):
     tasks = [task_status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", "fix-\x1b[31m")]
     api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 4}))
     assert complete("sandbox", "task", "status", "fix") == ["fix-1", "fix-2"]
+
+
+def test_bash_completes_contexts(complete, tmp_path):
+    file = tmp_path / ".config" / "sandbox" / "contexts.json"
+    file.parent.mkdir(parents=True)
+    contexts = {name: {"server": "http://localhost"} for name in ("prod", "preview", "other")}
+    file.write_text(json.dumps({"version": 1, "current": "default", "contexts": contexts}))
+    file.chmod(0o644)
+    assert complete("sandbox", "context", "use", "p") == []
+    file.chmod(0o600)
+    assert complete("sandbox", "context", "use", "p") == ["prod", "preview"]
+    assert complete("sandbox", "--context", "") == ["default", "prod", "preview", "other"]
+    assert complete("sandbox", "task", "list", "--context", "o") == ["other"]
+
+
+def test_unusable_context_yields_no_completions_and_no_errors(complete, environment):
+    environment["SANDBOX_CONTEXT"] = "missing"
+    assert complete("sandbox", "task", "status", "") == []
 
 
 def test_failing_server_yields_no_completions_and_no_errors(complete, api):
