@@ -6,20 +6,18 @@ from typing import Any
 
 import click
 
-from sandbox.agents import registered_agents
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
 from sandbox.cli.startup import gc_frozen
-
-_KEY_SETTINGS = " or ".join(agent.key_setting for agent in registered_agents().values())
 
 
 @click.command(
     epilog=help_examples(
         "sandbox serve",
         "sandbox serve --port 9122 --data-dir /srv/sandbox",
-        note=f"Set the model key in {_KEY_SETTINGS}; sandboxes have no access to it.",
+        note="Set the agent's model key in the environment first; sandboxes have no access to it. Without a key, the "
+        "server prints the name of the setting when it starts.",
     )
 )
 @settings_options
