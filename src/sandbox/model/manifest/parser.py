@@ -195,7 +195,7 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
 )
 
 
-__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document"]
+__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document", "validate_document"]
 
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles. The empty values mean that each of them is usable."""
@@ -223,6 +223,20 @@ def parse_manifest(
     errors; a body that cannot be parsed has one error.
     """
     document = read_document(body, agents=agents, is_json=is_json)
+    return validate_document(document, agents=agents, profiles=profiles, clone_hosts=clone_hosts)
+
+
+def validate_document(
+    document: Document,
+    *,
+    agents: Mapping[str, AgentSchema],
+    profiles: Mapping[str, str] | None = SHIPPED_PROFILES,
+    clone_hosts: Collection[str] | None = None,
+) -> Manifest:
+    """Validate a document, whose data must be a mapping, and fill in all defaults. See `parse_manifest`.
+
+    Raises InvalidManifestError with all errors.
+    """
     kinds = [
         key
         for key, section in document.data.items()
