@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi.dependencies.utils import get_flat_params
@@ -223,6 +223,21 @@ async def read_cancel_request(request: Request, defaults: CancelRequest) -> Canc
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
     return _validated(cancel_request)
+
+
+RequestT = TypeVar("RequestT")
+
+
+def decode_json_body(body: bytes, kind: type[RequestT], example: str) -> RequestT:
+    """Decode a JSON object; an empty body is an empty object. Raises InvalidParameterError.
+
+    example: a valid body, for the message.
+    """
+    try:
+        return msgspec.json.decode(body if body.strip() else b"{}", type=kind)
+    except DECODE_ERRORS as error:
+        message = f"must be a JSON object such as {example} ({error})"
+        raise InvalidParameterError("body", message, rule="type") from None
 
 
 def _validated(cancel_request: CancelRequest) -> CancelRequest:

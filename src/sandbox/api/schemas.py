@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints, is_typeddict
 
+import msgspec
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
@@ -20,7 +21,7 @@ from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies
-from sandbox.model.wire.requests import CancelRequest
+from sandbox.model.wire.requests import CancelRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
 """Enums with a component of their own. Bodies declare them as a `Literal` with the same values."""
@@ -42,7 +43,8 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
     schemas[bodies.DefinitionBody.__name__] = _definition_schema(schemas[bodies.DefinitionBody.__name__], agents)
-    return schemas | enums | {CancelRequest.__name__: _cancel_request_schema()} | _manifest_schemas(agents)
+    requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, RerunRequest)}
+    return schemas | enums | requests | _manifest_schemas(agents)
 
 
 def _definition_schema(declared: dict[str, Any], agents: Collection[str]) -> dict[str, Any]:
@@ -63,11 +65,13 @@ def _definition_schema(declared: dict[str, Any], agents: Collection[str]) -> dic
     return {**declared, "properties": properties, "required": [*common[:1], *agents, *common[1:]]}
 
 
-def _cancel_request_schema() -> dict[str, Any]:
-    """Return the schema of the body of a cancellation. No key is required."""
-    hints = get_type_hints(CancelRequest, include_extras=True)
+def _request_schema(kind: Any) -> dict[str, Any]:
+    """Return the schema of a request's JSON body."""
+    hints = get_type_hints(kind, include_extras=True)
     properties = {name: _schema_of(hint) for name, hint in hints.items()}
-    return _describe({"type": "object", "properties": properties, "additionalProperties": False}, CancelRequest)
+    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return _describe(schema | ({"required": required} if required else {}), kind)
 
 
 class _SchemaGenerator(GenerateJsonSchema):

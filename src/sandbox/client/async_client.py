@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,23 @@ class AsyncClient:
         return await self._run_operation(
             retried_operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4())))
         )
+
+    async def rerun(
+        self,
+        task_id: str,
+        *,
+        overrides: Iterable[str] = (),
+        prompt: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Submit a new task with the manifest of an earlier one, which may have any state and does not change.
+
+        overrides: fields to set, as `PATH=VALUE`, such as `vm.cpus=16`.
+        prompt: another prompt; None for the same one.
+        idempotency_key: see `submit`.
+        """
+        key = idempotency_key or str(uuid4())
+        return await self._run_operation(retried_operations.submit(requests.rerun(task_id, overrides, prompt, key)))
 
     async def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Validate a manifest and return it with defaults filled in; submits nothing.

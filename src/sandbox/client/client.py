@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,23 @@ class Client:
         return self._run_operation(
             retried_operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4())))
         )
+
+    def rerun(
+        self,
+        task_id: str,
+        *,
+        overrides: Iterable[str] = (),
+        prompt: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Submit a new task with the manifest of an earlier one, which may have any state and does not change.
+
+        overrides: fields to set, as `PATH=VALUE`, such as `vm.cpus=16`.
+        prompt: another prompt; None for the same one.
+        idempotency_key: see `submit`.
+        """
+        key = idempotency_key or str(uuid4())
+        return self._run_operation(retried_operations.submit(requests.rerun(task_id, overrides, prompt, key)))
 
     def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Validate a manifest and return it with defaults filled in; submits nothing.

@@ -90,6 +90,21 @@ def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -
     return Request("POST", "/tasks", Submitted, ("task_id",), headers=headers, content=body)
 
 
+def rerun(task_id: str, overrides: Iterable[str], prompt: str | None, idempotency_key: str) -> Request[Submitted]:
+    """Submit a task again."""
+    fields = {"overrides": list(overrides)} | drop_none({"prompt": prompt})
+    return _follow_up(task_id, "rerun", fields, idempotency_key)
+
+
+def _follow_up(task_id: str, action: str, fields: Mapping[str, Any], idempotency_key: str) -> Request[Submitted]:
+    from sandbox.model.manifest.document import write_json
+
+    headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
+    return Request(
+        "POST", task_path(task_id, action), Submitted, ("task_id",), headers=headers, content=write_json(fields)
+    )
+
+
 def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
     """Validate a manifest. Raises OSError if its file cannot be read."""
     body, own_type = _encode_manifest(manifest)

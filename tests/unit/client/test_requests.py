@@ -21,11 +21,14 @@ from sandbox.model.limits import (
 from sandbox.model.manifest.field_formats import PROMPT_BYTES_MAX
 
 ARGUMENTS = {
-    **dict.fromkeys(("content_type", "labels", "reason", "older_than_seconds", "keep", "max_bytes")),
+    **dict.fromkeys(("content_type", "labels", "reason", "older_than_seconds", "keep", "max_bytes", "prompt")),
     **{
         "manifest": "",
         "idempotency_key": "k",
         "states": (),
+        "overrides": (),
+        "action": "rerun",
+        "fields": {},
         "task_id": "t",
         "seconds": 1,
         "force": False,

@@ -46,20 +46,24 @@ _IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCI
 
 
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
-    """Return the idempotency key and the digest of the body, or None without a key. Raises InvalidParameterError."""
+    """Return the idempotency key and the digest of the body, or None without a key. Raises InvalidParameterError.
+
+    The digest covers the path too if it names a task: the same body means something else for another task.
+    """
     keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:
         return None
     if len(keys) > 1 or not _IDEMPOTENCY_KEY_REGEX.fullmatch(keys[0]):
         message = f"must be one key of 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters"
         raise InvalidParameterError(IDEMPOTENCY_KEY_HEADER, message)
-    return Idempotency(keys[0], hashlib.sha256(body).hexdigest())
+    content = body if request.url.path == paths.TASKS else request.url.path.encode() + b"\n" + body
+    return Idempotency(keys[0], hashlib.sha256(content).hexdigest())
 
 
 REPLAYED_HEADER = "Idempotent-Replayed"
 WAIT_SECONDS_MAX = 600
 
-_SUBMITTED_HEADERS = {
+SUBMITTED_HEADERS = {
     "Location": {"description": "URL of the task", "required": True, "schema": {"type": "string"}},
     REPLAYED_HEADER: {
         "description": "`true` for a repeated key and body; the response is the earlier one",
@@ -77,7 +81,7 @@ _MANIFEST_BODY = request_body(
     application_yaml=_MANIFEST,
     application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},
 )
-_IDEMPOTENCY_KEY_PARAMETER = header_parameter(
+IDEMPOTENCY_KEY_PARAMETER = header_parameter(
     IDEMPOTENCY_KEY_HEADER,
     "A request with the same key and body within 24 hours returns the same task; nothing is submitted twice",
     {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
@@ -106,11 +110,11 @@ router = create_router("Tasks")
     paths.TASKS,
     status_code=202,
     responses={
-        202: json_response(SubmittedBody, headers=_SUBMITTED_HEADERS),
+        202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
         200: json_response(DryRunBody),
         **problem_responses(408, 409, 413, 422, 503, 507),
     },
-    openapi_extra=_MANIFEST_BODY | declare_parameters(_IDEMPOTENCY_KEY_PARAMETER),
+    openapi_extra=_MANIFEST_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
 async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> _Submitted:
     """Submit a task. The task is durable once the response is sent."""
@@ -124,7 +128,7 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _S
     submissions = context.services.submissions
     if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
-        return _submitted_response(before)
+        return submitted_response(before)
     manifest = await client_fairness.to_thread(_parse_submission, content, request, context)
     require_valid_credentials(request, context.authenticator)
     if dry_run:
@@ -132,10 +136,11 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _S
         message = "The manifest is valid; nothing was submitted."
         body: DryRunBody = {"dry_run": True, "message": message, "definition": definition_body(manifest)}
         return JsonResponse(body)
-    return _submitted_response(await submissions.submit(manifest, idempotency))
+    return submitted_response(await submissions.submit(manifest, idempotency))
 
 
-def _submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
+def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
+    """Return the response to a submission that was accepted."""
     task = submission.task
     TASK_ID.set(task.id)
     location = paths.task_path(task.id)

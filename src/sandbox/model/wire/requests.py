@@ -8,6 +8,7 @@ from annotated_types import MaxLen
 from sandbox.model.manifest.field_formats import VISIBLE
 
 REASON_LENGTH_MAX = 1024
+OVERRIDES_MAX = 256
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,3 +18,12 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the task is cancelled; stored with the task. One line."""
     force: bool = False
     """Whether to kill the agent without a grace period."""
+
+
+class RerunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the new task changes in the manifest of the task that is run again."""
+
+    overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
+    """Fields to set, as `PATH=VALUE`, such as `vm.cpus=16` or `secrets[0].key=TOKEN`."""
+    prompt: str | None = None
+    """Another prompt for the agent; null for the same one."""

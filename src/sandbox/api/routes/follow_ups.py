@@ -1,0 +1,106 @@
+"""Routes that create a task from an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from fastapi import Request
+
+from sandbox.api import paths
+from sandbox.api.app_context import AppContext, ContextDep
+from sandbox.api.errors import InvalidParameterError
+from sandbox.api.middleware.authentication import require_valid_credentials
+from sandbox.api.openapi import (
+    component_ref,
+    create_router,
+    declare_parameters,
+    json_response,
+    problem_responses,
+    request_body,
+)
+from sandbox.api.request_parameters import body_memory, decode_json_body, read_body
+from sandbox.api.responses import JsonResponse
+from sandbox.api.routes.tasks import (
+    IDEMPOTENCY_KEY_PARAMETER,
+    SUBMITTED_HEADERS,
+    read_idempotency,
+    submitted_response,
+)
+from sandbox.model.manifest.document import read_json, to_document, write_json
+from sandbox.model.manifest.overrides import Override, OverrideError, apply_overrides, parse_override
+from sandbox.model.manifest.parser import validate_document
+from sandbox.model.manifest.schema import Manifest, encode_manifest
+from sandbox.model.wire.bodies import SubmittedBody
+from sandbox.model.wire.requests import OVERRIDES_MAX, RerunRequest
+from sandbox.system import client_fairness
+
+_RERUN_EXAMPLE = '{"overrides": ["vm.cpus=16"], "prompt": "…"}'
+_RERUN_BODY = request_body(
+    "Changes of the manifest. Without a body, the task is run again as it was submitted.",
+    required=False,
+    application_json=component_ref(RerunRequest.__name__),
+)
+
+router = create_router("Tasks")
+
+
+@router.post(
+    paths.RERUN,
+    status_code=202,
+    responses={
+        202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
+        **problem_responses(404, 408, 409, 413, 422, 503, 507),
+    },
+    openapi_extra=_RERUN_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
+)
+async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
+    """Submit a new task with the manifest of this one. The earlier task may have any state, and does not change."""
+    async with body_memory(request):
+        content = await read_body(request)
+        idempotency = read_idempotency(request, content)
+        submissions = context.services.submissions
+        if idempotency is not None and (before := await submissions.find_submission(idempotency)):
+            return submitted_response(before)
+        rerun = decode_json_body(content, RerunRequest, _RERUN_EXAMPLE)
+        earlier = await context.services.tasks.status(task_id)
+        manifest = await client_fairness.to_thread(_change_manifest, earlier.manifest, rerun, context)
+        require_valid_credentials(request, context.authenticator)
+        return submitted_response(await submissions.submit(manifest, idempotency))
+
+
+def _change_manifest(manifest: Manifest, rerun: RerunRequest, context: AppContext) -> Manifest:
+    """Return the manifest of the new task, validated like a submitted one.
+
+    It has the defaults that were filled in when the earlier task was submitted. Secrets are references in every
+    manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
+    """
+    overrides = _parse_overrides(rerun.overrides)
+    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(manifest, enc_hook=encode_manifest))
+    del data["metadata"]["id"]
+    if rerun.prompt is not None:
+        data[manifest.agent.kind]["prompt"] = rerun.prompt
+    try:
+        apply_overrides(data, overrides)
+    except OverrideError as error:
+        raise InvalidParameterError("overrides", str(error)) from None
+    profiles = context.settings.profiles
+    return validate_document(
+        to_document(read_json(write_json(data).decode())),
+        agents=context.settings.agents,
+        profiles=None if profiles is None else profiles(),
+        clone_hosts=context.authenticator.clone_hosts(),
+    )
+
+
+def _parse_overrides(texts: Sequence[str]) -> list[Override]:
+    if len(texts) > OVERRIDES_MAX:
+        raise InvalidParameterError("overrides", f"may have {OVERRIDES_MAX} entries at most", rule="range")
+    parsed = []
+    for index, text in enumerate(texts):
+        try:
+            parsed.append(parse_override(text))
+        except OverrideError as error:
+            raise InvalidParameterError(f"overrides[{index}]", str(error)) from None
+    return parsed

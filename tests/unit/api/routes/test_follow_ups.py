@@ -1,0 +1,113 @@
+"""Tasks that are created from an earlier one: rerun."""
+
+import json
+
+import msgspec
+import pytest
+
+from doubles.fake_access import FakeAccess
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.model.manifest.schema import Secret
+
+RERUN = "/api/v1/tasks/task-001/rerun"
+
+
+def rerun(api, **options):
+    response = api.post(RERUN, **options)
+    assert response.status_code == 202, response.text
+    return api.tasks.entries[response.json()["task_id"]].task.manifest
+
+
+@pytest.mark.parametrize("events", [(), TO_RUNNING, (*TO_RUNNING, *TO_COMPLETED)], ids=["new", "running", "ended"])
+def test_rerun_submits_the_same_manifest_under_another_id(api, tasks, events):
+    secret = Secret(name="TOKEN", source="env", key="MY_TOKEN")
+    earlier = tasks.add("task-001", *events, labels={"team": "platform"})
+    tasks.entries["task-001"].task = earlier = replace_manifest(earlier, secrets=(secret,))
+    response = api.post(RERUN)
+    new = tasks.entries[response.json()["task_id"]].task
+    assert response.headers["location"] == f"/api/v1/tasks/{new.id}"
+    assert new.id != "task-001"
+    assert new.manifest.replace(metadata=earlier.manifest.metadata) == earlier.manifest
+    assert new.manifest.metadata.labels == {"team": "platform"}
+    assert new.manifest.secrets == (secret,)
+    assert tasks.entries["task-001"].task == earlier
+
+
+def replace_manifest(task, **changes):
+    return msgspec.structs.replace(task, manifest=task.manifest.replace(**changes))
+
+
+def test_overrides_and_prompt_change_the_new_task_only(api, tasks):
+    tasks.add("task-001")
+    body = {"overrides": ["vm.cpus=16", "metadata.id=task-002", "secrets[0].name=A"], "prompt": "Another prompt"}
+    body["overrides"] += ["secrets[0].source=env", "secrets[0].key='1'"]
+    manifest = rerun(api, json=body)
+    assert (manifest.vm.cpus, manifest.metadata.id, manifest.agent.prompt) == (16, "task-002", "Another prompt")
+    assert [(secret.name, secret.key) for secret in manifest.secrets] == [("A", "1")]
+    assert tasks.entries["task-001"].task.manifest.vm.cpus == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"overrides": ["vm.cpus"]}, "invalid_parameter", "overrides[0]"),
+        ({"overrides": ["vm.cpus=1", "=5"]}, "invalid_parameter", "overrides[1]"),
+        ({"overrides": ["secrets[7].name=A"]}, "invalid_parameter", "overrides"),
+        ({"overrides": ["vm.cpus=1"] * 257}, "invalid_parameter", "overrides"),
+        ({"overrides": [".".join(["a"] * 400_000) + "=1"]}, "invalid_parameter", "overrides[0]"),
+        ({"overrides": ["vm.cpus=many"]}, "invalid_manifest", "vm.cpus"),
+        ({"overrides": ["claude=5"]}, "invalid_manifest", "claude"),
+        ({"overrides": ["metadata.id=../x"]}, "invalid_manifest", "metadata.id"),
+        ({"overrides": ["vm.profile=absent"]}, "invalid_manifest", "vm.profile"),
+        ({"prompt": ""}, "invalid_manifest", "claude.prompt"),
+        ({"prompt": "\0"}, "invalid_manifest", "claude.prompt"),
+        ({"prompt": 5}, "invalid_parameter", "body"),
+        ({"promt": "x"}, "invalid_parameter", "body"),
+        ([], "invalid_parameter", "body"),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_invalid_change_is_rejected_and_submits_nothing(api_with_tokens, tasks, body, code, field):
+    api = api_with_tokens(FakeAccess(), profiles=lambda: {"agentic-dev": ""})
+    tasks.add("task-001")
+    response = api.post(RERUN, json=body)
+    assert (response.status_code, response.json()["error"]) == (400, code)
+    assert response.json()["details"][0]["field"] == field
+    assert list(tasks.entries) == ["task-001"]
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"prompt": "\\ud800"}', b"[" * 100_000, b"\xff"])
+def test_unreadable_body_is_rejected(api, tasks, content):
+    tasks.add("task-001")
+    response = api.post(RERUN, content=content)
+    assert (response.status_code, response.json()["error"]) in [(400, "invalid_parameter"), (400, "invalid_manifest")]
+    assert list(tasks.entries) == ["task-001"]
+
+
+def test_unknown_task_is_404(api, tasks):
+    response = api.post(RERUN)
+    assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
+
+
+def test_rerun_is_repeated_safely_with_an_idempotency_key(api, tasks):
+    tasks.add("task-001")
+    tasks.add("task-002")
+    headers = {"Idempotency-Key": "6f1c"}
+    first, second = api.post(RERUN, headers=headers), api.post(RERUN, headers=headers)
+    assert (first.status_code, second.status_code, first.json()) == (202, 202, second.json())
+    assert second.headers["idempotent-replayed"] == "true"
+    for path, body in ((RERUN, {"prompt": "x"}), ("/api/v1/tasks/task-002/rerun", None)):
+        response = api.post(path, headers=headers, json=body)
+        assert (response.status_code, response.json()["error"]) == (422, "idempotency_key_reused")
+    assert len(tasks.entries) == 3
+
+
+def test_only_operators_may_rerun(api_with_tokens, tasks):
+    tasks.add("task-001")
+    api = api_with_tokens(FakeAccess(alice="operator", bob="viewer"), clone_hosts=frozenset({"github.com"}))
+    codes = [
+        api.post(RERUN, headers={"Authorization": f"Bearer {name}"}).status_code for name in ("bob", "nobody", "alice")
+    ]
+    assert codes == [403, 401, 202]
+    unknown = api.post(RERUN.replace("task-001", "absent"), headers={"Authorization": "Bearer bob"})
+    assert (unknown.status_code, len(tasks.entries)) == (403, 2)
