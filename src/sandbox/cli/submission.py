@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.errors import ExitCode, exit_code_for_state, fail
+from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
@@ -21,6 +21,15 @@ from sandbox.cli.overrides import Override, OverrideError
 if TYPE_CHECKING:
     from sandbox.client import Client, DuplicateTaskIdError
     from sandbox.client.response_types import Submitted, Task
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the prompt of a command line; `-` reads it from stdin. Fails the command if it is not UTF-8."""
+    data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise click.UsageError("The prompt must be UTF-8.") from None
 
 
 def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:
@@ -42,6 +51,22 @@ def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[
     except api.InvalidManifestError as error:
         field_errors = changed.locate_errors(error.details) if changed else error.details
         fail_with_field_errors(manifest.name, error.message, field_errors)
+
+
+def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
+    """Submit a task that is created from an earlier one. Fails the command with the errors of the changed manifest."""
+    from sandbox import client as api
+    from sandbox.model.manifest.errors import field_name
+
+    try:
+        return submit()
+    except api.DuplicateTaskIdError as error:
+        _fail_duplicate(error)
+    except api.InvalidManifestError as error:
+        sources = {field_name(override.path): override.text for override in overrides}
+        details: Iterable[Any] = error.details if isinstance(error.details, list) else ()
+        located = [{**each, "source": sources.get(str(each.get("field")))} for each in details]
+        fail_with_field_errors(f"The manifest of task {task_id}", error.message, located)
 
 
 def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
@@ -66,6 +91,39 @@ def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> N
             state = escape_text(submitted["state"])
             hints = [f"Submitted; it is {state}.", f"  Watch it:  sandbox task status {task_id} --watch", *hints]
         click.echo("\n".join(hints), err=True)
+
+
+def wait_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options --wait (`waits`) and --follow (`follows`) to a command that submits a task."""
+    wait = click.option(
+        "--wait",
+        "-w",
+        "waits",
+        is_flag=True,
+        help="Wait until the task ends. Exit code: 0 completed, 1 failed, 8 cancelled.",
+    )
+    follow_help = "Show events until the task ends; implies --wait."
+    return wait(click.option("--follow", "follows", is_flag=True, help=follow_help)(command))
+
+
+def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool) -> None:
+    """Print the new task, and wait for its end if an option of `wait_options` is set."""
+    if options.format == "json":
+        print_json(submitted) if not (waits or follows) else None
+    else:
+        print_submitted(submitted, options.server, is_watched=waits or follows)
+    if waits or follows:
+        with interrupt_hint(submitted["task_id"]):
+            wait_for_end(client, submitted["task_id"], options, should_follow=follows)
+            _hint(submitted["task_id"], options)
+
+
+def _hint(task_id: str, options: CliOptions) -> None:
+    if options.format != "json":
+        # Print one line per command, so that it can be copied even from a narrow window.
+        escaped_id = escape_text(task_id)
+        click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
+        click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:

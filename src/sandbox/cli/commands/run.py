@@ -20,7 +20,7 @@ from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, parse_overrides
 from sandbox.cli.secret_guard import allow_secrets_option
-from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_end
+from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.printable import replace_unprintable
 
 NAME_CHARACTERS_MAX = 72
@@ -88,7 +88,7 @@ def run(
     from sandbox.model.manifest.document import write_json
 
     options, checkout = current_options(), Checkout(directory)
-    text = _read_prompt(prompt)
+    text = read_prompt(prompt)
     origin = find_origin(checkout, run_options["remote"])
     if includes_dirty is None:
         _require_pushed(checkout, origin)
@@ -113,14 +113,6 @@ def run(
         with interrupt_hint(task_id):
             wait_for_end(client, task_id, options, should_follow=True)
         apply_prompt.run(client, task_id)
-
-
-def _read_prompt(prompt: str) -> str:
-    data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise click.UsageError("The prompt must be UTF-8.") from None
 
 
 def _require_pushed(checkout: Checkout, origin: Origin) -> None:

@@ -1,0 +1,49 @@
+"""The command `sandbox task rerun`."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.help_examples import help_examples
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
+
+
+@click.command(
+    epilog=help_examples(
+        "sandbox task rerun 5e173eb5 --follow",
+        'sandbox task rerun 5e173eb5 --set vm.cpus=16 --prompt "Fix the tests."',
+        note="Prints only the new task's id on stdout.",
+    )
+)
+@task_argument
+@wait_options
+@click.option("--prompt", metavar="TEXT", help="Another prompt; '-' reads it from stdin.")
+@click.option("--id", "new_id", metavar="ID", help="The new task's id [default: generated].")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=parse_overrides,
+    help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; may be repeated.",
+)
+@common_options
+def rerun(
+    task_id: str, waits: bool, follows: bool, prompt: str | None, new_id: str | None, overrides: list[Override]
+) -> None:
+    """Submit a task again.
+
+    The new task has the manifest of the task ID, with the changes that the options make. It starts from a new clone.
+    The task ID may have any state, and does not change.
+    """
+    options, text = current_options(), None if prompt is None else read_prompt(prompt)
+    assignments = [override.text.removeprefix("--set ") for override in overrides]
+    if new_id is not None:
+        overrides.append(Override(("metadata", "id"), new_id, f"--id {new_id}"))
+        quoted = new_id.replace("'", "''")
+        assignments.append(f"metadata.id='{quoted}'")
+    with options.connect() as client:
+        submitted = submit_again(lambda: client.rerun(task_id, overrides=assignments, prompt=text), task_id, overrides)
+        show_submitted(client, submitted, options, waits=waits, follows=follows)
