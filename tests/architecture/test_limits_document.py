@@ -59,6 +59,19 @@ ROWS = [
     ("Artifacts and patches", "Number of these files", "workspace.collect.ARTIFACTS_MAX"),
     ("Artifacts and patches", "Paths of these files", "workspace.collect.ARTIFACT_PATHS_BYTES_MAX"),
     ("Artifacts and patches", "Files and directories of a commit", "workspace.files.ENTRIES_MAX"),
+    ("Artifacts and patches", "Tasks in a chain", "model.limits.CHAIN_TASKS_MAX"),
+    ("Artifacts and patches", "Patches of a chain", "model.limits.CHAIN_BYTES_MAX"),
+    ("Artifacts and patches", "Session of an agent", "model.limits.SESSION_BYTES_MAX"),
+    (
+        "Artifacts and patches",
+        "Earlier conversation as text",
+        "model.limits.EARLIER_CONVERSATION_CHARACTERS_MAX",
+    ),
+    (
+        "Artifacts and patches",
+        "Events that are searched for the earlier conversation",
+        "model.limits.EARLIER_CONVERSATION_EVENTS_MAX",
+    ),
     (
         "Artifacts and patches",
         "`.gitignore` files of a commit and their directories",

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -48,12 +48,20 @@ def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
         "diff": _diff_body(task),
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "result": task.result,
+        "parent": task.parent.task_id if task.parent else None,
+        "continues": _continues(task),
     }
 
 
 def _diff_body(task: Task) -> DiffBody | None:
     diff = task.diff
     return None if diff is None else {"files": diff.files, "additions": diff.additions, "deletions": diff.deletions}
+
+
+def _continues(task: Task) -> Literal["session", "context"] | None:
+    if task.parent is None:
+        return None
+    return "context" if task.parent.session is None else "session"
 
 
 def _optional_timestamp(at: datetime | None) -> str | None:

@@ -19,6 +19,9 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 GENERATED_DIRECTORY = ".sandbox"
 """Path prefix of the artifacts that Sandbox generates. No file written by an agent has it."""
 
+SESSION_NAME = "agent-session.gz"
+"""The internal artifact with the agent's session, for a task that continues this one."""
+
 METADATA_NAME = "metadata.json"
 """The artifact that is stored last. After a failure, other artifacts may be missing."""
 
@@ -29,6 +32,7 @@ class Artifact(msgspec.Struct, frozen=True):
     name: unique in the task, without `/`.
     path: relative to the workspace root, or `.sandbox/<name>` if Sandbox generated it.
     size_bytes, checksum: size and SHA-256 of the stored bytes; `checksum` is `sha256:<64 hex digits>`.
+    is_internal: only follow-up tasks use the file; clients do not see it.
     """
 
     name: ArtifactName
@@ -37,6 +41,7 @@ class Artifact(msgspec.Struct, frozen=True):
     content_type: str
     checksum: str
     contains_secret: bool = False
+    is_internal: bool = False
 
     @property
     def is_generated(self) -> bool:
@@ -99,12 +104,41 @@ class Idempotency(msgspec.Struct, frozen=True):
     body_sha256: str
 
 
+class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The task that this one continues, and the files that were copied from it. The parent may be removed afterwards.
+
+    The files are in the directory of this task's artifacts.
+
+    task_id: the parent.
+    first_commit: the base commit of the first task of the chain.
+    patches: the changes of the earlier tasks of the chain, oldest first, without those that changed nothing.
+    conversation: text of the earlier conversation.
+    session_id, session: the agent's session, which this task's agent resumes; None if it gets `conversation` instead.
+    """
+
+    task_id: str
+    first_commit: str
+    patches: tuple[Artifact, ...]
+    conversation: Artifact | None = None
+    session_id: str | None = None
+    session: Artifact | None = None
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        """All copied files."""
+        return (*self.patches, *(file for file in (self.conversation, self.session) if file is not None))
+
+
 class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
-    """The task was submitted. This event is in record 1 of every journal."""
+    """The task was submitted. This event is in record 1 of every journal.
+
+    parent: null unless the task continues another one.
+    """
 
     task_id: str
     manifest: Manifest
     idempotency: Idempotency | None = None
+    parent: Parent | None = None
 
 
 class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):

@@ -263,6 +263,21 @@ IDEMPOTENCY_SECONDS = 24 * 3600.0
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of a patch; changes beyond it are stored as files instead (`patch_truncated`)."""
 
+CHAIN_TASKS_MAX = 100
+"""Maximum number of tasks in a chain of tasks that continue each other; another one gets 409."""
+
+CHAIN_BYTES_MAX = 512 * 1024 * 1024
+"""Maximum size of the patches of a chain together; another task of the chain gets 409."""
+
+SESSION_BYTES_MAX = 16 * 1024 * 1024
+"""Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
+
+EARLIER_CONVERSATION_CHARACTERS_MAX = 60_000
+"""Maximum length of the earlier conversation that an agent gets as text; the beginning is left out."""
+
+EARLIER_CONVERSATION_EVENTS_MAX = 20_000
+"""Number of events at the end of a task in which its conversation is searched."""
+
 ARTIFACT_BYTES_MAX = 2 * 1024**3
 """Maximum total size of a task's files that match its patterns. A file beyond it is skipped, and an event reports it.
 

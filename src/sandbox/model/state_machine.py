@@ -90,6 +90,7 @@ def _task_submitted(event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
         history=(StateHistoryEntry(TaskState.PENDING, at),),
         last_seq=seq,
         idempotency=event.idempotency,
+        parent=event.parent,
     )
     return AdvanceResult(task, transition=e.Transition(None, TaskState.PENDING, message))
 

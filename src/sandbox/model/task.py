@@ -14,6 +14,7 @@ from sandbox.model.events import (
     DiffStatistics,
     FollowUp,
     Idempotency,
+    Parent,
     Progress,
 )
 from sandbox.model.failure import Failure
@@ -88,6 +89,7 @@ class Task(
     last_seq: number of the last record.
     attempt_count: number of started attempts.
     agent_name: the agent's name for messages; `The agent` until it has started.
+    parent: the task that this one continues, if any.
     failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
     diff: the size of the patch; None if there is no complete patch.
     """
@@ -114,6 +116,7 @@ class Task(
     agent_start_time: AgentStartTime | None = None
     agent_name: str = "The agent"
     diff: DiffStatistics | None = None
+    parent: Parent | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -184,6 +187,11 @@ class Task(
             return None
         attempts = (self.attempt, *reversed(self.past_attempts)) if self.attempt.resumes else (self.attempt,)
         return next((attempt.base_commit for attempt in attempts if attempt.base_commit is not None), None)
+
+    @property
+    def stored_files(self) -> tuple[Artifact, ...]:
+        """Every file in the directory of the artifacts: the artifacts, and what was copied from the parent."""
+        return (*(self.parent.files if self.parent is not None else ()), *self.artifacts)
 
     @property
     def is_collected(self) -> bool:

@@ -122,12 +122,14 @@ class TaskArtifacts:
         return await client_fairness.to_thread(self._find, await self._queries.status(task_id), name)
 
     def _list(self, task: Task) -> Sequence[StoredArtifact]:
-        stored = (self._locate(task, artifact) for artifact in task.artifacts)
+        stored = (self._locate(task, artifact) for artifact in task.artifacts if not artifact.is_internal)
         return [each for each in stored if each is not None]
 
     def _find(self, task: Task, name: str) -> StoredArtifact:
         for key in ("name", "path"):
             for artifact in task.artifacts:
+                if artifact.is_internal:
+                    continue
                 if getattr(artifact, key) == name and (stored := self._locate(task, artifact)) is not None:
                     return stored
         raise ArtifactNotFoundError(task.id, name)

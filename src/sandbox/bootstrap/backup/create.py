@@ -172,14 +172,14 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """Return how many bytes of the journal's file belong in the backup, and the artifacts that the journal records."""
+    """Return how many bytes of the journal's file belong in the backup, and the files that the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         replay_state = journals.replay(layout.task_id)
     except SandboxError as error:
         backup.remarks.append(f"Task {layout.task_id}: {error.message}")
         return size_bytes, ()
-    artifacts = replay_state.task.artifacts if replay_state.task else ()
+    artifacts = replay_state.task.stored_files if replay_state.task else ()
     return replay_state.offset if name == "records" else size_bytes, artifacts
 
 

@@ -235,6 +235,10 @@ class TaskItemBody(TypedDict):
     """Time from the agent's first start to the end of the task, or until now; null if it never started."""
     result: dict[str, Any] | None
     """The agent's own report on its run; its keys depend on the agent."""
+    parent: str | None
+    """Id of the task that this one continues; null for any other task. That task may have been removed."""
+    continues: Literal["session", "context"] | None
+    """How the agent got the earlier conversation: it resumes its `session`, or it has the text as `context`."""
 
 
 class TaskBody(TaskItemBody):
@@ -495,7 +499,7 @@ class ProblemExtensions(TypedDict, total=False):
     existing_task: ExistingTaskBody | None
     """The task that has the id already, for `duplicate_task_id`."""
     task_state: State | None
-    """State of the task, for `task_already_terminal`."""
+    """State of the task, for `task_already_terminal` and `task_not_ended`."""
     requested_cpus: int | None
     """CPUs that the task requests, for `insufficient_resources`."""
     available_cpus: int | None

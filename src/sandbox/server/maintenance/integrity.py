@@ -104,7 +104,7 @@ class IntegrityCheck:
             message = "The journal is not in the index; start a server, or run: sandbox admin rebuild"
             yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, message)
         yield from self._check_torn_tail(task_id, at_end)
-        for artifact in at_end.task.artifacts if at_end.task else ():
+        for artifact in at_end.task.stored_files if at_end.task else ():
             yield from self._check_artifact(task_id, artifact)
 
     def _replay(self, task_id: str, start: ReplayState, end: int | None) -> ReplayState:

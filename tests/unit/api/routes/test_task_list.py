@@ -16,7 +16,7 @@ from sandbox.model.task_state import TaskState
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
-    "duration_seconds", "result",
+    "duration_seconds", "result", "parent", "continues",
 }  # fmt: skip
 
 
