@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +177,12 @@ class WorkspaceHarness:
         with self.config.open("a") as file:
             file.write(text + "\n")
 
-    def stage(self, url: str = PUBLIC_URL, branch: str = "main", **repository_fields: Any) -> str:
+    def stage(
+        self, url: str = PUBLIC_URL, branch: str = "main", patches: Sequence[Path] = (), **repository_fields: Any
+    ) -> str:
         """Clone into the attempt."""
         repository = Repository(url=url, branch=branch, **repository_fields)
-        base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes))
+        base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes, patches))
         if self.confined and os.geteuid() == 0:
             disk_ownership.restore_ownership(str(self.workspace))
         return base

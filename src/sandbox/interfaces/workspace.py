@@ -42,9 +42,17 @@ class Workspaces(Protocol):
     Programs that read untrusted data run in a confinement that `confine` creates.
     """
 
-    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
+    async def stage(
+        self,
+        repository: Repository,
+        attempt_dir: Path,
+        confine: Confine,
+        disk_bytes: int,
+        patches: Sequence[Path] = (),
+    ) -> str:
         """Clone into the `workspace` of an `AttemptLayout`; store what `patch` needs in its `repository`.
 
+        patches: files with further changes, which become one commit each, in this order, after `repository.patch`.
         disk_bytes: size of the attempt's disk. It limits the size of each file of the clone, and the total size of the
             files of one commit.
 

@@ -35,7 +35,14 @@ class GitWorkspaces:
         self._environment = environment
         self._dial_policy = dial_policy
 
-    async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
+    async def stage(
+        self,
+        repository: Repository,
+        attempt_dir: Path,
+        confine: Confine,
+        disk_bytes: int,
+        patches: Sequence[Path] = (),
+    ) -> str:
         """Clone the repository. Returns the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
         bytes_max = min(disk_bytes, REPOSITORY_BYTES_MAX)
@@ -46,6 +53,7 @@ class GitWorkspaces:
             confine,
             bytes_max=bytes_max,
             dial_policy=self._dial_policy,
+            patches=patches,
         )
         return await staging.run()
 

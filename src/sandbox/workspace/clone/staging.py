@@ -8,11 +8,11 @@ full history of the branch, because only that shows whether the commit is on the
 import asyncio
 import base64
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from typing import IO
+from typing import IO, NamedTuple
 
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
@@ -33,40 +33,65 @@ from sandbox.workspace.git.errors import DISK_FULL_MESSAGE, explain_clone_failur
 from sandbox.workspace.git.user_config import find_secrets, read_user_config, user_environment
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
+CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"
 _IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
 """Fixed, so that the same patch results in the same commit in every attempt."""
 
 _STDERR_CHARACTERS_MAX = 300
 
 
-async def commit_initial_patch(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
-    """Commit `repository.patch` on top of `base`, in a separate pack. Returns the commit.
+class InitialPatch(NamedTuple):
+    """Changes to commit before the agent starts. name: for messages. open: returns the output of `git diff`."""
 
-    repository: the host's bare repository. patch: base64 of the output of `git diff`. Raises AttemptError
-    (clone_failed) if the patch does not apply; GitError, OSError.
+    name: str
+    message: str
+    open: Callable[[], IO[bytes]]
+
+
+async def commit_initial_patch(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
+    """Commit `repository.patch` on top of `base`; see `commit_patches`. patch: base64."""
+    sent = InitialPatch("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
+    return await commit_patches(path, confinement, repository, base, [sent])
+
+
+async def commit_patches(
+    path: str, confinement: Confinement, repository: Path, base: str, patches: Sequence[InitialPatch]
+) -> str:
+    """Commit each patch on top of the one before, starting at `base`, in a separate pack. Returns the last commit.
+
+    repository: the host's bare repository. Raises AttemptError (clone_failed) if a patch does not apply; GitError,
+    OSError.
     """
     git = Git(path, variables={"GIT_INDEX_FILE": "sent.index"}, confinement=confinement)
     run = partial(git.run, "--git-dir=.", directory=repository)
+    commit = base
     await run("read-tree", base)
+    for patch in patches:
+        commit = await _commit_patch(run, commit, patch)
+    # Only packs are copied into the workspace's git directory.
+    revisions = _memory_file(f"{commit}\n^{base}\n".encode())
+    await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
+    return commit
+
+
+async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: InitialPatch) -> str:
+    """Apply the patch to the index, which contains `base`, and commit the index."""
     try:
-        await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=_memory_file(base64.b64decode(patch)))
+        with patch.open() as file:
+            await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=file)
     except GitError as error:
         if error.is_inconclusive:
             raise
         stderr = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
             :_STDERR_CHARACTERS_MAX
         ]
-        message = f"repository.patch does not apply to commit {base[:12]}: {stderr or 'git failed'}."
+        message = f"{patch.name} does not apply to commit {base[:12]}: {stderr or 'git failed'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None
     tree = _parse_object_id(await run("write-tree"))
-    text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{INITIAL_COMMIT_MESSAGE}\n"
-    commit = _parse_object_id(
+    text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{patch.message}\n"
+    return _parse_object_id(
         await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_memory_file(text.encode()))
     )
-    # Only packs are copied into the workspace's git directory.
-    revisions = _memory_file(f"{commit}\n^{base}\n".encode())
-    await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
-    return commit
 
 
 def _parse_object_id(output: bytes) -> str:
@@ -117,8 +142,12 @@ class WorkspaceStaging:
         *,
         bytes_max: int,
         dial_policy: DialPolicy,
+        patches: Sequence[Path] = (),
     ) -> None:
-        """bytes_max: limit for each file of the clone, and for the total size of the commit's files."""
+        """bytes_max: limit for each file of the clone, and for the total size of the commit's files.
+
+        patches: files with changes that are committed on top of the repository's commit, one after the other.
+        """
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
@@ -126,6 +155,7 @@ class WorkspaceStaging:
         self._layout = layout
         self._bytes_max = bytes_max
         self._dial_policy = dial_policy
+        self._patches = patches
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
@@ -158,9 +188,12 @@ class WorkspaceStaging:
     async def _prepare_commit(self, confinement: Confinement) -> str:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
+        arguments = (self._path, confinement, self._layout.repository)
         if self._repository.patch is not None:
-            arguments = (self._path, confinement, self._layout.repository)
             commit = await commit_initial_patch(*arguments, commit, self._repository.patch)
+        if self._patches:
+            chain = [_chain_patch(path) for path in self._patches]
+            commit = await commit_patches(*arguments, commit, chain)
         await self._check_size(git, commit)
         return commit
 
@@ -287,6 +320,10 @@ def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str 
         if path_bytes_left < 0:
             return f"the paths in the commit total more than {PATHS_BYTES_MAX // 1024**2} MiB"
     return None
+
+
+def _chain_patch(path: Path) -> InitialPatch:
+    return InitialPatch(f"The work of an earlier task ({path.name})", CHAIN_COMMIT_MESSAGE, lambda: path.open("rb"))
 
 
 def _clone_failed(message: str) -> AttemptError:

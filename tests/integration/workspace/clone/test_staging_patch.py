@@ -116,3 +116,42 @@ def test_link_in_an_initial_patch_is_not_followed(harness, tmp_path):
     harness.stage(patch=encoded(link_patch))
     assert (harness.workspace / "out").is_symlink()
     assert list(target.iterdir()) == []
+
+
+def write_patches(tmp_path, *texts):
+    paths = [tmp_path / f"inherited-{number}.patch" for number in range(1, len(texts) + 1)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    return paths
+
+
+@pytest.mark.parametrize("sends_patch", [False, True])
+def test_patches_of_earlier_tasks_become_one_commit_each(harness, initial_patch, tmp_path, sends_patch):
+    tip = run_git("rev-parse", "HEAD", directory=harness.upstream.work)
+    change = "--- a/new\n+++ b/new\n@@ -1 +1 @@\n-owned\n+changed\n"
+    paths = write_patches(tmp_path, new_file("new"), f"# skipped, a socket: x\ndiff --git a/new b/new\n{change}")
+    sent = {"patch": initial_patch[0]} if sends_patch else {}
+
+    base = harness.stage(commit=tip, patches=paths, **sent)
+
+    subjects = run_git("log", "--format=%s", f"{tip}..HEAD", directory=harness.workspace).splitlines()
+    assert subjects == ["Changes of an earlier task"] * 2 + ["Work that came with the task"] * sends_patch
+    assert run_git("rev-parse", "HEAD", directory=harness.workspace) == base
+    assert (harness.workspace / "new").read_text() == "changed\n"
+    assert run_git("status", "--porcelain", directory=harness.workspace) == ""
+    run_git("fsck", "--strict", directory=harness.workspace)
+    (harness.workspace / "new").write_text("once more\n")
+    first = run_git("rev-parse", "HEAD~2", directory=harness.workspace)
+    assert b"+once more" in harness.patch(first)
+    assert b"-changed" in harness.patch(base)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    ["not a patch", new_file(".git/hooks/post-checkout", "100755"), new_file("../escaped"), new_file("README.md")],
+)
+def test_patch_of_an_earlier_task_that_does_not_apply_fails_the_clone(harness, tmp_path, patch):
+    message = r"The work of an earlier task \(inherited-2.patch\) does not apply to commit [0-9a-f]{12}: ."
+    with pytest.raises(AttemptError, match=message):
+        harness.stage(patches=write_patches(tmp_path, new_file("new"), patch))
+    harness.stage(patches=write_patches(tmp_path, new_file("new"), new_file("newer")))
