@@ -112,15 +112,24 @@ class AgentDriver(Protocol):
         task_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
+        session: bytes | None = None,
     ) -> AgentLaunchSpec:
         """Return how to start the agent. `secrets` (values by name) become environment variables of the agent.
 
         resumes: the agent continues the session with this id, which its home directory contains.
+        session: the content of the session with this id, from `read_session`; the agent continues it with the prompt.
         """
         ...
 
     def has_session(self, home: Path, session_id: str) -> bool:
         """Whether a home directory (a host path, written by an agent) contains a session that can be resumed."""
+        ...
+
+    def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
+        """Return the session in a home directory (a host path, written by an agent) for another task.
+
+        Returns None if there is none, if it is larger, or if this agent cannot continue a session in another sandbox.
+        """
         ...
 
     def create_parser(self, session_id: str) -> OutputParser:

@@ -37,6 +37,7 @@ class ScriptedDriver:
         task_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
+        session: bytes | None = None,
     ) -> AgentLaunchSpec:
         section = manifest.agent.settings
         environment = {
@@ -62,6 +63,9 @@ class ScriptedDriver:
 
     def has_session(self, home: Path, session_id: str) -> bool:
         return False
+
+    def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
+        return None
 
     def create_parser(self, session_id: str) -> "ScriptedParser":
         return ScriptedParser()

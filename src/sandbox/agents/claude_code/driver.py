@@ -120,19 +120,61 @@ PROJECTS_SCANNED_MAX = 1000
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def session_file(directory: str, session_id: str) -> str:
+    """Return the path of a session's file below the home directory. directory: where Claude Code is started."""
+    return f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', directory)}/{session_id}.jsonl"
+
+
 def has_session_file(home: Path, session_id: str) -> bool:
     """Return whether Claude Code's file of the session is a regular file. Reads only names and follows no links."""
     try:
-        with (
-            _open_directory(str(home)) as top,
-            _open_directory(".claude", top) as settings,
-            _open_directory("projects", settings) as projects,
-        ):
-            with os.scandir(projects) as entries:
-                names = [entry.name for entry in islice(entries, PROJECTS_SCANNED_MAX)]
-            return any(_has_file(projects, name, f"{session_id}.jsonl") for name in names)
+        with _open_projects(home) as projects:
+            return any(_has_file(projects, name, f"{session_id}.jsonl") for name in _project_names(projects))
     except OSError:
         return False
+
+
+def read_session_file(home: Path, session_id: str, bytes_max: int) -> bytes | None:
+    """Return the content of Claude Code's file of the session; None if it is missing, empty or larger.
+
+    Follows no links. The file may be any regular file that the agent put there.
+    """
+    try:
+        with _open_projects(home) as projects:
+            for name in sorted(_project_names(projects)):
+                if _has_file(projects, name, f"{session_id}.jsonl"):
+                    return _read_bounded(projects, name, f"{session_id}.jsonl", bytes_max)
+    except OSError:
+        pass
+    return None
+
+
+def _read_bounded(projects: int, project: str, name: str, bytes_max: int) -> bytes | None:
+    with _open_directory(project, projects) as directory:
+        descriptor = open_granting_access(name, _FILE_FLAGS, directory)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            content = file.read(bytes_max + 1)
+    return content if 0 < len(content) <= bytes_max else None
+
+
+@contextmanager
+def _open_projects(home: Path) -> Iterator[int]:
+    with (
+        _open_directory(str(home)) as top,
+        _open_directory(".claude", top) as settings,
+        _open_directory("projects", settings) as projects,
+    ):
+        yield projects
+
+
+def _project_names(projects: int) -> list[str]:
+    with os.scandir(projects) as entries:
+        return [entry.name for entry in islice(entries, PROJECTS_SCANNED_MAX)]
 
 
 def _has_file(projects: int, project: str, name: str) -> bool:
@@ -214,20 +256,26 @@ class ClaudeCodeDriver:
         task_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
+        session: bytes | None = None,
     ) -> AgentLaunchSpec:
         """Build the command, the environment and the files.
 
         secrets: become environment variables of the agent and of all programs that it starts.
 
-        The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes: see
+        The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes, session: see
         `AgentDriver.prepare`.
         """
         claude = claude_section(manifest)
         directory = _working_directory(manifest.repository.subpath)
-        options = _common_options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
+        has_session = resumes or session is not None
+        options = _common_options(
+            claude, directory, session=("--resume" if has_session else "--session-id", session_id)
+        )
         environment = {**secrets, **_environment(task_key)}
         # Passed as a file: it may exceed the size limit of an argument, and every user of the host can read arguments.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
+        if session is not None:
+            files[session_file(directory, session_id)] = session
         if claude.headless:
             argv = (PROGRAM, "-p", *_headless_options(claude), *options)
             command = Command(argv, environment, directory, RESUME_PROMPT if resumes else encode_prompt(claude.prompt))
@@ -248,6 +296,10 @@ class ClaudeCodeDriver:
     def has_session(self, home: Path, session_id: str) -> bool:
         """Return whether Claude Code's file of the session exists. The home is untrusted."""
         return has_session_file(home, session_id)
+
+    def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
+        """Return the content of Claude Code's file of the session. The home is untrusted."""
+        return read_session_file(home, session_id, bytes_max)
 
     def create_parser(self, session_id: str) -> ClaudeOutputParser:
         """Return an output parser for one run."""

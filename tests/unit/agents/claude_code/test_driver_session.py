@@ -1,10 +1,12 @@
 """A session can be resumed if its file is in the agent's home. The home is untrusted."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from doubles.manifests import manifest
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.agents.claude_code.driver import PROJECTS_SCANNED_MAX, ClaudeCodeDriver
 
@@ -17,6 +19,10 @@ def projects(tmp_path):
     directory = tmp_path / "home" / ".claude" / "projects"
     directory.mkdir(parents=True)
     return directory
+
+
+def read_session(tmp_path, bytes_max=100):
+    return ClaudeCodeDriver(Path("/none")).read_session(tmp_path / "home", SESSION, bytes_max)
 
 
 def has_session(tmp_path):
@@ -44,6 +50,44 @@ async def check_as_user(directory_path):
 def test_session_in_a_locked_home_is_found():
     with ordinary_user_directory() as directory_path:
         run_as_ordinary_user(check_as_user, str(directory_path))
+
+
+@pytest.mark.parametrize(("size", "is_read"), [(0, False), (1, True), (100, True), (101, False)])
+def test_session_is_read_within_its_limit(tmp_path, projects, size, is_read):
+    write_session(projects)
+    (projects / "-workspace" / f"{SESSION}.jsonl").write_bytes(b"x" * size)
+    assert read_session(tmp_path) == (b"x" * size if is_read else None)
+
+
+def test_unreadable_session_is_made_readable(tmp_path, projects):
+    write_session(projects)
+    (projects / "-workspace" / f"{SESSION}.jsonl").chmod(0)
+    assert read_session(tmp_path) == b"{}\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "pipe", "missing"])
+def test_only_a_regular_file_is_read(tmp_path, projects, kind):
+    file = projects / "-workspace" / f"{SESSION}.jsonl"
+    file.parent.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    match kind:
+        case "link":
+            file.symlink_to(tmp_path / "secret")
+        case "directory":
+            file.mkdir()
+        case "pipe":
+            os.mkfifo(file)
+    assert read_session(tmp_path) is None
+
+
+def test_kept_session_is_put_where_the_agent_looks_for_it():
+    driver = ClaudeCodeDriver(Path("/none"))
+    manifest_ = manifest()
+    manifest_ = manifest_.replace(repository=replace(manifest_.repository, subpath="a/b.c"))
+    spec = driver.prepare(manifest_, session_id=SESSION, task_key="k", secrets={}, session=b"{}\n")
+    assert spec.home_files == {f".claude/projects/-workspace-a-b-c/{SESSION}.jsonl": b"{}\n"}
+    assert spec.command.argv[-2:] == ("--resume", SESSION)
+    assert spec.command.stdin == manifest_.agent.prompt.encode()
 
 
 def test_session_with_a_different_id_is_not_found(tmp_path, projects):
