@@ -63,6 +63,9 @@ class Script:
     redact: Callable[[str], str] = str
     start_check_failure: Failure | None = None
     has_session: bool = True
+    session: bytes | None = None
+    prepared: tuple = ()
+    staged_patches: list[bytes] = field(default_factory=list)
     violation: str = ""
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     destroyed_disks: list = field(default_factory=list)
@@ -196,8 +199,13 @@ class ScriptedAgent:
     def has_session(self, home, session_id):
         return self._script.has_session
 
-    def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False):
+    def read_session(self, home, session_id, bytes_max):
+        content = self._script.session
+        return content if content is not None and len(content) <= bytes_max else None
+
+    def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False, session=None):
         self._script.calls += ["resume"] if resumes else []
+        self._script.prepared = (manifest.agent.prompt, session_id, session)
         return AgentLaunchSpec(
             Command(["agent"], secrets, "/workspace"),
             session_id,
@@ -237,7 +245,8 @@ class ScriptedWorkspaces:
     def __init__(self, script):
         self._script = script
 
-    async def stage(self, repository, attempt_dir, confine, disk_bytes):
+    async def stage(self, repository, attempt_dir, confine, disk_bytes, patches=()):
+        self._script.staged_patches = [path.read_bytes() for path in patches]
         await asyncio.sleep(self._script.stage_seconds)
         if self._script.stage_error:
             raise self._script.stage_error
@@ -289,7 +298,7 @@ class FakeDiskReserve:
 class AttemptHarness:
     """One submitted task with its attempt, and the parts of its runner or finisher."""
 
-    def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, **parts):
+    def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, parent=None, **parts):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
@@ -311,7 +320,7 @@ class AttemptHarness:
         )
         self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
-        self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
+        self.recorder.record(TaskSubmitted("task-1", manifest(**parts), parent=parent))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = AttemptContext(
             ATTEMPT_ID,
@@ -320,6 +329,7 @@ class AttemptHarness:
             secrets or {},
             self._redaction,
             ModelUpstream("http://model", api_key="k"),
+            keeps_session=True,
         )
         self.attempt.layout.root.mkdir(parents=True)
         self.terminals = TerminalServer(self._redaction, self.parts.throttle.queue())

@@ -139,6 +139,7 @@ async def _run_attempt(
         order.upstream,
         order.image,
         order.records_conversation,
+        order.keeps_session,
     )
     terminals = TerminalServer(redaction, parts.throttle.queue())
     runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
@@ -157,7 +158,9 @@ async def _finish_attempt(
     agent = agents.get(task.manifest.agent.kind)
     parts = _create_parts(order, host)
     recorder = create_recorder(parts, writer, task, redaction)
-    attempt = AttemptContext(order.attempt_id, parts.data_dir, recorder, order.secrets, redaction)
+    attempt = AttemptContext(
+        order.attempt_id, parts.data_dir, recorder, order.secrets, redaction, keeps_session=order.keeps_session
+    )
     finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
@@ -331,7 +334,7 @@ def _choose_confine(attempt: AttemptContext, parts: RunnerParts) -> Confine:
 def _build_finalizer(
     attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
 ) -> AttemptFinalizer:
-    collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock)
+    collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, agent)
     teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
     return AttemptFinalizer(attempt, collect, teardown, parts.disks, parts.journals, agent)
 

@@ -27,6 +27,8 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
     records_conversation: the runner records conversation events. False for a server of an earlier version, which was
         upgraded while it ran: it would reject a journal with such events.
+    keeps_session: the runner stores the agent's session as an internal artifact. False for a server of an earlier
+        version, which would show the artifact to clients.
     """
 
     task_id: str
@@ -37,6 +39,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     resumes: bool = False
     follow_redirects: bool = True
     records_conversation: bool = True
+    keeps_session: bool = False
 
     def __repr__(self) -> str:
         """Omit the secrets, which must not reach logs or tracebacks."""
@@ -47,11 +50,13 @@ class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
     """End an attempt whose runner died, and collect what it left (finisher).
 
     secrets: values by name, to redact them in the collected files.
+    keeps_session: as in `RunAttempt`.
     """
 
     task_id: str
     attempt_id: str
     secrets: dict[str, str] = {}
+    keeps_session: bool = False
 
     def __repr__(self) -> str:
         """Omit the secrets, which must not reach logs or tracebacks."""

@@ -23,6 +23,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     upstream: the model API; None if the attempt will not run an agent.
     image: the root file system of the sandbox; None for the host's own /usr.
     records_conversation: whether the server reads conversation events, so they are recorded.
+    keeps_session: whether the server keeps internal artifacts from clients, so the agent's session is stored as one.
     """
 
     id: str
@@ -33,6 +34,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     upstream: ModelUpstream | None = None
     image: Image | None = None
     records_conversation: bool = True
+    keeps_session: bool = False
 
     def __repr__(self) -> str:
         """Omit the secrets."""

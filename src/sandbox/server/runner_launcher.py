@@ -100,7 +100,7 @@ class RunnerLauncher:
         task's agent.
         """
         secrets = {} if isinstance(resolved, Failure) else dict(resolved)
-        order = FinishAttempt(recorder.task.id, attempt.id, secrets)
+        order = FinishAttempt(recorder.task.id, attempt.id, secrets, keeps_session=True)
         return RunnerOwned(await self._placements.launch(order, attempt.host, recorder.writer))
 
     async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
@@ -125,6 +125,7 @@ class RunnerLauncher:
             dict(secrets),
             resumes=started.resumes,
             follow_redirects=self._may_follow_redirects(),
+            keeps_session=True,
         )
         try:
             return RunnerOwned(await self._placements.launch(order, started.host, recorder.writer))

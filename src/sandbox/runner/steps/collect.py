@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
@@ -19,6 +20,7 @@ from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
     METADATA_NAME,
+    SESSION_NAME,
     Artifact,
     ArtifactCollected,
     Artifacts,
@@ -29,12 +31,13 @@ from sandbox.model.events import (
     Output,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN
+from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
+from sandbox.runner.inheritance import compress_session
 from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.system.fingerprint import matches_fingerprint
@@ -43,7 +46,8 @@ from sandbox.system.fingerprint import matches_fingerprint
 class CollectStep(msgspec.Struct, frozen=True):
     """Stores the artifacts of an attempt.
 
-    confine: confines git. disk_space: free space of the data directory.
+    confine: confines git. disk_space: free space of the data directory. agent: reads the session that is kept for a
+    follow-up task; None if this version does not have the task's agent.
     """
 
     attempt: AttemptContext
@@ -52,6 +56,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     confine: Confine
     disk_space: HostDiskSpace
     clock: Clock
+    agent: AgentDriver | None = None
 
     async def run(self) -> None:
         """Store the patch, the transcript, the files that match the patterns, and the metadata.
@@ -85,6 +90,8 @@ class CollectStep(msgspec.Struct, frozen=True):
             failure = Failure(error.failure.code, message) if _is_unredactable(deadline_attempt) else error.failure
             attempt.recorder.record_once(AttemptFailed(failure))
         await _store_transcript(deadline_attempt, directory, self.journals, self.disk_space)
+        if self.agent is not None:
+            await _store_session(deadline_attempt, directory, self.agent)
         await _collect_pattern_matches(deadline_attempt, directory, self.workspaces)
         # Short enough to scan without a deadline.
         metadata = _encode_metadata(attempt, self.journals)
@@ -130,8 +137,34 @@ async def _collect_patch(attempt: AttemptContext, directory: Path, workspaces: W
         part.write_text(f"# truncated: {patch.incomplete_reason}\n")
     has_secret = patch.contains_secret or _is_unredactable(attempt)
     await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret, diff=patch.diff)
-    if patch.incomplete_reason is not None:
+    if patch.incomplete_reason is None:
+        await _collect_chain_patch(attempt, directory, workspaces, confine)
+    else:
         await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason, workspaces, confine)
+
+
+async def _collect_chain_patch(
+    attempt: AttemptContext, directory: Path, workspaces: Workspaces, confine: Confine
+) -> None:
+    """Store the changes of the whole chain as one patch, if the task continues another one."""
+    parent = attempt.task.parent
+    if parent is None:
+        return
+    name = _chain_patch_name(attempt)
+    part = attempt.layout.root / name
+    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
+    arguments = (attempt.layout.root, parent.first_commit, part, confine, _secret_scanner(attempt))
+    try:
+        async with asyncio.timeout(seconds):
+            patch = await workspaces.patch(*arguments)
+    except TimeoutError:
+        patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
+        part.write_text(f"# truncated: {patch.incomplete_reason}\n")
+    has_secret = patch.contains_secret or _is_unredactable(attempt)
+    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
+    if patch.incomplete_reason is not None:
+        message = f"{name} is incomplete: {patch.incomplete_reason}. Apply the patches of the chain one by one."
+        attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
 
 
 def _secret_scanner(attempt: AttemptContext) -> FindSecret:
@@ -158,11 +191,37 @@ async def _collect_changed_files(
     attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
 
+async def _store_session(attempt: AttemptContext, directory: Path, agent: AgentDriver) -> None:
+    """Store the agent's session for a task that continues this one, unless it may contain a secret value.
+
+    An interactive session is not stored: users may have typed anything into it.
+    """
+    present = attempt.task.attempt
+    if not attempt.keeps_session or present is None or present.session_id is None:
+        return
+    if attempt.task.manifest.agent.is_interactive or _is_unredactable(attempt) or not attempt.layout.home.is_dir():
+        return
+    content = await asyncio.to_thread(agent.read_session, attempt.layout.home, present.session_id, SESSION_BYTES_MAX)
+    if content is None or await asyncio.to_thread(_secret_scanner(attempt), [content]):
+        return
+    part = attempt.layout.root / SESSION_NAME
+    compressed = await asyncio.to_thread(compress_session, content)
+    await asyncio.to_thread(_write_chunks, part, [compressed], threading.Event())
+    await _store_file(attempt, directory, SESSION_NAME, "application/gzip", part, contains_secret=False)
+
+
 async def _collect_pattern_matches(attempt: AttemptContext, directory: Path, workspaces: Workspaces) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.layout.workspace.is_dir():
         return
-    reserved_names = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
+    parent = attempt.task.parent
+    reserved_names = frozenset(
+        {
+            *(f"{attempt.task.id}.patch", _chain_patch_name(attempt), _tar_name(attempt)),
+            *(_TRANSCRIPT, SESSION_NAME, METADATA_NAME),
+            *(file.name for file in (parent.files if parent is not None else ())),
+        }
+    )
     secret_named: list[Artifact] = []
     names: set[str] = set()
     async for artifact in workspaces.collect(attempt.layout.workspace, patterns, directory, reserved_names):
@@ -185,6 +244,10 @@ async def _collect_pattern_matches(attempt: AttemptContext, directory: Path, wor
         if _is_unredactable(attempt):
             renamed = msgspec.structs.replace(renamed, path=name)
         _record_artifact(attempt, await _flag_secrets(attempt, directory, _flag_if_unredactable(attempt, renamed)))
+
+
+def _chain_patch_name(attempt: AttemptContext) -> str:
+    return f"{attempt.task.id}.chain.patch"
 
 
 def _tar_name(attempt: AttemptContext) -> str:
@@ -280,7 +343,15 @@ async def _store_file(
     finally:
         abandoned.set()
     path = f"{GENERATED_DIRECTORY}/{name}"
-    artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
+    artifact = Artifact(
+        name,
+        path,
+        size_bytes,
+        content_type,
+        f"sha256:{checksum}",
+        contains_secret=contains_secret,
+        is_internal=name == SESSION_NAME,
+    )
     _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact), diff)
 
 

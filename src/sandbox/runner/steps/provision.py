@@ -26,6 +26,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.inheritance import add_conversation, read_inherited_session
 from sandbox.system.files import open_granting_access, write_durably
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -107,11 +108,12 @@ class ProvisionStep(msgspec.Struct, frozen=True):
         manifest = attempt.task.manifest
         task_key = f"{self.driver.task_key_prefix}{secrets.token_urlsafe(32)}"
         launch_spec = self.driver.prepare(
-            manifest,
+            add_conversation(attempt),
             session_id=_session_id(attempt),
             task_key=task_key,
             secrets=attempt.secrets,
             resumes=attempt.resumes,
+            session=None if attempt.resumes else read_inherited_session(attempt),
         )
         write_home_files(attempt.layout.home, launch_spec.home_files)
         handle = prepare_handle(attempt, self.runtime)
@@ -165,7 +167,8 @@ def read_handle(path: Path) -> SandboxHandle | None:
 def _session_id(attempt: AttemptContext) -> str:
     """Return a new session id, or the one to resume."""
     if not attempt.resumes:
-        return str(uuid.uuid4())
+        parent = attempt.task.parent
+        return parent.session_id if parent is not None and parent.session_id is not None else str(uuid.uuid4())
     return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)
 
 

@@ -11,6 +11,7 @@ from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runner.attempt_context import AttemptContext
+from sandbox.runner.inheritance import find_inherited_patches
 from sandbox.runner.progress import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
 from sandbox.system.files import fsync_path, write_durably
@@ -61,7 +62,8 @@ class StageStep(msgspec.Struct, frozen=True):
                 raise AttemptError(FailureCode.SANDBOX_LOST, message)
             return base_commit
         disk_bytes = manifest.vm.disk_bytes
-        return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes)
+        patches = await asyncio.to_thread(find_inherited_patches, attempt)
+        return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes, patches)
 
 
 def take_over_files(attempt: AttemptContext) -> None:

@@ -210,7 +210,8 @@ async def test_workspace_files_cannot_take_generated_artifact_names(make_harness
 
     monkeypatch.setattr(workspaces, "collect", collect)
     await harness.run()
-    assert requested == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
+    names = {"task-1.patch", "task-1.chain.patch", "task-1.changes.tar"}
+    assert requested == [{*names, "transcript.ndjson", "agent-session.gz", "metadata.json"}]
 
 
 async def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, monkeypatch):
