@@ -73,7 +73,7 @@ def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
 
     async def scenario(tool, session):
         listed = {one.name: one for one in (await session.list_tools()).tools}
-        assert set(listed) == {"submit", "list", "status", "logs", "diff", "artifacts", "cancel"}
+        assert set(listed) == {"submit", "continue_task", "list", "status", "logs", "diff", "artifacts", "cancel"}
         assert listed["status"].annotations.read_only_hint
         await check_submit_and_results(tool)
         await check_status_and_cancel(tool, deployment)
@@ -103,6 +103,9 @@ async def check_submit_and_results(tool):
     rest = await tool("artifacts", task_id="mine", name="long.txt", offset=100_000)
     assert rest.endswith("20000\n")
     assert "artifact_not_text" in await tool.error("artifacts", task_id="mine", name="data.bin")
+    continued = json.loads(await tool("continue_task", task_id="mine", prompt="Once more."))
+    status = json.loads(await tool("status", task_id=continued["task_id"], wait_seconds=60))
+    assert (status["state"], status["parent"], status["continues"]) == ("completed", "mine", "session")
 
 
 async def check_status_and_cancel(tool, deployment):

@@ -156,6 +156,21 @@ def test_second_agent_works_in_its_sandbox_with_its_own_model_api(server, model,
     assert (events.count("tool_call"), events.count("usage")) == (1, 2)
 
 
+def test_second_agent_without_sessions_continues_with_the_conversation_as_text(server, model):
+    manifest = MANIFEST.replace("id: second", "id: parent")
+    server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})
+    assert server.wait("parent")["state"] == "completed", server.diagnostics("parent")
+    model.requests = []
+    body = {"prompt": "Write it once more.", "overrides": ["metadata.id=child"]}
+    assert server.http.post("/api/v1/tasks/parent/continue", json=body).status_code == 202
+    status = server.wait("child")
+    assert (status["state"], status["parent"], status["continues"]) == ("completed", "parent", "context")
+    sent = json.dumps(model.requests[0][2]["input"])
+    assert sent.index("Write the file.") < sent.index("Write it once more.")
+    assert server.artifact("child.patch", "child") == b""
+    assert b"+made by the second agent\n" in server.artifact("child.chain.patch", "child")
+
+
 def test_output_and_pages_of_the_second_agent_are_shown(server, model):
     manifest = MANIFEST.replace("id: second", "id: shown")
     server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})

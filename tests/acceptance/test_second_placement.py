@@ -123,7 +123,7 @@ def check_copy(deployment):
     found = deployment.files_below(deployment.data_dir)
     assert {Path(name).parts[0] for name in found} == {"journal", "artifacts"}
     assert {name for name in found if name.startswith("artifacts/")} == {
-        f"artifacts/{name}" for name in deployment.artifact_names()
+        f"artifacts/{name}" for name in {*deployment.artifact_names(), "agent-session.gz"}
     }
     [attempt] = deployment.status()["attempts"]
     assert f"attempts/{attempt['id']}/runner.log" in deployment.files_below(deployment.worker_data_dir)

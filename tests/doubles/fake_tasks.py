@@ -16,14 +16,18 @@ from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
     DrainStatus,
+    FollowUp,
     Health,
     IdempotencyKeyReusedError,
+    Inheritance,
     PrunedTask,
     Retention,
     SandboxNotPreservedError,
     StoredArtifact,
     Submission,
     TaskFinishedError,
+    TaskNotContinuableError,
+    TaskNotEndedError,
     TaskNotFoundError,
     TaskServices,
 )
@@ -74,6 +78,7 @@ class FakeTasks:
         self.failure: Exception | None = None
         self.queries: list[TaskQuery] = []
         self.open_followers = 0
+        self.inheritances: dict[str, Inheritance] = {}
         self.keys: dict[str, e.Idempotency] = {}
         self.preserved: set[str] = set()
         self.cancels: list[tuple[str, str, bool]] = []
@@ -86,7 +91,7 @@ class FakeTasks:
     @property
     def services(self) -> TaskServices:
         """The services, all implemented by this object."""
-        return TaskServices(self, self, self, self, self, self, self)
+        return TaskServices(self, self, self, self, self, self, self, self)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """Add a task with these events."""
@@ -133,7 +138,23 @@ class FakeTasks:
         task = next(one.task for one in self.entries.values() if one.task.idempotency == previous)
         return Submission(task, is_replayed=True)
 
-    async def submit(self, manifest: Manifest, idempotency: e.Idempotency | None = None) -> Submission:
+    async def plan_rerun(self, task_id: str) -> FollowUp:
+        return FollowUp(self._entry(task_id).task.manifest, self.inheritances.get(task_id))
+
+    async def plan_continuation(self, task_id: str) -> FollowUp:
+        task = self._entry(task_id).task
+        if not task.state.is_final:
+            raise TaskNotEndedError(task)
+        if task_id not in self.inheritances:
+            raise TaskNotContinuableError(task_id, "it ended without a patch", "Submit it again.")
+        return FollowUp(task.manifest, self.inheritances[task_id])
+
+    async def submit(
+        self,
+        manifest: Manifest,
+        idempotency: e.Idempotency | None = None,
+        inheritance: Inheritance | None = None,
+    ) -> Submission:
         if self.failure is not None:
             raise self.failure
         if idempotency is not None and (before := await self.find_submission(idempotency)):
@@ -141,7 +162,7 @@ class FakeTasks:
         task_id = manifest.metadata.id or str(uuid.uuid4())
         if task_id in self.entries:
             raise DuplicateTaskError(self.entries[task_id].task)
-        self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency))
+        self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency, inheritance and inheritance.parent))
         if idempotency is not None:
             self.keys[idempotency.key] = idempotency
         return Submission(self.entries[task_id].task)

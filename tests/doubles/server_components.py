@@ -37,6 +37,7 @@ from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_hol
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.follow_ups import FollowUps
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -201,22 +202,24 @@ class RunningServer:
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
-        log, queries = SubmissionLog(journals, store, clock), TaskQueries(tracked_tasks, store, clock)
+        log, queries = SubmissionLog(data_dir, journals, store, clock), TaskQueries(tracked_tasks, store, clock)
+        events = EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line)
         services = TaskServices(
             Submissions(log, queries, self.tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
-            EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line),
+            events,
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, self.debug_sessions),
             Administration(tracked_tasks, dispatcher, clock, drain, self.pruner, Retention(), health_check),
+            FollowUps(data_dir, queries, events),
         )
-        self.services = services
-        self.tracked_tasks = tracked_tasks
+        self.services, self.tracked_tasks = services, tracked_tasks
         self.track = self.tracker.track
         self.find_submission = services.submissions.find_submission
         self.submit = services.submissions.submit
         self.check_acceptance = services.submissions.check_acceptance
+        self.plan_rerun, self.plan_continuation = services.follow_ups.plan_rerun, services.follow_ups.plan_continuation
         self.status = services.tasks.status
         self.query = services.tasks.query
         self.wait = services.tasks.wait
@@ -300,7 +303,7 @@ class ServerComponents:
 
     def track_new_task(self, service):
         """Track a task without checking whether it is acceptable."""
-        tracked, _ = SubmissionLog(self.journals, self.store, self.clock).add(manifest(), None)
+        tracked, _ = SubmissionLog(self.data_dir, self.journals, self.store, self.clock).add(manifest(), None)
         service.track(tracked)
 
     def set_clock_back(self):

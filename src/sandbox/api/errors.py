@@ -20,6 +20,8 @@ from sandbox.interfaces.tasks import (
     InsufficientResourcesError,
     SandboxNotPreservedError,
     TaskFinishedError,
+    TaskNotContinuableError,
+    TaskNotEndedError,
     TaskNotFoundError,
     UnavailableError,
 )
@@ -152,7 +154,7 @@ def _existing_task(error: DuplicateTaskError) -> ProblemExtensions:
     return {"existing_task": {"id": task.id, "state": task.state.value, "created_at": created_at}}
 
 
-def _final_state(error: TaskFinishedError) -> ProblemExtensions:
+def _task_state(error: TaskFinishedError | TaskNotEndedError) -> ProblemExtensions:
     return {"task_state": error.task.state.value}
 
 
@@ -182,7 +184,9 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     RequestTimeoutError: (408, _no_extensions),
     DuplicateTaskError: (409, _existing_task),
     TerminalRefusedError: (409, _no_extensions),
-    TaskFinishedError: (409, _final_state),
+    TaskFinishedError: (409, _task_state),
+    TaskNotEndedError: (409, _task_state),
+    TaskNotContinuableError: (409, _no_extensions),
     PayloadTooLargeError: (413, _no_extensions),
     IdempotencyKeyReusedError: (422, _no_extensions),
     TooManyStreamsError: (429, _no_extensions),

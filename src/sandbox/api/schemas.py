@@ -21,7 +21,7 @@ from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies
-from sandbox.model.wire.requests import CancelRequest, RerunRequest
+from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
 """Enums with a component of their own. Bodies declare them as a `Literal` with the same values."""
@@ -43,7 +43,7 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
     schemas[bodies.DefinitionBody.__name__] = _definition_schema(schemas[bodies.DefinitionBody.__name__], agents)
-    requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, RerunRequest)}
+    requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, ContinueRequest, RerunRequest)}
     return schemas | enums | requests | _manifest_schemas(agents)
 
 

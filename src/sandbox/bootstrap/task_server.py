@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources
@@ -28,7 +29,9 @@ from sandbox.placements.local.leftovers import ProbeCleanup
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
+from sandbox.server.follow_ups import FollowUps
 from sandbox.server.health import HealthCheck
+from sandbox.server.inheritance import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -74,16 +77,11 @@ class TaskServer:
         launcher = RunnerLauncher(
             placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens
         )
-        host = placements.selected_host
-        conditions = StartConditions(
-            drain,
-            host,
-            disk_monitor,
-            {kind: agent.key_setting for kind, agent in agents.items()},
-            {kind for kind, upstream in upstreams.items() if upstream is None},
-        )
-        limit, scheduler = UnfinishedTaskLimit(unfinished_tasks_max()), Scheduler(host.capacity)
-        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
+        host, key_settings = placements.selected_host, {kind: agent.key_setting for kind, agent in agents.items()}
+        kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
+        conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)
+        limit = UnfinishedTaskLimit(unfinished_tasks_max())
+        dispatcher = Dispatcher(tracked_tasks, Scheduler(host.capacity), launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
@@ -91,18 +89,20 @@ class TaskServer:
         preserved = PreservedSandboxes(placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         queries = TaskQueries(tracked_tasks, store, clock)
+        events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         self.services = TaskServices(
-            Submissions(SubmissionLog(journals, store, clock), queries, tracker, dispatcher, conditions),
+            Submissions(SubmissionLog(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
-            EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents)),
+            events,
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
+            FollowUps(data_dir, queries, events),
         )
         self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner
-        self._recover = partial(recover, journals, store, placements, clock)
+        self._recover = partial(_recover, data_dir, journals, store, placements, clock)
         self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
         self._disk_monitor, self._placements = disk_monitor, placements
 
@@ -138,6 +138,14 @@ def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) 
     """Convert a recorded line with the task's agent. Implements `ConvertLine`."""
     agent = agents.get(manifest.agent.kind)
     return None if agent is None else agent.convert_recorded_line(manifest, line)
+
+
+def _recover(
+    data_dir: Path, journals: Journals, store: Store, placements: Placements, clock: Clock
+) -> list[TrackedTask]:
+    """Remove what a dead server copied for a task that it did not accept; return the unfinished tasks."""
+    discard_unrecorded(data_dir, journals, store)
+    return recover(journals, store, placements, clock)
 
 
 def create_maintenance_jobs(

@@ -38,6 +38,10 @@ ROOT_ENTRIES = {
 TASK_ENTRIES = {
     "submit": ("sandbox.cli.commands.task.submit:submit", "Submit a manifest as a task."),
     "rerun": ("sandbox.cli.commands.task.rerun:rerun", "Submit a task again."),
+    "continue": (
+        "sandbox.cli.commands.task.continue_task:continue_task",
+        "Submit a task that continues an ended one.",
+    ),
     "list": ("sandbox.cli.commands.task.list:list_tasks", "List tasks, the newest first."),
     "status": ("sandbox.cli.commands.task.status:status", "Show a task."),
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),

@@ -7,12 +7,18 @@ import click
 from sandbox.model.manifest import overrides as model
 from sandbox.model.manifest.overrides import Override, OverrideError
 
-__all__ = ["Override", "OverrideError", "parse_override", "parse_overrides"]
+__all__ = ["Override", "OverrideError", "id_override", "parse_override", "parse_overrides"]
 
 
 def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
     """Parse the values of the option; click calls it."""
     return [parse_override(value) for value in values]
+
+
+def id_override(task_id: str) -> Override:
+    """Return the override that `--id` stands for."""
+    quoted = task_id.replace("'", "''")
+    return Override(("metadata", "id"), task_id, f"--id {task_id}", f"metadata.id='{quoted}'")
 
 
 def parse_override(text: str) -> Override:

@@ -99,6 +99,18 @@ class AsyncClient:
         key = idempotency_key or str(uuid4())
         return await self._run_operation(retried_operations.submit(requests.rerun(task_id, overrides, prompt, key)))
 
+    async def continue_task(
+        self, task_id: str, prompt: str, *, overrides: Iterable[str] = (), idempotency_key: str | None = None
+    ) -> Submitted:
+        """Submit a new task that starts from the result of an ended one, which does not change.
+
+        Its agent resumes the session of the earlier agent, or gets the earlier conversation as text; `continues` in the
+        status says which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError, TaskNotContinuableError.
+        """
+        key = idempotency_key or str(uuid4())
+        request = requests.continue_task(task_id, prompt, overrides, key)
+        return await self._run_operation(retried_operations.submit(request))
+
     async def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Validate a manifest and return it with defaults filled in; submits nothing.
 

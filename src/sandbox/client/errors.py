@@ -191,6 +191,23 @@ class TaskAlreadyTerminalError(ConflictError):
         return self._text("task_state")
 
 
+class TaskNotEndedError(ConflictError):
+    """The task has not ended, so it cannot be continued."""
+
+    code = "task_not_ended"
+
+    @property
+    def task_state(self) -> str | None:
+        """The current state of the task."""
+        return self._text("task_state")
+
+
+class TaskNotContinuableError(ConflictError):
+    """The task has ended, but no other task can start from its work."""
+
+    code = "task_not_continuable"
+
+
 class NoTerminalError(ConflictError):
     """The task has no such terminal."""
 
@@ -300,6 +317,8 @@ API_ERRORS: tuple[type[ClientError], ...] = (
     RequestTimeoutError,
     DuplicateTaskIdError,
     TaskAlreadyTerminalError,
+    TaskNotEndedError,
+    TaskNotContinuableError,
     NoTerminalError,
     PayloadTooLargeError,
     RangeNotSatisfiableError,

@@ -96,6 +96,13 @@ def rerun(task_id: str, overrides: Iterable[str], prompt: str | None, idempotenc
     return _follow_up(task_id, "rerun", fields, idempotency_key)
 
 
+def continue_task(
+    task_id: str, prompt: str | None, overrides: Iterable[str], idempotency_key: str
+) -> Request[Submitted]:
+    """Submit a task that starts from the result of another one."""
+    return _follow_up(task_id, "continue", {"prompt": prompt, "overrides": list(overrides)}, idempotency_key)
+
+
 def _follow_up(task_id: str, action: str, fields: Mapping[str, Any], idempotency_key: str) -> Request[Submitted]:
     from sandbox.model.manifest.document import write_json
 

@@ -11,7 +11,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact, Idempotency
+from sandbox.model.events import Artifact, Idempotency, Parent
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
@@ -130,6 +130,46 @@ class SandboxNotPreservedError(SandboxError):
         super().__init__(f"Task {task.id} has no preserved sandbox; {reason}.")
 
 
+class TaskNotEndedError(SandboxError):
+    """The task has not ended, so no other task can continue it."""
+
+    code = "task_not_ended"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"Task {task.id} is {task.state}; wait for its end or cancel it, then continue it.")
+        self.task = task
+
+
+class TaskNotContinuableError(SandboxError):
+    """The task has ended, but no other task can start from its work."""
+
+    code = "task_not_continuable"
+
+    def __init__(self, task_id: str, reason: str, remedy: str) -> None:
+        super().__init__(f"Task {task_id} cannot be continued: {reason}. {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a new task takes over from an earlier one.
+
+    sources: the file to copy, by the name of the copy; `parent.files` has more of each copy.
+    conversation: the content of `parent.conversation`, if it has no source.
+    """
+
+    parent: Parent
+    sources: Mapping[str, Path]
+    conversation: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """The starting point of a new task: the manifest of an earlier one, and what the new task takes over from it."""
+
+    manifest: Manifest
+    inheritance: Inheritance | None
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """An accepted task, in its state when it was accepted.
@@ -214,8 +254,15 @@ class Submissions(Protocol):
         """
         ...
 
-    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
+    async def submit(
+        self,
+        manifest: Manifest,
+        idempotency: Idempotency | None = None,
+        inheritance: Inheritance | None = None,
+    ) -> Submission:
         """Accept a task; it is durable on return. The same key and body within 24 h return the same task.
+
+        inheritance: it is copied, so the new task does not depend on the earlier one.
 
         Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
         """
@@ -223,6 +270,18 @@ class Submissions(Protocol):
 
     async def check_acceptance(self, manifest: Manifest) -> None:
         """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
+        ...
+
+
+class FollowUps(Protocol):
+    """Plans tasks that start from earlier ones, and changes nothing. Raises TaskNotFoundError."""
+
+    async def plan_rerun(self, task_id: str) -> FollowUp:
+        """Return the starting point of this task. It may have any state."""
+        ...
+
+    async def plan_continuation(self, task_id: str) -> FollowUp:
+        """Return the result of this task as a starting point. Raises TaskNotEndedError, TaskNotContinuableError."""
         ...
 
 
@@ -335,3 +394,4 @@ class TaskServices:
     artifacts: TaskArtifacts
     sandboxes: TaskSandboxes
     administration: Administration
+    follow_ups: FollowUps

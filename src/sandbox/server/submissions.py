@@ -6,12 +6,15 @@ import dataclasses
 import logging
 import uuid
 from datetime import timedelta
+from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
 from sandbox.interfaces.tasks import (
     IdempotencyKeyReusedError,
+    Inheritance,
     Submission,
     TaskNotFoundError,
     TaskQueries,
@@ -23,6 +26,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import Dispatcher, StartConditions
+from sandbox.server.inheritance import discard_inheritance, store_inheritance
 from sandbox.server.journal_tailer import TaskTracker
 from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask
 
@@ -36,7 +40,8 @@ class SubmissionLog:
     Blocks on the disk.
     """
 
-    def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
+    def __init__(self, data_dir: Path, journals: Journals, store: Store, clock: Clock) -> None:
+        self._data_dir = data_dir
         self._journals = journals
         self._store = store
         self._clock = clock
@@ -55,12 +60,14 @@ class SubmissionLog:
                 continue
             if task.idempotency.body_sha256 != idempotency.body_sha256:
                 raise IdempotencyKeyReusedError
-            submitted = TaskSubmitted(task.id, task.manifest, task.idempotency)
+            submitted = TaskSubmitted(task.id, task.manifest, task.idempotency, task.parent)
             return advance(None, submitted, seq=1, at=task.created_at).task
         return None
 
-    def add(self, manifest: Manifest, idempotency: Idempotency | None) -> tuple[TrackedTask, Record]:
-        """Create a task; return it and its record 1, which is on disk.
+    def add(
+        self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None = None
+    ) -> tuple[TrackedTask, Record]:
+        """Create a task; return it and its record 1, which is on disk, after the files that the task takes over.
 
         Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
         """
@@ -73,9 +80,15 @@ class SubmissionLog:
         except FileExistsError:
             raise self._duplicate_error(task_id) from None
         recorder = self._journals.recorder(writer, None, self._clock.now)
+        layout, parent = TaskLayout(self._data_dir, task_id), None
         try:
-            submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency))
+            if inheritance is not None:
+                parent = inheritance.parent
+                store_inheritance(layout, inheritance)
+            submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency, parent))
         except BaseException:
+            if inheritance is not None:
+                discard_inheritance(layout)
             self._journals.discard(task_id, writer)
             raise
         return TrackedTask(self._index(recorder.task), ServerOwned(recorder)), submission
@@ -129,13 +142,18 @@ class Submissions:
             raise UnavailableError(error.message) from error
         return None if previous is None else Submission(previous, is_replayed=True)
 
-    async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
+    async def submit(
+        self,
+        manifest: Manifest,
+        idempotency: Idempotency | None = None,
+        inheritance: Inheritance | None = None,
+    ) -> Submission:
         """See `interfaces.tasks.Submissions.submit`."""
         if idempotency is None:
-            return Submission(await self._accept(manifest, None))
+            return Submission(await self._accept(manifest, None, inheritance))
         async with self._idempotency_locks.lock_for(idempotency.key):
             previous = await self.find_submission(idempotency)
-            return previous or Submission(await self._accept(manifest, idempotency))
+            return previous or Submission(await self._accept(manifest, idempotency, inheritance))
 
     async def check_acceptance(self, manifest: Manifest) -> None:
         """See `interfaces.tasks.Submissions.check_acceptance`."""
@@ -146,14 +164,16 @@ class Submissions:
             with contextlib.suppress(TaskNotFoundError):
                 raise DuplicateTaskError(await self._queries.status(manifest.metadata.id))
 
-    async def _accept(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
+    async def _accept(
+        self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None
+    ) -> Task:
         self._check_acceptable(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = manifest.replace(metadata=metadata)
         try:
             with self._dispatcher.place_reserved(named):
-                tracked, submission = await asyncio.to_thread(self._submission_log.add, named, idempotency)
+                tracked, submission = await asyncio.to_thread(self._submission_log.add, named, idempotency, inheritance)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task

@@ -62,7 +62,7 @@ def test_command_groups_list_the_expected_commands():
         "mcp", "completion", "demo",
     ]  # fmt: skip
     assert set(main.TASK_ENTRIES) == {
-        "submit", "rerun", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
+        "submit", "rerun", "continue", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
         "diff", "apply", "release", "shell", "attach", "open",
     }  # fmt: skip
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -13,6 +14,7 @@ from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import require_valid_credentials
 from sandbox.api.openapi import (
+    Responses,
     component_ref,
     create_router,
     declare_parameters,
@@ -28,12 +30,13 @@ from sandbox.api.routes.tasks import (
     read_idempotency,
     submitted_response,
 )
+from sandbox.interfaces.tasks import FollowUp
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, apply_overrides, parse_override
 from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.wire.bodies import SubmittedBody
-from sandbox.model.wire.requests import OVERRIDES_MAX, RerunRequest
+from sandbox.model.wire.requests import OVERRIDES_MAX, ContinueRequest, RerunRequest
 from sandbox.system import client_fairness
 
 _RERUN_EXAMPLE = '{"overrides": ["vm.cpus=16"], "prompt": "…"}'
@@ -42,6 +45,17 @@ _RERUN_BODY = request_body(
     required=False,
     application_json=component_ref(RerunRequest.__name__),
 )
+_CONTINUE_EXAMPLE = '{"prompt": "…"}'
+_CONTINUE_BODY = request_body(
+    "The prompt, and changes of the manifest.", required=True, application_json=component_ref(ContinueRequest.__name__)
+)
+_RESPONSES: Responses = {
+    202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
+    **problem_responses(404, 408, 409, 413, 422, 503, 507),
+}
+
+RequestT = TypeVar("RequestT", RerunRequest, ContinueRequest)
+PlanFollowUp = Callable[[str], Awaitable[FollowUp]]
 
 router = create_router("Tasks")
 
@@ -49,49 +63,83 @@ router = create_router("Tasks")
 @router.post(
     paths.RERUN,
     status_code=202,
-    responses={
-        202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
-        **problem_responses(404, 408, 409, 413, 422, 503, 507),
-    },
+    responses=_RESPONSES,
     openapi_extra=_RERUN_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
 async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
     """Submit a new task with the manifest of this one. The earlier task may have any state, and does not change."""
+    plan = context.services.follow_ups.plan_rerun
+    return await _submit(request, context, task_id, plan, RerunRequest, _RERUN_EXAMPLE)
+
+
+@router.post(
+    paths.CONTINUE,
+    status_code=202,
+    responses=_RESPONSES,
+    openapi_extra=_CONTINUE_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
+)
+async def continue_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
+    """Submit a new task that starts from the result of this one, which must have ended and does not change."""
+    plan = context.services.follow_ups.plan_continuation
+    return await _submit(request, context, task_id, plan, ContinueRequest, _CONTINUE_EXAMPLE)
+
+
+async def _submit(
+    request: Request, context: AppContext, task_id: str, plan: PlanFollowUp, kind: type[RequestT], example: str
+) -> JsonResponse[SubmittedBody]:
     async with body_memory(request):
         content = await read_body(request)
         idempotency = read_idempotency(request, content)
         submissions = context.services.submissions
         if idempotency is not None and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
-        rerun = decode_json_body(content, RerunRequest, _RERUN_EXAMPLE)
-        earlier = await context.services.tasks.status(task_id)
-        manifest = await client_fairness.to_thread(_change_manifest, earlier.manifest, rerun, context)
+        changes = decode_json_body(content, kind, example)
+        follow_up = await plan(task_id)
+        manifest = await client_fairness.to_thread(_change_manifest, follow_up, changes, context)
         require_valid_credentials(request, context.authenticator)
-        return submitted_response(await submissions.submit(manifest, idempotency))
+        inheritance = follow_up.inheritance
+        if inheritance is not None and manifest.agent.is_interactive:
+            # Nobody can see from the outside whether an interactive session was resumed.
+            parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
+            inheritance = replace(inheritance, parent=parent)
+        return submitted_response(await submissions.submit(manifest, idempotency, inheritance))
 
 
-def _change_manifest(manifest: Manifest, rerun: RerunRequest, context: AppContext) -> Manifest:
+def _change_manifest(follow_up: FollowUp, changes: RerunRequest | ContinueRequest, context: AppContext) -> Manifest:
     """Return the manifest of the new task, validated like a submitted one.
 
     It has the defaults that were filled in when the earlier task was submitted. Secrets are references in every
     manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
     """
-    overrides = _parse_overrides(rerun.overrides)
-    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(manifest, enc_hook=encode_manifest))
+    earlier = follow_up.manifest
+    overrides = _parse_overrides(changes.overrides)
+    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(earlier, enc_hook=encode_manifest))
     del data["metadata"]["id"]
-    if rerun.prompt is not None:
-        data[manifest.agent.kind]["prompt"] = rerun.prompt
+    if changes.prompt is not None:
+        data[earlier.agent.kind]["prompt"] = changes.prompt
     try:
         apply_overrides(data, overrides)
     except OverrideError as error:
         raise InvalidParameterError("overrides", str(error)) from None
     profiles = context.settings.profiles
-    return validate_document(
+    manifest = validate_document(
         to_document(read_json(write_json(data).decode())),
         agents=context.settings.agents,
         profiles=None if profiles is None else profiles(),
         clone_hosts=context.authenticator.clone_hosts(),
     )
+    if follow_up.inheritance is not None:
+        _check_same_work(earlier, manifest)
+    return manifest
+
+
+def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
+    """Raise InvalidParameterError if the work of earlier tasks would not fit to the new one."""
+    if manifest.repository != earlier.repository:
+        message = "must not change repository: the task starts from the work of an earlier one"
+        raise InvalidParameterError("overrides", message)
+    if manifest.agent.kind != earlier.agent.kind:
+        raise InvalidParameterError("overrides", f"must not change the agent, which is {earlier.agent.kind}")
 
 
 def _parse_overrides(texts: Sequence[str]) -> list[Override]:

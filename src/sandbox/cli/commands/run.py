@@ -18,7 +18,7 @@ from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
-from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.printable import replace_unprintable
@@ -94,7 +94,7 @@ def run(
         _require_pushed(checkout, origin)
     overrides: list[Override] = run_options["overrides"]
     if run_options["task_id"] is not None:
-        overrides.append(Override(("metadata", "id"), run_options["task_id"], f"--id {run_options['task_id']}"))
+        overrides.append(id_override(run_options["task_id"]))
     _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
     has_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)

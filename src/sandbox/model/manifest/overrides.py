@@ -20,11 +20,15 @@ class OverrideError(ValueError):
 
 @dataclass(frozen=True)
 class Override:
-    """A path in a manifest and its new value. text: where the override comes from, for messages."""
+    """A path in a manifest and its new value.
+
+    text: where the override comes from, for messages. assignment: what `parse_override` parsed.
+    """
 
     path: FieldPath
     value: Any
     text: str
+    assignment: str = ""
 
     def apply(self, data: dict[str, Any]) -> None:
         """Set the value, creating parent objects and lists.
@@ -74,7 +78,7 @@ def parse_override(text: str, source: str = "") -> Override:
         raise OverrideError(f"{_shorten(text)!r} has a path of more than {MANIFEST_DEPTH_MAX} steps")
     if not equals or not path or position < len(written):
         raise OverrideError(f"{_shorten(text)!r} is not PATH=VALUE, such as vm.cpus=16 or secrets[0].key=TOKEN")
-    return Override(tuple(path), _parse_scalar(value), source or text)
+    return Override(tuple(path), _parse_scalar(value), source or text, text)
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> None:

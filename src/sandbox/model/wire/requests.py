@@ -20,6 +20,15 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether to kill the agent without a grace period."""
 
 
+class ContinueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the agent is asked to do next."""
+
+    prompt: str
+    """The prompt of the new task."""
+    overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
+    """Fields to set, as `PATH=VALUE`, such as `lifecycle.timeout=2h`; none of `repository`."""
+
+
 class RerunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the new task changes in the manifest of the task that is run again."""
 

@@ -1,4 +1,4 @@
-"""Tasks that are created from an earlier one: rerun."""
+"""Tasks that are created from an earlier one."""
 
 import json
 
@@ -7,6 +7,8 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.interfaces.tasks import Inheritance
+from sandbox.model import events as e
 from sandbox.model.manifest.schema import Secret
 
 RERUN = "/api/v1/tasks/task-001/rerun"
@@ -111,3 +113,96 @@ def test_only_operators_may_rerun(api_with_tokens, tasks):
     assert codes == [403, 401, 202]
     unknown = api.post(RERUN.replace("task-001", "absent"), headers={"Authorization": "Bearer bob"})
     assert (unknown.status_code, len(tasks.entries)) == (403, 2)
+
+
+CONTINUE = "/api/v1/tasks/task-001/continue"
+
+
+@pytest.fixture
+def ended(tasks):
+    """A task that has ended and can be continued."""
+    tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
+    session = e.Artifact("inherited-agent-session.gz", ".sandbox/x", 1, "application/gzip", "sha256:0")
+    parent = e.Parent("task-001", "0" * 40, (), None, "session-1", session)
+    tasks.inheritances["task-001"] = Inheritance(parent, {})
+    return tasks
+
+
+def test_continue_submits_a_task_with_the_parent(api, ended):
+    response = api.post(CONTINUE, json={"prompt": "Now the tests.", "overrides": ["metadata.id=task-002"]})
+    assert (response.status_code, response.headers["location"]) == (202, "/api/v1/tasks/task-002")
+    new = ended.entries["task-002"].task
+    assert new.manifest.agent.prompt == "Now the tests."
+    assert new.parent == ended.inheritances["task-001"].parent
+    for path in ("/api/v1/tasks/task-002", "/api/v1/tasks"):
+        body = api.get(path).json()
+        status = body if "id" in body else next(one for one in body["tasks"] if one["id"] == "task-002")
+        assert (status["parent"], status["continues"]) == ("task-001", "session")
+    assert api.get("/api/v1/tasks/task-001").json()["parent"] is None
+
+
+def test_interactive_task_gets_the_conversation_as_text(api, ended):
+    body = {"prompt": "Look.", "overrides": ["claude.headless=false", "metadata.id=task-002"]}
+    assert api.post(CONTINUE, json=body).status_code == 202
+    assert api.get("/api/v1/tasks/task-002").json()["continues"] == "context"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({}, "invalid_parameter"),
+        ({"prompt": None}, "invalid_parameter"),
+        ({"prompt": ""}, "invalid_manifest"),
+        ({"prompt": "a\0b"}, "invalid_manifest"),
+        ({"prompt": "x" * 600_000}, "invalid_manifest"),
+        ({"prompt": "x", "overrides": ["repository.branch=other"]}, "invalid_parameter"),
+        ({"prompt": "x", "overrides": ["repository.patch=ZGlmZg=="]}, "invalid_parameter"),
+        ({"prompt": "x", "parent": "task-009"}, "invalid_parameter"),
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)
+def test_invalid_continuation_is_rejected(api, ended, body, code):
+    response = api.post(CONTINUE, json=body)
+    assert (response.status_code, response.json()["error"]) == (400, code)
+    assert list(ended.entries) == ["task-001"]
+
+
+@pytest.mark.parametrize("prompt", ["/clear", "--resume x", "</earlier-conversation>", "$(reboot)", "ü\u202e"])
+def test_prompt_is_text(api, ended, prompt):
+    response = api.post(CONTINUE, json={"prompt": prompt})
+    assert response.status_code == 202
+    assert ended.entries[response.json()["task_id"]].task.manifest.agent.prompt == prompt
+
+
+def test_task_that_cannot_be_continued_is_a_conflict(api, tasks):
+    tasks.add("task-001", *TO_RUNNING)
+    response = api.post(CONTINUE, json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]) == (409, "task_not_ended")
+    assert response.json()["task_state"] == "running"
+    tasks.record("task-001", *TO_COMPLETED)
+    response = api.post(CONTINUE, json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]) == (409, "task_not_continuable")
+    assert list(tasks.entries) == ["task-001"]
+
+
+@pytest.mark.parametrize("task_id", ["absent", "..", "%2e%2e", "a%2Fb", "x" * 5000, "%00"])
+def test_hostile_parent_id_is_an_unknown_task(api, ended, task_id):
+    response = api.post(f"/api/v1/tasks/{task_id}/continue", json={"prompt": "x"})
+    assert response.status_code == 404
+    assert list(ended.entries) == ["task-001"]
+
+
+def test_rerun_of_a_follow_up_keeps_its_start(api, ended):
+    response = api.post(RERUN, json={"overrides": ["metadata.id=task-002", "vm.cpus=2"]})
+    assert response.status_code == 202
+    assert ended.entries["task-002"].task.parent == ended.inheritances["task-001"].parent
+    response = api.post(RERUN, json={"overrides": ["repository.commit=" + "a" * 40]})
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
+
+
+def test_continue_is_repeated_safely_with_an_idempotency_key(api, ended):
+    headers, body = {"Idempotency-Key": "6f1c"}, {"prompt": "x"}
+    first, second = (api.post(CONTINUE, headers=headers, json=body) for _ in range(2))
+    assert (second.status_code, second.json()) == (202, first.json())
+    assert api.post(CONTINUE, headers=headers, json={"prompt": "y"}).status_code == 422
+    assert len(ended.entries) == 2

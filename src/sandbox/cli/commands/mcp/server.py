@@ -75,6 +75,7 @@ def serve_tools(server: str, token: str | None) -> None:
     for tool in (task_tools.list, task_tools.status, task_tools.logs, task_tools.diff, task_tools.artifacts):
         mcp.add_tool(tool, annotations=_READ_ONLY, structured_output=False)
     mcp.add_tool(task_tools.submit, description=_SUBMIT, annotations=_CREATING, structured_output=False)
+    mcp.add_tool(task_tools.continue_task, annotations=_CREATING, structured_output=False)
     mcp.add_tool(task_tools.cancel, annotations=_DESTRUCTIVE, structured_output=False)
     mcp.run("stdio")
 
@@ -102,6 +103,16 @@ class TaskTools:
         """Find tasks, the newest first: state, repository, duration, cost, size of the patch, error."""
         async with self._client() as client:
             return await tools.list_tasks(client, search, state, repository, limit, offset)
+
+    async def continue_task(
+        self,
+        task_id: _TaskId,
+        prompt: Annotated[str, Field(description="What to change, as a message to the same agent.")],
+    ) -> str:
+        """Submit a task that continues an ended one: from its changes and its conversation. Returns the new task's id
+        at once. The earlier task stays as it is; the new task's diff has only the new changes."""
+        async with self._client() as client:
+            return await tools.continue_task(client, task_id, prompt)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
         """Get the state of a task, its counters, cost and error. The task has ended if the state is completed, failed,

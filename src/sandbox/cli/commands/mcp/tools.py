@@ -28,6 +28,8 @@ _STATUS_FIELDS = (
     "exit_code",
     "error",
     "progress",
+    "parent",
+    "continues",
 )
 LISTED_TASKS_MAX = 50
 _LISTED_FIELDS = ("id", "name", "state", "created_at", "duration_seconds", "repository", "branch", "diff", "error")
@@ -56,6 +58,12 @@ async def list_tasks(
         for task in page["tasks"]
     ]
     return _text_page(_json({"tasks": rows, "total_count": page["total_count"]}), offset)
+
+
+async def continue_task(client: AsyncClient, task_id: str, prompt: str) -> str:
+    """Submit a task that continues another one."""
+    response = await client.continue_task(task_id, prompt)
+    return _json({"task_id": response["task_id"], "state": response["state"], "message": response["message"]})
 
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:

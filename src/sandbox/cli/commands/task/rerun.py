@@ -6,7 +6,7 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, task_argument
-from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
 
 
@@ -39,11 +39,8 @@ def rerun(
     The task ID may have any state, and does not change.
     """
     options, text = current_options(), None if prompt is None else read_prompt(prompt)
-    assignments = [override.text.removeprefix("--set ") for override in overrides]
-    if new_id is not None:
-        overrides.append(Override(("metadata", "id"), new_id, f"--id {new_id}"))
-        quoted = new_id.replace("'", "''")
-        assignments.append(f"metadata.id='{quoted}'")
+    changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]
+    assignments = [change.assignment for change in changes]
     with options.connect() as client:
-        submitted = submit_again(lambda: client.rerun(task_id, overrides=assignments, prompt=text), task_id, overrides)
+        submitted = submit_again(lambda: client.rerun(task_id, overrides=assignments, prompt=text), task_id, changes)
         show_submitted(client, submitted, options, waits=waits, follows=follows)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 
-_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
+_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "Created"})
 """Rows that do not change while a task is watched."""
 
 _LABEL_CELLS = 12
@@ -112,6 +112,9 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
     if task["labels"]:
         yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
     yield from _repository_row(task)
+    if parent := task.get("parent"):
+        how = {"session": "in the agent's session", "context": "with the earlier conversation as text"}
+        yield "Continues", f"{escape_name(parent)}  {how.get(str(task.get('continues')), '')}".rstrip()
     yield "Created", format_datetime(task["created_at"])
     if task["started_at"]:
         yield "Started", format_datetime(task["started_at"])

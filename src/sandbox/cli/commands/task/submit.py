@@ -9,7 +9,7 @@ import click
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import show_submitted, submit_manifest, wait_options
 
 
@@ -39,7 +39,7 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, over
     """
     options, manifest = current_options(), ManifestFile.read(file)
     if task_id is not None:
-        overrides.append(Override(("metadata", "id"), task_id, f"--id {task_id}"))
+        overrides.append(id_override(task_id))
     with options.connect() as client:
         submitted = submit_manifest(client, manifest, overrides)
         show_submitted(client, submitted, options, waits=waits, follows=follows)

@@ -1,0 +1,47 @@
+"""The command `sandbox task continue`."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.help_examples import help_examples
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.overrides import Override, id_override, parse_overrides
+from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
+
+
+@click.command(
+    "continue",
+    epilog=help_examples(
+        'sandbox task continue 5e173eb5 "Add a test for it." --follow',
+        note="Prints only the new task's id on stdout.",
+    ),
+)
+@task_argument
+@click.argument("prompt")
+@wait_options
+@click.option("--id", "new_id", metavar="ID", help="The new task's id [default: generated].")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    multiple=True,
+    callback=parse_overrides,
+    help="Set a field of the manifest, such as lifecycle.timeout=2h; may be repeated.",
+)
+@common_options
+def continue_task(
+    task_id: str, prompt: str, waits: bool, follows: bool, new_id: str | None, overrides: list[Override]
+) -> None:
+    """Submit a task that continues an ended one.
+
+    PROMPT describes the next change; '-' reads it from stdin. The new task starts from the changes of the task ID and
+    of the tasks that ID continued. Its agent resumes the session of the earlier agent, or gets the earlier conversation
+    as text. The task ID does not change.
+    """
+    options, text = current_options(), read_prompt(prompt)
+    changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]
+    assignments = [change.assignment for change in changes]
+    with options.connect() as client:
+        submitted = submit_again(lambda: client.continue_task(task_id, text, overrides=assignments), task_id, changes)
+        show_submitted(client, submitted, options, waits=waits, follows=follows)

@@ -1,0 +1,73 @@
+"""Renders the conversation of a task as text, for the agent of a task that continues it."""
+
+from collections import deque
+
+from sandbox.model.limits import EARLIER_CONVERSATION_CHARACTERS_MAX
+from sandbox.model.wire.event_bodies import ConversationItem
+from sandbox.model.wire.events import WireEvent
+
+_PROMPT_CHARACTERS_MAX = 20_000
+_MESSAGE_CHARACTERS_MAX = 8_000
+_OUTPUT_CHARACTERS_MAX = 600
+_SUMMARY_CHARACTERS_MAX = 300
+OMISSION = "[The beginning of the conversation is omitted.]"
+
+
+class ConversationText:
+    """Collects the conversation of one or more tasks, oldest first; keeps the end within the limit."""
+
+    def __init__(self, characters_max: int = EARLIER_CONVERSATION_CHARACTERS_MAX) -> None:
+        self._characters_max = characters_max
+        self._entries: deque[str] = deque()
+        self._characters = 0
+        self._is_cut = False
+
+    def add_earlier(self, text: str) -> None:
+        """Add a text that `render` returned for an earlier task."""
+        if text:
+            self._is_cut = self._is_cut or text.startswith(OMISSION)
+            for entry in text.removeprefix(OMISSION).strip("\n").split("\n\n"):
+                self._add(entry)
+
+    def add_prompt(self, prompt: str) -> None:
+        """Add the prompt of a task."""
+        self._add(f"User: {_shorten(prompt, _PROMPT_CHARACTERS_MAX)}")
+
+    def add_event(self, event: WireEvent) -> None:
+        """Add what an event contributes to the main conversation. Subagents are left out: they report to the agent."""
+        match event["type"]:
+            case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
+                self._add_item(event)
+            case "output" | "conversation":
+                # An earlier version recorded no conversation events; they were converted from the output.
+                for item in event.get("conversation", ()):
+                    self._add_item(item)
+
+    def render(self) -> str:
+        """Return the text. It does not begin with an omission unless something was left out."""
+        return "\n\n".join([*([OMISSION] if self._is_cut else ()), *self._entries])
+
+    def _add_item(self, item: ConversationItem) -> None:
+        if item["type"] == "agent_message":
+            if item["kind"] == "text" and item["parent_tool_use_id"] is None:
+                self._add(f"Assistant: {_shorten(item['text'], _MESSAGE_CHARACTERS_MAX)}")
+        elif item["type"] == "tool_call_started":
+            if item["parent_tool_use_id"] is None:
+                self._add(f"Tool call: {item['tool']} {_shorten(item['summary'], _SUMMARY_CHARACTERS_MAX)}".rstrip())
+        elif item["type"] == "tool_result":
+            mark = "Tool error" if item["is_error"] else "Tool result"
+            self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
+
+    def _add(self, entry: str) -> None:
+        self._entries.append(entry)
+        self._characters += len(entry)
+        while self._characters > self._characters_max and len(self._entries) > 1:
+            self._characters -= len(self._entries.popleft())
+            self._is_cut = True
+
+
+def _shorten(text: str, characters_max: int) -> str:
+    if len(text) <= characters_max:
+        return text
+    half = characters_max // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters omitted …]\n{text[-half:]}"

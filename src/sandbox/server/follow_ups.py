@@ -1,0 +1,165 @@
+"""Plans tasks that start from earlier ones: from the same state, or from the result."""
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.tasks import (
+    FollowUp,
+    Inheritance,
+    TaskEvents,
+    TaskNotContinuableError,
+    TaskNotEndedError,
+    TaskQueries,
+)
+from sandbox.model.events import GENERATED_DIRECTORY, SESSION_NAME, Artifact, Parent
+from sandbox.model.limits import CHAIN_BYTES_MAX, CHAIN_TASKS_MAX, EARLIER_CONVERSATION_EVENTS_MAX
+from sandbox.model.task import Task
+from sandbox.server.conversation_text import ConversationText
+from sandbox.system import client_fairness
+
+_CONVERSATION_NAME = "inherited-conversation.txt"
+_SESSION_COPY_NAME = f"inherited-{SESSION_NAME}"
+_FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
+_RERUN_IT = "Submit it again with: sandbox task rerun."
+_APPLY_IT = "Apply its patch, push the result, and submit a new task."
+
+
+class FollowUps:
+    """Implements `interfaces.tasks.FollowUps`."""
+
+    def __init__(self, data_dir: Path, queries: TaskQueries, events: TaskEvents) -> None:
+        self._data_dir = data_dir
+        self._queries = queries
+        self._events = events
+
+    async def plan_rerun(self, task_id: str) -> FollowUp:
+        """See `interfaces.tasks.FollowUps.plan_rerun`."""
+        task = await self._queries.status(task_id)
+        if task.parent is None:
+            return FollowUp(task.manifest, None)
+        directory = TaskLayout(self._data_dir, task.id).artifacts
+        sources = {artifact.name: directory / artifact.name for artifact in task.parent.files}
+        return FollowUp(task.manifest, Inheritance(task.parent, sources))
+
+    async def plan_continuation(self, task_id: str) -> FollowUp:
+        """See `interfaces.tasks.FollowUps.plan_continuation`."""
+        task = await self._queries.status(task_id)
+        if not task.state.is_final:
+            raise TaskNotEndedError(task)
+        inheritance = await client_fairness.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
+        conversation = (await self._read_conversation(task)).encode(errors="replace")
+        described = _describe(_CONVERSATION_NAME, "text/plain", conversation)
+        parent = msgspec.structs.replace(inheritance.parent, conversation=described)
+        repository = dataclasses.replace(task.manifest.repository, commit=_origin_commit(task))
+        manifest = task.manifest.replace(repository=repository)
+        return FollowUp(manifest, Inheritance(parent, inheritance.sources, conversation))
+
+    async def _read_conversation(self, task: Task) -> str:
+        """Return the conversation of the chain, including this task, within the limits."""
+        text = ConversationText()
+        if task.parent is not None and task.parent.conversation is not None:
+            earlier = TaskLayout(self._data_dir, task.id).artifacts / task.parent.conversation.name
+            text.add_earlier(await client_fairness.to_thread(_read_text, earlier))
+        text.add_prompt(task.manifest.agent.prompt)
+        after = max(0, task.last_seq - EARLIER_CONVERSATION_EVENTS_MAX)
+        async for event in self._events.replay(task.id, after=after):
+            text.add_event(event)
+        return text.render()
+
+
+def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
+    """Return what a task that continues this one takes over, without the conversation.
+
+    Raises TaskNotContinuableError.
+    """
+    own_patch = _find_complete_patch(layout, task)
+    _origin_commit(task)
+    if (base_commit := task.base_commit) is None:
+        raise TaskNotContinuableError(task.id, "its repository was never cloned", _RERUN_IT)
+    earlier = task.parent
+    sources = {} if earlier is None else {one.name: layout.artifacts / one.name for one in earlier.patches}
+    patches = () if earlier is None else earlier.patches
+    if own_patch is not None:
+        name = f"inherited-{len(patches) + 1}.patch"
+        sources[name] = layout.artifacts / own_patch.name
+        patches = (*patches, _copy_of(own_patch, name))
+    if len(patches) > CHAIN_TASKS_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
+        limits = f"{CHAIN_TASKS_MAX} tasks and {CHAIN_BYTES_MAX // 1024**2} MiB of patches"
+        raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_IT)
+    session_id = task.attempt.session_id if task.attempt is not None else None
+    kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)
+    session = None
+    if kept is not None and kept.is_internal and session_id is not None and (layout.artifacts / kept.name).is_file():
+        session = _copy_of(kept, _SESSION_COPY_NAME)
+        sources[session.name] = layout.artifacts / kept.name
+    first_commit = base_commit if earlier is None else earlier.first_commit
+    parent = Parent(task.id, first_commit, patches, None, session_id if session is not None else None, session)
+    return Inheritance(parent, sources)
+
+
+def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
+    """Return the task's patch; None if it changes nothing. Raises TaskNotContinuableError."""
+    patch = next((one for one in task.artifacts if one.name == f"{task.id}.patch" and one.is_generated), None)
+    if patch is None:
+        raise TaskNotContinuableError(task.id, "it ended without a patch", _RERUN_IT)
+    if patch.contains_secret:
+        raise TaskNotContinuableError(task.id, "its patch contains the value of a secret", _RERUN_IT)
+    if any(one.name == f"{task.id}.changes.tar" and one.is_generated for one in task.artifacts):
+        raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
+    has_changes = False
+    try:
+        with (layout.artifacts / patch.name).open("rb") as file:
+            # Comments come first: each names a path that is not in the patch, or the reason for which nothing is.
+            while line := file.readline(_LINE_BYTES_MAX):
+                if line.startswith(_INCOMPLETE_MARKS):
+                    raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
+                if not line.startswith(b"#"):
+                    has_changes = True
+                    break
+    except OSError as error:
+        reason = f"its patch cannot be read ({error.strerror})"
+        raise TaskNotContinuableError(task.id, reason, "Restore it from a backup, or submit the task again.") from error
+    return patch if has_changes else None
+
+
+_LINE_BYTES_MAX = 64 * 1024
+_INCOMPLETE_MARKS = (b"# truncated: ", b"# skipped, too large for a patch: ")
+
+
+def _origin_commit(task: Task) -> str:
+    """Return the commit of the remote from which the chain of this task started. Raises TaskNotContinuableError."""
+    repository = task.manifest.repository
+    if task.parent is not None and repository.commit is not None:
+        return repository.commit
+    if repository.patch is None and task.base_commit is not None:
+        return task.base_commit
+    if repository.commit is not None and _FULL_COMMIT.fullmatch(repository.commit):
+        return repository.commit.lower()
+    if task.base_commit is None:
+        raise TaskNotContinuableError(task.id, "its repository was never cloned", _RERUN_IT)
+    reason = "its manifest has a patch and no full repository.commit, so the commit below the patch is unknown"
+    raise TaskNotContinuableError(task.id, reason, "Submit it again with repository.commit.")
+
+
+def _copy_of(artifact: Artifact, name: str) -> Artifact:
+    return Artifact(
+        name, f"{GENERATED_DIRECTORY}/{name}", artifact.size_bytes, artifact.content_type, artifact.checksum,
+        is_internal=True,
+    )  # fmt: skip
+
+
+def _describe(name: str, content_type: str, content: bytes) -> Artifact:
+    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return Artifact(name, f"{GENERATED_DIRECTORY}/{name}", len(content), content_type, checksum, is_internal=True)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

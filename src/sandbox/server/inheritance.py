@@ -1,0 +1,81 @@
+"""Copies what a new task takes over from an earlier one, before the new task is recorded."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sandbox.interfaces.file_layout import TaskLayout, tasks_root
+from sandbox.interfaces.journal import Journals
+from sandbox.interfaces.store import Store
+from sandbox.interfaces.tasks import Inheritance
+from sandbox.model.errors import SandboxError
+from sandbox.model.manifest.field_formats import is_task_id
+from sandbox.system.files import create_private_file, fsync_path
+
+_READ_BYTES = 1024 * 1024
+_log = logging.getLogger(__name__)
+
+
+class FileChangedError(OSError):
+    """A file of the earlier task is not the one that its journal records."""
+
+
+def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
+    """Write all files into the directory of the new task's artifacts, and flush them.
+
+    The caller holds the lock of the new task's journal, which has no record yet. Raises OSError.
+    """
+    discard_inheritance(layout)
+    layout.artifacts.mkdir(mode=0o700)
+    for artifact in inheritance.parent.files:
+        source = inheritance.sources.get(artifact.name)
+        content = iter([inheritance.conversation]) if source is None else _read(source)
+        digest = hashlib.sha256()
+        with create_private_file(layout.artifacts / artifact.name) as file:
+            for chunk in content:
+                digest.update(chunk)
+                file.write(chunk)
+        fsync_path(layout.artifacts / artifact.name)
+        if f"sha256:{digest.hexdigest()}" != artifact.checksum:
+            raise FileChangedError(f"{source or artifact.name} does not match its checksum")
+    fsync_path(layout.artifacts)
+    fsync_path(layout.root)
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            yield chunk
+
+
+def discard_inheritance(layout: TaskLayout) -> None:
+    """Remove the files of a task that was not recorded."""
+    shutil.rmtree(layout.artifacts, ignore_errors=True)
+
+
+def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None:
+    """Remove the files of tasks whose first record an earlier server had not written when it died.
+
+    Such a task was never acknowledged: its journal exists and is empty, and the index lacks it. Call it before the
+    server accepts tasks. Raises StoreError.
+    """
+    try:
+        names = [path.name for path in tasks_root(data_dir).iterdir() if is_task_id(path.name)]
+    except FileNotFoundError:
+        return
+    accepted = frozenset(journals.task_ids()) | store.task_ids()
+    for task_id in names:
+        layout = TaskLayout(data_dir, task_id)
+        if task_id not in accepted and layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
+            discard_inheritance(layout)
+            _log.info("Removed the files of task %s, which was never accepted", task_id)
+
+
+def _has_empty_journal(journals: Journals, task_id: str) -> bool:
+    """Whether the journal exists and has no record. A missing or damaged journal may belong to an accepted task."""
+    try:
+        return journals.replay(task_id).task is None
+    except (SandboxError, OSError):
+        return False

@@ -1,0 +1,236 @@
+"""Tasks that start from earlier ones: what they take over, when that is refused, and crashes."""
+
+import dataclasses
+import hashlib
+import tarfile
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
+from doubles.server_components import TO_RUNNING, ServerComponents
+from sandbox.bootstrap.backup.create import create_backup
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError, TaskNotFoundError, UnavailableError
+from sandbox.model import events as e
+from sandbox.model import limits
+from sandbox.server import inheritance as server_inheritance
+from sandbox.server import submissions
+from sandbox.server.inheritance import discard_unrecorded
+from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
+
+PATCH = b"diff --git a/a b/a\n"
+CONVERSATION = (e.AgentMessage("I did it."),)
+OUTCOME = (e.AgentExited(0, {"is_error": False}),)
+
+
+@pytest.fixture
+def components(tmp_path):
+    instance = ServerComponents(tmp_path, MemoryStore())
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.kill(task_id)
+
+
+def store(components, task_id, name, content, **fields):
+    directory = TaskLayout(components.data_dir, task_id).artifacts
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_bytes(content)
+    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    path = fields.pop("path", f".sandbox/{name}")
+    return e.ArtifactCollected(e.Artifact(name, path, len(content), "text/plain", checksum, **fields))
+
+
+async def run_to_end(components, service, task_id, *events):
+    await components.wait_for_launch(task_id)
+    if (await service.status(task_id)).attempt is None or not (await service.status(task_id)).agent_has_exited:
+        components.runners.record(task_id, *TO_RUNNING, *CONVERSATION, *OUTCOME)
+    components.runners.record(task_id, *events, e.TaskFinished())
+    await service.wait(task_id, 10)
+
+
+async def submit_ended(components, service, task_id="task-1", patch=PATCH, *, session=None, **fields):
+    await service.submit(manifest(task_id))
+    await components.wait_for_launch(task_id)
+    events = [] if patch is None else [store(components, task_id, f"{task_id}.patch", patch, **fields)]
+    if session is not None:
+        events.append(store(components, task_id, e.SESSION_NAME, session, is_internal=True))
+    await run_to_end(components, service, task_id, *events)
+
+
+async def submit_continuation(components, service, parent_id, task_id):
+    follow_up = await service.plan_continuation(parent_id)
+    metadata = dataclasses.replace(follow_up.manifest.metadata, id=task_id)
+    agent = follow_up.manifest.agent.with_prompt(f"Continue as {task_id}.")
+    return await service.submit(follow_up.manifest.replace(metadata=metadata, agent=agent), None, follow_up.inheritance)
+
+
+def inherited(components, task_id):
+    directory = TaskLayout(components.data_dir, task_id).artifacts
+    return {path.name: path.read_bytes() for path in directory.glob("inherited-*")}
+
+
+async def test_chain_takes_over_patches_conversation_and_session(components):
+    async with components.server() as service:
+        await submit_ended(components, service, session=b"session 1")
+        await submit_continuation(components, service, "task-1", "task-2")
+        assert inherited(components, "task-2") == {
+            "inherited-1.patch": PATCH,
+            "inherited-conversation.txt": b"User: Do it.\n\nAssistant: I did it.",
+            "inherited-agent-session.gz": b"session 1",
+        }
+        second = await service.status("task-2")
+        assert (second.parent.task_id, second.parent.first_commit) == ("task-1", "c" * 40)
+        assert (second.parent.session_id, second.manifest.repository.commit) == ("s", "c" * 40)
+        await components.wait_for_launch("task-2")
+        await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", b"diff --git 2\n"))
+        await submit_continuation(components, service, "task-2", "task-3")
+        third = await service.status("task-3")
+        assert (third.parent.task_id, third.parent.session) == ("task-2", None)
+        assert [patch.name for patch in third.parent.patches] == ["inherited-1.patch", "inherited-2.patch"]
+        assert inherited(components, "task-3") == {
+            "inherited-1.patch": PATCH,
+            "inherited-2.patch": b"diff --git 2\n",
+            "inherited-conversation.txt": b"User: Do it.\n\nAssistant: I did it.\n\n"
+            b"User: Continue as task-2.\n\nAssistant: I did it.",
+        }
+        rerun = await service.plan_rerun("task-3")
+        assert rerun.inheritance.parent == third.parent
+        assert {name: path.read_bytes() for name, path in rerun.inheritance.sources.items()} == inherited(
+            components, "task-3"
+        )
+        assert (await service.plan_rerun("task-1")).inheritance is None
+
+
+async def test_journal_has_the_parent_after_a_restart(components):
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-2")
+        expected = (await service.status("task-2")).parent
+    assert components.journals.replay("task-2").task.parent == expected
+    assert [file.name for file in components.journals.replay("task-2").task.stored_files][:1] == ["inherited-1.patch"]
+
+
+@pytest.mark.parametrize("patch", [b"", b"# skipped, a socket: run.sock\n"])
+async def test_task_without_changes_adds_no_patch(components, patch):
+    async with components.server() as service:
+        await submit_ended(components, service, patch=patch)
+        follow_up = await service.plan_continuation("task-1")
+        assert follow_up.inheritance.parent.patches == ()
+
+
+@pytest.mark.parametrize(
+    ("patch", "fields", "reason"),
+    [
+        (None, {}, "it ended without a patch"),
+        (b"# truncated: it took too long\n", {}, "its patch is incomplete"),
+        (b"# skipped, a socket: x\n# skipped, too large for a patch: big\n" + PATCH, {}, "its patch is incomplete"),
+        (PATCH, {"contains_secret": True}, "its patch contains the value of a secret"),
+        (PATCH, {"path": "task-1.patch"}, "it ended without a patch"),
+    ],
+)
+async def test_unusable_patch_is_refused(components, patch, fields, reason):
+    async with components.server() as service:
+        await submit_ended(components, service, patch=patch, **fields)
+        with pytest.raises(TaskNotContinuableError, match=f"Task task-1 cannot be continued: {reason}. ."):
+            await service.plan_continuation("task-1")
+
+
+async def test_patch_with_a_name_like_a_remark_is_accepted(components):
+    content = PATCH + b"+# truncated: this is a line of a file\n"
+    async with components.server() as service:
+        await submit_ended(components, service, patch=content)
+        assert len((await service.plan_continuation("task-1")).inheritance.parent.patches) == 1
+
+
+async def test_changes_that_the_patch_lacks_are_refused(components):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        names = ("task-1.patch", "task-1.changes.tar")
+        await run_to_end(components, service, "task-1", *(store(components, "task-1", name, PATCH) for name in names))
+        with pytest.raises(TaskNotContinuableError, match="incomplete"):
+            await service.plan_continuation("task-1")
+
+
+async def test_running_and_unknown_tasks_are_refused(components):
+    async with components.server() as service:
+        await components.start_running_task(service)
+        with pytest.raises(TaskNotEndedError, match="is running; wait for its end"):
+            await service.plan_continuation("task-1")
+        with pytest.raises(TaskNotFoundError):
+            await service.plan_continuation("task-9")
+
+
+async def test_chain_is_bounded(components, monkeypatch):
+    monkeypatch.setattr("sandbox.server.follow_ups.CHAIN_TASKS_MAX", 1)
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-2")
+        await components.wait_for_launch("task-2")
+        await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", PATCH))
+        with pytest.raises(TaskNotContinuableError, match="exceeds the limit"):
+            await service.plan_continuation("task-2")
+    assert limits.CHAIN_TASKS_MAX > 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+async def test_parent_that_changes_before_the_copy_submits_nothing(components, damage):
+    async with components.server() as service:
+        await submit_ended(components, service)
+        follow_up = await service.plan_continuation("task-1")
+        file = TaskLayout(components.data_dir, "task-1").artifacts / "task-1.patch"
+        file.unlink() if damage == "removed" else file.write_bytes(PATCH + b"x")
+        with pytest.raises(UnavailableError):
+            await service.submit(manifest("task-2"), None, follow_up.inheritance)
+        assert not TaskLayout(components.data_dir, "task-2").root.exists()
+        with pytest.raises(TaskNotFoundError):
+            await service.status("task-2")
+
+
+async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_start(components, monkeypatch):
+    """The server is killed after it has copied the files, before the first record."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-3")
+        follow_up = await service.plan_continuation("task-1")
+
+        def die(layout, inheritance):
+            server_inheritance.store_inheritance(layout, inheritance)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(submissions, "store_inheritance", die)
+        monkeypatch.setattr(submissions, "discard_inheritance", lambda _: None)
+        monkeypatch.setattr(components.journals, "discard", lambda _, writer: writer.close())
+        log = submissions.SubmissionLog(components.data_dir, components.journals, components.store, components.clock)
+        with pytest.raises(KeyboardInterrupt):
+            log.add(manifest("task-2"), None, follow_up.inheritance)
+    assert inherited(components, "task-2")
+    lost = TaskLayout(components.data_dir, "lost").artifacts
+    lost.mkdir(parents=True)
+    before = inherited(components, "task-3")
+    discard_unrecorded(components.data_dir, components.journals, components.store)
+    assert not TaskLayout(components.data_dir, "task-2").artifacts.exists()
+    assert (TaskLayout(components.data_dir, "task-1").artifacts / "task-1.patch").exists()
+    assert inherited(components, "task-3") == before
+    assert lost.exists(), "a task whose journal is missing may be restored from a backup"
+
+
+async def test_copies_are_backed_up_and_checked_like_artifacts(components, tmp_path):
+    async with components.server() as service:
+        await submit_ended(components, service, session=b"session 1")
+        await submit_continuation(components, service, "task-1", "task-2")
+        create_backup(components.data_dir, tmp_path / "backup.tar")
+        with tarfile.open(tmp_path / "backup.tar") as tar:
+            names = {name.removeprefix("tasks/task-2/artifacts/") for name in tar.getnames() if "task-2/artif" in name}
+        assert names == inherited(components, "task-2").keys()
+        assert find_damaged(components) == []
+        (TaskLayout(components.data_dir, "task-2").artifacts / "inherited-1.patch").write_bytes(b"x" * len(PATCH))
+        assert find_damaged(components) == ["task-2"]
+
+
+def find_damaged(components):
+    journals, store = components.journals, components.store
+    check = IntegrityCheck(journals, store, components.data_dir, deep=True, wait_for_indexing=lambda: None)
+    kinds = (DiscrepancyKind.ARTIFACT_DAMAGED, DiscrepancyKind.ARTIFACT_MISSING)
+    return [found.task_id for found in check.find_discrepancies() if found.kind in kinds]

@@ -1,0 +1,67 @@
+"""The earlier conversation as text: what is in it, and its limits."""
+
+from datetime import UTC, datetime
+
+from sandbox.model import events as e
+from sandbox.model.wire.events import to_wire_event
+from sandbox.server.conversation_text import OMISSION, ConversationText
+
+
+def render(*events, text=None):
+    text = text or ConversationText()
+    for seq, event in enumerate(events, 1):
+        wire_event = to_wire_event("task-1", e.Record(seq, 1, datetime(2026, 1, 29, tzinfo=UTC), event))
+        if wire_event is not None:
+            text.add_event(wire_event)
+    return text.render()
+
+
+def test_main_conversation_is_rendered():
+    text = ConversationText()
+    text.add_prompt("Fix it.")
+    assert render(
+        e.AgentMessage("I look."),
+        e.AgentMessage("thought", kind="thinking"),
+        e.AgentMessage("a subagent's", parent_tool_use_id="t9"),
+        e.ToolCallStarted("Bash", "t1", "pytest -q"),
+        e.ToolCallStarted("Bash", "t2", "of a subagent", parent_tool_use_id="t9"),
+        e.ToolResult("t1", "1 failed", is_error=True),
+        e.ToolResult("t3", "fine"),
+        e.Output.from_bytes("stdout", b"raw\n"),
+        e.AgentResult("Done."),
+        text=text,
+    ).split("\n\n") == [
+        "User: Fix it.",
+        "Assistant: I look.",
+        "Tool call: Bash pytest -q",
+        "Tool error: 1 failed",
+        "Tool result: fine",
+    ]
+
+
+def test_conversation_converted_from_old_output_is_rendered():
+    output = e.Output.from_bytes("stdout", b"{}\n")
+    record = e.Record(1, 1, datetime(2026, 1, 29, tzinfo=UTC), output)
+    text = ConversationText()
+    text.add_event(to_wire_event("task-1", record, [e.AgentMessage("Old.")]))
+    assert text.render() == "Assistant: Old."
+
+
+def test_long_texts_are_shortened_in_the_middle():
+    [entry] = render(e.ToolResult("t1", "a" * 10_000 + "z")).split("\n\n")
+    assert len(entry) < 1000
+    assert entry.endswith("z")
+    assert "characters omitted" in entry
+
+
+def test_beginning_is_omitted_beyond_the_limit():
+    text = ConversationText(characters_max=100)
+    assert not text.render().startswith(OMISSION)
+    rendered = render(*(e.AgentMessage(f"message {number:03}") for number in range(100)), text=text)
+    assert rendered.startswith(OMISSION)
+    assert rendered.endswith("message 099")
+    assert len(rendered) < 100 + len(OMISSION) + 20
+    longer = ConversationText(characters_max=10_000)
+    longer.add_earlier(rendered)
+    longer.add_prompt("Go on.")
+    assert longer.render() == f"{rendered}\n\nUser: Go on."
