@@ -38,11 +38,22 @@ def encoded_samples(names, kind):
     return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
 
 
-def reencoded(encoded, names, kind):
-    """The samples (hexadecimal) after they were decoded as `module:Type` and encoded again."""
+def keeps_all_fields(encoded, names, kind):
+    """Whether nothing of the samples (hexadecimal) is lost if they are decoded as `module:Type` and encoded again."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
-    decoded = [codec.decode(bytes.fromhex(sample), type=_find(names), dec_hook=decode_manifest) for sample in encoded]
-    return [codec.encode(sample, enc_hook=encode_manifest).hex() for sample in decoded]
+    for sample in map(bytes.fromhex, encoded):
+        decoded = codec.decode(sample, type=_find(names), dec_hook=decode_manifest)
+        if not _contains(codec.decode(codec.encode(decoded, enc_hook=encode_manifest)), codec.decode(sample)):
+            return False
+    return True
+
+
+def _contains(extended, original):
+    if isinstance(original, dict):
+        return all(key in extended and _contains(extended[key], value) for key, value in original.items())
+    if isinstance(original, list):
+        return len(extended) == len(original) and all(map(_contains, extended, original))
+    return bool(extended == original)
 
 
 def samples(type_):
