@@ -92,6 +92,17 @@ def test_vendored_asset_is_the_file_of_the_locked_package(root: Path, asset: str
     assert (root / "src/sandbox/dashboard/assets" / asset).read_bytes() == installed.read_bytes()
 
 
+def test_bundled_asset_is_made_of_the_locked_package(root: Path, tmp_path: Path):
+    packages = root / ".venv/share/npm-dev/node_modules"
+    if not (packages / "yaml").exists():
+        pytest.skip("the npm packages are missing; run script/setup --dev with access to a registry")
+    bundle = tmp_path / "yaml.bundle.js"
+    subprocess.run([root / "script" / "bundle-yaml", bundle], timeout=120, check=True)
+    assets = root / "src/sandbox/dashboard/assets"
+    assert bundle.read_bytes() == (assets / "yaml.bundle.js").read_bytes()
+    assert (packages / "yaml/LICENSE").read_bytes() == (assets / "yaml.LICENSE").read_bytes()
+
+
 def test_every_minified_asset_is_a_vendored_one(root: Path):
     assert {path.name for path in (root / "src/sandbox/dashboard/assets").glob("*.min.*")} == VENDORED_ASSETS.keys()
 
