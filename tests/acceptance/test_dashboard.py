@@ -57,6 +57,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
+    page.get_by_role("tab", name="YAML").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
     errors = page.get_by_role("list", name="Errors").get_by_role("button")

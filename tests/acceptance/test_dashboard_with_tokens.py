@@ -141,9 +141,9 @@ def test_expired_session_redirects_to_sign_in(token_deployment, browser):
 
 def test_form_draft_survives_an_expired_session(token_deployment, browser):
     page = sign_in(token_deployment, browser, token_deployment.bearer)
-    page.goto(f"{token_deployment.server.ready_message['http']}/submit")
+    page.goto(f"{token_deployment.server.ready_message['http']}/submit#yaml")
     editor = page.get_by_label("Manifest, YAML")
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("3 errors").wait_for()
     page.context.clear_cookies()
     draft = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
     editor.fill(draft)
@@ -155,6 +155,13 @@ def test_form_draft_survives_an_expired_session(token_deployment, browser):
     page.wait_for_url("**/tasks/typed")
     page.goto(f"{token_deployment.server.ready_message['http']}/submit")
     assert editor.input_value() != draft
+    page.get_by_label("Prompt", exact=True).fill("Not for the next user")
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Token").fill(token_deployment.bearer)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign out").wait_for()
+    page.goto(f"{token_deployment.server.ready_message['http']}/submit")
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
 
 
 def test_cross_site_requests_with_a_session_are_rejected(token_deployment, browser):

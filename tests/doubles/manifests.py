@@ -39,7 +39,7 @@ def manifest(task_id="task-1", *, name="A task", **parts):
     """The minimal manifest, with additional parts such as `vm` and `lifecycle`, given as dictionaries."""
     return Manifest(
         metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
-        repository=Repository(url="https://example.org/r.git", branch="main"),
+        repository=Repository(**{"url": "https://example.org/r.git", "branch": "main", **parts.get("repository", {})}),
         agent=claude(**parts.get("claude", {})),
         vm=Vm(**parts.get("vm", {})),
         secrets=tuple(Secret(name=name, source="env", key=name) for name in parts.get("manifest_secrets", ())),

@@ -99,7 +99,10 @@ document.addEventListener("click", (event) => {
     copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
   if (button.dataset.action === "sign-out") {
     request("/api/v1/session", { method: "DELETE" }).then(
-      () => location.assign("/sign-in"),
+      () => {
+        addEventListener("pagehide", () => sessionStorage.clear()); // drafts are not for the next user of this tab
+        location.assign("/sign-in");
+      },
       (error) => toast(error.message),
     );
   }

@@ -1,59 +1,46 @@
-// The manifest editor: highlights and validates the manifest while the user types. The server validates it.
+// The page for a new task: a form and the YAML of one manifest. The server validates it while the user types.
+import { ManifestDocument } from "/assets/manifest_document.js";
+import { ManifestEditor } from "/assets/manifest_editor.js";
+import { ManifestForm } from "/assets/manifest_form.js";
 import { $, h, request, toast } from "/assets/page.js";
 
 const PAUSE_MILLISECONDS = 250;
-const PAINTED_MAX = 60_000;
 const TASKS = "/api/v1/tasks";
 const DRAFT = `draft of ${location.pathname}${location.search}`;
 const YAML = { "content-type": "application/yaml" };
+const TABS = ["form", "yaml"];
 
-const sheet = $("manifest");
-const paint = document.querySelector(".editor-paint");
-const gutter = document.querySelector(".editor-gutter");
+const page = $("submit");
+const editor = new ManifestEditor($("editor"));
+const form = new ManifestForm($("panel-form"), page.dataset.agents.split(" "), (text) => {
+  editor.text = text;
+  changed();
+});
+const initialText = editor.text;
 const verdict = $("verdict");
-let fieldErrors = [];
+let errors = [];
 let validation = null;
 let timer = 0;
+let isComplete = page.dataset.isComplete === "true"; // show errors of empty fields
+let isSubmitted = false;
 
-const LINE =
-  /^(\s*(?:- )?)([\w.$-]+|"[^"]*")(:)(?=\s|$)|(#.*$)|("(?:[^"\\]|\\.)*"?|'[^']*'?)|(?<![\w.-])(\d[\w.]*|true|false|null)(?![\w.-])/g;
+const selectedTab = () => (location.hash === "#yaml" ? "yaml" : "form");
 
-function painted(line) {
-  const pieces = [];
-  let end = 0;
-  LINE.lastIndex = 0;
-  for (let match; (match = LINE.exec(line)); end = LINE.lastIndex) {
-    const isInWord = match[4] && match.index > 0 && !/\s/.test(line[match.index - 1]);
-    if (isInWord) continue;
-    if (match.index > end) pieces.push(line.slice(end, match.index));
-    if (match[2]) pieces.push(match[1], h("span", { class: "y-k" }, match[2]), match[3]);
-    else pieces.push(h("span", { class: match[4] ? "y-c" : match[5] ? "y-s" : "y-n" }, match[0]));
+function showTab() {
+  const selected = selectedTab();
+  for (const name of TABS) {
+    const tab = $(`tab-${name}`);
+    tab.setAttribute("aria-selected", String(name === selected));
+    tab.tabIndex = name === selected ? 0 : -1;
+    $(`panel-${name}`).hidden = name !== selected;
   }
-  pieces.push(line.slice(end));
-  return pieces;
+  if (selected === "yaml") editor.show();
+  showResult();
 }
 
-function show() {
-  const lines = sheet.value.split("\n");
-  const bad = new Set(fieldErrors.map((fieldError) => fieldError.line).filter(Boolean));
-  if (sheet.value.length > PAINTED_MAX) paint.replaceChildren(sheet.value);
-  else {
-    const rows = lines.map((line, at) => {
-      if (!bad.has(at + 1)) return [...painted(line), "\n"];
-      const indent = /^\s*/.exec(line)[0];
-      return [indent, h("span", { class: "y-bad" }, ...painted(line.slice(indent.length))), "\n"];
-    });
-    paint.replaceChildren(...rows.flat());
-  }
-  gutter.replaceChildren(
-    ...lines.flatMap((_, at) => [h("span", { class: bad.has(at + 1) ? "at-fault" : "" }, String(at + 1)), "\n"]),
-  );
-  syncScroll();
-}
-
-function syncScroll() {
-  paint.scrollTop = gutter.scrollTop = sheet.scrollTop;
-  paint.scrollLeft = sheet.scrollLeft;
+function selectTab(name) {
+  history.replaceState(null, "", name === "yaml" ? "#yaml" : location.pathname + location.search);
+  showTab();
 }
 
 function showVerdict(text, style) {
@@ -61,48 +48,75 @@ function showVerdict(text, style) {
   verdict.className = `verdict ${style}`;
 }
 
-function showResult(error) {
-  fieldErrors = error?.details ?? [];
-  if (!error) showVerdict("This manifest is valid.", "good");
-  else if (fieldErrors.length)
-    showVerdict(fieldErrors.length === 1 ? "1 error" : `${fieldErrors.length} errors`, "ill");
-  else showVerdict(error.message, "ill");
+// Show errors at the fields of the form, at the lines of the YAML, and as a list.
+function showResult() {
+  const isForm = selectedTab() === "form";
+  const others = form.showErrors(errors, isComplete);
+  const isHidden = (error) => isForm && !isComplete && form.isUntouched(error.field);
+  const shown = errors.filter((error) => !isHidden(error));
   $("errors").replaceChildren(
-    ...fieldErrors.map((fieldError) =>
-      h(
-        "li",
-        {},
-        h(
-          "button",
-          { type: "button", onclick: () => goTo(fieldError) },
-          h("span", { class: "mono" }, fieldError.field || "manifest"),
-          h("span", {}, fieldError.message),
-          fieldError.line ? h("span", { class: "end" }, `line ${fieldError.line}`) : null,
-        ),
-      ),
+    ...shown.filter((error) => !isForm || isComplete || others.includes(error)).map(errorItem),
+  );
+  editor.mark(errors.map((error) => error.line).filter(Boolean));
+  return shown.length;
+}
+
+function errorItem(error) {
+  return h(
+    "li",
+    {},
+    h(
+      "button",
+      { type: "button", onclick: () => goTo(error) },
+      h("span", { class: "mono" }, error.field || "manifest"),
+      h("span", {}, error.message),
+      error.line ? h("span", { class: "end" }, `line ${error.line}`) : null,
     ),
   );
-  show();
 }
 
-function goTo({ line, column }) {
-  if (!line) return sheet.focus();
-  const lines = sheet.value.split("\n");
-  const at = lines.slice(0, line - 1).reduce((sum, each) => sum + each.length + 1, 0) + Math.max(0, (column ?? 1) - 1);
-  sheet.focus();
-  sheet.setSelectionRange(at, at);
-  sheet.scrollTop = Math.max(0, (line - 6) * 20);
+function goTo({ field, line, column }) {
+  if (selectedTab() === "form" && form.goTo(field)) return;
+  selectTab("yaml");
+  editor.goTo(line, column);
 }
 
-// Keep the text while the user signs in again.
-function saveDraftIfSignedOut(error) {
-  if (error.status === 401)
-    window.addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, sheet.value), { once: true });
+function handleResult(error) {
+  errors = error?.details ?? [];
+  const shownCount = showResult();
+  if (!error) showVerdict("This manifest is valid.", "good");
+  else if (!errors.length) showVerdict(error.message, "ill");
+  else if (!shownCount) showVerdict("Describe the task and choose a repository.", "");
+  else showVerdict(shownCount === 1 ? "1 error" : `${shownCount} errors`, "ill");
+}
+
+// What was typed stays in this tab of the browser until it is submitted. A manifest has no values of secrets.
+function saveDraft() {
+  if (isSubmitted) return;
+  try {
+    if (editor.text === initialText) sessionStorage.removeItem(DRAFT);
+    else
+      sessionStorage.setItem(
+        DRAFT,
+        JSON.stringify({ text: editor.text, touched: [...form.touched], isNamed: form.isNamed, isComplete }),
+      );
+  } catch {
+    // The storage is full or not permitted.
+  }
 }
 
 function restoreDraft() {
-  sheet.value = sessionStorage.getItem(DRAFT) ?? sheet.value;
-  sessionStorage.removeItem(DRAFT);
+  try {
+    const draft = JSON.parse(sessionStorage.getItem(DRAFT));
+    if (typeof draft?.text !== "string") return;
+    editor.text = draft.text;
+    form.touched = new Set(draft.touched);
+    form.isNamed = draft.isNamed;
+    isComplete = draft.isComplete;
+    $("draft").hidden = false;
+  } catch {
+    // Another version of this page wrote it.
+  }
 }
 
 async function check() {
@@ -110,80 +124,120 @@ async function check() {
   validation = new AbortController();
   const { signal } = validation;
   try {
-    await request(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: sheet.value, signal });
-    showResult(null);
+    await request(`${TASKS}?dry_run=true`, { method: "POST", headers: YAML, body: editor.text, signal });
+    handleResult(null);
   } catch (error) {
-    saveDraftIfSignedOut(error);
     if (signal.aborted) return;
-    if (error.status) showResult(error);
+    if (error.status) handleResult(error);
     else showVerdict("The server does not respond.", "ill");
   }
 }
 
 function changed() {
-  show();
   clearTimeout(timer);
-  timer = setTimeout(check, PAUSE_MILLISECONDS);
+  timer = setTimeout(() => {
+    saveDraft();
+    check();
+  }, PAUSE_MILLISECONDS);
+}
+
+function replaceText(text) {
+  editor.text = text;
+  form.show(text);
+  changed();
 }
 
 // One idempotency key per text: a second click, or a retry after a lost response, does not submit a second task.
 let key = { text: null, value: "" };
 
 async function submit() {
-  if (key.text !== sheet.value)
-    key = {
-      text: sheet.value,
-      value: Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(
-        "",
-      ),
-    };
-  const button = document.querySelector("#submit [type=submit]");
+  const text = editor.text;
+  const bytes = () => crypto.getRandomValues(new Uint8Array(16));
+  if (key.text !== text)
+    key = { text, value: Array.from(bytes(), (byte) => byte.toString(16).padStart(2, "0")).join("") };
+  isComplete = true;
+  const button = page.querySelector("[type=submit]");
   button.disabled = true;
+  clearTimeout(timer);
+  validation?.abort();
   try {
-    const response = await request(TASKS, {
-      method: "POST",
-      headers: { ...YAML, "idempotency-key": key.value },
-      body: sheet.value,
-    });
-    location.assign(`/tasks/${encodeURIComponent((await response.json()).task_id)}`);
+    const headers = { ...YAML, "idempotency-key": key.value };
+    const response = await request(TASKS, { method: "POST", headers, body: text });
+    const { task_id } = await response.json();
+    isSubmitted = true;
+    sessionStorage.removeItem(DRAFT);
+    location.assign(`/tasks/${encodeURIComponent(task_id)}`);
   } catch (error) {
-    saveDraftIfSignedOut(error);
-    if (error.status) showResult(error);
+    saveDraft();
+    if (error.status) handleResult(error);
     else showVerdict("The server does not respond. Your text is not lost; try again.", "ill");
-    if (!error.details) toast(error.message);
+    if (errors.length && error.details) goTo(errors[0]);
+    else toast(error.message);
     button.disabled = false;
   }
 }
 
-sheet.addEventListener("input", changed);
-sheet.addEventListener("scroll", syncScroll);
-sheet.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
-  else if (event.key === "Enter") {
-    const before = sheet.value.slice(0, sheet.selectionStart);
-    const indent = /^\s*/.exec(before.slice(before.lastIndexOf("\n") + 1))[0];
-    if (!indent) return;
-    event.preventDefault();
-    document.execCommand("insertText", false, `\n${indent}`);
+// A template keeps the repository that is chosen already.
+function applyTemplate(template) {
+  const before = editor.text;
+  let manifest = new ManifestDocument(template);
+  for (const path of ["repository.url", "repository.branch"]) {
+    if (form.manifest.problem || !form.value("repository.url")) break;
+    manifest = new ManifestDocument(manifest.set(path.split("."), form.value(path)));
   }
+  form.isNamed = false;
+  isComplete = false;
+  replaceText(manifest.text);
+  const undo = $("undo");
+  undo.hidden = before === initialText;
+  undo.onclick = () => {
+    undo.hidden = true;
+    replaceText(before);
+  };
+  if (selectedTab() === "form") $("prompt").focus();
+}
+
+editor.sheet.addEventListener("input", () => {
+  editor.show();
+  form.show(editor.text);
+  changed();
 });
-$("submit").addEventListener("submit", (event) => {
+page.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
+});
+page.addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-for (const button of document.querySelectorAll("[data-pattern]")) {
+for (const button of document.querySelectorAll("[data-pattern]"))
+  button.addEventListener("click", () => applyTemplate(button.dataset.pattern));
+for (const button of document.querySelectorAll("[data-repository]")) {
   button.addEventListener("click", () => {
-    // Insert it as typed text, so that undo works.
-    sheet.focus();
-    sheet.select();
-    document.execCommand("insertText", false, button.dataset.pattern);
-    sheet.setSelectionRange(0, 0);
-    sheet.scrollTop = 0;
-    changed();
+    form.set("repository.url", button.dataset.repository);
+    form.set("repository.branch", button.dataset.branch);
   });
 }
-// Adjust the height of the gutter when the user resizes the text area.
-new ResizeObserver(() => (gutter.style.height = `${sheet.offsetHeight}px`)).observe(sheet);
+for (const name of TABS) {
+  $(`tab-${name}`).addEventListener("click", () => selectTab(name));
+  $(`tab-${name}`).addEventListener("keydown", (event) => {
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    selectTab(name === "form" ? "yaml" : "form");
+    $(`tab-${selectedTab()}`).focus();
+  });
+}
+$("discard").addEventListener("click", () => {
+  $("draft").hidden = true;
+  form.touched.clear();
+  form.isNamed = page.dataset.isComplete === "true";
+  isComplete = form.isNamed;
+  replaceText(initialText);
+});
+addEventListener("hashchange", showTab);
+addEventListener("pagehide", saveDraft);
+
+form.isNamed = isComplete;
 restoreDraft();
-show();
+form.show(editor.text);
+showTab();
+if (selectedTab() === "form" && !isComplete) $("prompt").focus();
 check();

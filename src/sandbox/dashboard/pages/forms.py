@@ -1,6 +1,7 @@
 """Pages with forms: sign in, submit a manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,9 +10,24 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
-from sandbox.model.manifest.yaml import manifest_yaml
+from sandbox.interfaces.store import TaskQuery
+from sandbox.model.manifest.schema import Lifecycle, Vm
+from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
 from sandbox.system import client_fairness
+
+_RECENT_TASKS = 100
+RECENT_REPOSITORIES_MAX = 10
+RECENT_BRANCHES_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecentRepository:
+    """A repository of a recent task, and the branch of its latest task. name: the last two parts of its path."""
+
+    url: str
+    branch: str
+    name: str
 
 
 async def show_sign_in(request: Request, _: AppContext) -> Response:
@@ -26,15 +42,57 @@ def safe_redirect_path(target: str) -> str:
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:
-    """Render the manifest editor with a template, or with the manifest of the task to run again."""
+    """Render the form with an empty manifest, or with the manifest of the task to run again."""
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
         task = await context.services.tasks.status(again) if again else None
-        return await client_fairness.to_thread(_render_submit, request, task, context.settings.agents)
+        recent = (await context.services.tasks.query(TaskQuery(limit=_RECENT_TASKS))).tasks
+        return await client_fairness.to_thread(_render_submit, request, task, recent, context)
 
 
-def _render_submit(request: Request, task: Task | None, agents: Mapping[str, Agent]) -> Response:
-    templates = [template for agent in agents.values() for template in agent.manifest_templates]
+def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], context: AppContext) -> Response:
+    settings = context.settings
     sees_all = get_caller(request).is_operator
-    text = manifest_yaml(task.manifest, agents, with_sources=sees_all) if task else templates[0].text
-    return render_page(request, "submit", patterns=templates, text=text, again=task)
+    text = manifest_yaml(task.manifest, settings.agents, with_sources=sees_all) if task else None
+    return render_page(
+        request,
+        "submit",
+        patterns=[template for agent in settings.agents.values() for template in agent.manifest_templates],
+        text=text or empty_manifest(settings.agents),
+        agents=list(settings.agents),
+        again=task,
+        repositories=recent_repositories(recent),
+        branches=list(dict.fromkeys(each.manifest.repository.branch for each in recent))[:RECENT_BRANCHES_MAX],
+        profiles=sorted(settings.profiles()) if settings.profiles else [],
+        vm=Vm(),
+        lifecycle=Lifecycle(),
+    )
+
+
+def empty_manifest(agents: Mapping[str, Agent]) -> str:
+    """Return a manifest of the first agent that has only the required fields, without their values."""
+    return write_yaml(
+        {
+            "version": "1",
+            "kind": "Task",
+            "metadata": {"name": ""},
+            "repository": {"url": "", "branch": "main"},
+            next(iter(agents)): {"prompt": ""},
+        }
+    )
+
+
+def recent_repositories(tasks: Sequence[Task]) -> Sequence[RecentRepository]:
+    """Return the repositories of these tasks, in order, without duplicates."""
+    latest: dict[str, str] = {}
+    for task in tasks:
+        latest.setdefault(task.manifest.repository.url, task.manifest.repository.branch)
+    return [
+        RecentRepository(url, branch, _short_name(url))
+        for url, branch in list(latest.items())[:RECENT_REPOSITORIES_MAX]
+    ]
+
+
+def _short_name(url: str) -> str:
+    parts = url.removesuffix("/").removesuffix(".git").replace(":", "/").split("/")
+    return "/".join(parts[-2:])

@@ -1,10 +1,17 @@
 """The manifests that the submit form and the task's pages contain."""
 
 import asyncio
+import html
+import re
+
+import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import manifest
-from sandbox.model.manifest.schema import Secret
+from doubles.manifests import parse_manifest
+from sandbox.dashboard.pages.forms import RECENT_REPOSITORIES_MAX
+from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.manifest.schema import Repository, Secret
 
 
 def test_task_can_be_run_again(pages):
@@ -12,6 +19,36 @@ def test_task_can_be_run_again(pages):
     page = pages.get("/submit?from=task-001")
     assert "Run again: My Task" in page.text
     assert "Your instructions here" in page.text
+
+
+def test_empty_manifest_has_the_required_fields(pages):
+    text = html.unescape(re.search(r'id="manifest"[^>]*>\n(.*?)</textarea>', pages.get("/submit").text, re.DOTALL)[1])
+    with pytest.raises(InvalidManifestError) as error:
+        parse_manifest(text.encode(), is_json=False)
+    assert {each.field for each in error.value.errors} == {"metadata.name", "repository.url", "claude.prompt"}
+    for name, value in (("name", "a"), ("url", "https://example.org/r.git"), ("prompt", "b")):
+        text = text.replace(f'{name}: ""', f"{name}: {value}")
+    parse_manifest(text.encode(), is_json=False)
+
+
+def test_recent_repositories_are_suggested_once_and_bounded(pages):
+    for number in range(3 * RECENT_REPOSITORIES_MAX):
+        repository = Repository(url=f"git@example.org:org/{number // 2}.git", branch="main")
+        asyncio.run(pages.tasks.submit(manifest(f"task-{number:03}").replace(repository=repository)))
+    text = pages.get("/submit").text
+    options = text[text.index('id="repositories"') : text.index('id="branches"')]
+    suggested = re.findall(r'<option value="([^"]+)">', options)
+    assert len(suggested) == len(set(suggested)) == RECENT_REPOSITORIES_MAX
+    assert pages.tasks.queries[-1].limit <= 100
+    assert re.search(r'data-repository="git@example.org:org/0.git" data-branch="main">org/0@main<', text)
+
+
+def test_hostile_repository_is_escaped(pages):
+    hostile = Repository(url="https://example.org/r.git", branch='"><script>alert(1)</script>')
+    asyncio.run(pages.tasks.submit(manifest("task-001").replace(repository=hostile)))
+    text = pages.get("/submit").text
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
 
 
 def test_secret_sources_are_shown_to_operators_only(pages_with_tokens):

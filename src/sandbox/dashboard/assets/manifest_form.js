@@ -1,0 +1,286 @@
+// The form for a manifest: shows values of the YAML, and writes what the user changes into the YAML.
+import { ManifestDocument, toNumber } from "/assets/manifest_document.js";
+import { $, h } from "/assets/page.js";
+
+const COMMON_SECTIONS = ["version", "kind", "metadata", "repository", "vm", "secrets", "lifecycle"];
+const SECRET_FIELDS = ["name", "source", "key"];
+const SECRET_SOURCES = ["env", "file", "vault"];
+const NAME_LENGTH_MAX = 72;
+const OTHERS_MAX = 12;
+
+const linesOf = (text) => text.split("\n").flatMap((line) => line.trim() || []);
+
+// A value of each kind as text, or null if the form cannot show it; and the value for the YAML.
+const KINDS = {
+  text: { read: (manifest, path) => manifest.readText(path), value: (text) => text },
+  number: { read: (manifest, path) => manifest.readText(path), value: toNumber },
+  lines: { read: (manifest, path) => manifest.readList(path)?.join("\n") ?? null, value: linesOf },
+  labels: {
+    read: (manifest, path) => {
+      const labels = manifest.readMap(path);
+      return (
+        labels &&
+        Object.entries(labels)
+          .map(([key, value]) => `${key}=${value}`)
+          .join("\n")
+      );
+    },
+    value: (text) =>
+      Object.fromEntries(
+        linesOf(text).map((line) => {
+          const [key, ...rest] = line.split("=");
+          return [key.trim(), rest.join("=").trim()];
+        }),
+      ),
+  },
+};
+
+export function nameOf(prompt) {
+  const line = linesOf(prompt)[0] ?? "";
+  const name = line.replace(/^[#*>\-\s]+|[:\s]+$/g, "").replace(/[\p{C}\s]+/gu, " ");
+  const characters = Array.from(name);
+  return characters.length > NAME_LENGTH_MAX ? `${characters.slice(0, NAME_LENGTH_MAX - 1).join("")}…` : name;
+}
+
+export class ManifestForm {
+  // agents: the possible keys of the agent section. onchange: called with the new text.
+  constructor(panel, agents, onchange) {
+    this.fields = [...panel.querySelectorAll("[data-path]")];
+    this.agents = agents;
+    this.onchange = onchange;
+    this.touched = new Set();
+    this.secrets = $("secrets");
+    for (const field of this.fields) {
+      field.addEventListener("input", () => this.#write(field));
+      field.addEventListener("blur", () => this.#touch(field));
+    }
+    $("add-secret").addEventListener("click", () => this.#addSecret());
+  }
+
+  // Show the values of this text. A field that has the focus keeps its text.
+  show(text) {
+    this.manifest = new ManifestDocument(text);
+    const { problem } = this.manifest;
+    const keys = problem ? [] : this.manifest.keys();
+    this.agent = keys.find((key) => this.agents.includes(key));
+    for (const field of this.fields) this.#showField(field);
+    this.#showSecrets();
+    this.#showNote(keys);
+  }
+
+  value(path) {
+    return this.fields.find((field) => field.dataset.path === path).value;
+  }
+
+  set(path, text) {
+    const field = this.fields.find((each) => each.dataset.path === path);
+    field.value = text;
+    this.#write(field);
+  }
+
+  // Whether the error is that of an empty field which the user has not filled yet.
+  isUntouched(name) {
+    const element = this.#elementOf(name);
+    return element !== null && element !== undefined && !element.value && !this.touched.has(element.dataset.path);
+  }
+
+  // Show these errors at their fields; those of untouched fields only if `all`. Return the errors without a field.
+  showErrors(errors, all) {
+    const messages = new Map();
+    const others = [];
+    for (const error of errors) {
+      const element = this.#elementOf(error.field);
+      if (!element) others.push(error);
+      else if ((all || !this.isUntouched(error.field)) && !messages.has(element)) messages.set(element, error.message);
+    }
+    for (const field of this.#elements()) this.#showError(field, messages.get(field));
+    return others;
+  }
+
+  // Set the focus to the field of this error. Return whether there is one.
+  goTo(name) {
+    const element = this.#elementOf(name);
+    if (!element || element.disabled) return false;
+    const closed = element.closest("details:not([open])");
+    if (closed) closed.open = true;
+    element.focus();
+    return true;
+  }
+
+  #elements() {
+    return [...this.fields, ...this.secrets.querySelectorAll("[data-path]")];
+  }
+
+  #path(field) {
+    const parts = field.dataset.path.split(".");
+    return parts[0] === "agent" ? [this.agent, ...parts.slice(1)] : parts;
+  }
+
+  // The element of the field, of its longest parent, or of its first child.
+  #elementOf(name) {
+    const own = this.agent && (name === this.agent || name.startsWith(`${this.agent}.`)) ? this.agent : null;
+    const path = own ? `agent${name.slice(own.length)}` : name;
+    if (!path || this.manifest.problem) return null;
+    const isInside = (outer, inner) =>
+      inner === outer || inner.startsWith(`${outer}.`) || inner.startsWith(`${outer}[`);
+    const elements = this.#elements();
+    return (
+      elements.find((element) => isInside(element.dataset.path, path)) ??
+      (own ? null : elements.find((element) => isInside(path, element.dataset.path)))
+    );
+  }
+
+  #showField(field) {
+    const path = this.#path(field);
+    const isUsable = !this.manifest.problem && path[0] !== undefined && this.manifest.isReachable(path);
+    const text = isUsable ? KINDS[field.dataset.kind ?? "text"].read(this.manifest, path) : null;
+    const isListed = field.tagName !== "SELECT" || [...field.options].some((option) => option.value === text);
+    field.disabled = text === null || !isListed;
+    field.title =
+      field.disabled && !this.manifest.problem ? "The form cannot show this value. Change it in the YAML." : "";
+    if (text !== null && isListed && field.value !== text && !this.#isBeingTyped(field, text)) field.value = text;
+  }
+
+  // Lines are trimmed in the YAML, but not while the user types them.
+  #isBeingTyped(field, text) {
+    const kind = field.dataset.kind ?? "text";
+    if (document.activeElement !== field || (kind !== "lines" && kind !== "labels")) return false;
+    return JSON.stringify(KINDS[kind].value(field.value)) === JSON.stringify(KINDS[kind].value(text));
+  }
+
+  #showNote(keys) {
+    const { problem } = this.manifest;
+    const note = $("form-note");
+    const sections = keys.filter((key) => !COMMON_SECTIONS.includes(key) && key !== this.agent);
+    let text = problem && `${problem} Change it in the YAML; the form is read-only until then.`;
+    if (!text && !this.agent)
+      text = sections.length
+        ? `The form has no fields for the section ${sections.slice(0, 3).join(", ")}. Change it in the YAML.`
+        : "The YAML has no section of an agent. Add it in the YAML.";
+    note.textContent = text ?? "";
+    note.hidden = !text;
+    const others = problem ? [] : this.#otherPaths(sections);
+    const list = others.slice(0, OTHERS_MAX).join(", ") + (others.length > OTHERS_MAX ? " …" : "");
+    $("form-others").textContent = others.length ? `Only in the YAML: ${list}` : "";
+  }
+
+  // The fields of the YAML that the form does not have.
+  #otherPaths(sections) {
+    const known = this.fields.map((field) => this.#path(field).join("."));
+    const secrets = this.#readSecrets() === null ? ["secrets"] : [];
+    const inside = [...COMMON_SECTIONS.slice(2), this.agent].filter((key) => key && key !== "secrets");
+    const paths = inside.flatMap((section) => this.manifest.keys([section]).map((key) => `${section}.${key}`));
+    return [...secrets, ...(this.agent ? sections : []), ...paths.filter((path) => !known.includes(path))];
+  }
+
+  #touch(field) {
+    if (field.value) this.touched.add(field.dataset.path);
+  }
+
+  #write(field) {
+    const path = this.#path(field);
+    this.touched.add(field.dataset.path);
+    const value = KINDS[field.dataset.kind ?? "text"].value(field.value);
+    const isEmpty = Array.isArray(value)
+      ? !value.length
+      : typeof value === "object"
+        ? !Object.keys(value).length
+        : value === "";
+    let text = this.manifest.set(path, isEmpty && !("required" in field.dataset) ? undefined : value);
+    if (field.dataset.path === "metadata.name") this.isNamed = true;
+    if (field.dataset.path === "agent.prompt" && !this.isNamed)
+      text = new ManifestDocument(text).set(["metadata", "name"], nameOf(field.value));
+    this.#changed(text);
+  }
+
+  #changed(text) {
+    this.show(text);
+    this.onchange(text);
+  }
+
+  #showSecrets() {
+    const records = this.#readSecrets();
+    $("add-secret").disabled = records === null;
+    const rows = [...this.secrets.children];
+    (records ?? []).forEach((record, at) => {
+      const row = rows[at] ?? this.secrets.appendChild(this.#secretRow(at));
+      row.querySelector("button").ariaLabel = `Remove secret ${at + 1}`;
+      for (const input of row.querySelectorAll("[data-field]")) {
+        input.dataset.path = `secrets[${at}].${input.dataset.field}`;
+        input.ariaLabel = input.ariaLabel.replace(/\d+$/, at + 1);
+        const text = record[input.dataset.field] ?? "";
+        if (input.value !== text) input.value = text;
+      }
+    });
+    for (const row of rows.slice(records?.length ?? 0)) row.remove();
+  }
+
+  #readSecrets() {
+    const records = this.manifest.problem ? null : this.manifest.readRecords(["secrets"], SECRET_FIELDS);
+    return records?.every(({ source = "" }) => source === "" || SECRET_SOURCES.includes(source)) ? records : null;
+  }
+
+  #secretRow(at) {
+    const control = (field, label, ...options) =>
+      h(
+        options.length ? "select" : "input",
+        {
+          "data-path": `secrets[${at}].${field}`,
+          "data-field": field,
+          "aria-label": `${label} of secret ${at + 1}`,
+          placeholder: options.length ? null : label,
+          autocomplete: "off",
+          spellcheck: "false",
+          oninput: () => this.#writeSecrets(),
+        },
+        ...options.map((option) => h("option", { value: option }, option)),
+      );
+    const remove = h("button", { type: "button", class: "quiet", "aria-label": `Remove secret ${at + 1}` }, "×");
+    const row = h(
+      "li",
+      { class: "secret" },
+      control("name", "Variable"),
+      control("source", "Source", ...SECRET_SOURCES),
+      control("key", "Key in the source"),
+      remove,
+    );
+    remove.addEventListener("click", () => {
+      row.remove();
+      this.#writeSecrets();
+    });
+    return row;
+  }
+
+  #addSecret() {
+    const row = this.secrets.appendChild(this.#secretRow(this.secrets.children.length));
+    this.#writeSecrets();
+    row.querySelector("input").focus();
+  }
+
+  #writeSecrets() {
+    const records = [...this.secrets.children].map((row) =>
+      Object.fromEntries([...row.querySelectorAll("[data-field]")].map((input) => [input.dataset.field, input.value])),
+    );
+    this.#changed(this.manifest.set(["secrets"], records.length ? records : undefined));
+  }
+
+  #showError(field, message) {
+    const frame = field.closest(".field, .secret");
+    const id = `error-${field.dataset.path.replace(/\W/g, "-")}`;
+    const hint = field.id && $(`${field.id}-hint`);
+    const descriptions = [message && id, hint?.id].filter(Boolean);
+    if (descriptions.length) field.setAttribute("aria-describedby", descriptions.join(" "));
+    else field.removeAttribute("aria-describedby");
+    const name = field.dataset.field ?? "";
+    let text = frame.querySelector(`.field-error[data-of="${name}"]`);
+    if (!message) {
+      text?.remove();
+      field.removeAttribute("aria-invalid");
+      return;
+    }
+    if (!text) text = frame.appendChild(h("p", { class: "field-error", "data-of": name }));
+    text.id = id;
+    if (text.textContent !== message) text.textContent = message;
+    field.setAttribute("aria-invalid", "true");
+  }
+}

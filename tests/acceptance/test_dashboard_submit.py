@@ -1,0 +1,262 @@
+"""The page for a new task in a real browser: its form and its YAML stay in sync."""
+
+import pytest
+
+from doubles.browser import accessibility_violations
+from doubles.live_server import Deployment, wait_until
+from doubles.stored_tasks import StoredTasks
+
+QUICK_REFERENCE_AUDIT = """# An audit
+version: "1"
+kind: Task
+metadata:
+  name: "Security Audit"
+repository:
+  url: "https://github.com/org/app.git"
+  branch: "production"
+claude:
+  prompt: |
+    Perform security audit:
+    1. Run static analysis
+    2. Check dependencies
+    3. Generate report
+  allowed_tools: ["Read", "Bash", "Grep", "Write"]
+vm:
+  network_mode: "isolated"  # No network for security
+lifecycle:
+  timeout: "8h"
+  artifact_patterns: ["security-report.md"]
+"""
+HOSTILE = "<img src=x onerror='window.hacked = 1'>"
+
+
+@pytest.fixture(scope="module")
+def submit_server(tmp_path_factory):
+    """A server with completed tasks of two repositories. Its tasks cannot complete."""
+    deployment = Deployment(tmp_path_factory.mktemp("submit"))
+    try:
+        tasks = StoredTasks(deployment.data_dir)
+        for number, name in enumerate(["web", "app", "app"]):
+            tasks.finish(f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": "main"})
+        tasks.index()
+        deployment.model_url = "http://127.0.0.1:9"
+        (deployment.home / ".gitconfig").write_text(
+            f'[url "{deployment.model_url}/"]\n\tinsteadOf = https://github.com/\n'
+        )
+        deployment.start_server()
+        yield deployment
+    finally:
+        deployment.close()
+
+
+@pytest.fixture
+def base_url(submit_server, browser):
+    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    address = submit_server.server.ready_message["http"]
+    yield address
+    browser.ignore_errors("status of 400")  # the result of a validation
+    others = [request.url for request in browser.requests if not request.url.startswith(address)]
+    assert (browser.console_errors, others) == ([], [])
+
+
+def yaml_of(page):
+    return page.locator("#manifest").input_value()
+
+
+def open_yaml(page, text):
+    page.get_by_role("tab", name="YAML").click()
+    page.get_by_label("Manifest, YAML").fill(text)
+    page.get_by_role("tab", name="Form").click()
+
+
+def open_advanced(page):
+    page.locator("#advanced > summary").press("Enter")
+    page.locator("#cpus").wait_for()
+
+
+def test_task_is_submitted_from_prompt_and_recent_repository(submit_server, base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.get_by_text("Describe the task and choose a repository.").wait_for()
+    assert page.locator(".field-error").count() == 0, "empty fields are no errors before the user fills them"
+    assert page.locator("#repositories option").evaluate_all("all => all.map((one) => one.value)") == [
+        "https://github.com/org/app.git",
+        "https://github.com/org/web.git",
+    ]
+    page.keyboard.type("## Fix the login\n\nIt fails for names with a #.")
+    page.get_by_role("button", name="org/web@main").click()
+    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_role("button", name="Submit task").click()
+    page.wait_for_url("**/tasks/*")
+    task = submit_server.http.get(f"/api/v1{page.url.removeprefix(base_url)}").json()
+    definition = task["definition"]
+    assert task["name"] == "Fix the login"
+    assert definition["repository"] == {**definition["repository"], "url": "https://github.com/org/web.git"}
+    assert definition["claude"]["prompt"] == "## Fix the login\n\nIt fails for names with a #."
+    page.goto(f"{base_url}/submit")
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    open_advanced(page)
+    shown = {
+        name: page.locator(f"#{name}").input_value() for name in ("branch", "name", "timeout", "artifact-patterns")
+    }
+    assert shown == {
+        "branch": "production",
+        "name": "Security Audit",
+        "timeout": "8h",
+        "artifact-patterns": "security-report.md",
+    }
+    assert page.get_by_label("Prompt", exact=True).input_value().startswith("Perform security audit:\n1. Run")
+    assert "claude.allowed_tools" in page.locator("#form-others").inner_text()
+
+    page.get_by_label("Branch", exact=True).fill("main")
+    page.get_by_label("CPUs", exact=True).fill("8")
+    page.get_by_label("Access", exact=True).select_option("outbound")
+    page.get_by_label("Timeout", exact=True).fill("")
+    expected = (
+        QUICK_REFERENCE_AUDIT.replace('"production"', '"main"')
+        .replace('"isolated"', '"outbound"')
+        .replace('  timeout: "8h"\n', "")
+        .replace("No network for security\n", "No network for security\n  cpus: 8\n")
+    )
+    assert yaml_of(page) == expected
+    page.get_by_label("Allowed hosts", exact=True).fill("api.github.com\n\nexample.org")
+    page.get_by_label("Labels", exact=True).fill("team=platform\nnote=a=b")
+    page.get_by_label("Prompt", exact=True).fill("Only\n  this: #1")
+    page.get_by_text("This manifest is valid.").wait_for()
+    definition = page.evaluate(
+        """async (body) => (await (await fetch("/api/v1/tasks?dry_run=true",
+        { method: "POST", headers: { "content-type": "application/yaml" }, body })).json()).definition""",
+        yaml_of(page),
+    )
+    assert definition["vm"]["allowed_hosts"] == ["api.github.com", "example.org"]
+    assert "  labels:\n    team: platform\n    note: a=b\n" in yaml_of(page)
+    assert definition["claude"]["prompt"] == "Only\n  this: #1"
+    assert definition["claude"]["allowed_tools"] == ["Read", "Bash", "Grep", "Write"]
+    assert [comment in yaml_of(page) for comment in ("# An audit", "# No network for security")] == [True, True]
+
+
+def test_secrets_are_references_and_are_edited_as_rows(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    open_advanced(page)
+    for name in ("FIRST", "SECOND"):
+        page.get_by_role("button", name="Add a secret").click()
+        row = page.locator(".secret").last
+        row.get_by_placeholder("Variable").fill(name)
+        row.get_by_placeholder("Key in the source").fill(f"KEY_{name}")
+    page.get_by_label("Source of secret 2", exact=True).select_option("vault")
+    page.get_by_role("button", name="Remove secret 1").click()
+    assert yaml_of(page).endswith("secrets:\n  - name: SECOND\n    source: vault\n    key: KEY_SECOND\n")
+    page.get_by_label("Variable of secret 1", exact=True).fill("not a name")
+    page.locator(".secret .field-error").wait_for()
+    assert page.get_by_label("Variable of secret 1", exact=True).get_attribute("aria-invalid") == "true"
+    page.get_by_role("button", name="Remove secret 1").click()
+    assert "secrets" not in yaml_of(page)
+
+
+def test_errors_are_shown_at_the_fields(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    open_advanced(page)
+    page.get_by_label("CPUs", exact=True).fill("many")
+    page.get_by_label("Memory", exact=True).fill("8X")
+    page.get_by_text("2 errors").wait_for()
+    for label in ("CPUs", "Memory"):
+        field = page.get_by_label(label, exact=True)
+        assert field.get_attribute("aria-invalid") == "true"
+        assert page.locator(f"#{field.get_attribute('aria-describedby')}").is_visible()
+    page.locator("#advanced > summary").click()
+    page.get_by_role("button", name="Submit task").click()
+    wait_until(
+        lambda: page.evaluate("document.activeElement.id") in {"cpus", "memory"},
+        20,
+        "the focus in a field with an error",
+    )
+    page.get_by_label("CPUs", exact=True).fill("4")
+    page.get_by_label("Memory", exact=True).fill("")
+    page.get_by_text("This manifest is valid.").wait_for()
+    assert page.locator(".field-error").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "note", "prompt_is_usable"),
+    [
+        ("a: [", "error in line 1", False),
+        ("- a list\n", "not a mapping", False),
+        ("x: &a 1\ny: *a\n", "anchors", False),
+        (QUICK_REFERENCE_AUDIT.replace("claude:", "other_agent:"), "section other_agent", False),
+        (QUICK_REFERENCE_AUDIT + f"{HOSTILE}: 1\n", "", True),
+        ("[" * 100_000, "error", False),
+        ('vm: "text"\nclaude:\n  prompt: [1]\n', "", False),
+        (f'claude:\n  prompt: "{"x" * 200_000}"\n', "too long", False),
+    ],
+    ids=["invalid", "list", "anchors", "unknown_agent", "unknown_field", "deep", "other_types", "long"],
+)
+def test_yaml_that_the_form_cannot_show_is_read_only_in_the_form(base_url, browser, text, note, prompt_is_usable):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, text)
+    if note:
+        page.locator("#form-note", has_text=note).wait_for()
+    assert page.get_by_label("Prompt", exact=True).is_enabled() == prompt_is_usable
+    assert yaml_of(page) == text
+    assert page.evaluate("window.hacked") is None
+    # The same form can be used again as soon as the YAML is corrected.
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    page.get_by_label("Prompt", exact=True).fill("Once more")
+    assert "prompt: Once more" in yaml_of(page)
+
+
+def test_nothing_that_was_typed_is_lost_on_reload(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_label("Prompt", exact=True).fill("Typed for long")
+    page.reload()
+    assert page.get_by_label("Prompt", exact=True).input_value() == "Typed for long"
+    page.get_by_text("Your draft was restored.").wait_for()
+    page.get_by_role("button", name="Discard it").click()
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
+    page.get_by_text("Describe the task").wait_for()
+    page.reload()
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_template_keeps_the_chosen_repository_and_can_be_undone(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_role("button", name="org/app@main").click()
+    page.get_by_label("Prompt", exact=True).fill("Mine")
+    before = yaml_of(page)
+    page.get_by_role("button", name="Security audit").click()
+    assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
+    assert "allowed_tools" in yaml_of(page)
+    page.get_by_role("button", name="Undo the template").click()
+    assert yaml_of(page) == before
+    assert page.get_by_label("Prompt", exact=True).input_value() == "Mine"
+
+
+def test_run_again_fills_the_form_with_the_manifest_of_the_task(base_url, browser):
+    page = browser.open(f"{base_url}/submit?from=task-1")
+    page.get_by_text("This manifest is valid.").wait_for()
+    assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
+    assert page.get_by_label("Prompt", exact=True).input_value()
+    name = page.locator("#name").input_value()
+    page.get_by_label("Prompt", exact=True).fill("Another prompt")
+    assert (name, page.locator("#name").input_value()) == (name, name)
+
+
+def test_form_has_no_accessibility_violations(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_text("Describe the task").wait_for()
+    assert accessibility_violations(page) == []
+    open_advanced(page)
+    page.get_by_role("button", name="Add a secret").click()
+    page.get_by_role("button", name="Submit task").click()
+    page.locator(".field-error").first.wait_for()
+    assert accessibility_violations(page) == [], "with all fields and errors"
+    page.get_by_role("tab", name="YAML").click()
+    assert accessibility_violations(page) == [], "YAML"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.id") == "tab-form"
