@@ -91,7 +91,10 @@ class StoredTasks:
 
     def fail(self, task_id, failure, **options):
         """Create a failed task with a closed writer; return the task."""
-        recorder = self.run(task_id, **options)
+        return self.end_with_failure(self.run(task_id, **options), failure)
+
+    def end_with_failure(self, recorder, failure):
+        """Fail a running task and close its writer; return the task."""
         for event in (AgentExited(1, None, failure), TaskFinished()):
             recorder.record(event)
         recorder.writer.close()

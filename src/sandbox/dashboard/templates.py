@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_duration, format_size
+from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import format_timestamp
@@ -69,6 +70,7 @@ def _environment() -> Environment:
         "size": format_size,
         "duration": lambda duration: format_duration(duration.total_seconds()),
         "money": format_cost,
+        "cents": format_cents,
         "count": format_count,
         "timestamp": format_timestamp,
         "state": state_label,
@@ -76,6 +78,9 @@ def _environment() -> Environment:
         "segment": quote_segment,
         "as_name": escape_name,
         "as_prose": escape_text,
+        "public_url": public_repository_url,
+        "seconds": format_duration,
+        "short_repository": short_repository,
     }
     return environment
 
@@ -130,6 +135,11 @@ def format_count(number: int) -> str:
     return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
 
 
+def format_cents(usd: float) -> str:
+    """Format a cost in a list: `$1.25`, and `<$0.01` for less than a cent."""
+    return f"${usd:.2f}" if usd >= 0.01 else "<$0.01"
+
+
 def state_label(value: TaskState) -> str:
     """Return the label of a state."""
     return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
@@ -152,6 +162,12 @@ def escape_text(text: str) -> str:
 
 def _code_point(character: str) -> str:
     return f"‹U+{ord(character):04X}›"
+
+
+def short_repository(url: str) -> str:
+    """Return the last two parts of a repository's path, such as `org/repo`."""
+    parts = url.rstrip("/").removesuffix(".git").replace(":", "/").split("/")
+    return "/".join(part for part in parts[-2:] if part)
 
 
 def quote_segment(text: str) -> str:

@@ -52,7 +52,8 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (!target.id) return;
   const isPage = xhr.getResponseHeader("Content-Type")?.startsWith("text/html");
   const isSame = lastResponses.get(target.id) === serverResponse;
-  const isInUse = target.contains(pressed) || target.querySelector("details.menu[open], input:focus") !== null;
+  const isInUse =
+    target.contains(pressed) || target.querySelector("details.menu[open], input:focus:not([type=checkbox])") !== null;
   if (!isPage || isSame || isInUse) event.detail.shouldSwap = false;
   else lastResponses.set(target.id, serverResponse);
 });
@@ -91,7 +92,7 @@ async function copy(text) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   for (const menu of document.querySelectorAll("details.menu[open]")) {
-    if (!menu.contains(event.target) || event.target.closest(".menu-items")) menu.open = false;
+    if (!menu.contains(event.target) || event.target.closest(".menu-items :is(a, button)")) menu.open = false;
   }
   if (!button) return;
   if (button.dataset.copy) copy(button.dataset.copy);

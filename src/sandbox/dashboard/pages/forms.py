@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard.templates import render_page
+from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
+from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
@@ -86,13 +87,9 @@ def recent_repositories(tasks: Sequence[Task]) -> Sequence[RecentRepository]:
     """Return the repositories of these tasks, in order, without duplicates."""
     latest: dict[str, str] = {}
     for task in tasks:
-        latest.setdefault(task.manifest.repository.url, task.manifest.repository.branch)
+        repository = task.manifest.repository
+        latest.setdefault(public_repository_url(repository.url), repository.branch)
     return [
-        RecentRepository(url, branch, _short_name(url))
+        RecentRepository(url, branch, short_repository(url))
         for url, branch in list(latest.items())[:RECENT_REPOSITORIES_MAX]
     ]
-
-
-def _short_name(url: str) -> str:
-    parts = url.removesuffix("/").removesuffix(".git").replace(":", "/").split("/")
-    return "/".join(parts[-2:])

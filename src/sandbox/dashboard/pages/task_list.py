@@ -1,8 +1,11 @@
-"""The task list page: pending tasks with reasons, and the list, whose filters are in the query string."""
+"""The task list page: active, pending and finished tasks, with filters in the query string."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 from urllib.parse import urlencode
 
 from pydantic import ValidationError
@@ -12,18 +15,20 @@ from starlette.responses import RedirectResponse, Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.authentication import accepts_html
+from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parameters import encode_cursor, reject_repeated_params
 from sandbox.api.responses import JsonResponse
-from sandbox.api.routes.task_list import ListQuery, parse_query, query_page
-from sandbox.dashboard.templates import render_page
-from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import TaskQueries
+from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
+from sandbox.dashboard.templates import render_page, short_repository
+from sandbox.interfaces.store import TaskPage, TaskQuery
+from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
+from sandbox.model.wire.events import error_fields, format_timestamp
 from sandbox.system import client_fairness
 
 _PAGE_ROWS = 50
+_ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
 _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
@@ -41,6 +46,10 @@ _SORT_LABELS = {
     "started_at": "Last started first",
     "name": "By name",
 }
+_PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
+_FORM_PARAMS = frozenset({"label", "since"})
+"""Parameters of the page's forms, which redirects convert to those of the API."""
+_PAGE_PARAMS = frozenset({"cursor", "offset"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +62,89 @@ class FilterOption:
     count: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Tasks under a heading. count: the number of all such tasks; query: the query string that lists them all."""
+
+    name: str
+    tasks: Sequence[Task]
+    count: int
+    query: str
+
+
 async def show_tasks(request: Request, context: AppContext) -> Response:
     """Render the list for browsers; send other clients links to the API."""
     if not accepts_html(request):
         return _api_links(context)
-    if (label := request.query_params.get("label")) is not None:
-        return RedirectResponse(f"/?{_with_label(request, label)}", 303)
+    if _FORM_PARAMS & request.query_params.keys():
+        return RedirectResponse(f"/?{_convert_form(request)}", 303)
     query = parse_query(_parse_list_query(request), request.query_params)
     async with client_fairness.thread_slot():
         return await _render_tasks(request, context, query)
 
 
 async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
-    page = await query_page(context.services.tasks, query, request.query_params)
+    tasks = context.services.tasks
+    page = await query_page(tasks, query, request.query_params)
     health = await context.services.administration.health()
-    waiting = await _pending_tasks(context.services.tasks)
-    return await client_fairness.to_thread(
-        render_page,
-        request,
-        "tasks",
-        tasks=page.tasks,
-        total_count=page.total_count,
-        older=_query_with(request, cursor=encode_cursor(page.next_cursor, query)) if page.next_cursor else None,
-        is_first_page=query.cursor is None,
-        waiting=waiting if query.cursor is None and not query.states and not query.labels else [],
-        waiting_count=health.tasks_by_state.get(TaskState.PENDING, 0),
-        reasons=health.reasons,
-        groups=_state_filters(request, query, health.tasks_by_state),
-        labels=[
-            FilterOption(f"{key}={value}", _without_label(request, key), True) for key, value in query.labels.items()
+    is_first_page = query.cursor is None and query.offset == 0
+    # Without a filter by state, active and pending tasks come first; the list below has the finished ones.
+    is_divided = not query.states
+    sections = await _unfinished_sections(request, tasks, query) if is_divided and is_first_page else []
+    values = {
+        **_page_values(request, query, page, health),
+        "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
+        "sections": sections,
+        "is_divided": is_divided,
+        "is_continued": query.cursor is not None,
+        "reasons": health.reasons,
+        "failure": partial(error_fields, is_operator=get_caller(request).is_operator),
+        "now": datetime.now(UTC),
+    }
+    return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
+
+
+async def _unfinished_sections(request: Request, tasks: TaskQueries, query: TaskQuery) -> list[Section]:
+    common = replace(query, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
+    active = await query_page(tasks, replace(common, states=frozenset(_ACTIVE_STATES)), request.query_params)
+    pending_query = replace(common, states=frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
+    pending = await query_page(tasks, pending_query, request.query_params)
+    return [
+        Section(name, page.tasks, page.total_count, _query_with(request, state=",".join(states)))
+        for name, page, states in (
+            ("Running", active, _ACTIVE_STATES),
+            ("Waiting for capacity", pending, (TaskState.PENDING,)),
+        )
+        if page.tasks
+    ]
+
+
+def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:
+    """Return what the template shows around the tasks."""
+    filters = _filters(request, query)
+    is_counted = all(name == "state" for name, _ in filters)
+    next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
+    return {
+        "total_count": page.total_count,
+        "next_rows": _query_with(request, cursor=encode_cursor(page.next_cursor, query)) if page.next_cursor else None,
+        "next_page": _query_with(request, offset=str(next_offset))
+        if page.next_cursor and query.cursor is None and next_offset <= OFFSET_MAX
+        else None,
+        "previous_page": _query_with(request, offset=str(previous_offset) if previous_offset else None)
+        if query.offset
+        else None,
+        "groups": _state_filters(request, query, health.tasks_by_state if is_counted else None),
+        "filters": [FilterOption(text, _query_with(request, **{name: None}), True) for name, text in filters],
+        "periods": [
+            FilterOption(name, f"{_query_with(request)}&since={value}", False) for value, name in _PERIODS.items()
         ],
-        label_query=partial(_label_query, request),
-        sorts=_sort_options(request, query),
-        kept=[(name, value) for name, value in request.query_params.multi_items() if name != "cursor"],
-        first_page=_query_with(request),
-        here=f"/?{request.query_params}" if request.query_params else "/",
-    )
+        "label_query": partial(_label_query, request),
+        "repository_query": partial(_repository_query, request),
+        "sorts": _sort_options(request, query),
+        "search": query.search,
+        "kept": _kept_params(request),
+        "here": f"/?{request.query_params}" if request.query_params else "/",
+    }
 
 
 def _api_links(context: AppContext) -> Response:
@@ -116,19 +172,30 @@ def _default_order(params: Mapping[str, str]) -> str:
     return params.get("order") or ("asc" if params.get("sort") == "name" else "desc")
 
 
-async def _pending_tasks(tasks: TaskQueries) -> Sequence[Task]:
-    """Return the first pending tasks of the queue."""
-    query = TaskQuery(frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
-    return (await tasks.query(query)).tasks
+def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
+    """Return the parameters that filter the list, with texts to show."""
+    labels = [(f"label.{key}", f"{key}={value}") for key, value in query.labels.items()]
+    texts = {
+        "q": query.search and f"“{query.search}”",
+        "state": ", ".join(sorted(query.states)),
+        "repository": short_repository(query.repository),
+        "created_after": query.created_after and f"since {_format_minute(query.created_after)}",
+        "created_before": query.created_before and f"before {_format_minute(query.created_before)}",
+    }
+    return [*((name, text) for name, text in texts.items() if text), *labels]
 
 
-def _state_filters(request: Request, query: TaskQuery, counts: Mapping[TaskState, int]) -> list[FilterOption]:
+def _format_minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _state_filters(request: Request, query: TaskQuery, counts: Mapping[TaskState, int] | None) -> list[FilterOption]:
     return [
         FilterOption(
             name,
             _query_with(request, state=",".join(states) or None),
             query.states == frozenset(states),
-            sum(counts.get(state, 0) for state in states or TaskState),
+            None if counts is None else sum(counts.get(state, 0) for state in states or TaskState),
         )
         for name, states in _STATE_FILTERS.items()
     ]
@@ -146,20 +213,45 @@ def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
 def _query_with(request: Request, **changes: str | None) -> str:
     """Return the query string with these parameters replaced, for the first page."""
     params = request.query_params.multi_items()
-    current = [(name, value) for name, value in params if name not in {*changes, "cursor", "offset", "label"}]
+    current = [(name, value) for name, value in params if name not in {*changes, *_PAGE_PARAMS, *_FORM_PARAMS}]
     pairs = [*current, *((name, value) for name, value in changes.items() if value is not None)]
     # A label's value may be empty; other empty parameters have no meaning.
     return urlencode([(name, value) for name, value in pairs if value or name.startswith("label.")])
 
 
-def _with_label(request: Request, label: str) -> str:
-    """Convert the form's `key=value` to the API's label parameter."""
-    key, equals, value = label.partition("=")
-    return _query_with(request, **({f"label.{key.strip()}": value.strip()} if key.strip() and equals else {}))
+def _kept_params(request: Request) -> list[tuple[str, str]]:
+    """Return the parameters that a form keeps, except those that it has itself."""
+    dropped = {*_PAGE_PARAMS, *_FORM_PARAMS}
+    return [(name, value) for name, value in request.query_params.multi_items() if name not in dropped]
 
 
-def _without_label(request: Request, key: str) -> str:
-    return _query_with(request, **{f"label.{key}": None})
+def _convert_form(request: Request) -> str:
+    """Convert `label` (`key=value`) and `since` of the page's forms to the API's parameters.
+
+    A label without a value is searched as a word.
+    """
+    changes: dict[str, str | None] = {}
+    label = request.query_params.get("label", "")
+    key, equals, value = (part.strip() for part in label.partition("="))
+    if key and equals:
+        changes[f"label.{key}"] = value
+    elif label.strip():
+        changes["q"] = f"{request.query_params.get('q', '')} {label}".strip()
+    if since := request.query_params.get("since", ""):
+        changes["created_after"] = format_timestamp(datetime.now(UTC) - _parse_period(since))
+    return _query_with(request, **changes)
+
+
+def _parse_period(text: str) -> timedelta:
+    match = re.fullmatch(r"([1-9][0-9]{0,3})([hd])", text, re.ASCII)
+    if match is None:
+        raise InvalidParameterError("since", "must be a period such as 24h or 7d")
+    return timedelta(hours=int(match[1])) if match[2] == "h" else timedelta(days=int(match[1]))
+
+
+def _repository_query(request: Request, url: str) -> str:
+    """Return the query string with this repository as filter."""
+    return _query_with(request, repository=url)
 
 
 def _label_query(request: Request, key: str, value: str) -> str:

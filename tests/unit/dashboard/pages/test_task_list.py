@@ -1,10 +1,16 @@
 """The task list. Its filters are in the URL."""
 
+import html
 import re
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs
 
 import pytest
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.model import events as e
+from sandbox.model.failure import Failure, FailureCode
 
 
 def rows(page):
@@ -35,15 +41,15 @@ def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
 
 def test_label_with_empty_value_is_a_filter(pages):
     for number in range(51):
-        pages.tasks.add(f"task-{number:03}", labels={"team": "", "kind": "bug"})
+        pages.tasks.add(f"task-{number:03}", *TO_RUNNING, *TO_COMPLETED, labels={"team": "", "kind": "bug"})
     pages.tasks.add("other", labels={"team": "a", "kind": "bug"})
     assert pages.get("/?label=team%3D").headers["location"] == "/?label.team="
-    assert pages.get("/?label=team").headers["location"] == "/?"
+    assert pages.get("/?label=team").headers["location"] == "/?q=team"
     first = pages.get("/?label.team=&sort=name")
     links = [link.replace("&amp;", "&") for link in re.findall(r'href="(/\?[^"]*)"', first.text)]
     assert "/?label.team=&sort=name&label.kind=bug" in links
     assert "/?sort=name" in links
-    next_link = next(link for link in links if "cursor=" in link)
+    next_link = html.unescape(re.search(r'hx-get="([^"]*cursor=[^"]*)"', first.text)[1])
     assert "label.team=&" in next_link
     assert rows(pages.get(next_link)) == ["task-050"]
 
@@ -54,13 +60,85 @@ def test_filter_links_lead_to_pages(pages_with_tasks):
         for link in re.findall(r'href="(/\?[^"]*)"', pages_with_tasks.get("/?label.team=a%26b").text)
     }
     assert len(links) > 8
-    assert {pages_with_tasks.get(link).status_code for link in links} == {200}
+    statuses = {link: pages_with_tasks.get(link).status_code for link in links}
+    assert statuses == {link: 303 if "since=" in link else 200 for link in links}
 
 
-def test_pending_tasks_are_shown_in_the_queue_with_reasons(pages_with_tasks):
-    text = pages_with_tasks.get("/").text
-    queue = text[text.index('class="queue"') : text.index('class="list-frame"')]
-    assert ("Waiting to be started" in queue, 'href="/tasks/waits"' in queue, "works" in queue) == (True, True, False)
+def sections(page):
+    """The ids of the tasks below each heading."""
+    parts = re.split(r"<h2[^>]*>([^<]+)", page.text)
+    names = [name.strip() for name in parts[1::2]]
+    return dict(zip(names, (re.findall(r'id="task-([^"]+)"', part) for part in parts[2::2]), strict=True))
+
+
+def test_unfinished_tasks_come_first_with_reasons(pages_with_tasks):
+    page = pages_with_tasks.get("/")
+    assert sections(page) == {"Running": ["works"], "Waiting for capacity": ["waits"], "Finished": ["done"]}
+    assert "Waiting to be started" in page.text
+    assert sections(pages_with_tasks.get("/?state=running,completed")) == {}
+    assert set(rows(pages_with_tasks.get("/?state=running,completed"))) == {"works", "done"}
+
+
+def test_unfinished_tasks_are_bounded_with_a_link_to_all(pages):
+    for number in range(25):
+        pages.tasks.add(f"task-{number:03}")
+    page = pages.get("/")
+    assert len(sections(page)["Waiting for capacity"]) == 20
+    assert re.search(r'<a href="/\?state=pending">All 25</a>', page.text)
+
+
+def test_row_has_repository_changes_cost_and_failure(pages):
+    pages.tasks.add("broken", *TO_RUNNING)
+    failure = Failure(FailureCode.AGENT_FAILED, "The agent exited with 1.")
+    pages.tasks.record("broken", e.AgentExited(1, failure=failure), e.TaskFinished())
+    pages.tasks.add("done", *TO_RUNNING, e.Progress(cost_usd=1.5, current_tool="Bash"))
+    assert '<span class="mono">Bash</span>' in pages.get("/").text
+    patch = e.Artifact("done.patch", ".sandbox/done.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+    pages.tasks.record("done", e.ArtifactCollected(patch, diff=e.DiffStatistics(2, 376, 3)), *TO_COMPLETED)
+    text = pages.get("/").text
+    assert ("The agent exited with 1." in text, "$1.50" in text, "+376" in text, "−3" in text) == (True,) * 4
+    assert re.search(r'href="/\?repository=https%3A%2F%2Fgithub.com%2Forg%2Frepo.git"[^>]*>org/repo</a>', text)
+    assert "@main</span>" in text
+
+
+def test_search_repository_and_period_are_filters_that_can_be_removed(pages_with_tasks):
+    url = "/?q=two+words&repository=org%2Frepo&created_after=2026-01-29T10:00:00Z&label.team=a%26b&state=completed"
+    page = pages_with_tasks.get(url)
+    query = pages_with_tasks.tasks.queries[0]
+    assert (query.search, query.repository, query.created_after) == (
+        "two words",
+        "org/repo",
+        datetime(2026, 1, 29, 10, tzinfo=UTC),
+    )
+    chips = re.findall(r'<a class="label chosen" id="[^"]+" href="([^"]+)"[^>]*>([^<]+)<', page.text)
+    assert [text for _, text in chips] == [
+        "“two words”",
+        "completed",
+        "org/repo",
+        "since 2026-01-29 10:00 UTC",
+        "team=a&amp;b",
+    ]
+    removed = [set(parse_qs(url[2:])) - set(parse_qs(html.unescape(link)[2:])) for link, _ in chips]
+    assert removed == [{"q"}, {"state"}, {"repository"}, {"created_after"}, {"label.team"}]
+    assert 'value="two words"' in page.text
+
+
+def test_period_redirects_to_the_filter_url(pages):
+    location = pages.get("/?q=a&since=24h").headers["location"]
+    params = parse_qs(location.partition("?")[2])
+    age = datetime.now(UTC) - datetime.fromisoformat(params["created_after"][0])
+    assert (params["q"], timedelta(hours=24) <= age < timedelta(hours=24, minutes=5)) == (["a"], True)
+    for invalid in ("1y", "0h", "-1h", "99999d", "h"):
+        assert pages.get(f"/?since={invalid}").status_code == 400
+    assert pages.get("/?since=").status_code == 303
+
+
+def test_viewers_cannot_select_tasks(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages.tasks.add("works", *TO_RUNNING)
+    for name, is_offered in (("ann", True), ("bob", False)):
+        text = pages.get("/", authorization=f"Bearer {name}").text
+        assert ('id="pick-works"' in text, 'id="bulk"' in text) == (is_offered, is_offered)
 
 
 @pytest.mark.parametrize("query", ["state=lost", "sort=cost", "limit=0", "cursor=x", "offset=-1", "order=up"])
@@ -75,15 +153,35 @@ def test_repeated_filter_is_rejected_like_in_the_api(pages_with_tasks):
     assert pages_with_tasks.get("/?label.team=a&label.team=b").status_code == 200  # labels may repeat
 
 
-def test_pagination_has_no_overlap(pages):
-    for number in range(60):
-        pages.tasks.add(f"task-{number:03}")
-    first = pages.get("/")
-    next_link = re.search(r'href="(/\?cursor=[^"]+)" rel="next"', first.text)
-    assert next_link
-    second = pages.get(next_link[1])
-    assert (len(rows(first)), len(rows(second))) == (50, 10)
-    assert not set(rows(first)) & set(rows(second))
+def test_pages_without_scripts_have_no_overlap(pages):
+    for number in range(120):
+        pages.tasks.add(f"task-{number:03}", *TO_RUNNING, *TO_COMPLETED)
+    page, seen = pages.get("/?sort=created_at"), []
+    while True:
+        seen += rows(page)
+        link = re.search(r'href="([^"]+)" rel="next"', page.text)
+        if not link:
+            break
+        page = pages.get(html.unescape(link[1]))
+    assert (len(seen), len(set(seen))) == (120, 120)
+    previous = re.search(r'href="([^"]+)" rel="prev"', page.text)
+    assert rows(pages.get(html.unescape(previous[1]))) == seen[50:100]
+    first = re.search(r'href="([^"]+)" rel="prev"', pages.get(html.unescape(previous[1])).text)
+    assert rows(pages.get(html.unescape(first[1]))) == seen[:50]
+
+
+def test_following_rows_are_loaded_by_cursor_without_overlap(pages):
+    for number in range(120):
+        pages.tasks.add(f"task-{number:03}", *TO_RUNNING, *TO_COMPLETED)
+    page, seen = pages.get("/"), []
+    while True:
+        seen += rows(page)
+        link = re.search(r'hx-get="(/\?cursor=[^"]+)" hx-select="#rest', page.text)
+        if not link:
+            break
+        page = pages.get(html.unescape(link[1]))
+        assert page.text.index('id="rest"') < page.text.index("row-link")
+    assert (len(seen), len(set(seen))) == (120, 120)
 
 
 def test_empty_list_shows_how_to_submit(pages):

@@ -1,0 +1,192 @@
+"""The list of tasks in a real browser: search, filters, rows, later rows, and cancelling several tasks."""
+
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from doubles.browser import accessibility_violations
+from doubles.live_server import Deployment, wait_until
+from doubles.stored_tasks import StoredTasks
+from sandbox.model.events import Artifact, ArtifactCollected, DiffStatistics, Progress
+from sandbox.model.failure import Failure, FailureCode
+
+FINISHED_COUNT = 1000
+FAILED = "failed-task"
+REASON = "The model's provider refused the request: overloaded. Submit the task again later."
+BLOCKED_MILLISECONDS_MAX = 2000
+"""A busy machine needs 200 ms for a page of 50 rows; without content-visibility and pages, 1,000 rows need seconds."""
+ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
+
+
+def store_tasks(data_dir):
+    """Store finished tasks, one that failed, and three pending ones, which a draining server does not start."""
+    tasks = StoredTasks(data_dir)
+    tasks.current_time = datetime.now(UTC) - timedelta(minutes=FINISHED_COUNT + 100)
+    options = {"lines": 0, "artifacts": ()}
+    for number in range(FINISHED_COUNT):
+        url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
+        tasks.finish(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
+    recorder = tasks.run(FAILED, name="Fix the login", labels={"team": "platform"}, **options)
+    recorder.record(Progress(cost_usd=1.25))
+    patch = Artifact(f"{FAILED}.patch", f".sandbox/{FAILED}.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+    recorder.record(ArtifactCollected(patch, diff=DiffStatistics(12, 376, 3)))
+    tasks.end_with_failure(recorder, Failure(FailureCode.AGENT_FAILED, REASON))
+    for number in range(3):
+        tasks.begin(f"waits-{number}", name=f"Waits {number}").writer.close()
+    tasks.index()
+    (data_dir / "draining").write_text(datetime.now(UTC).isoformat())
+
+
+@pytest.fixture(scope="module")
+def list_server(tmp_path_factory):
+    """A draining server with stored tasks."""
+    deployment = Deployment(tmp_path_factory.mktemp("list"))
+    try:
+        store_tasks(deployment.data_dir)
+        deployment.model_url = "http://127.0.0.1:9"
+        deployment.start_server()
+        yield deployment
+    finally:
+        deployment.close()
+
+
+@pytest.fixture
+def base_url(list_server, browser):
+    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    address = list_server.server.ready_message["http"]
+    yield address
+    others = [request.url for request in browser.requests if not request.url.startswith(address)]
+    assert (browser.console_errors, others) == ([], [])
+
+
+def test_search_filters_while_the_user_types(base_url, browser):
+    page = browser.open(base_url)
+    search = page.get_by_role("searchbox", name="Search tasks")
+    search.focus()
+    page.keyboard.type("login fix")
+    wait_until(lambda: page.evaluate(ROWS) == [f"task-{FAILED}"], 30, "the row that matches")
+    assert parse_qs(urlsplit(page.url).query) == {"q": ["login fix"]}
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.get_by_role("link", name="“login fix” remove filter").wait_for()
+    page.reload()
+    assert search.input_value() == "login fix"
+    assert page.evaluate(ROWS) == [f"task-{FAILED}"]
+    search.fill("")
+    wait_until(lambda: len(page.evaluate(ROWS)) > 50, 30, "all rows")
+
+
+def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
+    page = browser.open(f"{base_url}/?state=completed")
+    page.locator("#filter").click()
+    page.get_by_label("Repository", exact=True).fill("org/web")
+    page.get_by_label("Repository", exact=True).press("Enter")
+    page.wait_for_url("**repository=org%2Fweb*")
+    page.get_by_role("searchbox", name="Search tasks").fill("page 1 done")
+    page.wait_for_url("**q=page*")
+    chips = page.locator(".filter-chips .label")
+    chips.nth(2).wait_for()
+    assert [text.split(" ×")[0] for text in chips.all_inner_texts()] == ["“page 1 done”", "completed", "org/web"]
+    page.get_by_role("link", name="org/web remove filter").click()
+    page.wait_for_url(lambda url: "repository" not in url)
+    assert "state=completed" in page.url
+    assert "q=page" in page.url
+    page.locator("#filter").click()
+    page.get_by_role("link", name="Last 24 hours").click()
+    page.wait_for_url("**created_after=*")
+    page.get_by_role("link", name="Clear all").click()
+    page.wait_for_url(f"{base_url}/")
+
+
+def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser):
+    page = browser.open(f"{base_url}/?q=login")
+
+    def click(selector, button="left"):
+        box = page.locator(selector).first.bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, button=button)
+
+    with page.context.expect_page() as opened:
+        click(".c-age", "middle")
+    opened.value.wait_for_url(f"**/tasks/{FAILED}")
+    opened.value.close()
+    page.locator(".row-link").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/tasks/{FAILED}")
+    page.go_back()
+    click(".c-now")
+    page.wait_for_url(f"**/tasks/{FAILED}")
+    page.go_back()
+    page.locator(".repository").click()
+    page.wait_for_url("**repository=*")
+
+
+def test_thousand_tasks_are_scrolled_without_a_pause(base_url, browser):
+    observe = """window.longest = 0; new PerformanceObserver((list) => {
+        for (const each of list.getEntries()) window.longest = Math.max(window.longest, each.duration);
+    }).observe({ type: "longtask" })"""
+    page = browser.open(f"{base_url}/?state=completed", before=observe)
+    page.locator(".row-link").first.wait_for()
+
+    def scroll():
+        page.mouse.wheel(0, 5000)
+        page.wait_for_timeout(50)
+        return len(page.evaluate(ROWS)) >= FINISHED_COUNT
+
+    wait_until(scroll, 120, "all rows")
+    rows = page.evaluate(ROWS)
+    expected = [f"task-done-{number:04}" for number in reversed(range(FINISHED_COUNT))]
+    assert rows == expected
+    assert page.evaluate("window.longest") < BLOCKED_MILLISECONDS_MAX
+    assert page.locator(".pager .load").count() == 0
+
+
+def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, base_url, browser):
+    page = browser.open(base_url)
+    page.get_by_role("heading", name="Waiting for capacity 3").wait_for()
+    before = page.evaluate(ROWS)
+    page.get_by_label("Select Waits 0").check()
+    page.get_by_label("Select Waits 1").check()
+    page.get_by_label("Select Waits 2").check()
+    page.get_by_label("Select Waits 2").uncheck()
+    assert page.locator("#bulk-count").inner_text() == "2 selected"
+    assert accessibility_violations(page) == [], "with a selection"
+    page.get_by_role("button", name="Cancel tasks").click()
+    dialog = page.get_by_role("dialog", name="Cancel 2 tasks?")
+    assert accessibility_violations(page) == [], "with the dialog"
+    dialog.get_by_role("button", name="Back").click()
+    assert list_server.status("waits-0")["state"] == "pending"
+
+    refusal = {"error": "task_already_terminal", "message": "The task has ended."}
+    page.route("**/api/v1/tasks/waits-1", lambda route: route.fulfill(status=409, json=refusal))
+    page.get_by_role("button", name="Cancel tasks").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel 2 tasks").click()
+    page.get_by_role("heading", name="1 task cancelled, 1 not").wait_for()
+    results = page.locator("#bulk-tasks li").all_inner_texts()
+    assert [" ".join(text.split()) for text in results] == ["Waits 0 is being cancelled", "Waits 1 The task has ended."]
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    browser.ignore_errors("status of 409")
+    list_server.wait("waits-0")
+    # The cancelled task moves into the list of finished tasks; no row is lost, and none is there twice.
+    page.get_by_role("heading", name="Waiting for capacity 2").wait_for()
+    rows = page.evaluate(ROWS)
+    assert (sorted(rows), len(set(rows))) == (sorted(before), len(before))
+    assert page.locator("#bulk-count").inner_text() == "1 selected"
+    assert page.get_by_label("Select Waits 1").is_checked()
+
+
+def test_row_has_changes_cost_and_reason_on_a_phone_too(base_url, browser):
+    for width in (1440, 1024, 390):
+        page = browser.open(f"{base_url}/?q=login", width=width)
+        row = page.locator(".tasks tbody tr")
+        for text in ("+376", "−3", "$1.25", "The model's provider refused", "Fix the login", "failed"):
+            assert row.get_by_text(text, exact=False).first.is_visible(), (width, text)
+
+
+def test_list_has_no_accessibility_violations(base_url, browser):
+    page = browser.open(base_url)
+    page.locator("#filter").click()
+    page.get_by_label("Label", exact=True).fill("team=platform")
+    assert page.locator("#filter-menu").get_attribute("open") is not None
+    assert accessibility_violations(page) == []
+    page.goto(f"{base_url}/?q=login&label.team=platform")
+    assert accessibility_violations(page) == [], "with filters"
