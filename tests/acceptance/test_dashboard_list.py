@@ -86,7 +86,7 @@ def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
     page.wait_for_url("**q=page*")
     chips = page.locator(".filter-chips .label")
     chips.nth(2).wait_for()
-    assert [text.split(" ×")[0] for text in chips.all_inner_texts()] == ["“page 1 done”", "completed", "org/web"]
+    assert [text.split(" ×")[0] for text in chips.all_inner_texts()] == ["“page 1 done”", "Completed", "org/web"]
     page.get_by_role("link", name="org/web remove filter").click()
     page.wait_for_url(lambda url: "repository" not in url)
     assert "state=completed" in page.url
@@ -145,8 +145,8 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     page.get_by_role("heading", name="Waiting for capacity 3").wait_for()
     before = page.evaluate(ROWS)
     page.get_by_label("Select Waits 0").check()
-    page.get_by_label("Select Waits 1").check()
-    page.get_by_label("Select Waits 2").check()
+    page.get_by_role("button", name="Select all").click()
+    assert page.locator("#bulk-count").inner_text() == "3 selected"
     page.get_by_label("Select Waits 2").uncheck()
     assert page.locator("#bulk-count").inner_text() == "2 selected"
     assert accessibility_violations(page) == [], "with a selection"

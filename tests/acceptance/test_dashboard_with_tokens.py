@@ -143,7 +143,7 @@ def test_form_draft_survives_an_expired_session(token_deployment, browser):
     page = sign_in(token_deployment, browser, token_deployment.bearer)
     page.goto(f"{token_deployment.server.ready_message['http']}/submit#yaml")
     editor = page.get_by_label("Manifest, YAML")
-    page.get_by_text("3 errors").wait_for()
+    page.get_by_text("Describe the task").wait_for()
     page.context.clear_cookies()
     draft = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
     editor.fill(draft)

@@ -70,10 +70,12 @@ export class ManifestDocument {
 
   // Return the document's text with another value. A string, number, list or mapping; undefined removes the value.
   set(path, value) {
+    if (value === undefined && !this.#pair(path)) return this.text;
     const wanted = parseDocument(this.text);
     change(wanted, path, value);
     const expected = JSON.stringify(wanted.toJS());
-    for (const text of [this.#replaced(path, value), this.#inserted(path, value), this.#removed(path, value)]) {
+    for (const edit of [this.#replaced, this.#relisted, this.#inserted, this.#removed]) {
+      const text = edit.call(this, path, value);
       if (text !== null && hasContent(text, expected)) return text;
     }
     return wanted.toString(FORMAT); // normalizes spaces; comments are kept
@@ -98,18 +100,57 @@ export class ManifestDocument {
     return end < 0 ? this.text.length : end;
   }
 
+  #splice(start, end, text) {
+    return this.text.slice(0, start) + text + this.text.slice(end);
+  }
+
+  // The end of the last line of a node.
+  #nodeEnd(node) {
+    const end = node.range[1];
+    return this.text[end - 1] === "\n" ? end : Math.min(this.#lineEnd(end) + 1, this.text.length);
+  }
+
   #replaced(path, value) {
     const node = this.#node(path);
-    if (value === undefined || Array.isArray(value) || !isScalar(node) || !node.range) return null;
+    if (value === undefined || typeof value === "object" || !isScalar(node) || !node.range) return null;
+    const key = this.#pair(path).key;
+    return this.#withScalar(node, value, key.range[0] - this.#lineStart(key.range[0]), key.range[1]);
+  }
+
+  // Replace a scalar. after: where its key ends.
+  #withScalar(node, value, indent, after) {
+    if (node.value === null && !node.source) {
+      const start = this.text.indexOf(":", after) + 1;
+      return this.#splice(start, start, ` ${rendered(value, indent)}`);
+    }
     const [start, end] = node.range;
-    const pair = this.#pair(path);
-    const lineStart = this.#lineStart(pair.key.range[0]);
-    const indent = pair.key.range[0] - lineStart;
-    const type = String(value).includes("\n") ? undefined : /^QUOTE/.test(node.type) ? node.type : undefined;
-    const separator = this.text.slice(pair.key.range[1], start).endsWith(" ") ? "" : " ";
-    const isBlock = /^BLOCK/.test(node.type);
-    const tail = isBlock && this.text[end - 1] === "\n" ? "\n" : "";
-    return this.text.slice(0, start) + separator + rendered(value, indent, type) + tail + this.text.slice(end);
+    const type = !String(value).includes("\n") && /^QUOTE/.test(node.type) ? node.type : undefined;
+    const tail = /^BLOCK/.test(node.type) && this.text[end - 1] === "\n" ? "\n" : "";
+    return this.#splice(start, end, rendered(value, indent, type) + tail);
+  }
+
+  // Replace the entries of a list that differ. One changed value in one entry keeps the rest of the entry.
+  #relisted(path, values) {
+    const list = this.#node(path);
+    if (!Array.isArray(values) || !isSeq(list) || !list.items.length || !values.length) return null;
+    const { start, end, added } = listChange(list.items, values, this.yaml);
+    const changed = list.items[start];
+    if (added.length === 1 && end === start + 1) {
+      if (isScalar(changed) && typeof added[0] === "string") return this.#withScalar(changed, added[0], 0, 0);
+      const names = isMap(changed) ? Object.keys(added[0]).filter((name) => added[0][name] !== changed.get(name)) : [];
+      const pair = names.length === 1 && changed.items.find((each) => each.key.value === names[0]);
+      if (pair && isScalar(pair.value)) return this.#withScalar(pair.value, added[0][names[0]], 0, pair.key.range[1]);
+    }
+    if (list.flow) {
+      const texts = list.items.map((item) => this.text.slice(item.range[0], item.range[1]));
+      texts.splice(start, end - start, ...added.map((value) => JSON.stringify(value)));
+      return this.#splice(list.range[0], list.range[1], `[${texts.join(", ")}]`);
+    }
+    const bounds = [...list.items.map((item) => this.#lineStart(item.range[0])), this.#nodeEnd(list.items.at(-1))];
+    const indent = /^ */.exec(this.text.slice(bounds[0]))[0];
+    const lines = added.length ? stringify(added, FORMAT).replace(/^(?=.)/gm, indent) : "";
+    const separator = this.text[bounds[start] - 1] === "\n" ? "" : "\n";
+    return this.#splice(bounds[start], bounds[end], separator + lines);
   }
 
   #inserted(path, value) {
@@ -120,7 +161,7 @@ export class ManifestDocument {
     const first = map.items[0].key.range[0];
     const indent = " ".repeat(first - this.#lineStart(first));
     const last = map.items.at(-1);
-    let end = endOf(last.value) ?? last.key.range[1];
+    let end = last.value?.range?.[1] ?? last.key.range[1];
     if (this.text[end - 1] !== "\n") end = this.#lineEnd(end);
     const added = path.slice(depth).reduceRight((inner, name) => ({ [name]: inner }), value);
     const lines = stringify(added, FORMAT)
@@ -136,9 +177,7 @@ export class ManifestDocument {
     const parent = path.slice(0, -1);
     if (parent.length && this.#node(parent).items.length === 1) return this.#removed(parent, undefined);
     const start = this.#lineStart(pair.key.range[0]);
-    let end = endOf(pair.value) ?? pair.key.range[1];
-    if (this.text[end - 1] !== "\n") end = this.#lineEnd(end) + 1;
-    return this.text.slice(0, start) + this.text.slice(end);
+    return this.#splice(start, this.#nodeEnd(pair.value?.range ? pair.value : pair.key), "");
   }
 }
 
@@ -180,10 +219,6 @@ function readMap(node) {
 // A number if it looks like one; the server checks its type and its range.
 export const toNumber = (text) => (NUMBER.test(text) ? Number(text) : text);
 
-function endOf(node) {
-  return node?.range?.[1];
-}
-
 function rendered(value, indent, type) {
   const scalar = parseDocument("").createNode(value);
   if (type) scalar.type = type;
@@ -191,18 +226,21 @@ function rendered(value, indent, type) {
   return lines.replace(/\n$/, "").replace(/\n(?=.)/g, `\n${" ".repeat(indent)}`);
 }
 
-function change(yaml, path, value) {
+function change(yaml, path, value, parent = yaml) {
   if (value === undefined) return remove(yaml, path);
-  const node = yaml.getIn(path, true);
-  if (Array.isArray(value) && isSeq(node)) return changeList(yaml, node, value);
-  if (isScalar(node) && !Array.isArray(value)) {
+  const node = parent.getIn(path, true);
+  if (Array.isArray(value)) {
+    if (isSeq(node)) return changeList(yaml, node, value);
+  } else if (typeof value === "object") {
+    if (isMap(node)) return changeMap(yaml, node, value);
+  } else if (isScalar(node)) {
     node.value = value;
     if (String(value).includes("\n") !== /^BLOCK/.test(node.type)) node.type = undefined;
     return undefined;
   }
   for (let depth = 1; depth < path.length; depth++)
-    if (!isMap(yaml.getIn(path.slice(0, depth), true))) yaml.setIn(path.slice(0, depth), yaml.createNode({}));
-  return yaml.setIn(path, yaml.createNode(value));
+    if (!isMap(parent.getIn(path.slice(0, depth), true))) parent.setIn(path.slice(0, depth), yaml.createNode({}));
+  return parent.setIn(path, yaml.createNode(value));
 }
 
 function remove(yaml, path) {
@@ -212,21 +250,25 @@ function remove(yaml, path) {
   if (isMap(node) && node.items.length === 0) remove(yaml, parent);
 }
 
-// Keep the entries that are the same at the beginning and at the end, with their comments.
-function changeList(yaml, list, values) {
-  const now = list.items.map((item) => JSON.stringify(item.toJS(yaml)));
+// The entries from start to end are replaced by the added ones; those before and after them stay.
+function listChange(items, values, yaml) {
+  const now = items.map((item) => JSON.stringify(item.toJS(yaml)));
   const next = values.map((value) => JSON.stringify(value));
   let start = 0;
   while (start < now.length && start < next.length && now[start] === next[start]) start++;
   let tail = 0;
   while (tail < Math.min(now.length, next.length) - start && now.at(-1 - tail) === next.at(-1 - tail)) tail++;
-  const added = values.slice(start, values.length - tail).map((value, at) => {
-    const before = list.items[start + at];
-    // One changed text keeps its quotes and its comment.
-    if (now.length === next.length && isScalar(before)) return Object.assign(before.clone(), { value });
-    return yaml.createNode(value);
-  });
-  list.items.splice(start, now.length - start - tail, ...added);
+  return { start, end: now.length - tail, added: values.slice(start, values.length - tail) };
+}
+
+function changeList(yaml, list, values) {
+  const { start, end, added } = listChange(list.items, values, yaml);
+  list.items.splice(start, end - start, ...added.map((value) => yaml.createNode(value)));
+}
+
+function changeMap(yaml, map, values) {
+  for (const name of map.items.map((pair) => pair.key.value)) if (!Object.hasOwn(values, name)) map.delete(name);
+  for (const [name, value] of Object.entries(values)) change(yaml, [name], value, map);
 }
 
 function hasContent(text, expected) {

@@ -5,6 +5,7 @@ import { $, h } from "/assets/page.js";
 const COMMON_SECTIONS = ["version", "kind", "metadata", "repository", "vm", "secrets", "lifecycle"];
 const SECRET_FIELDS = ["name", "source", "key"];
 const SECRET_SOURCES = ["env", "file", "vault"];
+const NAME = ["metadata", "name"];
 const NAME_LENGTH_MAX = 72;
 const OTHERS_MAX = 12;
 
@@ -74,6 +75,7 @@ export class ManifestForm {
 
   set(path, text) {
     const field = this.fields.find((each) => each.dataset.path === path);
+    if (field.disabled) return;
     field.value = text;
     this.#write(field);
   }
@@ -188,8 +190,10 @@ export class ManifestForm {
         : value === "";
     let text = this.manifest.set(path, isEmpty && !("required" in field.dataset) ? undefined : value);
     if (field.dataset.path === "metadata.name") this.isNamed = true;
-    if (field.dataset.path === "agent.prompt" && !this.isNamed)
-      text = new ManifestDocument(text).set(["metadata", "name"], nameOf(field.value));
+    if (field.dataset.path === "agent.prompt" && !this.isNamed && this.manifest.isReachable(NAME)) {
+      const name = nameOf(field.value);
+      if (name !== this.manifest.readText(NAME)) text = new ManifestDocument(text).set(NAME, name);
+    }
     this.#changed(text);
   }
 

@@ -7,6 +7,7 @@ import { $, h, request, toast } from "/assets/page.js";
 const PAUSE_MILLISECONDS = 250;
 const TASKS = "/api/v1/tasks";
 const DRAFT = `draft of ${location.pathname}${location.search}`;
+const INVITATION = "Describe the task and choose a repository.";
 const YAML = { "content-type": "application/yaml" };
 const TABS = ["form", "yaml"];
 
@@ -86,7 +87,7 @@ function handleResult(error) {
   const shownCount = showResult();
   if (!error) showVerdict("This manifest is valid.", "good");
   else if (!errors.length) showVerdict(error.message, "ill");
-  else if (!shownCount) showVerdict("Describe the task and choose a repository.", "");
+  else if (!shownCount) showVerdict(INVITATION, "");
   else showVerdict(shownCount === 1 ? "1 error" : `${shownCount} errors`, "ill");
 }
 
@@ -121,6 +122,12 @@ function restoreDraft() {
 
 async function check() {
   validation?.abort();
+  if (!isComplete && editor.text === initialText) {
+    errors = [];
+    showResult();
+    showVerdict(INVITATION, "");
+    return;
+  }
   validation = new AbortController();
   const { signal } = validation;
   try {

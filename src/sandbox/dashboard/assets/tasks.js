@@ -127,6 +127,10 @@ async function cancelSelected() {
 $("bulk-cancel")?.addEventListener("click", openDialog);
 $("bulk-back")?.addEventListener("click", () => $("bulk-dialog").close());
 $("bulk-confirm")?.addEventListener("click", cancelSelected);
+$("bulk-all")?.addEventListener("click", () => {
+  for (const box of checkboxes()) selected.set(box.value, box.dataset.name);
+  restoreSelection();
+});
 $("bulk-clear")?.addEventListener("click", () => {
   selected.clear();
   restoreSelection();

@@ -177,12 +177,17 @@ def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
     labels = [(f"label.{key}", f"{key}={value}") for key, value in query.labels.items()]
     texts = {
         "q": query.search and f"“{query.search}”",
-        "state": ", ".join(sorted(query.states)),
+        "state": _state_filter_name(query.states),
         "repository": short_repository(query.repository),
         "created_after": query.created_after and f"since {_format_minute(query.created_after)}",
         "created_before": query.created_before and f"before {_format_minute(query.created_before)}",
     }
     return [*((name, text) for name, text in texts.items() if text), *labels]
+
+
+def _state_filter_name(states: frozenset[TaskState]) -> str:
+    names = (name for name, group in _STATE_FILTERS.items() if states and states == frozenset(group))
+    return next(names, ", ".join(sorted(states)))
 
 
 def _format_minute(at: datetime) -> str:

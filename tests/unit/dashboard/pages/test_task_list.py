@@ -113,7 +113,7 @@ def test_search_repository_and_period_are_filters_that_can_be_removed(pages_with
     chips = re.findall(r'<a class="label chosen" id="[^"]+" href="([^"]+)"[^>]*>([^<]+)<', page.text)
     assert [text for _, text in chips] == [
         "“two words”",
-        "completed",
+        "Completed",
         "org/repo",
         "since 2026-01-29 10:00 UTC",
         "team=a&amp;b",
