@@ -140,6 +140,60 @@ def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
     assert [comment in yaml_of(page) for comment in ("# An audit", "# No network for security")] == [True, True]
 
 
+def test_server_reads_each_text_as_it_was_typed(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    texts = [
+        *(
+            "- a",
+            "# c",
+            "a: b",
+            "null",
+            "~",
+            "true",
+            "12",
+            "2.50",
+            "@x",
+            "%x",
+            "---",
+            "'",
+            '"',
+            "\\",
+            "{{x}}",
+            "[a",
+            "é😀",
+        ),
+        *(
+            " lead",
+            "trail ",
+            "tab\there",
+            "a\nb",
+            "a\n\n  b\n",
+            "  two\n one",
+            "a\n\n\n",
+            "---\n...",
+            "\n a",
+            "# c\n- a: b",
+            "`$(x)`",
+        ),
+    ]
+    script = """async ([text, prompts]) => {
+        const { ManifestDocument } = await import("/assets/manifest_document.js");
+        const read = [];
+        let body = text;
+        for (const prompt of prompts) {
+            body = new ManifestDocument(body).set(["claude", "prompt"], prompt);
+            const headers = { "content-type": "application/yaml" };
+            const response = await fetch("/api/v1/tasks?dry_run=true", { method: "POST", headers, body });
+            read.push((await response.json()).definition?.claude.prompt);
+        }
+        return [read, body];
+    }"""
+    read, body = page.evaluate(script, [QUICK_REFERENCE_AUDIT, texts])
+    assert read == texts
+    assert body.partition("claude:")[0] == QUICK_REFERENCE_AUDIT.partition("claude:")[0]
+    assert "allowed_tools" + body.partition("allowed_tools")[2] in QUICK_REFERENCE_AUDIT
+
+
 def test_secrets_are_references_and_are_edited_as_rows(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     open_yaml(page, QUICK_REFERENCE_AUDIT)
@@ -151,7 +205,7 @@ def test_secrets_are_references_and_are_edited_as_rows(base_url, browser):
         row.get_by_placeholder("Key in the source").fill(f"KEY_{name}")
     page.get_by_label("Source of secret 2", exact=True).select_option("vault")
     page.get_by_role("button", name="Remove secret 1").click()
-    assert yaml_of(page).endswith("secrets:\n  - name: SECOND\n    source: vault\n    key: KEY_SECOND\n")
+    assert yaml_of(page).endswith('secrets:\n  - name: "SECOND"\n    source: vault\n    key: "KEY_SECOND"\n')
     page.get_by_label("Variable of secret 1", exact=True).fill("not a name")
     page.locator(".secret .field-error").wait_for()
     assert page.get_by_label("Variable of secret 1", exact=True).get_attribute("aria-invalid") == "true"
