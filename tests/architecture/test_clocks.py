@@ -12,6 +12,7 @@ WALL_CLOCK_READERS = {
     "images/build.py": "an image has a build date",
     "api/task_json.py": "the duration of a running task is measured until now",
     "dashboard/pages/server.py": "the last day is grouped by wall clock hours",
+    "dashboard/pages/task_list.py": "a filter such as the last hour ends now",
     "server/task_service.py": "an artifact has a creation date",
     "server/dispatcher.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",

@@ -21,7 +21,6 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 FRAGMENTS = {
     "api.auth.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
-    "dashboard.pages.forms": "pages of one kind",
     "dashboard.routes": "the routes of the package",
 }
 """Short modules with a single importer, and why each is a module."""
