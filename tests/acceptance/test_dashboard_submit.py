@@ -286,8 +286,11 @@ def test_template_keeps_the_chosen_repository_and_can_be_undone(base_url, browse
     page.get_by_role("button", name="Security audit").click()
     assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
     assert "allowed_tools" in yaml_of(page)
+    summary = page.locator("#advanced-summary")
+    assert summary.inner_text() == "Timeout 8h, Access isolated, Files to keep security-report.md"
     page.get_by_role("button", name="Undo the template").click()
     assert yaml_of(page) == before
+    assert summary.inner_text().startswith("name, limits")
     assert page.get_by_label("Prompt", exact=True).input_value() == "Mine"
 
 

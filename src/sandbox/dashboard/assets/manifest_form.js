@@ -67,6 +67,23 @@ export class ManifestForm {
     for (const field of this.fields) this.#showField(field);
     this.#showSecrets();
     this.#showNote(keys);
+    this.#showSummary();
+  }
+
+  // The advanced values that are set, next to the heading of the closed part.
+  #showSummary() {
+    const fields = this.fields.filter(
+      (field) => field.closest("details") && field.value && !("required" in field.dataset),
+    );
+    const texts = fields.map((field) => {
+      const [first, ...rest] = field.value.split("\n");
+      return `${field.labels[0].textContent} ${first}${rest.length ? " …" : ""}`;
+    });
+    const secrets = this.secrets.children.length;
+    if (secrets) texts.push(secrets === 1 ? "1 secret" : `${secrets} secrets`);
+    const summary = $("advanced-summary");
+    summary.dataset.initial ??= summary.textContent;
+    summary.textContent = texts.length ? texts.join(", ") : summary.dataset.initial;
   }
 
   value(path) {
