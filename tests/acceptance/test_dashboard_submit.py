@@ -243,13 +243,26 @@ def test_errors_are_shown_at_the_fields(base_url, browser):
         ("a: [", "error in line 1", False),
         ("- a list\n", "not a mapping", False),
         ("x: &a 1\ny: *a\n", "anchors", False),
+        ("vm: {cpus: 1, cpus: 2}\n", "same field twice", False),
+        ("".join(f"k{number}: 1\n" for number in range(9000)), "no section of an agent", False),
         (QUICK_REFERENCE_AUDIT.replace("claude:", "other_agent:"), "section other_agent", False),
         (QUICK_REFERENCE_AUDIT + f"{HOSTILE}: 1\n", "", True),
         ("[" * 100_000, "error", False),
         ('vm: "text"\nclaude:\n  prompt: [1]\n', "", False),
         (f'claude:\n  prompt: "{"x" * 200_000}"\n', "too long", False),
     ],
-    ids=["invalid", "list", "anchors", "unknown_agent", "unknown_field", "deep", "other_types", "long"],
+    ids=[
+        "invalid",
+        "list",
+        "anchors",
+        "duplicate",
+        "many",
+        "unknown_agent",
+        "unknown_field",
+        "deep",
+        "other_types",
+        "long",
+    ],
 )
 def test_yaml_that_the_form_cannot_show_is_read_only_in_the_form(base_url, browser, text, note, prompt_is_usable):
     page = browser.open(f"{base_url}/submit")

@@ -1,7 +1,9 @@
 // Reads and changes single values of a manifest in YAML. The rest of the text, with its comments, stays as it is.
 import { isAlias, isMap, isScalar, isSeq, LineCounter, parseDocument, stringify, visit } from "/assets/yaml.bundle.js";
 
-export const TEXT_LENGTH_MAX = 200_000; // parsing takes about 50 ms
+const TEXT_LENGTH_MAX = 100_000;
+// The parser compares each key with all others; this module uses a set.
+const PARSING = { uniqueKeys: false, prettyErrors: false };
 const DEPTH_MAX = 64;
 const TOO_DEEP = "The YAML is nested too deeply for the form.";
 const FORMAT = { lineWidth: 0, flowCollectionPadding: false };
@@ -17,7 +19,7 @@ export class ManifestDocument {
       return;
     }
     try {
-      this.yaml = parseDocument(text, { lineCounter: new LineCounter(), prettyErrors: false });
+      this.yaml = parseDocument(text, { ...PARSING, lineCounter: new LineCounter() });
       this.problem = problemOf(this.yaml);
     } catch {
       this.problem = TOO_DEEP; // the parser is recursive
@@ -71,7 +73,7 @@ export class ManifestDocument {
   // Return the document's text with another value. A string, number, list or mapping; undefined removes the value.
   set(path, value) {
     if (value === undefined && !this.#pair(path)) return this.text;
-    const wanted = parseDocument(this.text);
+    const wanted = parseDocument(this.text, PARSING);
     change(wanted, path, value);
     const expected = JSON.stringify(wanted.toJS());
     for (const edit of [this.#replaced, this.#relisted, this.#inserted, this.#removed]) {
@@ -190,17 +192,20 @@ function problemOf(yaml) {
   if (!isMap(yaml.contents)) return "The YAML is not a mapping of fields.";
   let isPlain = true;
   let isDeep = false;
+  let isUnique = true;
   visit(yaml, {
     Node: (_, node, parents) => {
       isPlain &&= !isAlias(node) && !node.anchor && !node.tag;
       isDeep ||= parents.length > 2 * DEPTH_MAX; // each level of a mapping is a pair and its value
+      if (isMap(node)) {
+        isPlain &&= node.items.every(({ key }) => isScalar(key) && typeof key.value === "string");
+        isUnique &&= new Set(node.items.map(({ key }) => key?.value)).size === node.items.length;
+      }
       return isDeep ? visit.BREAK : undefined;
-    },
-    Pair: (_, pair) => {
-      isPlain &&= isScalar(pair.key) && typeof pair.key.value === "string";
     },
   });
   if (isDeep) return TOO_DEEP;
+  if (!isUnique) return "The YAML has the same field twice.";
   return isPlain ? null : "The YAML has anchors, tags or keys that are not text.";
 }
 
@@ -272,6 +277,6 @@ function changeMap(yaml, map, values) {
 }
 
 function hasContent(text, expected) {
-  const parsed = parseDocument(text);
-  return parsed.errors.length === 0 && JSON.stringify(parsed.toJS()) === expected;
+  const parsed = parseDocument(text, PARSING);
+  return problemOf(parsed) === null && JSON.stringify(parsed.toJS()) === expected;
 }
