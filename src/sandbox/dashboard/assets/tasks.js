@@ -25,27 +25,22 @@ function restoreSelection() {
   showSelection();
 }
 
-// The refreshed part has the first rows. Rows that are not among them any more follow it, so that no row is missing or twice.
+// The refreshed part has the first rows. Rows that others push out of it follow it, so that no row is missing or twice.
 let firstRows = [];
 const rowId = (row) => row.querySelector(".row-link").id;
 
 function keepRows(isRefreshed) {
   const body = document.querySelector("#first-rows tbody");
-  const ids = new Set([...(body?.rows ?? [])].map(rowId));
   const listed = new Set([...document.querySelectorAll("#tasks .row-link")].map((link) => link.id));
-  const dropped = firstRows.filter((row) => !listed.has(rowId(row)));
-  const isPushedOut = isRefreshed && body && ids.size > 0 && firstRows.some((row) => ids.has(rowId(row)));
   for (const link of document.querySelectorAll("#rest .row-link")) if (listed.has(link.id)) link.closest("tr").remove();
-  if (isPushedOut && dropped.length) {
-    const table = $("rest").querySelector("table") ?? newTable(body);
-    if (table) table.tBodies[0].prepend(...dropped);
-  }
+  const end = firstRows.findLastIndex((row) => listed.has(rowId(row))) + 1;
+  const pushedOut = isRefreshed && body && end > 0 ? firstRows.slice(end) : [];
+  if (pushedOut.length) ($("rest").querySelector("table") ?? newTable(body)).tBodies[0].prepend(...pushedOut);
   firstRows = [...(body?.rows ?? [])];
 }
 
-// A table for rows after the first ones; null if the list ends there.
+// A table for rows after the first ones.
 function newTable(body) {
-  if (!$("rest").querySelector(".pager")) return null;
   const table = body.closest("table").cloneNode(true);
   table.tHead.classList.add("unseen");
   table.ariaLabel = "More tasks";

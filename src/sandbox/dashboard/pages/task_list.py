@@ -42,11 +42,13 @@ _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
     "Cancelled": (TaskState.CANCELLED,),
 }
 _SORT_LABELS = {
-    "created_at": "Newest first",
     "state_changed_at": "Last changed first",
+    "created_at": "Newest first",
     "started_at": "Last started first",
     "name": "By name",
 }
+_DEFAULT_SORT = "state_changed_at"
+"""A task that has just finished is the first one of the finished tasks."""
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _FORM_PARAMS = frozenset({"label", "since"})
 """Parameters of the page's forms, which redirects convert to those of the API."""
@@ -164,7 +166,8 @@ def _parse_list_query(request: Request) -> ListQuery:
     reject_repeated_params(request.query_params, ListQuery.model_fields)
     params = {name: value for name, value in request.query_params.items() if name in ListQuery.model_fields}
     try:
-        return ListQuery.model_validate({"limit": _PAGE_ROWS, **params, "order": _default_order(params)})
+        defaults = {"limit": _PAGE_ROWS, "sort": _DEFAULT_SORT}
+        return ListQuery.model_validate({**defaults, **params, "order": _default_order(params)})
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidParameterError(str(first["loc"][0]), first["msg"]) from None
@@ -211,7 +214,7 @@ def _state_filters(request: Request, query: TaskQuery, counts: Mapping[TaskState
 def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
     return [
         FilterOption(
-            name, _query_with(request, sort=None if sort == "created_at" else sort, order=None), query.sort == sort
+            name, _query_with(request, sort=None if sort == _DEFAULT_SORT else sort, order=None), query.sort == sort
         )
         for sort, name in _SORT_LABELS.items()
     ]
