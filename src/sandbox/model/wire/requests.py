@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from annotated_types import MaxLen
 
-from sandbox.model.manifest.field_formats import VISIBLE
+from sandbox.model.manifest.field_formats import PROMPT, VISIBLE
 
 REASON_LENGTH_MAX = 1024
 OVERRIDES_MAX = 256
@@ -23,7 +23,7 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ContinueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the agent is asked to do next."""
 
-    prompt: str
+    prompt: Annotated[str, PROMPT]
     """The prompt of the new task."""
     overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
     """Fields to set, as `PATH=VALUE`, such as `lifecycle.timeout=2h`; none of `repository`."""
@@ -34,5 +34,5 @@ class RerunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
     """Fields to set, as `PATH=VALUE`, such as `vm.cpus=16` or `secrets[0].key=TOKEN`."""
-    prompt: str | None = None
+    prompt: Annotated[str, PROMPT] | None = None
     """Another prompt for the agent; null for the same one."""
