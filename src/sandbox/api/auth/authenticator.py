@@ -83,7 +83,7 @@ _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
 """Fetch destinations of data: `document` (navigation; only pages are displayed), `empty` (fetch, EventSource)."""
-_ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
+_ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image", "worker"}
 
 
 def check_host(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
@@ -120,8 +120,8 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
     """Return why a browser may not load a resource for this `Sec-Fetch-Dest`, or None.
 
-    Only the assets of the server's own pages may be executed or used as style sheets. Other responses may contain text
-    written by an agent. Non-browser clients do not send this header.
+    Only the assets of the server's own pages may be executed, in a page or a worker, or used as style sheets. Other
+    responses may contain text written by an agent. Non-browser clients do not send this header.
     """
     if destination is None or destination in (_ASSET_DESTINATIONS if is_page_asset else _DATA_DESTINATIONS):
         return None
