@@ -401,7 +401,14 @@ REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held back if their end may be the start of a secret value."""
 
 METRICS_INTERVAL_SECONDS = 5.0
-"""Interval of resource usage samples of a sandbox."""
+"""Longest interval of resource usage samples of a sandbox."""
+METRICS_INTERVAL_SECONDS_MIN = 0.5
+"""Interval of the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
+
+LOAD_SAMPLE_SECONDS = 15.0
+"""Interval at which the server samples its load and that of its host."""
+LOAD_SAMPLES_MAX = 2880
+"""Maximum number of these samples in memory: 12 hours."""
 
 TERMINALS_MAX = 32
 """Maximum number of terminal clients of one task, shells and read-only viewers together; more get 409."""

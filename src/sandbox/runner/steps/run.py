@@ -15,7 +15,7 @@ from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import METRICS_INTERVAL_SECONDS, SANDBOX_START_SECONDS
+from sandbox.model.limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
@@ -64,6 +64,11 @@ class MetricsSampler:
         if cpu_seconds is None or last is None or monotonic <= last[1]:
             return None
         return round(max(cpu_seconds - last[0], 0.0) / (monotonic - last[1]) * 100, 1)
+
+
+def metrics_interval_seconds(age_seconds: float) -> float:
+    """Return the time until the next sample: short tasks get enough samples for a chart."""
+    return min(max(age_seconds / 4, METRICS_INTERVAL_SECONDS_MIN), METRICS_INTERVAL_SECONDS)
 
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
@@ -310,11 +315,12 @@ class _AgentRun(msgspec.Struct, frozen=True):
 
     async def _record_metrics(self) -> None:
         sampler = MetricsSampler(self.attempt.task.manifest.vm.memory_bytes)
+        started_at = self.clock.monotonic()
         while True:
             stats = await self.provisioned.sandbox.stats()
             self.exhaustion.update(stats)
             self.attempt.recorder.record(sampler.sample(stats, self.exhaustion.disk_usage, self.clock.monotonic()))
-            await asyncio.sleep(METRICS_INTERVAL_SECONDS)
+            await asyncio.sleep(metrics_interval_seconds(self.clock.monotonic() - started_at))
 
     async def _enforce_time_limits(self) -> None:
         """Record the failure; the effect of the record stops the agent with a grace period."""
