@@ -85,7 +85,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     page.get_by_role("tab", name="Changes").click()
     page.get_by_text("2 files changed").wait_for()
     assert page.locator(".file-path").all_inner_texts() == ["report.md", "src/app.py"]
-    assert "− print('hello')" in page.locator(".del").inner_text()
+    assert page.locator(".del .tx").inner_text() == "print('hello')"
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_role("button", name="report.md", exact=True).click()
     assert page.locator(".preview strong").inner_text() == "good"

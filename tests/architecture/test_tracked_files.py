@@ -14,6 +14,7 @@ MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]
 
 VENDORED_ASSETS = {
+    "highlight.min.js": "@highlightjs/cdn-assets/es/highlight.min.js",
     "htmx.min.js": "htmx.org/dist/htmx.min.js",
     "markdown-it.min.js": "markdown-it/dist/browser/markdown-it.esm.min.mjs",
 }

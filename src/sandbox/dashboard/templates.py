@@ -85,6 +85,9 @@ def _environment() -> Environment:
     return environment
 
 
+_ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
+"""Applies to a worker: it can import the server's scripts, and has no network."""
+
 _ASSET_MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -100,7 +103,7 @@ async def send_asset(request: Request, _: AppContext) -> Response:
         raise HTTPException(404)
     content = file.read_bytes()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": "default-src 'none'"}
+    headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": _ASSET_SECURITY_POLICY}
     if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type=_ASSET_MEDIA_TYPES[file.suffix])

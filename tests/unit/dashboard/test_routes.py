@@ -114,7 +114,10 @@ def test_package_files_outside_the_assets_are_not_served(pages, name):
     assert pages.get(f"/assets/{name}").status_code == 404
 
 
-@pytest.mark.parametrize(("name", "text"), [("htmx", "Zero-Clause BSD"), ("yaml", "Permission to use, copy, modify")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("htmx", "Zero-Clause BSD"), ("highlight", "BSD 3-Clause License"), ("yaml", "Permission to use, copy, modify")],
+)
 def test_license_of_bundled_package_is_served(pages, name, text):
     assert text in pages.get(f"/assets/{name}.LICENSE").text
 

@@ -1,86 +1,46 @@
-// The patch as a diff: files with counts, and highlighted lines, which are rendered when a file is opened.
+// The patch as a diff: a tree of files, and the files' lines, unified or side by side.
+import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
+import { FileView } from "/assets/diff_file.js";
+import { FileTree } from "/assets/file_tree.js";
+import { LineComments } from "/assets/line_comments.js";
 import { $, h, request, size } from "/assets/page.js";
-import { appendText, elementLimit, visible, visibleName } from "/assets/plain.js";
-import { highlighter } from "/assets/syntax.js";
+import { parseInSlices } from "/assets/patch.js";
+import { ReviewStore } from "/assets/review_store.js";
+import { appendInSlices, pause } from "/assets/slices.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
-// Maximum characters and elements for highlighting: for all files open at first together, and for each file opened later.
-const CHARACTERS_MAX = 300_000;
-const ELEMENTS_MAX = 20_000;
-const LINE_CHARACTERS_MAX = 20_000;
-const LINES_OPENED_MAX = 800;
-const LINES_SHOWN_MAX = 5000;
-const FILES_SHOWN_MAX = 1000;
-
-// Parse a patch in git's format into its files.
-export function parse(patch) {
-  const files = [];
-  let file = null;
-  let hunk = null;
-  for (const line of patch.split("\n")) {
-    if (line.startsWith("diff --git ")) {
-      hunk = null;
-      file = { path: pathOf(line), kind: "", plus: 0, minus: 0, hunks: [], isBinary: false };
-      files.push(file);
-    } else if (!file) continue;
-    else if (hunk && (hunk.oldCount > 0 || hunk.newCount > 0) && /^[ +-]/.test(line)) {
-      hunk.lines.push(line);
-      if (line[0] !== "+") hunk.oldCount--;
-      if (line[0] !== "-") hunk.newCount--;
-      if (line[0] === "+") file.plus++;
-      if (line[0] === "-") file.minus++;
-    } else if (hunk && line.startsWith("\\")) hunk.lines.push(line);
-    else if (line.startsWith("@@")) {
-      const match = /^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)$/.exec(line);
-      if (!match) continue;
-      hunk = {
-        oldAt: +match[1],
-        newAt: +match[3],
-        oldCount: +(match[2] ?? 1),
-        newCount: +(match[4] ?? 1),
-        header: line,
-        lines: [],
-      };
-      file.hunks.push(hunk);
-    } else if (line.startsWith("new file")) file.kind = "new";
-    else if (line.startsWith("deleted file")) file.kind = "deleted";
-    else if (line.startsWith("rename to ")) Object.assign(file, { kind: "renamed", path: unquote(line.slice(10)) });
-    else if (line.startsWith("GIT binary patch") || line.startsWith("Binary files"))
-      Object.assign(file, { isBinary: true });
-    else if (line.startsWith("new mode")) file.kind ||= "mode changed";
-  }
-  return files;
-}
-
-// The path of `diff --git a/PATH b/PATH`. Both paths are the same, except for a renamed file, which has further lines.
-function pathOf(line) {
-  const paths = line.slice("diff --git ".length);
-  const second = paths.slice((paths.length + 1) / 2);
-  return unquote(second).replace(/^b\//, "");
-}
-
-const ESCAPES = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 };
-
-// Git quotes a path with control characters, quotes or backslashes like a string in C.
-function unquote(path) {
-  const quoted = /^"(.*)"$/s.exec(path);
-  if (!quoted) return path;
-  const bytes = [];
-  for (const [part, octal, letter] of quoted[1].matchAll(/\\([0-7]{3})|\\(.)|[^\\]+/gs)) {
-    if (octal) bytes.push(parseInt(octal, 8) & 255);
-    else if (letter) bytes.push(ESCAPES[letter] ?? letter.charCodeAt(0));
-    else for (const byte of new TextEncoder().encode(part)) bytes.push(byte);
-  }
-  return new TextDecoder().decode(new Uint8Array(bytes));
-}
+const FILES_SHOWN_MAX = 3000;
+const LAYOUT_KEY = "sandbox.diff-layout";
+const NARROW = window.matchMedia("(max-width: 720px)");
 
 export class Changes {
+  isSplit = false;
   #container = $("panel-changes");
   #isLoaded = false;
+  #views = [];
+  #isWanted = stored(LAYOUT_KEY) === "split";
 
   constructor(artifactsUrl, patchName) {
     this.artifactsUrl = artifactsUrl;
     this.patchName = patchName;
+    this.store = new ReviewStore(patchName);
+    this.comments = new LineComments(this.store, artifactsUrl.replace(/\/artifacts$/, ""));
+    this.cursor = new Cursor(this.#container, this);
+    this.#applyWidth();
+    followTabs(this.#container);
+    NARROW.addEventListener("change", () => {
+      this.#applyWidth();
+      this.#redraw();
+    });
+  }
+
+  // A narrow window has no space for two columns.
+  #applyWidth() {
+    this.isSplit = this.#isWanted && !NARROW.matches;
+  }
+
+  get views() {
+    return this.#views;
   }
 
   async show(isOver) {
@@ -94,11 +54,8 @@ export class Changes {
         return this.#showNote(isOver ? "This task has no patch." : "The patch is created when the agent has ended.");
       if (patch.size_bytes === 0) return this.#showNote("The agent changed nothing.");
       const url = patch.download_url;
-      this.#draw(
-        await (await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } })).text(),
-        url,
-        patch.size_bytes,
-      );
+      const response = await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
+      await this.#draw(await response.text(), url, patch.size_bytes);
     } catch (error) {
       this.#isLoaded = false;
       this.#showNote(error.message);
@@ -109,127 +66,156 @@ export class Changes {
     this.#container.replaceChildren(h("p", { class: "empty-note muted" }, text));
   }
 
-  #draw(text, url, whole) {
-    const files = parse(text);
+  async #draw(text, url, whole) {
+    const files = await parseInSlices(text);
+    const list = h("div", { class: "files" });
+    this.#views = [];
+    this.comments.setFiles(files, this.#views);
+    $("tally-changes").textContent = files.length || "";
+    const review = h("div", { class: "review" }, list);
+    this.#container.replaceChildren(this.#head(files, url), keysElement(), review, this.comments.element);
+    if (whole > BYTES_MAX)
+      review.before(
+        h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
+      );
+    const create = (file) => {
+      const view = new FileView(file, this.#views.length, this);
+      this.#views.push(view);
+      return view.element;
+    };
+    await appendInSlices(list, files.slice(0, FILES_SHOWN_MAX), create);
+    const more = files.length - FILES_SHOWN_MAX;
+    if (more > 0)
+      list.append(h("p", { class: "empty-note muted" }, `and ${more} more; download the patch to see all.`));
+    this.#countViewed();
+    if (files.length < 2) return;
+    this.tree = new FileTree(this.#views, (view) => this.cursor.goTo(view, true));
+    review.prepend(
+      h("details", { class: "tree-panel", open: !NARROW.matches }, h("summary", {}, "Files"), this.tree.element),
+    );
+  }
+
+  #head(files, url) {
     const sum = (key) => files.reduce((total, file) => total + file[key], 0);
-    const head = h(
+    const layout = (label, isSplit) =>
+      h(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(this.#isWanted === isSplit),
+          onclick: (event) => this.#setLayout(event, isSplit),
+        },
+        label,
+      );
+    this.collapse = h("button", { type: "button", onclick: () => this.#toggleAll() }, "Collapse all");
+    this.viewedCount = h("span", { class: "muted viewed-count", role: "status" });
+    return h(
       "div",
       { class: "diff-head" },
       h("strong", {}, `${files.length} ${files.length === 1 ? "file" : "files"} changed`),
       h("span", { class: "plus" }, `+${sum("plus")}`),
       h("span", { class: "minus" }, `−${sum("minus")}`),
-      h("a", { class: "button", href: url, download: this.patchName }, "Download patch"),
+      this.viewedCount,
+      h(
+        "div",
+        { class: "diff-actions" },
+        h(
+          "div",
+          { class: "segmented layout", role: "group", "aria-label": "Layout" },
+          layout("Unified", false),
+          layout("Side by side", true),
+        ),
+        this.collapse,
+        this.comments.button,
+        h("a", { class: "button", href: url, download: this.patchName }, "Download patch"),
+      ),
     );
-    $("tally-changes").textContent = files.length || "";
-    this.#container.replaceChildren(head);
-    if (whole > BYTES_MAX)
-      this.#container.append(
-        h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
-      );
-    const left = { lines: LINES_OPENED_MAX, characters: CHARACTERS_MAX, ...elementLimit(ELEMENTS_MAX) };
-    for (const file of files.slice(0, FILES_SHOWN_MAX)) {
-      const { lines, characters } = measure(file);
-      const isOpen = lines <= left.lines && characters <= left.characters;
-      this.#container.append(fileElement(file, isOpen ? left : null));
-      if (isOpen) Object.assign(left, { lines: left.lines - lines, characters: left.characters - characters });
-    }
-    const more = files.length - FILES_SHOWN_MAX;
-    if (more > 0)
-      this.#container.append(h("p", { class: "empty-note muted" }, `and ${more} more; download the patch to see all.`));
   }
-}
 
-// Count characters, and lines including the headers of hunks.
-function measure({ hunks }) {
-  const sum = (value) => hunks.reduce((total, hunk) => total + value(hunk), 0);
-  return {
-    lines: Math.max(
-      1,
-      sum((hunk) => 1 + hunk.lines.length),
-    ),
-    characters: sum((hunk) => hunk.lines.reduce((total, line) => total + line.length, hunk.header.length)),
-  };
-}
-
-// left: the element limit of a file that is open from the start, otherwise null.
-function fileElement(file, left) {
-  const details = h(
-    "details",
-    { class: "file", open: left !== null },
-    h(
-      "summary",
-      {},
-      h("span", { class: "file-path" }, visibleName(file.path)),
-      file.kind ? h("span", { class: "file-kind" }, file.kind) : null,
-      h("span", { class: "plus" }, `+${file.plus}`),
-      h("span", { class: "minus" }, `−${file.minus}`),
-    ),
-  );
-  const fill = () => {
-    if (details.childElementCount === 1) details.append(hunksElement(file, left ?? elementLimit(ELEMENTS_MAX)));
-  };
-  if (left) fill();
-  else details.addEventListener("toggle", fill, { once: true });
-  return details;
-}
-
-function hunksElement(file, left) {
-  const container = h("div", {
-    class: "hunks",
-    tabindex: "0",
-    role: "group",
-    "aria-label": `Changes of ${visibleName(file.path)}`,
-  });
-  if (file.isBinary)
-    container.append(h("p", { class: "empty-note muted" }, " This is a binary file; its content is in the patch."));
-  const body = h("tbody");
-  let characters = 0;
-  let isCut = false;
-  for (const row of rowElements(file, left)) {
-    isCut = body.childElementCount >= LINES_SHOWN_MAX || characters > CHARACTERS_MAX;
-    if (isCut) break;
-    body.append(row);
-    characters += row.textContent.length;
+  #setLayout(event, isSplit) {
+    for (const button of event.target.parentElement.children)
+      button.setAttribute("aria-pressed", String(button === event.target));
+    this.#isWanted = isSplit;
+    store(LAYOUT_KEY, isSplit ? "split" : "unified");
+    this.#applyWidth();
+    this.#redraw();
   }
-  container.append(h("table", {}, body));
-  if (isCut) {
-    const note = ` Only the first ${body.childElementCount} lines are shown.`;
-    container.append(h("p", { class: "empty-note muted" }, note));
-  }
-  return container;
-}
 
-// Create the rows of a file's hunks one by one.
-function* rowElements(file, left) {
-  const highlight = highlighter(file.path);
-  for (const hunk of file.hunks) {
-    yield h("tr", { class: "hunk" }, h("td", { colspan: "3" }, visible(hunk.header)));
-    let { oldAt, newAt } = hunk;
-    for (const line of hunk.lines) {
-      const sign = line[0];
-      const row = h("tr", { class: sign === "+" ? "add" : sign === "-" ? "del" : "" });
-      row.append(h("td", { class: "ln" }, sign === "+" || sign === "\\" ? "" : String(oldAt++)));
-      row.append(h("td", { class: "ln" }, sign === "-" || sign === "\\" ? "" : String(newAt++)));
-      row.append(textElement(line, highlight, left));
-      yield row;
+  // At once on the screen, and in slices elsewhere.
+  async #redraw() {
+    const later = [];
+    this.cursor.keepPlace(() => {
+      for (const view of this.#views) isOnScreen(view.element) ? view.redraw() : later.push(view);
+    });
+    for (const view of later) {
+      await pause();
+      view.redraw();
     }
   }
+
+  #toggleAll() {
+    const isOpen = !this.#views.some((view) => view.isOpen);
+    for (const view of this.#views) view.setOpen(isOpen);
+  }
+
+  showOpened() {
+    this.collapse.textContent = this.#views.some((view) => view.isOpen) ? "Collapse all" : "Expand all";
+  }
+
+  isViewed(file) {
+    return this.store.isViewed(file);
+  }
+
+  setViewed(view, isViewed) {
+    this.store.setViewed(view.file, isViewed);
+    this.cursor.keepPlace(() => view.setViewed(isViewed), view);
+    this.tree?.update(view);
+    this.#countViewed();
+  }
+
+  commentsAt(file, row, isSplit) {
+    return this.comments.rowsAt(file, row, isSplit);
+  }
+
+  #countViewed() {
+    const viewed = this.#views.filter((view) => view.isViewed).length;
+    this.viewedCount.textContent = viewed ? `${viewed} of ${this.#views.length} viewed` : "";
+  }
 }
 
-function textElement(line, highlight, left) {
-  const sign = line[0];
-  const element = h("td", { class: "tx" }, sign === "\\" ? "" : `${sign === "-" ? "−" : sign} `);
-  const text = sign === "\\" ? line : line.slice(1, 1 + LINE_CHARACTERS_MAX);
-  const lineLimit = elementLimit();
-  lineLimit.pieces = Math.min(lineLimit.pieces, left.pieces);
-  left.pieces -= lineLimit.pieces;
-  const pieces = sign === "\\" ? [[text, "s-c"]] : lineLimit.pieces > 0 ? highlight(text) : [[text, ""]];
-  for (const [piece, style] of pieces) {
-    if (style) lineLimit.pieces--;
-    appendText(style ? element.appendChild(h("span", { class: style })) : element, piece, "", lineLimit);
-  }
-  left.pieces += lineLimit.pieces;
-  const more = line.length - 1 - LINE_CHARACTERS_MAX;
-  if (more > 0) element.append(h("span", { class: "muted" }, ` … and ${more} more characters`));
+const KEYS = { "j k": "files", "n p": "changes", v: "viewed", m: "comment on the line" };
+
+function keysElement() {
+  const element = h("p", { class: "keys" }, "Keys: ");
+  for (const [keys, meaning] of Object.entries(KEYS))
+    element.append(...keys.split(" ").flatMap((key) => [h("kbd", {}, key), " "]), `${meaning}  `);
   return element;
+}
+
+// The heads of files stay below the tabs, whose place depends on the bars above them.
+function followTabs(container) {
+  const tabs = document.querySelector(".tabs");
+  if (!tabs) return;
+  const update = () => {
+    const bottom = (Number.parseFloat(getComputedStyle(tabs).top) || 0) + tabs.offsetHeight;
+    container.style.setProperty("--tabs-height", `${bottom}px`);
+  };
+  new ResizeObserver(update).observe(tabs);
+  new MutationObserver(update).observe(document.body, { attributeFilter: ["class"] });
+}
+
+function stored(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function store(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // The layout lasts until the page is closed.
+  }
 }

@@ -40,7 +40,7 @@ export function splitText(text, lengthMax = TEXT_LENGTH_MAX) {
 }
 
 // left: the number of elements that may still be created; the remaining text becomes a single text node.
-function appendEscaped(parent, text, left) {
+export function appendEscaped(parent, text, left) {
   const lines = text.replace(/\r(?=\n|$)/g, "");
   let end = 0;
   HIDDEN_RUNS.lastIndex = 0;

@@ -1,68 +1,98 @@
-// Syntax highlighting of single lines, for what most languages have in common: comments, strings, numbers, keywords.
+// Syntax colors by highlight.js, which runs in a worker.
 
-const HASH = new Set(
-  "py rb sh bash zsh yml yaml toml pl r mk cmake dockerfile makefile conf ini tf nix ex exs".split(" "),
+const CHARACTERS_MAX = 300_000;
+const LINE_CHARACTERS_MAX = 20_000;
+const REPLY_MILLISECONDS_MAX = 4000;
+const SLOW_MAX = 3; // after so many slow texts, later ones are shown without colors
+
+export const STYLES = ["", "s-c", "s-s", "s-k", "s-n", "s-f", "s-v"];
+
+const LANGUAGES = {
+  bash: "sh bash zsh ksh bashrc zshrc profile",
+  c: "c h",
+  cpp: "cc cpp cxx hh hpp hxx ino",
+  csharp: "cs",
+  css: "css",
+  go: "go",
+  graphql: "graphql gql",
+  ini: "ini cfg conf toml properties editorconfig gitconfig",
+  java: "java",
+  javascript: "js mjs cjs jsx",
+  json: "json jsonc ipynb webmanifest",
+  kotlin: "kt kts",
+  less: "less",
+  lua: "lua",
+  makefile: "mk makefile gnumakefile",
+  markdown: "md markdown mdx",
+  objectivec: "m mm",
+  perl: "pl pm",
+  php: "php",
+  python: "py pyi pyw",
+  r: "r",
+  ruby: "rb gemfile rakefile gemspec",
+  rust: "rs",
+  scss: "scss",
+  sql: "sql",
+  swift: "swift",
+  typescript: "ts tsx mts cts",
+  vbnet: "vb",
+  wasm: "wat",
+  xml: "xml html htm xhtml svg vue svelte xsl plist csproj",
+  yaml: "yml yaml",
+};
+const BY_ENDING = new Map(
+  Object.entries(LANGUAGES).flatMap(([language, endings]) => endings.split(" ").map((ending) => [ending, language])),
 );
-const SLASH = new Set(
-  "js mjs cjs ts tsx jsx c h cc cpp hpp cs java kt go rs swift scala php css scss less dart proto sol zig json jsonc".split(
-    " ",
-  ),
-);
-const DASH = new Set("sql lua hs elm".split(" "));
 
-const WORDS = new Set(
-  `abstract and as assert async await base bool boolean break case catch char class const continue def default defer del delete do double
-  elif else end enum except export extends extern false final finally float fn for from func function global go goto if impl implements
-  import in int interface internal is lambda let local long loop match mod module mut namespace new nil None none nonlocal not null
-  object of or override package pass private protected public pub raise range readonly return self short static string struct super
-  switch then this throw throws trait true True False try type typeof undefined union unless unsafe until use using val var virtual
-  void when where while with yield select insert update create table SELECT FROM WHERE INSERT UPDATE CREATE TABLE`.split(
-    /\s+/,
-  ),
-);
-
-const LENGTH_MAX = 600;
-
-const patterns = new Map();
-
-function pattern(kind) {
-  if (!patterns.has(kind)) {
-    const comment = { hash: "#.*$", slash: "\\/\\/.*$|\\/\\*.*?(?:\\*\\/|$)", dash: "--.*$" }[kind];
-    patterns.set(
-      kind,
-      new RegExp(
-        `(${comment})|("(?:[^"\\\\]|\\\\.)*"?|'(?:[^'\\\\]|\\\\.)*'?|\`[^\`]*\`?)|\\b(\\d[\\w.]*)|([A-Za-z_]\\w*)`,
-        "g",
-      ),
-    );
-  }
-  return patterns.get(kind);
-}
-
-function kindOf(path) {
+// The language of a file, by the end of its name; undefined if unknown.
+export function languageOf(path) {
   const name = path.slice(path.lastIndexOf("/") + 1).toLowerCase();
-  const ending = name.includes(".") ? name.slice(name.lastIndexOf(".") + 1) : name;
-  if (HASH.has(ending)) return "hash";
-  if (SLASH.has(ending)) return "slash";
-  return DASH.has(ending) ? "dash" : null;
+  return BY_ENDING.get(name.slice(name.lastIndexOf(".") + 1));
 }
 
-// Return a function that splits a line into [text, class].
-export function highlighter(path) {
-  const kind = kindOf(path);
-  if (!kind) return (line) => [[line, ""]];
-  return (line) => {
-    if (line.length > LENGTH_MAX) return [[line, ""]];
-    const pieces = [];
-    const search = pattern(kind);
-    let end = 0;
-    search.lastIndex = 0;
-    for (let match; (match = search.exec(line)); end = search.lastIndex) {
-      const style = match[1] ? "s-c" : match[2] ? "s-s" : match[3] ? "s-n" : WORDS.has(match[4]) ? "s-k" : "";
-      if (match.index > end) pieces.push([line.slice(end, match.index), ""]);
-      pieces.push([match[0], style]);
-    }
-    if (end < line.length) pieces.push([line.slice(end), ""]);
-    return pieces;
-  };
+let worker = null;
+let slowCount = 0;
+let lastId = 0;
+let running = Promise.resolve();
+
+// Return the spans of each text as [start, end, index of STYLES, …]; an empty list if the texts are not highlighted.
+export function highlight(language, texts) {
+  const characters = texts.reduce((sum, text) => sum + text.length, 0);
+  if (!language || characters > CHARACTERS_MAX || texts.some(hasLongLine)) return Promise.resolve([]);
+  running = running.then(() => ask(language, texts));
+  return running;
+}
+
+function hasLongLine(text) {
+  for (let begin = 0; begin < text.length; ) {
+    const end = text.indexOf("\n", begin);
+    if ((end < 0 ? text.length : end) - begin > LINE_CHARACTERS_MAX) return true;
+    if (end < 0) return false;
+    begin = end + 1;
+  }
+  return false;
+}
+
+// One text at a time, so that the time limit applies to each.
+function ask(language, texts) {
+  if (slowCount >= SLOW_MAX) return [];
+  worker ??= new Worker("/assets/highlight_worker.js", { type: "module" });
+  const id = ++lastId;
+  const current = worker;
+  return new Promise((resolve) => {
+    const end = (spans, isSlow) => {
+      clearTimeout(timer);
+      current.onmessage = current.onerror = null;
+      if (isSlow) {
+        slowCount++;
+        current.terminate();
+        worker = null;
+      }
+      resolve(spans);
+    };
+    const timer = setTimeout(() => end([], true), REPLY_MILLISECONDS_MAX);
+    current.onmessage = ({ data }) => data.id === id && end(data.spans, false);
+    current.onerror = () => end([], true);
+    current.postMessage({ id, language, texts });
+  });
 }

@@ -1,0 +1,132 @@
+// Moves between files and changes with the keyboard.
+
+const EDITABLE = "input, textarea, select, [contenteditable], dialog";
+
+export class Cursor {
+  #view = null;
+  #row = null; // { view, at, element }
+
+  // changes: { views, tree, setViewed, comments }
+  constructor(container, changes) {
+    Object.assign(this, { container, changes });
+    document.addEventListener("keydown", (event) => this.#press(event));
+  }
+
+  #press(event) {
+    if (this.container.hidden || !this.changes.views.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest?.(EDITABLE) || document.querySelector("dialog[open]")) return;
+    const act = {
+      j: () => this.#moveFile(1),
+      k: () => this.#moveFile(-1),
+      n: () => this.#moveChange(1),
+      p: () => this.#moveChange(-1),
+      v: () => this.#toggleViewed(),
+      m: () => this.#comment(),
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  // The file that was chosen last, if it is on the screen; otherwise the file at the top of the screen.
+  get current() {
+    if (this.#view && isOnScreen(this.#view.element)) return this.#view;
+    const { views } = this.changes;
+    let [low, high] = [0, views.length - 1];
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (views[middle].element.getBoundingClientRect().top <= topOf(views[middle]) + 1) low = middle;
+      else high = middle - 1;
+    }
+    return views[low];
+  }
+
+  goTo(view, shouldOpen = false) {
+    if (!view) return;
+    if (shouldOpen) view.setOpen(true);
+    this.#setCurrent(view);
+    this.#setRow(null);
+    view.element.scrollIntoView({ block: "start" });
+    view.toggle.focus({ preventScroll: true });
+  }
+
+  #setCurrent(view) {
+    this.#view?.element.classList.remove("current");
+    this.#view = view;
+    view.element.classList.add("current");
+    this.changes.tree?.setCurrent(view);
+  }
+
+  #moveFile(step) {
+    const { current } = this;
+    const isAtTop = Math.abs(current.element.getBoundingClientRect().top - topOf(current)) < 2;
+    const isChosen = current === this.#view || isAtTop;
+    // Before the first file is reached, and within a file, the first step leads to the begin of the current file.
+    const begin = current.element.getBoundingClientRect().top;
+    const isHere = !isChosen && (step > 0 ? begin > topOf(current) : begin < topOf(current));
+    this.goTo(isHere ? current : this.changes.views[current.at + step]);
+  }
+
+  #moveChange(step) {
+    const { views } = this.changes;
+    let { view, at } = this.#place(step);
+    for (; view; view = views[view.at + step], at = step > 0 ? -1 : Infinity) {
+      if (!view.isOpen) continue;
+      const starts = view.changeStarts();
+      const next = step > 0 ? starts.find((start) => start > at) : starts.findLast((start) => start < at);
+      if (next === undefined) continue;
+      this.#setCurrent(view);
+      this.#setRow({ view, at: next, element: view.elementOf(next) });
+      return;
+    }
+  }
+
+  // Where a search for the next change begins: at the current change, otherwise at the top of the screen.
+  #place(step) {
+    if (this.#row?.element.isConnected && isOnScreen(this.#row.element)) return this.#row;
+    const view = this.current;
+    const top = topOf(view);
+    if (view.element.getBoundingClientRect().top >= top) return { view, at: step > 0 ? -1 : 0 };
+    const shown = [...view.body.querySelectorAll("tr[data-row]")].find(
+      (row) => row.getBoundingClientRect().bottom > top + view.head.offsetHeight,
+    );
+    const at = Number(shown?.dataset.row ?? 0);
+    return { view, at: step > 0 ? at - 1 : at };
+  }
+
+  #setRow(row) {
+    this.#row?.element.classList.remove("current");
+    this.#row = row;
+    if (!row) return;
+    row.element.classList.add("current");
+    row.element.tabIndex = -1;
+    row.element.scrollIntoView({ block: "center" });
+    row.element.focus({ preventScroll: true });
+  }
+
+  #toggleViewed() {
+    const view = this.current;
+    const isViewed = !view.isViewed;
+    this.changes.setViewed(view, isViewed);
+    this.goTo(isViewed ? (this.changes.views[view.at + 1] ?? view) : view);
+  }
+
+  #comment() {
+    const row = this.#row;
+    if (row?.element.isConnected) this.changes.comments.openAt(row.view, row.element);
+  }
+
+  // Keep the file at its place on the screen while the heights of files change.
+  keepPlace(change, view = this.changes.views.length ? this.current : null) {
+    const top = view && Math.max(view.element.getBoundingClientRect().top, topOf(view));
+    change();
+    if (view) window.scrollBy(0, view.element.getBoundingClientRect().top - top);
+  }
+}
+
+const topOf = (view) => Number.parseFloat(getComputedStyle(view.element).scrollMarginTop) || 0;
+
+export function isOnScreen(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < window.innerHeight;
+}

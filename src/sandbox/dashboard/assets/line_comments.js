@@ -1,0 +1,204 @@
+// Comments on lines, collected into one prompt that asks for a change.
+import { $, h, toast } from "/assets/page.js";
+import { rowsOf } from "/assets/patch.js";
+import { visible, visibleName } from "/assets/plain.js";
+import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
+
+const QUOTE_CHARACTERS_MAX = 300;
+
+export class LineComments {
+  #drafts = new Map(); // texts that are being written, by place
+  #files = new Map();
+
+  constructor(store, api) {
+    Object.assign(this, { store, api });
+    this.list = h("ol", { class: "comment-list" });
+    this.general = h("textarea", {
+      rows: "3",
+      maxlength: COMMENT_CHARACTERS_MAX,
+      "aria-label": "What should change",
+      placeholder: "What should change?",
+    });
+    this.general.value = store.request;
+    this.general.addEventListener("input", () => this.#update());
+    this.element = this.#createBox();
+    this.button = h("button", { type: "button", onclick: () => this.#goToBox() });
+    $("panel-changes").addEventListener("click", (event) => this.#click(event));
+  }
+
+  #createBox() {
+    const box = h("section", { class: "ask-for-change card", "aria-labelledby": "ask-for-change-title" });
+    this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
+    box.append(
+      h("h2", { id: "ask-for-change-title" }, "Ask for a change"),
+      this.list,
+      this.general,
+      h("div", { class: "comment-foot" }, this.copyButton),
+    );
+    return box;
+  }
+
+  setFiles(files, views) {
+    this.views = views;
+    this.#files = new Map(files.map((file) => [file.path, file]));
+    this.#update();
+  }
+
+  // The rows below a line: its comments, and the form for another one.
+  rowsAt(file, row, isSplit) {
+    const place = placeOf(file, row);
+    const comments = this.store.comments.filter((comment) => keyOf(comment) === keyOf(place));
+    const rows = comments.map((comment) => commentRow(this.#commentElement(comment), isSplit));
+    if (this.#drafts.has(keyOf(place))) rows.push(this.#formRow(place, isSplit));
+    return rows;
+  }
+
+  #click(event) {
+    const cell = event.target.closest("td.ln");
+    const view = cell && this.views?.[Number(cell.closest(".file").dataset.at)];
+    if (view) this.openAt(view, cell.parentElement, [...cell.parentElement.children].indexOf(cell));
+  }
+
+  // Open the form below a row. column: the cell that was chosen, which selects the side in the view side by side.
+  openAt(view, element, column = Infinity) {
+    const item = view.items[Number(element.dataset.row)];
+    const row = Array.isArray(item) ? ((column < 2 ? item[0] : item[1]) ?? item[0] ?? item[1]) : item;
+    if (!row || row.kind === "hunk") return;
+    if (this.store.comments.length >= COMMENTS_MAX) return toast(`A task can have ${COMMENTS_MAX} comments.`);
+    const place = placeOf(view.file, row);
+    if (!this.#drafts.has(keyOf(place))) {
+      this.#drafts.set(keyOf(place), "");
+      let last = element;
+      while (last.nextElementSibling?.classList.contains("comment-row")) last = last.nextElementSibling;
+      last.after(this.#formRow(place, Array.isArray(item)));
+    }
+    const forms = document.querySelectorAll(".comment-form");
+    [...forms]
+      .find((form) => form.dataset.key === keyOf(place))
+      ?.querySelector("textarea")
+      .focus();
+  }
+
+  #formRow(place, isSplit) {
+    const key = keyOf(place);
+    const label = `Comment on line ${place.line} of ${visibleName(place.path)}`;
+    const text = h("textarea", { rows: "3", maxlength: COMMENT_CHARACTERS_MAX, "aria-label": label });
+    text.value = this.#drafts.get(key);
+    text.addEventListener("input", () => this.#drafts.set(key, text.value));
+    const form = h(
+      "form",
+      { class: "comment-form", "data-key": key },
+      text,
+      h(
+        "div",
+        { class: "comment-foot" },
+        h("button", { type: "button", class: "quiet", onclick: () => close() }, "Cancel"),
+        h("button", { class: "primary" }, "Add comment"),
+      ),
+    );
+    const row = commentRow(form, isSplit);
+    const close = () => {
+      this.#drafts.delete(key);
+      row.previousElementSibling?.focus({ preventScroll: true });
+      row.remove();
+    };
+    text.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") close();
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    });
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (!text.value.trim()) return;
+      const comment = { ...place, text: text.value.trim() };
+      this.store.comments.push(comment);
+      this.#update();
+      row.before(commentRow(this.#commentElement(comment), isSplit));
+      close();
+    });
+    return row;
+  }
+
+  #commentElement(comment) {
+    const element = h(
+      "div",
+      { class: "comment" },
+      h("p", { class: "comment-text" }, visible(comment.text)),
+      h("button", { type: "button", class: "quiet", onclick: () => this.#remove(comment) }, "Remove"),
+    );
+    element.dataset.key = keyOf(comment);
+    return element;
+  }
+
+  #remove(comment) {
+    const at = this.store.comments.indexOf(comment);
+    if (at < 0) return;
+    const same = this.store.comments.filter((one) => keyOf(one) === keyOf(comment)).indexOf(comment);
+    this.store.comments.splice(at, 1);
+    const shown = [...document.querySelectorAll(".comment-row .comment")];
+    shown
+      .filter((element) => element.dataset.key === keyOf(comment))
+      [same]?.closest("tr")
+      .remove();
+    this.#update();
+  }
+
+  #update() {
+    const { comments } = this.store;
+    this.store.request = this.general.value;
+    this.store.save();
+    this.button.textContent = comments.length ? `Ask for a change (${comments.length})` : "Ask for a change";
+    this.list.replaceChildren(
+      ...comments.map((comment) =>
+        h(
+          "li",
+          {},
+          h("span", { class: "mono" }, `${visibleName(comment.path)}:${comment.line}`),
+          comment.side === "old" ? h("span", { class: "muted" }, " before the change") : null,
+          this.#commentElement(comment),
+        ),
+      ),
+    );
+    this.copyButton.disabled = !this.prompt();
+  }
+
+  // The comments as a prompt: each with the file, the line and its text.
+  prompt() {
+    const general = this.general.value.trim();
+    const parts = this.store.comments.map((comment) => {
+      const quote = this.#quote(comment);
+      const place = `${comment.path}:${comment.line}${comment.side === "old" ? " (before the change)" : ""}`;
+      return [place, quote === null ? null : `> ${quote}`, comment.text].filter((part) => part !== null).join("\n");
+    });
+    return [general, ...parts].filter(Boolean).join("\n\n");
+  }
+
+  #quote({ path, side, line }) {
+    const file = this.#files.get(path);
+    const row =
+      file && rowsOf(file).find((each) => (side === "old" ? each.kind === "-" && each.old : each.new) === line);
+    if (!row) return null;
+    return row.text.length > QUOTE_CHARACTERS_MAX ? `${row.text.slice(0, QUOTE_CHARACTERS_MAX)}…` : row.text;
+  }
+
+  #goToBox() {
+    this.element.scrollIntoView({ block: "center" });
+    this.general.focus({ preventScroll: true });
+  }
+
+  async #copy() {
+    try {
+      await navigator.clipboard.writeText(this.prompt());
+      toast("The prompt was copied.");
+    } catch {
+      toast("The browser does not permit copying.");
+    }
+  }
+}
+
+const commentRow = (content, isSplit) =>
+  h("tr", { class: "comment-row" }, h("td", { colspan: isSplit ? 4 : 3 }, content));
+
+const placeOf = (file, row) =>
+  row.kind === "-" ? { path: file.path, side: "old", line: row.old } : { path: file.path, side: "new", line: row.new };
+
+const keyOf = ({ path, side, line }) => `${side} ${line} ${path}`;

@@ -1,0 +1,444 @@
+"""The tab Changes of a task's page: layouts, marks, keyboard, comments, and hostile or large patches."""
+
+import subprocess
+
+import pytest
+
+from doubles.browser import accessibility_violations
+from doubles.live_server import Deployment, wait_until
+from doubles.stored_tasks import StoredTasks
+
+BLOCKED_MILLISECONDS_MAX = 5000
+"""A busy machine renders these pages in one to three seconds; without limits it takes minutes."""
+FILE_COUNT, FILE_LINES = 151, 152
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+WATCH = """window.longTasks = [];
+new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
+  .observe({ type: "longtask", buffered: true });"""
+BEFORE = {
+    "app.py": b"import os\n\n\ndef total(items, start):\n    return sum(items) + start\n\n\nEND = 1\n",
+    "binary.bin": bytes(range(256)),
+    "deleted.txt": b"gone\n",
+    "ends.txt": b"one\ntwo\n",
+    "old name.txt": b"kept\n" * 20,
+    "run.sh": b"echo 1\n",
+    "windows.txt": b"one\r\ntwo\r\n",
+}
+AFTER = {
+    "app.py": b'import os\n\n\ndef total(values, start):\n    return sum(values) + start\n\n\nEND = 1\nNAME = "x"\n',
+    "binary.bin": bytes(range(255)),
+    "ends.txt": b"one\r\ntwo",
+    "empty.txt": b"",
+    "new name.txt": b"kept\n" * 20,
+    "run.sh": b"echo 1\n",
+    "windows.txt": b"one\r\nTWO\r\n",
+}
+
+
+def make_patch(directory, before, after, executable=()):
+    """A patch between two trees, as Sandbox creates it."""
+
+    def git(*arguments):
+        options = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.quotePath=false")
+        command = ["git", *options, "-c", "core.autocrlf=false", *arguments]
+        return subprocess.run(command, cwd=directory, capture_output=True, check=True, timeout=60).stdout
+
+    git("init", "-q")
+    for files in (before, after):
+        git("rm", "-rfq", "--ignore-unmatch", ".")
+        for name, content in files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o755 if files is after and name in executable else 0o644)
+        git("add", "--all")
+        git("commit", "-q", "-m", "a")
+    return git("diff-tree", "-r", "--binary", "--patch", "--find-renames", "HEAD^", "HEAD")
+
+
+def large_patch():
+    """Each file has FILE_LINES changed lines."""
+    half = FILE_LINES // 2
+    lines = [f"-    value_{at} = compute(old, {at})\n+    value_{at} = compute(new, {at})\n" for at in range(half)]
+    return "".join(
+        f"diff --git a/pkg{at % 10}/module_{at}.py b/pkg{at % 10}/module_{at}.py\nindex 0..1 100644\n"
+        f"--- a/pkg{at % 10}/module_{at}.py\n+++ b/pkg{at % 10}/module_{at}.py\n@@ -1,{half} +1,{half} @@\n"
+        + "".join(lines)
+        for at in range(FILE_COUNT)
+    )
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory):
+    deployment = Deployment(tmp_path_factory.mktemp("changes"))
+    tasks = StoredTasks(deployment.data_dir)
+    every_kind = make_patch(tmp_path_factory.mktemp("tree"), BEFORE, AFTER, executable=["run.sh"])
+    hostile = patch_of_new_file([SCRIPT, "a\x1b[8mb\u202ec"], name="<i>/x.html").encode()
+    many = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000)).encode()
+    for name, patch in {"kinds": every_kind, "same": every_kind, "hostile": hostile, "many": many}.items():
+        tasks.finish(name, artifacts=[(f"{name}.patch", patch)])
+    tasks.finish("large", artifacts=[("large.patch", large_patch().encode())])
+    tasks.index()
+    deployment.model_url = "http://127.0.0.1:9"  # not used
+    deployment.start_server()
+    yield deployment.server.ready_message["http"]
+    deployment.close()
+
+
+@pytest.fixture
+def base_url(server_url, browser):
+    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    yield server_url
+    others = [request.url for request in browser.requests if not request.url.startswith(server_url)]
+    assert (browser.console_errors, others) == ([], [])
+
+
+def patch_of_new_file(lines, name="a.py"):
+    added = "".join(f"+{line}\n" for line in lines)
+    return (
+        f"diff --git a/{name} b/{name}\nnew file mode 100644\n--- /dev/null\n+++ b/{name}\n"
+        f"@@ -0,0 +1,{len(lines)} @@\n{added}"
+    )
+
+
+def open_changes(browser, base_url, task="kinds", **options):
+    page = browser.open(f"{base_url}/tasks/{task}#changes", **options)
+    page.locator(".diff-block tr, .diff-body p").first.wait_for()
+    return page
+
+
+def file_of(page, name):
+    return page.locator(f'.file[aria-label="{name}"]')
+
+
+def current_file(page):
+    return page.locator(".file.current").get_attribute("aria-label")
+
+
+def test_each_kind_of_change_is_shown(base_url, browser):
+    page = open_changes(browser, base_url)
+    page.set_viewport_size({"width": 1280, "height": 3000})
+    file_of(page, "windows.txt").locator("tr.add").wait_for()
+    heads = [head.replace("\nViewed", "").split("\n") for head in page.locator(".file-head").all_inner_texts()]
+    assert heads == [
+        ["app.py", "+3", "−2"],
+        ["binary.bin", "binary"],
+        ["deleted.txt", "deleted", "+0", "−1"],
+        ["empty.txt", "new"],
+        ["ends.txt", "+2", "−2"],
+        ["old name.txt → new name.txt", "renamed"],
+        ["run.sh", "mode changed, 100644 → 100755"],
+        ["windows.txt", "+1", "−1"],
+    ]
+    assert page.locator(".diff-body p").all_inner_texts() == [
+        "This is a binary file; its content is in the patch.",
+        "The new file is empty.",
+        "The content is unchanged.",
+        "Only the mode changed, from 100644 to 100755.",
+    ]
+    page.get_by_text("8 files changed").wait_for()
+    # A carriage return is shown, unless all lines end with one.
+    assert file_of(page, "ends.txt").locator(".tx").all_inner_texts() == [
+        "one", "two", "one␍", "two (no newline at the end)"
+    ]  # fmt: skip
+    assert file_of(page, "windows.txt").locator(".tx").all_inner_texts() == ["one", "two", "TWO"]
+
+
+def test_changed_words_and_syntax_are_highlighted(base_url, browser):
+    page = open_changes(browser, base_url)
+    app = file_of(page, "app.py")
+    app.locator(".s-k", has_text="import").wait_for()
+    words = [app.locator(f"{side} .word").all_inner_texts() for side in (".del", ".add")]
+    assert words == [["items", "items"], ["values", "values"]]
+    assert app.locator("tr.add .s-s").all_inner_texts() == ['"x"']
+
+
+def test_layout_is_remembered_and_a_narrow_window_has_one_column(base_url, browser):
+    page = open_changes(browser, base_url)
+    page.get_by_role("button", name="Side by side").click()
+    row = file_of(page, "app.py").locator("tr", has_text="total")
+    row.wait_for()
+    assert row.locator("td").all_inner_texts() == [
+        "4", "def total(items, start):", "4", "def total(values, start):"
+    ]  # fmt: skip
+    page.reload()
+    row.wait_for()
+    assert row.locator("td").count() == 4
+    page.set_viewport_size({"width": 390, "height": 900})
+    file_of(page, "app.py").locator("tr.del", has_text="total").wait_for()
+    assert accessibility_violations(page) == []
+
+
+def test_viewed_files_stay_closed_for_this_task_only(base_url, browser):
+    page = open_changes(browser, base_url)
+    viewed = file_of(page, "app.py").get_by_role("button", name="Viewed")
+    viewed.click()
+    page.get_by_text("1 of 8 viewed").wait_for()
+    page.reload()
+    page.get_by_text("1 of 8 viewed").wait_for()
+    assert not file_of(page, "app.py").locator(".diff-body").is_visible()
+    assert file_of(page, "deleted.txt").locator(".diff-body").is_visible()
+    page.goto(f"{base_url}/tasks/same#changes")
+    file_of(page, "app.py").locator("tr.add").first.wait_for()
+    page.goto(f"{base_url}/tasks/kinds#changes")
+    page.get_by_text("1 of 8 viewed").wait_for()
+    viewed.click()
+    file_of(page, "app.py").locator("tr.add").first.wait_for()
+    assert page.get_by_text("1 of 8 viewed").count() == 0
+
+
+def test_files_are_collapsed_and_found_in_the_tree(base_url, browser):
+    page = open_changes(browser, base_url)
+    page.get_by_role("button", name="Collapse all").click()
+    assert page.locator(".diff-body:visible").count() == 0
+    page.get_by_role("searchbox", name="Filter files").fill("WINDOWS")
+    tree = page.get_by_role("navigation", name="Changed files")
+    tree.get_by_text("app.py").wait_for(state="detached")
+    tree.get_by_role("button").click()
+    file_of(page, "windows.txt").locator("tr.add").wait_for()
+    assert page.locator(".diff-body:visible").count() == 1
+    page.get_by_role("searchbox", name="Filter files").fill("nothing")
+    tree.get_by_text("No file matches.").wait_for()
+    page.get_by_role("button", name="Collapse all").click()
+    page.get_by_role("button", name="Expand all").click()
+    assert page.locator(".diff-body:visible").count() == 8
+
+
+def test_keyboard_moves_between_files_and_changes(base_url, browser):
+    page = open_changes(browser, base_url)
+    page.keyboard.press("j")
+    assert current_file(page) == "app.py"
+    page.keyboard.press("n")
+    assert page.locator("tr.current .tx").inner_text() == "def total(items, start):"
+    page.keyboard.press("n")
+    assert page.locator("tr.current .tx").inner_text() == 'NAME = "x"'
+    page.keyboard.press("n")
+    assert current_file(page) == "deleted.txt"
+    page.keyboard.press("p")
+    page.keyboard.press("p")
+    assert page.locator("tr.current .tx").inner_text() == "def total(items, start):"
+    page.keyboard.press("v")
+    page.get_by_text("1 of 8 viewed").wait_for()
+    assert current_file(page) == "binary.bin"
+    page.keyboard.press("k")
+    assert current_file(page) == "app.py"
+    page.keyboard.press("v")
+    file_of(page, "app.py").locator("tr.add").first.wait_for()
+    # Text can be typed, and other tabs do not handle the keys.
+    page.get_by_role("searchbox", name="Filter files").press_sequentially("jv")
+    assert page.get_by_role("searchbox", name="Filter files").input_value() == "jv"
+    assert page.get_by_text("1 of 8 viewed").count() == 0
+
+
+def test_large_patch_is_rendered_where_it_is_seen(base_url, browser):
+    page = open_changes(browser, base_url, "large", before=WATCH)
+    page.get_by_text(f"{FILE_COUNT} files changed").wait_for()
+    wait_until(lambda: page.locator(".file").count() == FILE_COUNT, 30, "all files")
+    assert page.locator(".diff-block tr").count() < FILE_COUNT * FILE_LINES / 10
+    last = f"pkg{(FILE_COUNT - 1) % 10}/module_{FILE_COUNT - 1}.py"
+    page.get_by_role("button", name=f"module_{FILE_COUNT - 1}.py").first.click()
+    file_of(page, last).locator("tr.add .word", has_text="new").first.wait_for()
+    assert file_of(page, last).locator("button.file-toggle").evaluate("(it) => it === document.activeElement")
+    assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
+
+
+def test_patch_with_many_files_is_truncated_with_a_count(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/many#changes", before=WATCH)
+    page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
+    page.get_by_text("45000 files changed").wait_for()
+    assert page.locator(".file").count() == 3000
+    assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
+
+
+def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
+    page = open_changes(browser, base_url, "hostile")
+    page.locator("tr.add").first.wait_for()
+    assert page.locator(".tx").all_inner_texts() == [SCRIPT, "a␛[8mb‹U+202E›c"]
+    page.locator("td.ln").last.click()
+    page.get_by_role("textbox", name="Comment on line 2 of <i>/x.html").fill(f"{SCRIPT}\u202e")
+    page.get_by_role("button", name="Add comment").click()
+    assert page.locator(".comment-text").all_inner_texts() == [f"{SCRIPT}‹U+202E›"] * 2
+    page.reload()
+    page.locator(".comment-row").wait_for()
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("#main script, #main img, #main i").count() == 0
+
+
+def copied_prompt(page):
+    page.get_by_role("button", name="Copy as prompt").click()
+    return page.evaluate("window.copied")
+
+
+RECORD_COPIES = """Object.defineProperty(navigator, "clipboard", {
+    value: { writeText: async (text) => { window.copied = text; } },
+});"""
+
+
+def test_comments_become_a_prompt(base_url, browser):
+    page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
+    assert page.get_by_role("button", name="Copy as prompt").is_disabled()
+    app = file_of(page, "app.py")
+    app.locator("tr.del", has_text="total").locator("td.ln").first.click()
+    page.get_by_role("textbox", name="Comment on line 4").fill("Keep this name.")
+    page.keyboard.press("Control+Enter")
+    app.locator(".comment-row .comment").wait_for()
+    page.keyboard.press("n")
+    page.keyboard.press("n")
+    page.keyboard.press("m")
+    page.keyboard.type("Discarded.")
+    page.keyboard.press("Escape")
+    page.keyboard.press("m")
+    page.keyboard.type("Why?")
+    page.get_by_role("button", name="Add comment").click()
+    page.get_by_role("textbox", name="What should change").fill("Add tests.")
+    first = "app.py:4 (before the change)\n> def total(items, start):\nKeep this name."
+    second = 'app.py:9\n> NAME = "x"\nWhy?'
+    wanted = f"Add tests.\n\n{first}\n\n{second}"
+    assert copied_prompt(page) == wanted
+    page.get_by_role("button", name="Side by side").click()
+    app.locator("table.split").wait_for()
+    assert app.locator(".comment-text").all_inner_texts() == ["Keep this name.", "Why?"]
+    page.reload()
+    app.locator(".comment-row").first.wait_for()
+    assert copied_prompt(page) == wanted
+    app.locator(".comment-row").first.get_by_role("button", name="Remove").click()
+    assert copied_prompt(page) == f"Add tests.\n\n{second}"
+    assert accessibility_violations(page) == []
+
+
+def open_plain_page(base_url, browser):
+    """A page of this origin without scripts, for testing a single module."""
+    url = f"{base_url}/plain"
+    plain = "<!doctype html><title>Plain</title>"
+    return browser.open(
+        url,
+        prepare=lambda page: page.route(url, lambda route: route.fulfill(content_type="text/html", body=plain)),
+    )
+
+
+def test_unusual_file_names_are_parsed_from_a_patch(base_url, browser, tmp_path):
+    names = [
+        "x b/y.txt",
+        "h\u00e4\u00df.txt",
+        'say "hi".txt',
+        "tab\there",
+        "back\\slash",
+        "line\nbreak",
+        "\x01",
+        "b/a b/b",
+    ]
+    renamed = "new/h\u00e4\u00df b/\t"
+    before = {**dict.fromkeys(names, b"one\n"), "old": b"kept\n" * 20}
+    after = {**dict.fromkeys(names, b"two\n"), renamed: b"kept\n" * 20}
+    patch = make_patch(tmp_path, before, after).decode()
+    page = open_plain_page(base_url, browser)
+    parse = """async (patch) => {
+        const { parse } = await import("/assets/patch.js");
+        return parse(patch).map((file) => [file.kind, file.path]);
+    }"""
+    found = page.evaluate(parse, patch)
+    assert sorted(found) == sorted([["", name] for name in names] + [["renamed", renamed]])
+
+
+def test_patch_with_long_lines_does_not_block_the_page(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    show = """async (patch) => {
+        document.body.innerHTML = '<div id="panel-changes"></div><span id="tally-changes"></span>';
+        const { Changes } = await import("/assets/changes.js");
+        const artifacts = [{ name: "patch", size_bytes: patch.length, download_url: "patch" }];
+        window.fetch = async (url) => (url === "list" ? Response.json({ artifacts }) : new Response(patch));
+        let longest = 0;
+        const observer = new PerformanceObserver((list) => {
+            for (const entry of list.getEntries()) longest = Math.max(longest, entry.duration);
+        });
+        observer.observe({ type: "longtask" });
+        await new Changes("list", "patch").show(true);
+        const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+        for (let at = 0; at < 300 && (at < 3 || document.querySelector(".diff-block:empty")); at++) {
+            document.querySelector(".diff-block:empty")?.scrollIntoView();
+            await pause(30);
+        }
+        observer.disconnect();
+        return [[...document.querySelectorAll(".tx")].map((cell) => cell.textContent), longest];
+    }"""
+    shown = {
+        name: page.evaluate(show, patch_of_new_file(lines))
+        for name, lines in {
+            "control characters": ["\x01a" * 1_000] * 790,
+            "numbers": ["1 " * 299] * 790,
+            "one line": ["\x01a" * 1_500_000],
+            "empty lines": [""] * 100_000,
+        }.items()
+    }
+    assert {name: spent for name, (_, spent) in shown.items() if spent > BLOCKED_MILLISECONDS_MAX} == {}
+    assert shown["one line"][0][0].endswith(f" … and {3_000_000 - 5000} more characters")
+    ordinary = [f"x = {number}" for number in range(790)]
+    assert page.evaluate(show, patch_of_new_file(ordinary))[0] == ordinary
+
+
+def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    run = """async ([languages, texts]) => {
+        const { highlight } = await import("/assets/syntax.js");
+        const slow = [];
+        for (const language of languages) for (const text of texts) {
+            const began = performance.now();
+            let longest = 0;
+            let last = began;
+            const tick = () => {
+                longest = Math.max(longest, performance.now() - last);
+                last = performance.now();
+            };
+            const ticker = setInterval(tick, 20);
+            await highlight(language, [text]);
+            clearInterval(ticker);
+            if (longest > 2000) slow.push([language, text.slice(0, 20), longest]);
+        }
+        const [spans] = await highlight("python", ["x = 1  # one"]);
+        return [slow, [...spans]];
+    }"""
+    lines = "\n"
+    texts = [
+        "(" * 15_000,
+        '"' * 15_001,
+        "<a " * 5000,
+        "`${" * 5000,
+        ("/*" * 50 + lines) * 500,
+        ("x" * 9000 + lines) * 10,
+    ]
+    slow, spans = page.evaluate(run, [["javascript", "python", "markdown", "cpp", "xml"], texts])
+    assert slow == []
+    assert spans in ([4, 5, 4, 7, 12, 1], [])  # without colors after several slow texts
+
+
+def test_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):
+    stuck = """window.ended = 0;
+        window.Worker = class { postMessage() {} terminate() { window.ended++; } };"""
+    page = open_changes(browser, base_url, before=stuck)
+    app = file_of(page, "app.py")
+    wait_until(lambda: page.evaluate("window.ended") == 1, 30, "the end of the worker")
+    assert app.locator("tr.add .tx").first.inner_text() == "def total(values, start):"
+    assert app.locator("[class^='s-']").count() == 0
+
+
+def test_word_marks_are_limited_to_similar_lines(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    compare = """async ([before, after]) => {
+        const { wordDiff } = await import("/assets/word_diff.js");
+        const began = performance.now();
+        const ranges = wordDiff(before, after);
+        const texts = [before, after].map((text, at) => ranges[at].map(([start, end]) => text.slice(start, end)));
+        return [texts, performance.now() - began];
+    }"""
+
+    def marks(before, after):
+        return page.evaluate(compare, [before, after])[0]
+
+    assert marks("a = b + c", "a = b + d") == [["c"], ["d"]]
+    assert marks("call(one, two)", "call(one, two, three)") == [[], [", three"]]
+    assert marks("old words here now", "new words here") == [["old", " now"], ["new"]]
+    assert marks("nothing in common", "entirely different text!") == [[], []]
+    assert marks("same", "same") == [[], []]
+    assert marks("smile \U0001f600", "smile \U0001f601") == [["\U0001f600"], ["\U0001f601"]]
+    for hostile in (["a b " * 450, "b a " * 450], ["(" * 1999, ")" * 1999], ["x" * 10**6, "y" * 10**6]):
+        assert page.evaluate(compare, hostile)[1] < BLOCKED_MILLISECONDS_MAX
