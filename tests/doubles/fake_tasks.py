@@ -20,6 +20,7 @@ from sandbox.interfaces.tasks import (
     Health,
     IdempotencyKeyReusedError,
     Inheritance,
+    LoadSample,
     PrunedTask,
     Retention,
     SandboxNotPreservedError,
@@ -86,12 +87,13 @@ class FakeTasks:
             "bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset({"memory"})
         )
         self.current_drain = DrainStatus(None, 1, 2)
+        self.samples: list[LoadSample] = []
         self.health_report = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     @property
     def services(self) -> TaskServices:
         """The services, all implemented by this object."""
-        return TaskServices(self, self, self, self, self, self, self, self)
+        return TaskServices(self, self, self, self, self, self, self, self, self)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """Add a task with these events."""
@@ -282,6 +284,7 @@ class FakeTasks:
 
     async def undo_drain(self) -> DrainStatus:
         self.current_drain = DrainStatus(None, 1, 2)
+        self.samples: list[LoadSample] = []
         return self.current_drain
 
     async def drain_status(self) -> DrainStatus:
@@ -289,3 +292,6 @@ class FakeTasks:
 
     async def health(self) -> Health:
         return self.health_report
+
+    def load_samples(self) -> Sequence[LoadSample]:
+        return self.samples

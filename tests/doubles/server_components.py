@@ -17,7 +17,7 @@ from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.placement import HostIdentity, ProbeResult, Reply, RunnerUnreachableError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.interfaces.tasks import Retention, TaskServices
+from sandbox.interfaces.tasks import HostLoad, Retention, TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.disk_space import DiskSpace, Watermark
@@ -41,6 +41,7 @@ from sandbox.server.follow_ups import FollowUps
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
@@ -204,6 +205,7 @@ class RunningServer:
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         log, queries = SubmissionLog(data_dir, journals, store, clock), TaskQueries(tracked_tasks, store, clock)
         events = EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line)
+        self.load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, lambda: components.host_load)
         services = TaskServices(
             Submissions(log, queries, self.tracker, dispatcher, conditions),
             queries,
@@ -213,6 +215,7 @@ class RunningServer:
             TaskSandboxes(tracked_tasks, queries, preserved, self.debug_sessions),
             Administration(tracked_tasks, dispatcher, clock, drain, self.pruner, Retention(), health_check),
             FollowUps(data_dir, queries, events),
+            self.load,
         )
         self.services, self.tracked_tasks = services, tracked_tasks
         self.track = self.tracker.track
@@ -233,8 +236,7 @@ class RunningServer:
         self.has_preserved_sandbox = services.sandboxes.has_preserved_sandbox
         self.release = services.sandboxes.release
         self.prune = services.administration.prune
-        self.drain = services.administration.drain
-        self.undo_drain = services.administration.undo_drain
+        self.drain, self.undo_drain = services.administration.drain, services.administration.undo_drain
         self.drain_status = services.administration.drain_status
         self.health = services.administration.health
 
@@ -256,6 +258,7 @@ class ServerComponents:
         self.identity, self.host_problem = HostIdentity("here", "b"), None
         self.placement_names = [""]
         self.available_memory_bytes = 100 * GIB
+        self.host_load = HostLoad(0, 0, 3 * GIB, 4 * GIB)
         self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
         self.reserve.allocate()
         self.secrets, self.requested_secrets = {}, []

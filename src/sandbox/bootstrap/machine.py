@@ -22,6 +22,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
 from sandbox.interfaces.placement import HostIdentity, LeftoverSource, ProbeResult
+from sandbox.interfaces.tasks import HostLoad
 from sandbox.journal.journals import FileJournals
 from sandbox.model.resources import Resources
 from sandbox.placements.local.launch_message import HostSettings
@@ -60,6 +61,22 @@ def read_memory_available_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def measure_host_load() -> HostLoad:
+    """Read the CPU ticks and the memory of this host (proc(5), stat and meminfo). Raises OSError, ValueError."""
+    with Path("/proc/stat").open() as lines:
+        # user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user time.
+        ticks = [int(field) for field in lines.readline().split()[1:9]]
+    available = read_memory_available_bytes()
+    if len(ticks) < 4 or available is None:
+        raise ValueError("/proc/stat or /proc/meminfo has an unknown format")
+    return HostLoad(
+        cpu_busy_ticks=sum(ticks) - sum(ticks[3:5]),
+        cpu_total_ticks=sum(ticks),
+        memory_available_bytes=available,
+        memory_total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
 
 
 def choose_run_dir(data_dir: Path) -> Path:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources
+from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources, measure_host_load
 from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
 from sandbox.disks.removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
@@ -37,6 +37,7 @@ from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.janitor import ClockCheck, Janitor, PeriodicJob
+from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
 from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
@@ -90,6 +91,7 @@ class TaskServer:
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
         queries = TaskQueries(tracked_tasks, store, clock)
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
+        load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)
         self.services = TaskServices(
             Submissions(SubmissionLog(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
             queries,
@@ -99,12 +101,13 @@ class TaskServer:
             TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
             FollowUps(data_dir, queries, events),
+            load,
         )
         self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner
         self._recover = partial(_recover, data_dir, journals, store, placements, clock)
         self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
-        self._disk_monitor, self._placements = disk_monitor, placements
+        self._disk_monitor, self._placements, self._load = disk_monitor, placements, load
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -114,6 +117,7 @@ class TaskServer:
         tasks = [
             asyncio.create_task(self._janitor.run(), name="janitor"),
             asyncio.create_task(self._disk_monitor.run(self._tracker.dispatch), name="space"),
+            asyncio.create_task(self._load.run(), name="load"),
             *(asyncio.create_task(host.run(), name="prober") for host in self._placements.hosts),
             *(asyncio.create_task(placement.run(), name="placement") for placement in self._placements),
         ]

@@ -1,6 +1,6 @@
 """The services that the server offers to its API and dashboard."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -236,6 +236,40 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class HostLoad:
+    """The load of a host at one moment. The CPU ticks of all CPUs are counted since its start."""
+
+    cpu_busy_ticks: int
+    cpu_total_ticks: int
+    memory_available_bytes: int
+    memory_total_bytes: int
+
+
+MeasureHostLoad = Callable[[], HostLoad]
+"""Measures this host. Raises OSError, ValueError."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSample:
+    """The load of the server and its host at one moment.
+
+    cpu_percent: of all CPUs, since the previous sample; None for the first one.
+    running: unfinished tasks that do not wait.
+    """
+
+    at: datetime
+    cpu_percent: float | None
+    memory_used_bytes: int
+    memory_total_bytes: int
+    disk_used_bytes: int
+    disk_total_bytes: int
+    cpus: int
+    cpus_reserved: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class DrainStatus:
     """Progress of a drain. since: None if the server is not draining; running: unfinished tasks that do not wait."""
 
@@ -383,6 +417,14 @@ class Administration(Protocol):
         ...
 
 
+class ServerLoad(Protocol):
+    """The load of the server and its host over time."""
+
+    def load_samples(self) -> Sequence[LoadSample]:
+        """Return the latest samples since the start of the server, oldest first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TaskServices:
     """All services that the server offers to its API and dashboard."""
@@ -395,3 +437,4 @@ class TaskServices:
     sandboxes: TaskSandboxes
     administration: Administration
     follow_ups: FollowUps
+    load: ServerLoad

@@ -1,0 +1,10 @@
+"""The load of this machine."""
+
+from sandbox.bootstrap.machine import measure_host_load
+
+
+def test_load_of_this_machine_is_plausible():
+    first, second = measure_host_load(), measure_host_load()
+    assert 0 < first.cpu_busy_ticks < first.cpu_total_ticks
+    assert second.cpu_total_ticks >= first.cpu_total_ticks
+    assert 0 < first.memory_available_bytes < first.memory_total_bytes
