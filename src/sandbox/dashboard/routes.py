@@ -15,7 +15,7 @@ from sandbox.api.middleware.authentication import accepts_html
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.responses import reason_phrase
 from sandbox.dashboard.pages.forms import show_sign_in, show_submit
-from sandbox.dashboard.pages.server import show_server
+from sandbox.dashboard.pages.server import send_load, show_docs, show_server
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof_bundle
@@ -29,6 +29,7 @@ _ROUTES: dict[str, _PageHandler] = {
     "/": show_tasks,
     "/submit": show_submit,
     "/server": show_server,
+    "/server/load": send_load,
     "/tasks/{task_id}": show_task,
     "/tasks/{task_id}/story": send_events,
     "/tasks/{task_id}/proof": send_proof_bundle,
@@ -41,6 +42,8 @@ def add_dashboard(app: FastAPI, context: AppContext) -> None:
     """Register the pages. They are not part of the API's schema."""
     for path, handler in _ROUTES.items():
         app.router.routes.append(Route(path, _endpoint(path, handler, context)))
+    # The API has a page at this path too, without the frame of the site: the first route applies.
+    app.router.routes.insert(0, Route(paths.DOCS, _endpoint(paths.DOCS, show_docs, context)))
 
 
 def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable[[Request], Awaitable[Response]]:

@@ -166,3 +166,15 @@ def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
         assert pages.get(path).status_code == 200
     assert len(set(called)) == 5
     assert on_event_loop == []
+
+
+def test_api_reference_is_in_the_frame_of_the_site(pages):
+    page = pages.get("/docs")
+    assert re.search(r'<a href="/docs" aria-current="page">API</a>', page.text)
+    assert 'href="/server"' in page.text
+    assert re.findall(r"<script(?![^>]*src=)|<style| style=", page.text) == []
+    policy = page.headers["content-security-policy"]
+    assert "style-src 'self' 'unsafe-inline';" in policy
+    assert "script-src 'self';" in policy
+    for url in re.findall(r'(?:src|href)="(/(?:docs|assets)/[^"]+)"', page.text):
+        assert pages.get(url).status_code == 200, url

@@ -1,24 +1,30 @@
-"""The server page: health, runtimes and throughput."""
+"""The pages about the server: its health, load, runtimes and throughput, and the reference of its API."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from sandbox.api.app_context import AppContext
+from sandbox.api.errors import InvalidParameterError
 from sandbox.api.routes.health import not_ready_reasons
-from sandbox.dashboard.templates import render_page
+from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.store import TaskQuery
-from sandbox.interfaces.tasks import TaskQueries
+from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
+from sandbox.model.limits import LOAD_SAMPLE_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import client_fairness
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
+_TIME_DIGITS_MAX = 15
+_DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Swagger UI sets style attributes. Its page shows the schema, and no text that an agent wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ async def show_server(request: Request, context: AppContext) -> Response:
 async def _render_server(request: Request, context: AppContext) -> Response:
     health = await context.services.administration.health()
     ended, is_cut = await _finished_tasks(context.services.tasks)
+    hours = _hourly_stats(ended, datetime.now(UTC))
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
     return await client_fairness.to_thread(
         render_page,
@@ -48,13 +55,32 @@ async def _render_server(request: Request, context: AppContext) -> Response:
         health=health,
         reasons=not_ready_reasons(health, context),
         uptime=timedelta(seconds=health.uptime_seconds),
-        hours=_hourly_stats(ended, datetime.now(UTC)),
+        running=_running_count(health),
+        hours=hours,
+        busiest=max(hour.completed_count + hour.other_count for hour in hours),
         ended_count=len(ended),
         is_cut=is_cut,
         completed_count=len(completed),
         median=_median([task.state_changed_at - task.created_at for task in completed]),
         cost=sum(task.progress.cost_usd for task in ended),
     )
+
+
+async def send_load(request: Request, context: AppContext) -> Response:
+    """Send the samples of the load after `after` (milliseconds since 1970), oldest first."""
+    after = request.query_params.get("after", "0")
+    if not (after.isascii() and after.isdecimal() and len(after) <= _TIME_DIGITS_MAX):
+        raise InvalidParameterError("after", "must be a time in milliseconds since 1970")
+    samples = [_sample_body(sample) for sample in context.services.load.load_samples()]
+    body = {
+        "interval_seconds": LOAD_SAMPLE_SECONDS,
+        "samples": [sample for sample in samples if sample["at"] > int(after)],
+    }
+    return JSONResponse(body, headers={"cache-control": "no-store"})
+
+
+def _sample_body(sample: LoadSample) -> dict[str, Any]:
+    return asdict(sample) | {"at": round(sample.at.timestamp() * 1000)}
 
 
 async def _finished_tasks(tasks: TaskQueries) -> tuple[list[Task], bool]:
@@ -64,6 +90,11 @@ async def _finished_tasks(tasks: TaskQueries) -> tuple[list[Task], bool]:
     page = await tasks.query(query)
     ended = [task for task in page.tasks if task.state_changed_at >= since]
     return ended, page.next_cursor is not None and len(ended) == len(page.tasks)
+
+
+def _running_count(health: Health) -> int:
+    unfinished = sum(count for state, count in health.tasks_by_state.items() if not state.is_final)
+    return max(0, unfinished - (health.occupancy.waiting if health.occupancy else 0))
 
 
 def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
@@ -84,3 +115,10 @@ def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
 
 def _median(durations: list[timedelta]) -> timedelta | None:
     return sorted(durations)[len(durations) // 2] if durations else None
+
+
+async def show_docs(request: Request, _: AppContext) -> Response:
+    """Render the reference of the API in the frame of the site; Swagger UI loads the schema."""
+    response = await client_fairness.to_thread(render_page, request, "docs")
+    response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
+    return response

@@ -1,12 +1,17 @@
 """The server page."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
 from doubles import fake_tasks
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard.pages import server
+from sandbox.interfaces.tasks import LoadSample
+from sandbox.model.limits import LOAD_SAMPLE_SECONDS
 
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])
@@ -18,3 +23,30 @@ def test_truncated_statistics_are_marked(pages, monkeypatch, count, is_marked_pa
     text = pages.get("/server").text
     assert "<dd>2</dd>" in text
     assert ("only the latest 2" in text) == is_marked_partial
+
+
+def load_sample(second: int, **fields: int) -> LoadSample:
+    values = dict.fromkeys((field.name for field in dataclasses.fields(LoadSample)), 1) | fields
+    return LoadSample(**{**values, "at": datetime.fromtimestamp(second, UTC), "cpu_percent": None})
+
+
+def test_load_samples_are_sent_since_the_last_one(pages):
+    pages.tasks.samples = [load_sample(10, running=3), load_sample(25, running=4)]
+    body = pages.get("/server/load").json()
+    assert body["interval_seconds"] == LOAD_SAMPLE_SECONDS
+    assert [(sample["at"], sample["running"], sample["cpu_percent"]) for sample in body["samples"]] == [
+        (10_000, 3, None),
+        (25_000, 4, None),
+    ]
+    assert [sample["at"] for sample in pages.get("/server/load?after=10000").json()["samples"]] == [25_000]
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1" * 16, "\u0663", "1.5"])
+def test_malformed_times_are_rejected(pages, after):
+    assert pages.get(f"/server/load?after={quote(after)}", accept="application/json").status_code == 400
+
+
+def test_load_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(bob="viewer"))
+    assert pages.get("/server/load", accept="application/json").status_code == 401
+    assert pages.get("/server/load", authorization="Bearer bob").status_code == 200

@@ -1,0 +1,5 @@
+// The API reference follows the color scheme of the system, as the other pages do.
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const apply = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", apply);
+apply();
