@@ -4,7 +4,9 @@ A task has 1,000 events per second (for SECONDS, default 60) in a real journal: 
 agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the page of the
 task, first the conversation, then the output. Prints the page's long tasks (as the browser defines them: the page does
 not respond), its memory, and whether it received all events. Then PAGES (default 200) clients read the same task as a
-page does. Prints the growth of the server's memory.
+page does. Prints the growth of the server's memory. Before both, Chromium opens the tab Changes of a patch with
+151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first paint, the first lines, and the
+long tasks.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +29,28 @@ WATCH = """window.longTasks = [];
 const note = (list) => window.longTasks.push(...list.getEntries().map((entry) => Math.round(entry.duration)));
 new PerformanceObserver(note)
   .observe({ type: "longtask", buffered: true });"""
+FIRST_LINES = """new MutationObserver((_, observer) => {
+    if (!document.querySelector(".diff-block tr")) return;
+    observer.disconnect();
+    requestAnimationFrame(() => { window.firstLines = performance.now(); });
+}).observe(document, { childList: true, subtree: true });"""
+SCROLL_TO_END = """async () => {
+    for (let at = 0; at < document.documentElement.scrollHeight; at += 600) {
+        window.scrollTo(0, at);
+        await new Promise((done) => setTimeout(done, 30));
+    }
+}"""
+PATCH_LINES = """ class Handler{0}(Base):
+     def process(self, items: list[str]) -> int:
+-        total = 0
+-        for item in items:
+-            total += self.measure(item, "width")
+-        return total
++        sizes = [self.measure(item, "height") for item in items]
++        # The largest one counts.
++        return max(sizes, default=0)
++
+"""
 LINE = b"a line of output as programs print it, \x1b[32mwith colors\x1b[0m: %d\n"
 MESSAGE = "I looked at `module_{0}` and found **one** more place:\n\n- it reads the file twice\n- it never closes it\n"
 
@@ -33,6 +58,7 @@ MESSAGE = "I looked at `module_{0}` and found **one** more place:\n\n- it reads 
 def main(seconds: int = 60, pages: int = 200) -> None:
     """Measure one page for `seconds`, then many."""
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
+    measure_patch()
     own_end, server_end = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(server_end,))
     server.start()
@@ -42,6 +68,60 @@ def main(seconds: int = 60, pages: int = 200) -> None:
     own_end.send(None)
     server.join(20)
     print(f"load average after: {os.getloadavg()[0]:.2f}")
+
+
+def measure_patch() -> None:
+    """Print how fast a large patch is shown, and whether the page responds while it is read."""
+    from doubles.browser import open_chromium
+    from doubles.live_server import Deployment
+    from doubles.stored_tasks import StoredTasks
+
+    with tempfile.TemporaryDirectory() as directory, open_chromium() as program, program.browser() as browser:
+        deployment = Deployment(Path(directory))
+        tasks = StoredTasks(deployment.data_dir)
+        tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
+        tasks.finish(TASK, artifacts=[(f"{TASK}.patch", make_patch().encode())])
+        tasks.index()
+        deployment.model_url = "http://127.0.0.1:9"  # not used
+        deployment.start_server()
+        try:
+            for attempt in ("first visit", "second visit"):
+                url = f"{deployment.server.ready_message['http']}/tasks/{TASK}#changes"
+                page = browser.open(url, before=WATCH + FIRST_LINES)
+                page.locator(".diff-block tr").first.wait_for()
+                measure_reading(page, attempt)
+                page.close()
+        finally:
+            deployment.close()
+
+
+def measure_reading(page, attempt: str) -> None:
+    """Print the long tasks while the page is loaded, scrolled to its end, and drawn again in the other layout."""
+    paint, lines = page.evaluate("[performance.getEntriesByName('first-contentful-paint')[0].startTime, firstLines]")
+    page.wait_for_timeout(2000)
+    print(f"patch, {attempt}: first contentful paint after {paint:.0f} ms, first lines after {lines:.0f} ms")
+    print_long_tasks(page, "while loading")
+    page.evaluate(SCROLL_TO_END)
+    print_long_tasks(page, "while scrolling to the end")
+    page.get_by_role("button", name="Side by side").click()
+    page.wait_for_timeout(3000)
+    print_long_tasks(page, "while changing the layout")
+    page.get_by_role("button", name="Unified").click()
+
+
+def print_long_tasks(page, name: str) -> None:
+    durations = sorted(page.evaluate("window.longTasks.splice(0)"))
+    print(f"patch, {name}: {len(durations)} tasks over 50 ms, the longest {durations[-3:]} ms", flush=True)
+
+
+def make_patch() -> str:
+    """Return a patch with 151 files and 23,000 lines."""
+    files = []
+    for at in range(151):
+        path = f"src/package_{at % 12}/module_{at}.py"
+        lines = "".join(PATCH_LINES.format(number) for number in range(15))
+        files.append(f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -1,90 +1,90 @@\n{lines}")
+    return "".join(files)
 
 
 def measure_one_page(server: Connection, port: int, seconds: int) -> None:
