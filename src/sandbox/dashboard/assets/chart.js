@@ -59,7 +59,7 @@ export class Chart {
   constructor({ name, format, kind = "line", gap = Infinity, base = 10, isWhole = false, labelTime = null }) {
     Object.assign(this, { name, format, kind, gap, base, isWhole, labelTime });
     this.value = h("span", { class: "chart-value" }, "–");
-    this.drawing = svg("svg", { role: "img", height: HEIGHT });
+    this.drawing = svg("svg", { role: "img", height: HEIGHT, "aria-label": name });
     this.foot = h("p", { class: "chart-foot" });
     this.element = h("div", { class: "chart" }, h("h3", {}, name, this.value), this.drawing, this.foot);
     this.drawing.addEventListener("pointermove", (event) => this.#showNearest(event));
