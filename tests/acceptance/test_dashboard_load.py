@@ -387,7 +387,7 @@ def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser)
 
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network", "manifest")
-VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart .grid, .refused, .code"
+VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart text, .refused, .code"
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
