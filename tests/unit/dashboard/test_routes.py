@@ -178,3 +178,15 @@ def test_api_reference_is_in_the_frame_of_the_site(pages):
     assert "script-src 'self';" in policy
     for url in re.findall(r'(?:src|href)="(/(?:docs|assets)/[^"]+)"', page.text):
         assert pages.get(url).status_code == 200, url
+
+
+def test_preloaded_modules_are_imported_by_the_task_page(pages):
+    pages.tasks.add()
+    found = re.findall(r'rel="modulepreload" href="/assets/([^"]+)"', pages.get("/tasks/task-001").text)
+    imported, pending = set(), {"task.js"}
+    while pending:
+        imported |= pending
+        sources = [pages.get(f"/assets/{name}").text for name in pending]
+        pending = {name for text in sources for name in re.findall(r'"/assets/([\w.-]+\.js)"', text)} - imported
+    assert found
+    assert set(found) <= imported
