@@ -12,20 +12,27 @@ export class Cursor {
     document.addEventListener("keydown", (event) => this.#press(event));
   }
 
+  // The keys, as a sheet of shortcuts shows them. `run` returns false if the tab is not shown.
+  get shortcuts() {
+    const when = (act) => () => {
+      if (this.container.hidden || !this.changes.views.length) return false;
+      act();
+    };
+    return [
+      { keys: "j", label: "Next file", run: when(() => this.#moveFile(1)) },
+      { keys: "k", label: "Previous file", run: when(() => this.#moveFile(-1)) },
+      { keys: "n", label: "Next change", run: when(() => this.#moveChange(1)) },
+      { keys: "p", label: "Previous change", run: when(() => this.#moveChange(-1)) },
+      { keys: "v", label: "Mark the file as viewed", run: when(() => this.#toggleViewed()) },
+      { keys: "m", label: "Comment on the line of the change", run: when(() => this.#comment()) },
+    ];
+  }
+
   #press(event) {
-    if (this.container.hidden || !this.changes.views.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.target.closest?.(EDITABLE) || document.querySelector("dialog[open]")) return;
-    const act = {
-      j: () => this.#moveFile(1),
-      k: () => this.#moveFile(-1),
-      n: () => this.#moveChange(1),
-      p: () => this.#moveChange(-1),
-      v: () => this.#toggleViewed(),
-      m: () => this.#comment(),
-    }[event.key];
-    if (!act) return;
-    event.preventDefault();
-    act();
+    const shortcut = this.shortcuts.find(({ keys }) => keys === event.key);
+    if (shortcut && shortcut.run() !== false) event.preventDefault();
   }
 
   // The file that was chosen last, if it is on the screen; otherwise the file at the top of the screen.
