@@ -148,7 +148,7 @@ def take_screenshots(browser, base_url, directory):
         for view in views:
             page.locator(f"#tab-{view}").click()
             if view == "changes":
-                page.locator(".file").first.wait_for()
+                page.locator(".file .tx").first.wait_for()
             if view == "artifacts":
                 page.get_by_role("button", name="report.md").click()
                 page.locator(".preview:visible strong").wait_for()
