@@ -31,6 +31,7 @@ function create(intervalSeconds) {
 }
 
 function add(sample) {
+  if (sample.at <= last) return; // two requests can overlap
   last = sample.at;
   for (const [name, chart] of Object.entries(charts)) chart.add(sample.at, sample[name]);
   charts.memory_used_bytes.limit = sample.memory_total_bytes;

@@ -59,7 +59,7 @@ let running = Promise.resolve();
 export function highlight(language, texts) {
   const characters = texts.reduce((sum, text) => sum + text.length, 0);
   if (!language || characters > CHARACTERS_MAX || texts.some(hasLongLine)) return Promise.resolve([]);
-  running = running.then(() => ask(language, texts));
+  running = running.then(() => ask(language, texts)).catch(() => []);
   return running;
 }
 
