@@ -306,6 +306,33 @@ def test_comments_become_a_prompt(base_url, browser):
     assert accessibility_violations(page) == []
 
 
+def test_comments_are_submitted_as_a_follow_up(base_url, browser):
+    requests = []
+
+    def respond(route):
+        requests.append((route.request.post_data_json, route.request.headers["idempotency-key"]))
+        if len(requests) == 1:
+            body = {"error": "conflict", "message": "The patch of this task is not complete."}
+            route.fulfill(status=409, json=body)
+        else:
+            route.fulfill(status=202, json={"task_id": "hostile"})
+
+    page = browser.open(
+        f"{base_url}/tasks/same#changes", prepare=lambda page: page.route("**/tasks/same/continue", respond)
+    )
+    ask = page.get_by_role("button", name="Ask for this change")
+    page.get_by_role("textbox", name="What should change").fill("Add tests.")
+    ask.click()
+    page.get_by_text("The patch of this task is not complete.").wait_for()
+    browser.ignore_errors("status of 409")
+    ask.click()
+    page.wait_for_url("**/tasks/hostile")
+    assert [body for body, _ in requests] == [{"prompt": "Add tests."}] * 2
+    assert requests[0][1] == requests[1][1]
+    page.goto(f"{base_url}/tasks/same#changes")
+    assert page.get_by_role("textbox", name="What should change").input_value() == ""
+
+
 def open_plain_page(base_url, browser):
     """A page of this origin without scripts, for testing a single module."""
     url = f"{base_url}/plain"

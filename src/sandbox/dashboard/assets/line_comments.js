@@ -1,5 +1,5 @@
 // Comments on lines, collected into one prompt that asks for a change.
-import { $, h, toast } from "/assets/page.js";
+import { $, h, request, toast } from "/assets/page.js";
 import { rowsOf } from "/assets/patch.js";
 import { visible, visibleName } from "/assets/plain.js";
 import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
@@ -29,11 +29,23 @@ export class LineComments {
   #createBox() {
     const box = h("section", { class: "ask-for-change card", "aria-labelledby": "ask-for-change-title" });
     this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
+    this.askButton = h(
+      "button",
+      { type: "button", class: "primary", onclick: () => this.#ask(), hidden: !$("task-data")?.dataset.mayChange },
+      "Ask for this change",
+    );
+    this.refusal = h("p", { class: "error-text", role: "alert" });
     box.append(
       h("h2", { id: "ask-for-change-title" }, "Ask for a change"),
       this.list,
       this.general,
-      h("div", { class: "comment-foot" }, this.copyButton),
+      h(
+        "p",
+        { class: "muted", hidden: this.askButton.hidden },
+        "A new task starts from the result of this one, with this text as its prompt.",
+      ),
+      this.refusal,
+      h("div", { class: "comment-foot" }, this.copyButton, this.askButton),
     );
     return box;
   }
@@ -158,7 +170,7 @@ export class LineComments {
         ),
       ),
     );
-    this.copyButton.disabled = !this.prompt();
+    this.copyButton.disabled = this.askButton.disabled = !this.prompt();
   }
 
   // The comments as a prompt: each with the file, the line and its text.
@@ -185,6 +197,37 @@ export class LineComments {
     this.general.focus({ preventScroll: true });
   }
 
+  // One idempotency key per text: a retry after a lost response does not submit a second task.
+  #key = { text: null, value: "" };
+
+  async #ask() {
+    const prompt = this.prompt();
+    if (this.#key.text !== prompt) this.#key = { text: prompt, value: randomKey() };
+    this.askButton.disabled = true;
+    this.refusal.textContent = "";
+    try {
+      const response = await request(`${this.api}/continue`, {
+        method: "POST",
+        headers: { "content-type": "application/json", "idempotency-key": this.#key.value },
+        body: JSON.stringify({ prompt }),
+      });
+      const { task_id } = await response.json();
+      this.#clear();
+      location.assign(`/tasks/${encodeURIComponent(task_id)}`);
+    } catch (error) {
+      this.refusal.textContent = error.status
+        ? error.message
+        : "The server does not respond. Your text is kept; try again.";
+      this.askButton.disabled = false;
+    }
+  }
+
+  #clear() {
+    for (const comment of [...this.store.comments]) this.#remove(comment);
+    this.general.value = "";
+    this.#update();
+  }
+
   async #copy() {
     try {
       await navigator.clipboard.writeText(this.prompt());
@@ -194,6 +237,9 @@ export class LineComments {
     }
   }
 }
+
+const randomKey = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const commentRow = (content, isSplit) =>
   h("tr", { class: "comment-row" }, h("td", { colspan: isSplit ? 4 : 3 }, content));
