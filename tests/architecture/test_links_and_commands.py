@@ -150,8 +150,11 @@ def parse_error(words: list[str]) -> str | None:
     return f"surplus {extra_arguments}, missing {missing}" if extra_arguments or missing else None
 
 
-@pytest.mark.parametrize(("name", "minimum"), [("README.md", 6), ("docs/tutorial.md", 12)])
-def test_commands_of_the_tutorial_parse(root: Path, name: str, minimum: int):
+@pytest.mark.parametrize(
+    ("name", "minimum"),
+    [("README.md", 6), ("docs/tutorial.md", 12), ("docs/cookbook.md", 4), ("docs/troubleshooting.md", 2)],
+)
+def test_commands_of_the_page_parse(root: Path, name: str, minimum: int):
     calls = commands((root / name).read_text())
     assert len(calls) >= minimum
     assert {shlex.join(call): invalid for call in calls if (invalid := parse_error(call))} == {}
