@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 
 
 @pytest.fixture
@@ -89,3 +92,15 @@ def test_links_of_the_deployment_page_exist(root: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
     assert targets
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
+
+
+def test_wheel_contains_the_data_files(root: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("sandbox-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    source = root / "src"
+    data = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix in DATA_SUFFIXES}
+    assert len(data) > 10
+    assert data - names == set()
+    assert {"sandbox/runtimes/npm/package.json", "sandbox/runtimes/npm/package-lock.json"} <= names

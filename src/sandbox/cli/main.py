@@ -22,6 +22,7 @@ ROOT_ENTRIES = {
     "login": ("sandbox.cli.commands.login:login", "Log in to a server and store it as a context."),
     "context": ("sandbox.cli.commands.context:context", "Choose between the servers that you logged in to."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
+    "setup": ("sandbox.cli.commands.setup:setup", "Install what this machine lacks."),
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
     "config": (
         "sandbox.cli.commands.config:config",

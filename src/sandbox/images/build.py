@@ -34,7 +34,7 @@ class Component:
 def add_component(name: str, component: Component | None, rootfs: RootFs, mtime: float) -> None:
     """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
-        raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run script/setup.")
+        raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run sandbox setup.")
     for source, image_path in component.paths.items():
         for path, target in _files(source, image_path):
             _copy_entry(path, target, rootfs, mtime)

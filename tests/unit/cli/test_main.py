@@ -58,8 +58,8 @@ def test_group_help_matches_command_help(entries):
 
 def test_command_groups_list_the_expected_commands():
     assert list(main.ROOT_ENTRIES) == [
-        "run", "init", "task", "top", "login", "context", "serve", "doctor", "config", "profile", "token", "admin",
-        "mcp", "completion", "demo",
+        "run", "init", "task", "top", "login", "context", "serve", "setup", "doctor", "config", "profile", "token",
+        "admin", "mcp", "completion", "demo",
     ]  # fmt: skip
     assert set(main.TASK_ENTRIES) == {
         "submit", "rerun", "continue", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",

@@ -191,7 +191,7 @@ def _check_node(_: ServerSettings) -> list[Finding]:
     if not pinned:
         message = f"{version}, npm and npx; packages must come from a registry that the task allows"
         return [
-            Finding("node", False, message, "Run script/setup, which installs the pinned packages.", is_needed=False)
+            Finding("node", False, message, "Run sandbox setup, which installs the pinned packages.", is_needed=False)
         ]
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 

@@ -1,0 +1,86 @@
+"""The command `sandbox setup`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
+from sandbox.cli.output.text import escape_text
+
+if TYPE_CHECKING:
+    from sandbox.bootstrap.machine_setup import SetupPlan
+
+
+@click.command(
+    epilog=help_examples("sandbox setup", "sandbox setup --print", note="Next: sandbox doctor, and sandbox demo")
+)
+@click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
+@click.option("--print", "is_print", is_flag=True, help="Only print the commands that install system packages.")
+def setup(yes: bool, is_print: bool) -> None:
+    """Install what this machine lacks.
+
+    Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
+    for sandboxes. Prompts before it installs a system package. Without a terminal and without --yes, it only prints the
+    commands. The agent is part of the Python installation.
+
+    Exit code: 0 if everything required is installed or printed with --print, else 1.
+    """
+    from sandbox.bootstrap import machine_setup
+
+    plan = machine_setup.plan_for_this_machine()
+    if is_print:
+        _print_commands(plan)
+        return
+    _install_packages(plan, is_confirmed=yes)
+    if not machine_setup.are_npm_packages_installed():
+        click.echo("Installing the npm packages for sandboxes.", err=True)
+        try:
+            machine_setup.install_npm_packages()
+        except (machine_setup.SetupError, OSError) as error:
+            click.echo(f"{escape_text(str(error))} npx in sandboxes needs a registry.", err=True)
+    click.echo("Done. Check this machine: sandbox doctor\nRun an example task: sandbox demo", err=True)
+
+
+def _print_commands(plan: SetupPlan) -> None:
+    for command in (*plan.commands, *plan.optional):
+        click.echo(shlex.join(command))
+    if plan.packages and not plan.commands:
+        fail(_unknown_distribution(plan), ExitCode.TASK_FAILED)
+    if not plan.packages:
+        click.echo("All required system packages are installed.", err=True)
+
+
+def _install_packages(plan: SetupPlan, *, is_confirmed: bool) -> None:
+    from sandbox.bootstrap.machine_setup import run_command
+
+    commands = (*plan.commands, *plan.optional)
+    if plan.packages and not plan.commands:
+        fail(_unknown_distribution(plan), ExitCode.TASK_FAILED)
+    if commands and not is_confirmed and not _is_accepted(plan, commands):
+        if plan.packages:
+            fail("No system package was installed. Run the commands above, then: sandbox setup", ExitCode.TASK_FAILED)
+        return
+    for command in plan.commands:
+        if not run_command(command):
+            fail(f"Error: This command failed:\n  {escape_text(shlex.join(command))}", ExitCode.TASK_FAILED)
+    if not all(run_command(command) for command in plan.optional):
+        click.echo("gVisor (package runsc) is not available here, so the runtime is bubblewrap.", err=True)
+
+
+def _is_accepted(plan: SetupPlan, commands: tuple[tuple[str, ...], ...]) -> bool:
+    """Print the commands; return whether the user wants to run them. Without a terminal, return False."""
+    names = [*plan.packages, *(["runsc (optional, for gVisor)"] if plan.optional else [])]
+    click.echo(f"Missing system packages: {', '.join(names)}", err=True)
+    for command in commands:
+        click.echo(f"  {shlex.join(command)}")
+    return sys.stdin.isatty() and sys.stdout.isatty() and click.confirm("Run these commands?", err=True)
+
+
+def _unknown_distribution(plan: SetupPlan) -> str:
+    packages = " ".join(plan.packages)
+    return f"Error: Missing system packages: {packages}\n  Install them with the package manager of this system."
