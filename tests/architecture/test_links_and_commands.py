@@ -152,7 +152,13 @@ def parse_error(words: list[str]) -> str | None:
 
 @pytest.mark.parametrize(
     ("name", "minimum"),
-    [("README.md", 6), ("docs/tutorial.md", 12), ("docs/cookbook.md", 4), ("docs/troubleshooting.md", 2)],
+    [
+        ("README.md", 6),
+        ("docs/tutorial.md", 12),
+        ("docs/cookbook.md", 4),
+        ("docs/troubleshooting.md", 2),
+        ("docs/installation.md", 5),
+    ],
 )
 def test_commands_of_the_page_parse(root: Path, name: str, minimum: int):
     calls = commands((root / name).read_text())
