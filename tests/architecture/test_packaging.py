@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sandbox.bootstrap.machine_setup import PACKAGES
+
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 
 
@@ -92,6 +94,11 @@ def test_links_of_the_deployment_page_exist(root: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
     assert targets
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
+
+
+def test_setup_of_a_wheel_installs_the_packages_of_the_script(root: Path):
+    script = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
+    assert set(PACKAGES.values()) == set(re.findall(r"\|\| echo ([a-z0-9-]+)", script))
 
 
 def test_wheel_contains_the_data_files(root: Path, tmp_path: Path):
