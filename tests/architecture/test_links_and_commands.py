@@ -158,6 +158,7 @@ def parse_error(words: list[str]) -> str | None:
         ("docs/cookbook.md", 4),
         ("docs/troubleshooting.md", 2),
         ("docs/installation.md", 5),
+        ("docs/network.md", 1),
     ],
 )
 def test_commands_of_the_page_parse(root: Path, name: str, minimum: int):
