@@ -67,7 +67,8 @@ def _install_packages(plan: SetupPlan, *, is_confirmed: bool) -> None:
         return
     for command in plan.commands:
         if not run_command(command):
-            fail(f"Error: This command failed:\n  {escape_text(shlex.join(command))}", ExitCode.TASK_FAILED)
+            message = f"Error: This command failed:\n  {escape_text(shlex.join(command))}"
+            fail(f"{message}\nOnly root can install system packages.", ExitCode.TASK_FAILED)
     if not all(run_command(command) for command in plan.optional):
         click.echo("gVisor (package runsc) is not available here, so the runtime is bubblewrap.", err=True)
 
