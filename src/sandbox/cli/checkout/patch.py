@@ -59,10 +59,19 @@ _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36
 
 
 def fetch_patch(
-    client: Client, task_id: str, target: Path, *, allows_secrets: bool, secrets_advice: str = "add --allow-secrets"
+    client: Client,
+    task_id: str,
+    target: Path,
+    *,
+    allows_secrets: bool,
+    secrets_advice: str = "add --allow-secrets",
+    is_chain: bool = False,
 ) -> None:
-    """Download and verify the task's patch to the file `target`. Fails the command if there is none."""
-    path = f".sandbox/{task_id}.patch"
+    """Download and verify the task's patch to the file `target`. Fails the command if there is none.
+
+    is_chain: download the changes of the whole chain of tasks that this one continues.
+    """
+    path = f".sandbox/{task_id}{'.chain' if is_chain else ''}.patch"
     entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in FINAL_STATES
     if has_ended:

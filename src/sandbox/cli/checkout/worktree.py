@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,21 @@ class Checkout:
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
         return "" if inside == "." else inside
 
+    def run(
+        self,
+        *arguments: str,
+        config: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run git without hooks and return its output, even if it fails. config: settings such as `name=value`."""
+        options = [*_SAFE_CONFIG, *(option for setting in config for option in ("-c", setting))]
+        return self._start(arguments, options, environment=environment, stdin=stdin)
+
+    def run_as_user(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run git with the user's complete configuration, including hooks, and with messages in English."""
+        return self._start(arguments, environment={**os.environ, "LC_ALL": "C"})
+
     def git_output(self, *arguments: str) -> str | None:
         """Return git's output without its last newline; None if git fails or prints nothing."""
         completed = self._git(*arguments)
@@ -107,7 +122,7 @@ class Checkout:
     def _list_entries(self, *arguments: str) -> list[bytes]:
         completed = self._git(*arguments, "-z")
         if completed.returncode:
-            _fail("The state of the checkout cannot be determined.", completed.stderr)
+            fail_with_git_output("The state of the checkout cannot be determined.", completed.stderr)
         return [entry for entry in completed.stdout.split(b"\0") if entry]
 
     def changed_file_sizes(self) -> dict[str, int]:
@@ -148,7 +163,7 @@ class Checkout:
         for arguments in (*read_tree, ("add", "--all"), difference):
             done = self._git(*arguments, environment=environment)
             if done.returncode:
-                _fail("git could not collect the local changes.", done.stderr)
+                fail_with_git_output("git could not collect the local changes.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
         """Copy the index, so that skip-worktree files, which often contain secrets, are not added.
@@ -178,9 +193,11 @@ class Checkout:
             code, stderr = self._run_in_new_session(*_apply_arguments(*index_options, patch=patch))
             if code == _PATCH_REJECTED:
                 backup.discard()
-                _fail("The patch does not apply to this checkout, so nothing was applied.", stderr, advice)
+                fail_with_git_output(
+                    "The patch does not apply to this checkout, so nothing was applied.", stderr, advice
+                )
             if code:
-                _fail(_restore_backup(backup), stderr, advice)
+                fail_with_git_output(_restore_backup(backup), stderr, advice)
             backup.discard()
             if backup.was_interrupted:
                 click.echo("The patch is already applied.", err=True)
@@ -197,7 +214,7 @@ class Checkout:
         completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in completed_runs:
             if one.returncode:
-                _fail("The patch is malformed, so nothing was applied.", one.stderr)
+                fail_with_git_output("The patch is malformed, so nothing was applied.", one.stderr)
         entries = [entry for one in completed_runs for entry in one.stdout.split(b"\0") if entry]
         return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
@@ -227,12 +244,22 @@ class Checkout:
         return process.wait(TERMINATE_GRACE_SECONDS), b""
 
     def _git(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+        return self._start(arguments, _SAFE_CONFIG, environment=environment)
+
+    def _start(
+        self,
+        arguments: Sequence[str],
+        options: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None,
+        stdin: bytes = b"",
+    ) -> subprocess.CompletedProcess[bytes]:
         try:
             return subprocess.run(
-                ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
+                ["git", *options, *arguments],  # noqa: S607
                 cwd=self.root,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                input=stdin,
                 capture_output=True,
                 timeout=GIT_TIMEOUT_SECONDS,
                 check=False,
@@ -278,7 +305,8 @@ def _restore_backup(backup: FileBackup) -> str:
     return f"git did not apply the whole patch, so all files were restored.{location_hint}"
 
 
-def _fail(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
+def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
+    """Fail the command with a sentence, the first lines of git's output, and what to do."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]

@@ -1,6 +1,5 @@
 """`sandbox task diff` and `apply`: the patch of a task on a terminal, in a pipe, and in the user's checkout."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import click
 import pytest
 
-from doubles.fake_api import ApiResponse, error_response, json_response
+from doubles.fake_api import error_response, json_response
 from doubles.live_server import git, wait_until
 from doubles.sample_task import TASK_ID, task_status
 from sandbox.cli.checkout.worktree import Checkout
@@ -42,30 +41,6 @@ def patch(checkout):
     diff = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
     git("reset", "-q", "--hard", cwd=checkout)
     return diff
-
-
-@pytest.fixture
-def serve_patch(api):
-    """Serve a patch with a base commit from the API."""
-
-    def serve(patch: bytes, base: str | None, *, contains_secret: bool = False, has_tar: bool = False) -> None:
-        metadata = json.dumps({"repository": {"base_commit": base}}).encode()
-        entries = []
-        for name, data in ((f"{TASK_ID}.patch", patch), ("metadata.json", metadata)):
-            digest = hashlib.sha256(data).hexdigest()
-            path = f"/tasks/{TASK_ID}/artifacts/.sandbox%2F{name}"
-            api.on(
-                "GET",
-                path,
-                lambda request, data=data, digest=digest: ApiResponse(200, [data], {"X-Checksum-SHA256": digest}),
-            )
-            entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": contains_secret})
-        if has_tar:
-            name = f"{TASK_ID}.changes.tar"
-            entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": False})
-        api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": entries}))
-
-    return serve
 
 
 @pytest.fixture

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from sandbox.cli.checkout.branch import NewBranch
+from sandbox.cli.checkout.commit_message import build_commit_message
 from sandbox.cli.checkout.patch import applied_message, fetch_patch, print_changed_files, print_omissions
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
@@ -18,11 +21,16 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 
 if TYPE_CHECKING:
     from sandbox.client import Client
+    from sandbox.client.response_types import Task
+
+CONVERSATION_LINES_MAX = 50
+"""Number of lines at the end of the conversation among which the agent's final message is."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -32,7 +40,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     epilog=help_examples(
         "sandbox task apply 5e173eb5",
         "sandbox task apply 5e173eb5 --beside-changes",
-        note="Without --beside-changes, the changes are staged; undo them with: git reset --hard",
+        "sandbox task apply 5e173eb5 --branch fix/basket --commit --push",
+        note="Without --beside-changes and --branch, the changes are staged; undo them with: git reset --hard",
     )
 )
 @task_argument
@@ -48,36 +57,132 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     is_flag=True,
     help="Apply on top of uncommitted changes, and stage nothing.",
 )
+@click.option("--branch", "name", metavar="NAME", help="With --commit: the new branch.")
+@click.option("--commit", "commits", is_flag=True, help="Commit the changes to a new branch, not to the working tree.")
+@click.option("--push", "pushes", is_flag=True, help="With --commit: push the branch, with your git credentials.")
+@click.option("--remote", metavar="NAME", help="With --commit: the remote [default: remote.pushDefault, else origin].")
 @allow_secrets_option
 @common_options
-def apply(task_id: str, directory: Path, allows_local_changes: bool, allows_secrets: bool) -> None:
+def apply(
+    task_id: str, directory: Path, allows_local_changes: bool, allows_secrets: bool, **branch_options: Any
+) -> None:
     """Apply a task's changes to a git checkout.
 
     The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
     not at all.
+
+    With --branch NAME --commit, the changes become a commit on a new branch, which starts at the task's commit. The
+    message is the agent's final message. The working tree and the current branch stay as they are.
     """
     options, checkout = current_options(), Checkout(directory)
-    if not allows_local_changes:
+    branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
+    if branch is None and not allows_local_changes:
         checkout.require_clean()
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary, options.connect() as client:
         patch = Path(temporary) / "patch"
-        with options.connect() as client:
-            fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
-            if not print_omissions(client, task_id, patch) and patch.stat().st_size:
-                fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
-            base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
-        commit = checkout.commit()
-        if base and base != commit:
-            head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
-            click.echo(f"The patch was made on commit {base[:12]}; {head_description}.", err=True)
-        changed = checkout.apply(patch, should_stage=not allows_local_changes) if patch.stat().st_size else []
+        status = client.status(task_id) if branch is not None else None
+        # The commit on which a task started that continues another one exists only on the server.
+        is_chain = status is not None and status.get("parent") is not None
+        fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
+        if not print_omissions(client, task_id, patch) and patch.stat().st_size:
+            fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
+        base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
+        if branch is not None and status is not None:
+            if is_chain:
+                base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
+            task = _Task(task_id, base, patch)
+            _apply_to_branch(client, branch, task, status, options, pushes=branch_options["pushes"])
+        else:
+            _apply_to_worktree(checkout, _Task(task_id, base, patch), options, is_staged=not allows_local_changes)
+
+
+class _Task(NamedTuple):
+    id: str
+    base: str | None
+    patch: Path
+
+
+def _new_branch(
+    checkout: Checkout, *, name: str | None, commits: bool, pushes: bool, remote: str | None, allows_local_changes: bool
+) -> NewBranch | None:
+    """Return the branch to create; None for the working tree."""
+    if name is None:
+        if commits or pushes or remote:
+            raise click.UsageError("Give the new branch: add --branch NAME")
+        return None
+    if not commits:
+        raise click.UsageError("A new branch needs a commit: add --commit")
+    if allows_local_changes:
+        raise click.UsageError("Leave out --beside-changes: with --branch, the working tree is not changed.")
+    branch = NewBranch(checkout, name, remote)
+    branch.require_available()
+    return branch
+
+
+def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool) -> None:
+    commit = checkout.commit()
+    if task.base and task.base != commit:
+        head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
+        click.echo(f"The patch was made on commit {task.base[:12]}; {head_description}.", err=True)
+    changed = checkout.apply(task.patch, should_stage=is_staged) if task.patch.stat().st_size else []
     if options.format == "json":
-        files = [asdict(file) for file in changed]
-        print_json(
-            {"task_id": task_id, "directory": str(checkout.root), "base_commit": base, "commit": commit, "files": files}
-        )
-    else:
-        _print_result(task_id, changed, options, is_staged=not allows_local_changes)
+        print_json(_json_fields(checkout, task, commit, changed))
+    elif _print_changed_files(task, changed, options):
+        click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
+
+
+def _apply_to_branch(
+    client: Client, branch: NewBranch, task: _Task, status: Task, options: CliOptions, *, pushes: bool
+) -> None:
+    checkout = branch.checkout
+    changed = checkout.list_changed_files(task.patch) if task.patch.stat().st_size else []
+    head = checkout.commit()
+    created: dict[str, Any] | None = None
+    if changed:
+        base = _fetch_base(branch, task, status["definition"].get("repository", {}))
+        message = build_commit_message(_final_message(client, task.id), status["name"], task.id)
+        commit = branch.commit(base, task.patch, message)
+        pushed_to, url = branch.push(commit) if pushes else (None, None)
+        created = {"name": branch.name, "commit": commit, "pushed_to": pushed_to, "pull_request_url": url}
+    if options.format == "json":
+        print_json({**_json_fields(checkout, task, head, changed), "branch": created})
+    elif _print_changed_files(task, changed, options) and created is not None:
+        click.echo(_branch_message(branch, created), err=True)
+
+
+def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -> str:
+    """Return the base commit, which the checkout has now."""
+    other = f"  Apply the patch to your files instead: sandbox task apply {escape_text(task.id)}"
+    if task.base is None:
+        fail(f"Error: The commit on which the task started is not known.\n{other}", ExitCode.CONFLICT)
+    if repository.get("patch"):
+        message = "Error: The task started with changes that were not pushed, so no branch can start where it started."
+        fail(f"{message}\n{other} --beside-changes", ExitCode.CONFLICT)
+    branch.fetch_missing(task.base, str(repository.get("url", "")), str(repository.get("branch", "")))
+    return task.base
+
+
+def _final_message(client: Client, task_id: str) -> str:
+    """Return the text with which the agent ended; empty if there is none."""
+    text = ""
+    lines = client.logs(task_id, stream="conversation", tail=CONVERSATION_LINES_MAX)
+    for event in parse_log_events(lines, task_id):
+        if event["type"] == "agent_result":
+            text = "" if event.get("is_error") else str(event.get("text") or "")
+    return text
+
+
+def _branch_message(branch: NewBranch, created: Mapping[str, Any]) -> str:
+    remote = created["pushed_to"]
+    pushed = f", and pushed to {escape_text(remote)}" if remote else ""
+    commit = f"Committed to the new branch {escape_text(branch.name)} as {created['commit'][:12]}{pushed}."
+    if created["pull_request_url"]:
+        return f"{commit}\n  Open a pull request: {escape_text(created['pull_request_url'])}"
+    if remote:
+        return commit
+    name = shlex.quote(branch.name)
+    push = shlex.join(["git", "push", "-u", branch.remote or "origin", branch.name])
+    return f"{commit} Your working tree did not change.\n  See it:  git show {name}\n  Push it: {push}"
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
@@ -95,14 +200,30 @@ def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
     except (ValueError, RecursionError):
         return None
     match metadata:
-        case {"repository": {"base_commit": str(commit)}} if _COMMIT.fullmatch(commit):
-            return commit
+        case {"repository": {"base_commit": commit}}:
+            return _commit_or_none(commit)
     return None
 
 
-def _print_result(task_id: str, changed: Sequence[ChangedFile], options: CliOptions, *, is_staged: bool) -> None:
+def _commit_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and _COMMIT.fullmatch(value) else None
+
+
+def _json_fields(checkout: Checkout, task: _Task, commit: str | None, changed: Sequence[ChangedFile]) -> dict[str, Any]:
+    files = [asdict(file) for file in changed]
+    return {
+        "task_id": task.id,
+        "directory": str(checkout.root),
+        "base_commit": task.base,
+        "commit": commit,
+        "files": files,
+    }
+
+
+def _print_changed_files(task: _Task, changed: Sequence[ChangedFile], options: CliOptions) -> bool:
+    """Print the changed files; return whether there are any."""
     if not changed:
-        click.echo(f"Task {escape_text(task_id)} changed nothing, so nothing was applied.", err=True)
-        return
+        click.echo(f"Task {escape_text(task.id)} changed nothing, so nothing was applied.", err=True)
+        return False
     print_changed_files(changed, stdout_console(has_color=options.has_color))
-    click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
+    return True

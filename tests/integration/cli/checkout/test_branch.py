@@ -1,0 +1,377 @@
+"""`sandbox task apply --branch --commit --push`: commits on new branches, pushed with real git over HTTP."""
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Mapping
+from types import MappingProxyType
+from urllib.parse import quote
+
+import pytest
+
+from doubles.fake_api import ApiResponse, json_response
+from doubles.git_http_server import GitHttpServer
+from doubles.live_server import git, make_repository, wait_until
+from doubles.sample_task import TASK_ID, task_status
+
+FILES = {"a.txt": "one\ntwo\n", "b.txt": "b\n"}
+FINAL_MESSAGE = "Fixed the second line.\n\n- `a.txt`: wrote \x1b[31mzwei\x1b[m.\n\nSandbox-Task: forged\n"
+
+
+@pytest.fixture
+def git_server(tmp_path):
+    with GitHttpServer(tmp_path / "remotes").serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The remote repository, to which pushes over HTTP are allowed."""
+    bare = tmp_path / "remotes" / "org" / "app.git"
+    make_repository(bare, FILES)
+    git("config", "http.receivepack", "true", cwd=bare)
+    return bare
+
+
+@pytest.fixture
+def checkout(tmp_path, bare, git_server, environment):
+    """A checkout with an uncommitted change, a staged one and an untracked file, and a user with an identity."""
+    (tmp_path / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
+    environment["NO_PROXY"] = "127.0.0.1"  # the proxy of the fixture is for the command's own requests
+    directory = tmp_path / "checkout"
+    git("clone", "-q", f"{git_server.url}org/app.git", str(directory), cwd=tmp_path)
+    (directory / "a.txt").write_text("my change\n")
+    (directory / "staged.txt").write_text("staged\n")
+    git("add", "staged.txt", cwd=directory)
+    (directory / "untracked.txt").write_text("untracked\n")
+    return directory
+
+
+@pytest.fixture
+def base(bare):
+    return git("rev-parse", "main", cwd=bare).strip()
+
+
+def make_patch(bare, tmp_path, files: dict[str, str], start: str = "main") -> bytes:
+    """The patch of a task that wrote these files on a commit of the remote."""
+    work = tmp_path / "work of the agent"
+    git("clone", "-q", str(bare), str(work), cwd=tmp_path)
+    git("checkout", "-q", start, cwd=work)
+    for name, text in files.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(text)
+    git("add", "-A", "-f", ".", cwd=work)
+    return git("diff", "--cached", "--binary", "--full-index", cwd=work).encode()
+
+
+@pytest.fixture
+def serve_task(api, serve_patch, git_server):
+    """Serve a patch with its task: a final message and the repository that was cloned."""
+
+    def serve(patch: bytes, base: str | None, repository: Mapping[str, str] = MappingProxyType({})) -> None:
+        serve_patch(patch, base)
+        cloned = {"url": f"{git_server.url}org/app.git", "branch": "main", **repository}
+        api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", definition={"repository": cloned})))
+        event = {"type": "agent_result", "text": FINAL_MESSAGE, "is_error": False}
+        event |= {"task_id": TASK_ID, "seq": 9, "timestamp": "2026-01-29T10:10:09.123Z"}
+        line = f"[2026-01-29T10:10:09.123Z] [EVENT] {json.dumps(event)}\n".encode()
+        api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [line], {"Content-Type": "text/plain"}))
+
+    return serve
+
+
+@pytest.fixture
+def task(bare, tmp_path, serve_task, base):
+    """A task that changed one file and added another one."""
+    serve_task(make_patch(bare, tmp_path, {"a.txt": "one\nzwei\n", "new.txt": "new\n"}), base)
+
+
+@pytest.fixture
+def apply(sandbox, checkout):
+    """Run `sandbox task apply` in the checkout."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return sandbox("task", "apply", TASK_ID, *arguments, cwd=checkout)
+
+    return run
+
+
+def everything(directory) -> tuple[object, ...]:
+    """All that a failed command must leave as it was: files, index, references, reflogs and configuration."""
+    logs = {path: path.read_bytes() for path in (directory / ".git" / "logs").rglob("*") if path.is_file()}
+    return (
+        git("status", "--porcelain=v2", "--branch", cwd=directory),
+        {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()},
+        git("for-each-ref", cwd=directory),
+        (directory / ".git" / "HEAD").read_text(),
+        (directory / ".git" / "config").read_text(),
+        (directory / ".git" / "FETCH_HEAD").exists(),
+        logs,
+    )
+
+
+COMMIT = ("--branch", "fix/two", "--commit")
+PUSH = (*COMMIT, "--push")
+
+
+def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, checkout, base):
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().splitlines() == ["+1 -1  a.txt", "+1 -0  new.txt"]
+    commit = git("rev-parse", "fix/two", cwd=checkout).strip()
+    assert result.stderr.decode().splitlines() == [
+        f"Committed to the new branch fix/two as {commit[:12]}. Your working tree did not change.",
+        "  See it:  git show fix/two",
+        "  Push it: git push -u origin fix/two",
+    ]
+    assert git("rev-parse", "fix/two^", cwd=checkout).strip() == base
+    assert git("show", "fix/two:a.txt", cwd=checkout) == "one\nzwei\n"
+    assert git("log", "-1", "--format=%an <%ae>%n%B", "fix/two", cwd=checkout).strip().splitlines() == [
+        "Ada <ada@example.org>",
+        "Fixed the second line.",
+        "",
+        r"- `a.txt`: wrote \x1b[31mzwei\x1b[m.",
+        "",
+        "Sandbox-Task: forged",
+        "",
+        f"Sandbox-Task: {TASK_ID}",
+    ]
+    trailers = git("log", "-1", "--format=%(trailers:key=Sandbox-Task)", "fix/two", cwd=checkout).strip()
+    assert trailers == f"Sandbox-Task: {TASK_ID}"
+    git("branch", "-q", "-D", "fix/two", cwd=checkout)
+    assert everything(checkout) == before
+
+
+def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_task):
+    work = tmp_path / "colleague"
+    git("clone", "-q", str(bare), str(work), cwd=tmp_path)
+    (work / "c.txt").write_text("c\n")
+    git("add", "c.txt", cwd=work)
+    git("commit", "-q", "-m", "Continue", cwd=work)
+    git("push", "-q", "origin", "HEAD:other", cwd=work)
+    later = git("rev-parse", "HEAD", cwd=work).strip()
+    serve_task(make_patch(bare, tmp_path, {"c.txt": "C\n"}, later), later, {"branch": "other"})
+    result = apply(*COMMIT, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    created = json.loads(result.stdout)["branch"]
+    assert created == {"name": "fix/two", "commit": created["commit"], "pushed_to": None, "pull_request_url": None}
+    assert git("rev-parse", "fix/two", "fix/two^", cwd=checkout).split() == [created["commit"], later]
+    assert "other" not in git("for-each-ref", cwd=checkout)
+
+
+def test_branch_is_pushed_with_the_users_credentials(apply, task, checkout, bare, git_server, tmp_path):
+    git_server.credentials = "ada:secret"
+    helper = "!f() { echo username=ada; echo password=secret; }; f"
+    (tmp_path / ".gitconfig").write_text(
+        f'[user]\n\tname = Ada\n\temail = a@example.org\n[credential]\n\thelper = "{helper}"\n'
+    )
+    result = apply(*PUSH)
+    assert result.returncode == 0, result.stderr
+    commit = git("rev-parse", "fix/two", cwd=checkout).strip()
+    assert git("rev-parse", "fix/two", cwd=bare).strip() == commit
+    assert git("rev-parse", "--abbrev-ref", "fix/two@{upstream}", cwd=checkout).strip() == "origin/fix/two"
+    message = f"Committed to the new branch fix/two as {commit[:12]}, and pushed to origin.\n"
+    assert result.stderr.decode() == message
+
+
+def test_rejected_credentials_leave_everything_as_it_was(apply, task, checkout, bare, git_server):
+    git_server.credentials = "ada:secret"
+    before = everything(checkout)
+    result = apply(*PUSH)
+    assert result.returncode == 4
+    assert result.stderr.startswith(b"Error: git could not push to origin, so no branch was created.\n  ")
+    assert result.stderr.endswith(b"\n  Create the branch only here: leave out --push\n")
+    assert (everything(checkout), git("branch", cwd=bare).split()) == (before, ["*", "main"])
+
+
+@pytest.mark.parametrize("start", ["main~0", "main^{tree}"])
+def test_existing_remote_branch_is_never_changed(apply, task, checkout, bare, start):
+    if start.endswith("{tree}"):  # unrelated history
+        start = git("commit-tree", "-m", "Other", "main^{tree}", cwd=bare).strip()
+    git("update-ref", "refs/heads/fix/two", start, cwd=bare)
+    there, before = git("rev-parse", "fix/two", cwd=bare), everything(checkout)
+    result = apply(*PUSH)
+    assert (result.returncode, result.stderr.decode()) == (
+        4,
+        "Error: The branch fix/two exists on origin already, so nothing was changed.\n"
+        "  Choose another name: --branch fix/two-2\n",
+    )
+    assert (git("rev-parse", "fix/two", cwd=bare), everything(checkout)) == (there, before)
+
+
+def test_existing_branch_is_never_changed(apply, task, checkout, api):
+    git("branch", "fix/two", cwd=checkout)
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert (result.returncode, everything(checkout), api.requests) == (4, before, [])
+    assert b"exists in this checkout already" in result.stderr
+
+
+def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
+    """HEAD of a working tree without a commit: its files would look deleted."""
+    git("checkout", "-q", "--orphan", "fix/two", cwd=checkout)
+    result = apply(*COMMIT)
+    assert result.returncode == 4
+    assert b"exists in this checkout already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["-x", "a..b", "a b", "@{-1}", "HEAD", "refs/heads/x.lock", "", "a\x1b[31m", "x/", "../x"]
+)
+def test_invalid_name_is_a_usage_error(apply, task, checkout, api, name):
+    before = everything(checkout)
+    result = apply("--branch", name, "--commit")
+    assert (result.returncode, everything(checkout), api.requests) == (2, before, [])
+    assert b"\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--commit",), ("--push",), ("--branch", "x"), ("--branch", "x", "--push"), (*COMMIT, "--beside-changes")],
+)
+def test_incomplete_options_are_usage_errors(apply, task, arguments):
+    result = apply(*arguments)
+    assert result.returncode == 2
+    assert b"Error: " in result.stderr
+
+
+def test_name_below_an_existing_branch_fails(apply, task, checkout):
+    git("branch", "fix", cwd=checkout)
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert (result.returncode, everything(checkout)) == (4, before)
+    assert b"git could not create the branch fix/two." in result.stderr
+
+
+def test_patch_that_does_not_apply_leaves_everything_as_it_was(apply, checkout, serve_task, base):
+    patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-other\n+text\n"
+    serve_task(patch, base)
+    before = everything(checkout)
+    result = apply(*PUSH)
+    assert (result.returncode, everything(checkout)) == (4, before)
+    sentence = f"Error: The patch does not apply to commit {base[:12]}, so no branch was created.\n"
+    assert result.stderr.decode().startswith(sentence)
+
+
+def test_unknown_base_commit_leaves_everything_as_it_was(apply, checkout, serve_task, bare, tmp_path):
+    patch = make_patch(bare, tmp_path, {"a.txt": "x\n"})
+    serve_task(patch, "1234567890" * 4)
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert (result.returncode, everything(checkout)) == (4, before)
+    assert b"Neither this checkout nor its remote origin has the task's commit 123456789012." in result.stderr
+
+
+@pytest.mark.parametrize(("sent", "word"), [({"patch": "sha256:1234"}, "were not pushed"), ({}, "is not known")])
+def test_task_without_a_public_start_cannot_become_a_branch(apply, serve_task, bare, tmp_path, sent, word):
+    base = git("rev-parse", "main", cwd=bare).strip() if sent else None
+    serve_task(make_patch(bare, tmp_path, {"a.txt": "x\n"}), base, repository=sent)
+    result = apply(*COMMIT)
+    assert result.returncode == 4
+    assert word in result.stderr.decode()
+    assert f"sandbox task apply {TASK_ID}" in result.stderr.decode()
+
+
+def test_task_that_continues_another_one_becomes_one_commit_of_the_whole_chain(
+    apply, api, serve_task, bare, tmp_path, base
+):
+    serve_task(b"the last patch only", "1234567890" * 4)
+    repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}
+    status = task_status("completed", parent="fix-41", definition={"repository": repository})
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(status))
+    chain = make_patch(bare, tmp_path, {"a.txt": "first and second\n"})
+    path = f".sandbox/{TASK_ID}.chain.patch"
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(chain).hexdigest()}
+    route = f"/tasks/{TASK_ID}/artifacts/{quote(path, safe='')}"
+    api.on("GET", route, lambda _: ApiResponse(200, [chain], checksum))
+    entry = {"name": f"{TASK_ID}.chain.patch", "path": path, "contains_secret": False}
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
+    result = apply(*PUSH)
+    assert result.returncode == 0, result.stderr
+    assert git("rev-parse", "fix/two^", cwd=bare).strip() == base
+    assert git("show", "fix/two:a.txt", cwd=bare) == "first and second\n"
+
+
+def test_missing_identity_has_a_remedy(apply, task, checkout, tmp_path):
+    (tmp_path / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert (result.returncode, everything(checkout)) == (4, before)
+    assert b"git config user.name NAME" in result.stderr
+
+
+def test_hooks_and_filters_of_the_patch_do_not_run(apply, checkout, serve_task, bare, tmp_path, base):
+    """Hooks in a directory of the working tree, as some tools configure them: those of the patch are not run."""
+    marker = tmp_path / "ran"
+    hooks = ("pre-commit", "commit-msg", "post-commit", "pre-push", "reference-transaction", "post-checkout")
+    files = {f".githooks/{name}": f"#!/bin/sh\ntouch {marker}\n" for name in hooks}
+    files[".gitattributes"] = "* filter=evil\n"
+    git("config", "core.hooksPath", ".githooks", cwd=checkout)
+    git("config", "filter.evil.clean", f"touch {marker}; cat", cwd=checkout)
+    git("config", "filter.evil.smudge", f"touch {marker}; cat", cwd=checkout)
+    serve_task(make_patch(bare, tmp_path, files).replace(b"mode 100644", b"mode 100755"), base)
+    result = apply(*PUSH)
+    assert result.returncode == 0, result.stderr
+    assert not marker.exists()
+    assert git("show", "fix/two:.githooks/pre-push", cwd=bare).startswith("#!/bin/sh")
+
+
+def test_users_hook_runs_before_the_push(apply, task, checkout, bare):
+    """The legitimate twin: the user's own hook can stop the push."""
+    hook = checkout / ".git" / "hooks" / "pre-push"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
+    hook.chmod(hook.stat().st_mode | stat.S_IXUSR)
+    before = everything(checkout)
+    result = apply(*PUSH)
+    assert (result.returncode, everything(checkout), git("branch", cwd=bare).split()) == (4, before, ["*", "main"])
+    assert b"not today" in result.stderr
+
+
+@pytest.mark.parametrize("path", ["../escaped", ".git/hooks/pre-push", "/tmp/escaped-from-a-branch"])
+def test_patch_cannot_leave_the_repository(apply, checkout, serve_task, base, tmp_path, path):
+    patch = f"diff --git a/{path} b/{path}\nnew file mode 100755\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+owned\n"
+    serve_task(patch.encode(), base)
+    before = everything(checkout)
+    assert (apply(*COMMIT).returncode, everything(checkout)) == (4, before)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_interrupted_push_deletes_the_branch(sandbox_process, task, checkout, git_server, environment, apply, tmp_path):
+    git_server.stall()
+    before = everything(checkout)
+    options = {"start_new_session": True, "stderr": subprocess.PIPE}
+    process = sandbox_process("task", "apply", TASK_ID, *PUSH, cwd=checkout, **options)
+    branch = checkout / ".git" / "refs" / "heads" / "fix" / "two"
+    wait_until(branch.exists, description="the branch")
+    wait_until(lambda: any("receive-pack" in one for one in git_server.requests), description="the push")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    git_server.resume()
+    assert (process.returncode, everything(checkout)) == (130, before)
+    assert apply(*COMMIT).returncode == 0
+
+
+def test_task_without_changes_creates_no_branch(apply, checkout, serve_task, base):
+    serve_task(b"", base)
+    before = everything(checkout)
+    result = apply(*PUSH)
+    assert (result.returncode, everything(checkout)) == (0, before)
+    assert b"changed nothing" in result.stderr
+
+
+def test_fork_is_pushed_to_and_the_base_comes_from_the_upstream(
+    apply, task, checkout, bare, git_server, tmp_path, base
+):
+    fork = tmp_path / "remotes" / "ada" / "app.git"
+    make_repository(fork, {"other": "x"})
+    git("config", "http.receivepack", "true", cwd=fork)
+    git("remote", "rename", "origin", "upstream", cwd=checkout)
+    git("remote", "add", "origin", f"{git_server.url}ada/app.git", cwd=checkout)
+    result = apply(*PUSH)
+    assert result.returncode == 0, result.stderr
+    assert git("rev-parse", "fix/two^", cwd=fork).strip() == base

@@ -1,0 +1,112 @@
+"""The message of a commit with a task's changes: subject, wrapped body, trailer; hostile texts are escaped."""
+
+import subprocess
+
+import pytest
+
+from sandbox.cli.checkout.commit_message import (
+    BODY_LINES_MAX,
+    SUBJECT_CHARACTERS_MAX,
+    build_commit_message,
+)
+
+ID = "fix-42"
+
+
+def build(text: str, name: str = "Fix bug #42") -> str:
+    return build_commit_message(text, name, ID)
+
+
+def trailers(message: str) -> list[str]:
+    """The trailers as git reads them."""
+    completed = subprocess.run(
+        ["git", "interpret-trailers", "--parse"], input=message.encode(), capture_output=True, check=True, timeout=60
+    )
+    return completed.stdout.decode().splitlines()
+
+
+def test_first_line_is_the_subject_and_the_rest_is_the_body():
+    assert build("The bug is fixed and all tests pass.\n- `basket.py`: sums all prices.\n") == (
+        "The bug is fixed and all tests pass.\n\n- `basket.py`: sums all prices.\n\nSandbox-Task: fix-42\n"
+    )
+
+
+def test_one_line_has_no_body():
+    assert build("Fixed.") == "Fixed.\n\nSandbox-Task: fix-42\n"
+
+
+def test_heading_is_not_the_subject():
+    assert build("## Summary\n\nAdded a retry.\n").splitlines()[0] == "Added a retry."
+
+
+@pytest.mark.parametrize(
+    ("line", "subject"),
+    [
+        ("**Fixed** the `total_cents` loop", "Fixed the total_cents loop"),
+        ("- Fix the loop", "Fix the loop"),
+        ("1. Fix the loop", "Fix the loop"),
+        ("Fix   the\tloop", "Fix the loop"),
+        ("**", "**"),
+    ],
+)
+def test_subject_has_no_markdown(line, subject):
+    assert build(line).splitlines()[0] == subject
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "# Done\n"])
+def test_subject_is_the_name_without_a_message(text):
+    assert build(text).splitlines()[0] == "Fix bug #42"
+
+
+def test_subject_without_a_name():
+    assert build("", "").splitlines()[0] == "Apply the changes of a task"
+
+
+def test_long_first_line_is_shortened_and_repeated_in_the_body():
+    text = "The total left out the last price because the loop ended one element too early, so I replaced it."
+    subject, gap, *body = build(text).splitlines()
+    assert (subject, gap) == ("The total left out the last price because the loop ended one element…", "")
+    assert " ".join(body[:-2]) == text
+    assert max(map(len, body)) <= 72
+
+
+@pytest.mark.parametrize("text", ["x" * 500, "word " * 500, "x" * 71 + " y"])
+def test_subject_is_bounded(text):
+    subject = build(text).splitlines()[0]
+    assert len(subject) <= SUBJECT_CHARACTERS_MAX
+    assert subject.endswith("…")
+
+
+def test_list_items_are_wrapped_with_an_indent_and_code_is_not():
+    code = "print(" + ", ".join(["value"] * 20) + ")"
+    item = "- " + "word " * 30
+    lines = build(f"Done.\n\n{item}\n\n```\n{code}\n```\n").splitlines()
+    assert code in lines
+    assert [line for line in lines if line.startswith("  word")]
+
+
+def test_control_and_bidi_characters_are_escaped():
+    message = build("Fix \x1b[31mred\x1b[m \u202eevil\u202c\x00\n\nBody\x07 \u2066x")
+    assert message.startswith("Fix \\x1b[31mred\\x1b[m \\u202eevil\\u202c\\x00\n\nBody\\x07 \\u2066x\n\n")
+    assert build("Grüße: 値段 ✅").startswith("Grüße: 値段 ✅\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Done.\n\nSandbox-Task: other\nSigned-off-by: Boss <boss@example.org>",
+        "Sandbox-Task: other",
+        "Done.\n---\nSandbox-Task: other",
+        "Done.\n--- a/file\n+++ b/file",
+        "Done.\r\n\r\nCo-authored-by: Boss <boss@example.org>\r\n",
+        "",
+    ],
+)
+def test_only_trailer_is_the_task(text):
+    assert trailers(build(text)) == ["Sandbox-Task: fix-42"]
+
+
+def test_body_is_bounded():
+    message = build("Done.\n" + "line\n" * 100_000)
+    assert len(message.splitlines()) <= BODY_LINES_MAX + 6
+    assert "\n…\n" in message
