@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from sandbox.cli.output.edit_lines import EditLine
+
 STATE_STYLES = {
     "running": "bold cyan",
     "completed": "bold green",
@@ -21,6 +23,8 @@ STATE_STYLES = {
     "failed_preserved": "bold red",
     "cancelled": "bold yellow",
 }
+
+_EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 
 _CUT_CHARACTERS_MAX = 20_000
 """Maximum number of characters to wrap of a text that is cut to a few lines."""
@@ -93,6 +97,16 @@ class EventLayout:
             self._print(Text.assemble(indent, (line_text.plain, "dim")))
         if len(lines) > lines_max:
             self._print(Text.assemble(indent, (f"… {pluralize(len(lines) - lines_max, 'more line')}", "dim italic")))
+
+    def print_edits(self, event: Mapping[str, Any], lines: Iterable[EditLine]) -> None:
+        """Print a diff below the tool call, each line on one line."""
+        from rich.text import Text
+
+        indent = " " * (len(self._time_column(event)) + 4)
+        for kind, text in lines:
+            escaped = Text(escape_text(text.rstrip()).expandtabs(4))
+            escaped.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
+            self._print(Text.assemble(indent, (escaped.plain, _EDIT_STYLES[kind])))
 
     def _wrap(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
         from rich.text import Text

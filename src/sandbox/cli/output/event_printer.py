@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sandbox.cli.output.edit_lines import EditLine, edit_lines
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
 from sandbox.cli.output.formatting import format_elapsed, pluralize
 from sandbox.model.formatting import format_cost, format_duration
@@ -44,15 +45,18 @@ class DetailLevel:
     shows_activity: print the agent's messages and tool calls.
     text_lines_max: lines per message, None for all.
     result_lines_max: lines per tool result.
+    edit_lines_max: lines per diff of a tool call's edits. needs_terminal: print diffs only on a terminal.
     """
 
     shows_activity: bool = True
     text_lines_max: int | None = TEXT_LINES_MAX
     result_lines_max: int = 0
+    edit_lines_max: int = 8
+    needs_terminal: bool = True
 
 
 SHORT = DetailLevel()
-FULL = DetailLevel(text_lines_max=None, result_lines_max=3)
+FULL = DetailLevel(text_lines_max=None, result_lines_max=3, edit_lines_max=24, needs_terminal=False)
 STATES = DetailLevel(shows_activity=False)
 
 
@@ -76,6 +80,12 @@ def print_events(
     return printer.final_state
 
 
+class _OpenCall(NamedTuple):
+    tool: str
+    summary: str
+    edits: Sequence[EditLine]
+
+
 class EventPrinter:
     """Tracks the state of a task and prints new events."""
 
@@ -97,7 +107,8 @@ class EventPrinter:
         self._line_parts: list[str] = []
         self._line_characters = 0
         self._last_message = ""
-        self._open_calls: dict[str, tuple[str, str]] = {}
+        self._open_calls: dict[str, _OpenCall] = {}
+        self._shows_edits = detail.shows_activity and (console.is_terminal or not detail.needs_terminal)
         self._results: dict[str, str] = {}
         self._first_at: str | None = None
         self._last_error = ""
@@ -107,7 +118,7 @@ class EventPrinter:
         """The oldest tool call that has not ended, or else the state."""
         call = next(iter(self._open_calls.values()), None)
         if call is not None:
-            return one_line("  ".join(call))
+            return one_line(f"{call.tool}  {call.summary}")
         return one_line(f"{self.state}  {self._pending_reason()}" if self.state == "pending" else self.state)
 
     @property
@@ -183,7 +194,12 @@ class EventPrinter:
             self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
 
     def _on_tool_call_started(self, event: Mapping[str, Any]) -> None:
-        call = (str(event.get("tool")), str(event.get("summary") or ""))
+        summary, edits = str(event.get("summary") or ""), event.get("edits")
+        lines: list[EditLine] = []
+        if edits and self._shows_edits:
+            is_cut = bool(event.get("omitted_characters"))
+            lines = edit_lines(edits, summary, self._detail.edit_lines_max, is_cut=is_cut)
+        call = _OpenCall(str(event.get("tool")), summary, lines)
         _put_bounded(self._open_calls, str(event.get("tool_use_id")), call)
 
     def _on_tool_result(self, event: Mapping[str, Any]) -> None:
@@ -194,14 +210,16 @@ class EventPrinter:
     def _on_tool_call(self, event: Mapping[str, Any]) -> None:
         self.tool_calls += 1
         use_id = str(event.get("tool_use_id"))
-        _, summary = self._open_calls.pop(use_id, ("", ""))
+        call = self._open_calls.pop(use_id, _OpenCall("", "", ()))
         result, is_error = self._results.pop(use_id, ""), bool(event.get("is_error"))
         if not self._detail.shows_activity:
             return
         duration = format_duration(float(event["duration_ms"]) / 1000) if event.get("duration_ms") is not None else ""
-        self._layout.print_tool(event, summary, duration, is_error=is_error)
+        self._layout.print_tool(event, call.summary, duration, is_error=is_error)
         if is_error and result:
             self._layout.print_error(event, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
+        elif call.edits and not is_error:
+            self._layout.print_edits(event, call.edits)
         elif self._detail.result_lines_max:
             self._layout.print_result(event, result, lines_max=self._detail.result_lines_max)
 

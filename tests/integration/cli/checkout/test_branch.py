@@ -90,11 +90,11 @@ def task(bare, tmp_path, serve_task, base):
 
 
 @pytest.fixture
-def apply(sandbox, checkout):
+def apply(run_cli, checkout):
     """Run `sandbox task apply` in the checkout."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return sandbox("task", "apply", TASK_ID, *arguments, cwd=checkout)
+        return run_cli("task", "apply", TASK_ID, *arguments, cwd=checkout)
 
     return run
 
@@ -341,11 +341,11 @@ def test_patch_cannot_leave_the_repository(apply, checkout, serve_task, base, tm
     assert not (tmp_path / "escaped").exists()
 
 
-def test_interrupted_push_deletes_the_branch(sandbox_process, task, checkout, git_server, environment, apply, tmp_path):
+def test_interrupted_push_deletes_the_branch(start_cli, task, checkout, git_server, environment, apply, tmp_path):
     git_server.stall()
     before = everything(checkout)
     options = {"start_new_session": True, "stderr": subprocess.PIPE}
-    process = sandbox_process("task", "apply", TASK_ID, *PUSH, cwd=checkout, **options)
+    process = start_cli("task", "apply", TASK_ID, *PUSH, cwd=checkout, **options)
     branch = checkout / ".git" / "refs" / "heads" / "fix" / "two"
     wait_until(branch.exists, description="the branch")
     wait_until(lambda: any("receive-pack" in one for one in git_server.requests), description="the push")

@@ -58,6 +58,18 @@ def test_logs_are_rendered_on_a_terminal_unless_raw(api, on_terminal, terminal):
         assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
 
 
+def test_logs_are_rendered_in_a_pipe_only_with_pretty(api, run_cli):
+    lines = b"".join(f"[t] [EVENT] {json.dumps(event)}\n".encode() for event in task_events())
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [lines]))
+    plain = run_cli("task", "logs", TASK_ID).stdout
+    assert plain == run_cli("task", "logs", TASK_ID, "--raw").stdout == lines.replace(b"[t] ", b"")
+    pretty = run_cli("task", "logs", TASK_ID, "--pretty").stdout.decode()
+    assert "  ▸ Edit  src/app/parser.py  25 ms\n              -a\n              +b\n" in pretty
+    assert "\x1b" not in pretty
+    for arguments in (("--timestamps",), ("--format", "json")):
+        assert run_cli("task", "logs", TASK_ID, "--pretty", *arguments).returncode == 2
+
+
 def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, terminal):
     block = {"type": "text", "text": "Forged."}
     forged = json.dumps({"type": "assistant", "message": {"content": [block]}})

@@ -198,6 +198,37 @@ def test_full_detail_truncates_tool_results():
     assert strip_times(print_to_text(call(""), detail=FULL))[1:] == []
 
 
+def edit_call(new: str, *, is_error: bool = False) -> list[dict]:
+    """The events of an edit from start to end."""
+    edits = [{"path": "a.py", "old": "one\ntwo\n", "new": new}]
+    return [
+        tool_call_started("t", "Edit", summary="a.py", edits=edits),
+        tool_result("t", "No such text" if is_error else "Updated.", is_error=is_error),
+        {"type": "tool_call", "tool": "Edit", "tool_use_id": "t", "duration_ms": 5, "is_error": is_error},
+    ]
+
+
+def test_edits_are_printed_as_diffs_and_escaped():
+    lines = strip_times(print_to_text(edit_call("one\n\x1b[2J\u202etwo " + "x" * 100), detail=FULL))
+    assert lines == ["  ▸ Edit  a.py  5 ms", "     one", "    -two", r"    +\x1b[2J\u202etwo " + "x" * 46 + "…"]
+
+
+def test_failed_edit_has_no_diff():
+    assert strip_times(print_to_text(edit_call("2", is_error=True), detail=FULL)) == [
+        "  ✗ Edit  a.py  5 ms",
+        "    No such text",
+    ]
+
+
+@pytest.mark.parametrize(("has_color", "line"), [(True, "\x1b[32m+2\x1b[0m"), (False, "+2")])
+def test_short_detail_prints_diffs_only_on_a_terminal(has_color, line):
+    color_system = "standard" if has_color else None
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=color_system, _environ={})
+    print_events(edit_call("one\n2\n"), console, SHORT, is_live=False)
+    assert f"    {line}\n" in console.file.getvalue()
+    assert strip_times(print_to_text(edit_call("one\n2\n"))) == ["  ▸ Edit  a.py  5 ms"]
+
+
 def test_full_detail_prints_complete_messages():
     long_message = message("\n".join(f"line {number}" for number in range(100)))
     assert len(strip_times(print_to_text([long_message], detail=FULL))) == 100

@@ -46,21 +46,29 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     help="Only since this time, such as 2026-01-29T10:10:15Z, or 10m for the last 10 minutes.",
 )
 @click.option("--timestamps", "has_times", is_flag=True, help="Prefix each line with its time; implies --raw.")
-@click.option("--raw", "is_raw", is_flag=True, help="Print unformatted lines, even on a terminal.")
+@click.option(
+    "--pretty/--raw",
+    "is_pretty",
+    default=None,
+    help="Format the output for people, or print unformatted lines [default: --pretty on a terminal].",
+)
 @server_options
 @output_options("text", "json", short=False)
-def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: Any) -> None:
+def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, **filters: Any) -> None:
     """Print a task's output and events.
 
-    On a terminal, the agent's messages and tool calls are formatted. Otherwise, each line has a prefix with its stream,
-    except with --stream stdout or stderr. With --format json, each line is one event; output events have a seq only
-    with --follow.
+    On a terminal, the agent's messages, tool calls and edits are formatted. Otherwise, each line has a prefix with its
+    stream, except with --stream stdout or stderr. With --format json, each line is one event; output events have a seq
+    only with --follow.
     """
     options, stream = current_options(), filters["stream"]
+    if is_pretty and (has_times or options.format == "json"):
+        raise click.UsageError(f"Give --pretty or {'--timestamps' if has_times else '--format json'}.")
+    formats = sys.stdout.isatty() and not has_times if is_pretty is None else is_pretty
     with options.connect() as client, interrupt_hint(task_id):
         if options.format == "json":
             print_json_lines(_events(client, task_id, is_following=follows, **filters))
-        elif sys.stdout.isatty() and not is_raw and not has_times:
+        elif formats:
             events = _formatted_events(client, task_id, is_following=follows, **filters)
             console, reason = stdout_console(has_color=options.has_color), PendingReasonPoller(options, task_id)
             print_events(events, console, FULL, is_live=follows, pending_reason=reason)
