@@ -271,6 +271,9 @@ class FakeTasks:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
 
+    async def preserved_sandboxes(self, tasks: Sequence[Task]) -> set[str]:
+        return {task.id for task in tasks if await self.has_preserved_sandbox(task)}
+
     async def has_preserved_sandbox(self, task: Task) -> bool:
         return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 

@@ -19,11 +19,11 @@ from sandbox.model.wire.events import attempts_fields, error_fields, format_time
 async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status of a task."""
     is_kept = await sandboxes.has_preserved_sandbox(task)
-    item = task_summary_body(task, is_operator=is_operator)
-    return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
+    item = task_summary_body(task, is_operator=is_operator, is_kept=is_kept)
+    return {**item, "definition": definition_body(task.manifest)}
 
 
-def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
+def task_summary_body(task: Task, *, is_operator: bool, is_kept: bool) -> TaskItemBody:
     """Return the status of a task as lists contain it."""
     metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {
@@ -50,6 +50,7 @@ def task_summary_body(task: Task, *, is_operator: bool) -> TaskItemBody:
         "result": task.result,
         "parent": task.parent.task_id if task.parent else None,
         "continues": _continues(task),
+        "sandbox_kept": is_kept,
     }
 
 

@@ -1,6 +1,6 @@
 """The services that the server offers to its API and dashboard."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -383,6 +383,10 @@ class TaskSandboxes(Protocol):
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
         """Whether the task has a preserved sandbox that `release` would remove."""
+        ...
+
+    async def preserved_sandboxes(self, tasks: Sequence[Task]) -> Set[str]:
+        """Return the ids of the tasks that have a preserved sandbox."""
         ...
 
     async def release(self, task_id: str) -> None:

@@ -1,7 +1,7 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 
 from sandbox.interfaces.images import ImageUnusableError
@@ -10,6 +10,7 @@ from sandbox.interfaces.placement import (
     AttemptFiles,
     AttemptLocation,
     DebugSession,
+    HostUnreachableError,
     OpenTerminal,
     PreservedDisk,
     RunnerUnreachableError,
@@ -47,6 +48,22 @@ class PreservedFiles:
         """Whether files of the task's sandbox are still preserved."""
         location = self.locate_disk(task)
         return location is not None and self._find_files(location).is_preserved(location)
+
+    def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
+        """Return the ids of the tasks whose files are preserved, or may be because their host does not respond.
+
+        Such a host is asked only once.
+        """
+        found, unreachable = set[str](), set[str]()
+        for task in tasks:
+            host = task.attempt.host if task.attempt is not None else ""
+            try:
+                if host in unreachable or self.is_preserved(task):
+                    found.add(task.id)
+            except OSError as error:
+                found.add(task.id)
+                unreachable |= {host} if isinstance(error, HostUnreachableError) else set()
+        return found
 
     def locate_disk(self, task: Task) -> AttemptLocation | None:
         """Return the attempt whose directory contains the files; None if the task does not preserve any.

@@ -7,7 +7,7 @@ One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `s
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -173,12 +173,14 @@ class TaskSandboxes:
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
         """See `interfaces.tasks.TaskSandboxes.has_preserved_sandbox`."""
-        if task.state is not TaskState.FAILED_PRESERVED:
-            return False
-        try:
-            return await client_fairness.to_thread(self._preserved_sandboxes.is_preserved, task)
-        except OSError:
-            return True
+        return task.id in await self.preserved_sandboxes([task])
+
+    async def preserved_sandboxes(self, tasks: Sequence[Task]) -> Set[str]:
+        """See `interfaces.tasks.TaskSandboxes.preserved_sandboxes`."""
+        candidates = [task for task in tasks if task.state is TaskState.FAILED_PRESERVED]
+        if not candidates:
+            return frozenset()
+        return await client_fairness.to_thread(self._preserved_sandboxes.find_preserved, candidates)
 
     async def release(self, task_id: str) -> None:
         """See `interfaces.tasks.TaskSandboxes.release`."""

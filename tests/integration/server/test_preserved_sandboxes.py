@@ -11,7 +11,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
@@ -19,6 +19,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.pruning import PreservationExpiry
+from sandbox.server.preserved_sandboxes import PreservedFiles
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.store.sqlite import SqliteStore
 
@@ -96,6 +97,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
+            assert service.preserved_sandboxes.find_preserved([task]) == {"task-1"}
             files = [components.runners.files]
             await GarbageCollector(components.journals, components.store, service.preserved_sandboxes, files).sweep()
             assert preserved.workspace.exists()
@@ -105,6 +107,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             assert sessions == [preserved.root.name]
             await service.release("task-1")
             assert not await service.has_preserved_sandbox(task)
+            assert service.preserved_sandboxes.find_preserved([task]) == set()
             return preserved
 
     assert [file.name for file in asyncio.run(scenario()).root.iterdir()] == ["runner.log"]
@@ -486,3 +489,20 @@ async def test_failing_removal_is_retried_and_does_not_block_others(components):
             return first, [each.disk.exists() for each in preserved]
 
     assert (await scenario()) == ([True, False], [False, False])
+
+
+async def test_unreachable_host_is_asked_once_for_a_list_of_tasks(components):
+    requests: list[str] = []
+
+    def find_files(location):
+        requests.append(location.task_id)
+        raise HostUnreachableError(location.host)
+
+    async def scenario():
+        async with components.server() as service:
+            for name in ("a", "b", "c"):
+                await fail(components, service, name)
+            tasks = [await service.status(name) for name in ("a", "b", "c")]
+            return PreservedFiles(find_files).find_preserved(tasks)
+
+    assert (await scenario(), requests) == ({"a", "b", "c"}, ["a"])

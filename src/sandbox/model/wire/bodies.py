@@ -239,6 +239,11 @@ class TaskItemBody(TypedDict):
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
     continues: Literal["session", "context"] | None
     """How the agent got the earlier conversation: it resumes its `session`, or it has the text as `context`."""
+    sandbox_kept: bool
+    """Whether a preserved sandbox exists that can be inspected and released.
+
+    False for a task in the state `failed_preserved` whose sandbox was released or has expired.
+    """
 
 
 class TaskBody(TaskItemBody):
@@ -246,8 +251,6 @@ class TaskBody(TaskItemBody):
 
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
-    sandbox_kept: bool
-    """Whether a preserved sandbox exists that can be inspected and released."""
 
 
 class TaskListBody(TypedDict):

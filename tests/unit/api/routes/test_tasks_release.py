@@ -31,6 +31,16 @@ def test_sandbox_kept_is_true_until_release(api, tasks):
         assert (status["state"], status["sandbox_kept"]) == ("failed_preserved", False)
 
 
+def test_list_shows_which_sandboxes_are_still_preserved(api, tasks):
+    add_failed_preserved_task(tasks)
+    tasks.add("task-002")
+    for is_kept in (True, False):
+        items = api.get("/api/v1/tasks").json()["tasks"]
+        assert {item["id"]: item["sandbox_kept"] for item in items} == {"task-001": is_kept, "task-002": False}
+        assert {item["state"] for item in items} == {"failed_preserved", "pending"}
+        api.delete("/api/v1/tasks/task-001/vm")
+
+
 def test_not_preserved_message_depends_on_the_reason(tasks):
     released = SandboxNotPreservedError(add_failed_preserved_task(tasks)).message
     assert "was released, or has expired" in released
