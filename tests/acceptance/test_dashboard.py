@@ -167,7 +167,9 @@ def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashb
     page.get_by_role("button", name="Release", exact=True).click()
     page.get_by_role("button", name="Release sandbox").wait_for(state="detached")
     assert deployment.http.delete("/api/v1/tasks/kept/vm").status_code == 404
-    assert state_of(page) == "failed, preserved"
+    assert state_of(page) == "failed, released"
+    page.goto(dashboard_url(deployment))
+    page.locator(".pill", has_text="failed, released").wait_for()
 
 
 def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):

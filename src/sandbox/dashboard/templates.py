@@ -143,9 +143,11 @@ def format_cents(usd: float) -> str:
     return f"${usd:.2f}" if usd >= 0.01 else "<$0.01"
 
 
-def state_label(value: TaskState) -> str:
-    """Return the label of a state."""
-    return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
+def state_label(value: TaskState, is_kept: bool = True) -> str:
+    """Return the label of a state. is_kept: the sandbox of a failed task is still preserved."""
+    if value is TaskState.FAILED_PRESERVED:
+        return "failed, preserved" if is_kept else "failed, released"
+    return value.value
 
 
 def state_class(value: TaskState) -> str:

@@ -97,6 +97,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     values = {
         **_page_values(request, query, page, health),
         "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
+        "preserved": await context.services.sandboxes.preserved_sandboxes(page.tasks),
         "sections": sections,
         "is_divided": is_divided,
         "is_continued": query.cursor is not None,

@@ -1,5 +1,6 @@
 """The task list. Its filters are in the URL."""
 
+import asyncio
 import html
 import re
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.manifests import manifest
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 
@@ -31,6 +33,18 @@ def test_list_is_filtered_by_states_and_labels(pages_with_tasks):
     assert rows(pages_with_tasks.get("/?label.team=a%26b&label.kind=bug")) == ["done"]
     assert rows(pages_with_tasks.get("/?state=failed")) == []
     assert "No tasks match these filters" in pages_with_tasks.get("/?state=failed").text
+
+
+def test_state_shows_whether_a_sandbox_is_still_preserved(pages):
+    tasks, failure = pages.tasks, Failure(FailureCode.AGENT_FAILED, "It failed.")
+    for task_id in ("kept", "released"):
+        asyncio.run(tasks.submit(manifest(task_id, lifecycle={"failure_action": "preserve"})))
+        tasks.record(task_id, *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
+    tasks.preserved.add("kept")
+    text = pages.get("/").text
+    assert text.count("failed, preserved") == text.count("failed, released") == 1
+    for task_id, label in (("kept", "preserved"), ("released", "released")):
+        assert set(re.findall("failed, [a-z]+", pages.get(f"/tasks/{task_id}").text)) == {f"failed, {label}"}
 
 
 def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
