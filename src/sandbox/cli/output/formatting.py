@@ -8,6 +8,7 @@ from typing import Any
 
 from sandbox.cli.output.text import escape_text
 from sandbox.model.formatting import format_duration
+from sandbox.model.task_state import TaskState
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
@@ -51,6 +52,15 @@ def format_age(timestamp: str | None, now: datetime) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s" if at else "-"
+
+
+def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+    """Return a task's state; on a terminal, `failed (released)` for a preserved sandbox that does not exist anymore.
+
+    Scripts read the state, so it is unchanged off a terminal. An older server sends no `sandbox_kept` in lists.
+    """
+    is_released = task["state"] == TaskState.FAILED_PRESERVED and task.get("sandbox_kept") is False
+    return "failed (released)" if is_released and is_terminal else str(task["state"])
 
 
 def pluralize(number: int, noun: str) -> str:

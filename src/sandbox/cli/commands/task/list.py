@@ -12,7 +12,7 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, pluralize
+from sandbox.cli.output.formatting import format_age, pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.model.formatting import format_cost, format_duration
@@ -108,10 +108,11 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: 
         print_json(page)
         return
     if page["tasks"]:
+        console = stdout_console(has_color=options.has_color)
         print_table(
-            stdout_console(has_color=options.has_color),
+            console,
             ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS"),
-            [_row(task) for task in page["tasks"]],
+            [_row(task, is_terminal=console.is_terminal) for task in page["tasks"]],
             has_border=options.format == "table",
             shrinkable=("LABELS", "COST", "DURATION", "REPOSITORY", "AGE", "NAME"),
         )
@@ -128,9 +129,9 @@ def _all_pages(client: Client, query: dict[str, Any]) -> TaskPage:
     return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
-def _row(task: TaskSummary) -> list[Text]:
+def _row(task: TaskSummary, *, is_terminal: bool) -> list[Text]:
     labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
-    state = cell(task["state"], STATE_STYLES.get(task["state"], ""))
+    state = cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], ""))
     after = (
         format_age(task["created_at"], datetime.now(UTC)),
         task["name"],

@@ -12,7 +12,7 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize
+from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
@@ -62,7 +62,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         _show(task, options)
         return
     console = stdout_console(has_color=options.has_color)
-    _print_rows(((label, value) for label, value in _rows(task) if label in _STATIC_ROWS), console)
+    _print_rows(((label, value) for label, value in _rows(task, is_terminal=True) if label in _STATIC_ROWS), console)
     console.print()
     reason = PendingReasonPoller(options, task_id)
     print_events(
@@ -89,7 +89,8 @@ def _show(task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    _print_rows(_rows(task), stdout_console(has_color=options.has_color), STATE_STYLES.get(task["state"], ""))
+    console = stdout_console(has_color=options.has_color)
+    _print_rows(_rows(task, is_terminal=console.is_terminal), console, STATE_STYLES.get(task["state"], ""))
 
 
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
@@ -103,12 +104,12 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
             console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 
 
-def _rows(task: Task) -> Iterator[tuple[str, str]]:
+def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
     error_message = task["error"]["message"] if task["error"] else None
     message = task["state_message"] if task["state_message"] != error_message else ""
-    yield "State", f"{task['state']}  {message or ''}".rstrip()
+    yield "State", f"{state_text(task, is_terminal=is_terminal)}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
     yield from _repository_row(task)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, format_elapsed, pluralize
+from sandbox.cli.output.formatting import format_age, format_elapsed, pluralize, state_text
 from sandbox.cli.output.table import cell, fit_table, plain_lines
 from sandbox.model.formatting import format_cost, format_duration, format_size
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -104,13 +104,13 @@ class TopView:
         return Text(one_line(self._error_message), "red") if self._error_message else Text(KEY_HELP, "dim")
 
 
-def task_row(task: TaskSummary, now: datetime) -> list[Text]:
+def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True) -> list[Text]:
     """Return the cells of one task."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
         cell(task["id"]),
-        cell(task["state"], STATE_STYLES.get(task["state"], "")),
+        cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
         cell(format_age(task["created_at"], now)),
         cell(str(progress["turns"] or "")),
         cell(f"{tokens:,}" if tokens else ""),
@@ -149,7 +149,7 @@ def _counts_line(snapshot: Snapshot) -> Text:
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:
     """Return the rows of all tasks, for output without a screen."""
-    return [task_row(task, now) for task in tasks]
+    return [task_row(task, now, is_terminal=False) for task in tasks]
 
 
 UNFINISHED_MAX = 500

@@ -192,6 +192,30 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
     assert output.count(f"sandbox task shell {TASK_ID}") == is_preserved
 
 
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ({"sandbox_kept": False}, b"failed (released)"),
+        ({"sandbox_kept": True}, b"failed_preserved"),
+        ({}, b"failed_preserved"),
+    ],
+)
+def test_state_shows_on_a_terminal_that_the_sandbox_was_released(api, run_cli, on_terminal, terminal, status, shown):
+    """Off a terminal the state is unchanged. A list of an earlier server has no `sandbox_kept`."""
+    task = task_status("failed_preserved")
+    del task["sandbox_kept"]
+    page = {"tasks": [{**task, **status}], "total_count": 1, "limit": 100, "offset": 0, "has_more": False}
+    api.on("GET", "/tasks", json_response({**page, "next_cursor": None}))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response({**task, **status}))
+    assert b" failed_preserved " in run_cli("task", "list").stdout
+    on_terminal("task", "list").wait(30)
+    assert shown in terminal.read_until(b"Fix bug")
+    if status:
+        terminal.output = b""
+        on_terminal("task", "status", TASK_ID).wait(30)
+        assert shown in terminal.read_until(b"Created")
+
+
 def test_watch_prints_events_until_the_task_ends(run_cli, task):
     result = run_cli("task", "status", TASK_ID, "--watch")
     assert result.returncode == 0
