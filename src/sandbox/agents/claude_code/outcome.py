@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -65,8 +66,20 @@ def _describe_error_result(result: dict[str, Any]) -> str:
             return f"Claude Code ended with an error: {text}"
 
 
-def _api_error_message(status: Any, error_text: str) -> str:
+_GATEWAY_HINT = re.compile(r" If it persists, check your inference gateway \([^)]*\)\.?")
+"""Claude Code takes the sandbox's gateway for one that the user operates."""
+
+_NO_CREDIT = re.compile("credit balance|billing", re.IGNORECASE)
+
+
+def _api_error_message(status: Any, text: str) -> str:
+    """Quote the provider's message as Claude Code reports it, and say what to do."""
+    error_text = _GATEWAY_HINT.sub("", text)
     match status:
+        case 400 | 402 | 403 if _NO_CREDIT.search(error_text):
+            todo = "add credit to the account of the server's key"
+        case 429:
+            todo = "wait or raise the account's rate limit, then submit the task again"
         case 401 | 403:
             todo = "check the server's ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN"
         case 404:

@@ -58,6 +58,30 @@ def test_api_error_message_names_the_fix(status, advice):
     assert advice in determine_failure(ExitStatus(1), result, b"").message
 
 
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (429, "API Error: Request rejected (429) · Rate limit of 40,000 tokens.",
+         "API Error: Request rejected (429) · Rate limit of 40,000 tokens; wait or raise the account's rate limit, "
+         "then submit the task again."),
+        (529, "API Error: 529 Overloaded. Try again in a moment. If it persists, check your inference gateway "
+         "(127.0.0.1:1).",
+         "API Error: 529 Overloaded. Try again in a moment; submit the task again later."),
+        (400, "Credit balance is too low", "Credit balance is too low; add credit to the account of the server's key."),
+        (402, "API Error: 402 There's an issue with your billing.",
+         "API Error: 402 There's an issue with your billing; add credit to the account of the server's key."),
+        (403, "API Error: 403 \x1b[31mNo\u202e" + "x" * 5000,
+         "API Error: 403  [31mNo " + "x" * 477 + "; check the server's ANTHROPIC_API_KEY or "
+         "ANTHROPIC_AUTH_TOKEN."),
+    ],
+)  # fmt: skip
+def test_provider_message_is_quoted_with_the_remedy(status, text, expected):
+    """The texts of Claude Code 2 for responses of the Messages API."""
+    result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": status, "result": text}
+    failure = determine_failure(ExitStatus(1), result, b"")
+    assert (failure.code, failure.message) == (FailureCode.AGENT_FAILED, f"The model could not be used: {expected}")
+
+
 def test_failure_with_a_reason_is_not_reported_as_out_of_memory():
     """The kernel may have killed a child process earlier, while the agent failed for another reason."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
