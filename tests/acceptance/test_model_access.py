@@ -73,9 +73,9 @@ def test_server_side_tools_are_allowed_with_full_network(deploy):
 
 
 def test_rejected_model_key_fails_the_task_immediately(deploy):
-    deployment = deploy(reply(faults=(Fault(status=401, times=99),)))
+    deployment = deploy(reply(faults=(Fault(status=401, message="invalid x-api-key", times=99),)))
     deployment.submit()
     status = deployment.wait(seconds=40)
     assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), deployment.diagnostics()
-    assert "rejected the server's key (401)" in status["error"]["message"]
+    assert "rejected the server's key (401): invalid x-api-key; check the key." in status["error"]["message"]
     assert len([request for request in deployment.model_requests() if request["method"] == "POST"]) == 1

@@ -43,6 +43,9 @@ class ResponsesApi:
     def encode_error(self, status: int, message: str) -> bytes:
         return msgspec.json.encode({"error": {"code": str(status), "message": message}})
 
+    def decode_error(self, body: bytes) -> str:
+        return ""
+
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         try:
             request = msgspec.json.decode(body)

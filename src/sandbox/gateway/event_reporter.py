@@ -7,11 +7,13 @@ from sandbox.gateway.limits import (
     DENIALS_REPORTED_MAX,
     DROPPED_HEADERS_REPORTED_MAX,
     ERROR_REPORT_INTERVAL_SECONDS,
+    QUOTE_CHARACTERS_MAX,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected, ReportEvent
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
+from sandbox.model.printable import escape_character, replace_unprintable
 
 
 class EventReporter:
@@ -41,6 +43,11 @@ class EventReporter:
         if len(text) > REDACTED_NAME_CHARACTERS_MAX:
             return "(too-long)"
         return printable_host(self._redact(text))
+
+    def quote(self, text: str) -> str:
+        """Make a message of the upstream safe for a report: redact it, escape it on one line, then truncate it."""
+        line = replace_unprintable(" ".join(self._redact(text).split()), escape_character)
+        return line if len(line) <= QUOTE_CHARACTERS_MAX else f"{line[:QUOTE_CHARACTERS_MAX]}…"
 
     def report_usage(self, usage: Usage) -> None:
         """Report the usage of a model request."""

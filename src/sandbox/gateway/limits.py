@@ -6,6 +6,12 @@ HEAD_BYTES_MAX = 32 * 1024
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
 """Maximum size of a request body, equal to the Messages API's limit; above it: 413 and the connection ends."""
 
+ERROR_BODY_BYTES_MAX = 8 * 1024
+"""Maximum number of bytes of a response that rejects the server's key; the message of a larger one is not reported."""
+
+QUOTE_CHARACTERS_MAX = 300
+"""Maximum number of characters of that message in a report; the rest is cut."""
+
 PIPELINED_BYTES_MAX = 64 * 1024
 """Maximum number of bytes that a client may send while it waits for a response; above it the connection ends."""
 

@@ -210,6 +210,10 @@ class ModelDialect(Protocol):
         """Return the body of an error response, as JSON."""
         ...
 
+    def decode_error(self, body: bytes) -> str:
+        """Return the message of the API's error response, which is untrusted; empty if there is none."""
+        ...
+
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it. Never uses much memory relative to the body's length."""
         ...

@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
+from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model.dialer import Upstream
 from sandbox.gateway.model.key_redactor import KeyRedactor
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
@@ -23,12 +23,20 @@ from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageM
 from sandbox.model.events import Usage
 
 
+class KeyRejection(msgspec.Struct):
+    """A response that rejects the server's key, until its body is complete."""
+
+    status: int
+    body: bytearray = bytearray()
+
+
 class InflightRequest(msgspec.Struct):
     """A forwarded request.
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may cost something.
     meter: set once a response has started whose usage must be read.
+    key_rejection: set once a response has started that rejects the server's key.
     """
 
     dialect: ModelDialect
@@ -39,6 +47,11 @@ class InflightRequest(msgspec.Struct):
     has_response: bool = False
     has_timed_out: bool = False
     meter: UsageMeter | None = None
+    key_rejection: KeyRejection | None = None
+
+    def reject_key(self, status: int) -> None:
+        """Treat the response as one that rejects the server's key."""
+        self.key_rejection = KeyRejection(status)
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """Report and return the usage of the finished request.
@@ -372,6 +385,8 @@ class ModelProtocol:
                 return
             if isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
+            elif self._inflight.key_rejection is not None:
+                self._collect_key_rejection(effects, self._inflight.key_rejection, event)
             elif isinstance(event, h11.Data):
                 self._send_to_client(effects, h11.Data(data=self._inflight.redactor.feed(bytes(event.data))))
                 if self._inflight.meter is not None:
@@ -388,14 +403,25 @@ class ModelProtocol:
             message = f"The model at {address} redirects to another address; set {setting} to that address."
             self._fail_upstream(effects, 502, message)
             return
-        refused = self._request_gate.check_response_status(response.status_code, self._upstream.address)
-        if refused is not None:
-            self._respond_instead(effects, refused)
+        if self._request_gate.is_key_rejection(response.status_code):
+            inflight.reject_key(response.status_code)
             return
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
             inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
         self._send_to_client(effects, http_messages.forwarded_response(response, inflight.redactor))
+
+    def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
+        """Collect the upstream's message; send the gateway's response when it is complete or too long."""
+        if isinstance(event, h11.Data):
+            rejection.body += event.data
+        if isinstance(event, h11.EndOfMessage) or len(rejection.body) > ERROR_BODY_BYTES_MAX:
+            self._finish_key_rejection(effects, rejection)
+
+    def _finish_key_rejection(self, effects: Effects, rejection: KeyRejection) -> None:
+        redactor = KeyRedactor(self._upstream.key)
+        body = redactor.feed(bytes(rejection.body[:ERROR_BODY_BYTES_MAX])) + redactor.flush()
+        self._respond_instead(effects, self._request_gate.reject_key(rejection.status, self._upstream.address, body))
 
     def _finish_response(self, effects: Effects) -> None:
         self._send_to_client(effects, h11.EndOfMessage())
@@ -413,6 +439,9 @@ class ModelProtocol:
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
         """Send an error if the response has not started; otherwise close, so the client sees a truncated response."""
+        if self._inflight is not None and self._inflight.key_rejection is not None:
+            self._finish_key_rejection(effects, self._inflight.key_rejection)
+            return
         self._reporter.report_error("upstream_unreachable", message)
         if self._inflight is not None and self._inflight.has_response:
             self._close(effects)

@@ -105,21 +105,28 @@ class ModelRequestGate:
             return Rejected(400, "The request's limit of output tokens is out of range.")
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
-    def check_response_status(self, status: int, model_address: str) -> Rejected | None:
-        """Return the response to send instead if `status` means that the upstream rejected the server's key.
+    def is_key_rejection(self, status: int) -> bool:
+        """Whether the status of a response means that the upstream rejected the server's key.
 
         403 may refer to the requested resource, so it counts as a rejected key only until the key has been accepted
         once.
         """
         self._has_accepted_key |= status < 300
-        if status == 401 or (status == 403 and not self._has_accepted_key):
-            message = f"The model at {model_address} rejected the server's key ({status}); check the key."
-            if self._key_rejection is None:
-                self._reporter.report_key_rejected(message)
-            # 403, because some agents retry for minutes after a 401.
-            self._key_rejection = Rejected(403, message)
-            return self._key_rejection
-        return None
+        return status == 401 or (status == 403 and not self._has_accepted_key)
+
+    def reject_key(self, status: int, model_address: str, body: bytes) -> Rejected:
+        """Report that the key was rejected; return the response to send instead. body: the upstream's, redacted.
+
+        The upstream's message is only in the report: the account of the server's key does not concern the sandbox.
+        """
+        problem, todo = f"The model at {model_address} rejected the server's key ({status})", "check the key"
+        if self._key_rejection is None:
+            quote = self._reporter.quote(self._dialect.decode_error(body)).rstrip(".")
+            quoted = f": {quote}" if quote else ""
+            self._reporter.report_key_rejected(f"{problem}{quoted}; {todo}.")
+        # 403, because some agents retry for minutes after a 401.
+        self._key_rejection = Rejected(403, f"{problem}; {todo}.")
+        return self._key_rejection
 
     def record_progress(self, source: object, meter: UsageMeter) -> None:
         """Update the running cost of the response to `source`."""

@@ -512,7 +512,7 @@ def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
 # The server's key
 
 
-def client_responses(gateway: ScriptedGateway, *statuses: int) -> list[tuple[int, str]]:
+def client_responses(gateway: ScriptedGateway, *statuses: int, body: bytes = b"{}") -> list[tuple[int, str]]:
     """The responses that the client receives when the upstream responds to successive requests with these statuses."""
     responses = []
     for status in statuses:
@@ -523,9 +523,10 @@ def client_responses(gateway: ScriptedGateway, *statuses: int) -> list[tuple[int
         effects = protocol.client_data_received(head.encode() + b"{}")
         if not effects.to_client:
             assert effects.dial
-            effects = protocol.upstream_data_received(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-        response, _, body = bytes(effects.to_client).partition(b"\r\n\r\n")
-        responses.append((int(response.split(b" ")[1]), body.decode()))
+            head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n"
+            effects = protocol.upstream_data_received(head.encode() + body)
+        response, _, content = bytes(effects.to_client).partition(b"\r\n\r\n")
+        responses.append((int(response.split(b" ")[1]), content.decode()))
     return responses
 
 
@@ -539,6 +540,63 @@ def test_rejected_server_key_is_reported_once_and_ends_requests(status):
     assert all("rejected the server's key" in body for _, body in responses)
     expected = f"The model at up.example rejected the server's key ({status}); check the key."
     assert [event for event in gateway.events if isinstance(event, KeyRejected)] == [KeyRejected(expected)]
+
+
+def key_rejections(gateway: ScriptedGateway) -> list[str]:
+    return [event.message for event in gateway.events if isinstance(event, KeyRejected)]
+
+
+def error_body(message: object) -> bytes:
+    return json.dumps({"type": "error", "error": {"type": "authentication_error", "message": message}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("message", "quoted"),
+    [
+        ("invalid x-api-key", ": invalid x-api-key"),
+        ("This organization\nhas been disabled.", ": This organization has been disabled"),
+        ("\x1b[31mred\u202e", r": \x1b[31mred\u202e"),
+        ("The value hunter2 is wrong", ": The value [REDACTED] is wrong"),
+        ("x" * 5000, ": " + "x" * 300 + "…"),
+        ("x" * 20_000, ""),
+        (None, ""),
+        (["x"], ""),
+    ],
+)
+def test_message_of_a_rejected_key_is_quoted_in_the_report_only(message, quoted):
+    gateway = ScriptedGateway(ISOLATED, lambda text: text.replace("hunter2", "[REDACTED]"))
+    [(status, content)] = client_responses(gateway, 401, body=error_body(message))
+    assert key_rejections(gateway) == [
+        f"The model at up.example rejected the server's key (401){quoted}; check the key."
+    ]
+    assert (status, json.loads(content)["error"]["message"]) == (
+        403,
+        "The model at up.example rejected the server's key (401); check the key.",
+    )
+
+
+def test_server_key_in_the_message_is_redacted():
+    gateway = ScriptedGateway(ISOLATED)
+    key = gateway.connect()._upstream.key
+    client_responses(gateway, 401, body=error_body(f"Incorrect API key: {key.decode()}"))
+    assert "Incorrect API key: " in key_rejections(gateway)[0]
+    assert key.decode() not in key_rejections(gateway)[0]
+
+
+@pytest.mark.parametrize("end", ["eof", "timeout", "failure"])
+def test_rejected_key_is_reported_if_the_body_does_not_end(end):
+    gateway = ScriptedGateway(ISOLATED)
+    protocol = gateway.connect()
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
+    protocol.client_data_received(head.encode() + b"{}")
+    started = protocol.upstream_data_received(b"HTTP/1.1 401 X\r\nContent-Length: 99\r\n\r\n{")
+    assert (started.to_client, key_rejections(gateway)) == (b"", [])
+    if end == "eof":
+        effects = protocol.upstream_data_received(b"")
+    else:
+        effects = protocol.upstream_timed_out() if end == "timeout" else protocol.upstream_failed(502, "lost")
+    assert effects.to_client.startswith(b"HTTP/1.1 403 ")
+    assert key_rejections(gateway) == ["The model at up.example rejected the server's key (401); check the key."]
 
 
 def test_accepted_key_is_not_reported_for_a_later_403():

@@ -8,6 +8,16 @@ import msgspec
 
 from sandbox.agents.claude_code.messages_api import pricing, request_body, usage_meter
 from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
+from sandbox.model.errors import DECODE_ERRORS
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
 
 _FORWARDED = frozenset(
     {
@@ -76,6 +86,13 @@ class MessagesApi:
         """Return the body of an error response."""
         kind = _ERROR_TYPES.get(status, "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+
+    def decode_error(self, body: bytes) -> str:
+        """Return the message of an error response; empty if there is none."""
+        try:
+            return msgspec.json.decode(body, type=_ErrorBody).error.message
+        except DECODE_ERRORS:
+            return ""
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it."""
