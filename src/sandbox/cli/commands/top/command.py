@@ -28,7 +28,8 @@ def top() -> None:
     """Watch all tasks on one screen.
 
     Lists active tasks first, then pending tasks with the reason, then the tasks that ended last. Arrow keys select a
-    task, enter watches it, and q quits.
+    task, and enter watches it. / searches, f shows only the tasks in some states, c cancels the selected task after
+    asking, and q quits. In a window below 120 columns, generated ids are shortened.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):

@@ -35,6 +35,7 @@ _KEYS = {
     b"\x1b[B": "down", b"\x1bOB": "down", b"j": "down",
     b"\x1b[5~": "page up", b"\x1b[6~": "page down",
     b"\r": "watch", b"\n": "watch",
+    b"/": "search", b"f": "filter", b"c": "cancel",
     b"q": "leave", b"Q": "leave", b"": "leave",
 }  # fmt: skip
 _KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
@@ -53,15 +54,15 @@ def run_top(options: CliOptions) -> None:
 async def _run_screen(options: CliOptions, console: Console, view: TopView) -> str | None:
     """Return the id of the task to watch; None to quit."""
     async with AsyncClient(options.server, options.token) as client:
-        view.update(await fetch_snapshot(client))
-        changed, keys = asyncio.Event(), asyncio.Queue[bytes]()
+        view.update(await fetch_snapshot(client, view.filter))
+        changed, expired, keys = asyncio.Event(), asyncio.Event(), asyncio.Queue[bytes]()
         with _cbreak_mode(), Live(console=console, screen=True, auto_refresh=False) as live:
             descriptor = sys.stdin.fileno()
             asyncio.get_running_loop().add_reader(descriptor, lambda: _read(descriptor, keys))
-            work = (_poll(client, view, changed), _draw(live, view, changed))
+            work = (_poll(client, view, changed, expired), _draw(live, view, changed))
             running = [asyncio.create_task(one) for one in work]
             try:
-                return await _handle_keys(keys, view, changed)
+                return await _KeyHandler(client, view, changed, expired).run(keys)
             finally:
                 asyncio.get_running_loop().remove_reader(descriptor)
                 for task in running:
@@ -69,12 +70,15 @@ async def _run_screen(options: CliOptions, console: Console, view: TopView) -> s
                 await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event) -> None:
+async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event, expired: asyncio.Event) -> None:
+    """Fetch the data once per second, and at once if it has expired, for example because of another filter."""
     while True:
         changed.set()
-        await asyncio.sleep(REFRESH_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(expired.wait(), REFRESH_SECONDS)
+        expired.clear()
         try:
-            view.update(await fetch_snapshot(client))
+            view.update(await fetch_snapshot(client, view.filter))
         except ClientError as error:
             view.show_error(f"{error.message} Retrying.")
 
@@ -88,15 +92,56 @@ async def _draw(live: Live, view: TopView, changed: asyncio.Event) -> None:
         live.update(Group(*lines), refresh=True)
 
 
-async def _handle_keys(keys: asyncio.Queue[bytes], view: TopView, changed: asyncio.Event) -> str | None:
-    while True:
-        key = _KEYS.get(await keys.get())
-        if key == "leave":
-            return None
-        if key == "watch" and view.selected_id is not None:
-            return view.selected_id
-        view.move_selection(_MOVES.get(key or "", 0))
-        changed.set()
+class _KeyHandler:
+    def __init__(self, client: AsyncClient, view: TopView, changed: asyncio.Event, expired: asyncio.Event) -> None:
+        self._client = client
+        self._view = view
+        self._changed = changed
+        self._expired = expired
+
+    async def run(self, keys: asyncio.Queue[bytes]) -> str | None:
+        """Handle keys; return the id of the task to watch, or None to quit."""
+        view = self._view
+        while typed := await keys.get():
+            view.show_notice("")
+            if view.search_input is not None:
+                self._expire_if(view.type_search(typed))
+            elif view.has_question:
+                await self._answer_cancel(typed)
+            else:
+                action = _KEYS.get(typed, "")
+                if action == "leave":
+                    return None
+                if action == "watch" and view.selected_id is not None:
+                    return view.selected_id
+                self._act(action)
+            self._changed.set()
+        return None
+
+    def _act(self, action: str) -> None:
+        self._view.move_selection(_MOVES.get(action, 0))
+        match action:
+            case "search":
+                self._view.open_search()
+            case "filter":
+                self._view.filter_next_states()
+                self._expired.set()
+            case "cancel":
+                self._view.ask_cancel()
+
+    async def _answer_cancel(self, typed: bytes) -> None:
+        task_id = self._view.answer_cancel(typed)
+        if task_id is None:
+            return
+        try:
+            self._view.show_notice((await self._client.cancel(task_id))["message"])
+        except ClientError as error:
+            self._view.show_notice(error.message)
+        self._expired.set()
+
+    def _expire_if(self, is_expired: bool) -> None:
+        if is_expired:
+            self._expired.set()
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:

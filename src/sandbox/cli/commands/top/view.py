@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,20 +19,55 @@ from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
     from sandbox.client import AsyncClient, Health, TaskSummary
+    from sandbox.client.requests import TaskFilters
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
 """Columns that are truncated in a narrow window, in this order."""
 
-KEY_HELP = "↑ ↓ select   enter watch   q quit"
+KEY_HELP = "↑↓ select  enter watch  / search  f filter  c cancel  q quit"
+_SUBMIT_HINT = "No tasks yet. Submit one: sandbox task submit task.yaml"
+SHORT_ID_WIDTH = 120
+"""Width below which generated ids are shortened."""
+
+SHORT_ID_CHARACTERS = 8
+SEARCH_BYTES_MAX = 100
+_ENTER, _ESCAPE, _ERASE, _ERASE_LINE = (b"\r", b"\n"), b"\x1b", (b"\x7f", b"\x08"), b"\x15"
 _HEAD_LINES = 3
 _FOOT_LINES = 2
 
 
+@dataclass(frozen=True)
+class TaskFilter:
+    """Which tasks are fetched. search: words. states: a key of `STATE_FILTERS`."""
+
+    search: str = ""
+    states: str = "all"
+
+    def next_states(self) -> TaskFilter:
+        """Return the filter with the next group of states."""
+        names = list(STATE_FILTERS)
+        return replace(self, states=names[(names.index(self.states) + 1) % len(names)])
+
+    def __str__(self) -> str:
+        parts = [f"Search: {self.search}"] if self.search else []
+        return " · ".join([*parts, *([f"Only {self.states} tasks"] if self.states != "all" else [])])
+
+
 class TopView:
-    """View model of the screen. The selection stays on its task when other tasks appear or disappear."""
+    """View model of the screen. The selection stays on its task when other tasks appear or disappear.
+
+    filter: which tasks to fetch.
+    search_input: the search that the user is typing, as bytes of the terminal; None if no search is open.
+    task_to_cancel: the task whose cancellation the user is asked to confirm.
+    notice: a message until the next key.
+    """
 
     def __init__(self, server: str) -> None:
+        self.filter = TaskFilter()
+        self.search_input: bytes | None = None
+        self.task_to_cancel: TaskSummary | None = None
+        self.notice = ""
         self._error_message = ""
         self._server = server
         self._snapshot: Snapshot | None = None
@@ -49,8 +85,61 @@ class TopView:
     @property
     def selected_id(self) -> str | None:
         """The id of the selected task; None if there is no task."""
+        return self.selected_task["id"] if self.selected_task is not None else None
+
+    @property
+    def selected_task(self) -> TaskSummary | None:
+        """The selected task; None if there is no task."""
         tasks = self._snapshot.tasks if self._snapshot else ()
-        return tasks[self._selected_index()]["id"] if tasks else None
+        return tasks[self._selected_index()] if tasks else None
+
+    @property
+    def has_question(self) -> bool:
+        """Whether the next key answers the question about a cancellation."""
+        return self.task_to_cancel is not None
+
+    def show_notice(self, message: str) -> None:
+        """Show a message until the next key."""
+        self.notice = message
+
+    def filter_next_states(self) -> None:
+        """Filter by the next group of states."""
+        self.filter = self.filter.next_states()
+
+    def open_search(self) -> None:
+        """Let the user edit the words of the search."""
+        self.search_input = self.filter.search.encode()
+
+    def type_search(self, typed: bytes) -> bool:
+        """Handle a key while the search is open; return whether the filter has changed."""
+        text = self.search_input or b""
+        if typed in _ENTER:
+            self.filter = replace(self.filter, search=" ".join(text.decode(errors="ignore").split()))
+        if typed in {*_ENTER, _ESCAPE}:
+            self.search_input = None
+        elif typed in _ERASE:
+            self.search_input = text.decode(errors="ignore")[:-1].encode()
+        elif typed == _ERASE_LINE:
+            self.search_input = b""
+        elif len(typed) == 1 and typed >= b" " and len(text) < SEARCH_BYTES_MAX:
+            self.search_input = text + typed
+        return typed in _ENTER
+
+    def ask_cancel(self) -> None:
+        """Ask whether to cancel the selected task. The question stays with this task, whatever is selected later."""
+        task = self.selected_task
+        if task is not None and task["state"] in FINAL_STATES:
+            self.notice = "The task has already ended."
+        else:
+            self.task_to_cancel = task
+
+    def answer_cancel(self, typed: bytes) -> str | None:
+        """Close the question; return the id of the task to cancel, or None for any answer except `y`."""
+        task, self.task_to_cancel = self.task_to_cancel, None
+        if task is not None and typed in {b"y", b"Y"}:
+            return task["id"]
+        self.notice = "Nothing was cancelled."
+        return None
 
     def move_selection(self, lines: int) -> None:
         """Move the selection down by this many lines."""
@@ -63,7 +152,8 @@ class TopView:
         if self._snapshot is None:
             return [Text(f"Connecting to {self._server} …")]
         rows_max = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
-        head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), Text()]
+        filter_line = Text(one_line(str(self.filter)), "yellow")
+        head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), filter_line]
         table = self._table(self._snapshot, width, rows_max, now)
         lines = [*head, *table, *[Text()] * (rows_max + 1 - len(table)), self._overflow_line(rows_max), self._footer()]
         for line in lines:
@@ -76,14 +166,15 @@ class TopView:
 
     def _table(self, snapshot: Snapshot, width: int, rows_max: int, now: datetime) -> list[Text]:
         if not snapshot.tasks:
-            return [Text("No tasks yet. Submit one: sandbox task submit task.yaml", "dim")]
+            is_filtered = self.filter != TaskFilter()
+            return [Text("No such tasks." if is_filtered else _SUBMIT_HINT, "dim")]
         selected_index = self._selected_index()
         last_first = max(len(snapshot.tasks) - rows_max, 0)
         self._scroll_offset = min(max(self._scroll_offset, selected_index - rows_max + 1), selected_index, last_first)
         visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + rows_max]
-        heading, *rows = plain_lines(
-            *fit_table(COLUMNS, [task_row(task, now) for task in visible_tasks], SHRINKABLE, width - 2)
-        )
+        id_characters = None if width >= SHORT_ID_WIDTH else _unique_id_characters(snapshot.tasks)
+        table_rows = [task_row(task, now, id_characters=id_characters) for task in visible_tasks]
+        heading, *rows = plain_lines(*fit_table(COLUMNS, table_rows, SHRINKABLE, width - 2))
         marked = [Text.assemble("  ", heading)]
         for at, line in enumerate(rows, self._scroll_offset):
             marked.append(Text.assemble(("▸ ", "cyan") if at == selected_index else "  ", line))
@@ -101,15 +192,35 @@ class TopView:
         return Text(" · ".join(parts), "dim")
 
     def _footer(self) -> Text:
-        return Text(one_line(self._error_message), "red") if self._error_message else Text(KEY_HELP, "dim")
+        if self.search_input is not None:
+            words = one_line(self.search_input.decode(errors="ignore"))
+            return Text(f"Search: {words}▏  enter search  esc back", "bold")
+        if self.task_to_cancel is not None:
+            task = self.task_to_cancel
+            return Text(f"Cancel {one_line(task['id'])}? y/n  {one_line(task['name'])}", "bold yellow")
+        if self.notice or self._error_message:
+            return Text(one_line(self.notice or self._error_message), "yellow" if self.notice else "red")
+        return Text(KEY_HELP, "dim")
 
 
-def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True) -> list[Text]:
-    """Return the cells of one task."""
+_GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _unique_id_characters(tasks: Sequence[TaskSummary]) -> int:
+    """Return the length to which generated ids are shortened: their beginnings are unique among these tasks."""
+    ids = {task["id"] for task in tasks}
+    lengths = range(SHORT_ID_CHARACTERS, max(map(len, ids), default=0))
+    return next((length for length in lengths if len({one[:length] for one in ids}) == len(ids)), max(map(len, ids)))
+
+
+def task_row(
+    task: TaskSummary, now: datetime, *, is_terminal: bool = True, id_characters: int | None = None
+) -> list[Text]:
+    """Return the cells of one task. id_characters: the length to which a generated id is shortened."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
-        cell(task["id"]),
+        cell(task["id"][:id_characters] if _GENERATED_ID.fullmatch(task["id"]) else task["id"]),
         cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
         cell(format_age(task["created_at"], now)),
         cell(str(progress["turns"] or "")),
@@ -156,6 +267,16 @@ UNFINISHED_MAX = 500
 ENDED_MAX = 100
 
 _ACTIVE_STATES = ("running", "completing", "ready", "provisioning", "staging", "pending")
+STATE_FILTERS = {
+    "all": frozenset(TaskState),
+    "active": frozenset(map(TaskState, _ACTIVE_STATES)) - {TaskState.PENDING},
+    "pending": frozenset({TaskState.PENDING}),
+    "failed": frozenset({TaskState.FAILED, TaskState.FAILED_PRESERVED}),
+    "completed": frozenset({TaskState.COMPLETED}),
+    "cancelled": frozenset({TaskState.CANCELLED}),
+}
+"""States by the name of the filter."""
+
 _STATE_ORDER = {state: index for index, state in enumerate(_ACTIVE_STATES)}
 
 
@@ -172,12 +293,24 @@ class Snapshot:
     omitted_count: int
 
 
-async def fetch_snapshot(client: AsyncClient) -> Snapshot:
+def _query(task_filter: TaskFilter, states: Set[TaskState]) -> TaskFilters:
+    query: TaskFilters = {"states": sorted(states)}
+    return {**query, "search": task_filter.search} if task_filter.search else query
+
+
+async def fetch_snapshot(client: AsyncClient, task_filter: TaskFilter | None = None) -> Snapshot:
     """Fetch the data from the server. Raises ClientError."""
-    unfinished = [state for state in TaskState if state not in FINAL_STATES]
+    task_filter = task_filter or TaskFilter()
+    states = STATE_FILTERS[task_filter.states]
     health = await client.health()
-    unfinished_tasks = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
-    ended = await client.tasks(states=sorted(FINAL_STATES), limit=ENDED_MAX, sort="state_changed_at", order="desc")
-    ordered = sorted(unfinished_tasks["tasks"], key=lambda task: _STATE_ORDER.get(task["state"], 0))
-    missing = unfinished_tasks["total_count"] + ended["total_count"] - len(ordered) - len(ended["tasks"])
-    return Snapshot(health, (*ordered, *ended["tasks"]), missing)
+    pages = [
+        await client.tasks(**_query(task_filter, group & states), limit=limit, sort=sort, order=order)
+        for group, limit, sort, order in (
+            (frozenset(TaskState) - FINAL_STATES, UNFINISHED_MAX, "created_at", "asc"),
+            (FINAL_STATES, ENDED_MAX, "state_changed_at", "desc"),
+        )
+        if group & states
+    ]
+    tasks = [task for page in pages for task in page["tasks"]]
+    ordered = sorted(tasks, key=lambda task: _STATE_ORDER.get(task["state"], len(_STATE_ORDER)))
+    return Snapshot(health, tuple(ordered), sum(page["total_count"] for page in pages) - len(tasks))

@@ -6,6 +6,7 @@ import termios
 import pytest
 
 from doubles.fake_api import error_response, json_response, sse_response
+from doubles.live_server import wait_until
 from doubles.sample_task import TASK_ID, task_events, task_status
 
 HEALTH = {
@@ -54,6 +55,74 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     assert process.returncode == 0
     assert b"\x1b[?1049l" in last  # leaves the alternate screen and restores the terminal attributes
     assert termios.tcgetattr(terminal.child_fd) == before
+
+
+def queries(api):
+    return [request.query for request in api.requests_to("GET", "/tasks")]
+
+
+def test_search_and_filter_are_sent_to_the_server(api_with_tasks, on_terminal, terminal):
+    terminal.resize(80, 24)
+    process = on_terminal("top", "--no-color")
+    terminal.read_until("▸ fix-42".encode())
+    terminal.type(b"/flakx\x7fy \xc3\xbcber\x1b[A")
+    terminal.read_until("Search: flaky über▏".encode())
+    assert all("q" not in query for query in queries(api_with_tasks))
+    terminal.output = b""
+    terminal.type(b"\r")
+    terminal.read_until("Search: flaky über".encode())
+    wait_until(lambda: queries(api_with_tasks)[-1].get("q") == ["flaky über"], description="the search")
+    terminal.type(b"ff")
+    terminal.read_until(b"Only pending tasks")
+    wait_until(lambda: queries(api_with_tasks)[-1]["state"] == ["pending"], description="the filter")
+    terminal.type(b"/\x15\r")
+    wait_until(lambda: "q" not in queries(api_with_tasks)[-1], description="the search without words")
+    terminal.type(b"/left open")
+    terminal.read_until("left open▏".encode())
+    terminal.type(b"\x1b")
+    terminal.read_until(b"q quit")
+    terminal.type(b"q")
+    terminal.read_to_end(process)
+    assert (process.returncode, "q" in queries(api_with_tasks)[-1]) == (0, False)
+
+
+@pytest.mark.parametrize("answer", [b"y", b"n", b"\r", b"\x1b", b"q"])
+def test_cancel_needs_confirmation(api_with_tasks, on_terminal, terminal, answer):
+    body = {"success": True, "task_id": TASK_ID, "previous_state": "running", "new_state": "cancelled"}
+    body |= {"message": "The task is being stopped.", "cancelled_at": "2026-01-29T10:10:33.000Z"}
+    api_with_tasks.on("DELETE", f"/tasks/{TASK_ID}", json_response(body))
+    terminal.resize(80, 24)
+    process = on_terminal("top", "--no-color")
+    terminal.read_until("▸ fix-42".encode())
+    terminal.type(b"c")
+    terminal.read_until(b"Cancel fix-42? y/n")
+    assert not api_with_tasks.requests_to("DELETE", f"/tasks/{TASK_ID}")
+    terminal.type(answer)
+    terminal.read_until(b"is being stopped" if answer == b"y" else b"Nothing was cancelled")
+    assert len(api_with_tasks.requests_to("DELETE", f"/tasks/{TASK_ID}")) == (answer == b"y")
+    terminal.type(b"q")
+    terminal.read_to_end(process)
+    assert process.returncode == 0
+
+
+def test_question_stays_with_its_task(api_with_tasks, on_terminal, terminal):
+    """The selected task ends while the question is open: the answer is about the task that was named."""
+    api_with_tasks.on("DELETE", f"/tasks/{TASK_ID}", error_response(409, "task_finished", "It has ended."))
+    process = on_terminal("top", "--no-color")
+    terminal.read_until("▸ fix-42".encode())
+    terminal.type(b"c")
+    terminal.read_until(b"Cancel fix-42? y/n")
+    done = task_status("completed", "done-1")
+    api_with_tasks.on("GET", "/tasks", json_response({"tasks": [done], "total_count": 1, "next_cursor": None}))
+    terminal.read_until("▸ done-1".encode())
+    terminal.type(b"y")
+    terminal.read_until(b"It has ended.")
+    terminal.type(b"c")
+    terminal.read_until(b"The task has already ended.")
+    deleted = [request.path for request in api_with_tasks.requests if request.method == "DELETE"]
+    assert deleted == [f"/tasks/{TASK_ID}"]
+    terminal.type(b"q")
+    terminal.read_to_end(process)
 
 
 def test_interrupt_exits_with_130(api_with_tasks, on_terminal, terminal):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.sample_task import task_status
-from sandbox.cli.commands.top.view import KEY_HELP, Snapshot, TopView
+from sandbox.cli.commands.top.view import KEY_HELP, STATE_FILTERS, Snapshot, TaskFilter, TopView
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)
 HEALTH = {
@@ -56,9 +56,91 @@ def test_screen_fits_the_window(width, height):
     assert max(line.cell_len for line in lines) <= width
 
 
-@pytest.mark.parametrize("width", [80, 140])
-def test_id_is_never_truncated(width):
-    assert any(TASKS[1]["id"] in line for line in render_lines(make_view(*TASKS), width))
+@pytest.mark.parametrize(("width", "shown"), [(60, "6f1c6a0e"), (80, "6f1c6a0e"), (119, "6f1c6a0e"), (120, None)])
+def test_generated_id_is_shortened_in_a_narrow_window(width, shown):
+    chosen = task_status("running", "a-long-id-that-the-user-chose-for-this-task")
+    lines = render_lines(make_view(*TASKS, chosen), width)
+    assert lines[5].split()[0] == (shown or TASKS[1]["id"])
+    assert any(chosen["id"] in line for line in lines)
+
+
+def test_shortened_ids_are_unique():
+    ids = [f"6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e00{number}" for number in range(2)]
+    lines = render_lines(make_view(*(task_status("running", one) for one in ids)), 80)
+    assert [line.replace("▸", "").split()[0] for line in lines[4:6]] == ids
+    similar = ["6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e001", "6f1c6a0e-1d3c-4b6e-9a39-d4a3b1c7e001"]
+    lines = render_lines(make_view(*(task_status("running", one) for one in similar)), 80)
+    assert [line.replace("▸", "").split()[0] for line in lines[4:6]] == ["6f1c6a0e-0", "6f1c6a0e-1"]
+
+
+def type_search(view, text):
+    view.open_search()
+    return [view.type_search(bytes([byte])) for byte in text]
+
+
+def test_filter_is_shown_and_explains_an_empty_list():
+    view = make_view(*TASKS)
+    assert render_lines(view)[2] == ""
+    assert type_search(view, b"flaky  \xc2\x9b2J\r")[-1]
+    view.filter_next_states()
+    assert view.filter == TaskFilter("flaky \x9b2J", "active")
+    assert render_lines(view)[2] == r"Search: flaky \x9b2J · Only active tasks"
+    view.update(Snapshot(HEALTH, (), 0))
+    assert render_lines(view)[3] == "No such tasks."
+
+
+def test_filters_take_turns():
+    task_filter, seen = TaskFilter("word"), []
+    for _ in STATE_FILTERS:
+        task_filter = task_filter.next_states()
+        seen.append(task_filter.states)
+    assert (set(seen), task_filter) == (set(STATE_FILTERS), TaskFilter("word"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (b"abc", "abc"), (b"abc\x7f\x7f", "a"), (b"\x7f", ""), (b"abc\x15x", "x"), ("grün".encode(), "grün"),
+        ("grün\x08\x08".encode(), "gr"), ("grü".encode()[:-1], "gr"), (b"x" * 500, "x" * 100), (b"a\x01b", "ab"),
+    ],
+)  # fmt: skip
+def test_search_is_edited(typed, shown):
+    view = make_view(*TASKS)
+    assert not any(type_search(view, typed))
+    view.type_search(b"\x1b[A")  # an arrow key
+    assert render_lines(view)[-1] == f"Search: {shown}▏  enter search  esc back"
+    assert not view.type_search(b"\x1b")
+    assert (view.filter, render_lines(view)[-1]) == (TaskFilter(), KEY_HELP)
+
+
+@pytest.mark.parametrize(("answer", "task_id"), [(b"y", "fix-42"), (b"Y", "fix-42"), (b"n", None), (b"\x1b[A", None)])
+def test_question_is_about_the_task_that_was_selected(answer, task_id):
+    view = make_view(*TASKS)
+    view.ask_cancel()
+    view.update(Snapshot(HEALTH, (task_status("running", "new"),), 0))
+    assert render_lines(view)[-1] == "Cancel fix-42? y/n  Fix bug #42"
+    assert (view.has_question, view.answer_cancel(answer), view.has_question) == (True, task_id, False)
+    assert render_lines(view)[-1] == ("Nothing was cancelled." if task_id is None else KEY_HELP)
+
+
+def test_ended_task_and_empty_list_have_no_question():
+    view = make_view(*TASKS)
+    view.move_selection(2)
+    view.ask_cancel()
+    assert (view.has_question, render_lines(view)[-1]) == (False, "The task has already ended.")
+    view = make_view()
+    view.ask_cancel()
+    assert not view.has_question
+
+
+def test_name_in_the_question_is_escaped():
+    view = make_view(task_status("running", "fix-42", name="\x1b[31mred"))
+    view.ask_cancel()
+    assert render_lines(view)[-1] == r"Cancel fix-42? y/n  \x1b[31mred"
+
+
+def test_key_help_fits_a_narrow_window():
+    assert render_lines(make_view(*TASKS), 60)[-1] == KEY_HELP
 
 
 def test_selection_follows_the_task():
