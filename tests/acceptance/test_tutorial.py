@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import preinstall_agent
-from sandbox.demo.walkthrough import start_server
-
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
 EXPORTS = dict(re.findall(r'^export ([A-Z_]+)="?([^"$\n]+)"?$', PAGE, re.MULTILINE))
@@ -28,9 +25,10 @@ def section(title_part):
 
 
 class TutorialUser:
-    """Runs commands as a user does in the tutorial's terminal 3, with that terminal's files and variables."""
+    """Runs commands as a user does in the tutorial's terminal, with that terminal's files and variables."""
 
     def __init__(self, home, server, repository_url):
+        self.home = home
         self._directory = home
         self._repository_url = repository_url
         binaries = Path(sys.executable).parent
@@ -69,17 +67,29 @@ class TutorialUser:
 
 @pytest.fixture
 def user(tmp_path):
-    (tmp_path / "home").mkdir()
-    preinstall_agent(tmp_path / "data")
-    command = [sys.executable, "-m", "sandbox.demo.playground", "--git-port", "0", "--model-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as playground:
-        try:
-            repository_url, model_url = [playground.stdout.readline().split()[1] for _ in range(2)]
-            variables = {**EXPORTS, "ANTHROPIC_BASE_URL": model_url, "SANDBOX_RUNTIME": "bubblewrap"}
-            with start_server(tmp_path / "data", variables) as server:
-                yield TutorialUser(tmp_path / "home", server["http"], repository_url)
-        finally:
-            playground.terminate()
+    """The user after section 1, with servers on free ports."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        **EXPORTS,
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "SANDBOX_RUNTIME": "bubblewrap",
+        "LANG": "C.UTF-8",
+    }
+    sandbox = [sys.executable, "-m", "sandbox", "demo"]
+    options = {"env": environment, "timeout": 110}
+    try:
+        ports = ("--port", "0", "--ws-port", "0", "--git-port", "0")
+        started = subprocess.run([*sandbox, "--keep", *ports], check=False, capture_output=True, text=True, **options)
+        assert started.returncode == 0, started.stdout + started.stderr
+        (expected,) = blocks(section("Install Sandbox"), "")
+        addresses = dict(re.findall(r"^  (Dashboard|Repository) +(\S+)$", started.stdout, re.MULTILINE))
+        shown = started.stdout.replace(addresses["Repository"], "http://127.0.0.1:8130/example.git")
+        assert expected in shown.replace(addresses["Dashboard"], "http://127.0.0.1:8122")
+        yield TutorialUser(home, addresses["Dashboard"], addresses["Repository"])
+    finally:
+        subprocess.run([*sandbox, "--stop"], check=False, **options)
 
 
 @pytest.mark.timeout(300)
@@ -107,3 +117,8 @@ def test_tutorial_commands_produce_the_documented_output(user):
     output = user.type(shell, stdin_text="git status --short\ncat basket.py\nexit\n")
     assert "return sum(prices)" in output
     assert "is released" in user.type(rest)
+
+    output = user.type(*blocks(section("Clean up"), "sh"))
+    assert "The demo's servers have stopped" in output
+    assert not (user.home / "sandbox-tutorial").exists()
+    assert not (user.home / ".local" / "state" / "sandbox" / "demo").exists()

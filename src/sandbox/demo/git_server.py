@@ -15,6 +15,9 @@ from starlette.responses import PlainTextResponse, Response
 from sandbox.demo.example_repository import git_environment
 from sandbox.demo.http_service import HttpService, request_target
 
+DEFAULT_PORT = 8130
+"""The port of the example's repository in the tutorial."""
+
 BACKEND_TIMEOUT_SECONDS = 60.0
 _READ_PATHS = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
 

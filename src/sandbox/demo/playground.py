@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 
 from sandbox.demo.example_repository import REPOSITORY_NAME, make_example_repository
-from sandbox.demo.git_server import git_service
+from sandbox.demo.git_server import DEFAULT_PORT, git_service
 from sandbox.demo.model_script import example_script
 from sandbox.demo.scripted_model import ScriptedModel
 
-GIT_PORT = 8130
 MODEL_PORT = 8131
 
 
@@ -35,7 +34,7 @@ async def serve_playground(directory: Path, *, git_port: int, model_port: int) -
 def main() -> int:
     """Create the repository, and serve it with the scripted model. Return the exit code."""
     parser = argparse.ArgumentParser(description="Serve the demo's repository and scripted model on loopback.")
-    parser.add_argument("--git-port", type=int, default=GIT_PORT, help="0 means any free port")
+    parser.add_argument("--git-port", type=int, default=DEFAULT_PORT, help="0 means any free port")
     parser.add_argument("--model-port", type=int, default=MODEL_PORT, help="0 means any free port")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sandbox-playground-") as directory:

@@ -44,24 +44,37 @@ and add a test for the missing case.
 End with a short summary of what you did."""
 
 
+_NEXT_STEPS = (
+    "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
+    "key). Or run your own tasks with your own key:\n\n"
+    f"  export PATH={shlex.quote(str(_COMMAND_DIRECTORY))}:$PATH\n"
+    "  export ANTHROPIC_API_KEY=…\n"
+    "  sandbox serve"
+)
+
+
 def run() -> int:
     """Run the demo. Return the exit code: 0 if the task completed."""
     from sandbox.cli.output.console import stdout_console
 
     console = stdout_console(has_color="NO_COLOR" not in os.environ)
-    with _exit_on_signals(), contextlib.ExitStack() as stack:
+    with exit_on_signals(), contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-demo-")))
         make_example_repository(directory / "git")
         git_url = stack.enter_context(start_module("sandbox.demo.git_server", "--directory", str(directory / "git")))[
             "url"
         ]
-        model = _choose_model(stack, console)
+        print_model(console)
+        model = {} if has_model_key() else stack.enter_context(scripted_model_variables())
         server = stack.enter_context(start_server(directory / "data", model))
-        return _run_task(server["http"], f"{git_url}/example.git", console)
+        is_completed = run_task(server["http"], f"{git_url}/example.git", console)
+    if is_completed:
+        console.print(_NEXT_STEPS, soft_wrap=True)
+    return 0 if is_completed else 1
 
 
 @contextlib.contextmanager
-def _exit_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """On SIGTERM and SIGHUP (a closed terminal), exit as on ^C: stop every process that was started."""
 
     def exit_process(number: int, _: FrameType | None) -> NoReturn:
@@ -75,21 +88,31 @@ def _exit_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
-    """Return the environment variables that configure the server's model."""
-    if any(os.environ.get(name) for name in _MODEL_VARIABLES):
+def has_model_key() -> bool:
+    """Whether the environment has a key for the real model."""
+    return any(os.environ.get(name) for name in _MODEL_VARIABLES)
+
+
+@contextlib.contextmanager
+def scripted_model_variables() -> Iterator[dict[str, str]]:
+    """Start the scripted model; yield the environment variables with which a server uses it."""
+    with start_module("sandbox.demo.scripted_model", "--port", "0") as model:
+        yield {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
+
+
+def print_model(console: Console) -> None:
+    """Print which model is used, and what it costs."""
+    if has_model_key():
         console.print("This task uses the real model and costs a few cents, charged to your ANTHROPIC_API_KEY.")
-        return {}
+        return
     console.print(
         "No ANTHROPIC_API_KEY is set: a scripted model is used.\nEverything else is real: Claude Code, the "
         "clone, the sandbox, the patch.\nTokens and dollars are what the real model would cost; nothing is "
         "charged."
     )
-    model = stack.enter_context(start_module("sandbox.demo.scripted_model", "--port", "0"))
-    return {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
 
 
-def _run_task(server: str, repository_url: str, console: Console) -> int:
+def run_task(server: str, repository_url: str, console: Console) -> int:
     from sandbox.cli.output.event_printer import print_events
     from sandbox.client import Client
 
@@ -109,16 +132,9 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
         finally:
             _end_task(client)
         if state != "completed":
-            return 1
+            return False
         _print_patch(client, console)
-    console.print(
-        "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
-        "key). Or run your own tasks with your own key:\n\n"
-        f"  export PATH={shlex.quote(str(_COMMAND_DIRECTORY))}:$PATH\n"
-        "  export ANTHROPIC_API_KEY=…\n"
-        "  sandbox serve"
-    )
-    return 0
+    return True
 
 
 def _end_task(client: Client) -> None:
@@ -145,8 +161,10 @@ def _print_patch(client: Client, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Start a server on free ports. model: environment variables that configure its model."""
+def start_server(
+    data_dir: Path, model: Mapping[str, str], *, port: int = 0, ws_port: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Start a server, by default on free ports. model: environment variables that configure its model."""
     # Ignore the user's server configuration. Log only errors, so that the log does not mix with the demo's output; the
     # task's status contains its errors.
     model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
@@ -155,9 +173,9 @@ def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str,
         "--host",
         "127.0.0.1",
         "--port",
-        "0",
+        str(port),
         "--ws-port",
-        "0",
+        str(ws_port),
         "--data-dir",
         str(data_dir),
         "--format",
@@ -182,7 +200,7 @@ def start_module(
     )
     assert process.stdout is not None
     try:
-        yield json.loads(_first_line(process.stdout, module))
+        yield json.loads(read_first_line(process.stdout, module))
     finally:
         process.terminate()
         try:
@@ -193,9 +211,10 @@ def start_module(
         process.stdout.close()
 
 
-def _first_line(stdout: IO[bytes], module: str) -> bytes:
-    ready, _, _ = select.select([stdout], [], [], START_TIMEOUT_SECONDS)
+def read_first_line(stdout: IO[bytes], name: str, timeout_seconds: float = START_TIMEOUT_SECONDS) -> bytes:
+    """Return the line that a process prints once it has started. Raises SandboxError."""
+    ready, _, _ = select.select([stdout], [], [], timeout_seconds)
     line = stdout.readline() if ready else b""
     if not line:
-        raise SandboxError(f"{module} did not start within {START_TIMEOUT_SECONDS:.0f} s; run: sandbox doctor")
+        raise SandboxError(f"{name} did not start within {timeout_seconds:.0f} s; run: sandbox doctor")
     return line

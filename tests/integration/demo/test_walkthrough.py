@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live_server import wait_until
-from sandbox.demo.walkthrough import _exit_on_signals
+from sandbox.demo.walkthrough import exit_on_signals
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_signal_ends_the_demo_its_task_and_all_processes(demo, tmp_path, number,
 def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(SystemExit) as raised, _exit_on_signals():
+        with pytest.raises(SystemExit) as raised, exit_on_signals():
             signal.raise_signal(number)
         assert raised.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before

@@ -6,16 +6,41 @@ from importlib import import_module
 
 import click
 
+from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 
+_PORT = click.IntRange(0, 65535)
 
-@click.command(epilog=help_examples("sandbox demo"))
-def demo() -> None:
+
+@click.command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
+@click.option("--keep", "is_kept", is_flag=True, help="Keep the servers running in the background.")
+@click.option("--stop", "stops", is_flag=True, help="Stop the servers of --keep, and remove their tasks and files.")
+@click.option("--port", type=_PORT, metavar="PORT", help="With --keep: the server's port [default: 8122].")
+@click.option("--ws-port", type=_PORT, metavar="PORT", help="With --keep: the port for WebSockets [default: 8121].")
+@click.option("--git-port", type=_PORT, metavar="PORT", help="With --keep: the git server's port [default: 8130].")
+def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     """Run an example task from manifest to patch.
 
     Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
     API.
+
+    With --keep, the server and the example's repository stay, on the usual ports, until sandbox demo --stop.
+    Port 0 is any free port.
     """
+    chosen = {name: number for name, number in ports.items() if number is not None}
+    if stops and (is_kept or chosen):
+        raise click.UsageError("--stop has no other options.")
+    if chosen and not is_kept:
+        raise click.UsageError("Ports can be chosen with --keep only.")
     # Import by name: the demo package belongs to a layer above the CLI, which therefore must not import it statically.
-    code = import_module("sandbox.demo.walkthrough").run()
+    if stops:
+        if not import_module("sandbox.demo.background").stop_background():
+            fail("Error: No servers of a demo are running.", ExitCode.NOT_FOUND)
+        click.echo("The demo's servers have stopped, and their tasks and files are removed.", err=True)
+        return
+    if is_kept:
+        background = import_module("sandbox.demo.background")
+        code = background.run_kept({**background.PORTS, **chosen})
+    else:
+        code = import_module("sandbox.demo.walkthrough").run()
     raise click.exceptions.Exit(code or 0)

@@ -148,3 +148,16 @@ def test_doctor_prints_json(bootstrap):
 def test_demo_exit_code_is_returned(monkeypatch, demo_code, code):
     monkeypatch.setitem(sys.modules, "sandbox.demo.walkthrough", SimpleNamespace(run=lambda: demo_code))
     assert invoke("demo").exit_code == code
+
+
+def test_kept_demo_gets_the_ports(monkeypatch):
+    received = []
+    background = SimpleNamespace(PORTS={"port": 1, "git_port": 2}, run_kept=received.append)
+    monkeypatch.setitem(sys.modules, "sandbox.demo.background", background)
+    assert invoke("demo", "--keep", "--git-port", "0").exit_code == 0
+    assert received == [{"port": 1, "git_port": 0}]
+
+
+@pytest.mark.parametrize("arguments", [("--port", "1"), ("--stop", "--keep"), ("--stop", "--port", "1")])
+def test_demo_rejects_options_that_do_not_fit(arguments):
+    assert invoke("demo", *arguments).exit_code == 2

@@ -1,0 +1,84 @@
+"""The servers of `sandbox demo --keep`: one set at a time, stopped completely, also after a crash."""
+
+import json
+import os
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from doubles.live_server import git, wait_until
+from sandbox.demo.background import PORTS, demo_directory, start_background, stop_background
+from sandbox.model.errors import SandboxError
+
+ANY_PORTS = dict.fromkeys(PORTS, 0)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A separate directory, and no key for the real model. Whatever a test starts is stopped at its end."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("SANDBOX_RUNTIME", "bubblewrap")
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    stop_background()
+    for pid in processes_with(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_with(directory: Path) -> list[int]:
+    """The processes whose arguments or environment contain the directory, except this one."""
+    pids = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(directory).encode() in text and int(entry.name) != os.getpid():
+            pids.append(int(entry.name))
+    return pids
+
+
+@pytest.mark.usefixtures("environment")
+def test_servers_run_until_they_are_stopped(tmp_path):
+    addresses = start_background(ANY_PORTS)
+    with urllib.request.urlopen(f"{addresses['server']}/api/v1/health/live", timeout=10) as response:
+        assert json.load(response)["status"] == "ok"
+    git("clone", "-q", addresses["repository"], str(tmp_path / "clone"), cwd=tmp_path)
+    assert demo_directory().stat().st_mode & 0o777 == 0o700
+    with pytest.raises(SandboxError, match="sandbox demo --stop"):
+        start_background(ANY_PORTS)
+    with urllib.request.urlopen(f"{addresses['server']}/api/v1/health/live", timeout=10) as response:
+        assert response.status == 200
+    assert stop_background()
+    assert not demo_directory().exists()
+    wait_until(lambda: not processes_with(tmp_path), description="the end of all processes")
+    assert not stop_background()
+
+
+@pytest.mark.usefixtures("environment")
+def test_port_in_use_is_reported_and_nothing_stays(tmp_path):
+    addresses = start_background(ANY_PORTS)
+    taken = int(addresses["server"].rpartition(":")[2])
+    stop_background()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", taken))
+        listener.listen()
+        with pytest.raises(SandboxError, match=f"{taken}"):
+            start_background({**ANY_PORTS, "port": taken})
+    assert not demo_directory().exists()
+    wait_until(lambda: not processes_with(tmp_path), description="the end of all processes")
+
+
+@pytest.mark.usefixtures("environment")
+def test_files_of_a_crash_are_removed_and_no_process_is_signalled():
+    """The process id in a file without a lock may belong to another process: here, to this one."""
+    directory = demo_directory()
+    (directory / "data").mkdir(parents=True)
+    (directory / "lock").write_text(str(os.getpid()))
+    assert not stop_background()
+    assert not directory.exists()
