@@ -422,6 +422,33 @@ def test_views_are_reachable_by_keyboard(base_url, browser):
     page.locator("#panel-manifest").wait_for()
 
 
+def test_shortcuts_are_listed_and_do_not_apply_while_typing(base_url, browser):
+    page = browser.open(f"{base_url}/server")
+    page.keyboard.press("?")
+    sheet = page.get_by_role("dialog", name="Keyboard shortcuts")
+    sheet.get_by_text("Go to the tasks").wait_for()
+    assert accessibility_violations(page) == []
+    page.keyboard.press("Escape")
+    sheet.wait_for(state="hidden")
+    page.keyboard.press("g")
+    page.keyboard.press("t")
+    page.wait_for_url(f"{base_url}/")
+    page.goto(f"{base_url}/submit")
+    page.get_by_label("Manifest, YAML").press_sequentially("c?")
+    assert page.url.endswith("/submit")
+    assert sheet.count() == 0
+    page.goto(f"{base_url}/server")
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    sheet.get_by_role("checkbox").uncheck()
+    sheet.get_by_role("button", name="Close").click()
+    page.keyboard.press("c")
+    page.keyboard.press("?")  # the sheet is needed to enable the others again
+    sheet.get_by_role("checkbox").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.wait_for_url("**/submit")
+
+
 def test_conversation_of_a_task_with_rendered_output_is_shown(base_url, browser):
     page = browser.open(f"{base_url}/tasks/plain")
     page.locator(".says em").wait_for()

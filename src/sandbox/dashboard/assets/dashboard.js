@@ -1,5 +1,6 @@
 // On every page: running clocks, periodic refresh, copying, menus, signing out.
 import { $, banner, longSpan, redirectToSignIn, refresh, request, toast } from "/assets/page.js";
+import { openShortcutSheet } from "/assets/shortcuts.js";
 
 function tick() {
   const now = Date.now();
@@ -95,6 +96,7 @@ document.addEventListener("click", (event) => {
     if (!menu.contains(event.target) || event.target.closest(".menu-items :is(a, button)")) menu.open = false;
   }
   if (!button) return;
+  if (button.dataset.action === "shortcuts") openShortcutSheet();
   if (button.dataset.copy) copy(button.dataset.copy);
   if (button.dataset.copyManifest)
     copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
