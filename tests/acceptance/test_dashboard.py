@@ -71,8 +71,9 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/greet")
 
-    page.get_by_text("Done: the greeting is polite now.").wait_for()
+    page.locator(".says", has_text="Done: the greeting is polite now.").wait_for()
     wait_until(lambda: state_of(page) == "completed", 30, "the header to show the final state")
+    check_outcome(page)
     assert page.locator(".timeline .step").all_inner_texts()[-1] == "completed"
     assert page.locator(".says strong").inner_text() == "polite"
     tools = page.locator(".tool")
@@ -82,7 +83,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert tools.nth(1).locator("pre").last.text_content().strip() == "PASS"
     assert tools.nth(1).locator(".a2").text_content() == "PASS"
 
-    page.get_by_role("tab", name="Changes").click()
+    page.get_by_role("link", name="Review changes").click()
     page.get_by_text("2 files changed").wait_for()
     assert page.locator(".file-path").all_inner_texts() == ["report.md", "src/app.py"]
     assert page.locator(".del .tx").inner_text() == "print('hello')"
@@ -91,6 +92,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     assert page.locator(".preview strong").inner_text() == "good"
 
     with page.expect_download() as downloading:
+        page.get_by_text("More", exact=True).click()
         page.get_by_role("link", name="Proof bundle").click()
     with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
         patch = archive.extractfile("greet/greet.patch").read()
@@ -104,6 +106,20 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     )
     wait_until(lambda: listing.wait_for_timeout(100) or len(refreshes) >= 2, 30, "the list to be refreshed")
     assert listing.locator("#task-greet").is_visible()
+
+
+def check_outcome(page):
+    """The page of the ended task begins with the agent's final message, the size of the patch and what to do next."""
+    page.get_by_role("region", name="Final message").get_by_text("the greeting is polite now.").wait_for()
+    page.locator("#fact-diff", has_text="+4 −1 in 2 files").wait_for()
+    assert page.locator("#fact-cost").inner_text().startswith("$")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy apply command").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == f"sandbox task apply greet --server {page.evaluate('location.origin')}"
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download patch").click()
+    assert downloading.value.suggested_filename == "greet.patch"
 
 
 def test_page_recovers_from_being_hidden_a_server_restart_and_a_failed_refresh(deploy, browser, dashboard_url):
@@ -144,7 +160,7 @@ def check_stream_closes_while_hidden(page, deployment):
 
 def check_head_is_requested_until_it_arrives(page, refused):
     """The page retries the failed header request, and updates the header only after the open menu is closed."""
-    page.get_by_text("Copy", exact=True).click()
+    page.get_by_text("More", exact=True).click()
     refused.clear()
     wait_until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")
     page.unroute("**/tasks/long")

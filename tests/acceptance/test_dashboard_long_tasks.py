@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
-from doubles.live_server import Deployment
+from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 
 LINES_PER_EVENT = 1000
@@ -43,6 +43,35 @@ def open_task(base_url, browser):
     assert browser.console_errors == []
 
 
+@pytest.fixture
+def open_running_task(base_url, browser):
+    """Opens the page of an ended task as that of a running one; returns it and its empty event stream."""
+
+    def open_running_task(task_id):
+        stream = None
+
+        def play(page):
+            nonlocal stream
+            stream = FakeEventStream(page, task_id)
+            page.route(f"{base_url}/tasks/{task_id}", show_as_running)
+
+        return browser.open(f"{base_url}/tasks/{task_id}", prepare=play), stream
+
+    yield open_running_task
+    assert browser.console_errors == []
+
+
+def show_as_running(route):
+    response = route.fetch()
+    activity = (
+        '<p class="activity"><span id="activity-now" hidden><span class="activity-text"></span>'
+        "<time data-for></time></span></p>"
+    )
+    body = response.text().replace(' data-over="completed"', "")
+    body = body.replace('<dl class="figures">', f'{activity}<dl class="figures">')
+    route.fulfill(response=response, body=body)
+
+
 def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
     page, stream = open_task("chat")
     stream.send(*(agent_message(f"entry {number}.") for number in range(100)))
@@ -53,6 +82,50 @@ def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
     while earlier.is_visible():
         earlier.click()
     assert page.locator(".says").all_inner_texts() == [f"entry {number}." for number in range(1500)]
+
+
+MESSAGES = [agent_message(f"entry {number}.") for number in range(400)]
+
+
+def wait_for_value(page, expression):
+    """The pages' content policy forbids Playwright's own `wait_for_function`."""
+    wait_until(lambda: page.wait_for_timeout(50) or page.evaluate(expression), 30, expression)
+
+
+def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
+    page, stream = open_task("chat")
+    result = {"is_error": False, "reason": "", "turns": 3, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}
+    stream.send(*MESSAGES, {"type": "agent_result", "text": "All **done**.", **result})
+    page.get_by_text("entry 399.", exact=True).wait_for(state="attached")
+    message = page.get_by_role("region", name="Final message").locator("strong")
+    message.wait_for()
+    assert (message.inner_text(), page.evaluate("scrollY")) == ("done", 0)
+    assert message.bounding_box()["y"] < 600
+    page.locator("#talk").evaluate("(list) => list.scrollIntoView()")
+    page.get_by_role("link", name="A task").wait_for()  # in the bar, since the head is outside the window
+    page.get_by_role("button", name="Jump to the latest").click()
+    page.get_by_role("button", name="Jump to the latest").wait_for(state="hidden")
+    page.get_by_role("link", name="A task").click()
+    wait_for_value(page, "scrollY === 0")
+
+
+def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_task):
+    page, stream = open_running_task("chat")
+    stream.send(*MESSAGES)
+    wait_for_value(page, "scrollY > 1000")
+    at_end = "scrollY + innerHeight >= document.documentElement.scrollHeight - 5"
+    wait_for_value(page, at_end)
+    stream.send(tool_call_started("t", command="make test", summary="make test"))
+    page.locator(".tool-brief", has_text="make test").wait_for()
+    wait_for_value(page, at_end)
+    assert page.locator("#activity-now .activity-text").text_content() == "Bash make test"
+    page.mouse.move(500, 500)
+    page.mouse.wheel(0, -2000)
+    page.get_by_role("button", name="Jump to the latest").wait_for()
+    before = page.evaluate("scrollY")
+    stream.send(agent_message("One more."))
+    page.locator(".says", has_text="One more.").wait_for(state="attached")
+    assert page.evaluate("scrollY") == before
 
 
 def test_control_characters_are_rendered_with_few_elements(open_task):

@@ -125,12 +125,49 @@ def test_license_of_bundled_package_is_served(pages, name, text):
 def test_progress_steps_mark_the_current_state(pages):
     pages.tasks.add("task-001", *TO_RUNNING)
     text = pages.get("/tasks/task-001").text
-    assert re.search(r'aria-current="step">\s*<span class="mark"[^>]*></span>\s*<span class="step">running', text)
+    assert re.search(r'aria-current="step">\s*<span class="step">running', text)
     assert re.findall(r'class="step">([\w, ]+)<', text) == [
         *("pending", "staging", "provisioning", "ready", "running", "completing", "completed")
     ]
     pages.tasks.record("task-001", *TO_COMPLETED)
     assert "data-over" in pages.get("/tasks/task-001").text
+
+
+def record_patch(pages, size_bytes, **fields):
+    patch = e.Artifact("task-001.patch", ".sandbox/task-001.patch", size_bytes, "text/x-diff", "sha256:0", **fields)
+    pages.tasks.record("task-001", e.ArtifactCollected(patch))
+
+
+@pytest.mark.parametrize(("size_bytes", "is_offered"), [(12, True), (0, False)])
+def test_patch_is_offered_if_it_changes_something(pages, size_bytes, is_offered):
+    pages.tasks.add("task-001", *TO_RUNNING)
+    record_patch(pages, size_bytes)
+    assert 'id="review"' not in pages.get("/tasks/task-001").text
+    pages.tasks.record("task-001", *TO_COMPLETED)
+    text = pages.get("/tasks/task-001").text
+    assert [f'id="{name}"' in text for name in ("review", "download-patch", "copy-apply")] == [is_offered] * 3
+    assert 'data-copy-command="task apply task-001"' in text or not is_offered
+
+
+def test_patch_with_a_secret_is_not_offered_to_viewers(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages.tasks.add("task-001", *TO_RUNNING)
+    record_patch(pages, 12, contains_secret=True)
+    pages.tasks.record("task-001", *TO_COMPLETED)
+    for name, is_offered in (("ann", True), ("bob", False)):
+        text = pages.get("/tasks/task-001", authorization=f"Bearer {name}").text
+        assert ('id="download-patch"' in text) == is_offered
+
+
+def test_failure_is_shown_once_with_its_code_in_small_print(pages):
+    pages.tasks.add("task-001", *TO_RUNNING)
+    message = "The task exceeded its timeout of 1s; raise lifecycle.timeout."
+    failure = Failure(FailureCode.TIMEOUT, message)
+    pages.tasks.record("task-001", e.AgentExited(137, failure=failure), e.TaskFinished())
+    text = pages.get("/tasks/task-001").text
+    assert text.count(message) == 1
+    assert "<strong>The agent ran out of time.</strong>" in text
+    assert '<span class="failure-code">timeout</span>' in text
 
 
 def test_scripts_do_not_parse_html():

@@ -57,7 +57,16 @@ export class Conversation {
         });
         break;
       case "error":
-        this.#add({ kind: "aside", style: "errs", at: frame.timestamp, text: `${frame.error}: ${frame.message}` });
+        this.#add({
+          kind: "aside",
+          style: "errs",
+          at: frame.timestamp,
+          text: `${frame.error}: ${frame.message}`,
+          error: frame.message,
+        });
+        break;
+      case "end":
+        if (frame.error) this.#removeError(frame.error.message);
         break;
       case "gap":
         this.#add({
@@ -68,6 +77,16 @@ export class Conversation {
         });
         break;
     }
+  }
+
+  // The head of the page shows the failure of the task.
+  #removeError(message) {
+    const at = this.#entries.findLastIndex((entry) => entry.error === message);
+    if (at < 0) return;
+    this.#entries[at].element?.remove();
+    this.#characters -= this.#entries[at].characters;
+    this.#entries.splice(at, 1);
+    if (at < this.#renderedCount) this.#renderedCount--;
   }
 
   #addMessage({ kind, text, timestamp, parent_tool_use_id, omitted_characters }) {

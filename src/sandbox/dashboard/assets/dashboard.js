@@ -76,6 +76,11 @@ const COMMANDS = {
     `curl -X POST ${location.origin}/api/v1/tasks -H 'Content-Type: application/yaml' --data-binary @- <<'MANIFEST'\n${manifest}MANIFEST\n`,
 };
 
+// The client's default server is not named in a copied command.
+const DEFAULT_SERVERS = new Set(["http://localhost:8122", "http://127.0.0.1:8122"]);
+const command = (text) =>
+  DEFAULT_SERVERS.has(location.origin) ? `sandbox ${text}` : `sandbox ${text} --server ${location.origin}`;
+
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -98,6 +103,7 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   if (button.dataset.action === "shortcuts") openShortcutSheet();
   if (button.dataset.copy) copy(button.dataset.copy);
+  if (button.dataset.copyCommand) copy(command(button.dataset.copyCommand));
   if (button.dataset.copyManifest)
     copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
   if (button.dataset.action === "sign-out") {

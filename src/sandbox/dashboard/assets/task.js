@@ -1,10 +1,11 @@
 // The page of one task: distributes its events to the views, and handles the actions.
-import { $, banner, count, money, refresh, request, toast } from "/assets/page.js";
+import { $, banner, count, h, money, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
 import { follow } from "/assets/event_stream.js";
 import { Metrics } from "/assets/metrics.js";
+import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
 import { Refusals } from "/assets/refusals.js";
 
@@ -19,7 +20,8 @@ const output = new Output(format === "terminal");
 const metrics = new Metrics();
 const refusals = new Refusals();
 const changes = new Changes(`${api}/artifacts`, patch);
-const views = [conversation, output, metrics, refusals];
+const outcome = new Outcome(`${api}/artifacts`, patch);
+const views = [conversation, output, metrics, refusals, outcome];
 
 // The selected view is in the URL's fragment.
 const tabs = [...document.querySelectorAll('[role="tab"]')];
@@ -52,7 +54,8 @@ $("tabs").addEventListener("keydown", (event) => {
 });
 window.addEventListener("hashchange", () => select(location.hash.slice(1) || "conversation", { keep: false }));
 
-const hasEnded = () => document.querySelector("#head [data-over]") !== null;
+const finalState = () => document.querySelector("#head [data-over]")?.dataset.over;
+const hasEnded = () => finalState() !== undefined;
 
 // Process events in batches, and draw at most ten times a second, so that the page stays responsive at a thousand events a
 // second.
@@ -118,31 +121,76 @@ function redraw() {
   drawnAt = performance.now();
   let hasMore = false;
   if (selected === "conversation") {
-    const isAtEnd = isEndSeen();
-    const hasNew = conversation.show(isAtEnd);
+    conversation.show(isFollowing);
     hasMore = conversation.hasMore;
-    if (hasNew && isAtEnd && isFollowing) window.scrollTo(0, document.documentElement.scrollHeight);
-    $("talk-jump").hidden = isAtEnd || hasEnded();
+    updateJump();
   } else if (selected === "output") output.show();
   else if (selected === "metrics") metrics.show();
   refusals.show();
+  outcome.show(finalState());
   $("tally-output").textContent = output.count ? count(output.count) : "";
   if (hasMore) draw();
 }
 
+// The bar with the name, the state and the main actions, while the head is outside the window.
+function showHead() {
+  outcome.redraw(finalState());
+  $("title-bar-name").textContent = document.querySelector("#head h1").textContent;
+  $("title-bar-state").replaceChildren(document.querySelector("#head .pill").cloneNode(true));
+  const buttons = ["review", "cancel"].map($).filter(Boolean).map(proxyButton);
+  $("title-bar-actions").replaceChildren(...buttons);
+}
+
+function proxyButton(button) {
+  return h(
+    "button",
+    {
+      type: "button",
+      class: button.classList.contains("primary") ? "primary" : "danger",
+      onclick: () => $(button.id)?.click(),
+    },
+    button.textContent.trim(),
+  );
+}
+
+new IntersectionObserver(([{ isIntersecting }]) => {
+  $("title-bar").hidden = isIntersecting;
+  document.body.classList.toggle("has-title-bar", !isIntersecting);
+  updateJump();
+}).observe($("head"));
+$("title-bar-name").addEventListener("click", (event) => {
+  event.preventDefault();
+  window.scrollTo(0, 0);
+  $("main").focus({ preventScroll: true });
+});
+
 const isEndSeen = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
 
-// Scroll to new events only if the user has scrolled to the end.
-let isFollowing = false;
+// At the top of the page of an ended task, the outcome is more important than the end of the conversation.
+function updateJump() {
+  $("talk-jump").hidden = isEndSeen() || (hasEnded() && $("title-bar").hidden);
+}
+
+// The page of a task that has not ended opens at the end of the conversation, and follows it until the user scrolls up.
+let isFollowing = !hasEnded();
+let scrolledTo = 0;
+const scrollToEnd = () => window.scrollTo(0, document.documentElement.scrollHeight);
 window.addEventListener(
   "scroll",
   () => {
-    isFollowing = window.scrollY > 0 && isEndSeen();
-    if (isFollowing) $("talk-jump").hidden = true;
+    if (selected !== "conversation") return;
+    if (isEndSeen()) isFollowing = true;
+    else if (window.scrollY < scrolledTo) isFollowing = false;
+    scrolledTo = window.scrollY;
+    updateJump();
   },
   { passive: true },
 );
-$("talk-jump").addEventListener("click", () => window.scrollTo(0, document.documentElement.scrollHeight));
+new ResizeObserver(() => isFollowing && selected === "conversation" && scrollToEnd()).observe($("talk"));
+$("talk-jump").addEventListener("click", () => {
+  isFollowing = true;
+  scrollToEnd();
+});
 
 // Update counters immediately. Reload the head, which the server renders, when the state changes; data-refresh also reloads
 // it periodically, for changes without an event.
@@ -197,6 +245,7 @@ document.addEventListener("htmx:responseError", (event) => {
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id !== "head") return;
   if (hasEnded()) delete $("head").dataset.refresh;
+  showHead();
   if (selected === "changes") changes.show(hasEnded());
 });
 
@@ -256,4 +305,5 @@ document.addEventListener("click", (event) => {
 });
 
 document.title = document.title || task;
+showHead();
 select(location.hash.slice(1) || "conversation", { keep: false });

@@ -13,7 +13,9 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parameters import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
+from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import render_page
+from sandbox.model.events import Artifact
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
@@ -55,6 +57,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.services.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
+    failure = error_fields(task, is_operator=is_operator)
     agents = context.settings.agents
     manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await client_fairness.to_thread(
@@ -67,13 +70,28 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         manifest_text=manifest_text,
         state_entries=state_entries(task),
         took=_total_duration(task),
-        failure=error_fields(task, is_operator=is_operator),
+        failure=describe_failure(failure) if failure else None,
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
         artifacts=await context.services.artifacts.list_artifacts(task.id),
-        patch=f"{task.id}.patch",
+        patch=_find_patch(task, is_operator=is_operator) if task.state.is_final else None,
+        repository_name=_repository_name(task.manifest.repository.url),
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
     )
+
+
+def _find_patch(task: Task, *, is_operator: bool) -> Artifact | None:
+    """Return the patch, if it changes something and this user may download it."""
+    patch = next((artifact for artifact in task.artifacts if artifact.name == f"{task.id}.patch"), None)
+    if patch is None or patch.size_bytes == 0 or (patch.contains_secret and not is_operator):
+        return None
+    return patch
+
+
+def _repository_name(url: str) -> str:
+    """Return the last two parts of a repository's URL, without `.git`."""
+    path = url.rstrip("/").removesuffix(".git").replace(":", "/")
+    return "/".join([part for part in path.split("/") if part][-2:])
 
 
 def state_entries(task: Task) -> Sequence[StateEntry]:

@@ -1,0 +1,151 @@
+// The top of a task's page: the agent's final message, its current activity, and the size of the patch.
+import { markdown } from "/assets/markdown.js";
+import { $, clock, count, h, longSpan, request } from "/assets/page.js";
+import { visible } from "/assets/plain.js";
+
+const ACTIVITY_MAX = 200;
+const CALLS_MAX = 100;
+const PATCH_BYTES_MAX = 3 * 1024 * 1024;
+
+export class Outcome {
+  #message = null;
+  #result = null;
+  #calls = new Map();
+  #activity = null;
+  #shown = null;
+  #diff = null;
+
+  // patchName: the artifact whose size is counted if the server has not recorded it.
+  constructor(artifactsUrl, patchName) {
+    this.artifactsUrl = artifactsUrl;
+    this.patchName = patchName;
+    $("outcome-more").addEventListener("click", () => this.#toggle());
+    new ResizeObserver(() => this.#measure()).observe($("outcome-text"));
+  }
+
+  handle(frame) {
+    for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
+    if (frame.type === "agent_result") this.#result = frame;
+    else if (frame.type === "attempt") this.#startAttempt();
+    else if (frame.type === "agent_message") this.#addMessage(frame);
+    else if (frame.type === "tool_call_started") {
+      this.#setActivity(frame.timestamp, `${frame.tool} ${frame.summary}`);
+      this.#calls.set(frame.tool_use_id, this.#activity);
+      if (this.#calls.size > CALLS_MAX) this.#calls.delete(this.#calls.keys().next().value);
+    } else if (frame.type === "tool_result") {
+      this.#calls.delete(frame.tool_use_id);
+      this.#activity = [...this.#calls.values()].at(-1) ?? { at: frame.timestamp, text: "Waiting for the model" };
+    }
+  }
+
+  #startAttempt() {
+    this.#result = null;
+    this.#activity = null;
+    this.#calls.clear();
+  }
+
+  #addMessage({ kind, text, parent_tool_use_id, timestamp }) {
+    if (kind === "text" && parent_tool_use_id === null) this.#message = text;
+    if (kind === "text" || kind === "thinking")
+      this.#setActivity(timestamp, kind === "thinking" ? "Thinking" : text.trim());
+  }
+
+  #setActivity(at, text) {
+    this.#activity = { at, text };
+  }
+
+  // Draw changes since the last call. finalState: undefined if the task has not ended.
+  show(finalState) {
+    if (finalState) this.#showMessage(finalState);
+    else this.#showActivity();
+  }
+
+  // Draw again after the head was replaced.
+  redraw(finalState) {
+    this.show(finalState);
+    this.#showDiff();
+  }
+
+  #showActivity() {
+    const element = $("activity-now");
+    if (!element || !this.#activity) return;
+    const { at, text } = this.#activity;
+    const line = visible(text.slice(0, ACTIVITY_MAX).split("\n", 1)[0]);
+    element.querySelector(".activity-text").textContent = line;
+    const time = element.querySelector("time");
+    if (time.dateTime !== at)
+      Object.assign(time, { dateTime: at, textContent: longSpan((Date.now() - new Date(at)) / 1000) });
+    element.hidden = false;
+    element.title = `Since ${clock(at)}`;
+  }
+
+  // The text of the agent's result. If it ended without one, its last message.
+  #showMessage(finalState) {
+    const text = this.#result?.text || (finalState === "completed" ? null : this.#message);
+    if (!text || this.#shown === text) return;
+    this.#shown = text;
+    const isFinal = Boolean(this.#result?.text) && !this.#result.is_error;
+    $("outcome-title").textContent = isFinal ? "Final message" : "Last message";
+    const omitted = this.#result?.text ? this.#result.omitted_characters : 0;
+    $("outcome-text").replaceChildren(markdown(omitted ? `${text}\n\n… and ${omitted} more characters` : text));
+    $("outcome").hidden = false;
+    this.#measure();
+  }
+
+  #measure() {
+    const text = $("outcome-text");
+    const isOpen = $("outcome").classList.contains("open");
+    $("outcome-more").hidden = !isOpen && text.scrollHeight <= text.clientHeight + 1;
+  }
+
+  #toggle() {
+    const isOpen = $("outcome").classList.toggle("open");
+    $("outcome-more").textContent = isOpen ? "Show less" : "Show all";
+    $("outcome-more").setAttribute("aria-expanded", String(isOpen));
+    if (!isOpen) $("outcome").scrollIntoView({ block: "nearest" });
+  }
+
+  // Count the lines of a patch whose size the server has not recorded.
+  async #showDiff() {
+    const element = $("fact-diff");
+    if (!element?.dataset.count) return;
+    if (Number(element.dataset.count) > PATCH_BYTES_MAX) return;
+    const url = `${this.artifactsUrl}/${encodeURIComponent(this.patchName)}`;
+    try {
+      this.#diff ??= countPatch(await (await request(url)).text());
+    } catch {
+      return; // the size in bytes stays
+    }
+    $("fact-diff")?.replaceChildren(...diffParts(this.#diff));
+  }
+}
+
+function diffParts({ files, additions, deletions }) {
+  return [
+    h("span", { class: "plus" }, `+${count(additions)}`),
+    " ",
+    h("span", { class: "minus" }, `−${count(deletions)}`),
+    ` in ${count(files)} ${files === 1 ? "file" : "files"}`,
+  ];
+}
+
+// Count the files and lines of a patch in git's format. Only lines of hunks count, by the lengths in their headers.
+export function countPatch(patch) {
+  const size = { files: 0, additions: 0, deletions: 0 };
+  let before = 0;
+  let after = 0;
+  for (const line of patch.split("\n")) {
+    const sign = line[0] ?? " ";
+    if ((before > 0 || after > 0) && " +-".includes(sign)) {
+      if (sign !== "+") before--;
+      if (sign !== "-") after--;
+      size.additions += sign === "+";
+      size.deletions += sign === "-";
+    } else if (line.startsWith("diff --git ")) size.files++;
+    else {
+      const hunk = /^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@/.exec(line);
+      if (hunk) [before, after] = [Number(hunk[1] ?? 1), Number(hunk[2] ?? 1)];
+    }
+  }
+  return size;
+}

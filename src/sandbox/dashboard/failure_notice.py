@@ -1,0 +1,57 @@
+"""Describes the failure of a task for people: what happened, why, and what to do."""
+
+from dataclasses import dataclass
+
+from sandbox.model.failure import FailureCode
+from sandbox.model.wire.bodies import FailureBody
+
+
+@dataclass(frozen=True, slots=True)
+class FailureNotice:
+    """A failure. title: what happened; remedy: what to do, empty if the message describes it."""
+
+    title: str
+    message: str
+    remedy: str
+    code: str
+
+
+_AGAIN = "Run the task again."
+_NOTICES: dict[str, tuple[str, str]] = {
+    FailureCode.AGENT_FAILED: ("The agent failed", "Read the end of the conversation and the output."),
+    FailureCode.AGENT_NO_RESULT: ("The agent ended without a result", "Read the output."),
+    FailureCode.AGENT_NOT_OFFERED: ("This server does not have the agent", "Run the task on a server that has it."),
+    FailureCode.BUDGET_EXCEEDED: ("The budget is used up", "Raise the budget, or reduce the task."),
+    FailureCode.CLONE_FAILED: (
+        "The repository could not be cloned",
+        "Check the URL, the branch, the commit, and the server's access to the repository.",
+    ),
+    FailureCode.COLLECT_FAILED: ("The results could not be collected", _AGAIN),
+    FailureCode.DISK_FULL: ("The disk was full", "Raise vm.disk."),
+    FailureCode.HANG: ("The agent produced no output", "Raise lifecycle.hang_timeout for tasks without output."),
+    FailureCode.HOST_LOST: ("The machine was restarted", _AGAIN),
+    FailureCode.INTERNAL: ("Sandbox failed", "Report this, with the runner's log."),
+    FailureCode.MCP_FAILED: ("An MCP server did not connect", "Read the output, and check the server's entry."),
+    FailureCode.OUT_OF_MEMORY: ("The sandbox ran out of memory", "Raise vm.memory."),
+    FailureCode.PROCESS_LIMIT: ("The sandbox ran out of processes", "Let the agent start fewer at once."),
+    FailureCode.PROVISION_FAILED: ("The sandbox could not be created", "Run `sandbox doctor` on the server."),
+    FailureCode.PROVISION_TIMEOUT: ("Creating the sandbox took too long", "Raise lifecycle.provision_timeout."),
+    FailureCode.RUNNER_LOST: ("The task's runner died", _AGAIN),
+    FailureCode.SANDBOX_LOST: ("The sandbox ended unexpectedly", _AGAIN),
+    FailureCode.SECRET_UNAVAILABLE: ("A secret is unavailable", "Check the secret's source on the server."),
+    FailureCode.STAGE_TIMEOUT: ("Cloning took too long", "Raise lifecycle.stage_timeout."),
+    FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or reduce the task."),
+    FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
+}
+_REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
+"""Messages that contain one of these describe what to do, and often more exactly."""
+
+
+def describe_failure(failure: FailureBody) -> FailureNotice:
+    """Return the notice for a failure. Codes of other versions have a general title."""
+    title, remedy = _NOTICES.get(failure["code"], ("The task failed", ""))
+    message = failure["message"]
+    if any(mark in message for mark in _REMEDY_MARKS):
+        remedy = ""
+    return FailureNotice(title, message, remedy, failure["code"])
+

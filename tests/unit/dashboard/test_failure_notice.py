@@ -1,0 +1,31 @@
+"""Notices of failures."""
+
+import pytest
+
+from sandbox.dashboard.failure_notice import describe_failure
+from sandbox.model.failure import FailureCode
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_each_code_has_a_title_and_a_remedy(code):
+    notice = describe_failure({"code": code.value, "message": "It broke."})
+    assert notice.title not in {"", "The task failed"}
+    assert notice.title[-1] != "."
+    assert notice.remedy.endswith(".")
+    assert (notice.message, notice.code) == ("It broke.", code.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Cloning took too long; raise lifecycle.stage_timeout.",
+        "The task's runner died; the work up to that point is stored. Submit the task again.",
+    ],
+)
+def test_remedy_of_the_message_is_not_repeated(message):
+    assert describe_failure({"code": "stage_timeout", "message": message}).remedy == ""
+
+
+def test_code_of_another_version_has_a_general_title():
+    notice = describe_failure({"code": "new_code", "message": "It broke."})
+    assert (notice.title, notice.remedy, notice.code) == ("The task failed", "", "new_code")
