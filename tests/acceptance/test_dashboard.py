@@ -111,7 +111,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
 def check_outcome(page):
     """The page of the ended task begins with the agent's final message, the size of the patch and what to do next."""
     page.get_by_role("region", name="Final message").get_by_text("the greeting is polite now.").wait_for()
-    page.locator("#fact-diff", has_text="+4 −1 in 2 files").wait_for()
+    page.locator(".figures dd", has_text="+4 −1 in 2 files").wait_for()
     assert page.locator("#fact-cost").inner_text().startswith("$")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy apply command").click()

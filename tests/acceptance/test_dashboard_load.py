@@ -206,6 +206,7 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
     for name in ("page.html", "notes.md"):
         page.get_by_role("button", name=name, exact=True).click()
         page.locator(".preview:visible").get_by_text(SCRIPT).first.wait_for()
+    page.locator("#fact-diff", has_text="+3 −1 in 2 files").wait_for()  # counted by the page
     page.get_by_role("tab", name="Changes").click()
     page.get_by_text("2 files changed").wait_for()
     heads = page.locator(".file-head").all_inner_texts()

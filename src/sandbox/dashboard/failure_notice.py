@@ -54,4 +54,3 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     if any(mark in message for mark in _REMEDY_MARKS):
         remedy = ""
     return FailureNotice(title, message, remedy, failure["code"])
-

@@ -133,9 +133,25 @@ def test_progress_steps_mark_the_current_state(pages):
     assert "data-over" in pages.get("/tasks/task-001").text
 
 
-def record_patch(pages, size_bytes, **fields):
+def record_patch(pages, size_bytes, diff=None, **fields):
     patch = e.Artifact("task-001.patch", ".sandbox/task-001.patch", size_bytes, "text/x-diff", "sha256:0", **fields)
-    pages.tasks.record("task-001", e.ArtifactCollected(patch))
+    pages.tasks.record("task-001", e.ArtifactCollected(patch, diff))
+
+
+@pytest.mark.parametrize(
+    ("diff", "shown"),
+    [
+        (e.DiffStatistics(12, 376, 3), ["+376", "−3", " in 12 files"]),
+        (e.DiffStatistics(1, 0, 1), ["+0", "−1", " in 1 file"]),
+        (None, ["12 B"]),  # recorded by an earlier version; the page counts the lines
+    ],
+)
+def test_size_of_the_patch_is_shown(pages, diff, shown):
+    pages.tasks.add("task-001", *TO_RUNNING)
+    record_patch(pages, 12, diff)
+    pages.tasks.record("task-001", *TO_COMPLETED)
+    text = re.sub(r"<[^>]*>", "", re.search(r"<dt>Changes</dt>(.*)</div>", pages.get("/tasks/task-001").text)[1])
+    assert [part in text for part in shown] == [True] * len(shown), text
 
 
 @pytest.mark.parametrize(("size_bytes", "is_offered"), [(12, True), (0, False)])

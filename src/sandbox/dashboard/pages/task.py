@@ -69,7 +69,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         api=paths.task_path(task.id),
         manifest_text=manifest_text,
         state_entries=state_entries(task),
-        took=_total_duration(task),
+        took=_work_duration(task),
         failure=describe_failure(failure) if failure else None,
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
         artifacts=await context.services.artifacts.list_artifacts(task.id),
@@ -110,8 +110,12 @@ def state_entries(task: Task) -> Sequence[StateEntry]:
     ]
 
 
-def _total_duration(task: Task) -> timedelta | None:
-    return task.finished_at - task.created_at if task.finished_at else None
+def _work_duration(task: Task) -> timedelta | None:
+    """Return the time from the agent's first start to the end, as in the list; None if the task has not ended."""
+    if task.finished_at is None:
+        return None
+    seconds = task.duration_seconds(task.finished_at)
+    return timedelta(seconds=seconds) if seconds is not None else timedelta()
 
 
 @dataclass(frozen=True, slots=True)
