@@ -7,6 +7,11 @@ from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 
 LINES_PER_EVENT = 1000
+BLOCKED_MILLISECONDS_MAX = 2000
+"""On an idle machine the longest task takes under 100 ms."""
+WATCH = """window.longTasks = [];
+new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
+  .observe({ type: "longtask", buffered: true });"""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def open_task(base_url, browser):
 def open_running_task(base_url, browser):
     """Opens the page of an ended task as that of a running one; returns it and its empty event stream."""
 
-    def open_running_task(task_id):
+    def open_running_task(task_id, before=None):
         stream = None
 
         def play(page):
@@ -55,7 +60,7 @@ def open_running_task(base_url, browser):
             stream = FakeEventStream(page, task_id)
             page.route(f"{base_url}/tasks/{task_id}", show_as_running)
 
-        return browser.open(f"{base_url}/tasks/{task_id}", prepare=play), stream
+        return browser.open(f"{base_url}/tasks/{task_id}", before=before, prepare=play), stream
 
     yield open_running_task
     assert browser.console_errors == []
@@ -79,9 +84,10 @@ def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
     stream.send(*(agent_message(f"entry {number}.") for number in range(100, 1500)))
     page.get_by_text("entry 1499.", exact=True).wait_for()
     earlier = page.get_by_role("button", name="Show earlier")
-    while earlier.is_visible():
-        earlier.click()
-    assert page.locator(".says").all_inner_texts() == [f"entry {number}." for number in range(1500)]
+    while earlier.count():
+        earlier.first.click()
+    texts = page.locator(".says").all_text_contents()  # content that was never on the screen has no inner text
+    assert [text.strip() for text in texts] == [f"entry {number}." for number in range(1500)]
 
 
 MESSAGES = [agent_message(f"entry {number}.") for number in range(400)]
@@ -146,24 +152,100 @@ def test_texts_of_a_subagent_are_nested_and_folded(open_task):
     texts = [agent_message(f"a {kind}", kind=kind, parent="t") for kind in ("prompt", "thinking", "text")]
     stream.send(agent_message("Agent 1.0 started", kind="notice"), call, *texts, inner_call)
     page.get_by_text("a text").wait_for()
-    assert page.locator("#talk > .nested").count() == 4
+    steps = page.locator("#talk > li > .steps")
+    assert steps.locator("summary").first.inner_text() == "4 steps of the subagent"
+    assert steps.locator(".talk > li").count() == 4
     assert page.locator(".thinks summary").all_inner_texts() == ["Prompt", "Thinking"]
     assert page.locator(".tool-brief").all_inner_texts() == ["look around", "ls"]
+    stream.send(tool_call_started("v", parent="unknown", summary="orphan"), tool_result("t", "Looked."))
+    page.get_by_text("orphan").wait_for()
+    wait_for_value(page, "!document.querySelector('.steps').open")  # folded, as the subagent has ended
+    assert page.locator("#talk > .nested").count() == 1
+    stream.send(agent_message("late", parent="t"))
+    steps.get_by_text("5 steps of the subagent").click()
+    steps.get_by_text("late").wait_for()
     assert "Agent 1.0 started" in page.locator(".aside").inner_text()
 
 
-def test_edits_and_commands_are_rendered(open_task):
+def test_edits_are_rendered_as_differences(open_task):
     page, stream = open_task("chat")
-    edit = {
-        "edits": [{"path": "a.py", "old": "hello", "new": "bye"}],
-        "input": {"all": "true"},
-        "omitted_characters": 7,
-    }
-    stream.send(tool_call_started("t", "Edit", **edit), tool_result("t", "No match.", is_error=True))
-    page.locator(".tool pre").first.wait_for()
-    assert page.locator(".tool h4").all_inner_texts() == ["file", "old", "new", "all", "Output"]
-    texts = ["a.py", "hello", "bye", "true\n… and 7 more characters", "No match."]
-    assert page.locator(".tool pre").all_inner_texts() == texts
+    unchanged = "".join(f"line {number}\n" for number in range(20))
+    edits = [{"path": "/workspace/src/a.py", "old": f"{unchanged}hello\nend\n", "new": f"{unchanged}<b>bye</b>\nend\n"}]
+    written = [{"path": "new.py", "old": None, "new": "".join(f"x = {number}\n" for number in range(100))}]
+    stream.send(
+        tool_call_started("t", "Edit", summary="/workspace/src/a.py", edits=edits, input={"all": "true"}),
+        tool_result("t", "The file has been updated."),
+        tool_call_started("u", "Write", summary="new.py", edits=written, omitted_characters=7),
+        tool_call_started("v", "Edit", summary="b.py", edits=[{"path": "b.py", "old": "a", "new": "b"}]),
+        tool_result("v", "No match.", is_error=True),
+    )
+    tools = page.locator(".tool")
+    page.get_by_text("No match.").wait_for()
+    diff = tools.first.locator(".line-diff > div")
+    assert diff.all_inner_texts() == [
+        "…\n17 unchanged lines",
+        *(f" \nline {number}" for number in (17, 18, 19)),
+        "−\nhello",
+        "+\n<b>bye</b>",
+        " \nend",
+    ]
+    assert tools.locator(".tool-brief").all_inner_texts() == ["src/a.py", "new.py", "b.py"]
+    assert tools.first.locator("summary").first.inner_text().split() == ["Edit", "src/a.py", "+1", "−1", "✓"]
+    assert tools.first.locator("h4, pre").all_inner_texts() == ["all", "true"]
+    tools.first.get_by_text("Output", exact=True).click()
+    tools.first.get_by_text("The file has been updated.").wait_for()
+    assert tools.nth(1).locator(".add").count() == 40
+    tools.nth(1).get_by_role("button", name="Show all 100 lines").click()
+    assert tools.nth(1).locator(".add").count() == 100
+    assert "… and 7 more characters" in tools.nth(1).inner_text()
+    assert tools.nth(2).locator("h4, pre").all_inner_texts() == ["Output", "No match."]
+
+
+def test_commands_are_rendered_with_exit_code_duration_and_folded_output(open_task):
+    page, stream = open_task("chat")
+    lines = "\n".join(f"out {number}" for number in range(100))
+    end = {"type": "tool_call", "tool": "Bash", "duration_ms": 2400, "is_error": False}
+    stream.send(
+        tool_call_started("t", summary="make", command="make -C /workspace/src"),
+        {**tool_result("t", lines, is_error=True), "exit_code": 3},
+        {**end, "tool_use_id": "t", "is_error": True},
+        tool_call_started("u", summary="ls", command="ls"),
+        tool_result("u", "a.py"),
+        {**end, "tool_use_id": "u"},
+        tool_call_started("v", summary="sleep", command="sleep 9"),
+    )
+    page.get_by_text("sleep", exact=True).wait_for()
+    assert page.locator(".tool-took").all_inner_texts() == ["exit 3 · 2.4 s", "✓ 2.4 s", "…"]
+    failed = page.locator(".tool").first
+    first, last = ("\n".join(f"out {number}" for number in numbers) for numbers in (range(10), range(90, 100)))
+    assert failed.locator("pre").all_inner_texts() == ["make -C /workspace/src", first, last]
+    failed.get_by_role("button", name="Show 80 more lines").click()
+    assert failed.locator("pre").all_inner_texts() == ["make -C /workspace/src", lines]
+    assert page.evaluate("document.activeElement.tagName") == "PRE"
+
+
+DIFFS = """async (pairs) => {
+    const { diffLines } = await import("/assets/line_diff.js");
+    return pairs.map(([before, after]) => {
+        const { rows, additions, deletions } = diffLines(before, after);
+        const side = (sign) => rows.filter((row) => row[0] !== sign).map((row) => row[1]);
+        return [side("+"), side("-"), additions, deletions];
+    });
+}"""
+
+
+def test_difference_contains_both_texts(open_task):
+    page, _ = open_task("chat")
+    words = "abcab"
+    texts = ["", "a\n", "\n\n", *("\n".join(words[at:] + words[:at]) for at in range(5))]
+    pairs = [[before, after] for before in [None, *texts] for after in texts]
+    for (before, after), (old, new, additions, deletions) in zip(pairs, page.evaluate(DIFFS, pairs), strict=True):
+        assert old == (before or "").removesuffix("\n").split("\n") if before else old == []
+        assert new == (after.removesuffix("\n").split("\n") if after else [])
+        assert len(new) - len(old) == additions - deletions
+    large = "\n".join(map(str, range(5000)))
+    ((_, _, additions, deletions),) = page.evaluate(DIFFS, [[large, large.replace("1", "x")]])
+    assert additions == deletions > 2000
 
 
 def test_converted_conversation_is_rendered(open_task):
@@ -280,7 +362,24 @@ def test_end_of_a_long_conversation_is_retained(open_task):
     page.evaluate(LONG_CONVERSATION, [tool_call_started("t"), tool_result("t")])
     notice = page.get_by_text("earlier entries are only in the transcript").inner_text()
     assert 8 <= int(notice.split()[0]) <= 14
-    assert page.locator(".tool-name").last.inner_text() == "tool 59"
+    assert page.locator(".tool-name").last.text_content() == "tool 59"
+
+
+def test_ten_thousand_entries_do_not_block_the_page(open_running_task, open_task):
+    for open_page in (open_task, open_running_task):
+        page, stream = open_page("chat", WATCH)
+        for first in range(0, 10_000, 500):
+            stream.send(*(entry for number in range(first, first + 500, 2) for entry in call_and_message(number)))
+        page.locator(".says", has_text="Part 9998 is done.").wait_for(state="attached")
+        assert page.get_by_role("button", name="Show earlier").is_visible()
+        assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
+
+
+def call_and_message(number):
+    edit = {"edits": [{"path": "a.py", "old": f"x = {number}\ny = 1\n", "new": f"x = {number + 1}\ny = 1\n"}]}
+    yield tool_call_started(f"t{number}", "Edit", summary="a.py", **edit)
+    yield tool_result(f"t{number}", "done\n" * 30)
+    yield agent_message(f"Part **{number}** is done.\n\n- one\n- two\n")
 
 
 RESULTS_AFTER_CALLS = """async ([use, answer, count, output]) => {

@@ -110,10 +110,10 @@ function processBatch() {
   draw();
 }
 
-function draw() {
+function draw(pause = DRAW_MILLISECONDS) {
   if (isDrawing) return;
   isDrawing = true;
-  setTimeout(() => requestAnimationFrame(redraw), Math.max(0, drawnAt + DRAW_MILLISECONDS - performance.now()));
+  setTimeout(() => requestAnimationFrame(redraw), Math.max(0, drawnAt + pause - performance.now()));
 }
 
 function redraw() {
@@ -129,7 +129,7 @@ function redraw() {
   refusals.show();
   outcome.show(finalState());
   $("tally-output").textContent = output.count ? count(output.count) : "";
-  if (hasMore) draw();
+  if (hasMore) draw(0);
 }
 
 // The bar with the name, the state and the main actions, while the head is outside the window.

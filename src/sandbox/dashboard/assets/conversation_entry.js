@@ -1,0 +1,159 @@
+// Elements of the entries of the conversation.
+import { diffElement, diffLines } from "/assets/line_diff.js";
+import { markdown } from "/assets/markdown.js";
+import { clock, h, money, span } from "/assets/page.js";
+import { appendText, elementLimit, splitText, visible } from "/assets/plain.js";
+
+const LABEL_MAX = 2000;
+const BRIEF_MAX = 300;
+const WORKSPACE = "/workspace/";
+const FOLDED_LINES_MIN = 26;
+const FOLDED_LINES_SHOWN = 10;
+
+export const withOmitted = (text, count) => (count ? `${text}\n… and ${count} more characters` : text);
+
+// Paths in the sandbox are shown relative to the workspace.
+const relative = (text) => (text.startsWith(WORKSPACE) && !text.includes("\n") ? text.slice(WORKSPACE.length) : text);
+
+const label = (text) => (text.length > LABEL_MAX ? `${text.slice(0, LABEL_MAX)}…` : text);
+
+export function entryElement(entry) {
+  const element = h("li", { class: entry.nested ? `${entry.kind}-entry nested` : `${entry.kind}-entry` });
+  element.append(entryContent(entry));
+  return element;
+}
+
+export const entryContent = (entry) => RENDERERS[entry.kind](entry);
+
+const RENDERERS = {
+  says: ({ text }) => {
+    const element = markdown(text);
+    element.classList.add("says");
+    return element;
+  },
+  folded: ({ text, title }) =>
+    h(
+      "details",
+      { class: "thinks" },
+      h("summary", {}, title),
+      h("div", { class: "said", dir: "auto" }, ...splitText(visible(text))),
+    ),
+  aside: ({ text, at, style }) =>
+    h(
+      "div",
+      { class: `aside ${style ?? ""}` },
+      h("span", {}, visible(label(String(text)))),
+      at ? h("span", { class: "muted", title: at }, clock(at)) : null,
+    ),
+  tool: toolElement,
+  result: resultElement,
+};
+
+export const isDone = ({ output, duration }) => output !== undefined || duration !== undefined;
+
+function toolElement(entry) {
+  // A change is the result of an edit, so it is open, and so is what failed.
+  const isOpen = entry.isError === true || entry.edits.length > 0;
+  const summary = h(
+    "summary",
+    {},
+    h("span", { class: "tool-name" }, visible(label(entry.name))),
+    h("span", { class: "tool-brief" }, visible(relative(entry.summary)).slice(0, BRIEF_MAX)),
+    ...editCounts(entry),
+    h("span", { class: "tool-took" }, ...toolStatus(entry)),
+  );
+  const details = h("details", { class: entry.isError ? "tool erred" : "tool", open: isOpen }, summary);
+  // Render a folded tool call only when it is opened.
+  const fill = () => {
+    if (details.childElementCount === 1) details.append(bodyElement(entry));
+  };
+  if (isOpen) fill();
+  else details.addEventListener("toggle", fill, { once: true });
+  return details;
+}
+
+// An exit code is known only for commands that failed.
+function toolStatus({ isError, exitCode, duration, output }) {
+  const took = duration === undefined ? "" : span(duration);
+  if (isError) return [[exitCode == null ? "failed" : `exit ${exitCode}`, took].filter(Boolean).join(" · ")];
+  if (!isDone({ output, duration })) return ["…"];
+  return [h("span", { class: "tool-ok", role: "img", "aria-label": "succeeded" }, "✓"), took && ` ${took}`];
+}
+
+// The differences of an edit are computed once.
+const differences = (entry) => (entry.diffs ??= entry.edits.map((edit) => diffLines(edit.old, edit.new)));
+
+function editCounts(entry) {
+  if (!entry.edits.length) return [];
+  const sum = (key) => differences(entry).reduce((total, diff) => total + diff[key], 0);
+  return [
+    h("span", { class: "tool-counts" }, h("span", { class: "plus" }, `+${sum("additions")}`), " "),
+    h("span", { class: "tool-counts" }, h("span", { class: "minus" }, `−${sum("deletions")}`)),
+  ];
+}
+
+function bodyElement(entry) {
+  const { command, edits, fields, omittedFields, omittedCharacters, output, isError } = entry;
+  const container = h("div", { class: "tool-body" });
+  const left = elementLimit();
+  if (command !== null) container.append(textElement(command, left, "command"));
+  edits.forEach(({ path }, at) => {
+    if (relative(path) !== relative(entry.summary)) container.append(h("h4", {}, visible(label(relative(path)))));
+    container.append(diffElement(path, differences(entry)[at]));
+  });
+  for (const [name, text] of fields) container.append(...fieldElements(entry, name, text, left));
+  if (omittedCharacters) container.append(h("p", { class: "muted" }, `… and ${omittedCharacters} more characters`));
+  if (omittedFields) container.append(h("p", { class: "muted" }, `… and ${omittedFields} more fields`));
+  if (output && edits.length && !isError) container.append(foldedOutput(output));
+  else if (output) container.append(h("h4", {}, "Output"), ...outputElements(output));
+  else if (isDone(entry) && !edits.length) container.append(h("p", { class: "muted" }, "No output."));
+  return container;
+}
+
+function fieldElements({ command }, name, text, left) {
+  if (command !== null && name === "description") return [h("p", { class: "muted" }, visible(label(text)))];
+  return [h("h4", {}, visible(label(name))), textElement(relative(text), left)];
+}
+
+const textElement = (text, left, style) => appendText(h("pre", { tabindex: "0", class: style }), text, "", left);
+
+// What a tool reports on an edit repeats the change.
+function foldedOutput(output) {
+  const details = h("details", { class: "thinks" }, h("summary", {}, "Output"));
+  details.addEventListener("toggle", () => details.append(...outputElements(output)), { once: true });
+  return details;
+}
+
+// Long output: its first and last lines, and a button for the lines in between.
+function outputElements(output) {
+  const lines = output.split("\n");
+  if (lines.length < FOLDED_LINES_MIN) return [textElement(output)];
+  const first = textElement(lines.slice(0, FOLDED_LINES_SHOWN).join("\n"));
+  const last = textElement(lines.slice(-FOLDED_LINES_SHOWN).join("\n"));
+  const hidden = lines.length - 2 * FOLDED_LINES_SHOWN;
+  const showAll = () => {
+    const all = textElement(output);
+    first.replaceWith(all);
+    more.remove();
+    last.remove();
+    all.focus();
+  };
+  const more = h("button", { type: "button", class: "quiet unfold", onclick: showAll }, `Show ${hidden} more lines`);
+  return [first, more, last];
+}
+
+function resultElement({ event, isRepeated }) {
+  const facts = [
+    event.turns !== null && `${event.turns} turns`,
+    event.duration_ms !== null && span(event.duration_ms),
+    event.cost_usd !== null && `${money(event.cost_usd)} as counted by the agent`,
+  ].filter(Boolean);
+  const container = h(
+    "div",
+    { class: event.is_error ? "result erred" : "result" },
+    h("h3", {}, event.is_error ? `Ended: ${visible(label(event.reason))}` : "Result"),
+  );
+  if (event.text && !isRepeated) container.append(markdown(withOmitted(event.text, event.omitted_characters)));
+  if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));
+  return container;
+}

@@ -1,0 +1,134 @@
+// A list of entries of the conversation: has elements for the latest ones only, and creates them in time slices.
+import { h } from "/assets/page.js";
+
+const EARLIER_COUNT = 500;
+const SLICE_MILLISECONDS = 10;
+
+export class EntryList {
+  #entries = [];
+  #renderedCount = 0;
+  #droppedCount = 0;
+  #byElement = new WeakMap();
+  #isLoading = false;
+
+  // list: the element for the entries; earlier: the element for what precedes them; render: creates an entry's element.
+  constructor(list, earlier, render, shownMax) {
+    this.list = list;
+    this.earlier = earlier;
+    this.render = render;
+    this.shownMax = shownMax;
+  }
+
+  get entries() {
+    return this.#entries;
+  }
+
+  // The number of entries, including those that were dropped.
+  get total() {
+    return this.#entries.length + this.#droppedCount;
+  }
+
+  get hasMore() {
+    return this.#renderedCount < this.#entries.length;
+  }
+
+  add(entry) {
+    this.#entries.push(entry);
+  }
+
+  // Remove the oldest entries; return them.
+  drop(count) {
+    const dropped = this.#entries.splice(0, count);
+    for (const entry of dropped) this.#removeElement(entry);
+    this.#droppedCount += count;
+    this.#renderedCount = Math.max(0, this.#renderedCount - count);
+    return dropped;
+  }
+
+  remove(entry) {
+    const at = this.#entries.indexOf(entry);
+    this.#entries.splice(at, 1);
+    if (at < this.#renderedCount) this.#renderedCount--;
+    this.#removeElement(entry);
+  }
+
+  // Create elements until the deadline. keepsEnd: remove the first elements above the limit, because the end is visible.
+  show(deadline, keepsEnd) {
+    if (this.#entries.length - this.#renderedCount > this.shownMax) {
+      // Leave no gap between displayed entries: skipped ones are added to the earlier entries, which the user can load.
+      while (this.list.firstElementChild) this.#removeFirst();
+      this.#renderedCount = this.#entries.length - this.shownMax;
+    }
+    const fragment = document.createDocumentFragment();
+    while (this.hasMore && performance.now() < deadline)
+      fragment.append(this.#create(this.#entries[this.#renderedCount++]));
+    this.list.append(fragment);
+    const max = keepsEnd ? this.shownMax : this.shownMax * 3;
+    while (this.list.childElementCount > max && !this.#isLoading) this.#removeFirst();
+    this.#updateEarlier();
+  }
+
+  #create(entry) {
+    entry.element = this.render(entry);
+    this.#byElement.set(entry.element, entry);
+    return entry.element;
+  }
+
+  #removeElement(entry) {
+    entry.element?.remove();
+    entry.element = null;
+  }
+
+  #removeFirst() {
+    const first = this.list.firstElementChild;
+    const entry = this.#byElement.get(first);
+    if (entry) entry.element = null;
+    first.remove();
+  }
+
+  // Number of entries before the first displayed one.
+  get #hiddenCount() {
+    const first = this.#entries.findIndex((entry) => entry.element);
+    return first < 0 ? this.#renderedCount : first;
+  }
+
+  #updateEarlier() {
+    const hidden = this.#hiddenCount;
+    const { earlier } = this;
+    earlier.hidden = hidden + this.#droppedCount === 0;
+    if (earlier.hidden || earlier.dataset.hidden === `${hidden}/${this.#droppedCount}`) return;
+    earlier.dataset.hidden = `${hidden}/${this.#droppedCount}`;
+    const parts = [];
+    if (hidden)
+      parts.push(h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${hidden})`));
+    if (this.#droppedCount)
+      parts.push(h("span", {}, ` ${this.#droppedCount} earlier entries are only in the transcript.`));
+    earlier.replaceChildren(...parts);
+  }
+
+  // Prepend elements in time slices, without a change of what the window shows.
+  #showEarlier() {
+    if (this.#isLoading) return;
+    this.#isLoading = true;
+    const root = document.documentElement;
+    root.style.overflowAnchor = "none"; // the browser would move the window too
+    let left = EARLIER_COUNT;
+    const showSlice = () => {
+      const deadline = performance.now() + SLICE_MILLISECONDS;
+      const elements = [];
+      for (let at = this.#hiddenCount; at > 0 && left > 0 && performance.now() < deadline; left--)
+        elements.unshift(this.#create(this.#entries[--at]));
+      const height = root.scrollHeight;
+      this.list.prepend(...elements);
+      window.scrollBy(0, root.scrollHeight - height);
+      this.#updateEarlier();
+      if (left > 0 && this.#hiddenCount > 0) {
+        setTimeout(showSlice, 0);
+        return;
+      }
+      this.#isLoading = false;
+      root.style.overflowAnchor = "";
+    };
+    showSlice();
+  }
+}
