@@ -191,14 +191,14 @@ def test_edits_are_rendered_as_differences(open_task):
     ]
     assert tools.locator(".tool-brief").all_inner_texts() == ["src/a.py", "new.py", "b.py"]
     assert tools.first.locator("summary").first.inner_text().split() == ["Edit", "src/a.py", "+1", "−1", "✓"]
-    assert tools.first.locator("h4, pre").all_inner_texts() == ["all", "true"]
+    assert tools.first.locator(".field-name, pre").all_inner_texts() == ["all", "true"]
     tools.first.get_by_text("Output", exact=True).click()
     tools.first.get_by_text("The file has been updated.").wait_for()
     assert tools.nth(1).locator(".add").count() == 40
     tools.nth(1).get_by_role("button", name="Show all 100 lines").click()
     assert tools.nth(1).locator(".add").count() == 100
     assert "… and 7 more characters" in tools.nth(1).inner_text()
-    assert tools.nth(2).locator("h4, pre").all_inner_texts() == ["Output", "No match."]
+    assert tools.nth(2).locator(".field-name, pre").all_inner_texts() == ["Output", "No match."]
 
 
 def test_commands_are_rendered_with_exit_code_duration_and_folded_output(open_task):
@@ -257,6 +257,77 @@ def test_converted_conversation_is_rendered(open_task):
     )
     page.get_by_text("Said before.").wait_for()
     assert page.locator(".tool pre").text_content() == "Exit code 2"
+
+
+def test_json_of_the_output_is_folded_and_levels_are_marked(open_task):
+    page, stream = open_task("chat#output")
+    nested = '{"level": "error", "msg": "no <b>disk</b>", "at": {"host": {"name": "needle"}}, "list": [1, 2]}'
+    texts = [nested, "12:00 ERROR refused", "WARN: old option", "level=debug loop", "no error: fine", "{not json}"]
+    stream.send(*(output(f"{text}\n") for text in texts), output("npm warn deprecated\n", stream="stderr"))
+    page.get_by_text("npm warn deprecated").wait_for()
+    rows = page.locator(".line")
+    levels = rows.evaluate_all("rows => rows.map((row) => /level-(\\w+)/.exec(row.className)?.[1] ?? '')")
+    assert levels == ["error", "error", "warn", "debug", "", "", "warn"]
+    first = rows.first.locator(".line-text")
+    assert first.inner_text() == '{level: "error", msg: "no <b>disk</b>", at: {…}, list: [… 2]}'
+    assert rows.nth(6).locator(".line-stream").inner_text() == "stderr"
+    fold = rows.first.get_by_role("button", name="JSON")
+    fold.click()
+    assert '"name": "needle"' in first.inner_text()
+    assert (fold.get_attribute("aria-expanded"), first.locator("b").count()) == ("true", 0)
+    assert rows.first.bounding_box()["height"] > 100
+    fold.click()
+    assert "needle" not in first.inner_text()
+    page.get_by_role("searchbox").fill("needle")  # a match is not hidden in a fold
+    assert page.locator("mark").inner_text() == "needle"
+    page.get_by_role("searchbox").fill("")
+    page.get_by_role("button", name="Raw").click()
+    assert page.locator(".line-text").all_inner_texts() == [*texts, "npm warn deprecated"]
+    assert page.locator(".line-stream, [class*=level-]").count() == 0
+
+
+def test_long_lines_are_wrapped_and_the_search_finds_their_position(open_task):
+    page, stream = open_task("chat#output")
+    lines = "".join(f"{number} {'word ' * (number % 7 * 60)}end\n" for number in range(3000))
+    stream.send(output(lines))
+    last = page.locator(".line", has_text="2999 word")
+    last.wait_for()
+    box = page.locator("#lines")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert last.bounding_box()["height"] > 40
+    page.get_by_role("searchbox").fill("1234 ")
+    page.get_by_text("1 lines").wait_for()
+    page.get_by_role("button", name="Next match").click()
+    found, frame = page.locator(".found-now").bounding_box(), box.bounding_box()
+    assert frame["y"] <= found["y"] < frame["y"] + frame["height"]
+    gaps = page.locator(".line").evaluate_all(
+        "rows => rows.slice(1).map((row, at) => row.offsetTop - rows[at].offsetTop - rows[at].offsetHeight)"
+    )
+    assert set(gaps) == {0}
+    page.get_by_role("searchbox").press("Escape")
+    page.locator("#lines").focus()
+    page.keyboard.press("w")
+    assert page.locator(".line").first.bounding_box()["height"] == 20
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+    page.reload()
+    page.locator(".line").first.wait_for()
+    assert page.get_by_role("button", name="Wrap").get_attribute("aria-pressed") == "false"
+
+
+def test_keys_select_views_and_actions(open_task):
+    page, stream = open_task("many")
+    stream.send(*MESSAGES)
+    page.get_by_text("entry 399.").wait_for(state="attached")
+    page.keyboard.press("e")
+    wait_for_value(page, "scrollY > 1000")
+    page.keyboard.press("2")
+    page.get_by_role("tab", name="Output", selected=True).wait_for()
+    page.keyboard.press("r")
+    page.get_by_role("tab", name="Changes", selected=True).wait_for()
+    page.keyboard.press("/")
+    page.get_by_role("searchbox").press_sequentially("r1")
+    page.get_by_role("tab", name="Output", selected=True).wait_for()
+    assert page.get_by_role("searchbox").input_value() == "r1"
 
 
 def test_incomplete_terminal_line_is_rendered(open_task):

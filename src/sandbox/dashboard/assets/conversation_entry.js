@@ -98,21 +98,22 @@ function bodyElement(entry) {
   const left = elementLimit();
   if (command !== null) container.append(textElement(command, left, "command"));
   edits.forEach(({ path }, at) => {
-    if (relative(path) !== relative(entry.summary)) container.append(h("h4", {}, visible(label(relative(path)))));
+    if (relative(path) !== relative(entry.summary))
+      container.append(h("p", { class: "field-name" }, visible(label(relative(path)))));
     container.append(diffElement(path, differences(entry)[at]));
   });
   for (const [name, text] of fields) container.append(...fieldElements(entry, name, text, left));
   if (omittedCharacters) container.append(h("p", { class: "muted" }, `… and ${omittedCharacters} more characters`));
   if (omittedFields) container.append(h("p", { class: "muted" }, `… and ${omittedFields} more fields`));
   if (output && edits.length && !isError) container.append(foldedOutput(output));
-  else if (output) container.append(h("h4", {}, "Output"), ...outputElements(output));
+  else if (output) container.append(h("p", { class: "field-name" }, "Output"), ...outputElements(output));
   else if (isDone(entry) && !edits.length) container.append(h("p", { class: "muted" }, "No output."));
   return container;
 }
 
 function fieldElements({ command }, name, text, left) {
   if (command !== null && name === "description") return [h("p", { class: "muted" }, visible(label(text)))];
-  return [h("h4", {}, visible(label(name))), textElement(relative(text), left)];
+  return [h("p", { class: "field-name" }, visible(label(name))), textElement(relative(text), left)];
 }
 
 const textElement = (text, left, style) => appendText(h("pre", { tabindex: "0", class: style }), text, "", left);

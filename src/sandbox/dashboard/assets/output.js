@@ -1,4 +1,6 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
+import { LineHeights } from "/assets/line_heights.js";
+import { describe, jsonElement } from "/assets/output_line.js";
 import { $, clock, h, money, span } from "/assets/page.js";
 import { appendText, withoutColors } from "/assets/plain.js";
 
@@ -10,6 +12,8 @@ const LINE_OPENED_MAX = 1_000_000;
 const LINE_MAX = 4_000_000;
 const MARGIN_LINES = 12;
 const SLICE_MILLISECONDS = 10;
+const LAYOUTS_MAX = 3;
+const WRAP_SETTING = "sandbox.output.wrap";
 
 const DESCRIPTIONS = {
   state_change: ({ previous_state, new_state, state_message }) =>
@@ -25,6 +29,8 @@ const DESCRIPTIONS = {
 // These events end all partial lines.
 export const BREAKS = new Set(["attempt", "gap", "end"]);
 
+const NO_VIEW = { level: "", preview: null };
+
 export class Output {
   #all = [];
   #filtered = this.#all;
@@ -36,6 +42,11 @@ export class Output {
   #space = this.#box.firstElementChild;
   #rowsElement = this.#space.firstElementChild;
   #find = { text: "", hits: [], at: -1, scanned: 0, timer: 0 };
+  #heights = new LineHeights();
+  #columns = 100;
+  #width = 0;
+  #wraps = localStorage.getItem(WRAP_SETTING) !== "off";
+  #isRaw = false;
   #isFollowing = true;
   #isStale = true;
   #range = "";
@@ -44,10 +55,10 @@ export class Output {
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
     this.#box.addEventListener("scroll", () => {
-      this.#isFollowing = this.#box.scrollTop + this.#box.clientHeight >= this.#space.offsetHeight - LINE_HEIGHT;
+      this.#isFollowing = this.#box.scrollTop + this.#box.clientHeight >= this.#heights.total - LINE_HEIGHT;
       this.#draw();
     });
-    new ResizeObserver(() => this.#draw()).observe(this.#box);
+    new ResizeObserver(() => this.#resize()).observe(this.#box);
     for (const button of document.querySelectorAll("[data-stream]"))
       button.addEventListener("click", () => this.#selectStream(button));
     $("find").addEventListener("input", () => this.#search($("find").value));
@@ -59,10 +70,34 @@ export class Output {
     });
     $("find-on").addEventListener("click", () => this.#goTo(1));
     $("find-back").addEventListener("click", () => this.#goTo(-1));
+    $("output-wrap").addEventListener("click", () => this.toggleWrap());
+    $("output-raw").addEventListener("click", () => this.#toggleRaw());
+    this.#showSettings();
   }
 
   get count() {
     return this.#all.length + this.#droppedCount;
+  }
+
+  toggleWrap() {
+    this.#wraps = !this.#wraps;
+    localStorage.setItem(WRAP_SETTING, this.#wraps ? "on" : "off");
+    this.#showSettings();
+    this.#measureAgain();
+  }
+
+  // Raw: every line as it was written.
+  #toggleRaw() {
+    this.#isRaw = !this.#isRaw;
+    this.#showSettings();
+    this.#measureAgain();
+  }
+
+  #showSettings() {
+    $("output-wrap").setAttribute("aria-pressed", String(this.#wraps));
+    $("output-raw").setAttribute("aria-pressed", String(this.#isRaw));
+    this.#box.classList.toggle("wraps", this.#wraps);
+    this.#box.classList.toggle("raw", this.#isRaw);
   }
 
   handle(frame) {
@@ -119,9 +154,9 @@ export class Output {
     this.#droppedCount += count;
     const lengthBefore = this.#filtered.length;
     if (this.#filtered !== this.#all) this.#filtered = this.#all.filter((line) => line.stream === this.#stream);
-    if (!this.#isFollowing)
-      this.#box.scrollTop -=
-        (this.#filtered === this.#all ? count : lengthBefore - this.#filtered.length) * LINE_HEIGHT;
+    const dropped = this.#filtered === this.#all ? count : lengthBefore - this.#filtered.length;
+    const height = this.#heights.dropFirst(Math.min(dropped, this.#heights.count));
+    if (!this.#isFollowing) this.#box.scrollTop -= height;
     this.#search(this.#find.text);
     $("dropped").hidden = false;
     $("dropped").textContent =
@@ -134,54 +169,170 @@ export class Output {
     this.#stream = button.dataset.stream;
     this.#filtered = this.#stream === "all" ? this.#all : this.#all.filter((line) => line.stream === this.#stream);
     this.#isFollowing = true;
+    this.#heights.truncate(0);
     this.#search(this.#find.text);
     this.#isStale = true;
     this.show();
   }
 
+  #resize() {
+    const { clientWidth } = this.#box;
+    if (clientWidth === this.#width) this.#draw();
+    else if (clientWidth > 0) this.#measureAgain();
+  }
+
+  // Estimate all heights again; the line at the top of the box stays there.
+  #measureAgain() {
+    this.#width = this.#box.clientWidth;
+    this.#columns = this.#measureColumns();
+    const top = this.#heights.indexAt(this.#box.scrollTop);
+    this.#heights.truncate(0);
+    this.#isStale = true;
+    this.show(true);
+    if (!this.#isFollowing) this.#box.scrollTop = this.#heights.offsetOf(top);
+  }
+
+  // The number of characters that fit into one row.
+  #measureColumns() {
+    const probe = h("span", { class: "line-text" }, "0".repeat(100));
+    const row = h("div", { class: "line stdout" }, ...this.#prefix({ stream: "stdout", at: 0 }), probe);
+    this.#rowsElement.replaceChildren(row);
+    this.#range = "";
+    const box = row.getBoundingClientRect();
+    const { left } = probe.getBoundingClientRect();
+    const range = document.createRange();
+    range.setStart(probe.firstChild, 0);
+    range.setEnd(probe.firstChild, 1);
+    const width = range.getBoundingClientRect().width || 7.2;
+    return Math.max(10, Math.floor((box.right - left - 12) / width));
+  }
+
+  #estimate(line) {
+    if (!this.#wraps) return LINE_HEIGHT;
+    const length = Math.min(line.text.length, LINE_SHOWN_MAX);
+    return LINE_HEIGHT * Math.max(1, Math.ceil(length / this.#columns));
+  }
+
   // Draw changes since the last call; called while the view is visible.
-  show() {
+  show(isForced = false) {
     if (!this.#isStale) return;
     this.#isStale = false;
-    this.#space.style.height = `${Math.max(1, this.#count) * LINE_HEIGHT}px`;
-    if (this.#isFollowing) this.#box.scrollTop = this.#space.offsetHeight;
+    if (this.#heights.count > this.#count) this.#heights.truncate(this.#count);
+    for (let at = this.#heights.count; at < this.#count; at++) this.#heights.push(this.#estimate(this.#line(at)));
+    this.#updateSpace();
     this.#scan();
-    this.#draw();
+    this.#draw(isForced);
+  }
+
+  #updateSpace() {
+    this.#space.style.height = `${Math.max(LINE_HEIGHT, this.#heights.total)}px`;
+    if (this.#isFollowing) this.#box.scrollTop = this.#heights.total;
   }
 
   get #count() {
     return this.#filtered.length + (this.#prompt ? 1 : 0);
   }
 
+  #line(at) {
+    return this.#filtered[at] ?? this.#prompt;
+  }
+
+  // Rows can be higher than estimated, so that others come into view: draw again.
   #draw(isForced = false) {
-    const first = Math.max(0, Math.floor(this.#box.scrollTop / LINE_HEIGHT) - MARGIN_LINES);
-    const last = Math.min(this.#count, first + Math.ceil(this.#box.clientHeight / LINE_HEIGHT) + 2 * MARGIN_LINES);
+    if (!this.#box.clientHeight) return;
+    for (let layout = 0; layout < LAYOUTS_MAX; layout++) if (!this.#drawOnce(isForced && layout === 0)) return;
+  }
+
+  // Return whether a height has changed.
+  #drawOnce(isForced) {
+    const { scrollTop, clientHeight } = this.#box;
+    const count = Math.min(this.#count, this.#heights.count);
+    const top = this.#heights.indexAt(scrollTop);
+    const first = Math.max(0, top - MARGIN_LINES);
+    const last = Math.min(count, this.#heights.indexAt(scrollTop + clientHeight) + 1 + MARGIN_LINES);
     const range = `${first}-${last}-${last > this.#filtered.length ? this.#prompt.text.length : ""}`;
     // Do not replace unchanged rows, so that selections survive.
-    if (range === this.#range && !isForced) return;
+    if (range === this.#range && !isForced) return false;
     this.#range = range;
     const current = this.#find.at >= 0 ? this.#find.hits[this.#find.at] : -1;
     const rows = [];
-    for (let at = first; at < last; at++) rows.push(this.#row(this.#filtered[at] ?? this.#prompt, at === current));
-    this.#rowsElement.style.transform = `translateY(${first * LINE_HEIGHT}px)`;
+    for (let at = first; at < last; at++) rows.push(this.#row(this.#line(at), at === current));
+    this.#rowsElement.style.transform = `translateY(${this.#heights.offsetOf(first)}px)`;
     this.#rowsElement.replaceChildren(...rows);
+    return this.#measureRows(rows, first, top);
+  }
+
+  #measureRows(rows, first, top) {
+    let above = 0;
+    let change = 0;
+    rows.forEach(({ offsetHeight }, at) => {
+      const difference = this.#heights.set(first + at, offsetHeight);
+      change += Math.abs(difference);
+      if (first + at < top) above += difference;
+    });
+    if (!change) return false;
+    this.#updateSpace();
+    if (above && !this.#isFollowing) this.#box.scrollTop += above;
+    return true;
+  }
+
+  #prefix({ stream, at }) {
+    return [
+      h("span", { class: "line-at" }, clock(at)),
+      this.#isRaw ? null : h("span", { class: "line-stream" }, stream === "events" ? "event" : stream),
+    ];
+  }
+
+  // What a terminal shows is not interpreted.
+  #isPlain(line) {
+    return this.#isRaw || this.isTerminal || line.stream === "events";
   }
 
   #row(line, isCurrent) {
+    const { level, preview } = this.#isPlain(line) ? NO_VIEW : describe(line);
+    const style = `line ${line.stream}${level && ` level-${level}`}${isCurrent ? " found-now" : ""}`;
+    const row = h("div", { class: style }, ...this.#prefix(line));
+    // A match is not hidden in a fold.
+    const isMatch = this.#find.text && withoutColors(line.text).toLowerCase().includes(this.#find.text);
+    if (preview !== null && !isMatch) row.append(...this.#foldedJson(line, preview));
+    else this.#appendLine(row, line);
+    return row;
+  }
+
+  #appendLine(row, line) {
     const isCut = line.text.length > LINE_SHOWN_MAX;
     const text = h("span", { class: "line-text" });
     appendText(text, isCut ? line.text.slice(0, LINE_SHOWN_MAX) : line.text, this.#find.text);
-    const row = h(
-      "div",
-      { class: `line ${line.stream}${isCurrent ? " found-now" : ""}` },
-      h("span", { class: "line-at" }, clock(line.at)),
-      text,
-    );
+    row.append(text);
     if (isCut)
       row.append(
         h("button", { type: "button", onclick: () => showLine(line.text) }, `Show all ${line.text.length} characters`),
       );
-    return row;
+  }
+
+  #foldedJson(line, preview) {
+    const toggle = () => {
+      line.isOpen = !line.isOpen;
+      const at = [...this.#rowsElement.children].findIndex((row) => row.contains(button));
+      this.#isFollowing = false;
+      this.#draw(true);
+      this.#rowsElement.children[at]?.querySelector(".line-fold")?.focus();
+    };
+    const button = h(
+      "button",
+      {
+        type: "button",
+        class: "line-fold",
+        "aria-expanded": String(line.isOpen === true),
+        "aria-label": "JSON",
+        onclick: toggle,
+      },
+      line.isOpen ? "▾" : "▸",
+    );
+    const text = h("span", { class: "line-text folded" });
+    if (line.isOpen) text.append(jsonElement(line.text));
+    else appendText(text, preview);
+    return [button, text];
   }
 
   #search(text) {
@@ -215,14 +366,17 @@ export class Output {
     const find = this.#find;
     if (!find.hits.length) return;
     if (find.at < 0) {
-      const top = this.#box.scrollTop / LINE_HEIGHT;
+      const top = this.#heights.indexAt(this.#box.scrollTop);
       const next = find.hits.findIndex((hit) => hit >= top);
       find.at = step > 0 ? Math.max(next, 0) : find.hits.length - 1;
     } else find.at = (find.at + step + find.hits.length) % find.hits.length;
     this.#isFollowing = false;
-    this.#box.scrollTop = find.hits[find.at] * LINE_HEIGHT - this.#box.clientHeight / 2;
     this.#scan();
-    this.#draw(true);
+    // The heights of lines that come into view are only estimated before.
+    for (let layout = 0; layout < 2; layout++) {
+      this.#box.scrollTop = this.#heights.offsetOf(find.hits[find.at]) - this.#box.clientHeight / 2;
+      this.#draw(true);
+    }
   }
 }
 

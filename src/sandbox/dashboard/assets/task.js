@@ -8,6 +8,7 @@ import { Metrics } from "/assets/metrics.js";
 import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
 import { Refusals } from "/assets/refusals.js";
+import { registerShortcuts } from "/assets/shortcuts.js";
 
 const { task, api, events, after, format, patch } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
@@ -44,7 +45,14 @@ function select(name, { focus = false, keep = true } = {}) {
   draw();
 }
 
-for (const tab of tabs) tab.addEventListener("click", () => select(tab.dataset.view));
+// The selected view begins at the top of the window, if the head is outside.
+const showBegin = () => $("title-bar").hidden || $("views").scrollIntoView();
+
+for (const tab of tabs)
+  tab.addEventListener("click", () => {
+    select(tab.dataset.view);
+    showBegin();
+  });
 $("tabs").addEventListener("keydown", (event) => {
   const at = tabs.indexOf(document.activeElement);
   const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
@@ -52,7 +60,10 @@ $("tabs").addEventListener("keydown", (event) => {
   event.preventDefault();
   select(tabs[(next + tabs.length) % tabs.length].dataset.view, { focus: true });
 });
-window.addEventListener("hashchange", () => select(location.hash.slice(1) || "conversation", { keep: false }));
+window.addEventListener("hashchange", () => {
+  select(location.hash.slice(1) || "conversation", { keep: false });
+  if (location.hash) $("views").scrollIntoView();
+});
 
 const finalState = () => document.querySelector("#head [data-over]")?.dataset.over;
 const hasEnded = () => finalState() !== undefined;
@@ -153,11 +164,14 @@ function proxyButton(button) {
   );
 }
 
-new IntersectionObserver(([{ isIntersecting }]) => {
-  $("title-bar").hidden = isIntersecting;
-  document.body.classList.toggle("has-title-bar", !isIntersecting);
-  updateJump();
-}).observe($("head"));
+new IntersectionObserver(
+  ([{ isIntersecting }]) => {
+    $("title-bar").hidden = isIntersecting;
+    document.body.classList.toggle("has-title-bar", !isIntersecting);
+    updateJump();
+  },
+  { rootMargin: "-44px 0px 0px" },
+).observe($("head"));
 $("title-bar-name").addEventListener("click", (event) => {
   event.preventDefault();
   window.scrollTo(0, 0);
@@ -304,6 +318,45 @@ document.addEventListener("click", (event) => {
   if (act) act(button).catch((error) => toast(error.message));
 });
 
+// A shortcut of an action that this task or this user does not have does not apply.
+const press = (id) => () => {
+  const button = $(id);
+  button?.click();
+  return button !== null;
+};
+
+registerShortcuts("Task", [
+  ...tabs.map((tab, at) => ({
+    keys: String(at + 1),
+    label: tab.firstChild.textContent.trim(),
+    run: () => tab.click(),
+  })),
+  { keys: "r", label: "Review the changes", run: press("review") },
+  { keys: "a", label: "Copy the apply command", run: press("copy-apply") },
+  {
+    keys: "e",
+    label: "End of the conversation",
+    run() {
+      select("conversation");
+      isFollowing = true;
+      scrollToEnd();
+    },
+  },
+  { keys: "t", label: "Top of the page", run: () => window.scrollTo(0, 0) },
+]);
+registerShortcuts("Output", [
+  {
+    keys: "/",
+    label: "Search the output",
+    run() {
+      select("output");
+      $("find").focus();
+    },
+  },
+  { keys: "w", label: "Wrap long lines", run: () => selected === "output" && output.toggleWrap() },
+]);
+
 document.title = document.title || task;
 showHead();
 select(location.hash.slice(1) || "conversation", { keep: false });
+if (selected !== "conversation") $("views").scrollIntoView();
