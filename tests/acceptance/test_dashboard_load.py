@@ -313,7 +313,8 @@ def test_pathological_markdown_does_not_block_the_page(base_url, browser):
         name: milliseconds for name, milliseconds in durations.items() if milliseconds > BLOCKED_MILLISECONDS_MAX
     } == {}
     for text, html in {
-        "## Two ##": "<h4>Two</h4>",
+        "# One #\n## Two ##": "<h3>One</h3><h4>Two</h4>",
+        "### Three\n# One\n###### Six": "<h3>Three</h3><h3>One</h3><h4>Six</h4>",
         "# C#": "<h3>C#</h3>",
         "~~~ js\na\n~~~": '<pre tabindex="0" dir="ltr"><code>a</code></pre>',
         "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",

@@ -73,6 +73,7 @@ def show_as_running(route):
         "<time data-for></time></span></p>"
     )
     body = response.text().replace(' data-over="completed"', "")
+    body = body.replace('hx-trigger="refresh"', 'hx-trigger="refresh" data-refresh="5"', 1)
     body = body.replace('<dl class="figures">', f'{activity}<dl class="figures">')
     route.fulfill(response=response, body=body)
 
@@ -128,10 +129,20 @@ def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_tas
     page.mouse.move(500, 500)
     page.mouse.wheel(0, -2000)
     page.get_by_role("button", name="Jump to the latest").wait_for()
-    before = page.evaluate("scrollY")
     stream.send(agent_message("One more."))
     page.locator(".says", has_text="One more.").wait_for(state="attached")
-    assert page.evaluate("scrollY") == before
+    page.wait_for_timeout(300)
+    assert not page.evaluate(at_end)
+
+
+def test_page_that_follows_a_task_shows_the_outcome_at_its_end(open_running_task, base_url):
+    page, stream = open_running_task("chat")
+    stream.send(*MESSAGES)
+    wait_for_value(page, "scrollY > 1000")
+    page.unroute(f"{base_url}/tasks/chat")
+    stream.send({"type": "end", "state": "completed", "exit_code": 0, "error": None})
+    page.locator("#head [data-over]").wait_for(state="attached")
+    wait_for_value(page, "scrollY === 0")
 
 
 def test_control_characters_are_rendered_with_few_elements(open_task):

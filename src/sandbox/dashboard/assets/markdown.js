@@ -31,6 +31,8 @@ export function markdown(text) {
 class Renderer {
   // The number of elements that may still be created; later text is shown unformatted. The layout is slow, not the parser.
   #elementsLeft = ELEMENTS_MAX;
+  // The level of the heading before. The page's own headings have the levels 1 and 2; no level is skipped.
+  #headingLevel = 2;
 
   constructor(root, source) {
     this.parents = [root];
@@ -77,7 +79,10 @@ class Renderer {
     if (token.hidden) return null; // the paragraphs of a tight list
     if (token.type === "link_open") return this.#linkElement(token.attrGet("href"), "");
     if (!TAGS.has(token.tag)) return null;
-    if (token.type === "heading_open") return this.#create(`h${Math.min(6, Number(token.tag[1]) + 2)}`);
+    if (token.type === "heading_open") {
+      this.#headingLevel = Math.min(6, this.#headingLevel + 1, Number(token.tag[1]) + 2);
+      return this.#create(`h${this.#headingLevel}`);
+    }
     if (token.tag === "ol") return this.#create("ol", { start: token.attrGet("start") });
     if (token.tag === "table") return this.#create("table", { tabindex: "0" });
     if (token.tag === "th") return this.#create("th", { scope: "col" });

@@ -193,7 +193,7 @@ window.addEventListener(
   "scroll",
   () => {
     if (selected !== "conversation") return;
-    if (isEndSeen()) isFollowing = true;
+    if (isEndSeen() && !hasEnded()) isFollowing = true;
     else if (window.scrollY < scrolledTo) isFollowing = false;
     scrolledTo = window.scrollY;
     updateJump();
@@ -258,8 +258,14 @@ document.addEventListener("htmx:responseError", (event) => {
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id !== "head") return;
-  if (hasEnded()) delete $("head").dataset.refresh;
+  const isOver = hasEnded() && "refresh" in $("head").dataset;
+  if (isOver) delete $("head").dataset.refresh;
   showHead();
+  // Whoever followed the conversation sees the outcome.
+  if (isOver && isFollowing && selected === "conversation") {
+    isFollowing = false;
+    window.scrollTo(0, 0);
+  }
   if (selected === "changes") changes.show(hasEnded());
 });
 
