@@ -54,7 +54,7 @@ export class EntryList {
 
   // Create elements until the deadline. keepsEnd: remove the first elements above the limit, because the end is visible.
   show(deadline, keepsEnd) {
-    if (this.#entries.length - this.#renderedCount > this.shownMax) {
+    if (this.#entries.length - this.#renderedCount > this.shownMax && !this.#isLoading) {
       // Leave no gap between displayed entries: skipped ones are added to the earlier entries, which the user can load.
       while (this.list.firstElementChild) this.#removeFirst();
       this.#renderedCount = this.#entries.length - this.shownMax;
@@ -88,7 +88,7 @@ export class EntryList {
 
   // Number of entries before the first displayed one.
   get #hiddenCount() {
-    const first = this.#entries.findIndex((entry) => entry.element);
+    const first = this.#entries.findIndex((entry) => entry.element?.isConnected);
     return first < 0 ? this.#renderedCount : first;
   }
 
@@ -106,29 +106,31 @@ export class EntryList {
     earlier.replaceChildren(...parts);
   }
 
-  // Prepend elements in time slices, without a change of what the window shows.
+  // Create elements in time slices, then prepend them without a change of what the window shows.
   #showEarlier() {
     if (this.#isLoading) return;
     this.#isLoading = true;
+    const end = this.#hiddenCount;
+    const entries = this.#entries.slice(Math.max(0, end - EARLIER_COUNT), end);
+    let count = 0;
+    const createSlice = () => {
+      const deadline = performance.now() + SLICE_MILLISECONDS;
+      while (count < entries.length && performance.now() < deadline) this.#create(entries[count++]);
+      if (count < entries.length) setTimeout(createSlice, 0);
+      else this.#prepend(entries);
+    };
+    createSlice();
+  }
+
+  // Entries that were dropped in the meantime have no element.
+  #prepend(entries) {
+    this.#isLoading = false;
     const root = document.documentElement;
     root.style.overflowAnchor = "none"; // the browser would move the window too
-    let left = EARLIER_COUNT;
-    const showSlice = () => {
-      const deadline = performance.now() + SLICE_MILLISECONDS;
-      const elements = [];
-      for (let at = this.#hiddenCount; at > 0 && left > 0 && performance.now() < deadline; left--)
-        elements.unshift(this.#create(this.#entries[--at]));
-      const height = root.scrollHeight;
-      this.list.prepend(...elements);
-      window.scrollBy(0, root.scrollHeight - height);
-      this.#updateEarlier();
-      if (left > 0 && this.#hiddenCount > 0) {
-        setTimeout(showSlice, 0);
-        return;
-      }
-      this.#isLoading = false;
-      root.style.overflowAnchor = "";
-    };
-    showSlice();
+    const height = root.scrollHeight;
+    this.list.prepend(...entries.map((entry) => entry.element).filter(Boolean));
+    window.scrollBy(0, root.scrollHeight - height);
+    root.style.overflowAnchor = "";
+    this.#updateEarlier();
   }
 }
