@@ -334,6 +334,48 @@ def test_pathological_markdown_does_not_block_the_page(base_url, browser):
         assert html in page.evaluate(RENDERED, text)[0]
 
 
+def test_pathological_output_and_edits_do_not_block_the_page(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    show = """async (text) => {
+        const { describe, jsonElement } = await import("/assets/output_line.js");
+        const began = performance.now();
+        const { level, preview } = describe({ text });
+        const shown = preview === null ? "" : document.body.appendChild(jsonElement(text)).innerText;
+        document.body.replaceChildren();
+        return [preview, shown, performance.now() - began, level];
+    }"""
+    texts = {
+        "deep": "[" * 24_000 + "]" * 24_000,
+        "deep objects": '{"a":' * 8_000 + "1" + "}" * 8_000,
+        "wide": json.dumps([[]] * 15_000),
+        "quotes": json.dumps([{"a": list(range(2_000))}, '"' * 15_000]),
+        "controls": json.dumps("\x01" * 8_000),
+        "levels": "level=" * 10_000,
+    }
+    shown = {name: page.evaluate(show, text) for name, text in texts.items()}
+    slow = {name: spent for name, (_, _, spent, _) in shown.items() if spent > BLOCKED_MILLISECONDS_MAX}
+    assert slow == {}
+    assert shown["deep"][1].replace("\n", "") == texts["deep"]  # long text is split into blocks
+    assert (shown["controls"][0], shown["levels"][0]) == (None, None)
+    preview, indented, _, level = page.evaluate(show, f'{{"level": "warning", "a": {{"<i>": [1, "{BIDI}"]}}}}')
+    assert (preview, level) == ('{level: "warning", a: {…}}', "warn")
+    assert indented.splitlines()[3:5] == ['    "<i>": [', "      1,"]
+    compare = """async ([before, after]) => {
+        const { diffLines, diffElement } = await import("/assets/line_diff.js");
+        const began = performance.now();
+        document.body.replaceChildren(diffElement("a", diffLines(before, after)));
+        return [document.body.innerText.length, performance.now() - began];
+    }"""
+    for before, after in (
+        ("\n" * 60_000, "a\n" * 60_000),
+        ("a\nb\n" * 315, "b\na\n" * 315),
+        ("x" * 60_000, "\x01y" * 30_000),
+    ):
+        length, spent = page.evaluate(compare, [before, after])
+        assert length > 0
+        assert spent < BLOCKED_MILLISECONDS_MAX
+
+
 def test_long_paragraph_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     durations = {

@@ -1,5 +1,5 @@
 // Elements of the entries of the conversation.
-import { diffElement, diffLines } from "/assets/line_diff.js";
+import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
 import { clock, h, money, span } from "/assets/page.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/plain.js";
@@ -80,8 +80,12 @@ function toolStatus({ isError, exitCode, duration, output }) {
   return [h("span", { class: "tool-ok", role: "img", "aria-label": "succeeded" }, "✓"), took && ` ${took}`];
 }
 
-// The differences of an edit are computed once.
-const differences = (entry) => (entry.diffs ??= entry.edits.map((edit) => diffLines(edit.old, edit.new)));
+// The differences of a tool call's edits are computed once, together within the limit of one.
+function differences(entry) {
+  const max = COMPARISONS_MAX / entry.edits.length;
+  entry.diffs ??= entry.edits.map((edit) => diffLines(edit.old, edit.new, max));
+  return entry.diffs;
+}
 
 function editCounts(entry) {
   if (!entry.edits.length) return [];

@@ -2,14 +2,14 @@
 import { h } from "/assets/page.js";
 import { appendText, elementLimit, visibleName } from "/assets/plain.js";
 
-const COMPARISONS_MAX = 400_000;
+export const COMPARISONS_MAX = 400_000;
 const CONTEXT_LINES = 3;
 const LINES_SHOWN = 40;
 const LINES_SHOWN_MAX = 2000;
 const LINE_CHARACTERS_MAX = 5000;
 
 // Compare two texts; `before` is null for a new text. Returns [sign, line] pairs, and the counts of added and deleted lines.
-export function diffLines(before, after) {
+export function diffLines(before, after, comparisonsMax = COMPARISONS_MAX) {
   const old = before === null ? [] : splitLines(before);
   const now = splitLines(after);
   let start = 0;
@@ -18,7 +18,7 @@ export function diffLines(before, after) {
   while (end < old.length - start && end < now.length - start && old.at(-1 - end) === now.at(-1 - end)) end++;
   const rows = [
     ...old.slice(0, start).map((line) => [" ", line]),
-    ...compare(old.slice(start, old.length - end), now.slice(start, now.length - end)),
+    ...compare(old.slice(start, old.length - end), now.slice(start, now.length - end), comparisonsMax),
     ...old.slice(old.length - end).map((line) => [" ", line]),
   ];
   const tally = (sign) => rows.reduce((sum, row) => sum + (row[0] === sign), 0);
@@ -32,8 +32,8 @@ function splitLines(text) {
 }
 
 // Above the limit, all lines are replaced: the comparison takes time and memory in proportion to the product of the lengths.
-function compare(old, now) {
-  if (old.length * now.length > COMPARISONS_MAX)
+function compare(old, now, comparisonsMax) {
+  if (old.length * now.length > comparisonsMax)
     return [...old.map((line) => ["-", line]), ...now.map((line) => ["+", line])];
   const width = now.length + 1;
   const common = new Uint32Array((old.length + 1) * width);

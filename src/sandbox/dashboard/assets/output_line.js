@@ -7,6 +7,7 @@ const PREVIEW_MAX = 240;
 const VALUE_MAX = 80;
 const LEVEL_SEARCHED = 300;
 const OPENED_MAX = 100_000;
+const DEPTH_MAX = 100;
 
 const LEVELS = [
   [
@@ -71,17 +72,23 @@ function brief(value) {
   return String(value);
 }
 
-const TOKENS = /("(?:[^"\\]|\\.)*")(\s*:)?|-?\d[\d.eE+-]*|\b(?:true|false|null)\b/g;
+const BRACKETS = /"(?:[^"\\]|\\.)*"?|[[{]|[\]}]/g;
+const TOKENS = /("(?:[^"\\]|\\.)*"?)(\s*:)?|-?\d[\d.eE+-]*|\b(?:true|false|null)\b/g;
 
-// The element of expanded JSON. Deeply nested JSON stays on one line: JSON.stringify is recursive.
-export function jsonElement(text) {
-  const plain = withoutColors(text);
-  let pretty = plain;
-  try {
-    pretty = JSON.stringify(JSON.parse(plain), null, 2);
-  } catch {
-    // not changed
+// Deeply nested JSON stays on one line: its indentation grows with the square of the depth.
+function indent(json) {
+  let depth = 0;
+  for (const [token] of json.matchAll(BRACKETS)) {
+    if (token === "[" || token === "{") depth++;
+    else if (token === "]" || token === "}") depth--;
+    if (depth > DEPTH_MAX) return json;
   }
+  return JSON.stringify(JSON.parse(json), null, 2);
+}
+
+// The element of expanded JSON.
+export function jsonElement(text) {
+  const pretty = indent(withoutColors(text));
   const shown = pretty.slice(0, OPENED_MAX);
   const element = h("pre", { class: "json" });
   const left = elementLimit();
