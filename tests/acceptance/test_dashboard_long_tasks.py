@@ -135,6 +135,18 @@ def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_tas
     assert not page.evaluate(at_end)
 
 
+def test_open_details_survive_a_new_head(open_running_task, base_url):
+    page, stream = open_running_task("chat")
+    stream.send(agent_message("Here."))
+    page.locator(".says").wait_for()
+    page.get_by_text("Details", exact=True).click()
+    page.locator(".facts", has_text="https://").wait_for()
+    page.unroute(f"{base_url}/tasks/chat")
+    stream.send({"type": "end", "state": "completed", "exit_code": 0, "error": None})
+    page.locator("#head [data-over]").wait_for(state="attached")
+    assert page.locator(".facts", has_text="https://").is_visible()
+
+
 def test_page_that_follows_a_task_shows_the_outcome_at_its_end(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(*MESSAGES)

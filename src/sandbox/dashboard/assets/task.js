@@ -65,6 +65,14 @@ window.addEventListener("hashchange", () => {
   if (location.hash) $("views").scrollIntoView();
 });
 
+// The link also works if the address has its fragment already.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest('a[href="#changes"]')) return;
+  event.preventDefault();
+  select("changes");
+  $("views").scrollIntoView();
+});
+
 const finalState = () => document.querySelector("#head [data-over]")?.dataset.over;
 const hasEnded = () => finalState() !== undefined;
 
@@ -146,11 +154,19 @@ function redraw() {
 // The bar with the name, the state and the main actions, while the head is outside the window.
 function showHead() {
   outcome.redraw(finalState());
+  $("head-details").open = areDetailsOpen;
   $("title-bar-name").textContent = document.querySelector("#head h1").textContent;
   $("title-bar-state").replaceChildren(document.querySelector("#head .pill").cloneNode(true));
   const buttons = ["review", "cancel"].map($).filter(Boolean).map(proxyButton);
   $("title-bar-actions").replaceChildren(...buttons);
 }
+
+// A new head has closed details.
+let areDetailsOpen = false;
+$("head").addEventListener("click", (event) => {
+  const details = event.target.closest("summary")?.parentElement;
+  if (details?.id === "head-details") areDetailsOpen = !details.open; // it is toggled after this event
+});
 
 function proxyButton(button) {
   return h(
