@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
+from doubles.browser import accessibility_violations
 from doubles.live_server import ORGANISATION, bash, git, python, reply, wait_until
 
 MANIFEST = f"""version: "1"
@@ -172,6 +173,39 @@ def check_head_is_requested_until_it_arrives(page, refused):
     )
     page.get_by_role("button", name="Cancel").wait_for(state="detached")
     assert page.locator("#head[data-refresh]").count() == 0
+
+
+def test_change_is_asked_for_and_the_chain_is_shown(deploy, browser, dashboard_url):
+    deployment = deploy(
+        bash("echo one > one.txt"), reply("One is there."), bash("echo two > two.txt"), reply("Two is there.")
+    )
+    deployment.submit("first", claude={"prompt": "Make one."})
+    deployment.wait("first")
+    page = browser.open(f"{dashboard_url(deployment)}/tasks/first")
+    page.get_by_role("button", name="Ask for a change").click()
+    dialog = page.get_by_role("dialog", name="Ask for a change")
+    dialog.get_by_label("What should change?").fill("Make two <b>as well</b>.")
+    assert accessibility_violations(page) == []
+    page.reload()
+    page.keyboard.press("q")
+    assert dialog.get_by_label("What should change?").input_value() == "Make two <b>as well</b>."
+    page.route("**/continue", lambda route: route.fulfill(status=503, json={"message": "Try again later."}))
+    dialog.get_by_role("button", name="Submit task").click()
+    dialog.get_by_text("Try again later.").wait_for()
+    page.unroute("**/continue")
+    dialog.get_by_role("button", name="Submit task").click()
+    page.get_by_role("link", name="first", exact=True).wait_for()
+    page.get_by_role("region", name="Final message").get_by_text("Two is there.").wait_for()
+    assert page.locator("#prompt").inner_text() == "Make two <b>as well</b>."
+    page.locator(".figures dd", has_text="+1 −0 in 1 file").wait_for()
+    page.get_by_text("More", exact=True).click()
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Patch of the whole chain").click()
+    patch = downloading.value.path().read_text()
+    assert [name in patch for name in ("one.txt", "two.txt")] == [True, True]
+    page.get_by_role("link", name="first", exact=True).click()
+    page.wait_for_url("**/tasks/first")
+    browser.ignore_errors("503")
 
 
 def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashboard_url):

@@ -1,6 +1,7 @@
 // The page of one task: distributes its events to the views, and handles the actions.
 import { $, banner, count, h, money, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
+import { askForChange } from "/assets/ask_for_change.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
 import { follow } from "/assets/event_stream.js";
@@ -307,6 +308,9 @@ function confirm(title, text, confirmLabel, withReason) {
 }
 
 const ACTIONS = {
+  async continue() {
+    askForChange(api);
+  },
   async cancel(button) {
     const isForced = button.textContent.trim() !== "Cancel";
     const text = isForced
@@ -354,6 +358,7 @@ registerShortcuts("Task", [
     run: () => tab.click(),
   })),
   { keys: "r", label: "Review the changes", run: press("review") },
+  { keys: "q", label: "Ask for a change", run: press("continue") },
   { keys: "a", label: "Copy the apply command", run: press("copy-apply") },
   {
     keys: "e",

@@ -73,19 +73,20 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         failure=describe_failure(failure) if failure else None,
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
         artifacts=await context.services.artifacts.list_artifacts(task.id),
-        patch=_find_patch(task, is_operator=is_operator) if task.state.is_final else None,
+        patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
+        chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
         repository_name=_repository_name(task.manifest.repository.url),
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
     )
 
 
-def _find_patch(task: Task, *, is_operator: bool) -> Artifact | None:
-    """Return the patch, if it changes something and this user may download it."""
-    patch = next((artifact for artifact in task.artifacts if artifact.name == f"{task.id}.patch"), None)
-    if patch is None or patch.size_bytes == 0 or (patch.contains_secret and not is_operator):
+def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
+    """Return a patch of the ended task, if it changes something and this user may download it."""
+    patch = next((artifact for artifact in task.artifacts if artifact.name == name), None)
+    if patch is None or not task.state.is_final or patch.size_bytes == 0:
         return None
-    return patch
+    return None if patch.contains_secret and not is_operator else patch
 
 
 def _repository_name(url: str) -> str:
