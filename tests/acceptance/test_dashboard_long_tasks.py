@@ -21,6 +21,7 @@ def base_url(tmp_path_factory):
     tasks = StoredTasks(deployment.data_dir)
     tasks.finish("chat")
     tasks.finish("labelled", labels={"team": "a"})
+    tasks.finish("patched", artifacts=[("patched.patch", b"diff --git a/a b/a\nnew file mode 100644\nindex 0..e\n")])
     tasks.finish("session", claude={"headless": False})
     tasks.finish("large", lines=2000)
     tasks.index()
@@ -338,7 +339,7 @@ def test_long_lines_are_wrapped_and_the_search_finds_their_position(open_task):
 
 
 def test_keys_select_views_and_actions(open_task):
-    page, stream = open_task("many")
+    page, stream = open_task("patched")
     stream.send(*MESSAGES)
     page.get_by_text("entry 399.").wait_for(state="attached")
     page.keyboard.press("e")
