@@ -120,6 +120,21 @@ def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser
     page.wait_for_url("**repository=*")
 
 
+def test_keys_move_between_tasks_select_one_and_search(base_url, browser):
+    page = browser.open(base_url)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    links = page.evaluate(ROWS)
+    assert page.evaluate("document.activeElement.id") == links[1]
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.id") == links[0]
+    page.keyboard.press("x")
+    assert page.get_by_role("checkbox", checked=True).count() == 1
+    page.keyboard.press("/")
+    page.keyboard.type("jk")
+    assert page.locator("#q").input_value() == "jk"
+
+
 def test_thousand_tasks_are_scrolled_without_a_pause(base_url, browser):
     observe = """window.longest = 0; new PerformanceObserver((list) => {
         for (const each of list.getEntries()) window.longest = Math.max(window.longest, each.duration);

@@ -1,7 +1,5 @@
 // Moves between files and changes with the keyboard.
 
-const EDITABLE = "input, textarea, select, [contenteditable], dialog";
-
 export class Cursor {
   #view = null;
   #row = null; // { view, at, element }
@@ -9,10 +7,9 @@ export class Cursor {
   // changes: { views, tree, setViewed, comments }
   constructor(container, changes) {
     Object.assign(this, { container, changes });
-    document.addEventListener("keydown", (event) => this.#press(event));
   }
 
-  // The keys, as a sheet of shortcuts shows them. `run` returns false if the tab is not shown.
+  // The keys, as the sheet of shortcuts shows them. `run` returns false if the tab is not shown.
   get shortcuts() {
     const when = (act) => () => {
       if (this.container.hidden || !this.changes.views.length) return false;
@@ -26,13 +23,6 @@ export class Cursor {
       { keys: "v", label: "Mark the file as viewed", run: when(() => this.#toggleViewed()) },
       { keys: "m", label: "Comment on the line of the change", run: when(() => this.#comment()) },
     ];
-  }
-
-  #press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    if (event.target.closest?.(EDITABLE) || document.querySelector("dialog[open]")) return;
-    const shortcut = this.shortcuts.find(({ keys }) => keys === event.key);
-    if (shortcut && shortcut.run() !== false) event.preventDefault();
   }
 
   // The file that was chosen last, if it is on the screen; otherwise the file at the top of the screen.

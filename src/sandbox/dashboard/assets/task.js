@@ -371,6 +371,7 @@ registerShortcuts("Task", [
   },
   { keys: "t", label: "Top of the page", run: () => window.scrollTo(0, 0) },
 ]);
+registerShortcuts("Changes", changes.cursor.shortcuts);
 registerShortcuts("Output", [
   {
     keys: "/",

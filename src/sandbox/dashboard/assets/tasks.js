@@ -1,5 +1,6 @@
 // The list of tasks: keeps the selection and the loaded rows when the list is refreshed, and cancels selected tasks.
 import { $, h, refresh, request } from "/assets/page.js";
+import { registerShortcuts } from "/assets/shortcuts.js";
 
 const TASKS = "/api/v1/tasks";
 const REQUESTS_MAX = 4;
@@ -132,3 +133,26 @@ $("bulk-clear")?.addEventListener("click", () => {
 });
 keepRows(false);
 restoreSelection();
+
+// Focus the row before or after the one with focus; without one, the first or the last.
+function moveRow(step) {
+  const links = [...document.querySelectorAll("#list .row-link")];
+  const at = links.indexOf(document.activeElement.closest("tr")?.querySelector(".row-link"));
+  links.at(at < 0 ? (step > 0 ? 0 : -1) : Math.min(Math.max(at + step, 0), links.length - 1))?.focus();
+  return links.length > 0;
+}
+
+registerShortcuts("Tasks", [
+  { keys: "/", label: "Search", run: () => $("q").focus() },
+  { keys: "j", label: "Next task", run: () => moveRow(1) },
+  { keys: "k", label: "Previous task", run: () => moveRow(-1) },
+  {
+    keys: "x",
+    label: "Select the task",
+    run() {
+      const box = document.activeElement.closest("tr")?.querySelector("input[type=checkbox]");
+      box?.click();
+      return box != null;
+    },
+  },
+]);
