@@ -32,13 +32,13 @@ def test_documented_session_matches_the_real_output(deploy, tmp_path):
     checkout = tmp_path / "example"
     git("remote", "set-url", "origin", "https://github.com/org/example.git", cwd=checkout)
     result = run_in(checkout, deployment, *shlex.split(command)[2:], "--apply")
-    assert result.returncode == 0, result.stderr.decode() + deployment.diagnostics("mend-basket")
+    assert result.returncode == 0, result.stderr.decode() + deployment.diagnostics("fix-basket")
     assert re.findall(r"[▸✗] \w+  [\w .]+?(?=  [0-9])", captured) == re.findall(
         r"[▸✗] \w+  [\w .]+?(?=  [0-9])", result.stderr.decode()
     )
     assert captured.splitlines()[-3:] == result.stderr.decode().splitlines()[-3:]
     documented_patch = captured[captured.index("diff --git") : captured.index("\nApply this")]
-    actual_patch = deployment.artifact("mend-basket.patch", "mend-basket").decode()
+    actual_patch = deployment.artifact("fix-basket.patch", "fix-basket").decode()
     shortened = re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", actual_patch)
     assert [line.strip() for line in documented_patch.splitlines()] == [line.strip() for line in shortened.splitlines()]
 

@@ -59,8 +59,8 @@ ROWS = [
     ("Artifacts and patches", "Number of these files", "workspace.collect.ARTIFACTS_MAX"),
     ("Artifacts and patches", "Paths of these files", "workspace.collect.ARTIFACT_PATHS_BYTES_MAX"),
     ("Artifacts and patches", "Files and directories of a commit", "workspace.files.ENTRIES_MAX"),
-    ("Artifacts and patches", "Tasks in a chain", "model.limits.CHAIN_TASKS_MAX"),
-    ("Artifacts and patches", "Patches of a chain", "model.limits.CHAIN_BYTES_MAX"),
+    ("Artifacts and patches", "Patches of the earlier tasks of a chain", "model.limits.CHAIN_PATCHES_MAX"),
+    ("Artifacts and patches", "Size of these patches", "model.limits.CHAIN_BYTES_MAX"),
     ("Artifacts and patches", "Session of an agent", "model.limits.SESSION_BYTES_MAX"),
     (
         "Artifacts and patches",

@@ -22,7 +22,7 @@ from sandbox.interfaces.runtime import (
     TerminalSize,
 )
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.workspace.git.host_process import NoConfinement
+from sandbox.workspace.no_confinement import NoConfinement
 
 
 @dataclass

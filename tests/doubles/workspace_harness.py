@@ -19,7 +19,7 @@ from sandbox.model.manifest.schema import Repository
 from sandbox.runtimes import disk_ownership
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.workspace.clone.relay import DialPolicy
-from sandbox.workspace.git.host_process import NoConfinement
+from sandbox.workspace.no_confinement import NoConfinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
 PUBLIC_URL = "https://git.example/demo.git"

@@ -66,7 +66,7 @@ from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 from sandbox.system.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.workspace.clone.relay import DialPolicy
-from sandbox.workspace.git.host_process import no_confinement
+from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
 _log = logging.getLogger("sandbox.runner")  # the name of this module is __main__

@@ -191,7 +191,7 @@ def create_maintenance_jobs(
             garbage_collector.sweep,
             "See 'What crashes leave' in docs/operations.md.",
         ),
-        PeriodicJob("journals of finished tasks", compressor.sweep, "Free space on the disk of the data directory."),
+        PeriodicJob("journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),
         PeriodicJob("leftovers of probes", probes.sweep, f"Check {run_dir}."),
         PeriodicJob("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),

@@ -73,7 +73,7 @@ class Contexts:
         return replace(self, current=name)
 
     def add(self, name: str, context: Context) -> Self:
-        """Add a context in place of any with the same name, and make it the current one."""
+        """Add a context, replacing any with the same name, and make it the current one."""
         return replace(self, by_name={**self.by_name, name: context}, current=name)
 
     def remove(self, name: str) -> Self:
@@ -96,7 +96,7 @@ def check_name(name: str) -> str:
 def default_file() -> Path:
     """Return `$XDG_CONFIG_HOME/sandbox/contexts.json`."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # The specification of XDG_CONFIG_HOME requires to ignore relative paths.
+    # The specification of XDG_CONFIG_HOME requires that relative paths be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / ".config") / "sandbox" / "contexts.json"
 
 
@@ -185,7 +185,7 @@ def _decode_context(name: str, value: Any) -> Context:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the command line and the environment select. An empty text is the same as none."""
+    """What the command line and the environment select. An empty string is the same as None."""
 
     server: str | None = None
     token: str | None = None

@@ -15,7 +15,7 @@ import click
 from sandbox.cli.lazy_group import LazyGroup
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
-from sandbox.cli.startup import STDOUT, discard_stdout
+from sandbox.cli.standard_streams import STDOUT, discard_stdout
 
 if TYPE_CHECKING:
     from sandbox.model.errors import SandboxError

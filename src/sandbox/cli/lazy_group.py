@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from sandbox.cli.startup import gc_frozen
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 Entries = Mapping[str, tuple[str, str]]
 """Maps the name of a command to its location (`module:attribute`) and its short help."""
+
+
+@contextmanager
+def gc_frozen() -> Iterator[None]:
+    """Exclude all objects created in the context from garbage collection, permanently.
+
+    Modules live until the process ends, and scanning them takes a quarter of the CPU time of a server's start and end.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class SuggestingGroup(click.Group):

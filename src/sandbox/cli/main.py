@@ -12,7 +12,7 @@ from sandbox.cli.errors import RootGroup
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import LazyGroup
 from sandbox.cli.options import common_options
-from sandbox.cli.startup import set_up_streams
+from sandbox.cli.standard_streams import set_up_streams
 
 ROOT_ENTRIES = {
     "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply its changes."),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
+from sandbox.cli.lazy_group import gc_frozen
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text
-from sandbox.cli.startup import gc_frozen
 from sandbox.model.limits import DEFAULT_SERVER
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
 
 
 def task_argument(command: _Decorated) -> _Decorated:
-    """Add the TASK_ID argument. The command gets the task's full id, also for the beginning of it."""
+    """Add the TASK_ID argument. The command gets the task's full id, even if only its beginning is given."""
 
     @wraps(command)
     def run_command(*, task_id: str, **parameters: Any) -> Any:

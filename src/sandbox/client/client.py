@@ -89,7 +89,7 @@ class Client:
         prompt: str | None = None,
         idempotency_key: str | None = None,
     ) -> Submitted:
-        """Submit a new task with the manifest of an earlier one, which may have any state and does not change.
+        """Submit a new task with the manifest of an earlier one, which may be in any state and does not change.
 
         overrides: fields to set, as `PATH=VALUE`, such as `vm.cpus=16`.
         prompt: another prompt; None for the same one.

@@ -153,7 +153,7 @@ class TaskNotContinuableError(SandboxError):
 class Inheritance:
     """What a new task takes over from an earlier one.
 
-    sources: the file to copy, by the name of the copy; `parent.files` has more of each copy.
+    sources: the file to copy, keyed by the name of the copy; `parent.files` describes the copies.
     conversation: the content of `parent.conversation`, if it has no source.
     """
 
@@ -237,7 +237,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class HostLoad:
-    """The load of a host at one moment. The CPU ticks of all CPUs are counted since its start."""
+    """The load of a host at one moment. The ticks are those of all CPUs since the host booted."""
 
     cpu_busy_ticks: int
     cpu_total_ticks: int
@@ -311,7 +311,7 @@ class FollowUps(Protocol):
     """Plans tasks that start from earlier ones, and changes nothing. Raises TaskNotFoundError."""
 
     async def plan_rerun(self, task_id: str) -> FollowUp:
-        """Return the starting point of this task. It may have any state."""
+        """Return the starting point of this task, which may be in any state."""
         ...
 
     async def plan_continuation(self, task_id: str) -> FollowUp:

@@ -32,7 +32,7 @@ class Artifact(msgspec.Struct, frozen=True):
     name: unique in the task, without `/`.
     path: relative to the workspace root, or `.sandbox/<name>` if Sandbox generated it.
     size_bytes, checksum: size and SHA-256 of the stored bytes; `checksum` is `sha256:<64 hex digits>`.
-    is_internal: only follow-up tasks use the file; clients do not see it.
+    is_internal: only tasks that continue this one use the file; clients do not see it.
     """
 
     name: ArtifactName

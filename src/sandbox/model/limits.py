@@ -19,7 +19,7 @@ SEARCHED_PROMPT_CHARACTERS_MAX = 16_384
 """Maximum number of characters of a prompt that are searched, from the beginning of the prompt."""
 
 SEARCH_CHARACTERS_MAX = 200
-"""Maximum length of the words to search a list of tasks for; longer ones get 400."""
+"""Maximum length of a search query for tasks; a longer one gets 400."""
 
 REPOSITORY_FILTER_CHARACTERS_MAX = 2048
 """Maximum length of the repository by which a list of tasks is filtered; a longer one gets 400."""
@@ -263,11 +263,11 @@ IDEMPOTENCY_SECONDS = 24 * 3600.0
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of a patch; changes beyond it are stored as files instead (`patch_truncated`)."""
 
-CHAIN_TASKS_MAX = 100
-"""Maximum number of tasks in a chain of tasks that continue each other; another one gets 409."""
+CHAIN_PATCHES_MAX = 100
+"""Maximum number of patches that a task takes over from the earlier tasks of its chain; another task gets 409."""
 
 CHAIN_BYTES_MAX = 512 * 1024 * 1024
-"""Maximum size of the patches of a chain together; another task of the chain gets 409."""
+"""Maximum total size of these patches; another task of the chain gets 409."""
 
 SESSION_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
@@ -276,7 +276,7 @@ EARLIER_CONVERSATION_CHARACTERS_MAX = 60_000
 """Maximum length of the earlier conversation that an agent gets as text; the beginning is left out."""
 
 EARLIER_CONVERSATION_EVENTS_MAX = 20_000
-"""Number of events at the end of a task in which its conversation is searched."""
+"""Number of events at the end of a task that are searched for its conversation."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
 """Maximum total size of a task's files that match its patterns. A file beyond it is skipped, and an event reports it.
@@ -401,7 +401,7 @@ REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held back if their end may be the start of a secret value."""
 
 METRICS_INTERVAL_SECONDS = 5.0
-"""Longest interval of resource usage samples of a sandbox."""
+"""Longest interval between resource usage samples of a sandbox."""
 METRICS_INTERVAL_SECONDS_MIN = 0.5
 """Interval of the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
 

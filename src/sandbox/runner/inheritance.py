@@ -61,7 +61,7 @@ def add_conversation(attempt: AttemptContext) -> Manifest:
     _check(path, parent.conversation, FailureCode.PROVISION_FAILED)
     conversation = path.read_text(errors="replace").replace(_CLOSING_TAG, "")
     prompt = (
-        "You continue earlier work on this repository. The workspace contains the changes that were made so far. "
+        "You are continuing earlier work on this repository. The workspace contains the changes that were made so far. "
         "This is the earlier conversation; long texts are shortened:\n\n"
         f"<earlier-conversation>\n{conversation}\n{_CLOSING_TAG}\n\n"
         f"This is the new request:\n\n{manifest.agent.prompt}"

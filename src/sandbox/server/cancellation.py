@@ -15,7 +15,7 @@ from sandbox.model.task import Task
 from sandbox.server.journal_replay import JournalReplayer, ReplaySlot
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask
 
-_NOT_STARTED_MESSAGE = "The task had not started and is cancelled."
+_NOT_STARTED_MESSAGE = "The task was cancelled before it started."
 _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 

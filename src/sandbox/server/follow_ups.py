@@ -17,7 +17,7 @@ from sandbox.interfaces.tasks import (
     TaskQueries,
 )
 from sandbox.model.events import GENERATED_DIRECTORY, SESSION_NAME, Artifact, Parent
-from sandbox.model.limits import CHAIN_BYTES_MAX, CHAIN_TASKS_MAX, EARLIER_CONVERSATION_EVENTS_MAX
+from sandbox.model.limits import CHAIN_BYTES_MAX, CHAIN_PATCHES_MAX, EARLIER_CONVERSATION_EVENTS_MAX
 from sandbox.model.task import Task
 from sandbox.server.conversation_text import ConversationText
 from sandbox.system import client_fairness
@@ -88,8 +88,8 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
         name = f"inherited-{len(patches) + 1}.patch"
         sources[name] = layout.artifacts / own_patch.name
         patches = (*patches, _copy_of(own_patch, name))
-    if len(patches) > CHAIN_TASKS_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
-        limits = f"{CHAIN_TASKS_MAX} tasks and {CHAIN_BYTES_MAX // 1024**2} MiB of patches"
+    if len(patches) > CHAIN_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
+        limits = f"{CHAIN_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
         raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_IT)
     session_id = task.attempt.session_id if task.attempt is not None else None
     kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)
@@ -142,7 +142,7 @@ def _origin_commit(task: Task) -> str:
         return repository.commit.lower()
     if task.base_commit is None:
         raise TaskNotContinuableError(task.id, "its repository was never cloned", _RERUN_IT)
-    reason = "its manifest has a patch and no full repository.commit, so the commit below the patch is unknown"
+    reason = "its manifest has a patch and no full repository.commit, so the commit that it applies to is unknown"
     raise TaskNotContinuableError(task.id, reason, "Submit it again with repository.commit.")
 
 

@@ -35,7 +35,7 @@ from sandbox.runner.steps.provision import write_handle
 from sandbox.secrets.redactor import SecretRedactor
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
-from sandbox.system.fingerprint import make_fingerprint
+from sandbox.system.secret_fingerprint import make_fingerprint
 
 TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
 SECOND_ID = "bcdefghijklm"

@@ -24,7 +24,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.runner.steps.collect import _flag_secrets
-from sandbox.system.fingerprint import make_fingerprint
+from sandbox.system.secret_fingerprint import make_fingerprint
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}

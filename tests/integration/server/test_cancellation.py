@@ -61,7 +61,7 @@ async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(componen
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
-    assert (await scenario()) == ("The task had not started and is cancelled.", TaskState.CANCELLED)
+    assert (await scenario()) == ("The task was cancelled before it started.", TaskState.CANCELLED)
 
 
 class SlowStart:

@@ -10,8 +10,8 @@ from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Lifecycle, Vm
-from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
+from sandbox.model.manifest.schema import Vm
+from sandbox.runner.resource_exhaustion import ExhaustionDetector
 
 KILLED = Failure(FailureCode.AGENT_FAILED, "Claude Code was killed by signal 9.")
 SILENT = AgentOutcome(None, KILLED)
@@ -135,47 +135,3 @@ def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
     scenario.check_disk()
     assert scenario.codes == ["internal_error"]
     assert scenario.detector.disk_usage.used_bytes == 50
-
-
-class SteppedClock:
-    """A monotonic clock that advances with each sleep."""
-
-    def __init__(self, monkeypatch):
-        self.seconds, self.on_sleep = 0.0, lambda: None
-        monkeypatch.setattr("sandbox.runner.resource_exhaustion.asyncio.sleep", self.sleep)
-
-    def monotonic(self):
-        return self.seconds
-
-    async def sleep(self, seconds):
-        self.seconds += seconds
-        self.on_sleep()
-
-
-@pytest.fixture
-def stepped_clock(monkeypatch):
-    return SteppedClock(monkeypatch)
-
-
-LIFECYCLE = Lifecycle(timeout="60s", hang_timeout="10s")
-
-
-async def test_silent_agent_hangs_after_the_hang_timeout(stepped_clock):
-    failure = await TimeLimit(LIFECYCLE, stepped_clock, lambda: False).watch(60)
-    assert (failure.code, stepped_clock.seconds) == (FailureCode.HANG, 10)
-
-
-@pytest.mark.parametrize("is_busy", [True, False])
-async def test_active_or_busy_agent_times_out_at_the_end_of_the_remaining_time(stepped_clock, is_busy):
-    limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: is_busy)
-    if not is_busy:
-        stepped_clock.on_sleep = limit.count_activity
-    failure = await limit.watch(45)
-    assert (failure.code, stepped_clock.seconds) == (FailureCode.TIMEOUT, 45)
-
-
-async def test_hang_timeout_starts_again_with_each_output(stepped_clock):
-    limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: False)
-    stepped_clock.on_sleep = lambda: limit.count_activity() if stepped_clock.seconds == 7 else None
-    assert (await limit.watch(60)).code is FailureCode.HANG
-    assert stepped_clock.seconds == 17

@@ -67,7 +67,7 @@ router = create_router("Tasks")
     openapi_extra=_RERUN_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
 async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
-    """Submit a new task with the manifest of this one. The earlier task may have any state, and does not change."""
+    """Submit a new task with the manifest of this one, which may be in any state and does not change."""
     plan = context.services.follow_ups.plan_rerun
     return await _submit(request, context, task_id, plan, RerunRequest, _RERUN_EXAMPLE)
 
@@ -99,7 +99,7 @@ async def _submit(
         require_valid_credentials(request, context.authenticator)
         inheritance = follow_up.inheritance
         if inheritance is not None and manifest.agent.is_interactive:
-            # Nobody can see from the outside whether an interactive session was resumed.
+            # Sandbox cannot tell whether an interactive session was resumed.
             parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
             inheritance = replace(inheritance, parent=parent)
         return submitted_response(await submissions.submit(manifest, idempotency, inheritance))
@@ -134,7 +134,7 @@ def _change_manifest(follow_up: FollowUp, changes: RerunRequest | ContinueReques
 
 
 def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
-    """Raise InvalidParameterError if the work of earlier tasks would not fit to the new one."""
+    """Raise InvalidParameterError if the work of earlier tasks would not fit the new one."""
     if manifest.repository != earlier.repository:
         message = "must not change repository: the task starts from the work of an earlier one"
         raise InvalidParameterError("overrides", message)

@@ -99,7 +99,7 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
 
 
 def _create_part(part: Path, target: Path) -> int:
-    """Create the temporary file. Raises an OSError whose file name is the requested target."""
+    """Create the temporary file. Raises an OSError that names the target, or its directory if that does not exist."""
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:

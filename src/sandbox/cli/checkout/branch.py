@@ -43,7 +43,7 @@ class NewBranch:
     def require_available(self) -> None:
         """Fail if the name is invalid or in use."""
         if self.checkout.git_output("check-ref-format", "--branch", self.name) != self.name:
-            raise click.BadParameter(f"{self.name!r} is not a valid name of a branch", param_hint="'--branch'")
+            raise click.BadParameter(f"{self.name!r} is not a valid branch name", param_hint="'--branch'")
         checked_out = self.checkout.git_output("worktree", "list", "--porcelain") or ""
         if self._commit() is not None or f"branch {self._ref}" in checked_out.splitlines():
             self._fail_because_it_exists("in this checkout")
@@ -118,8 +118,8 @@ class NewBranch:
     def _require_identity(self) -> None:
         completed = self.checkout.run("var", "GIT_COMMITTER_IDENT")
         if completed.returncode:
-            advice = "Set it: git config user.name NAME; git config user.email ADDRESS"
-            fail_with_git_output("The commit would have no author: git has no name and address for it.", b"", advice)
+            advice = "Set it: git config user.name NAME; git config user.email EMAIL"
+            fail_with_git_output("The commit would have no author: git has no name and email for it.", b"", advice)
 
     def _output(self, completed: CompletedProcess[bytes]) -> str:
         if completed.returncode:
@@ -136,7 +136,7 @@ class NewBranch:
         )
 
     def _fail_because_it_exists(self, place: str) -> NoReturn:
-        message = f"Error: The branch {self._shown} exists {place} already, so nothing was changed."
+        message = f"Error: The branch {self._shown} already exists {place}, so nothing was changed."
         fail(f"{message}\n  Choose another name: --branch {self._shown}-2", ExitCode.CONFLICT)
 
 

@@ -154,7 +154,8 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
             actual_size, size_limit = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
             fail(
-                f"Error: The local changes are a patch of {actual_size}; the limit is {size_limit}.\n{_TOO_LARGE_HINT}",
+                f"Error: The patch with the local changes is {actual_size}; the limit is {size_limit}.\n"
+                f"{_TOO_LARGE_HINT}",
                 ExitCode.CONFLICT,
             )
         patch = path.read_bytes()

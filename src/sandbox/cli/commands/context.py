@@ -33,7 +33,7 @@ def context() -> None:
 @context.command("list", epilog=help_examples("sandbox context list"))
 @output_options("text", "json", "table")
 def list_contexts() -> None:
-    """List the contexts; the current one has a star."""
+    """List the contexts; a star marks the current one."""
     from sandbox.cli.output.table import cell, print_table
 
     options, contexts = current_options(), ContextFile(default_file()).load()
@@ -67,7 +67,7 @@ def use(name: str) -> None:
     with file.changing():
         contexts = file.load().use(name)
         file.save(contexts)
-    print_message(f"The current context is {name} now: {contexts.find(name).server}")
+    print_message(f"The current context is now {name}: {contexts.find(name).server}")
     print_overrides()
 
 
@@ -82,4 +82,4 @@ def remove(name: str) -> None:
         file.save(after)
     click.echo(f"Removed the context {name}.", err=True)
     if after.current != before.current:
-        print_message(f"The current context is {DEFAULT_NAME} now: {DEFAULT_CONTEXT.server}")
+        print_message(f"The current context is now {DEFAULT_NAME}: {DEFAULT_CONTEXT.server}")

@@ -14,7 +14,7 @@ _PORT = click.IntRange(0, 65535)
 
 @click.command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
 @click.option("--keep", "is_kept", is_flag=True, help="Keep the servers running in the background.")
-@click.option("--stop", "stops", is_flag=True, help="Stop the servers of --keep, and remove their tasks and files.")
+@click.option("--stop", "stops", is_flag=True, help="Stop what --keep started, and remove its tasks and files.")
 @click.option("--port", type=_PORT, metavar="PORT", help="With --keep: the server's port [default: 8122].")
 @click.option("--ws-port", type=_PORT, metavar="PORT", help="With --keep: the port for WebSockets [default: 8121].")
 @click.option("--git-port", type=_PORT, metavar="PORT", help="With --keep: the git server's port [default: 8130].")

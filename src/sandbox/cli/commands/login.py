@@ -49,7 +49,7 @@ def login(address: str | None, name: str | None) -> None:
     token = _read_token(server) if _is_token_needed(server) else ""
     with file.changing():
         file.save(file.load().add(name, Context(server, token)))
-    print_message(f"Logged in to {server}. The current context is {name} now.")
+    print_message(f"Logged in to {server}. The current context is now {name}.")
     print_overrides()
 
 

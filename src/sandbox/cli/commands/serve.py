@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import gc_frozen
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
-from sandbox.cli.startup import gc_frozen
 
 
 @click.command(

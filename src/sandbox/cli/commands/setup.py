@@ -25,10 +25,10 @@ def setup(yes: bool, is_print: bool) -> None:
     """Install what this machine lacks.
 
     Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
-    for sandboxes. Prompts before it installs a system package. Without a terminal and without --yes, it only prints the
-    commands. The agent is part of the Python installation.
+    for sandboxes. Prompts before it installs system packages. Without a terminal and without --yes, it prints their
+    commands and does not run them. The agent is part of the Python installation.
 
-    Exit code: 0 if everything required is installed or printed with --print, else 1.
+    Exit code: 0 if everything required is installed, or if --print printed the commands; otherwise 1.
     """
     from sandbox.bootstrap import machine_setup
 
@@ -68,7 +68,7 @@ def _install_packages(plan: SetupPlan, *, is_confirmed: bool) -> None:
     for command in plan.commands:
         if not run_command(command):
             message = f"Error: This command failed:\n  {escape_text(shlex.join(command))}"
-            fail(f"{message}\nOnly root can install system packages.", ExitCode.TASK_FAILED)
+            fail(f"{message}\nSee its output above. Only root can install system packages.", ExitCode.TASK_FAILED)
     if not all(run_command(command) for command in plan.optional):
         click.echo("gVisor (package runsc) is not available here, so the runtime is bubblewrap.", err=True)
 

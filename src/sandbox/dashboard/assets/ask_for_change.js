@@ -12,7 +12,7 @@ export async function continueTask(api, prompt) {
   location.assign(`/tasks/${encodeURIComponent(task_id)}`);
 }
 
-// Open the dialog. The text is kept until it is submitted, also if the page is left.
+// Open the dialog. The text is kept until it is submitted, even if the user leaves the page.
 export function askForChange(api) {
   const draft = `sandbox.change.${api}`;
   const text = $("change-prompt");

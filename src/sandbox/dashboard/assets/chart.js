@@ -55,7 +55,7 @@ export class Chart {
 
   // kind: "line", "step" (a sum of what is added) or "bars". gap: milliseconds without a sample that are shown as a gap.
   // base: 2 for bytes. labelTime: formats a time on the axis, for the given step; the default is the time since
-  // the begin.
+  // the start.
   constructor({ name, format, kind = "line", gap = Infinity, base = 10, isWhole = false, labelTime = null }) {
     Object.assign(this, { name, format, kind, gap, base, isWhole, labelTime });
     this.value = h("span", { class: "chart-value" }, "–");

@@ -58,7 +58,7 @@ export class Cursor {
     const { current } = this;
     const isAtTop = Math.abs(current.element.getBoundingClientRect().top - topOf(current)) < 2;
     const isChosen = current === this.#view || isAtTop;
-    // Before the first file is reached, and within a file, the first step leads to the begin of the current file.
+    // Before the first file is reached, and within a file, the first step leads to the start of the current file.
     const begin = current.element.getBoundingClientRect().top;
     const isHere = !isChosen && (step > 0 ? begin > topOf(current) : begin < topOf(current));
     this.goTo(isHere ? current : this.changes.views[current.at + step]);

@@ -40,7 +40,7 @@ export class LineStyle {
   }
 }
 
-// The spans within a line, relative to its begin, as [start, end, class].
+// The spans within a line, relative to its start, as [start, end, class].
 function slice(spans, offset, length) {
   let [low, high] = [0, spans.length / 3];
   while (low < high) {

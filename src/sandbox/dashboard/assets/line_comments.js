@@ -76,7 +76,7 @@ export class LineComments {
     const item = view.items[Number(element.dataset.row)];
     const row = Array.isArray(item) ? ((column < 2 ? item[0] : item[1]) ?? item[0] ?? item[1]) : item;
     if (!row || row.kind === "hunk") return;
-    if (this.store.comments.length >= COMMENTS_MAX) return toast(`A task can have ${COMMENTS_MAX} comments.`);
+    if (this.store.comments.length >= COMMENTS_MAX) return toast(`A task can have at most ${COMMENTS_MAX} comments.`);
     const place = placeOf(view.file, row);
     if (!this.#drafts.has(keyOf(place))) {
       this.#drafts.set(keyOf(place), "");

@@ -66,7 +66,7 @@ export class LineHeights {
     return offset;
   }
 
-  // The line at a position; the last one for positions behind the end.
+  // The line at a position; the last one for positions past the end.
   indexAt(offset) {
     let block = 0;
     while (block < this.#blocks.length - 1 && offset >= this.#blocks[block]) offset -= this.#blocks[block++];

@@ -175,7 +175,7 @@ export class ManifestForm {
     if (!text && !this.agent)
       text = sections.length
         ? `The form has no fields for the section ${sections.slice(0, 3).join(", ")}. Change it in the YAML.`
-        : "The YAML has no section of an agent. Add it in the YAML.";
+        : "The YAML has no agent section. Add one there.";
     note.textContent = text ?? "";
     note.hidden = !text;
     const others = problem ? [] : this.#otherPaths(sections);

@@ -25,7 +25,7 @@ function create(intervalSeconds) {
     cpus_reserved: new Chart({ name: "CPUs reserved by tasks", ...tasks }),
   };
   charts.cpu_percent.limit = 100;
-  note = h("p", { class: "muted" }, "The first sample is taken when the server starts, and then one every 15 s.");
+  note = h("p", { class: "muted" }, "A sample is taken when the server starts, and then every 15 s.");
   const list = h("div", { class: "charts" }, ...Object.values(charts).map((chart) => chart.element));
   $("load").replaceChildren(list, note);
 }

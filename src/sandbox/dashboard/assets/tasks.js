@@ -115,7 +115,7 @@ async function cancelSelected() {
   };
   await Promise.all(Array.from({ length: REQUESTS_MAX }, work));
   const done = `${plural(tasks.length - failedCount)} cancelled`;
-  $("bulk-title").textContent = failedCount ? `${done}, ${failedCount} not` : done;
+  $("bulk-title").textContent = failedCount ? `${done}, ${failedCount} not cancelled` : done;
   restoreSelection();
   refresh("tasks");
 }

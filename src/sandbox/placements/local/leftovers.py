@@ -24,7 +24,7 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
-from sandbox.system.fingerprint import matches_fingerprint
+from sandbox.system.secret_fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.05
 
@@ -192,7 +192,8 @@ class LocalAttemptFiles:
     async def scan(self) -> LeftoverScan:
         """Scan the host, then the directories. Implements `AttemptFiles.scan`.
 
-        The directory of an attempt is older than its leftovers.
+        In this order, no leftover of a new attempt looks unowned: an attempt's directory is created before
+        anything else.
         """
         found = {
             source.kind: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources

@@ -40,14 +40,14 @@ from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.inheritance import compress_session
 from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
-from sandbox.system.fingerprint import matches_fingerprint
+from sandbox.system.secret_fingerprint import matches_fingerprint
 
 
 class CollectStep(msgspec.Struct, frozen=True):
     """Stores the artifacts of an attempt.
 
-    confine: confines git. disk_space: free space of the data directory. agent: reads the session that is kept for a
-    follow-up task; None if this version does not have the task's agent.
+    confine: confines git. disk_space: free space of the data directory. agent: reads the session that is kept for
+    tasks that continue this one; None if this version does not have the task's agent.
     """
 
     attempt: AttemptContext

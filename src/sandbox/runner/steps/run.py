@@ -35,9 +35,10 @@ from sandbox.runner.agent_process import (
 )
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
-from sandbox.runner.resource_exhaustion import ExhaustionDetector, TimeLimit
+from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import TerminalServer, without_secrets
+from sandbox.runner.time_limit import TimeLimit
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
 

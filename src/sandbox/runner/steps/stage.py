@@ -15,7 +15,7 @@ from sandbox.runner.inheritance import find_inherited_patches
 from sandbox.runner.progress import remaining_seconds
 from sandbox.runner.steps.teardown import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
 from sandbox.system.files import fsync_path, write_durably
-from sandbox.system.fingerprint import make_fingerprint, matches_fingerprint
+from sandbox.system.secret_fingerprint import make_fingerprint, matches_fingerprint
 
 
 class StageStep(msgspec.Struct, frozen=True):

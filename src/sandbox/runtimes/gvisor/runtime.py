@@ -26,7 +26,7 @@ _MEMORY_BYTES = 256 * 1024 * 1024
 _ISOLATES = (
     "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
     "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
-    "processes, users, host name, IPC: only in that kernel",
+    "processes, users, host name, IPC: exist only in gVisor's kernel",
     "network: a separate namespace in which only the gateway listens",
     "privileges: none on the host; a separate kernel uid",
 )

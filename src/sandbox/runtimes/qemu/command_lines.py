@@ -46,7 +46,7 @@ _EMULATED_CPU = "max,-la57"
 
 
 class Accelerator(StrEnum):
-    """Execution of the guest's instructions: by the CPU or by emulation."""
+    """How the guest's instructions are executed: by the CPU or by emulation."""
 
     KVM = "kvm"
     TCG = "tcg"

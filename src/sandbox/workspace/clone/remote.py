@@ -16,7 +16,7 @@ from sandbox.interfaces.file_layout import PROXY_PORT
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, FIRST_EXTRA_DESCRIPTOR, ConfinedCommand
 from sandbox.workspace.clone.relay import HostPort, canonical_host
 from sandbox.workspace.git.command import GitSetting
-from sandbox.workspace.git.host_process import NoConfinement
+from sandbox.workspace.no_confinement import NoConfinement
 
 FILES_DIRECTORY = "/etc/clone"
 """Directory of the files that settings name; also the HOME of a confined clone."""

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 from sandbox.interfaces.runtime import ConfinedCommand, Confinement
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
-from sandbox.workspace.git.host_process import NoConfinement
+from sandbox.workspace.no_confinement import NoConfinement
 
 T = TypeVar("T")
 _BROKEN_PIPE_SECONDS = 5.0

@@ -197,7 +197,7 @@ def test_existing_remote_branch_is_never_changed(apply, task, checkout, bare, st
     result = apply(*PUSH)
     assert (result.returncode, result.stderr.decode()) == (
         4,
-        "Error: The branch fix/two exists on origin already, so nothing was changed.\n"
+        "Error: The branch fix/two already exists on origin, so nothing was changed.\n"
         "  Choose another name: --branch fix/two-2\n",
     )
     assert (git("rev-parse", "fix/two", cwd=bare), everything(checkout)) == (there, before)
@@ -208,7 +208,7 @@ def test_existing_branch_is_never_changed(apply, task, checkout, api):
     before = everything(checkout)
     result = apply(*COMMIT)
     assert (result.returncode, everything(checkout), api.requests) == (4, before, [])
-    assert b"exists in this checkout already" in result.stderr
+    assert b"already exists in this checkout" in result.stderr
 
 
 def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
@@ -216,7 +216,7 @@ def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
     git("checkout", "-q", "--orphan", "fix/two", cwd=checkout)
     result = apply(*COMMIT)
     assert result.returncode == 4
-    assert b"exists in this checkout already" in result.stderr
+    assert b"already exists in this checkout" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def requires_token(api):
 def test_accepted_token_is_stored_and_used(run_cli, api, requires_token, file):
     result = run_cli("login", api.url, "--context", "prod", stdin=f"{TOKEN}\n".encode())
     assert (result.returncode, result.stdout) == (0, b"")
-    assert result.stderr.decode() == f"Logged in to {api.url}. The current context is prod now.\n"
+    assert result.stderr.decode() == f"Logged in to {api.url}. The current context is now prod.\n"
     stored = {"version": 1, "current": "prod", "contexts": {"prod": {"server": api.url, "token": TOKEN}}}
     assert json.loads(file.read_bytes()) == stored
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -162,10 +162,10 @@ def test_contexts_are_listed_without_tokens(run_cli, api, requires_token):
 
 
 def test_context_is_used_and_removed(run_cli, api, two_contexts, file):
-    assert run_cli("context", "use", "first").stderr.decode() == f"The current context is first now: {api.url}\n"
+    assert run_cli("context", "use", "first").stderr.decode() == f"The current context is now first: {api.url}\n"
     assert json.loads(file.read_bytes())["current"] == "first"
     removed = run_cli("context", "remove", "first").stderr.decode()
-    assert removed == "Removed the context first.\nThe current context is default now: http://localhost:8122\n"
+    assert removed == "Removed the context first.\nThe current context is now default: http://localhost:8122\n"
     assert list(json.loads(file.read_bytes())["contexts"]) == ["second"]
     assert run_cli("context", "remove", "default").returncode == 2
 

@@ -198,7 +198,9 @@ def test_tasks_of_an_ambiguous_prefix_fit_the_window(api, screen, width):
 def test_login_messages_fit_the_window(api, screen, width):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     lines = screen("login", api.url, "--context", "x" * 20, width=width)
-    assert " ".join(line.strip() for line in lines).startswith(f"Logged in to {api.url}. The current context is xxxx")
+    assert " ".join(line.strip() for line in lines).startswith(
+        f"Logged in to {api.url}. The current context is now xxxx"
+    )
 
 
 def test_doctor_output_fits_the_window(screen, environment):

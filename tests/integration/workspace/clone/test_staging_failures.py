@@ -429,7 +429,7 @@ def test_git_ends_when_the_runner_is_killed(harness):
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.model.manifest.schema import Repository\n"
-        "from sandbox.workspace.git.host_process import no_confinement\n"
+        "from sandbox.workspace.no_confinement import no_confinement\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
         "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), no_confinement, 10**9))\n"

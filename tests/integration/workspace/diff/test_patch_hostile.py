@@ -214,7 +214,7 @@ def test_files_with_restrictive_modes_are_read(staged):
     staged.workspace.chmod(0)
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
-        "from sandbox.workspace.git.host_process import no_confinement\n"
+        "from sandbox.workspace.no_confinement import no_confinement\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), no_confinement, lambda _: False))\n"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 CONVERSATION_LINES_MAX = 50
-"""Number of lines at the end of the conversation among which the agent's final message is."""
+"""Number of lines at the end of the conversation that are searched for the agent's final message."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -156,7 +156,7 @@ def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -
     if task.base is None:
         fail(f"Error: The commit on which the task started is not known.\n{other}", ExitCode.CONFLICT)
     if repository.get("patch"):
-        message = "Error: The task started with changes that were not pushed, so no branch can start where it started."
+        message = "Error: The task started with changes that were not pushed, so no branch can start from its commit."
         fail(f"{message}\n{other} --beside-changes", ExitCode.CONFLICT)
     branch.fetch_missing(task.base, str(repository.get("url", "")), str(repository.get("branch", "")))
     return task.base

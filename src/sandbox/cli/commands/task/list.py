@@ -83,7 +83,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     "created_after",
     metavar="TIME",
     callback=parse_past_time_option,
-    help="Only tasks submitted since this time (RFC 3339), or since a duration before now, such as 2h.",
+    help="Only tasks submitted since this time (RFC 3339), or within this duration, such as 2h.",
 )
 @click.option(
     "--until",

@@ -35,8 +35,8 @@ def rerun(
 ) -> None:
     """Submit a task again.
 
-    The new task has the manifest of the task ID, with the changes that the options make. It starts from a new clone.
-    The task ID may have any state, and does not change.
+    The new task has the manifest of the earlier one, with the changes that the options make. It starts from a new
+    clone. The earlier task may be in any state, and does not change.
     """
     options, text = current_options(), None if prompt is None else read_prompt(prompt)
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]

@@ -1,31 +1,15 @@
-"""Process startup: no garbage collection of imported modules, and robust standard streams."""
+"""Standard streams that are always open and do not fail a command for an encoding."""
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-
-@contextmanager
-def gc_frozen() -> Iterator[None]:
-    """Exclude all objects created in the context from garbage collection, permanently.
-
-    Modules live until the process ends, and scanning them takes a quarter of the CPU time of a server's start and end.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 STDOUT = "stdout"
