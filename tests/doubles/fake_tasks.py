@@ -15,8 +15,8 @@ from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQ
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
+    DerivedTaskPlan,
     DrainStatus,
-    FollowUp,
     Health,
     IdempotencyKeyReusedError,
     Inheritance,
@@ -140,16 +140,16 @@ class FakeTasks:
         task = next(one.task for one in self.entries.values() if one.task.idempotency == previous)
         return Submission(task, is_replayed=True)
 
-    async def plan_rerun(self, task_id: str) -> FollowUp:
-        return FollowUp(self._entry(task_id).task.manifest, self.inheritances.get(task_id))
+    async def plan_rerun(self, task_id: str) -> DerivedTaskPlan:
+        return DerivedTaskPlan(self._entry(task_id).task.manifest, self.inheritances.get(task_id))
 
-    async def plan_continuation(self, task_id: str) -> FollowUp:
+    async def plan_continuation(self, task_id: str) -> DerivedTaskPlan:
         task = self._entry(task_id).task
         if not task.state.is_final:
             raise TaskNotEndedError(task)
         if task_id not in self.inheritances:
             raise TaskNotContinuableError(task_id, "it ended without a patch", "Submit it again.")
-        return FollowUp(task.manifest, self.inheritances[task_id])
+        return DerivedTaskPlan(task.manifest, self.inheritances[task_id])
 
     async def submit(
         self,

@@ -35,9 +35,9 @@ from sandbox.model.task_state import TaskState
 from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.cancellation import Canceller
+from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.follow_ups import FollowUps
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
@@ -214,7 +214,7 @@ class RunningServer:
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, self.debug_sessions),
             Administration(tracked_tasks, dispatcher, clock, drain, self.pruner, Retention(), health_check),
-            FollowUps(data_dir, queries, events),
+            DerivedTaskPlanner(data_dir, queries, events),
             self.load,
         )
         self.services, self.tracked_tasks = services, tracked_tasks
@@ -222,7 +222,10 @@ class RunningServer:
         self.find_submission = services.submissions.find_submission
         self.submit = services.submissions.submit
         self.check_acceptance = services.submissions.check_acceptance
-        self.plan_rerun, self.plan_continuation = services.follow_ups.plan_rerun, services.follow_ups.plan_continuation
+        self.plan_rerun, self.plan_continuation = (
+            services.derived_tasks.plan_rerun,
+            services.derived_tasks.plan_continuation,
+        )
         self.status = services.tasks.status
         self.query = services.tasks.query
         self.wait = services.tasks.wait

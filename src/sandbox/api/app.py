@@ -19,7 +19,7 @@ from sandbox.api.middleware.authentication import AuthenticationMiddleware
 from sandbox.api.middleware.metrics import MetricsMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
 from sandbox.api.openapi import build_schema
-from sandbox.api.routes import admin, artifacts, docs, follow_ups, health, logs, sessions, task_list, tasks
+from sandbox.api.routes import admin, artifacts, derived_tasks, docs, health, logs, sessions, task_list, tasks
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
 from sandbox.interfaces.agent import Agent
@@ -27,7 +27,7 @@ from sandbox.interfaces.agent import Agent
 _ROUTERS = (
     task_list.router,
     tasks.router,
-    follow_ups.router,
+    derived_tasks.router,
     logs.router,
     artifacts.router,
     health.router,

@@ -27,9 +27,9 @@ from sandbox.model.limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.leftovers import ProbeCleanup
 from sandbox.server.cancellation import Canceller
+from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.follow_ups import FollowUps
 from sandbox.server.health import HealthCheck
 from sandbox.server.inheritance import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
@@ -100,7 +100,7 @@ class TaskServer:
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
-            FollowUps(data_dir, queries, events),
+            DerivedTaskPlanner(data_dir, queries, events),
             load,
         )
         self.start_conditions = conditions

@@ -93,17 +93,17 @@ def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -
 def rerun(task_id: str, overrides: Iterable[str], prompt: str | None, idempotency_key: str) -> Request[Submitted]:
     """Submit a task again."""
     fields = {"overrides": list(overrides)} | drop_none({"prompt": prompt})
-    return _follow_up(task_id, "rerun", fields, idempotency_key)
+    return _derive_task(task_id, "rerun", fields, idempotency_key)
 
 
 def continue_task(
     task_id: str, prompt: str | None, overrides: Iterable[str], idempotency_key: str
 ) -> Request[Submitted]:
     """Submit a task that starts from the result of another one."""
-    return _follow_up(task_id, "continue", {"prompt": prompt, "overrides": list(overrides)}, idempotency_key)
+    return _derive_task(task_id, "continue", {"prompt": prompt, "overrides": list(overrides)}, idempotency_key)
 
 
-def _follow_up(task_id: str, action: str, fields: Mapping[str, Any], idempotency_key: str) -> Request[Submitted]:
+def _derive_task(task_id: str, action: str, fields: Mapping[str, Any], idempotency_key: str) -> Request[Submitted]:
     from sandbox.model.manifest.document import write_json
 
     headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}

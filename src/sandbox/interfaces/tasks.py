@@ -163,7 +163,7 @@ class Inheritance:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowUp:
+class DerivedTaskPlan:
     """The starting point of a new task: the manifest of an earlier one, and what the new task takes over from it."""
 
     manifest: Manifest
@@ -307,14 +307,14 @@ class Submissions(Protocol):
         ...
 
 
-class FollowUps(Protocol):
+class DerivedTaskPlanner(Protocol):
     """Plans tasks that start from earlier ones, and changes nothing. Raises TaskNotFoundError."""
 
-    async def plan_rerun(self, task_id: str) -> FollowUp:
+    async def plan_rerun(self, task_id: str) -> DerivedTaskPlan:
         """Return the starting point of this task, which may be in any state."""
         ...
 
-    async def plan_continuation(self, task_id: str) -> FollowUp:
+    async def plan_continuation(self, task_id: str) -> DerivedTaskPlan:
         """Return the result of this task as a starting point. Raises TaskNotEndedError, TaskNotContinuableError."""
         ...
 
@@ -440,5 +440,5 @@ class TaskServices:
     artifacts: TaskArtifacts
     sandboxes: TaskSandboxes
     administration: Administration
-    follow_ups: FollowUps
+    derived_tasks: DerivedTaskPlanner
     load: ServerLoad

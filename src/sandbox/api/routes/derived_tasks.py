@@ -30,7 +30,7 @@ from sandbox.api.routes.tasks import (
     read_idempotency,
     submitted_response,
 )
-from sandbox.interfaces.tasks import FollowUp
+from sandbox.interfaces.tasks import DerivedTaskPlan
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, apply_overrides, parse_override
 from sandbox.model.manifest.parser import validate_document
@@ -55,7 +55,7 @@ _RESPONSES: Responses = {
 }
 
 RequestT = TypeVar("RequestT", RerunRequest, ContinueRequest)
-PlanFollowUp = Callable[[str], Awaitable[FollowUp]]
+PlanDerivedTask = Callable[[str], Awaitable[DerivedTaskPlan]]
 
 router = create_router("Tasks")
 
@@ -68,7 +68,7 @@ router = create_router("Tasks")
 )
 async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
     """Submit a new task with the manifest of this one, which may be in any state and does not change."""
-    plan = context.services.follow_ups.plan_rerun
+    plan = context.services.derived_tasks.plan_rerun
     return await _submit(request, context, task_id, plan, RerunRequest, _RERUN_EXAMPLE)
 
 
@@ -80,12 +80,12 @@ async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskI
 )
 async def continue_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
     """Submit a new task that starts from the result of this one, which must have ended and does not change."""
-    plan = context.services.follow_ups.plan_continuation
+    plan = context.services.derived_tasks.plan_continuation
     return await _submit(request, context, task_id, plan, ContinueRequest, _CONTINUE_EXAMPLE)
 
 
 async def _submit(
-    request: Request, context: AppContext, task_id: str, plan: PlanFollowUp, kind: type[RequestT], example: str
+    request: Request, context: AppContext, task_id: str, plan: PlanDerivedTask, kind: type[RequestT], example: str
 ) -> JsonResponse[SubmittedBody]:
     async with body_memory(request):
         content = await read_body(request)
@@ -94,10 +94,10 @@ async def _submit(
         if idempotency is not None and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
         changes = decode_json_body(content, kind, example)
-        follow_up = await plan(task_id)
-        manifest = await client_fairness.to_thread(_change_manifest, follow_up, changes, context)
+        planned = await plan(task_id)
+        manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
-        inheritance = follow_up.inheritance
+        inheritance = planned.inheritance
         if inheritance is not None and manifest.agent.is_interactive:
             # Sandbox cannot tell whether an interactive session was resumed.
             parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
@@ -105,13 +105,15 @@ async def _submit(
         return submitted_response(await submissions.submit(manifest, idempotency, inheritance))
 
 
-def _change_manifest(follow_up: FollowUp, changes: RerunRequest | ContinueRequest, context: AppContext) -> Manifest:
+def _change_manifest(
+    planned: DerivedTaskPlan, changes: RerunRequest | ContinueRequest, context: AppContext
+) -> Manifest:
     """Return the manifest of the new task, validated like a submitted one.
 
     It has the defaults that were filled in when the earlier task was submitted. Secrets are references in every
     manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
     """
-    earlier = follow_up.manifest
+    earlier = planned.manifest
     overrides = _parse_overrides(changes.overrides)
     data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(earlier, enc_hook=encode_manifest))
     del data["metadata"]["id"]
@@ -128,7 +130,7 @@ def _change_manifest(follow_up: FollowUp, changes: RerunRequest | ContinueReques
         profiles=None if profiles is None else profiles(),
         clone_hosts=context.authenticator.clone_hosts(),
     )
-    if follow_up.inheritance is not None:
+    if planned.inheritance is not None:
         _check_same_work(earlier, manifest)
     return manifest
 

@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import (
-    FollowUp,
+    DerivedTaskPlan,
     Inheritance,
     TaskEvents,
     TaskNotContinuableError,
@@ -29,25 +29,25 @@ _RERUN_IT = "Submit it again with: sandbox task rerun."
 _APPLY_IT = "Apply its patch, push the result, and submit a new task."
 
 
-class FollowUps:
-    """Implements `interfaces.tasks.FollowUps`."""
+class DerivedTaskPlanner:
+    """Implements `interfaces.tasks.DerivedTaskPlanner`."""
 
     def __init__(self, data_dir: Path, queries: TaskQueries, events: TaskEvents) -> None:
         self._data_dir = data_dir
         self._queries = queries
         self._events = events
 
-    async def plan_rerun(self, task_id: str) -> FollowUp:
-        """See `interfaces.tasks.FollowUps.plan_rerun`."""
+    async def plan_rerun(self, task_id: str) -> DerivedTaskPlan:
+        """See `interfaces.tasks.DerivedTaskPlanner.plan_rerun`."""
         task = await self._queries.status(task_id)
         if task.parent is None:
-            return FollowUp(task.manifest, None)
+            return DerivedTaskPlan(task.manifest, None)
         directory = TaskLayout(self._data_dir, task.id).artifacts
         sources = {artifact.name: directory / artifact.name for artifact in task.parent.files}
-        return FollowUp(task.manifest, Inheritance(task.parent, sources))
+        return DerivedTaskPlan(task.manifest, Inheritance(task.parent, sources))
 
-    async def plan_continuation(self, task_id: str) -> FollowUp:
-        """See `interfaces.tasks.FollowUps.plan_continuation`."""
+    async def plan_continuation(self, task_id: str) -> DerivedTaskPlan:
+        """See `interfaces.tasks.DerivedTaskPlanner.plan_continuation`."""
         task = await self._queries.status(task_id)
         if not task.state.is_final:
             raise TaskNotEndedError(task)
@@ -57,7 +57,7 @@ class FollowUps:
         parent = msgspec.structs.replace(inheritance.parent, conversation=described)
         repository = dataclasses.replace(task.manifest.repository, commit=_origin_commit(task))
         manifest = task.manifest.replace(repository=repository)
-        return FollowUp(manifest, Inheritance(parent, inheritance.sources, conversation))
+        return DerivedTaskPlan(manifest, Inheritance(parent, inheritance.sources, conversation))
 
     async def _read_conversation(self, task: Task) -> str:
         """Return the conversation of the chain, including this task, within the limits."""

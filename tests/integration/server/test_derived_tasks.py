@@ -163,7 +163,7 @@ async def test_running_and_unknown_tasks_are_refused(components):
 
 
 async def test_chain_is_bounded(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.follow_ups.CHAIN_PATCHES_MAX", 1)
+    monkeypatch.setattr("sandbox.server.derived_tasks.CHAIN_PATCHES_MAX", 1)
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-2")

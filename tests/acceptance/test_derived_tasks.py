@@ -71,7 +71,7 @@ def test_chain_of_three_follow_ups_resumes_the_session(deploy_leak_checked, tmp_
 
 
 def push_another_commit(deployment, tmp_path):
-    """Move the branch: a follow-up starts from the commit of its parent all the same."""
+    """Move the branch: a task that continues another one starts from the commit of its parent all the same."""
     work = tmp_path / "push"
     git("clone", "-q", str(deployment.repositories / "repo.git"), str(work), cwd=tmp_path)
     (work / "count.txt").write_text("100\n")
