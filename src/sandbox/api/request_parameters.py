@@ -163,12 +163,15 @@ _BODY_COPIES = 2
 
 
 @asynccontextmanager
-async def body_memory(request: Request) -> AsyncIterator[None]:
-    """Reserve memory for the body in the client's share; wait until it is available."""
+async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncIterator[None]:
+    """Reserve memory for the body in the client's share; wait until it is available.
+
+    additional_bytes: what the request loads in addition to its body and keeps in the same forms.
+    """
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
     size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX
-    async with client_fairness.current_memory().reservation(_BODY_COPIES * size_bytes):
+    async with client_fairness.current_memory().reservation(_BODY_COPIES * (size_bytes + additional_bytes)):
         yield
 
 

@@ -153,7 +153,7 @@ class TaskNotContinuableError(SandboxError):
 class Inheritance:
     """What a new task takes over from an earlier one.
 
-    sources: the file to copy, keyed by the name of the copy; `parent.files` describes the copies.
+    sources: the stored file, keyed by its name in the new task; `parent.files` describes each.
     conversation: the content of `parent.conversation`, if it has no source.
     """
 

@@ -105,7 +105,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The task that this one continues, and the files that were copied from it. The parent may be removed afterwards.
+    """The task that this one continues, and the files that were taken over from it; it may be removed afterwards.
 
     The files are in the directory of this task's artifacts.
 
@@ -125,7 +125,7 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def files(self) -> tuple[Artifact, ...]:
-        """All copied files."""
+        """All files that were taken over."""
         return (*self.patches, *(file for file in (self.conversation, self.session) if file is not None))
 
 

@@ -59,7 +59,9 @@ def add_conversation(attempt: AttemptContext) -> Manifest:
         return manifest
     path = attempt.task_layout.artifacts / parent.conversation.name
     _check(path, parent.conversation, FailureCode.PROVISION_FAILED)
-    conversation = path.read_text(errors="replace").replace(_CLOSING_TAG, "")
+    conversation = path.read_text(errors="replace")
+    while _CLOSING_TAG in conversation:  # removing one can form another
+        conversation = conversation.replace(_CLOSING_TAG, "")
     prompt = (
         "You are continuing earlier work on this repository. The workspace contains the changes that were made so far. "
         "This is the earlier conversation; long texts are shortened:\n\n"

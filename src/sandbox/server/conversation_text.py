@@ -10,6 +10,7 @@ _PROMPT_CHARACTERS_MAX = 20_000
 _MESSAGE_CHARACTERS_MAX = 8_000
 _OUTPUT_CHARACTERS_MAX = 600
 _SUMMARY_CHARACTERS_MAX = 300
+_SEPARATOR = "\n\n"
 OMISSION = "[The beginning of the conversation is omitted.]"
 
 
@@ -26,7 +27,7 @@ class ConversationText:
         """Add a text that `render` returned for an earlier task."""
         if text:
             self._is_cut = self._is_cut or text.startswith(OMISSION)
-            for entry in text.removeprefix(OMISSION).strip("\n").split("\n\n"):
+            for entry in text.removeprefix(OMISSION).split(_SEPARATOR):
                 self._add(entry)
 
     def add_prompt(self, prompt: str) -> None:
@@ -45,7 +46,9 @@ class ConversationText:
 
     def render(self) -> str:
         """Return the text. It does not begin with an omission unless something was left out."""
-        return "\n\n".join([*([OMISSION] if self._is_cut else ()), *self._entries])
+        text = _SEPARATOR.join(self._entries)
+        is_cut = self._is_cut or len(text) > self._characters_max
+        return _SEPARATOR.join([*([OMISSION] if is_cut else ()), text[-self._characters_max :]])
 
     def _add_item(self, item: ConversationItem) -> None:
         if item["type"] == "agent_message":
@@ -59,10 +62,12 @@ class ConversationText:
             self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
 
     def _add(self, entry: str) -> None:
+        if not entry.strip():
+            return
         self._entries.append(entry)
-        self._characters += len(entry)
+        self._characters += len(entry) + len(_SEPARATOR)
         while self._characters > self._characters_max and len(self._entries) > 1:
-            self._characters -= len(self._entries.popleft())
+            self._characters -= len(self._entries.popleft()) + len(_SEPARATOR)
             self._is_cut = True
 
 

@@ -1,9 +1,9 @@
-"""Copies what a new task takes over from an earlier one, before the new task is recorded."""
+"""Stores what a new task takes over from an earlier one, before the new task is recorded."""
 
-import hashlib
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
@@ -14,7 +14,6 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.system.files import create_private_file, fsync_path
 
-_READ_BYTES = 1024 * 1024
 _log = logging.getLogger(__name__)
 
 
@@ -23,31 +22,28 @@ class FileChangedError(OSError):
 
 
 def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
-    """Write all files into the directory of the new task's artifacts, and flush them.
+    """Link all files into the directory of the new task's artifacts, and flush the directory.
 
-    The caller holds the lock of the new task's journal, which has no record yet. Raises OSError.
+    Stored artifacts never change, so the tasks share them: a link needs no disk space, and the file remains when the
+    earlier task is removed. The runner compares the checksum before it uses a file. The caller holds the lock of the
+    new task's journal, which has no record yet. Raises OSError.
     """
     discard_inheritance(layout)
     layout.artifacts.mkdir(mode=0o700)
     for artifact in inheritance.parent.files:
+        path = layout.artifacts / artifact.name
         source = inheritance.sources.get(artifact.name)
-        content = iter([inheritance.conversation]) if source is None else _read(source)
-        digest = hashlib.sha256()
-        with create_private_file(layout.artifacts / artifact.name) as file:
-            for chunk in content:
-                digest.update(chunk)
-                file.write(chunk)
-        fsync_path(layout.artifacts / artifact.name)
-        if f"sha256:{digest.hexdigest()}" != artifact.checksum:
-            raise FileChangedError(f"{source or artifact.name} does not match its checksum")
+        if source is None:
+            with create_private_file(path) as file:
+                file.write(inheritance.conversation)
+            fsync_path(path)
+        else:
+            os.link(source, path, follow_symlinks=False)
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
+            raise FileChangedError(f"{source or artifact.name} does not have its recorded size")
     fsync_path(layout.artifacts)
     fsync_path(layout.root)
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            yield chunk
 
 
 def discard_inheritance(layout: TaskLayout) -> None:

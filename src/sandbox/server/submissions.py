@@ -168,6 +168,9 @@ class Submissions:
         self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None
     ) -> Task:
         self._check_acceptable(manifest)
+        if inheritance is not None and (reason := next(self._conditions.blockers(), None)) is not None:
+            # The conversation that it takes over needs disk space.
+            raise UnavailableError(reason)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = manifest.replace(metadata=metadata)

@@ -25,6 +25,8 @@ def task_commands():
 
 
 COMMANDS = tuple(task_commands())
+ARGUMENTS = {"download": ["--all"], "continue": ["Add a test."]}
+"""What some commands need in addition to the task."""
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_all_commands_of_a_task_are_tested():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, search, command):
     search(FIRST, SECOND, OTHER)
-    result = run_cli("task", command, "5e17", *(["--all"] if command == "download" else []))
+    result = run_cli("task", command, "5e17", *ARGUMENTS.get(command, []))
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.decode().splitlines() == [
         "Error: 2 tasks have an id that begins with '5e17'. Give more characters of one of them:",
@@ -62,7 +64,7 @@ def test_ambiguous_prefix_lists_the_tasks_and_changes_nothing(run_cli, api, sear
 def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command):
     git("init", "-q", cwd=tmp_path)  # for `apply`
     search(FIRST, OTHER)
-    run_cli("task", command, "5e173eb5-58", *(["--all"] if command == "download" else []))
+    run_cli("task", command, "5e173eb5-58", *ARGUMENTS.get(command, []))
     assert api.requests_to("GET", "/tasks")[0].query["q"] == ["5e173eb5-58"]
     assert all(request.path.startswith(f"/tasks/{FIRST}") for request in api.requests[2:])
     assert api.requests[2:]

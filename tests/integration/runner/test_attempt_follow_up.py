@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import time
 
 import msgspec
 import pytest
@@ -37,7 +38,11 @@ from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
 from sandbox.system.secret_fingerprint import make_fingerprint
 
-TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
+TO_RUNNING = (
+    WorkspacePrepared(BASE),
+    SandboxCreated("v", "scripted", "host"),
+    AgentStarted("session", time.monotonic()),
+)
 SECOND_ID = "bcdefghijklm"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 import tarfile
 
 import pytest
@@ -14,6 +15,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError, TaskNotFoundError, UnavailableError
 from sandbox.model import events as e
 from sandbox.model import limits
+from sandbox.model.disk_space import DiskSpace
 from sandbox.server import inheritance as server_inheritance
 from sandbox.server import submissions
 from sandbox.server.inheritance import discard_unrecorded
@@ -216,7 +218,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
     assert lost.exists(), "a task whose journal is missing may be restored from a backup"
 
 
-async def test_copies_are_backed_up_and_checked_like_artifacts(components, tmp_path):
+async def test_taken_over_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
         await submit_continuation(components, service, "task-1", "task-2")
@@ -225,8 +227,30 @@ async def test_copies_are_backed_up_and_checked_like_artifacts(components, tmp_p
             names = {name.removeprefix("tasks/task-2/artifacts/") for name in tar.getnames() if "task-2/artif" in name}
         assert names == inherited(components, "task-2").keys()
         assert find_damaged(components) == []
-        (TaskLayout(components.data_dir, "task-2").artifacts / "inherited-1.patch").write_bytes(b"x" * len(PATCH))
+        inherited_patch = TaskLayout(components.data_dir, "task-2").artifacts / "inherited-1.patch"
+        inherited_patch.unlink()
+        inherited_patch.write_bytes(b"x" * len(PATCH))
         assert find_damaged(components) == ["task-2"]
+
+
+async def test_taken_over_files_need_no_disk_space_and_remain_when_the_parent_is_removed(components):
+    async with components.server() as service:
+        await submit_ended(components, service, session=b"session 1")
+        await submit_continuation(components, service, "task-1", "task-2")
+        parent, derived = (TaskLayout(components.data_dir, name).artifacts for name in ("task-1", "task-2"))
+        before = inherited(components, "task-2")
+        assert (derived / "inherited-1.patch").samefile(parent / "task-1.patch")
+        shutil.rmtree(parent)
+        assert inherited(components, "task-2") == before
+
+
+async def test_continuation_is_refused_while_the_disk_is_nearly_full(components):
+    async with components.server() as service:
+        await submit_ended(components, service)
+        components.space = DiskSpace(0, 1000 * 1024**3)
+        with pytest.raises(UnavailableError, match="free"):
+            await submit_continuation(components, service, "task-1", "task-2")
+        assert not inherited(components, "task-2")
 
 
 def find_damaged(components):

@@ -65,3 +65,15 @@ def test_beginning_is_omitted_beyond_the_limit():
     longer.add_earlier(rendered)
     longer.add_prompt("Go on.")
     assert longer.render() == f"{rendered}\n\nUser: Go on."
+
+
+def test_blank_lines_of_many_tasks_stay_within_the_limit():
+    earlier = ""
+    for _ in range(5):
+        text = ConversationText(1000)
+        text.add_earlier(earlier)
+        for _ in range(3):
+            render(e.AgentMessage("\n" * 500 + "x"), text=text)
+        earlier = text.render()
+        assert len(earlier) <= 1000 + len(OMISSION) + 2
+    assert earlier.endswith("x")
