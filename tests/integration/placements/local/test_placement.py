@@ -182,7 +182,7 @@ async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeyp
             "resumes": False,
             "follow_redirects": True,
             "records_conversation": True,
-            "keeps_session": True,
+            "keeps_session": False,
         },
         "host": {
             "data_dir": str(run_dir),
