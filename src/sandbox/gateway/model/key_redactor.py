@@ -33,3 +33,7 @@ class KeyRedactor:
     def redact(self, text: bytes) -> bytes:
         """Replace the key in a complete text."""
         return text.replace(self._key, b"*" * len(self._key)) if self._key else text
+
+    def redact_text(self, text: str) -> str:
+        """Replace the key in a complete decoded text."""
+        return self.redact(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")

@@ -419,9 +419,9 @@ class ModelProtocol:
             self._finish_key_rejection(effects, rejection)
 
     def _finish_key_rejection(self, effects: Effects, rejection: KeyRejection) -> None:
-        redactor = KeyRedactor(self._upstream.key)
-        body = redactor.feed(bytes(rejection.body[:ERROR_BODY_BYTES_MAX])) + redactor.flush()
-        self._respond_instead(effects, self._request_gate.reject_key(rejection.status, self._upstream.address, body))
+        body, redactor = bytes(rejection.body[:ERROR_BODY_BYTES_MAX]), KeyRedactor(self._upstream.key)
+        rejected = self._request_gate.reject_key(rejection.status, self._upstream.address, body, redactor)
+        self._respond_instead(effects, rejected)
 
     def _finish_response(self, effects: Effects) -> None:
         self._send_to_client(effects, h11.EndOfMessage())

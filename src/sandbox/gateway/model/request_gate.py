@@ -11,6 +11,7 @@ import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
+from sandbox.gateway.model.key_redactor import KeyRedactor
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
@@ -114,14 +115,16 @@ class ModelRequestGate:
         self._has_accepted_key |= status < 300
         return status == 401 or (status == 403 and not self._has_accepted_key)
 
-    def reject_key(self, status: int, model_address: str, body: bytes) -> Rejected:
-        """Report that the key was rejected; return the response to send instead. body: the upstream's, redacted.
+    def reject_key(self, status: int, model_address: str, body: bytes, redactor: KeyRedactor) -> Rejected:
+        """Report that the key was rejected; return the response to send instead. body: the upstream's.
 
         The upstream's message is only in the report: the account of the server's key does not concern the sandbox.
         """
         problem, todo = f"The model at {model_address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
-            quote = self._reporter.quote(self._dialect.decode_error(body)).rstrip(".")
+            # Redact also after decoding: the body may contain the key with escapes.
+            message = redactor.redact_text(self._dialect.decode_error(redactor.redact(body)))
+            quote = self._reporter.quote(message).rstrip(".")
             quoted = f": {quote}" if quote else ""
             self._reporter.report_key_rejected(f"{problem}{quoted}; {todo}.")
         # 403, because some agents retry for minutes after a 401.

@@ -29,13 +29,14 @@ URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.exa
 class ScriptedGateway:
     """Model requests of one gateway to a scripted upstream."""
 
-    def __init__(self, rules: GatewayRules, redact=str) -> None:
+    def __init__(self, rules: GatewayRules, redact=str, key: str = SERVER_KEY) -> None:
         self.events: list = []
+        self._key = key
         self._reporter = EventReporter(self.events.append, lambda: 0.0, redact)
         self._gate = ModelRequestGate(rules, self._reporter, DIALECT)
 
     def connect(self) -> ModelProtocol:
-        upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY), DIALECT)
+        upstream = parse_upstream(ModelUpstream("https://up.example", api_key=self._key), DIALECT)
         return ModelProtocol(DIALECT, ModelPolicy(DIALECT, TASK_KEY, 8123), self._gate, upstream, self._reporter, 8123)
 
     def send(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
@@ -581,6 +582,25 @@ def test_server_key_in_the_message_is_redacted():
     client_responses(gateway, 401, body=error_body(f"Incorrect API key: {key.decode()}"))
     assert "Incorrect API key: " in key_rejections(gateway)[0]
     assert key.decode() not in key_rejections(gateway)[0]
+
+
+@pytest.mark.parametrize(
+    ("shown", "quoted"),
+    [
+        (rb"gw-live-9f8e7d6c5b4a\u003d\u003d", "*" * 22),
+        (rb"gw\u002dlive-9f8e7d6c5b4a==", "*" * 22),
+        (rb"a\u003db", "a=b"),
+        (rb"of account 7 \ud83d\ude00", "of account 7 \U0001f600"),
+    ],
+)
+def test_server_key_with_json_escapes_in_the_message_is_redacted(shown, quoted):
+    gateway = ScriptedGateway(ISOLATED, key="gw-live-9f8e7d6c5b4a==")
+    body = b'{"error": {"message": "The key ' + shown + b' may not use this model"}}'
+    client_responses(gateway, 403, body=body)
+    assert key_rejections(gateway) == [
+        f"The model at up.example rejected the server's key (403): The key {quoted} may not use this model; "
+        "check the key."
+    ]
 
 
 @pytest.mark.parametrize("end", ["eof", "timeout", "failure"])
