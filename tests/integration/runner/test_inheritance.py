@@ -11,10 +11,12 @@ from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.events import SESSION_NAME, Artifact, ErrorReported, Parent
 from sandbox.model.limits import SESSION_BYTES_MAX
 from sandbox.runner.inheritance import compress_session
+from sandbox.secrets.redactor import SecretRedactor
 
 SECRET = "s3cret-value-of-the-customer"
 SESSION = b'{"type":"user"}\n{"type":"assistant"}\n'
 FIRST_COMMIT = "f1" * 20
+SCAN_BYTES = 256 * 1024
 
 
 def describe(name, content):
@@ -151,6 +153,24 @@ async def test_session_is_not_kept(make_harness, session):
     await harness.run()
     assert kept_session(harness) is None
     assert harness.states[-1] == "completed"
+
+
+@pytest.mark.parametrize("part", [SECRET.encode(), b"x" * len(SECRET)], ids=["secret", "other text"])
+async def test_large_session_is_scanned_in_chunks(make_harness, monkeypatch, part):
+    """A secret across the boundary of two chunks is found."""
+    contains, sizes = SecretRedactor.contains, []
+
+    def record_sizes(chunks):
+        for chunk in chunks:
+            sizes.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(SecretRedactor, "contains", lambda self, chunks: contains(self, record_sizes(chunks)))
+    session = b"x" * (SCAN_BYTES - len(SECRET) // 2) + part + b"x" * 2 * SCAN_BYTES
+    harness = make_harness(Script(session=session), secrets={"KEY": SECRET})
+    await harness.run()
+    assert kept_session(harness) == (None if part == SECRET.encode() else session)
+    assert max(sizes) == SCAN_BYTES
 
 
 async def test_session_is_not_kept_for_an_earlier_server(make_harness):

@@ -202,7 +202,7 @@ async def _store_session(attempt: AttemptContext, directory: Path, agent: AgentD
     if attempt.task.manifest.agent.is_interactive or _is_unredactable(attempt) or not attempt.layout.home.is_dir():
         return
     content = await asyncio.to_thread(agent.read_session, attempt.layout.home, present.session_id, SESSION_BYTES_MAX)
-    if content is None or await asyncio.to_thread(_secret_scanner(attempt), [content]):
+    if content is None or await _scan_for_secrets(_secret_scanner(attempt), _split_chunks(content)):
         return
     part = attempt.layout.root / SESSION_NAME
     compressed = await asyncio.to_thread(compress_session, content)
@@ -385,13 +385,20 @@ async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Arti
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
+    contains_secret = await _scan_for_secrets(redaction.contains, _read_chunks(directory / artifact.name))
+    return msgspec.structs.replace(artifact, contains_secret=contains_secret)
+
+
+async def _scan_for_secrets(find_secret: FindSecret, chunks: Iterable[bytes]) -> bool:
     abandoned = threading.Event()
-    chunks = itertools.takewhile(lambda _: not abandoned.is_set(), _read_chunks(directory / artifact.name))
     try:
-        contains_secret = await asyncio.to_thread(redaction.contains, chunks)
+        return await asyncio.to_thread(find_secret, itertools.takewhile(lambda _: not abandoned.is_set(), chunks))
     finally:
         abandoned.set()  # after a cancellation the thread continues, but scans only the chunk that it has started
-    return msgspec.structs.replace(artifact, contains_secret=contains_secret)
+
+
+def _split_chunks(content: bytes) -> Iterator[bytes]:
+    return (content[start : start + _CHUNK_BYTES] for start in range(0, len(content), _CHUNK_BYTES))
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
