@@ -93,7 +93,10 @@ class NewBranch:
         if self._has(base):
             return
         remote = self.remote or _remote_of(self.checkout, repository) or push_remote(self.checkout)
-        for source in (base, f"refs/heads/{branch}"):  # some servers send only the commits of branches
+        sources = [base]
+        if self._is_branch_ref(f"refs/heads/{branch}"):  # some servers send only the commits of branches
+            sources.append(f"refs/heads/{branch}")
+        for source in sources:
             fetched = self.checkout.run("fetch", *_FETCH_OPTIONS, "--", remote, source)
             if self._has(base):
                 return
@@ -111,6 +114,10 @@ class NewBranch:
 
     def _commit(self) -> str | None:
         return self.checkout.git_output("rev-parse", "--verify", "--quiet", "--end-of-options", self._ref)
+
+    def _is_branch_ref(self, ref: str) -> bool:
+        """Return whether the reference is valid. A refspec such as `main:refs/heads/main` would move a branch."""
+        return "\0" not in ref and not self.checkout.run("check-ref-format", ref).returncode
 
     def _has(self, commit: str) -> bool:
         return not self.checkout.run("cat-file", "-e", f"{commit}^{{commit}}").returncode

@@ -163,6 +163,37 @@ def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_t
     assert "other" not in git("for-each-ref", cwd=checkout)
 
 
+@pytest.mark.parametrize("branch", ["other:refs/heads/mine", "*:refs/heads/*", "mine\0", "other", "fix/other"])
+def test_branch_of_the_task_moves_no_local_branch(apply, bare, tmp_path, checkout, serve_task, base, branch):
+    work = tmp_path / "colleague"
+    git("clone", "-q", str(bare), str(work), cwd=tmp_path)
+    git("commit", "-q", "--allow-empty", "-m", "Continue", cwd=work)
+    git("push", "-q", "origin", "HEAD:other", "HEAD:fix/other", cwd=work)
+    git("branch", "-q", "mine", base, cwd=checkout)
+    serve_task(make_patch(bare, tmp_path, {"a.txt": "A\n"}), "1" * 40, {"branch": branch})
+    before = everything(checkout)
+    result = apply(*COMMIT)
+    assert result.returncode == 4, result.stderr
+    assert f"has the task's commit {'1' * 12}." in result.stderr.decode()
+    assert everything(checkout) == before
+
+
+def test_base_commit_is_fetched_with_its_branch(apply, bare, git_server, tmp_path, checkout, serve_task):
+    """A server that does not send single commits sends those of branches."""
+    git("config", "uploadpack.allowAnySHA1InWant", "false", cwd=bare)
+    git("config", "protocol.version", "0", cwd=checkout)
+    work = tmp_path / "colleague"
+    git("clone", "-q", str(bare), str(work), cwd=tmp_path)
+    for message in ("Continue", "Continue again"):
+        git("commit", "-q", "--allow-empty", "-m", message, cwd=work)
+    git("push", "-q", "origin", "HEAD:fix/other", cwd=work)
+    earlier = git("rev-parse", "HEAD^", cwd=work).strip()
+    serve_task(make_patch(bare, tmp_path, {"a.txt": "A\n"}), earlier, {"branch": "fix/other"})
+    result = apply(*COMMIT)
+    assert result.returncode == 0, result.stderr
+    assert git("rev-parse", "fix/two^", cwd=checkout).strip() == earlier
+
+
 def test_branch_is_pushed_with_the_users_credentials(apply, task, checkout, bare, git_server, tmp_path):
     git_server.credentials = "ada:secret"
     helper = "!f() { echo username=ada; echo password=secret; }; f"
