@@ -71,16 +71,20 @@ async def send_load(request: Request, context: AppContext) -> Response:
     after = request.query_params.get("after", "0")
     if not (after.isascii() and after.isdecimal() and len(after) <= _TIME_DIGITS_MAX):
         raise InvalidParameterError("after", "must be a time in milliseconds since 1970")
-    samples = [_sample_body(sample) for sample in context.services.load.load_samples()]
+    samples = context.services.load.load_samples()
     body = {
         "interval_seconds": LOAD_SAMPLE_SECONDS,
-        "samples": [sample for sample in samples if sample["at"] > int(after)],
+        "samples": [_sample_body(sample) for sample in samples if _milliseconds(sample) > int(after)],
     }
     return JSONResponse(body, headers={"cache-control": "no-store"})
 
 
 def _sample_body(sample: LoadSample) -> dict[str, Any]:
-    return asdict(sample) | {"at": round(sample.at.timestamp() * 1000)}
+    return asdict(sample) | {"at": _milliseconds(sample)}
+
+
+def _milliseconds(sample: LoadSample) -> int:
+    return round(sample.at.timestamp() * 1000)
 
 
 async def _finished_tasks(tasks: TaskQueries) -> tuple[list[Task], bool]:

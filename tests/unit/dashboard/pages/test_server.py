@@ -41,6 +41,14 @@ def test_load_samples_are_sent_since_the_last_one(pages):
     assert [sample["at"] for sample in pages.get("/server/load?after=10000").json()["samples"]] == [25_000]
 
 
+def test_load_samples_that_are_not_sent_are_not_built(pages, monkeypatch):
+    build, built = server._sample_body, []
+    monkeypatch.setattr(server, "_sample_body", lambda sample: built.append(sample) or build(sample))
+    samples = pages.tasks.samples = [load_sample(second) for second in range(10, 100, 15)]
+    assert len(pages.get("/server/load?after=70000").json()["samples"]) == 1
+    assert built == samples[-1:]
+
+
 @pytest.mark.parametrize("after", ["-1", "x", "1" * 16, "\u0663", "1.5"])
 def test_malformed_times_are_rejected(pages, after):
     assert pages.get(f"/server/load?after={quote(after)}", accept="application/json").status_code == 400
