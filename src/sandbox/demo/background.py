@@ -180,7 +180,7 @@ def _cancel_tasks(server: str) -> None:
     from sandbox.client import Client, ClientError
     from sandbox.model.task_state import FINAL_STATES, TaskState
 
-    with contextlib.suppress(ClientError), Client(server) as client:
+    with contextlib.suppress(ClientError), Client(server, "") as client:
         unfinished = [task["id"] for task in client.all_tasks(states=sorted(set(TaskState) - FINAL_STATES))]
         for action in (
             lambda task_id: client.cancel(task_id, reason="The demo was stopped.", force=True),

@@ -124,7 +124,7 @@ def run_task(server: str, repository_url: str, console: Console) -> int:
         "vm": _VM,
         "claude": {"prompt": PROMPT},
     }
-    with Client(server) as client:
+    with Client(server, "") as client:
         console.print(f"\nTask demo, submitted to {server}:\n")
         client.submit(json.dumps(manifest).encode(), "application/json")
         try:

@@ -1,5 +1,6 @@
 """The servers of `sandbox demo --keep`: one set at a time, stopped completely, also after a crash."""
 
+import io
 import json
 import os
 import signal
@@ -8,8 +9,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from doubles.fake_api import FakeApi
 from doubles.live_server import git, wait_until
+from sandbox.client import ClientError
+from sandbox.demo import background, walkthrough
 from sandbox.demo.background import PORTS, demo_directory, start_background, stop_background
 from sandbox.model.errors import SandboxError
 
@@ -82,3 +87,13 @@ def test_files_of_a_crash_are_removed_and_no_process_is_signalled():
     (directory / "lock").write_text(str(os.getpid()))
     assert not stop_background()
     assert not directory.exists()
+
+
+def test_token_of_another_server_is_not_sent_to_the_demo(monkeypatch):
+    monkeypatch.setenv("SANDBOX_TOKEN", "token-of-another-server")
+    with FakeApi().running() as api:
+        background._cancel_tasks(api.url)
+        with pytest.raises(ClientError):
+            walkthrough.run_task(api.url, "http://127.0.0.1:9/app.git", Console(file=io.StringIO()))
+    assert {request.method for request in api.requests} == {"GET", "POST"}
+    assert [request.headers["authorization"] for request in api.requests if "authorization" in request.headers] == []
