@@ -104,7 +104,10 @@ def stop_background() -> bool:
         if _try_lock(lock):
             shutil.rmtree(demo_directory(), ignore_errors=True)  # what a crash left
             return False
-        os.kill(int(lock.read()), signal.SIGTERM)
+        process_id = lock.read()
+        if not process_id:  # the process that holds the lock has not written it yet
+            return False
+        os.kill(int(process_id), signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         while not _try_lock(lock):
             if time.monotonic() > deadline:

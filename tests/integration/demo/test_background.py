@@ -1,5 +1,6 @@
 """The servers of `sandbox demo --keep`: one set at a time, stopped completely, also after a crash."""
 
+import fcntl
 import io
 import json
 import os
@@ -87,6 +88,16 @@ def test_files_of_a_crash_are_removed_and_no_process_is_signalled():
     (directory / "lock").write_text(str(os.getpid()))
     assert not stop_background()
     assert not directory.exists()
+
+
+@pytest.mark.usefixtures("environment")
+def test_server_without_a_process_id_has_not_started():
+    directory = demo_directory()
+    directory.mkdir(parents=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not stop_background()
+        assert directory.exists()
 
 
 def test_token_of_another_server_is_not_sent_to_the_demo(monkeypatch):
