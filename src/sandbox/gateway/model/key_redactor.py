@@ -1,17 +1,28 @@
 """Redacts the server's key from responses of the model API, which may repeat the headers of a request."""
 
+import re
+
 _KEY_BYTES_MIN = 8
 """Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
+
+_SHORT_ESCAPES = b'"/'
+"""Characters that JSON may escape with a backslash alone."""
+
+_ESCAPE_BYTES_MAX = 6
 
 
 class KeyRedactor:
     """Replaces the key in one response body with asterisks, however the body is split. Lengths do not change.
 
-    Only bytes that may be the start of the key are held back until more bytes arrive.
+    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`). Only bytes that may be the start of the key
+    are held back until more bytes arrive.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key if len(key) >= _KEY_BYTES_MIN else b""
+        self._spellings = re.compile(b"".join(map(_spelling, self._key)), re.IGNORECASE)
+        self._starts = re.compile(b"[" + re.escape(self._key[:1]) + rb"\\]")
+        self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._key)]
         self._pending = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -19,11 +30,11 @@ class KeyRedactor:
         if not self._key:
             return data
         clean = self.redact(self._pending + data)
-        held_count = next(
-            (n for n in range(min(len(self._key) - 1, len(clean)), 0, -1) if clean.endswith(self._key[:n])), 0
-        )
-        self._pending = clean[len(clean) - held_count :]
-        return clean[: len(clean) - held_count]
+        first = max(0, len(clean) - _ESCAPE_BYTES_MAX * len(self._key) + 1)
+        starts = (match.start() for match in self._starts.finditer(clean, first))
+        end = next((at for at in starts if self._may_start(clean, at)), len(clean))
+        self._pending = clean[end:]
+        return clean[:end]
 
     def flush(self) -> bytes:
         """Return the bytes held back, at the end of the body."""
@@ -32,8 +43,37 @@ class KeyRedactor:
 
     def redact(self, text: bytes) -> bytes:
         """Replace the key in a complete text."""
-        return text.replace(self._key, b"*" * len(self._key)) if self._key else text
+        if not self._key:
+            return text
+        if not any(escape in text for escape in self._escapes):
+            return text.replace(self._key, b"*" * len(self._key))
+        return self._spellings.sub(lambda match: b"*" * len(match[0]), text)
 
-    def redact_text(self, text: str) -> str:
-        """Replace the key in a complete decoded text."""
-        return self.redact(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
+    def _may_start(self, text: bytes, at: int) -> bool:
+        """Whether the text from `at` to its end is the start of a spelling of the key."""
+        for character in self._key:
+            rest = text[at : at + _ESCAPE_BYTES_MAX]
+            if not rest:
+                return True
+            if rest[0] == character:
+                at += 1
+            elif len(rest) > 1 and rest[0] == ord("\\") and rest[1] == character and character in _SHORT_ESCAPES:
+                at += 2
+            elif (escape := _escape(character)).startswith(rest.lower()):
+                if len(rest) < len(escape):
+                    return True
+                at += len(escape)
+            else:
+                return False
+        return False
+
+
+def _escape(character: int) -> bytes:
+    return b"\\u%04x" % character
+
+
+def _spelling(character: int) -> bytes:
+    """Return a pattern of the ways to write a character. Only the hexadecimal digits of an escape ignore case."""
+    plain = re.escape(bytes([character]))
+    short = [b"\\\\" + plain] if character in _SHORT_ESCAPES else []
+    return b"(?:(?-i:" + b"|".join([plain, *short]) + b")|(?-i:\\\\u)%04x)" % character

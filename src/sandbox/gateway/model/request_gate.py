@@ -123,7 +123,7 @@ class ModelRequestGate:
         problem, todo = f"The model at {model_address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
             # Redact also after decoding: the body may contain the key with escapes.
-            message = redactor.redact_text(self._dialect.decode_error(redactor.redact(body)))
+            message = self._dialect.decode_error(redactor.redact(body))
             quote = self._reporter.quote(message).rstrip(".")
             quoted = f": {quote}" if quote else ""
             self._reporter.report_key_rejected(f"{problem}{quoted}; {todo}.")

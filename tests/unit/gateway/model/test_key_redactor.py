@@ -1,5 +1,6 @@
 """The server's key is redacted from responses that echo request headers."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +39,28 @@ def test_complete_event_is_not_buffered():
 
 def test_short_key_is_not_redacted():
     assert redacted([b"a kind of key"], key=b"k") == b"a kind of key"
+
+
+ESCAPED_KEY = b"gw-live-9f8e7d6c5b4a/="
+SPELLINGS = {
+    "special characters": ESCAPED_KEY.replace(b"=", rb"\u003D").replace(b"/", rb"\/"),
+    "all characters": b"".join(rb"\u%04x" % character for character in ESCAPED_KEY),
+    "mixed": rb"\u0067" + ESCAPED_KEY[1:-1] + rb"\u003d",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_key_with_json_escapes_is_redacted_however_the_body_is_split(spelling):
+    before, after = b'{"message": "The key ', rb" may not be used: \u00e9."
+    expected = before + b"*" * len(spelling) + after
+    for at in range(len(before + spelling + after) + 1):
+        body = before + spelling + after
+        assert redacted([body[:at], body[at:]], ESCAPED_KEY) == expected
+    assert redacted(split(body, 1), ESCAPED_KEY) == expected
+
+
+@pytest.mark.parametrize(
+    "body", [rb"gw-live-9f8e7d6c5b4a\u002f+", rb"GW-live-9f8e7d6c5b4a\/=", b"gw-live-9f8e7d6c5b4a/", rb"x\u00", b"\\"]
+)
+def test_similar_text_with_escapes_passes_unchanged(body):
+    assert redacted(split(body, 3), ESCAPED_KEY) == body

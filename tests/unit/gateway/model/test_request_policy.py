@@ -587,8 +587,8 @@ def test_server_key_in_the_message_is_redacted():
 @pytest.mark.parametrize(
     ("shown", "quoted"),
     [
-        (rb"gw-live-9f8e7d6c5b4a\u003d\u003d", "*" * 22),
-        (rb"gw\u002dlive-9f8e7d6c5b4a==", "*" * 22),
+        (rb"gw-live-9f8e7d6c5b4a\u003d\u003d", "*" * 32),
+        (rb"gw\u002dlive-9f8e7d6c5b4a==", "*" * 27),
         (rb"a\u003db", "a=b"),
         (rb"of account 7 \ud83d\ude00", "of account 7 \U0001f600"),
     ],
