@@ -122,7 +122,6 @@ class ModelRequestGate:
         """
         problem, todo = f"The model at {model_address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
-            # Redact also after decoding: the body may contain the key with escapes.
             message = self._dialect.decode_error(redactor.redact(body))
             quote = self._reporter.quote(message).rstrip(".")
             quoted = f": {quote}" if quote else ""
