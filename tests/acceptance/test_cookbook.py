@@ -173,7 +173,7 @@ def test_audit_writes_a_report_without_a_shell(run):
 
 
 def test_review_can_use_git_only(run):
-    result = run("Review a branch from somebody that you do not trust")
+    result = run("Review a branch from someone you do not trust")
     denied = [denial["tool_input"]["command"] for denial in result.status["result"]["permission_denials"]]
     assert denied == ["python3 calc.py"]
     assert "files changed" in result.output
