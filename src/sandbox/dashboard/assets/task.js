@@ -278,7 +278,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
   const isOver = hasEnded() && "refresh" in $("head").dataset;
   if (isOver) delete $("head").dataset.refresh;
   showHead();
-  // Whoever followed the conversation sees the outcome.
+  // A page that followed the conversation shows the outcome.
   if (isOver && isFollowing && selected === "conversation") {
     isFollowing = false;
     window.scrollTo(0, 0);

@@ -14,8 +14,9 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parameters import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.dashboard.failure_notice import describe_failure
-from sandbox.dashboard.templates import render_page
+from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.model.events import Artifact
+from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
@@ -75,7 +76,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         artifacts=await context.services.artifacts.list_artifacts(task.id),
         patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
         chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
-        repository_name=_repository_name(task.manifest.repository.url),
+        repository_name=short_repository(public_repository_url(task.manifest.repository.url)),
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
     )
@@ -87,12 +88,6 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
     if patch is None or not task.state.is_final or patch.size_bytes == 0:
         return None
     return None if patch.contains_secret and not is_operator else patch
-
-
-def _repository_name(url: str) -> str:
-    """Return the last two parts of a repository's URL, without `.git`."""
-    path = url.rstrip("/").removesuffix(".git").replace(":", "/")
-    return "/".join([part for part in path.split("/") if part][-2:])
 
 
 def state_entries(task: Task) -> Sequence[StateEntry]:
