@@ -1,6 +1,7 @@
 """Tasks that are created from an earlier one."""
 
 import json
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
+from sandbox.model.limits import BODY_BYTES_MAX
 from sandbox.model.manifest.schema import Secret
 
 RERUN = "/api/v1/tasks/task-001/rerun"
@@ -102,6 +104,23 @@ def test_rerun_is_repeated_safely_with_an_idempotency_key(api, tasks):
         response = api.post(path, headers=headers, json=body)
         assert (response.status_code, response.json()["error"]) == (422, "idempotency_key_reused")
     assert len(tasks.entries) == 3
+
+
+def test_memory_is_reserved_for_the_manifest_of_the_earlier_task(api, tasks, monkeypatch):
+    reserved = []
+
+    class RecordingShare:
+        @asynccontextmanager
+        async def reservation(self, size_bytes):
+            reserved.append(size_bytes)
+            yield
+
+    monkeypatch.setattr("sandbox.api.request_parameters.client_fairness.current_memory", RecordingShare)
+    tasks.add("task-001")
+    assert api.post(RERUN, json={"prompt": "x"}).status_code == 202
+    assert api.post("/api/v1/tasks", content=b"{").status_code == 400
+    of_rerun, of_submission = reserved
+    assert of_rerun > 2 * BODY_BYTES_MAX > of_submission
 
 
 def test_only_operators_may_rerun(api_with_tokens, tasks):
