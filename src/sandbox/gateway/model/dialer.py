@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
+from sandbox.gateway.model.key_redactor import KeyRedactor
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,
@@ -28,7 +29,7 @@ class Upstream(msgspec.Struct, frozen=True):
 
     path_prefix: the path of the base URL without its last slash.
     credential: a header's name and value.
-    key: the server's key, without the header's scheme.
+    key_redactor: replaces the server's key, which is written without the header's scheme.
     base_url_setting: the setting with the address, for messages.
     """
 
@@ -38,7 +39,7 @@ class Upstream(msgspec.Struct, frozen=True):
     path_prefix: bytes
     authority: bytes
     credential: tuple[bytes, bytes]
-    key: bytes
+    key_redactor: KeyRedactor
     base_url_setting: str
 
     def __repr__(self) -> str:
@@ -73,8 +74,8 @@ def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
     credential = dialect.credential(upstream)  # first, because it checks the key
-    key = dialect.presented_key(*credential)
-    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key, setting)
+    key_redactor = KeyRedactor(dialect.presented_key(*credential))
+    return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key_redactor, setting)
 
 
 def _normalize_host(host: str, setting: str) -> str:

@@ -12,42 +12,33 @@ _ESCAPE_BYTES_MAX = 6
 
 
 class KeyRedactor:
-    """Replaces the key in one response body with asterisks, however the body is split. Lengths do not change.
+    """Replaces the key with asterisks. Lengths do not change.
 
-    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`). Only bytes that may be the start of the key
-    are held back until more bytes arrive.
+    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`). Thread-safe; one redactor serves a gateway.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key if len(key) >= _KEY_BYTES_MIN else b""
+        self._mask = b"*" * len(self._key)
         self._spellings = re.compile(b"".join(map(_spelling, self._key)), re.IGNORECASE)
         self._starts = re.compile(b"[" + re.escape(self._key[:1]) + rb"\\]")
         self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._key)]
-        self._pending = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Add the next bytes of the body; return the bytes that can be sent."""
-        if not self._key:
-            return data
-        clean = self.redact(self._pending + data)
-        first = max(0, len(clean) - _ESCAPE_BYTES_MAX * len(self._key) + 1)
-        starts = (match.start() for match in self._starts.finditer(clean, first))
-        end = next((at for at in starts if self._may_start(clean, at)), len(clean))
-        self._pending = clean[end:]
-        return clean[:end]
-
-    def flush(self) -> bytes:
-        """Return the bytes held back, at the end of the body."""
-        held, self._pending = self._pending, b""
-        return held
 
     def redact(self, text: bytes) -> bytes:
         """Replace the key in a complete text."""
         if not self._key:
             return text
         if not any(escape in text for escape in self._escapes):
-            return text.replace(self._key, b"*" * len(self._key))
+            return text.replace(self._key, self._mask)
         return self._spellings.sub(lambda match: b"*" * len(match[0]), text)
+
+    def find_unfinished(self, text: bytes) -> int:
+        """Return the position from which the end of `text` may be the start of the key, or the length of `text`."""
+        if not self._key:
+            return len(text)
+        first = max(0, len(text) - _ESCAPE_BYTES_MAX * len(self._key) + 1)
+        starts = (match.start() for match in self._starts.finditer(text, first))
+        return next((at for at in starts if self._may_start(text, at)), len(text))
 
     def _may_start(self, text: bytes, at: int) -> bool:
         """Whether the text from `at` to its end is the start of a spelling of the key."""
@@ -66,6 +57,29 @@ class KeyRedactor:
             else:
                 return False
         return False
+
+
+class BodyRedactor:
+    """Replaces the key in one response body, however the body is split.
+
+    Only bytes that may be the start of the key are held back until more bytes arrive.
+    """
+
+    def __init__(self, redactor: KeyRedactor) -> None:
+        self._redactor = redactor
+        self._pending = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Add the next bytes of the body; return the bytes that can be sent."""
+        clean = self._redactor.redact(self._pending + data)
+        end = self._redactor.find_unfinished(clean)
+        self._pending = clean[end:]
+        return clean[:end]
+
+    def flush(self) -> bytes:
+        """Return the bytes held back, at the end of the body."""
+        held, self._pending = self._pending, b""
+        return held
 
 
 def _escape(character: int) -> bytes:

@@ -15,7 +15,7 @@ from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model.dialer import Upstream
-from sandbox.gateway.model.key_redactor import KeyRedactor
+from sandbox.gateway.model.key_redactor import BodyRedactor
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
@@ -41,7 +41,7 @@ class InflightRequest(msgspec.Struct):
 
     dialect: ModelDialect
     is_metered: bool
-    redactor: KeyRedactor
+    body_redactor: BodyRedactor
     cost_bound: CostBound | None = None
     is_sent: bool = False
     has_response: bool = False
@@ -285,7 +285,8 @@ class ModelProtocol:
         self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
     ) -> None:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
-        self._inflight = InflightRequest(self._dialect, allowed.is_metered, KeyRedactor(self._upstream.key), cost_bound)
+        body_redactor = BodyRedactor(self._upstream.key_redactor)
+        self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         if self._upstream_side is None:
             self._upstream_side = http_messages.upstream_side()
             effects.dial = True
@@ -388,12 +389,12 @@ class ModelProtocol:
             elif self._inflight.key_rejection is not None:
                 self._collect_key_rejection(effects, self._inflight.key_rejection, event)
             elif isinstance(event, h11.Data):
-                self._send_to_client(effects, h11.Data(data=self._inflight.redactor.feed(bytes(event.data))))
+                self._send_to_client(effects, h11.Data(data=self._inflight.body_redactor.feed(bytes(event.data))))
                 if self._inflight.meter is not None:
                     self._inflight.meter.feed(bytes(event.data))
                     self._request_gate.record_progress(self, self._inflight.meter)
             elif isinstance(event, h11.EndOfMessage):
-                self._send_to_client(effects, h11.Data(data=self._inflight.redactor.flush()))
+                self._send_to_client(effects, h11.Data(data=self._inflight.body_redactor.flush()))
                 self._finish_response(effects)
 
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
@@ -409,7 +410,7 @@ class ModelProtocol:
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
             inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
-        self._send_to_client(effects, http_messages.forwarded_response(response, inflight.redactor))
+        self._send_to_client(effects, http_messages.forwarded_response(response, self._upstream.key_redactor))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""
@@ -419,8 +420,8 @@ class ModelProtocol:
             self._finish_key_rejection(effects, rejection)
 
     def _finish_key_rejection(self, effects: Effects, rejection: KeyRejection) -> None:
-        body, redactor = bytes(rejection.body[:ERROR_BODY_BYTES_MAX]), KeyRedactor(self._upstream.key)
-        rejected = self._request_gate.reject_key(rejection.status, self._upstream.address, body, redactor)
+        body = bytes(rejection.body[:ERROR_BODY_BYTES_MAX])
+        rejected = self._request_gate.reject_key(rejection.status, self._upstream, body)
         self._respond_instead(effects, rejected)
 
     def _finish_response(self, effects: Effects) -> None:

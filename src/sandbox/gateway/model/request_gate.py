@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.key_redactor import KeyRedactor
+from sandbox.gateway.model.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 
@@ -115,14 +115,14 @@ class ModelRequestGate:
         self._has_accepted_key |= status < 300
         return status == 401 or (status == 403 and not self._has_accepted_key)
 
-    def reject_key(self, status: int, model_address: str, body: bytes, redactor: KeyRedactor) -> Rejected:
+    def reject_key(self, status: int, upstream: Upstream, body: bytes) -> Rejected:
         """Report that the key was rejected; return the response to send instead. body: the upstream's.
 
         The upstream's message is only in the report: the account of the server's key does not concern the sandbox.
         """
-        problem, todo = f"The model at {model_address} rejected the server's key ({status})", "check the key"
+        problem, todo = f"The model at {upstream.address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
-            message = self._dialect.decode_error(redactor.redact(body))
+            message = self._dialect.decode_error(upstream.key_redactor.redact(body))
             quote = self._reporter.quote(message).rstrip(".")
             quoted = f": {quote}" if quote else ""
             self._reporter.report_key_rejected(f"{problem}{quoted}; {todo}.")

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.model.key_redactor import KeyRedactor
+from sandbox.gateway.model.key_redactor import BodyRedactor, KeyRedactor
 
 KEY = b"sk-ant-the-servers-own"
 MASKED = b"*" * len(KEY)
 
 
 def redacted(chunks, key=KEY):
-    redactor = KeyRedactor(key)
+    redactor = BodyRedactor(KeyRedactor(key))
     return b"".join([*map(redactor.feed, chunks), redactor.flush()])
 
 
@@ -34,7 +34,7 @@ def test_data_without_the_key_passes_unchanged(parts, size):
 
 
 def test_complete_event_is_not_buffered():
-    assert KeyRedactor(KEY).feed(b"data: {}\n\n") == b"data: {}\n\n"
+    assert BodyRedactor(KeyRedactor(KEY)).feed(b"data: {}\n\n") == b"data: {}\n\n"
 
 
 def test_short_key_is_not_redacted():
@@ -64,3 +64,12 @@ def test_key_with_json_escapes_is_redacted_however_the_body_is_split(spelling):
 )
 def test_similar_text_with_escapes_passes_unchanged(body):
     assert redacted(split(body, 3), ESCAPED_KEY) == body
+
+
+def test_one_redactor_serves_several_bodies():
+    redactor = KeyRedactor(KEY)
+    first, second = BodyRedactor(redactor), BodyRedactor(redactor)
+    assert first.feed(KEY[:5]) == b""
+    assert second.feed(b"data") == b"data"
+    assert first.feed(KEY[5:]) == MASKED
+    assert second.feed(KEY) == MASKED

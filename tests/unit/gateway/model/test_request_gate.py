@@ -6,10 +6,10 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.key_redactor import KeyRedactor
+from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model.request_policy import Rejected
-from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage
 
@@ -339,8 +339,9 @@ def test_key_is_accepted_after_the_first_successful_response():
 
 def test_rejected_key_is_reported_once_and_rejects_later_requests():
     gate, events = create_gate()
-    rejection = gate.reject_key(401, "up.example", b"", KeyRedactor(b""))
+    upstream = parse_upstream(ModelUpstream("https://up.example", api_key="key"), MessagesApi())
+    rejection = gate.reject_key(401, upstream, b"")
     assert rejection.status == 403
-    assert gate.reject_key(401, "up.example", b"", KeyRedactor(b"")) == rejection
+    assert gate.reject_key(401, upstream, b"") == rejection
     assert gate.check() == rejection
     assert len(events) == 1

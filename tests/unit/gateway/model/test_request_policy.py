@@ -578,7 +578,7 @@ def test_message_of_a_rejected_key_is_quoted_in_the_report_only(message, quoted)
 
 def test_server_key_in_the_message_is_redacted():
     gateway = ScriptedGateway(ISOLATED)
-    key = gateway.connect()._upstream.key
+    key = gateway.connect()._upstream.credential[1]
     client_responses(gateway, 401, body=error_body(f"Incorrect API key: {key.decode()}"))
     assert "Incorrect API key: " in key_rejections(gateway)[0]
     assert key.decode() not in key_rejections(gateway)[0]
