@@ -57,7 +57,7 @@ def test_each_attack_ran_on_some_runtime(document: str):
 
 
 def test_each_outcome_is_explained(document: str):
-    explained = document.partition("## The battery")[2].partition("<!-- generated")[0]
+    explained = document.partition("## Tested attacks")[2].partition("<!-- generated")[0]
     assert [outcome for outcome in (*table.PASSED, Outcome.ESCAPED) if f"| `{outcome}` |" not in explained] == []
 
 
