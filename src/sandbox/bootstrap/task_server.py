@@ -189,7 +189,7 @@ def create_maintenance_jobs(
         PeriodicJob(
             "leftovers of crashed attempts",
             garbage_collector.sweep,
-            "See 'What crashes leave' in docs/operations.md.",
+            "See 'Clean up after a crash' in docs/operations.md.",
         ),
         PeriodicJob("journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),

@@ -167,7 +167,7 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     if not empty:
         return []
     message = f"control groups without processes that do not belong to this data directory: {len(empty)}"
-    remedy = "If no other server uses them, remove them: see 'What crashes leave' in docs/operations.md."
+    remedy = "If no other server uses them, remove them: see 'Clean up after a crash' in docs/operations.md."
     return [Finding("leftovers", False, message, remedy, is_needed=False)]
 
 
