@@ -1,1 +1,1 @@
-"""Claude Code: starts it, parses its output and determines its outcome."""
+"""Starts Claude Code, parses its output and determines its outcome."""

@@ -1,4 +1,4 @@
-"""Claude Code as one of Sandbox's agents. Each method imports the parts that only it needs."""
+"""Claude Code as one of Sandbox's agents. Modules that only one method needs are imported in that method."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class ClaudeCode:
 
     @property
     def manifest_templates(self) -> Sequence[ManifestTemplate]:
-        """Templates of manifests; the first one has only the required fields."""
+        """Manifest templates. The first one has only the required fields."""
         from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
 
         return MANIFEST_TEMPLATES
 
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-        """Yield the violations of rules across the fields of the section."""
+        """Yield the violations of rules that span several fields of the section."""
         return rules.find_violations(section, secret_names)
 
     def is_reserved_variable(self, name: str) -> bool:
@@ -46,7 +46,7 @@ class ClaudeCode:
         return rules.is_reserved_variable(name)
 
     def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield the field and the model of each model that the agent requests."""
+        """Yield (field, model) for each model that the agent requests."""
         model = section.get("model", Claude.model)
         if isinstance(model, str):
             yield "model", model
@@ -64,13 +64,13 @@ class ClaudeCode:
         return binary_version(find_binary())
 
     def install(self, data_dir: Path) -> Path:
-        """Return the copy of the binary that sandboxes run; create it if it does not exist."""
+        """Return the path of the binary's copy that sandboxes run; create the copy if it does not exist."""
         from sandbox.agents.claude_code.binary_install import install_binary
 
         return install_binary(data_dir)
 
     def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
-        """Return the base URL of the Messages API and its key; None without a key.
+        """Return the base URL and the key of the Messages API, or None if there is no key.
 
         An API key takes precedence over a token.
         """
@@ -81,7 +81,7 @@ class ClaudeCode:
         return ModelUpstream(base_url, api_key=api_key, auth_token="" if api_key else auth_token)
 
     def convert_recorded_line(self, manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
-        """Convert a line of output that an earlier version recorded."""
+        """Convert an output line that an earlier version of Sandbox recorded."""
         from sandbox.agents.claude_code.output_parser import convert_recorded_line
 
         return convert_recorded_line(manifest, line)

@@ -1,4 +1,4 @@
-"""The claude binary: locates it and installs the copy that sandboxes run."""
+"""Locates the claude binary and installs the copy that sandboxes run."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def binary_version(binary: Path) -> str:
 def install_binary(data_dir: Path, source: Path | None = None) -> Path:
     """Return the path of the execute-only copy below `data_dir`; create the copy if it does not exist.
 
-    The kernel makes a process non-dumpable if its user cannot read its program. Processes that the agent starts have
-    the same uid. Nevertheless they can neither open the agent's stdout to forge a result, nor trace the agent, nor read
-    its environment. This requires that the launcher has dropped CAP_DAC_OVERRIDE when it executes the copy.
+    The kernel makes a process non-dumpable if its user cannot read its program. Therefore, processes that the agent
+    starts cannot open the agent's stdout to forge a result, trace the agent or read its environment, although they have
+    the same uid. This requires that the launcher has dropped CAP_DAC_OVERRIDE when it executes the copy.
 
     Raises BinaryMissingError, or OSError if the copy cannot be written.
     """
@@ -63,7 +63,7 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
 
 
 def _is_installed(target: Path) -> bool:
-    """Return whether the complete copy exists. It is renamed to its final name only when it is complete."""
+    """Return whether the complete copy exists. A copy gets its final name only when it is complete."""
     return target.is_file() and stat.S_IMODE(target.stat().st_mode) == _EXECUTE_ONLY
 
 

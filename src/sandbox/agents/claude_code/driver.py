@@ -47,7 +47,7 @@ def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
 PROMPT_FILE = ".sandbox/prompt.md"
 
 _ARGUMENT_BYTES_MAX = 100 * 1024
-"""A longer prompt is passed in a file, because the kernel limits an argument to 128 KiB."""
+"""Longer prompts are passed in a file, because the kernel limits an argument to 128 KiB."""
 
 _KEY_SUFFIX_CHARACTERS = 20
 _PERMISSION_MODES = {"dontAsk": "default"}
@@ -57,7 +57,7 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
     """Return the arguments of an interactive session.
 
-    options: the options of a headless run, in which Claude Code cannot ask for permission.
+    options: the options of a headless run. `dontAsk` is replaced, because Claude Code can ask in a terminal.
     """
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
@@ -129,7 +129,7 @@ def session_file(directory: str, session_id: str) -> str:
 
 
 def has_session_file(home: Path, session_id: str) -> bool:
-    """Return whether Claude Code's file of the session is a regular file. Reads only names and follows no links."""
+    """Return whether the session's file exists and is regular. Opens only directories and follows no links."""
     try:
         with _open_projects(home) as projects:
             return any(_has_file(projects, name, f"{session_id}.jsonl") for name in _project_names(projects))
@@ -138,7 +138,7 @@ def has_session_file(home: Path, session_id: str) -> bool:
 
 
 def read_session_file(home: Path, session_id: str, bytes_max: int) -> bytes | None:
-    """Return the content of Claude Code's file of the session; None if it is missing, empty or larger.
+    """Return the content of the session's file; None if it is missing, empty or larger than `bytes_max`.
 
     Follows no links. The file may be any regular file that the agent put there.
     """
@@ -195,7 +195,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """Render the result as one line of JSON (`json`) or as its text (`text`); without either, return no bytes."""
+    """Render the result as one line of JSON (`json`) or as its text (`text`); empty for any other format."""
     if result is None:
         return b""
     match output_format:
@@ -234,14 +234,14 @@ RESUME_PROMPT = (
 """Prompt of an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""By default, WebFetch first checks each host with an Anthropic service. Here the gateway decides which are allowed.
+"""By default, WebFetch first checks each host with an Anthropic service. Here, the gateway decides which are allowed.
 
-The manifest decides whether permissions are skipped, so Claude Code must not ask to confirm that.
+The manifest decides whether permission checks are skipped, so Claude Code must not ask for confirmation.
 """
 
 
 class ClaudeCodeDriver:
-    """Starts the binary at `binary` (a host path, see `install_binary`) and parses its output."""
+    """Runs Claude Code as an agent. binary: its path on the host, see `install_binary`."""
 
     task_key_prefix = "sk-ant-sandbox-"
 
@@ -260,7 +260,7 @@ class ClaudeCodeDriver:
     ) -> AgentLaunchSpec:
         """Build the command, the environment and the files.
 
-        secrets: become environment variables of the agent and of all programs that it starts.
+        secrets: environment variables of the agent and of all programs that it starts.
 
         The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes, session: see
         `AgentDriver.prepare`.
@@ -272,7 +272,8 @@ class ClaudeCodeDriver:
             claude, directory, session=("--resume" if has_session else "--session-id", session_id)
         )
         environment = {**secrets, **_environment(task_key)}
-        # Passed as a file: it may exceed the size limit of an argument, and every user of the host can read arguments.
+        # The MCP configuration is passed as a file: it may exceed the size limit of an argument, and every user of the
+        # host can read arguments.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if session is not None:
             files[session_file(directory, session_id)] = session
@@ -294,11 +295,11 @@ class ClaudeCodeDriver:
         )
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Return whether Claude Code's file of the session exists. The home is untrusted."""
+        """Return whether the session's file exists. The home directory is untrusted."""
         return has_session_file(home, session_id)
 
     def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
-        """Return the content of Claude Code's file of the session. The home is untrusted."""
+        """Return the content of the session's file. The home directory is untrusted."""
         return read_session_file(home, session_id, bytes_max)
 
     def create_parser(self, session_id: str) -> ClaudeOutputParser:
@@ -306,7 +307,7 @@ class ClaudeCodeDriver:
         return ClaudeOutputParser(session_id)
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
+        """Return why a terminal session failed, based only on its exit status; None if it succeeded."""
         return determine_interactive_failure(exit_)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
@@ -340,7 +341,7 @@ def _instruction_directories(directory: str) -> Iterator[str]:
 
 
 def _headless_options(claude: Claude) -> tuple[str, ...]:
-    """Return the options for headless runs, in addition to the common ones."""
+    """Return the additional options of headless runs."""
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return ("--output-format", "stream-json", "--verbose", *turns)
 
@@ -348,7 +349,8 @@ def _headless_options(claude: Claude) -> tuple[str, ...]:
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
     # `--strict-mcp-config` and an empty `--setting-sources` disable the settings, hooks, skills and MCP servers of the
     # repository and of the home directory. Otherwise, any program in the sandbox could write such a file and redirect
-    # the agent to another model. `--add-dir` (with its variable in the environment) enables CLAUDE.md files and rules.
+    # the agent to another model. `--add-dir`, together with CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD, enables
+    # CLAUDE.md files and rules.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")
     return (
         *tool_options(claude),

@@ -57,10 +57,10 @@ _SYNTHETIC_MODEL = "<synthetic>"
 _SUMMARY_FIELDS = (
     *("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt", "skill"),
 )
-"""Fields of a tool's input that summarize a call, best first. If all are absent, the first text is the summary."""
+"""Input fields that summarize a tool call, best first. If all are absent, the first text field is the summary."""
 
 _EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
-"""The start of the result of a Bash call that failed."""
+"""Prefix of a failed Bash call's result."""
 
 
 class ClaudeOutputParser:
@@ -81,7 +81,7 @@ class ClaudeOutputParser:
         """Return the events of one line of stdout; None if the line is not an event of this session."""
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
-            self._result_line = None  # stdout ended within a line, so the last result was not the end
+            self._result_line = None  # stdout ended in the middle of a line, so output followed the last result
         if event is None or event.session_id != self._session_id:
             return None
         return tuple(self._handle_event(event, line))
@@ -123,7 +123,7 @@ class ClaudeOutputParser:
             yield TurnStarted()
 
     def _match_call(self, event: ConversationEvent) -> Iterator[AgentEvent]:
-        """Omit calls that are open already, and results without an open call."""
+        """Yield the event unless it is a call that is already open or a result without an open call."""
         if isinstance(event, ToolCallStarted):
             if event.tool_use_id in self._open_calls:
                 return
@@ -160,7 +160,7 @@ def _retry_message(retry: ApiRetryEvent) -> str:
 
 
 class _TextBudget:
-    """Cuts several texts to a total length, and counts the characters that were omitted."""
+    """Truncates several texts to a total length, and counts the omitted characters."""
 
     def __init__(self) -> None:
         self._left = CONVERSATION_TEXT_CHARACTERS_MAX
@@ -174,7 +174,7 @@ class _TextBudget:
 
 
 def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEvent]:
-    """Yield the conversation events of one stream event, without regard to earlier events."""
+    """Yield the conversation events of one stream event, regardless of earlier events."""
     match event.type:
         case "assistant":
             for block in read_blocks(read_message(event)):
@@ -202,7 +202,7 @@ def _convert_agent_block(block: ContentBlock, parent_id: str | None) -> Iterator
 
 
 def _convert_user_message(event: StreamEvent) -> Iterator[ConversationEvent]:
-    """Yield results of tools and the prompts of subagents. The main prompt is not in the stream."""
+    """Yield tool results and the prompts of subagents. The main prompt is not in the stream."""
     message, parent_id = read_message(event), _parent_id(event)
     if isinstance(message.content, str):
         if parent_id is not None:
@@ -251,7 +251,7 @@ def _convert_tool_use(block: ContentBlock, parent_id: str | None) -> ToolCallSta
 
 
 def _pop_edits(tool: str, texts: dict[str, str], budget: _TextBudget) -> Iterator[FileEdit]:
-    """Move the fields of a change from the input to an edit."""
+    """Remove the fields that describe a file edit from `texts` and yield the edit."""
     match tool, texts:
         case "Edit", {"file_path": path, "old_string": old}:
             yield FileEdit(_relative(budget.cut(path)), budget.cut(old), budget.cut(texts.get("new_string", "")))

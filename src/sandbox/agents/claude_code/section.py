@@ -1,4 +1,4 @@
-"""The section `claude` of a manifest: its fields, and the rules across them."""
+"""The section `claude` of a manifest: its fields, and the rules that span several fields."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Claude:
 
 
 def claude_section(manifest: Manifest) -> Claude:
-    """Return the section of a manifest whose agent is Claude Code. Absent fields have their defaults."""
+    """Return the section of a manifest whose agent is Claude Code. Absent fields get their default values."""
     return msgspec.convert(manifest.agent.settings, Claude)
 
 
@@ -88,13 +88,13 @@ def is_reserved_variable(name: str) -> bool:
 
 
 def find_violations(section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-    """Yield the violations of rules across fields; paths are relative to the section. See `AgentSchema`."""
+    """Yield the violations of rules that span several fields. Paths are relative to the section. See `AgentSchema`."""
     yield from _invalid_tools(section)
     yield from _invalid_mcp_servers(section, secret_names)
 
 
 def _invalid_tools(section: dict[str, Any]) -> Iterator[RuleViolation]:
-    """Each entry must be one tool: Claude Code splits entries at commas and silently ignores what it cannot parse."""
+    """Check that each entry is one tool: Claude Code splits entries at commas and silently ignores unparsable parts."""
     for index, entry in enumerate(as_list(section.get("allowed_tools"))):
         text = as_text(entry)
         if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):

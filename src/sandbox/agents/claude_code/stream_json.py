@@ -1,4 +1,4 @@
-"""Decodes lines of Claude Code's stream-json output. They are untrusted: data of a different shape is ignored."""
+"""Decodes lines of Claude Code's stream-json output. Lines are untrusted: data of an unexpected shape is ignored."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RESULT_BYTES_MAX = 256 * 1024
 """Maximum size of a complete result event. From a larger one, only short fields and the start of its text are kept."""
 
 LONG_LINE_VALUES_MAX = 500_000
-"""Maximum number of values in a line, or a part of one, that is longer than OUTPUT_LINE_BYTES_MAX.
+"""Maximum number of values in a line, or in a part of a line, that is longer than OUTPUT_LINE_BYTES_MAX.
 
-Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can contain as many values, so decoding a
-longer one takes no more time and memory.
+Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can contain the same number of values, so
+decoding a longer line takes no more time or memory.
 """
 
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
@@ -34,9 +34,9 @@ _ABSENT = msgspec.Raw(b"null")
 _INDENTED_VALUES_MAX = 1000
 _INDENTED_BRACKETS_MAX = 200
 _INDENTATION_FACTOR_MAX = 8
-"""Maximum number of values and of brackets in JSON that is indented for display, and maximum growth by indentation.
+"""JSON is indented for display up to this number of values, number of brackets and factor by which it grows.
 
-The size of indented deep JSON is quadratic.
+The size of indented JSON is quadratic in its depth.
 """
 
 
@@ -144,7 +144,7 @@ def read_blocks(message: Message) -> list[ContentBlock]:
 
 
 def read_init(line: bytes) -> InitEvent:
-    """Decode an `init` event; fields of a different shape are empty."""
+    """Decode an `init` event; fields of an unexpected shape are empty."""
     return _decode_if_sparse(_INIT, line) or InitEvent()
 
 
@@ -194,7 +194,7 @@ def read_number(value: msgspec.Raw) -> float | None:
 
 
 def to_text(value: msgspec.Raw) -> str:
-    """Return a string as it is, null as no text, and any other value as JSON, indented unless that makes it large."""
+    """Return a string unchanged, null as an empty string, other values as JSON, indented unless that makes it large."""
     text = read_string(value)
     if text is not None:
         return text
@@ -205,7 +205,7 @@ def to_text(value: msgspec.Raw) -> str:
 
 
 def _indent(encoded: bytes) -> bytes | None:
-    """Return indented JSON; None if it has no brackets, would be large or much longer, or is invalid."""
+    """Return indented JSON; None if the input has no brackets, is large or invalid, or would become much longer."""
     brackets = encoded.count(b"[") + encoded.count(b"{")
     if not 0 < brackets <= _INDENTED_BRACKETS_MAX or brackets + encoded.count(b",") > _INDENTED_VALUES_MAX:
         return None
@@ -216,7 +216,7 @@ def _indent(encoded: bytes) -> bytes | None:
 
 
 def content_text(content: msgspec.Raw, blocks_max: int) -> str:
-    """Return the text of a tool_result's content. Of other blocks, such as images, it contains only the type."""
+    """Return a tool_result's content as text. Blocks other than text, such as images, are replaced by their type."""
     items = _decode_if_sparse(_ITEMS, content)
     if items is None:
         return to_text(content)
@@ -254,5 +254,5 @@ def _bound_depth(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return [_bound_depth(item, depth - 1) for item in value] if depth else None
     if isinstance(value, int) and value.bit_length() > _INTEGER_BITS_MAX:
-        return None  # beyond the integers that JSON readers of clients represent exactly
+        return None  # larger than the integers that the JSON parsers of clients represent exactly
     return value

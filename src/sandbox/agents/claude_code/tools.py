@@ -18,8 +18,9 @@ _WILDCARDS = frozenset("*?[")
 def tool_options(claude: Claude) -> tuple[str, ...]:
     """Return the options for a manifest's allowed tools.
 
-    Only `--tools` restricts the tools reliably, but it accepts plain names only. MCP tools and rules need permissions,
-    which are not checked if permissions are skipped. If the list is empty, `--allowedTools` is omitted.
+    Only `--tools` restricts the tools reliably, but it accepts plain names only. MCP tools and rules are restricted by
+    permissions, which Claude Code does not check if permissions are skipped. If the list is empty, `--allowedTools` is
+    omitted.
     """
     entries = claude.allowed_tools
     if entries is None:
@@ -35,7 +36,7 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
 def unknown_entries(
     entries: Sequence[str], tools: frozenset[str], servers: Collection[str], redact: Callable[[str], str]
 ) -> list[str]:
-    """Return the entries that match none of the agent's tools. redact: the redaction applied to the tools' names."""
+    """Return the entries that match none of the agent's tools. redact: the redaction that was applied to tool names."""
     return [entry for entry in entries if not _matches_any_tool(entry, tools, servers, redact)]
 
 
@@ -56,7 +57,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a redacted value in its name may match: the parts before that value and `*` agree."""
+    """Return whether a tool with a redacted value in its name may match. Compares the text before the value and `*`."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (
@@ -65,7 +66,7 @@ def _may_match_redacted(tool: str, pattern: str) -> bool:
 
 
 def _server_name_in_tools(server: str) -> str:
-    """Return a server's name as it appears in the names of its tools."""
+    """Return the server's name as it appears in its tool names."""
     return "".join(_replace_special_characters(server))
 
 

@@ -99,7 +99,7 @@ class MessagesApi:
         return request_checks.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return the start of a sentence that names a part of the request with external access, or None."""
+        """Return a part of the request that has external access, as the subject of a sentence, or None."""
         return request_checks.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

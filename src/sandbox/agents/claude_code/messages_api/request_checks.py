@@ -22,7 +22,7 @@ MODEL_STRING_CHARACTERS_MAX = 256
 _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
     r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}"
 )
-"""Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
+"""Tools that Claude Code runs itself, and server-side tools that only use data from the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
 """`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost tokens or a known fee that responses report."""
@@ -40,7 +40,7 @@ _INLINE_SOURCES = frozenset({"base64", "content", "text"})
 _SOURCE_BLOCKS = ("document", "image")
 _TOOL_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _SELF_CONTAINED_SERVER_TOOLS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)?")
-"""Server-side tools that use nothing but the request."""
+"""Server-side tools that only use data from the request."""
 
 _FIELD = re.compile(r"[a-z0-9_]+")
 _EXTERNAL_REFERENCES = re.compile(r"mcp_servers|container(_id)?|(.*_)?(url|uri|file_ids?)", re.DOTALL)
@@ -75,7 +75,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return the start of a sentence that names a part of the request with external access, or None.
+    """Return a part of the request that has external access, as the subject of a sentence, or None.
 
     sanitize: makes untrusted text safe to report.
     """
@@ -88,7 +88,7 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return which part of the request may cost an unknown fee in addition to tokens, or None.
+    """Return a part of the request that may incur an unknown fee in addition to tokens, or None.
 
     The result and `sanitize` are as in `external_access_reason`.
     """
@@ -111,7 +111,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
     """Return why a value is denied as a tool or as an object that may contain one, or None."""
     if not isinstance(value, dict):
         return "A tool of unknown shape"
-    # Some servers read `Tools` as `tools`; the API itself accepts lower case only.
+    # Some servers accept `Tools` for `tools`; the API itself accepts only lower case.
     if any(_FIELD.fullmatch(key) is None for key in value):
         return "An unknown field name"
     kind = value.get("type") or "custom"
@@ -150,7 +150,7 @@ def _is_self_contained_call(call: dict[str, Any]) -> bool:
 
 
 def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every object that may instruct the model's servers, and every non-object in place of a tool.
+    """Yield every object that may instruct the model's servers, and every non-object where a tool is expected.
 
     Each is paired with the name of its field. Items of a list are paired with the name of the list's field.
     """

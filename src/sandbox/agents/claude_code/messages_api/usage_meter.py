@@ -24,7 +24,7 @@ JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
-"""Minimum size of a delta event's line in addition to its text."""
+"""Minimum size of a delta event's line, without its text."""
 
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
@@ -190,7 +190,7 @@ class JsonMeter:
         return tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """Return None: the document reports usage at its end only."""
+        """Return None: the document reports usage only at its end."""
         return None
 
     @property
