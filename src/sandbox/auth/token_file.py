@@ -45,7 +45,7 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Principal(self.id, self.name, self.role)
 
     def is_valid(self, now: datetime) -> bool:
-        """Return whether the token is not expired at `now`."""
+        """Return whether the token has not expired at `now`."""
         return self.expires_at is None or now < self.expires_at
 
 
@@ -106,14 +106,14 @@ class _TokenDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 FileStamp = tuple[int, int, int]
-"""Identifies a version of a file: inode, modification time in nanoseconds, size."""
+"""Identifies a version of a file by its inode, modification time in nanoseconds and size."""
 
 
 class TokenFile:
     """Implements `interfaces.auth.TokenStore`. Also creates and revokes tokens.
 
-    Once a token has existed, the server never returns to open access by itself: the file remains when the last token is
-    revoked, and while the file is unreadable, every request is rejected.
+    Once a token has been created, the server never returns to open access on its own. The file remains when the last
+    token is revoked. While the file is unreadable, every request is rejected.
     """
 
     def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -166,12 +166,12 @@ class TokenFile:
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
     def list_valid(self) -> Sequence[TokenRecord]:
-        """Return the tokens that have not expired. Raises the errors of `list`."""
+        """Return the tokens that have not expired. Raises the same errors as `list`."""
         now = self._now()
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError, and the errors of `list`."""
+        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError and the errors of `list`."""
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)
@@ -212,7 +212,7 @@ class TokenFile:
 
     @contextmanager
     def _change_lock(self) -> Iterator[None]:
-        """Hold the lock that serializes changes by several processes. It differs from the data directory's lock."""
+        """Hold the lock that serializes changes by several processes. It is separate from the data directory's lock."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:
