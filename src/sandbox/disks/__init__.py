@@ -1,1 +1,1 @@
-"""Disks of attempts. A disk is a size-limited directory with the workspace, the home directory and /tmp."""
+"""Disks of attempts. A disk is a size-limited directory that contains the workspace, the home directory and /tmp."""

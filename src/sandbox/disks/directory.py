@@ -47,7 +47,7 @@ def measure_deleted_files(device: int) -> DeletedFiles:
 def _open_files() -> Iterator[os.stat_result]:
     for pid in _descendants(os.getpid()):
         if _shares_files(pid, _parent_pid(pid)):
-            continue  # for example all processes in which gVisor runs programs
+            continue  # for example, all processes in which gVisor runs programs
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
                 with suppress(OSError):  # closed in the meantime
@@ -55,7 +55,7 @@ def _open_files() -> Iterator[os.stat_result]:
 
 
 def _shares_files(pid: int, other: int) -> bool:
-    """Return whether two processes share their table of open files (kcmp(2)); False if unknown."""
+    """Return whether two processes share one table of open files (kcmp(2)); False if unknown."""
     number = _KCMP.get(os.uname().machine)
     return number is not None and _libc.syscall(number, pid, other, _KCMP_FILES, 0, 0) == 0
 
@@ -64,7 +64,7 @@ def _descendants(ancestor: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     children: dict[int, list[int]] = {}
     for pid in pids:
-        if pid == ancestor:  # otherwise ids that are reused during the walk could form a cycle
+        if pid == ancestor:  # otherwise, pids that are reused during the walk could form a cycle
             continue
         children.setdefault(_parent_pid(pid), []).append(pid)
     found = [*children.get(ancestor, ())]
@@ -74,7 +74,7 @@ def _descendants(ancestor: int) -> list[int]:
 
 
 def _parent_pid(pid: int) -> int:
-    """Return the parent's pid; 0 if the process is gone."""
+    """Return the pid of the parent; 0 if the process has exited."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (a hot path)
             return int(file.read().rpartition(b")")[2].split()[1])
@@ -83,7 +83,7 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""Size added per file: an empty file uses no block, but one inode of the file system."""
+"""Bytes of disk size per allowed file. Limits empty files, which use an inode but no block."""
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 
@@ -113,7 +113,7 @@ class DirectoryDisks:
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
     async def verify(self, layout: AttemptLayout) -> None:
-        """Do nothing: writers to the host's file system get its errors directly."""
+        """Do nothing: the host's file system reports errors directly to the processes that write."""
 
     async def close(self, layout: AttemptLayout) -> None:
         """Do nothing: there is nothing to release."""

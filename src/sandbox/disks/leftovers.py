@@ -1,6 +1,6 @@
-"""Releases leftover disks: those that are still mounted although no process runs their attempts.
+"""Releases disks that are still mounted although their attempts no longer have a runner.
 
-A disk is mounted in its runner's mount namespace, which exists as long as a process is in it. For example, a process
+A disk is mounted in its runner's mount namespace, which exists as long as any process uses it. For example, a process
 that the runner started outside the sandbox may have survived the runner.
 """
 
@@ -61,7 +61,7 @@ def _device_numbers(image: Path) -> frozenset[str]:
 
 def _kill_holders(numbers: Collection[str], disk: Path) -> None:
     """Kill the processes in whose mount namespace the disk is mounted at the runner's mount point."""
-    mount_point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever precedes it
+    mount_point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, without the directories above it
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     for pid in pids:
         for number in numbers:

@@ -1,4 +1,4 @@
-"""Disks that are ext4 file systems in sparse files, so a full disk affects only its own attempt."""
+"""Disks that are ext4 file systems in sparse files. A full disk therefore affects only its own attempt."""
 
 import asyncio
 import ctypes
@@ -15,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Prefix of a command that must not outlive this process: e2fsck could modify a disk that is mounted again."""
+"""Prefix of a command that must not outlive this process: a leftover e2fsck could modify a disk after it is mounted."""
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
@@ -60,13 +60,13 @@ _DELETED = " (deleted)"
 
 
 def find_devices(image: Path) -> Sequence[Path]:
-    """Return the loop devices in /sys/block for this file, independent of the path by which it was opened."""
+    """Return the loop devices in /sys/block that use this file, regardless of the path by which it was opened."""
     path = str(image.parent.resolve() / image.name)
     return [device for device, file in list_devices() if file == path or _is_same(file, image)]
 
 
 def list_devices() -> Iterator[tuple[Path, str]]:
-    """Yield each loop device in use, and the path of its backing file as the kernel reports it."""
+    """Yield each loop device in use, with the path of its backing file as reported by the kernel."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
             yield backing.parents[1], backing.read_text().rstrip("\n").removesuffix(_DELETED)
@@ -80,9 +80,9 @@ def _is_same(file: str, image: Path) -> bool:
 
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: after a power loss, the disk is repaired by fsck as far as possible, and only used to collect files."""
+"""No journal: after a power loss, fsck repairs as much as possible, and the disk is used only to collect files."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
-_FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk free
+_FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that fails because the disk is full can leave this much space free
 _POLL_SECONDS = 0.01
 _REPAIRED = frozenset({0, 1})  # e2fsck(8): 1 is "errors corrected"
 
@@ -97,7 +97,7 @@ class LoopDisks:
 
     def __init__(self) -> None:
         self._disk_fd = -1
-        """Open since the disk was mounted: the kernel reports every later write error once to this descriptor."""
+        """Stays open while the disk is mounted: the kernel reports each write error once to this descriptor."""
 
         self._sync_error: OSError | None = None
 
@@ -130,7 +130,8 @@ class LoopDisks:
     async def verify(self, layout: AttemptLayout) -> None:
         """Flush the disk and raise the first write error.
 
-        An agent's data is written to memory first, and no process inside gets an error if the host cannot store it.
+        The kernel caches an agent's writes in memory. No process in the sandbox gets an error if the host cannot store
+        them.
         """
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)
@@ -138,9 +139,10 @@ class LoopDisks:
             raise self._sync_error
 
     async def close(self, layout: AttemptLayout) -> None:
-        """Unmount the disk once no process uses it.
+        """Unmount the disk when no process uses it any longer.
 
-        After DISK_RELEASE_SECONDS, unmount it lazily. A process that still uses the disk then only occupies its blocks.
+        After DISK_RELEASE_SECONDS, unmount it lazily. A process that still uses the disk then only keeps its blocks
+        allocated.
         """
         if self._disk_fd >= 0:
             os.close(self._disk_fd)
@@ -166,7 +168,10 @@ class LoopDisks:
 
 
 async def make_file_system(image: Path, size_bytes: int) -> None:
-    """Create an empty file system; the file gets its name when it is complete. Raises CommandFailedError, OSError."""
+    """Create an empty file system. The file gets its final name when it is complete.
+
+    Raises CommandFailedError, OSError.
+    """
     part = image.with_suffix(".part")
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
@@ -191,7 +196,7 @@ _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 def unshare_mounts() -> None:
     """Enter a new mount namespace, to which the host's unmounts still propagate.
 
-    Call it as root before any thread is started. Raises OSError.
+    Call this as root before any thread is started. Raises OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_CLONE_NEWNS))
@@ -208,7 +213,7 @@ _SIZE_BYTES = 1024 * 1024
 
 
 async def loop_unavailable_reason(directory: Path) -> str | None:
-    """Return why a file system cannot be created and mounted, or None if it can. Leaves nothing in `directory`."""
+    """Return why a file system cannot be created and mounted, or None if it can. Leaves no files in `directory`."""
     if os.geteuid() != 0:
         return "only root can mount"
     with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as probe_dir:

@@ -11,13 +11,13 @@ from sandbox.model.limits import KILL_SECONDS
 _PATH = "/usr/bin:/bin"
 
 AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
-"""Prefix that runs a command as the root of a user namespace, so the file modes that agents choose do not matter."""
+"""Prefix that runs a command as root of a user namespace, so that file modes set by agents do not prevent access."""
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:
     """Remove trees with rm(1), which handles any depth, follows no links and can be stopped. Raises OSError.
 
-    An ordinary user cannot empty a directory without write permission; the root user of a user namespace can.
+    An ordinary user cannot empty a directory that lacks write permission; the root user of a user namespace can.
     """
     if not paths:
         return
@@ -38,7 +38,7 @@ async def _run(command: Sequence[str]) -> str:
         _, stderr = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
-        # If the file system hangs, the kernel does not let the process die.
+        # If the file system hangs, SIGKILL does not end the process.
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), KILL_SECONDS)
         raise
