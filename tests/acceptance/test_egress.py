@@ -318,7 +318,7 @@ def test_denial_events_have_destination_and_reason(results):
     for reason, times in (
         ("its TLS handshake names another server (SNI)", 2),
         ("Host header names a different host", 2),
-        ("the Host header and the target name different hosts", 1),
+        ("the Host header and the request target specify different hosts", 1),
         ("is not assigned to a host name", 1),
         ("resolves to no public address", 4),
     ):

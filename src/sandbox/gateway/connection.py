@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class PriorityCpuQueues:
-    """CPU queues by ascending priority: DNS and other non-model traffic, new model connections, those in use.
+    """CPU queues by ascending priority: DNS and other non-model traffic, new model connections, active ones.
 
     A sandbox can send any amount of data to parse. Therefore the CPU time is limited, and only one connection's data is
     parsed at a time. Other work of the runner, such as stopping the sandbox, runs in between.
@@ -97,9 +97,9 @@ class ConnectionHandler:
 
 
 class ModelConnection(ConnectionHandler):
-    """A connection to the model's listener. Its upstream connection is reused for the same client's next request.
+    """A client connection to the model's listener. Its upstream connection is reused for the client's next request.
 
-    The connection gets the model's priority once a request has been forwarded, and loses it when a request is rejected.
+    The connection gets the priority `model` when a request has been forwarded and loses it when a request is rejected.
     """
 
     def __init__(
@@ -187,7 +187,8 @@ class ModelConnection(ConnectionHandler):
 
     def _reset_upstream_timeout(self) -> None:
         if self._upstream is not None:
-            # An idle upstream connection is kept for a short time only: the upstream may close it at any moment.
+            # An idle upstream connection is kept only for a short time, because the upstream may close it at any
+            # moment.
             is_in_flight = self._model_protocol.is_in_flight
             self._upstream.set_timeout(limits.UPSTREAM_SECONDS if is_in_flight else limits.UPSTREAM_IDLE_SECONDS)
 
@@ -198,16 +199,16 @@ class ModelConnection(ConnectionHandler):
             resume = self._model_protocol.resume
         except TimeoutError:
             resume = self._model_protocol.hold_timed_out
-        effects = await self._run_queued(resume)  # all held requests are released at once
+        effects = await self._run_queued(resume)  # queued, because all held requests are released at the same time
         self._hold_task = None
         await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
         """Open the upstream connection and return the effects to apply.
 
-        These are the given effects, or those of a failure to connect or of a denial.
+        These are the given effects, unless the connection fails or is denied.
         """
-        self._client.clear_timeout()  # the wait for a connection may be longer; `_apply` sets the next timeout
+        self._client.clear_timeout()  # dialing may take longer than the timeout; `_apply` sets the next one
         try:
             stream = await self._dialer.dial()
         except UpstreamUnreachableError as error:

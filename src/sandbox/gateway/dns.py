@@ -12,7 +12,7 @@ from sandbox.gateway.protocol import Effects, Phase
 
 _FIRST_ADDRESS = int(IPv4Address("198.18.0.0"))
 _HOSTS_PER_BLOCK = 254
-"""Number of addresses used of each block of 256. Some programs treat .0 and .255 as network addresses."""
+"""Number of addresses used in each block of 256. Some programs treat .0 and .255 as network or broadcast addresses."""
 
 
 class SyntheticIps:
@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address, spelled as in the query because redaction needs that; None if unassigned."""
+        """Return the name of an address; None if unassigned. Redaction requires the spelling of the query."""
         return self._names.get(IPv4Address(address))
 
 
@@ -53,7 +53,7 @@ AddressLookup = Callable[[str], IPv4Address | None]
 
 
 class DnsResponse(msgspec.Struct, frozen=True):
-    """The response message (None: send nothing) and the denied name (None: no name was denied)."""
+    """The response to a DNS message. message: None if nothing is sent. denied_name: None if no name was denied."""
 
     message: bytes | None
     denied_name: str | None = None
@@ -65,7 +65,7 @@ def respond(query: bytes, resolve: AddressLookup) -> DnsResponse:
         return DnsResponse(None)
     flags = int.from_bytes(query[2:4])
     if flags & _RESPONSE:
-        return DnsResponse(None)  # answering a response would let two resolvers loop forever
+        return DnsResponse(None)  # responding to a response could make two resolvers loop forever
     if flags & _OPCODE:
         return DnsResponse(_encode_response(query, flags, _NOTIMP))
     question = _parse_question(query) if int.from_bytes(query[4:6]) == 1 else None
@@ -90,7 +90,7 @@ def _encode_response(
 
 
 def _encode_record(address: IPv4Address) -> bytes:
-    """Encode an A record whose name points to the question, which follows the header."""
+    """Encode an A record. Its name is a pointer to the question, which follows the header."""
     name = (0xC000 | _HEADER_BYTES).to_bytes(2)
     kind = _TYPE_A.to_bytes(2) + _CLASS_IN.to_bytes(2)
     return name + kind + _TTL_SECONDS.to_bytes(4) + (4).to_bytes(2) + address.packed
@@ -117,7 +117,7 @@ _DNS_PORT = 53
 
 
 class DnsResponder:
-    """Answers DNS queries. Denied names get NXDOMAIN and are reported."""
+    """Responds to DNS queries. Denied names get NXDOMAIN and are reported."""
 
     def __init__(self, policy: EgressPolicy, addresses: SyntheticIps, reporter: EventReporter) -> None:
         self._policy = policy
@@ -142,7 +142,7 @@ class DnsTcpProtocol:
 
     @property
     def phase(self) -> Phase:
-        """Always HEAD: all queries of a connection must arrive within the timeout of one request head."""
+        """Always HEAD: all queries on a connection must arrive within the timeout for one request head."""
         return Phase.HEAD
 
     def client_data_received(self, data: bytes) -> Effects:

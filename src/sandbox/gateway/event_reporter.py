@@ -17,7 +17,7 @@ from sandbox.model.printable import escape_character, replace_unprintable
 
 
 class EventReporter:
-    """Reports all usage, and denials and errors up to a rate and a total number.
+    """Reports all usage. Limits the rate of reported errors, and the rate and number of reported denials.
 
     monotonic: returns seconds.
     redact: removes the values of secrets from text.
@@ -45,7 +45,7 @@ class EventReporter:
         return printable_host(self._redact(text))
 
     def quote(self, text: str) -> str:
-        """Make a message of the upstream safe for a report: redact it, escape it on one line, then truncate it."""
+        """Make an upstream message safe for a report: redact it, escape it as one line, then truncate it."""
         line = replace_unprintable(" ".join(self._redact(text).split()), escape_character)
         return line if len(line) <= QUOTE_CHARACTERS_MAX else f"{line[:QUOTE_CHARACTERS_MAX]}…"
 
@@ -102,7 +102,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """Report the remaining counts of denials and of dropped headers. Call it at the end."""
+        """Report the remaining counts of denials and dropped headers. Call this when the gateway stops."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."

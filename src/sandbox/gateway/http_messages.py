@@ -27,7 +27,7 @@ _FORWARDED_HOST_HEADERS = frozenset(
         b"x-rewrite-url",
     }
 )
-"""Proxy headers that many programs use in place of the requested host."""
+"""Proxy headers that many programs use instead of the Host header."""
 
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 _NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
@@ -46,7 +46,7 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request, with the server's key instead of the task's. It requests an uncompressed response.
+    """Build the upstream request: with the server's key instead of the task's, and for an uncompressed response.
 
     body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
     the dropped headers.
@@ -125,7 +125,7 @@ def plain_text_error(status: int, message: str) -> LocalResponse:
 def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
     """Return the headers to forward, spelled as received.
 
-    Names are compared with punctuation replaced by `-`, because some servers read `X_Api_Key` or `X.Api.Key` as
+    Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
     `X-Api-Key`.
     """
     named = connection_header_names(message)
@@ -149,7 +149,7 @@ _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """A host in its original spelling, without brackets, and a port."""
+    """A host (in its original spelling, without brackets) and a port."""
 
     host: str
     port: int

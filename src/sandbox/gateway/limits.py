@@ -44,10 +44,10 @@ MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after the burst; additional ones wait."""
 
 NEW_MODEL_DEBT_SECONDS = 1.0
-"""Maximum CPU debt, in seconds, up to which new model connections are served. Other traffic waits while in debt."""
+"""Maximum CPU debt, in seconds, at which new model connections are served. Other traffic waits during any debt."""
 
 MODEL_DEBT_SECONDS = 3.0
-"""Maximum CPU debt, in seconds, up to which model connections whose last request was forwarded are served."""
+"""Maximum CPU debt, in seconds, at which a model connection is served if its last request was forwarded."""
 
 MODEL_PRIORITY_CPU_SECONDS = 0.02
 """Maximum CPU time of a model connection without a forwarded request; then it gets the priority of other traffic."""
@@ -70,7 +70,7 @@ RESPONSE_SECONDS = 900.0
 CLIENT_STALL_SECONDS = 60.0
 """Maximum total time that a client may stall a response of a task with a budget.
 
-After that, the response is read to its end without the client.
+After that, the gateway reads the rest of the response without forwarding it.
 """
 
 LINGER_SECONDS = 1.0
@@ -116,7 +116,7 @@ ADDRESSES_MAX = 4
 """Maximum number of addresses of one host that are tried, within CONNECT_SECONDS in total."""
 
 MODEL_LOOKUP_SECONDS = 30.0
-"""Interval at which the model's addresses are resolved again. Other hosts may not have these addresses."""
+"""Interval at which the model's addresses are resolved again. Other hosts with these addresses are denied."""
 
 SYNTHETIC_IPS_MAX = 4096
 """Maximum number of names with a synthetic address per sandbox; additional names do not resolve."""
@@ -127,7 +127,7 @@ DNS_DATAGRAM_BYTES_MAX = 2048
 DENIALS_REPORTED_MAX = 100_000
 """Maximum number of denials of an attempt that are reported individually.
 
-Additional denials are only counted, and one report states this.
+Additional denials are only counted. This is reported once.
 """
 
 DENIALS_PER_SECOND_MAX = 20

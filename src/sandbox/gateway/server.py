@@ -158,7 +158,7 @@ class SocketGateway:
             task.add_done_callback(partial(_close_connection, accepted, slots))
 
     async def _handle_isolated(self, handle: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
-        """Run a handler; an error ends its connection only."""
+        """Run a handler; an error ends only its connection."""
         try:
             await handle(accepted)
         except Exception as error:

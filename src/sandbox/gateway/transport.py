@@ -77,7 +77,7 @@ class Stream:
 
     @property
     def is_closing(self) -> bool:
-        """Whether written data would be lost."""
+        """Whether the connection is closing, so that written data would be lost."""
         return self._writer.is_closing()
 
     def write(self, data: bytes | bytearray) -> None:
@@ -100,7 +100,7 @@ class Stream:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
     def clear_timeout(self) -> None:
-        """Suspend the timeout while nothing reads from the connection."""
+        """Cancel the timeout for a period in which nothing reads from the connection."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -110,9 +110,9 @@ class Stream:
         self._writer.transport.abort()
 
     def set_reset_on_abort(self, is_reset: bool) -> None:
-        """Set whether `abort`, a timeout or the end of this process resets the connection. By default it sends EOF.
+        """Set whether `abort`, a timeout or the end of this process resets the connection instead of sending EOF.
 
-        A lenient server would handle an incomplete request that ends with an EOF.
+        A lenient server might handle an incomplete request that ends with EOF.
         """
         if is_reset == self._is_reset_on_abort:
             return
@@ -127,9 +127,9 @@ class Stream:
 
 
 def limit_buffers(connection: socket) -> None:
-    """Limit the kernel's buffers for a stalled connection, because their memory is charged to no task.
+    """Limit the kernel's buffers for a stalled connection, because their memory is not charged to any task.
 
-    Only root may exceed the machine's rmem_max; for other users the system's sizes remain.
+    Only root may exceed the machine's rmem_max. For other users, the system's default sizes apply.
     """
     with suppress(PermissionError):
         connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
@@ -137,7 +137,7 @@ def limit_buffers(connection: socket) -> None:
 
 
 class FullSizeBufferLimit:
-    """Limits the number of connections with full-size buffers to one side (hosts, model or sandbox).
+    """Limits how many connections to one side (hosts, model or sandbox) have full-size buffers.
 
     A connection above the limit gets reduced buffers permanently.
     """
@@ -169,7 +169,7 @@ class ConnectionRateLimiter:
         self._queue_lock = asyncio.Lock()
 
     async def wait(self) -> None:
-        """Wait for a token and take it."""
+        """Wait for a token and consume it."""
         async with self._queue_lock:
             await asyncio.sleep(self._wait_seconds())
             self._tokens -= 1

@@ -23,11 +23,11 @@ class ClientHello(msgspec.Struct, frozen=True):
     is_complete: more bytes cannot change the result.
     server_name: None if a complete hello has no name, if the bytes are not a hello, or if other data shares the hello's
     record.
-    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers that
-    do not use ECH send random bytes in this extension.
+    has_encrypted_name: the hello contains an encrypted hello (ECH) that may name a different server. Browsers that do
+    not use ECH send random bytes in this extension.
     has_early_data: the client may send data before the server has responded (RFC 8446 §4.2.10).
-    byte_count: length of the records that contain the hello. If the records are malformed, length of the first ones,
-    because some servers may still find a hello in them.
+    byte_count: length of the records that contain the hello. If the records are malformed, the length up to the end of
+    the malformed record's header, because some servers may still find a hello there.
     """
 
     is_complete: bool
@@ -63,8 +63,8 @@ def parse_client_hello(data: bytes) -> ClientHello:
             return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
-            # No client appends anything to the hello in this record, and a server might treat the rest as the actual
-            # hello.
+            # No client appends data to the hello in this record, and a server might treat the appended data as the
+            # actual hello.
             byte_count = offset + 5 + length
             is_only_message = len(message) == end and len(data) >= byte_count
             return (
@@ -98,7 +98,7 @@ def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
     server_names = parse_server_names(body)
     if server_names is None:
         return ClientHello(True, byte_count=byte_count)
-    # Several names violate the RFC, and the server might select a different one than the gateway.
+    # More than one name violates the RFC, and the server might select a different name than the gateway.
     name = server_names.names[0] if len(server_names.names) == 1 else None
     return ClientHello(True, name, server_names.has_encrypted_name, server_names.has_early_data, byte_count)
 
@@ -148,9 +148,9 @@ class _Reader:
 _HELLO_START = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
 _HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
-"""Matches records as lenient servers do: some accept an alert or a ChangeCipherSpec between the records of a hello.
+"""Matches the records that lenient servers accept: some allow an alert or a ChangeCipherSpec between a hello's records.
 
-They check the version only in the hello, where the version's first byte is 3.
+Lenient servers check the version only in the hello, where its first byte is 3.
 """
 
 _HEADER_BYTES = 5
@@ -169,7 +169,7 @@ class _PartialHello(msgspec.Struct, frozen=True):
 class ClientHelloSearch:
     """Searches the bytes of a client that connects to `name` for a ClientHello.
 
-    The hello may omit the server name, because the surrounding protocol did not contain one either.
+    The hello may omit the server name, because the surrounding protocol does not contain one either.
     """
 
     def __init__(self, policy: EgressPolicy, name: str) -> None:

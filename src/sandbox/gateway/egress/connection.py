@@ -14,7 +14,7 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 class EgressConnection:
     """One egress connection.
 
-    handshake: decides whether the connection is allowed; or the decision itself, if it was already made.
+    handshake: decides whether the connection is allowed, or is the decision itself if it was already made.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class EgressConnection:
         self._denial: Denial | None = None
 
     async def run(self) -> None:
-        """Serve until both sides have ended, or until one is idle for too long."""
+        """Serve until both sides have closed the connection, or until one side is idle for too long."""
         try:
             handshake = self._handshake
             outcome = handshake if isinstance(handshake, Tunnel | Denial) else await self._run_handshake(handshake)
@@ -56,7 +56,7 @@ class EgressConnection:
                 return outcome
 
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
-        # This includes the wait for connections queued before this one.
+        # The timeout includes the wait for connections queued before this one.
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
         host, port = tunnel.host, tunnel.port
@@ -102,7 +102,7 @@ class EgressConnection:
             if isinstance(output, Denial):
                 self._denial = output
                 host_stream.abort()  # this also ends the other direction
-                if self._has_host_data:  # a gateway response would be inserted into the host's
+                if self._has_host_data:  # the gateway's response would be inserted into the host's
                     self._client.abort()
                 return
             host_stream.set_reset_on_abort(stream_filter.is_searching)

@@ -47,7 +47,7 @@ _NOT_GLOBAL_V6 = [
 
 
 def is_global(address: Address) -> bool:
-    """Return whether this is a global unicast address of one public host. Only the address itself is checked."""
+    """Return whether this is a global unicast address of a public host, judged by the address alone."""
     address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
@@ -76,7 +76,7 @@ def is_dialable(address: Address) -> bool:
 
 
 class PublicDialer:
-    """Dials hosts by name, through the system's resolver (/etc/hosts included), but never dials the model's host.
+    """Dials hosts by name, but never the model's host. Names are resolved by the system, including /etc/hosts.
 
     model_addresses: all known addresses of the model; this class and `UpstreamDialer` extend the set.
     """
@@ -149,13 +149,13 @@ def _resolve(host: str) -> set[str]:
 
 
 def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
-    """Sort IPv4 addresses first, because more machines can reach them."""
+    """Sort IPv4 addresses first, because more machines have IPv4 connectivity."""
     addresses = {unmap_ipv4(ip_address(one)) for one in addresses_text}
     return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
 
 
 def _is_local_address(address: Address) -> bool:
-    """Return whether a socket can bind to the address, so it belongs to this machine. True after other errors."""
+    """Return whether the address belongs to this machine: whether a socket can bind to it. True if that is unknown."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

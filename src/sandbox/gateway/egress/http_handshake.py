@@ -1,4 +1,4 @@
-"""A plain HTTP request to a host: its Host header must name that host, and the connection carries one request only."""
+"""A plain HTTP request to a host: its Host header must name that host, and the connection carries only one request."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ class HttpHandshake:
 
 
 class SingleRequestFilter:
-    """Forwards one request with new framing, and nothing after it."""
+    """Forwards one request with new framing and discards all data after it."""
 
     is_passthrough = False
     is_searching = False
@@ -137,7 +137,7 @@ def open_single_request_tunnel(
 
 
 def _ambiguity(request: h11.Request) -> str | None:
-    """Return why two parsers may read the request differently, or None."""
+    """Return why two parsers may interpret the request differently, or None."""
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
         return "a request must not have both Content-Length and Transfer-Encoding."

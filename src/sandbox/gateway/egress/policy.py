@@ -34,11 +34,11 @@ class EgressPolicy:
         return self._rules.is_unrestricted
 
     def allows_host(self, host: str) -> bool:
-        """Return whether the host may be reached at some port, so that its name resolves inside the sandbox."""
+        """Return whether the host is allowed on at least one port. If so, its name resolves inside the sandbox."""
         return is_host_name(host) and normalize_host(host) != self._model_host and self._rules.allows_host(host)
 
     def name_deny_reason(self, host: str) -> str:
-        """Return why a name was not resolved. Call it only for such a name."""
+        """Return why a name was not resolved. Call this only for an unresolved name."""
         if self.allows_host(host):
             return "too many names were resolved."
         return self.deny_reason(host, HTTPS_PORT) or "it cannot be resolved."
@@ -60,12 +60,12 @@ class EgressPolicy:
     def _address_deny_reason(self, host: str) -> str | None:
         if not self._allows_ip_addresses:
             requirement = "through the proxy" if self._rules.is_unrestricted else "with network_mode full"
-            return f"hosts are reachable by name; IP addresses only {requirement}."
+            return f"hosts are reachable by name; IP addresses are reachable only {requirement}."
         return None if is_address(host) else "an address must be four decimal numbers, or IPv6."
 
 
 class Denial(msgspec.Struct, frozen=True):
-    """The connection is denied. response: bytes sent to the client before its connection ends."""
+    """A denied connection. response: bytes sent to the client before the connection ends."""
 
     host: str
     port: int
@@ -88,7 +88,7 @@ class StreamFilter(Protocol):
 
     @property
     def is_searching(self) -> bool:
-        """Whether the forwarded data may end within a line that would be denied."""
+        """Whether the data forwarded so far may end in the middle of a line that will be denied."""
         ...
 
     def start(self) -> bytes | Denial:
@@ -100,12 +100,12 @@ class StreamFilter(Protocol):
         ...
 
     def host_data_received(self) -> None:
-        """Handle the event that the host has sent data."""
+        """Record that the host has sent data."""
         ...
 
 
 class Tunnel(msgspec.Struct, frozen=True):
-    """The connection to `host` is allowed.
+    """An allowed connection to `host`.
 
     greeting: sent to the client once the host is connected.
     unreachable_response: builds the response for a failed dial from an HTTP status and a message.
@@ -127,7 +127,7 @@ class Handshake(Protocol):
 
 
 class InspectingFilter:
-    """Requires the data inside a tunnel to pass `handshake`. initial_data: the data that has already arrived."""
+    """Requires the data inside a tunnel to pass `handshake`. initial_data: data that has already arrived."""
 
     def __init__(self, handshake: Handshake, initial_data: bytes) -> None:
         self._handshake = handshake
@@ -155,7 +155,7 @@ class InspectingFilter:
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return no data until the handshake is decided, then the output of its filter."""
+        """Return no data until the handshake has decided, then the output of its filter."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
         outcome = self._handshake.client_data_received(data)
@@ -167,7 +167,7 @@ class InspectingFilter:
         return self._stream_filter.start()
 
     def host_data_received(self) -> None:
-        """Record the event and pass it to the filter of the handshake."""
+        """Record that the host has sent data, and notify the handshake's filter."""
         self._has_host_data = True
         if self._stream_filter is not None:
             self._stream_filter.host_data_received()
@@ -184,7 +184,7 @@ def denial_message(host: str, port: int, reason: str) -> str:
 
 
 def is_host_name(host: str) -> bool:
-    """Return whether the name is well-formed ASCII that no resolver reads as an IP address."""
+    """Return whether the name is well-formed ASCII that no resolver interprets as an IP address."""
     return len(host) <= 254 and _HOST.fullmatch(normalize_host(host)) is not None and not ends_in_number(host)
 
 

@@ -18,7 +18,7 @@ from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTE
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _NON_PRINTABLE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
-_ABSOLUTE = rb"(?!(?<=\0{3})opc\.tcp:)[A-Za-z][A-Za-z0-9+.-]*://"  # not the field of an OPC UA hello
+_ABSOLUTE = rb"(?!(?<=\0{3})opc\.tcp:)[A-Za-z][A-Za-z0-9+.-]*://"  # except in an OPC UA hello
 _LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
 _PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _NON_PRINTABLE, re.IGNORECASE)
 _VERSIONED_LINE = re.compile(
@@ -32,7 +32,7 @@ _ABSOLUTE_AFTER_ANY_METHOD = re.compile(rb"[^ ]* +%s[\x21-\x7e]*%s+[\x21-\x7e]" 
 
 _ABSOLUTE_FIRST_LINE = re.compile(rb"[^ \t]*[ \t]+%s" % _ABSOLUTE)
 _CONNECT_LINE = re.compile(rb"CONNECT%s+[!-z]" % _NON_PRINTABLE)
-"""Some servers need no version. JSON after CONNECT is the first line of NATS."""
+"""Some servers do not require a version. CONNECT followed by JSON is excluded: it is the first line of NATS."""
 
 _EMPTY_LINE_ENDS = (b"\n\r\n", b"\n\n", b"\r\r")
 _TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _NON_PRINTABLE)
@@ -190,7 +190,7 @@ _TLS_RECORD = b"\x16"
 _TLS_PREFIX = b"\x16\x03"
 _LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # a line has no other bytes; a client that sends them may wait for a response
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # bytes of a text line; no line end is awaited after any other byte
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE), re.IGNORECASE)
 _HTTP_2_PREFACE = b"PRI * HTTP/2"

@@ -83,7 +83,7 @@ class ProxyHandshake:
             named is None
             or (normalize_host(named.host), named.port) != (normalize_host(authority.host), authority.port)
         ):
-            deny_reason = "the Host header and the target name different hosts."
+            deny_reason = "the Host header and the request target specify different hosts."
         if deny_reason is not None:
             return self._deny(deny_reason, request.method)
         return open_single_request_tunnel(self._client_side, request, target.path, authority)

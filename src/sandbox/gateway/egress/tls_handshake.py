@@ -65,7 +65,8 @@ class HelloRetryFilter:
     """Forwards everything except a second ClientHello that names a different server.
 
     A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might serve the name in it. After that hello all
-    data is encrypted. Early data, sent before the server has responded, may also lie between the two hellos.
+    data is encrypted. Early data, which the client sends before the server has responded, may occur between the two
+    hellos.
     """
 
     is_done = False
@@ -118,7 +119,7 @@ class HelloRetryFilter:
         """Do nothing: the search for a second hello does not depend on the responses of the host."""
 
     def _read_skippable(self) -> bytes:
-        """Remove and return the received bytes of skippable records. The content of the last may be incomplete."""
+        """Remove and return the received bytes of skippable records. The last record may be incomplete."""
         end = 0
         while True:
             available_bytes = min(self._skip_bytes, len(self._pending) - end)

@@ -1,4 +1,4 @@
-"""Connections to the model, dialed directly and with the system's resolver. HTTPS_PROXY and redirects are ignored."""
+"""Direct connections to the model, through the system's resolver. Ignores HTTPS_PROXY and follows no redirects."""
 
 import asyncio
 import re
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 class Upstream(msgspec.Struct, frozen=True):
     """A parsed upstream URL and credential.
 
-    path_prefix: the path of the base URL without its last slash.
-    credential: a header's name and value.
-    key_redactor: replaces the server's key, which is written without the header's scheme.
-    base_url_setting: the setting with the address, for messages.
+    path_prefix: the path of the base URL without trailing slashes.
+    credential: the name and value of the header.
+    key_redactor: replaces the server's key, without the authentication scheme of the header.
+    base_url_setting: the name of the setting that contains the address, for messages.
     """
 
     host: str
@@ -48,7 +48,7 @@ class Upstream(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """The host (and port) for messages."""
+        """The host, and the port unless it is the default, for messages."""
         return self.authority.decode()
 
 
@@ -73,7 +73,7 @@ def parse_upstream(upstream: ModelUpstream, dialect: ModelDialect) -> Upstream:
         raise ValueError(f"{setting} has invalid characters in its path.")
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
-    credential = dialect.credential(upstream)  # first, because it checks the key
+    credential = dialect.credential(upstream)  # raises ValueError for an invalid key
     key_redactor = KeyRedactor(dialect.presented_key(*credential))
     return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), credential, key_redactor, setting)
 

@@ -6,7 +6,7 @@ _KEY_BYTES_MIN = 8
 """Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
 
 _SHORT_ESCAPES = b'"/'
-"""Characters that JSON may escape with a backslash alone."""
+"""Characters that JSON may escape with only a backslash."""
 
 _ESCAPE_BYTES_MAX = 6
 
@@ -41,7 +41,7 @@ class KeyRedactor:
         return next((at for at in starts if self._may_start(text, at)), len(text))
 
     def _may_start(self, text: bytes, at: int) -> bool:
-        """Whether the text from `at` to its end is the start of a spelling of the key."""
+        """Return whether the text from offset `at` to the end may be the start of the key, plain or escaped."""
         for character in self._key:
             rest = text[at : at + _ESCAPE_BYTES_MAX]
             if not rest:
@@ -87,7 +87,7 @@ def _escape(character: int) -> bytes:
 
 
 def _spelling(character: int) -> bytes:
-    """Return a pattern of the ways to write a character. Only the hexadecimal digits of an escape ignore case."""
+    """Return a pattern for a character, plain or escaped. Only the hexadecimal digits of an escape ignore case."""
     plain = re.escape(bytes([character]))
     short = [b"\\\\" + plain] if character in _SHORT_ESCAPES else []
     return b"(?:(?-i:" + b"|".join([plain, *short]) + b")|(?-i:\\\\u)%04x)" % character

@@ -1,9 +1,9 @@
 """One connection to the model listener: checks each request, replaces its key and forwards both bodies.
 
 Pipelined requests get no response; the connection ends after the current response. A client that closes its side before
-its response is complete counts as gone: its upstream request is aborted too. With a budget, the response is read to its
-end instead, because it reports its cost at the end. In that case, a client that does not read its response for too long
-also counts as gone.
+its response is complete is treated as gone: its upstream request is aborted too. With a budget, the response is read to
+its end instead, because its cost is reported there. In that case, a client that does not read its response for too long
+is also treated as gone.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from sandbox.model.events import Usage
 
 
 class KeyRejection(msgspec.Struct):
-    """A response that rejects the server's key, until its body is complete."""
+    """A response that rejects the server's key. body: the part received so far."""
 
     status: int
     body: bytearray = bytearray()
@@ -34,9 +34,9 @@ class InflightRequest(msgspec.Struct):
     """A forwarded request.
 
     cost_bound: set if the response must be metered.
-    is_sent: a connection to the upstream exists, so the request may cost something.
-    meter: set once a response has started whose usage must be read.
-    key_rejection: set once a response has started that rejects the server's key.
+    is_sent: a connection to the upstream exists, so the request may incur cost.
+    meter: set when a response starts whose usage must be read.
+    key_rejection: set when a response starts that rejects the server's key.
     """
 
     dialect: ModelDialect
@@ -225,7 +225,7 @@ class ModelProtocol:
     def upstream_connected(self) -> Effects | None:
         """Return None if the request may be sent now, or the effects of its denial.
 
-        The request waited while the connection rate was exceeded. Meanwhile, the budget may have been reached.
+        The budget may have been reached while the request waited for a connection.
         """
         denial = self._request_gate.check()
         if denial is None or self._inflight is None:
@@ -358,7 +358,7 @@ class ModelProtocol:
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
         """Respond now; discard the rest of the request's body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
-        # Close after a malformed or too large request, to read no more of it than necessary.
+        # Close the connection after a malformed or oversized request instead of reading the rest of it.
         is_last = rejected.status in (400, 413)
         response = http_messages.model_error(self._dialect, rejected.status, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
@@ -450,7 +450,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response in place of the upstream's, which has not started for the client."""
+        """Send a local response instead of the upstream's, of which the client has not received anything yet."""
         if self._is_client_gone:
             self._close(effects)
             return

@@ -1,7 +1,7 @@
 """Decides when a model request may be forwarded.
 
 Requests are held until the agent has been checked. They are denied if they make the model's servers access external
-resources, or once the budget is spent or the server's key was rejected.
+resources, if the budget is spent, or if the server's key was rejected.
 """
 
 import math
@@ -41,7 +41,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 
 
 class ModelRequestGate:
-    """Decides about model requests, for all connections of a gateway. `release` ends `is_holding` permanently."""
+    """Approves or rejects the model requests of a gateway. `release` clears `is_holding` permanently."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
         self._dialect = dialect
@@ -90,7 +90,7 @@ class ModelRequestGate:
         return None if exhausted_reason is None else Rejected(403, exhausted_reason)
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
-        """Return the body to forward, or a rejection. is_metered: the response spends tokens."""
+        """Return the body to forward, or a rejection. is_metered: the response uses tokens."""
         document = self._dialect.decode_request(body)
         if isinstance(document, Rejected):
             return document
@@ -103,7 +103,7 @@ class ModelRequestGate:
         if cost_bound is not None and not (
             _is_token_count(cost_bound.input_tokens) and _is_token_count(cost_bound.output_tokens_max)
         ):
-            return Rejected(400, "The request's limit of output tokens is out of range.")
+            return Rejected(400, "The request's output token limit is out of range.")
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def is_key_rejection(self, status: int) -> bool:
@@ -116,9 +116,10 @@ class ModelRequestGate:
         return status == 401 or (status == 403 and not self._has_accepted_key)
 
     def reject_key(self, status: int, upstream: Upstream, body: bytes) -> Rejected:
-        """Report that the key was rejected; return the response to send instead. body: the upstream's.
+        """Report that the key was rejected; return the response to send instead of the upstream's.
 
-        The upstream's message is only in the report: the account of the server's key does not concern the sandbox.
+        body: the upstream's response. Its message is only in the report, because the sandbox must not receive details
+        about the account of the server's key.
         """
         problem, todo = f"The model at {upstream.address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
@@ -181,7 +182,7 @@ class Spending:
             self._check_budget()
 
     def exhausted_reason(self) -> str | None:
-        """Return a sentence about the budget that is spent, or None."""
+        """Return a sentence that says which budget is spent, or None."""
         self._check_budget()
         return self._exhausted_reason
 
@@ -208,7 +209,7 @@ class Spending:
                 f"A response came from the model {model}, which has no known price, so lifecycle.budget_usd cannot be "
                 f"enforced; {end}. Set lifecycle.budget_tokens instead."
             )
-        # The running cost is not in the message: the response continues, and the status has its final cost.
+        # The message omits the running cost: the response continues, and the task's status will contain the final cost.
         spent = f"is spent; {end}. Raise the budget."
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd ({self._budget.usd:.6g} USD) {spent}"

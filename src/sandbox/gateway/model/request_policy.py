@@ -1,4 +1,4 @@
-"""Allowlist of model requests: those of the dialect, authenticated with the task's key."""
+"""Allows only model requests that the dialect defines and that are authenticated with the task's key."""
 
 from hmac import compare_digest
 
@@ -10,7 +10,7 @@ from sandbox.interfaces.gateway import ModelDialect, Rejected
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """The request is allowed. target: path and query at the upstream. is_metered: the response spends tokens."""
+    """An allowed request. target: path and query at the upstream. is_metered: the response uses tokens."""
 
     target: bytes
     is_metered: bool

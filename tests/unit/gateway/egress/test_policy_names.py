@@ -28,13 +28,13 @@ def connect(authority: str, policy: EgressPolicy):
 def test_proxy_denies_ip_addresses_with_an_allow_list(authority):
     denial = connect(authority, ALLOW_LIST)
     assert isinstance(denial, Denial)
-    assert denial.reason == "hosts are reachable by name; IP addresses only with network_mode full."
+    assert denial.reason == "hosts are reachable by name; IP addresses are reachable only with network_mode full."
     assert isinstance(connect(authority, FULL), Tunnel), "the same tunnel passes with network_mode full"
 
 
 def test_deny_reason_explains_how_addresses_can_be_reached():
-    assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("IP addresses only with network_mode full.")
-    assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("IP addresses only through the proxy.")
+    assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("IP addresses are reachable only with network_mode full.")
+    assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("IP addresses are reachable only through the proxy.")
     assert FULL.deny_reason("010.8.8.8", 443) == "an address must be four decimal numbers, or IPv6."
 
 
