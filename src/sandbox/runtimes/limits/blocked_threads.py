@@ -4,9 +4,8 @@ A system call keeps a file open until it returns, even if another thread closes 
 in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them with the
 same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 
-A call may also use a buffer that no control group is charged for. For a read of a setting in /proc/sys and for a
-netlink request, the program determines the buffer's size. A page fault in the program's own memory can make the call
-wait.
+A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
+sends a netlink request determines the size of this buffer. It can make the call wait by a page fault in its own memory.
 """
 
 import ctypes
@@ -33,8 +32,8 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def interrupt_threads(process_ids: Iterable[int]) -> None:
-    """Interrupt all threads of the processes. Does nothing to those that this process may not trace."""
-    # The kernel stops tracing when the tracing thread ends. No thread is waited for, so none stays stopped.
+    """Interrupt all threads of the processes, except those that this process may not trace."""
+    # The kernel stops tracing when the tracing thread ends, so no traced thread stays stopped.
     tracer = threading.Thread(target=_trace, args=(list(process_ids),), name="interrupt-threads")
     tracer.start()
     tracer.join()
@@ -48,7 +47,7 @@ def _trace(process_ids: Iterable[int]) -> None:
 
 
 def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
-    """Return the open files of all processes of the machine; None if it is unknown."""
+    """Return the number of open files of all processes on the machine; None if unknown."""
     try:
         return int(path.read_text().split()[0])
     except (OSError, ValueError, IndexError):
@@ -56,9 +55,9 @@ def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Interrupts one sandbox's blocked threads, which may hide objects, when the machine's number of objects has grown.
+    """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the machine has many more of them.
 
-    count_all: counts these objects of the whole machine. growth_max: the growth above which threads are interrupted.
+    count_all: counts these objects on the whole machine. growth_max: the growth above which threads are interrupted.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class BlockedThreadInterrupter:
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:
-        """Interrupt the threads if the machine has many more objects than before."""
+        """Interrupt the threads if the number of objects on the machine has grown by more than `growth_max`."""
         if self._clock() - self._counted_at < _INTERVAL_SECONDS:
             return
         self._counted_at = self._clock()
@@ -102,7 +101,7 @@ _INODE_COLUMN = 9
 
 
 def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
-    """Return the bytes of unreclaimable memory that the machine's kernel has allocated; None if it is unknown."""
+    """Return the size of the unreclaimable memory that the kernel has allocated, in bytes; None if unknown."""
     try:
         words = [line.split() for line in path.read_text().splitlines()]
         return sum(int(word[1]) << 10 for word in words if word[0] in _KERNEL_MEMORY_FIELDS)
@@ -125,7 +124,9 @@ def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> 
 
 
 class _ProcessCalls:
-    """The calls in progress of one process. The first thread may have ended, so the others' files are read.
+    """The system calls in progress of one process.
+
+    The first thread may have ended, so the files of all threads are read.
 
     threads: directory of the process's threads in /proc. request_bytes: size of the largest netlink request.
     """
@@ -168,7 +169,7 @@ def _read_number(path: Path) -> int:
 
 
 def _read_netlink_sockets(path: Path) -> frozenset[str]:
-    """Return the link targets of descriptors of netlink sockets."""
+    """Return the link targets of the descriptors that refer to netlink sockets."""
     with suppress(OSError, IndexError):
         lines = path.read_text().splitlines()[1:]
         return frozenset(f"socket:[{line.split()[_INODE_COLUMN]}]" for line in lines)
@@ -176,7 +177,7 @@ def _read_netlink_sockets(path: Path) -> frozenset[str]:
 
 
 class SyscallBufferMeter:
-    """Measures the buffers of system calls in progress of one sandbox's threads.
+    """Measures the buffers of the system calls that a sandbox's threads are executing.
 
     Threads are inspected only while the machine's kernel memory has grown by more than the limit.
     """
@@ -191,7 +192,7 @@ class SyscallBufferMeter:
         self._lowest = count_all()
 
     def count(self, process_ids: Callable[[], Collection[int]]) -> int | None:
-        """Return the bytes; 0 while the machine's growth does not exceed the limit, or None if that is unknown."""
+        """Return the size in bytes; 0 if the kernel's memory has not grown beyond the limit, None if unknown."""
         total = self._count_all()
         if total is None:
             return None

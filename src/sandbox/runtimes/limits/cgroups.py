@@ -42,14 +42,14 @@ _TCP_CONTROLLER_V1 = "memory.kmem.tcp"
 _KERNEL_COMMAND_LINE = Path("/proc/cmdline")
 _TCP_MEM_SYSCTL = Path("/proc/sys/net/ipv4/tcp_mem")
 _DEFAULT_TCP_MEMORY_DIVISOR = 16
-"""TCP may use 1/16 of the machine's memory before there is pressure, unless tcp_mem was changed."""
+"""TCP may use 1/16 of the machine's memory before TCP is under memory pressure, unless tcp_mem was changed."""
 
 _SOCKET_MEMORY_DIVISOR = 8
 """Socket buffers may use 1/8 of the sandbox's memory (vm.memory)."""
 _FEW_SOCKETS = 64
-"""The receive queues of up to this many sockets are not measured.
+"""Up to this number of sockets, receive queues are not measured.
 
-Each can hold at most 1 MiB and 4096 half-open connections.
+Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
 """Minimum number of sandboxes that can together exhaust all buffers; then datagrams of the others are dropped."""
@@ -106,7 +106,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def was_oom_killed(self) -> bool:
-        """Return whether the kernel killed a process of the group because its memory was exhausted."""
+        """Return whether the kernel killed a process of the group because the group's memory was exhausted."""
         return bool(self.oom_kills())
 
     def oom_kills(self) -> int:
@@ -116,7 +116,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         )
 
     def stats(self) -> Stats:
-        """Return the current usage. Memory excludes inactive file pages, which can be dropped at once."""
+        """Return the current usage. Memory excludes inactive file pages, which the kernel can drop immediately."""
         used = _first_known(self._read_number("memory.current"), self._read_number("memory.usage_in_bytes"))
         cached = (
             self._read_number("memory.stat", "total_inactive_file")
@@ -144,9 +144,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
-        v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
-        with. socket_counter: counts the sockets of that network namespace. call_buffer_meter: None for a sandbox with
-        its own kernel.
+        In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
+        was created with. socket_counter: counts the sockets of that network namespace. call_buffer_meter: None for a
+        sandbox with a separate kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -174,7 +174,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return kernel_usage.count_files(self.process_ids(), counts_locks=False) if self.directories else FileUsage()
 
     def detailed_file_usage(self, epoll_counter: EpollCounter | None = None) -> FileUsage:
-        """Return the open files of the group's processes; unknown without a cgroup. Reads many files of /proc.
+        """Return the open files of the group's processes; unknown without a cgroup. Reads many files in /proc.
 
         epoll_counter: counts this group's epoll entries; None to omit them.
         """
@@ -187,18 +187,18 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free objects that only the group's blocked threads hold, if the machine has many more of them than before."""
+        """Free objects that only the group's blocked threads keep open, if the machine's number of them has grown."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
-        """Count the open directories, and no other files, of a sandbox whose kernel is a program in the group."""
+        """Count only the open directories, for a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _kernel_bytes_of_all(self) -> int:
         """Return the kernel memory of this group and its siblings.
 
-        The parent group's count is higher, because it includes groups that were removed.
+        The parent group's count is not used, because it includes groups that were removed.
         """
         parents = [directory.parent for directory in self.directories]
         names = {entry.name for parent in parents for entry in parent.glob("*/")}
@@ -206,7 +206,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return sum(group._kernel_bytes() or 0 for group in groups)
 
     def _kernel_bytes(self) -> int | None:
-        """Return the bytes charged for memory of the kernel itself."""
+        """Return the size of the kernel memory that is charged to the group, in bytes."""
         return _first_known(self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel"))
 
     @property
@@ -248,7 +248,7 @@ class Hierarchies(msgspec.Struct, frozen=True):
     roots: Sequence[Path]
 
     def group(self, attempt_id: str) -> ControlGroup:
-        """Return the group of an attempt, whether it exists or not."""
+        """Return the group of an attempt. The group need not exist."""
         return ControlGroup([root / PARENT_GROUP / attempt_id for root in self.roots])
 
     def attempt_ids(self) -> frozenset[str]:
@@ -260,7 +260,7 @@ class Hierarchies(msgspec.Struct, frozen=True):
 def find_hierarchies(
     mountinfo: Path = Path("/proc/self/mountinfo"), own_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Hierarchies:
-    """Return the writable hierarchies: v1 hierarchies of the used controllers if there are any, else the v2 one."""
+    """Return the writable hierarchies: those of v1 for the required controllers, or that of v2 if v1 is unused."""
     v1_mount_points, v2_mount_points = [], []
     for line in mountinfo.read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -296,7 +296,7 @@ def socket_buffer_bytes(memory_bytes: int) -> int:
 def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
     """Limit socket buffers (v1).
 
-    The kernel refuses to change the limit while the group exceeds the new one; then the limit is already set.
+    The kernel rejects a limit that the group's usage exceeds. In that case, the group already has a limit.
     """
     path = directory / f"{_TCP_CONTROLLER_V1}.limit_in_bytes"
     if not path.exists():
@@ -309,7 +309,7 @@ def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
 
 
 def _total_socket_buffer_bytes() -> int:
-    """Return the limit for all sandboxes together: half of what TCP may use before the machine is under pressure.
+    """Return the limit for all sandboxes together: half of the memory that TCP may use without pressure.
 
     Only the initial network namespace has tcp_mem; in a container the kernel's default is used.
     """
@@ -332,7 +332,7 @@ def _is_socket_accounting_disabled() -> bool:
 
 
 def _enable_controllers(directory: Path) -> None:
-    """Enable the controllers for child groups (v2). A group with processes rejects this; then they are unavailable."""
+    """Enable the controllers for child groups (v2). They are unavailable if the group itself contains processes."""
     for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
         with suppress(OSError):
             _write(directory / "cgroup.subtree_control", f"+{controller}")

@@ -1,9 +1,9 @@
 """Counts the entries of a sandbox's epoll instances.
 
-An event wakes all epoll entries of its file at once, with interrupts off: about 0.12 µs for each. If a timer is the
-cause, this happens in an interrupt, which no control group is charged for. There can be more entries than descriptors,
-because each pair of an epoll instance and a descriptor is an entry. The kernel's limit (`fs.epoll.max_user_watches`) is
-in the millions.
+An event on a file wakes all epoll entries of the file in one go, with interrupts disabled, which takes about 0.12 µs
+for each. If a timer causes the event, this happens in an interrupt, which is not charged to any control group. There
+can be more entries than descriptors, because each pair of an epoll instance and a descriptor is an entry. The kernel's
+limit (`fs.epoll.max_user_watches`) is in the millions.
 """
 
 import ctypes
@@ -25,27 +25,28 @@ _ACTIVE_ENTRIES = re.compile(r"^eventpoll_epi +(\d+) ", re.MULTILINE)
 _INSPECTION_SECONDS = 2.0
 """Maximum CPU time of one inspection. All open files are inspected, because one instance can have all the entries.
 
-Usually it takes some milliseconds, and 0.5 s for OPEN_FILES_OF_SANDBOX_MAX files. Many epoll instances take longer.
+An inspection usually takes a few milliseconds, and 0.5 s for OPEN_FILES_OF_SANDBOX_MAX files. Many epoll instances take
+longer.
 """
 
 _IN_TRANSIT_COUNTS_MAX = 3
-"""Consecutive counts with descriptors in transit after which the machine's entries are attributed to the sandbox.
+"""Number of consecutive counts with descriptors in transit after which all entries are attributed to the sandbox.
 
-An epoll instance that is in transit in a Unix socket cannot be inspected. Ordinary programs
-receive such descriptors quickly, so repeated counts rarely find any.
+An epoll instance that is in transit in a Unix socket cannot be inspected. Ordinary programs receive such descriptors
+quickly, so repeated counts rarely find any.
 """
 _COMPARED_FILES_MAX = 8
-"""Maximum number of instances that each one is compared with. Beyond it, shared ones may be counted repeatedly."""
+"""Maximum number of instances to compare an instance with. With more, shared instances may be counted repeatedly."""
 
 _KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
 _HEADER_LINES = 16
-"""More than the number of lines before the entries in /proc/PID/fdinfo."""
+"""Upper bound on the number of lines before the entries in a file of /proc/PID/fdinfo."""
 _DESCRIPTORS_IN_TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
 def count_machine_entries(slabs: Path = _SLABS) -> int | None:
-    """Return the epoll entries of all processes of the machine, or None if only root may read their number."""
+    """Return the number of epoll entries of all processes on the machine, or None if only root may read it."""
     try:
         match = _ACTIVE_ENTRIES.search(slabs.read_text())
     except OSError:
@@ -123,7 +124,7 @@ class _InheritedFiles:
         self._owners: dict[tuple[str, int], list[int]] = {}
 
     def is_known(self, table: str, name: str, entries: int) -> bool:
-        """Return whether this instance was seen in another process under the same number; False if unknown."""
+        """Return whether a process inspected before has this instance under the same number; False if unknown."""
         thread = int(table.rpartition("/")[2])
         owners = self._owners.setdefault((name, entries), [])
         if any(self._is_same(thread, owner, int(name)) for owner in owners):
@@ -140,7 +141,7 @@ class _InheritedFiles:
 
 
 def _list_files(process_ids: Collection[int]) -> Iterator[tuple[str, str, str]]:
-    """Yield the table, the descriptor and its link target, for all open files."""
+    """Yield the descriptor table, the descriptor and its link target for each open file."""
     for table in filter(None, map(find_fd_table, process_ids)):
         for name in list_directory(f"{table}/fd"):
             with suppress(OSError):

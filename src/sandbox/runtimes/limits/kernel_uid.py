@@ -1,7 +1,7 @@
 """Claims a separate kernel uid for each sandbox, machine-wide.
 
 A claim is a lock on a file, held by the claiming process until it releases the uid or dies. The file contains the
-attempt's id, from which other processes find the owner of a uid.
+attempt's id, so other processes can find the owner of a uid.
 """
 
 import fcntl
@@ -20,12 +20,15 @@ LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
 """Uids that nothing else uses.
 
-They are above the subordinate uids of login.defs (up to 600,100,000), which containers of the machine's users have.
-They are also above the uids of systemd's containers (up to 1,879,048,191).
+They are above the subordinate uids of login.defs (up to 600,100,000), which are used by containers of the machine's
+users. They are also above the uids of systemd's containers (up to 1,879,048,191).
 """
 
 FILES_UIDS_OFFSET = 100_000
-"""Distance from a kernel uid to the uid of its sandbox's files, in runtimes that need both. One claim covers both."""
+"""Difference between the uid of a sandbox's files and its kernel uid, in runtimes that need both.
+
+One claim covers both.
+"""
 
 _HASH_MULTIPLIER = 2_654_435_761
 """A prime near 2**32 divided by the golden ratio: it spreads neighboring directories far apart."""
@@ -40,7 +43,7 @@ class KernelUidPool:
         self._claims: dict[str, tuple[int, int]] = {}
 
     def claim(self, attempt_id: str) -> int:
-        """Claim a uid that is unclaimed and that no process has. Raises AttemptError (provision_failed)."""
+        """Claim a uid that is unclaimed and that no process uses. Raises AttemptError (provision_failed)."""
         if attempt_id in self._claims:
             return self._claims[attempt_id][0]
         try:
@@ -64,9 +67,9 @@ class KernelUidPool:
     def lock_if_unclaimed(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
-        An unclaimed uid cannot be claimed in the meantime. The claim of another living process can end, and the uid can
-        then be claimed for another attempt. So open a pidfd of the process first, call the function again, and only
-        then signal the process.
+        An unclaimed uid cannot be claimed in the meantime. If another process holds the claim, it can release the uid,
+        which can then be claimed for another attempt. To signal a process safely, open its pidfd first, then call the
+        function again, then send the signal.
         """
         if attempt_id in self._claims:
             yield lambda: True
@@ -109,7 +112,7 @@ class KernelUidPool:
         """Iterate over the range from an offset that depends on the lock directory.
 
         A container on this host has its own lock directory and cannot see the host's processes, but shares its uids.
-        Two ranges that start far apart do not meet in practice.
+        Two ranges that start far apart do not overlap in practice.
         """
         status = self._directory.stat()
         begin = (status.st_dev * 31 + status.st_ino) * _HASH_MULTIPLIER % len(self._range)
@@ -121,7 +124,7 @@ class KernelUidPool:
         if not _try_lock(descriptor):
             os.close(descriptor)
             return False
-        # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
+        # Write the id before checking for processes, so that an earlier owner detects that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
         if processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
@@ -178,10 +181,10 @@ except OSError as error:
 
 
 def _has_files_in_transit(uid: int) -> bool:
-    """Return whether files that an earlier owner sent over a socket have not been received.
+    """Return whether an earlier owner sent files over a socket that were never received.
 
-    They can outlive all processes, in sockets that contain each other. The kernel counts them for the uid, whose
-    processes can then send no files. If the test does not finish in time, the uid counts as one with such files.
+    Such files can outlive all processes in sockets that contain each other. The kernel counts them toward the uid's
+    limit, so processes of the uid cannot send files. The result is True if the test does not finish in time.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:

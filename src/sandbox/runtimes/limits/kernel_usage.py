@@ -1,8 +1,8 @@
 """Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
 
-Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
-an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id may
-have been reused.
+Locks, partly read directories and similar objects are not charged to any control group. Only descriptors show which
+sandbox an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id
+may have been reused.
 """
 
 import errno
@@ -28,15 +28,16 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the machine has fewer locks, a sandbox's locks are not counted, because listing many takes a long time."""
+"""While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
 """Maximum number of open files to inspect; a larger set is sampled at random each time."""
 
 _LOCK_COUNT_SECONDS = 2.0
-"""Maximum CPU time of one count of locks. Usually it takes 0.2 s.
+"""Maximum CPU time of one count of locks. A count usually takes 0.2 s.
 
-For an epoll or inotify instance, the kernel also lists all that it watches: 0.5 s for a million entries.
+For an epoll or inotify instance, the kernel also lists all files that the instance watches, which takes 0.5 s for a
+million entries.
 """
 _LOCK_BYTES_MAX = 1 << 20
 """Maximum number of bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
@@ -112,7 +113,7 @@ def sum_locks(files: Collection[str]) -> FileLockCounts:
 def count_directories(process_ids: Collection[int], *, descriptors_per_directory: int) -> FileUsage:
     """Count the open directories of a sandbox whose kernel is a host program. One of its processes opens all of them.
 
-    Other processes may share that process's table of files, so the numbers are not added up. Descriptors opened with
+    Other processes may share that process's descriptor table, so the numbers are not added up. Descriptors opened with
     O_PATH do not count. descriptors_per_directory: number of descriptors that the program opens for a directory.
     """
     tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
@@ -144,14 +145,14 @@ def find_fd_table(pid: int) -> str | None:
 
 
 def count_open_files(table: str) -> int:
-    """Return the number of open files; 0 if that is not visible. Before Linux 6.2 the size of the directory is 0."""
+    """Return the number of open files; 0 if it is not visible. Before Linux 6.2, the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0
 
 
 def list_directory(directory: str) -> list[str]:
-    """Return the names in a directory of /proc; empty if it is gone or hidden."""
+    """Return the names in a directory below /proc; empty if the directory is gone or hidden."""
     with suppress(OSError), os.scandir(directory) as entries:
         return [entry.name for entry in entries]
     return []
@@ -194,7 +195,7 @@ _RMEM_COLUMN = 4
 
 
 def count_sockets(pid: int) -> int | None:
-    """Count all sockets in a process's network namespace: open, not accepted, and closed with data in flight.
+    """Count all sockets in a process's network namespace: open, not yet accepted, or closed with data in flight.
 
     Returns None if the process has ended.
     """
@@ -237,8 +238,8 @@ class SocketUsage(msgspec.Struct, frozen=True):
     """Received data that no program has read.
 
     received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
-    udp_sockets_on_port: number of UDP sockets of the port that has the most. One broadcast is copied to each of them at
-    once.
+    udp_sockets_on_port: number of UDP sockets on the port that has the most. The kernel copies a broadcast to all of
+    them in one go.
     """
 
     received_bytes: int = 0
@@ -247,7 +248,7 @@ class SocketUsage(msgspec.Struct, frozen=True):
 
 
 class SocketCounter:
-    """Counts sockets through a SOCK_DIAG netlink socket, of which it takes ownership."""
+    """Counts sockets through a SOCK_DIAG netlink socket. Takes ownership of the netlink socket."""
 
     def __init__(self, netlink: socket.socket) -> None:
         netlink.settimeout(_RESPONSE_SECONDS)

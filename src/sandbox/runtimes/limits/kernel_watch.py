@@ -32,11 +32,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
-    unreclaimable_free_slab_bytes: memory of freed kernel objects that is still allocated, of unreclaimable kinds.
-    reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and names of files.
+    unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
+    reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit of reclaimable_free_slab_bytes.
-    udp_sockets_on_port: number of UDP sockets on the port that has the most.
-    call_buffer_bytes: buffers of system calls in progress; 0 while the machine has few.
+    udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
+    call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -93,8 +93,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
         reclaimable, reclaimable_max = self.reclaimable_free_slab_bytes, self.reclaimable_free_slab_bytes_max
         if reclaimable is not None and reclaimable_max is not None and reclaimable > reclaimable_max:
             return (
-                f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and names "
-                f"of files; the limit is {reclaimable_max >> 20} MiB. Close files that were created together."
+                f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
+                f"names; the limit is {reclaimable_max >> 20} MiB. Close files that were created together."
             )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (
@@ -113,10 +113,10 @@ class FileUsage(msgspec.Struct, frozen=True):
     """The open files of a sandbox; None if the host does not count them.
 
     open_files: descriptors of all its processes.
-    directories, locks: open directories, and POSIX file locks. Both are 0 while they cannot exceed their limits.
+    directories, locks: open directories and POSIX file locks. Each is 0 while it cannot exceed its limit.
     shared_locks: locks of any kind on files that the host uses too.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
-    was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
+    was_cut_short: whether counting took too long, so the other numbers may be too low.
     """
 
     open_files: int | None = None
@@ -134,9 +134,9 @@ class FileUsage(msgspec.Struct, frozen=True):
                 f"{OPEN_FILES_OF_SANDBOX_MAX}. Close unused ones."
             )
         if self.directories > OPEN_DIRECTORIES_MAX:
-            return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
+            return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close unused ones."
         if self.locks > FILE_LOCKS_MAX:
-            return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+            return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release unused ones."
         if self.shared_locks > SHARED_FILE_LOCKS_MAX:
             return (
                 f"The sandbox had more than {SHARED_FILE_LOCKS_MAX} locks on devices or system files; "
@@ -153,7 +153,7 @@ class FileUsage(msgspec.Struct, frozen=True):
 
 _PAUSE_FACTOR = 10
 _PAUSE_SECONDS_MAX = 3.0
-"""The pause after a measurement: this multiple of its duration, but no longer than the maximum."""
+"""The pause after a measurement is this multiple of the measurement's duration, up to the maximum."""
 
 _WAITS_MAX = 10
 _WAIT_SECONDS = 0.5

@@ -17,10 +17,10 @@ TYPE_MASK = 0xF
 ALLOWED_INTERNET_TYPES = (1, 2)
 """SOCK_STREAM and SOCK_DGRAM. SOCK_PACKET would turn an AF_INET socket into a packet socket."""
 ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
-"""The type's default, TCP and UDP. For any other protocol the kernel tries to load a module of the host."""
+"""The type's default, TCP and UDP. For any other protocol, the kernel tries to load a module of the host."""
 
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
-"""Flags that hold back a datagram: up to 64 KiB per socket, charged to no control group. TCP_CORK is for streams."""
+"""Flags that hold back a datagram: up to 64 KiB per socket, not charged to a control group. TCP_CORK is for streams."""
 
 _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
@@ -70,14 +70,14 @@ ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
 Among those that are not allowed:
 - filters (SO_ATTACH_FILTER and similar), UDP_CORK, flow labels, SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP, TCP_MD5SIG and
   TCP_REPAIR
-- memberships of IPv6 and of sources, which have no limit per socket
+- IPv6 and source-specific multicast memberships, which have no limit per socket
 - SO_TIMESTAMPING, which queues sent data
 - SO_ZEROCOPY, after which received data is in pages that TCP_ZEROCOPY_RECEIVE can map
 - IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
 """
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
-"""A getsockopt option that maps pages of received data into the program. No control group is charged for them."""
+"""A getsockopt option that maps pages of received data into the program. They are not charged to any control group."""
 
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -128,7 +128,7 @@ memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with al
 """
 
 _OFD_LOCKS = (36, 37, 38)
-"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
+"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks that no process owns, so they cannot be attributed to a sandbox."""
 
 _SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
 _SIGNALLING_COMMANDS = (1024, 1026)
@@ -142,9 +142,9 @@ FIOASYNC succeeds without effect, because nginx requires it.
 _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, also with SCHED_RESET_ON_FORK.
 
-A program of low priority does not run while other programs of the sandbox are busy. If it holds a lock of the kernel
-then, the whole machine waits. So no priority is lowered. sched_setattr is denied, because its policy is in memory,
-which a filter cannot read.
+A low-priority program does not run while other programs of the sandbox are busy. If it holds a kernel lock during that
+time, the whole machine waits. Therefore, priorities are never lowered. sched_setattr is denied, because its policy
+argument is in memory, which a filter cannot read.
 """
 
 _CLOSE_RANGE_UNSHARE = 0x2
@@ -153,39 +153,42 @@ _CLOSE_RANGE_UNSHARE = 0x2
 _SECCOMP_SET_MODES = (0, 1)
 """SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER.
 
-A program's own filter can have every call written to the machine's audit log (SECCOMP_RET_LOG), which no outer filter
-sees or can prevent. Compiled filters come from a pool of the machine (net.core.bpf_jit_limit), and a listener keeps one
-there after its process has ended.
+A program's own filter can write every call to the machine's audit log (SECCOMP_RET_LOG), which an outer filter cannot
+prevent. Compiled filters come from a pool of the machine (net.core.bpf_jit_limit), and a listener keeps a filter in the
+pool after its process has ended.
 """
 
 _NOTIFICATION_PIPE = 0x80
-"""O_NOTIFICATION_PIPE: a pipe for key events with up to 64 KiB of pages that no control group is charged for."""
+"""O_NOTIFICATION_PIPE: a pipe for key events with up to 64 KiB of pages that are not charged to any control group."""
 
 _ATTRIBUTE_BYTES_MAX = 256
 """Maximum size of an extended attribute.
 
-The kernel keeps a file's access control lists in memory that no control group is charged for.
+The kernel stores a file's access control lists in memory that is not charged to any control group.
 """
 
 _POLLED_FILES_MAX = 4096
-"""Maximum number of files in one call of poll or select. Each uses 72 bytes of kernel memory, charged to no group."""
+"""Maximum number of files in one call of poll or select. Each uses 72 uncharged bytes of kernel memory."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
-"""Maximum number of operations in one semop. A call retries those of all waiting threads: 80 ms for 500 each."""
+"""Maximum number of operations in one semop.
+
+Each call retries the operations of all waiting threads: 80 ms for 500 each.
+"""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: a kernel thread searches for equal pages. It needs 64 bytes per page, which no control group is
-charged for.
+"""MADV_MERGEABLE: a kernel thread searches for equal pages.
 
-Since Linux 6.13 a process can give itself any advice with process_madvise.
+It needs 64 bytes per page, which are not charged to any control group. Since Linux 6.13, a process can give itself any
+advice with process_madvise.
 """
 
 _PR_SET_SECCOMP = 22
 
 _PROCESS_OPTIONS = (
-    62,  # PR_SCHED_CORE: blocks the sibling of each used processor for everybody else
+    62,  # PR_SCHED_CORE: blocks the sibling of each used processor for all other programs
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
-    0x53564D41,  # PR_SET_VMA: names of mappings, up to 80 bytes each, are charged to no control group
+    0x53564D41,  # PR_SET_VMA: names of mappings, up to 80 bytes each, not charged to any control group
 )
 
 _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
@@ -195,8 +198,8 @@ class Architecture(msgspec.Struct, frozen=True):
     """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
     io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
-    sendfile: refused, because they put pages into a pipe or socket that belong to the host or are charged to no control
-    group. A socket counts only the used bytes of a page. Programs fall back to copying.
+    sendfile: refused, because the pages that they put into a pipe or socket belong to the host or are not charged to
+    any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
     """
 
     audit: int
@@ -340,7 +343,7 @@ def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
 
 
 def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
-    """Let requests for a lower priority succeed without effect. Refuse a higher priority, as the kernel would."""
+    """Let requests to lower a priority succeed without effect. Refuse to raise a priority, as the kernel would."""
     return [
         *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
         *_refuse_call(architecture.setpriority, 0),
@@ -357,7 +360,7 @@ def _refuse_filters(architecture: Architecture) -> list[bytes]:
 
 
 def assemble_socket_filter(machine: str) -> bytes:
-    """Assemble only the rules on the use of sockets, for sandboxes whose kernel passes calls on to sockets of the host.
+    """Assemble only the rules for the use of sockets, for sandboxes whose kernel forwards calls to sockets of the host.
 
     Raises KeyError for an unknown architecture.
     """
@@ -382,7 +385,7 @@ def _return_errno(number: int) -> bytes:
 
 
 def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
-    """Run `body` for one call. `body` may use the accumulator; afterwards it contains the call's number again."""
+    """Run `body` for one call. `body` may change the accumulator; afterwards, the call's number is reloaded."""
     whole = [*body, _load(_NR_OFFSET)]
     return [_instruction(_JUMP_EQUAL, call, 0, len(whole)), *whole]
 
@@ -432,7 +435,7 @@ def _refuse_values(call: int, argument: int, values: Sequence[int], error: int) 
 
 
 def _restrict_sockets(call: int) -> list[bytes]:
-    """Allow only ALLOWED_FAMILIES, their types and protocols. Others reach kernel code that loads modules."""
+    """Allow only ALLOWED_FAMILIES with their types and protocols. Others make the kernel load modules."""
     only_route = [_load(_ARG2), *_refuse_unless_in((0,), errno.EPROTONOSUPPORT)]
     return _for_call(
         call,
@@ -457,7 +460,7 @@ def _restrict_internet_sockets() -> list[bytes]:
 
 
 def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
-    """Refuse uses for which the kernel allocates memory that the control group does not count."""
+    """Refuse operations for which the kernel allocates memory that it does not charge to the control group."""
     return [
         *_restrict_socket_options(architecture.setsockopt),
         *_refuse_zerocopy_receive(architecture.getsockopt),
@@ -491,7 +494,7 @@ def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:
 
 
 def _skip_unless_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
-    """Run `body` only if the accumulator is one of `values`. Afterwards the accumulator has the value from `body`."""
+    """Run `body` only if the accumulator is one of `values`. The accumulator is not restored after `body`."""
     last = len(values) - 1
     checks = [
         _instruction(_JUMP_EQUAL, one, last - index, len(body) if index == last else 0)

@@ -1,10 +1,10 @@
-"""Measures kernel memory that no control group is charged for because most of it is free.
+"""Measures kernel memory that is not charged to any control group because most of it is free.
 
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
 The origin of free objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
-charge, relative to what the other sandboxes are charged for.
+charge, relative to the charges of the other sandboxes.
 """
 
 import os
@@ -20,24 +20,24 @@ _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _INTERVAL_SECONDS = 1.0
-"""Interval between two reads of all slabs of the machine, which take some milliseconds each."""
+"""Interval between two reads of the machine's slab statistics. Each read takes a few milliseconds."""
 
 _PEAK_CHARGE_FACTOR = 16
 """Limit of the attributed bytes, as a multiple of the sandbox's peak charge.
 
-A sandbox that was never charged for 1/16 of its limit has not exceeded it: the growth is due to others.
+A sandbox that was never charged for 1/16 of its limit has not exceeded the limit: others caused the growth.
 """
 
 
 class FreeSlabBytes(NamedTuple):
-    """Bytes of free objects in slabs. reclaimable: of kinds that the kernel can reclaim, such as cached inodes."""
+    """Bytes of free objects in slabs. reclaimable: objects that the kernel can reclaim, such as cached inodes."""
 
     unreclaimable: int
     reclaimable: int
 
 
 def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSlabBytes | None:
-    """Count the free objects in the machine's slabs; None if only root may read them."""
+    """Measure the free objects in the machine's slabs; None if only root may read the statistics."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
@@ -54,9 +54,10 @@ def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSla
 
 
 def reclaimable_free_slab_bytes_max() -> int:
-    """Return the limit for free objects of reclaimable kinds.
+    """Return the limit for free objects of reclaimable kinds, in bytes.
 
-    It is a share of the machine's memory, because the kernel's own reclaiming leaves free objects in all slabs.
+    The limit is a share of the machine's memory, because free objects remain in all slabs when the kernel reclaims
+    memory.
     """
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(FREE_SLAB_BYTES_MAX, machine_bytes // RECLAIMABLE_SLAB_MEMORY_DIVISOR)
@@ -72,7 +73,7 @@ def is_reclaimable(name: str, flags: Path) -> bool:
 
 
 class _Growth:
-    """Growth of one number of free bytes since its first value, as attributed to one sandbox."""
+    """The growth of a number of free bytes since the first count, as far as it is attributed to one sandbox."""
 
     def __init__(self, first: int) -> None:
         self._first = self._last = first
