@@ -1,4 +1,4 @@
-"""The host's end of the guest's serial port. Everything that it receives is untrusted."""
+"""The host's end of the guest's serial port. All received data is untrusted."""
 
 import asyncio
 import socket
@@ -30,11 +30,11 @@ CONSOLE_PAUSE_SECONDS = 0.1
 _BUFFER_BYTES = 256 * 1024
 
 FrameHandler = Callable[[bytes, int, bytes], bool]
-"""Called with a frame's kind, number and body. Returns True for output that a stream accepted and therefore limits."""
+"""Called with a frame's kind, number and body. Returns True for output that a stream accepts and limits."""
 
 
 class Channel(asyncio.Protocol):
-    """Frames in both directions. Aborts on an invalid frame and on too many unsolicited frames.
+    """Sends and receives frames. Aborts on an invalid frame and on too many unsolicited frames.
 
     Reading is paused if the guest sends small pieces at a high rate, for example one byte per frame or per read.
     """
@@ -58,7 +58,7 @@ class Channel(asyncio.Protocol):
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
-        """Close the channel at once. A channel that was never opened ends too."""
+        """Close the channel immediately. Also ends a channel that was never opened."""
         if self._transport is not None:
             self._transport.abort()
         else:
@@ -120,7 +120,7 @@ class GuestStream(asyncio.ReadTransport):
         self.reader.set_transport(self)
 
     def feed(self, data: bytes) -> bool:
-        """Add data of the guest. Returns whether the stream accepted any data.
+        """Add data from the guest. Returns whether the stream accepted any data.
 
         Aborts the channel if the guest keeps sending after a PAUSE frame.
         """
@@ -161,7 +161,7 @@ class GuestStream(asyncio.ReadTransport):
 class OutputTail(asyncio.Protocol):
     """The last output of a host process, for error messages.
 
-    Reading is throttled: a guest can make QEMU write to the console a byte at a time forever.
+    Reading is throttled: a guest can make QEMU write to the console byte by byte forever.
     """
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class OutputTail(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._resume_reading)
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -217,7 +217,7 @@ class QemuTerminal:
         return self._stream.reader
 
     async def write(self, data: bytes) -> None:
-        """Write in chunks. Each one waits until the guest has acknowledged that the terminal accepted the last one."""
+        """Write in chunks. After each chunk, wait until the guest acknowledges that the terminal accepted it."""
         async with self._write_lock:
             for start in range(0, len(data), _CHUNK_BYTES):
                 if self._stream.is_reading():

@@ -30,7 +30,7 @@ _TB_CACHE_MEBIBYTES = 128
 _CACHED_FILES_MAX = 500_000
 _KERNEL_PARAMETERS = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
 _EMULATED_KERNEL_PARAMETERS = (
-    # The TSC is the host's. A watchdog would compare it with ticks, which are late on a busy host, and discard it.
+    # The TSC is the host's. A watchdog would compare it with timer ticks, which are late on a busy host, and reject it.
     "tsc=reliable",
     "nowatchdog",
     # Mitigations for speculative execution have no effect in code that QEMU translates; the host's stay active.
@@ -70,7 +70,7 @@ class QemuDescriptors(NamedTuple):
 
 
 def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
-    """Return QEMU's argv. All guests have the same machine."""
+    """Return QEMU's argv. All guests have the same machine type."""
     mebibytes = -(-(spec.memory_bytes + GUEST_OVERHEAD_BYTES) // _MEBIBYTE)
     return [
         *(
@@ -91,7 +91,7 @@ def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: Qem
         ),
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={descriptors.channel}"),
         *("-device", "virtserialport,chardev=agent,name=agent"),
-        # The user network dials from QEMU's network namespace, which contains nothing but the gateway.
+        # The user network dials from QEMU's network namespace, in which only the gateway listens.
         *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     ]
@@ -118,7 +118,8 @@ def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescripto
 def cached_files_max() -> int:
     """Return how many files a guest may cache.
 
-    virtiofsd keeps each of them open. Half of its limit is left for files that it opens before the guest checks again.
+    virtiofsd keeps each of them open. Half of virtiofsd's limit is left for files that it opens before the guest checks
+    its cache again.
     """
     _, open_files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
@@ -128,13 +129,13 @@ def cached_files_max() -> int:
 
 def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
     if accelerator is Accelerator.KVM:
-        # Opened by root, because QEMU's uid must not be able to.
+        # Root opens the device, because QEMU's uid must not be able to open it.
         return ("-add-fd", f"fd={descriptors.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
     return ("-accel", f"tcg,thread=multi,tb-size={_TB_CACHE_MEBIBYTES}", "-cpu", _EMULATED_CPU)
 
 
 def _kernel_command_line(accelerator: Accelerator) -> str:
-    """Return the kernel's parameters, with the TSC's frequency for an emulated kernel: measuring it often hangs."""
+    """Return the kernel parameters. An emulated kernel gets the TSC frequency, because measuring it often hangs."""
 
     if accelerator is Accelerator.KVM:
         return _KERNEL_PARAMETERS
@@ -147,7 +148,7 @@ _MEASURE_SECONDS = 0.02
 
 @cache
 def measure_tsc_khz() -> int:
-    """Measure the TSC's frequency, because /proc shows only the current CPU frequency. Raises OSError."""
+    """Measure the TSC frequency, because /proc shows only the current CPU frequency. Raises OSError."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
         page.write(_RDTSC_CODE)
         code = ctypes.c_char.from_buffer(page)

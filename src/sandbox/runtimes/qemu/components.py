@@ -18,7 +18,7 @@ _KERNEL_MODULES = (
     "drivers/net/virtio_net.ko",
     "fs/overlayfs/overlay.ko",
 )
-"""Modules that the guest loads, in the order of their dependencies."""
+"""Modules that the guest loads, in dependency order."""
 
 INSTALL_HINT = (
     "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
@@ -28,7 +28,7 @@ INSTALL_HINT = (
 class GuestComponents(msgspec.Struct, frozen=True):
     """Host paths of the components.
 
-    vmlinux: the kernel unpacked, if there is one. python: directory of a Python installation that contains
+    vmlinux: the unpacked kernel, if there is one. python: directory of a Python installation that contains
     `interpreter`.
     """
 

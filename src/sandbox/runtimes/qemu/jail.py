@@ -1,8 +1,8 @@
 """Command line of a guest's jail: bubblewrap around QEMU and virtiofsd.
 
-Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network
-except the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, with the
-tools that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
+Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network except
+the gateway's, and no files other than the guest's. The guest's root is SHARE_DIRECTORY, which contains the tools that
+the guest agent needs. _COMMAND_ROOT below it is the root that the command sees.
 """
 
 import marshal
@@ -48,7 +48,7 @@ def build_start_script(interpreter: Path) -> bytes:
 
 @cache
 def compile_guest_agent() -> bytes:
-    """Compile the agent for the Python that runs here, which is the guest's too."""
+    """Compile the agent for the Python version that runs here, because the guest uses the same one."""
     code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _MODULES)]
     return marshal.dumps(code)
 
@@ -71,7 +71,7 @@ for one in (files, channel, accelerator):
     os.close(one)
 os.execv(virtiofsd[0], virtiofsd)
 """
-"""Starts two programs, each with its own descriptors only: virtiofsd ends with QEMU, and the jail with virtiofsd."""
+"""Starts QEMU and virtiofsd, each only with its own descriptors. virtiofsd ends with QEMU, the jail with virtiofsd."""
 
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
@@ -79,7 +79,7 @@ _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/s
 class GuestSpec(msgspec.Struct, frozen=True):
     """Describes one guest.
 
-    execute_only_programs: programs that may be executed but not read. run_dir: a private directory.
+    execute_only_programs: programs that can be executed but not read. run_dir: a private directory.
     """
 
     spec: SandboxSpec
@@ -90,7 +90,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
 
 
 def staged_paths(plan: GuestSpec) -> dict[str, Path]:
-    """Return the host paths to stage, by their names below the launcher's staging directory."""
+    """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
     parts = rootfs.describe_rootfs(plan.spec).mounts
     paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.execute_only_programs})
@@ -103,7 +103,7 @@ def staged_paths(plan: GuestSpec) -> dict[str, Path]:
 def _choose_kernel(plan: GuestSpec) -> Path:
     """Choose the unpacked kernel for emulation: unpacking takes seconds on an emulated CPU.
 
-    With KVM unpacking is immediate, and a packed kernel loads itself at an unpredictable address.
+    With KVM, unpacking is fast, and only a packed kernel loads itself at an unpredictable address.
     """
     is_emulated = plan.accelerator is command_lines.Accelerator.TCG
     return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
@@ -135,8 +135,8 @@ def build_program_spec(
 
 
 def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
-    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves with their own filters, so
-    # additional filters are allowed.
+    # Additional filters are allowed, because programs in the guest have a separate kernel, and QEMU and virtiofsd
+    # install filters for themselves.
     filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from bwrap.isolation_arguments(plan.spec.attempt_id)
     yield from ("--json-status-fd", status)
@@ -223,7 +223,7 @@ def _file_arguments(program_spec: ProgramSpec, plan: GuestSpec, root: rootfs.Roo
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, sandbox_path) in enumerate(root.mounts.items()):
         if part in plan.execute_only_programs:
-            # Only a mount point: the guest mounts the program there without read permission.
+            # This file is only a mount point: the guest mounts the program there without read permission.
             yield from (
                 "--perms",
                 "0755",

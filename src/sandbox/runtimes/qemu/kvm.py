@@ -1,4 +1,4 @@
-"""Detects whether KVM works. A device alone proves little, so KVM is tested, and a failure is stored."""
+"""Detects whether KVM works. The existence of the device is no proof, so KVM is tested. A failure is stored."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ class KvmStatus:
         return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
     def is_usable(self) -> bool:
-        """Return whether there is a device and it has not failed since the machine booted."""
+        """Return whether there is a usable device and KVM has not failed since the machine booted."""
         if not self.is_present():
             return False
         try:
@@ -36,15 +36,15 @@ class KvmStatus:
             return True
 
     async def is_too_slow(self, *arguments: str) -> bool:
-        """Return whether a guest that runs a counting loop is too slow, twice in a row. Takes up to 40 s.
+        """Return whether a guest that runs a counting loop is too slow twice in a row. Takes up to 40 s.
 
-        arguments: see `kvm_selftest.py`. The guest runs twice, because a pause of the whole machine can look like work.
-        A self-test that only waits proves nothing and does not count as slow.
+        arguments: see `kvm_selftest.py`. The guest runs twice, because a pause of the whole machine can look like CPU
+        use. A self-test that times out without using its CPU time is not considered too slow.
         """
         return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 
     def record_failure(self) -> None:
-        """Store that no guest boots with KVM, even with more time."""
+        """Store that KVM failed: no guest boots, even with more time, or guests are too slow."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())

@@ -1,8 +1,8 @@
-"""Runs a KVM guest of a few instructions: `kvm_selftest.py [INSTRUCTIONS IN HEX]`.
+"""Runs a KVM guest with a few instructions: `kvm_selftest.py [INSTRUCTIONS IN HEX]`.
 
-Exit code 0: the guest finished. Killed by SIGPROF: it was too slow. Other: it could not be created. In some virtual
-machines, KVM takes a microsecond per instruction, which is too slow for any kernel to boot. The numbers are those of
-the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
+Exit code 0: the guest finished. Killed by SIGPROF: the guest was too slow. Any other result: the guest could not be
+created. In some virtual machines, KVM takes a microsecond per instruction, which is too slow for any kernel to boot.
+The numbers are those of the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import struct
 import sys
 
 SELFTEST_CPU_SECONDS = 0.5
-"""Limit of CPU time: thirty times the duration on a CPU that executes the loop directly."""
+"""CPU time limit: thirty times the duration on a CPU that executes the loop directly."""
 
 _COUNTDOWN_CODE = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
 _MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000
@@ -53,7 +53,7 @@ def main(instructions: bytes) -> int:
 
 
 def _set_protected_mode(system: bytearray) -> None:
-    """Enter protected mode with all memory in each segment. Every KVM executes such code on the CPU itself."""
+    """Enter protected mode with all memory in each segment. Every version of KVM executes such code on the CPU."""
     for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _DATA_SEGMENTS)]:
         _SEGMENT.pack_into(system, index * _SEGMENT.size, 0, 0xFFFFFFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)
     (control,) = struct.unpack_from("Q", system, _CONTROL)

@@ -34,12 +34,12 @@ _KVM_REQUIRED = "KVM does not work, so every instruction would be emulated; sele
 
 _ISOLATES = (
     "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
-    "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
+    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "network: only QEMU's, which connects only to the gateway",
-    "QEMU and virtiofsd: in a sandbox of namespaces, with a system call filter and without privileges",
+    "QEMU and virtiofsd: in a namespace sandbox, with a system call filter and without privileges",
 )
 _GAPS = (
-    "a vulnerability in QEMU or virtiofsd leads into a sandbox of namespaces on the host's kernel",
+    "a vulnerability in QEMU or virtiofsd gives access only to a namespace sandbox, but on the host's kernel",
     "a task needs 544 MiB more of the host's memory than it requests",
 )
 _EMULATION_GAP = (
@@ -99,7 +99,7 @@ BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
-"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM counts as failed only after this time."""
+"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM is considered to have failed only after this time."""
 
 _KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM "
@@ -108,7 +108,7 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """Starts the launcher that execs a guest's jail. Before that, the attempt's plan must be added to `plans`."""
+    """Starts the launcher that execs a guest's jail. The caller must add the attempt's plan to `plans` first."""
 
     name = NAME
 
@@ -124,7 +124,7 @@ class QemuDriver:
         return kernel_uid
 
     def host_threads_max(self, processes_max: int) -> int:
-        """Return the number of the jail's threads, independent of the programs inside."""
+        """Return the number of threads of the jail, which does not depend on the programs inside."""
         return command_lines.JAIL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
@@ -152,7 +152,7 @@ class QemuDriver:
 
 
 class QemuRuntime(BaseRuntime):
-    """Sandboxes with their own kernel, emulated if KVM does not work.
+    """Sandboxes with their own kernel. They are emulated if KVM does not work.
 
     run_dir: private directory with a short path, for the probe's files and the state of KVM.
     excludes_emulation: require KVM.
@@ -172,11 +172,11 @@ class QemuRuntime(BaseRuntime):
         self.last_accelerator: Accelerator | None = None
 
     async def probe(self) -> RuntimeProbe:
-        """Boot a guest, run `true` in it and destroy it, within 10 s with `excludes_emulation`, else within 60 s."""
+        """Boot a guest, run `true` in it and destroy it, within 10 s if `excludes_emulation`, otherwise within 60 s."""
         return await probe_qemu(self, self._run_dir, self._kvm, excludes_emulation=self._excludes_emulation)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
-        """Boot a guest. An emulated guest may hang during boot for no known reason, so booting is retried."""
+        """Boot a guest. Booting is retried, because an emulated guest can hang during boot for unknown reasons."""
         try:
             execute_only_programs = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
@@ -209,7 +209,7 @@ class QemuRuntime(BaseRuntime):
         raise problem
 
     def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
-        """Return accelerators and timeouts. Each emulated boot gets twice as much time as the one before."""
+        """Return accelerators and timeouts. Each emulated boot gets twice as much time as the previous one."""
         kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
         emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
         if self._excludes_emulation:

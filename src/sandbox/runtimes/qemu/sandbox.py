@@ -81,7 +81,10 @@ class QemuSandbox:
         self.slow_reason: str | None = None
 
     async def boot(self, within_seconds: float) -> None:
-        """Boot until the agent responds. Raises BootError, and AttemptError (provision_failed) if nothing starts."""
+        """Boot the guest and wait for the agent's response.
+
+        Raises BootError, and AttemptError (provision_failed) if nothing starts.
+        """
         try:
             async with asyncio.timeout(within_seconds):
                 reports = await self._execute()
@@ -140,13 +143,13 @@ class QemuSandbox:
         self._channel.send(frames.SIGNAL, frames.COMMAND, bytes([signal_number]))
 
     async def kill(self) -> None:
-        """Kill the whole guest at once."""
+        """Kill the whole guest immediately."""
         if self._is_running():
             self._was_killed = True
             self._kill_jail()
 
     async def wait(self) -> ExitStatus:
-        """Return the command's exit status once nothing is left of the guest."""
+        """Return the command's exit status when all of the guest's processes have ended."""
         return await asyncio.shield(self._watch_exit())
 
     async def wait_for_violation(self) -> str:
@@ -158,15 +161,18 @@ class QemuSandbox:
         return await self._launcher.kernel_usage(self._group, self._plan.spec.memory_bytes)
 
     async def file_counts(self) -> FileUsage:
-        """Return no counts: `detailed_file_usage` takes no lock that programs inside can hold."""
+        """Return no counts: programs inside cannot block `detailed_file_usage` by holding a lock."""
         return FileUsage()
 
     async def detailed_file_usage(self) -> FileUsage:
-        """Return the directories that virtiofsd has open for listing; memory of other files is charged to the group."""
+        """Return the directories that virtiofsd has open for listing.
+
+        The memory of other files is charged to the group.
+        """
         return await asyncio.to_thread(self._group.directory_usage, descriptors_per_directory=1)
 
     async def stats(self) -> Stats:
-        """Return the statistics: CPU time from the host, where QEMU uses it, and the rest from the guest."""
+        """Return the statistics: CPU time from the host, because QEMU uses it there, and all others from the guest."""
         host_stats = self._group.stats()
         guest_stats = await self._request_stats()
         return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
@@ -232,7 +238,7 @@ class QemuSandbox:
             raise BootError(f"{device} cannot be opened: {error.strerror}") from error
 
     async def _open_init_pidfd(self, status: asyncio.StreamReader) -> None:
-        """Open a pidfd of the jail's init, which ends only when nothing else is left in the jail."""
+        """Open a pidfd of the jail's init, which ends only when all other processes in the jail have ended."""
         with suppress(*DECODE_ERRORS, KeyError, ProcessLookupError):
             self._init_pidfd = os.pidfd_open(msgspec.json.decode(await status.readline())["child-pid"])
 
@@ -246,8 +252,8 @@ class QemuSandbox:
             is_over = await wait_for_exit(self._init_pidfd)
             os.close(self._init_pidfd)
             self._init_pidfd = None
-        # Abort only if the guest never booted or the jail did not exit: otherwise the channel still holds output that
-        # the guest sent before it ended.
+        # Abort only if the guest never booted or the jail did not exit. Otherwise, the channel may still contain output
+        # that the guest sent before it ended.
         if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended
@@ -270,7 +276,7 @@ class QemuSandbox:
         self._group.kill()
 
     def _handle_frame(self, kind: bytes, number: int, body: bytes) -> bool:
-        """Handle a frame of the guest. Returns whether it was output. Invalid frames are ignored."""
+        """Handle a frame from the guest. Returns whether it was output. Invalid frames are ignored."""
         terminal = self._terminals.get(number)
         if terminal is not None:
             return terminal.handle_frame(kind, body)
@@ -291,7 +297,7 @@ class QemuSandbox:
             _set_result(self._stats_reply, frames.STATS_BODY.unpack(body))
 
     def _report_failed_start(self, reason: bytes) -> None:
-        """Record that the command could not be run. Its exit status is then meaningless."""
+        """Record that the command could not be run, so it has no exit status."""
         _set_result(self._reported_exit, ExitStatus(None))
         _set_result(self._started, reason.decode(errors="replace"))
 
@@ -339,9 +345,9 @@ def _encode_command(command: Command) -> bytes:
 
 
 def _connect_virtiofsd(run_dir: Path, attempt_id: str) -> tuple[int, int]:
-    """Return virtiofsd's listening socket and QEMU's connection to it, already pending. The socket's path is removed.
+    """Return virtiofsd's listening socket and QEMU's connection, which is pending. The socket's path is removed.
 
-    No other process can have connected before, because the directory is private.
+    No other process can connect first, because the directory is private.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

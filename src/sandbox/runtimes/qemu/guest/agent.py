@@ -27,7 +27,7 @@ _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 
 
 class GuestAgent:
-    """The event loop. Waits for the port, output, terminal input and ends of processes."""
+    """The event loop. Handles events of the port, the output, the terminal input and the processes."""
 
     def __init__(self, port: int, init_pid: int, cached_files_max: int) -> None:
         self._port = port
@@ -129,8 +129,7 @@ class GuestAgent:
         os.chown(inner, commands.UID, commands.UID)
         self._streams.add(number, master_fd)
         self._resize(number, size)
-        # Keep the slave open until the command has opened it: while no process has it open, reading from the master
-        # fails.
+        # Keep the slave open until the command has opened it. Otherwise, reading from the master would fail.
         inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
         self._track_process(number, commands.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
         os.close(inner_fd)
@@ -167,7 +166,7 @@ class GuestAgent:
             self._send(frames.EXIT, number, _encode_exit(code))
 
     def _report_exit_if_done(self) -> None:
-        """Report the command's exit once everything else inside is dead and all output has been sent."""
+        """Report the command's exit when all other processes inside have ended and all output is queued."""
         if self._command_code is not None and not self._watched and self._streams.are_closed():
             self._send(frames.EXIT, frames.COMMAND, _encode_exit(self._command_code))
             self._command_code = None
@@ -197,7 +196,7 @@ def _open_port() -> int:
     for name in os.listdir(_PORTS):  # noqa: PTH208
         if machine.read(f"{_PORTS}/{name}/name").strip() == _PORT_NAME:
             return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    raise OSError(0, "the host has no port for the agent")
+    raise OSError(0, "the host provides no port for the agent")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ class _SockFprog(ctypes.Structure):
 
 
 def start_init() -> int:
-    """Create a pid namespace for commands, with an init that reaps orphans. Killing init kills all of them.
+    """Create a pid namespace for commands, with an init that reaps orphans. Killing init kills all its processes.
 
     Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
@@ -59,8 +59,8 @@ def start_command(
 ) -> tuple[int, str]:
     """Fork and exec a command.
 
-    command: directory, argv and environment. standard_fds: its first three descriptors, unless `terminal` (a path) is
-    given. Returns its pid and the reason why it could not be run; empty if it could.
+    command: directory, argv and environment. standard_fds: the command's first three descriptors, unless `terminal` (a
+    path) is given. Returns the command's pid and the reason why it could not be run; the reason is empty on success.
     """
     status_fd, child_status_fd = os.pipe()
     pid = os.fork()

@@ -1,24 +1,24 @@
 """Frames between host and guest on the serial port: a kind, a number and a body.
 
-The number identifies a stream: `COMMAND` with its `OUTPUT` and `ERRORS`, and from `TERMINALS` on one per terminal.
+The number identifies a stream: `COMMAND`, its `OUTPUT` and `ERRORS`, and one stream per terminal from `TERMINALS`.
 """
 
 import struct
 
 HEADER = struct.Struct("<ccI")
 GUEST_FRAME_BYTES_MAX = 64 * 1024
-"""Maximum body of a frame from the guest. A longer one is invalid."""
+"""Maximum size of the body of a frame from the guest. A longer body is invalid."""
 
 COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3
 
 # From the host.
 START, INPUT, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, GET_STATS = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
 
-# From the guest. EXIT of the command means that nothing is left inside and no more output follows.
+# From the guest. EXIT for the command means that no process is left inside and no more output follows.
 READY, DATA, CLOSED, INPUT_WRITTEN, EXIT, STATS, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
 
 EXIT_BODY = struct.Struct("<i?")
-"""Exit code, and whether the memory was exhausted."""
+"""Exit code, and whether a process was killed because memory was exhausted."""
 
 STATS_BODY = struct.Struct("<QQQQ")
 """Bytes of memory, processes, OOM kills, failed forks."""

@@ -1,6 +1,6 @@
 """Prepares the guest before a command may run: mounts, network, control group.
 
-The root is the host's tree of tools, mounted over virtiofs. COMMAND_ROOT in it is the root of the command.
+The guest's root contains the host's tools and is mounted over virtiofs. COMMAND_ROOT in it is the command's root.
 """
 
 import _socket
@@ -61,7 +61,7 @@ def prepare(settings: list[str]) -> None:
     """
     host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *execute_only_paths = settings
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
-    # Later mounts below it, including submounts of the host, inherit the flags.
+    # Later mounts below /, including submounts of the host, inherit the flags.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
@@ -87,7 +87,7 @@ def mount_proc() -> None:
 
 
 def drop_file_caches(files_max: int) -> None:
-    """Drop cached files that are not in use once there are more than `files_max`: the host keeps each of them open."""
+    """Drop unused cached files if there are more than `files_max`, because the host keeps every cached file open."""
     if int(read("/proc/sys/fs/inode-nr").split()[0]) > files_max:
         write("/proc/sys/vm/drop_caches", "3")
 
@@ -100,7 +100,7 @@ def _load_module(path: str) -> None:
 
 
 def _configure_network() -> None:
-    """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST_ADDRESS."""
+    """Bring both interfaces up. The gateway listens on the host's side of the network, at _HOST_ADDRESS."""
     interface = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
     network, mask = _socket_address("198.18.0.0"), _socket_address("255.254.0.0")
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
@@ -121,7 +121,8 @@ def _create_cgroup(memory: str, processes: str) -> None:
     """Create the command's group, which excludes the memory of the guest's kernel and agent."""
     parent = os.path.dirname(COMMAND_CGROUP)  # noqa: PTH120
     mount("cgroup2", parent, "cgroup2")
-    # Otherwise the kernel refuses allocations above the machine's memory before the limit is reached and reported.
+    # Otherwise, the kernel rejects allocations larger than the machine's memory before the limit is reached and
+    # reported.
     write("/proc/sys/vm/overcommit_memory", "1")
     write(f"{parent}/cgroup.subtree_control", "+memory +pids")
     os.mkdir(COMMAND_CGROUP)  # noqa: PTH102
@@ -162,7 +163,7 @@ def _create_devices(shm_bytes: str) -> None:
 
 
 def _make_execute_only(paths: list[str]) -> None:
-    """Make programs execute-only: an overlay with their content and another mode is mounted over them."""
+    """Make programs execute-only by mounting an overlay with the same content and a different mode over them."""
     if not paths:
         return
     for name in ("", "/upper", "/scratch", "/merged"):
@@ -192,7 +193,7 @@ def _redirect_to_gateway(group: str, ports: Sequence[int], target: str) -> None:
     program = assemble_redirection(ports, target)
     instructions, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
     addresses = ctypes.addressof(instructions), ctypes.addressof(licence)
-    # Program type, count, instructions, license; zeros for the log; at offset 68 the attach type.
+    # Program type, instruction count, instructions, license; zeros for the log; the attach type at offset 68.
     load = struct.pack("IIQQ", _PROG_TYPE_CGROUP_SOCK_ADDR, len(program) // 8, *addresses).ljust(68, b"\0")
     loaded = _bpf(_PROG_LOAD, load + struct.pack("I", _ATTACH_INET4_CONNECT))
     directory = os.open(group, os.O_RDONLY)

@@ -11,7 +11,7 @@ _CHUNK_BYTES = 32 * 1024
 
 
 class Streams:
-    """Open streams by number. `send` takes a frame."""
+    """Open streams by number. send: sends a frame."""
 
     def __init__(self, send: Callable[[bytes, int, bytes], None]) -> None:
         self._send = send
@@ -65,7 +65,7 @@ class Streams:
                 yield descriptor, events
 
     def handle_events(self, descriptor: int, events: int) -> None:
-        """Read from and write to the descriptor as far as possible."""
+        """Read from and write to the descriptor as far as possible without blocking."""
         number = next((one for one, other in self._descriptors.items() if other == descriptor), None)
         if number is None:
             return
@@ -101,7 +101,7 @@ class Streams:
 
 
 def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
-    """Create the socket pairs for output and errors, the agent's end first.
+    """Create the socket pairs for output and errors. The agent's end is first in each pair.
 
     Unlike a pipe, a socket cannot be opened by its path in /proc.
     """
